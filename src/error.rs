@@ -1,0 +1,182 @@
+//! Typed errors: what was wrong, in which file, tensor or offset, what was expected and what was found.
+//!
+//! A library path never panics on input; it returns one of these. A broken promise of our own is an `assert`.
+
+use std::path::{Path, PathBuf};
+
+/// The result of everything that can meet bad input or a failing device.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. The message is one line; [`Error::exit_code`] says what a script sees.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder could not be opened or read.
+    #[error("{}: cannot read: {source}", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file's bytes contradict its format.
+    #[error("{}: {what}{}: expected {expected}, found {found}", path.display(), offset.map(|o| format!(" at byte {o}")).unwrap_or_default())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Which part of the file.
+        what: String,
+        /// Where, if one place is at fault.
+        offset: Option<u64>,
+        /// What the format asks for.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// A tensor is missing, or its shape, type or values are not what the model needs.
+    #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", path.display())]
+    Tensor {
+        /// The file or model the tensor comes from.
+        path: PathBuf,
+        /// The tensor's name in the checkpoint.
+        tensor: String,
+        /// What the model needs.
+        expected: String,
+        /// What the checkpoint has.
+        found: String,
+    },
+    /// A key of a configuration, recipe or metadata block has a value that cannot be used.
+    #[error("{}: `{key}`: expected {expected}, found {found}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is allowed.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// A command-line argument or a call's argument has a value that cannot be used.
+    #[error("{argument}: expected {expected}, found {found}")]
+    Argument {
+        /// The argument's name.
+        argument: String,
+        /// What is allowed.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// The input is well formed, but Lopper cannot do this with it (yet).
+    #[error("{}: {what} is not supported: {why}", path.display())]
+    Unsupported {
+        /// The file or model.
+        path: PathBuf,
+        /// The feature.
+        what: String,
+        /// The reason, or what to do instead.
+        why: String,
+    },
+    /// The output exists already and `--force` was not given.
+    #[error("{}: exists already; give --force to replace it", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// An output could not be written.
+    #[error("{}: cannot write: {source}", path.display())]
+    Write {
+        /// The output.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// No adapter answers the request.
+    #[error("no GPU adapter {wanted}: {found}")]
+    NoAdapter {
+        /// What was asked for.
+        wanted: String,
+        /// What the machine has, and what to install.
+        found: String,
+    },
+    /// The adapter cannot run this kernel variant.
+    #[error("kernel {kernel} [{variant}]: needs {needs}, adapter has {has}")]
+    Limit {
+        /// The kernel's name.
+        kernel: String,
+        /// The variant's label.
+        variant: String,
+        /// What the variant needs.
+        needs: String,
+        /// What the adapter has.
+        has: String,
+    },
+    /// A buffer would exceed the memory budget, or the driver refused to allocate it.
+    #[error(
+        "out of GPU memory allocating {bytes} bytes for {what}: {used} of {budget} bytes are in use"
+    )]
+    OutOfMemory {
+        /// The buffer's purpose.
+        what: String,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes in use.
+        used: u64,
+        /// The budget in bytes.
+        budget: u64,
+    },
+    /// The device went away or a GPU call failed.
+    #[error("GPU device failed during {during}: {reason}")]
+    Device {
+        /// What was being done.
+        during: String,
+        /// The driver's reason.
+        reason: String,
+    },
+    /// A device's result differs from the CPU reference by more than the kernel's tolerance.
+    #[error("divergence in {case}: {report}")]
+    Divergence {
+        /// The kernel call, as a case text.
+        case: String,
+        /// The worst element: index, both values, error, limit.
+        report: String,
+    },
+    /// A check that the user asked for failed; details were printed.
+    #[error("{0} of {1} checks failed")]
+    CheckFailed(usize, usize),
+    /// The user pressed Ctrl-C.
+    #[error("interrupted; nothing was written")]
+    Interrupted,
+}
+
+impl Error {
+    /// A reading error of the given path.
+    pub fn read(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.as_ref().to_path_buf();
+        move |source| Error::Read { path, source }
+    }
+
+    /// A writing error of the given path.
+    pub fn write(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.as_ref().to_path_buf();
+        move |source| Error::Write { path, source }
+    }
+
+    /// The process exit code of the command contract.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Divergence { .. } | Error::CheckFailed(..) => 1,
+            Error::Read { .. }
+            | Error::Malformed { .. }
+            | Error::Tensor { .. }
+            | Error::Key { .. }
+            | Error::Argument { .. }
+            | Error::Unsupported { .. } => 2,
+            Error::NoAdapter { .. }
+            | Error::Limit { .. }
+            | Error::OutOfMemory { .. }
+            | Error::Device { .. } => 3,
+            Error::Exists { .. } | Error::Write { .. } => 4,
+            Error::Interrupted => 130,
+        }
+    }
+}

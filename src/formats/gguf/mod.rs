@@ -1,0 +1,3 @@
+//! x
+mod value;
+pub use value::{Array, Value};

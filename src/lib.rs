@@ -1,0 +1,4 @@
+//! x
+pub mod error;
+pub mod formats;
+pub mod tensor;

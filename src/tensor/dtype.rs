@@ -1,0 +1,94 @@
+//! Element types of activations and of the tensors in checkpoints.
+
+use half::{bf16, f16};
+
+/// The type of one element of a dense tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of a binary32.
+    Bf16,
+    /// Unsigned 32-bit integer: token ids, positions, packed codes.
+    U32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F32 | DType::U32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+        }
+    }
+
+    /// The name used in messages, JSON and kernel labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::Bf16 => "bf16",
+            DType::U32 => "u32",
+        }
+    }
+
+    /// Half the distance between 1 and the next larger value: the relative error of one rounding. 0 for integers.
+    pub fn unit_roundoff(self) -> f64 {
+        match self {
+            DType::F32 => f64::powi(2.0, -24),
+            DType::F16 => f64::powi(2.0, -11),
+            DType::Bf16 => f64::powi(2.0, -8),
+            DType::U32 => 0.0,
+        }
+    }
+
+    /// Half the smallest positive value: the absolute error of one rounding near zero.
+    ///
+    /// f32 and bf16 results below the normal range may be flushed to zero by a GPU, so there it is the smallest
+    /// normal value.
+    pub fn underflow(self) -> f64 {
+        match self {
+            DType::F32 | DType::Bf16 => f64::from(f32::MIN_POSITIVE),
+            DType::F16 => f64::powi(2.0, -14),
+            DType::U32 => 0.0,
+        }
+    }
+
+    /// Reads element `index` of a little-endian buffer as f64. Every value of every type is exact in f64.
+    pub fn get(self, bytes: &[u8], index: usize) -> f64 {
+        let at = index * self.size();
+        match self {
+            DType::F32 => f64::from(f32::from_le_bytes(
+                bytes[at..at + 4].try_into().expect("4 bytes"),
+            )),
+            DType::U32 => f64::from(u32::from_le_bytes(
+                bytes[at..at + 4].try_into().expect("4 bytes"),
+            )),
+            DType::F16 => f64::from(f16::from_le_bytes(
+                bytes[at..at + 2].try_into().expect("2 bytes"),
+            )),
+            DType::Bf16 => f64::from(bf16::from_le_bytes(
+                bytes[at..at + 2].try_into().expect("2 bytes"),
+            )),
+        }
+    }
+
+    /// Rounds `value` to this type (to nearest, ties to even) and stores it as element `index`.
+    pub fn set(self, bytes: &mut [u8], index: usize, value: f64) {
+        let at = index * self.size();
+        match self {
+            DType::F32 => bytes[at..at + 4].copy_from_slice(&(value as f32).to_le_bytes()),
+            DType::U32 => bytes[at..at + 4].copy_from_slice(&(value as u32).to_le_bytes()),
+            DType::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f64(value).to_le_bytes()),
+            DType::Bf16 => bytes[at..at + 2].copy_from_slice(&bf16::from_f64(value).to_le_bytes()),
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,9 @@
+//! Element types, weight formats and host storage. No device, no file format.
+
+mod dtype;
+mod packed;
+mod weight;
+
+pub use dtype::DType;
+pub use packed::Packed;
+pub use weight::{BLOCK, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType, weight_type};

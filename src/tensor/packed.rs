@@ -1,0 +1,260 @@
+//! A weight matrix on the host in its packed format: the same words that a GPU buffer holds.
+//!
+//! Layout. Row `r` has `code_words_per_row` words. Code `c` of a row stands at bits `[c*b, (c+1)*b)` of the row's
+//! little-endian bit string, `b` the bits of a code, so a code of 3, 5, 6 or 7 bits may straddle two words and 32 codes
+//! fill `b` words exactly. Rows are padded to whole blocks of 32 codes with zero bits. Scales stand apart, group by
+//! group, row by row (see [`Scale`]).
+
+use half::f16;
+
+use super::{Scale, WeightFormat};
+
+/// A matrix of shape (rows, columns) in a weight format.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Packed {
+    /// How to read the words.
+    pub format: WeightFormat,
+    /// Output features of a linear layer, or tokens of an embedding.
+    pub rows: usize,
+    /// Input features: groups run along them.
+    pub columns: usize,
+    /// (rows, code_words_per_row) words.
+    pub codes: Vec<u32>,
+    /// (rows, scale_words_per_row) words.
+    pub scales: Vec<u32>,
+}
+
+impl Packed {
+    /// A matrix of zero codes and zero scales, to be filled with the setters.
+    pub fn zeros(format: WeightFormat, rows: usize, columns: usize) -> Self {
+        let codes = vec![0; rows * format.code_words_per_row(columns)];
+        let scales = vec![0; rows * format.scale_words_per_row(columns)];
+        Self {
+            format,
+            rows,
+            columns,
+            codes,
+            scales,
+        }
+    }
+
+    /// f32 values, row-major, kept as they are.
+    pub fn from_f32(values: &[f32], rows: usize, columns: usize) -> Self {
+        assert_eq!(
+            values.len(),
+            rows * columns,
+            "a matrix has rows * columns values"
+        );
+        let mut packed = Self::zeros(WeightFormat::f32(), rows, columns);
+        let words = packed.format.code_words_per_row(columns);
+        for (row, line) in values.chunks_exact(columns.max(1)).enumerate() {
+            for (word, value) in packed.codes[row * words..].iter_mut().zip(line) {
+                *word = value.to_bits();
+            }
+        }
+        packed
+    }
+
+    /// 16-bit codes (f16 or bf16 bits), row-major, little-endian bytes, kept as they are.
+    pub fn from_16bit(format: WeightFormat, bytes: &[u8], rows: usize, columns: usize) -> Self {
+        assert!(
+            format.ty.bits == 16 && bytes.len() == 2 * rows * columns,
+            "two bytes per value of a 16-bit type"
+        );
+        let mut packed = Self::zeros(format, rows, columns);
+        let words = format.code_words_per_row(columns);
+        for (row, line) in bytes.chunks_exact((2 * columns).max(1)).enumerate() {
+            let target: &mut [u8] =
+                bytemuck::cast_slice_mut(&mut packed.codes[row * words..(row + 1) * words]);
+            target[..line.len()].copy_from_slice(line);
+        }
+        packed
+    }
+
+    /// Bytes in memory and in Lopper's own files.
+    pub fn bytes(&self) -> u64 {
+        4 * (self.codes.len() + self.scales.len()) as u64
+    }
+
+    /// The code at a place.
+    pub fn code(&self, row: usize, column: usize) -> u32 {
+        let bits = self.format.ty.bits as usize;
+        let line = &self.codes[row * self.format.code_words_per_row(self.columns)..];
+        let (word, shift) = (column * bits / 32, column * bits % 32);
+        let low = line[word] >> shift;
+        let high = if shift + bits > 32 {
+            line[word + 1] << (32 - shift)
+        } else {
+            0
+        };
+        (low | high) & code_mask(bits)
+    }
+
+    /// Stores a code at a place that holds zero bits.
+    pub fn set_code(&mut self, row: usize, column: usize, code: u32) {
+        let bits = self.format.ty.bits as usize;
+        debug_assert!(
+            code <= code_mask(bits),
+            "code {code} does not fit {bits} bits"
+        );
+        let start = row * self.format.code_words_per_row(self.columns);
+        let (word, shift) = (start + column * bits / 32, column * bits % 32);
+        self.codes[word] |= code << shift;
+        if shift + bits > 32 {
+            self.codes[word + 1] |= code >> (32 - shift);
+        }
+    }
+
+    /// The f16 bits of a group's scale and of its second number (zero point or offset; 0 where there is none).
+    pub fn group(&self, row: usize, group: usize) -> (u16, u16) {
+        let line = row * self.format.scale_words_per_row(self.columns);
+        match self.format.ty.scale {
+            Scale::None => (0, 0),
+            Scale::Symmetric => (
+                (self.scales[line + group / 2] >> (16 * (group % 2))) as u16,
+                0,
+            ),
+            Scale::ZeroPoint | Scale::Offset => {
+                let word = self.scales[line + group];
+                (word as u16, (word >> 16) as u16)
+            }
+        }
+    }
+
+    /// Stores a group's scale and second number, as f16 bits, at a place that holds zero bits.
+    pub fn set_group(&mut self, row: usize, group: usize, scale: u16, second: u16) {
+        let line = row * self.format.scale_words_per_row(self.columns);
+        match self.format.ty.scale {
+            Scale::None => {}
+            Scale::Symmetric => {
+                self.scales[line + group / 2] |= u32::from(scale) << (16 * (group % 2))
+            }
+            Scale::ZeroPoint | Scale::Offset => {
+                self.scales[line + group] = u32::from(scale) | u32::from(second) << 16
+            }
+        }
+    }
+
+    /// The value at a place: the definition that every kernel is checked against.
+    pub fn value(&self, row: usize, column: usize) -> f32 {
+        let group = if self.format.ty.is_affine() {
+            column / self.format.group_columns(self.columns)
+        } else {
+            0
+        };
+        let (scale, second) = self.group(row, group);
+        let (scale, second) = (
+            f16::from_bits(scale).to_f32(),
+            f16::from_bits(second).to_f32(),
+        );
+        (self.format.ty.decode)(self.format.ty.bits, self.code(row, column), scale, second)
+    }
+
+    /// Decodes one row into `out`, which has `columns` places.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        let (ty, columns) = (self.format.ty, self.columns);
+        let words = self.format.code_words_per_row(columns);
+        let line = &self.codes[row * words..(row + 1) * words];
+        let group_columns = self.format.group_columns(columns);
+        let bits = ty.bits as usize;
+        for (index, chunk) in out[..columns].chunks_mut(group_columns).enumerate() {
+            let (scale, second) = self.group(row, index);
+            let (scale, second) = (
+                f16::from_bits(scale).to_f32(),
+                f16::from_bits(second).to_f32(),
+            );
+            let mut position = index * group_columns * bits;
+            for value in chunk {
+                let (word, shift) = (position / 32, position % 32);
+                let high = if shift + bits > 32 {
+                    line[word + 1] << (32 - shift)
+                } else {
+                    0
+                };
+                *value = (ty.decode)(
+                    ty.bits,
+                    (line[word] >> shift | high) & code_mask(bits),
+                    scale,
+                    second,
+                );
+                position += bits;
+            }
+        }
+    }
+
+    /// All values, row-major.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.rows * self.columns];
+        for (row, line) in values.chunks_exact_mut(self.columns.max(1)).enumerate() {
+            self.decode_row(row, line);
+        }
+        values
+    }
+
+    /// The first place whose value is not finite: a model with such a weight computes nothing but NaN.
+    pub fn first_non_finite(&self) -> Option<(usize, usize)> {
+        let finite = |bits: u16| f16::from_bits(bits).is_finite();
+        for row in 0..self.rows {
+            if self.format.ty.is_affine() {
+                let groups = self.format.groups_per_row(self.columns);
+                if let Some(group) = (0..groups).find(|&g| {
+                    let (scale, second) = self.group(row, g);
+                    !finite(scale) || !finite(second)
+                }) {
+                    return Some((row, group * self.format.group_columns(self.columns)));
+                }
+            } else if let Some(column) =
+                (0..self.columns).find(|&c| !self.value(row, c).is_finite())
+            {
+                return Some((row, column));
+            }
+        }
+        None
+    }
+
+    /// The rows `[start, end)` as a matrix of their own.
+    pub fn slice_rows(&self, start: usize, end: usize) -> Packed {
+        let (codes, scales) = (
+            self.format.code_words_per_row(self.columns),
+            self.format.scale_words_per_row(self.columns),
+        );
+        Packed {
+            format: self.format,
+            rows: end - start,
+            columns: self.columns,
+            codes: self.codes[start * codes..end * codes].to_vec(),
+            scales: self.scales[start * scales..end * scales].to_vec(),
+        }
+    }
+
+    /// The same matrix with row `r` taken from `order[r]`. Groups run along columns, so any format can be permuted.
+    pub fn permute_rows(&self, order: &[usize]) -> Packed {
+        assert_eq!(order.len(), self.rows, "a permutation names every row");
+        let (codes, scales) = (
+            self.format.code_words_per_row(self.columns),
+            self.format.scale_words_per_row(self.columns),
+        );
+        let pick = |words: &[u32], width: usize| {
+            order
+                .iter()
+                .flat_map(|&r| &words[r * width..(r + 1) * width])
+                .copied()
+                .collect()
+        };
+        Packed {
+            format: self.format,
+            rows: self.rows,
+            columns: self.columns,
+            codes: pick(&self.codes, codes),
+            scales: pick(&self.scales, scales),
+        }
+    }
+}
+
+fn code_mask(bits: usize) -> u32 {
+    if bits == 32 {
+        u32::MAX
+    } else {
+        (1 << bits) - 1
+    }
+}
