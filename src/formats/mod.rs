@@ -1,2 +1,255 @@
-//! x
+//! Files that hold tensors: safetensors and GGUF. Bytes in, bytes out; what a tensor means to a model is not known here.
+//!
+//! Every file is untrusted: a length or count is compared with the bytes that are there before it is used.
+
 pub mod gguf;
+pub mod safetensors;
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Packed, WeightFormat};
+use gguf::GgmlType;
+
+/// The bytes of a tensor to be written, made when their turn comes, so that only one tensor is in memory at a time.
+pub type LazyBytes<'a> = Box<dyn Fn() -> Result<Vec<u8>> + 'a>;
+
+/// A file's bytes, mapped or built into the program. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Source {
+    path: PathBuf,
+    bytes: Bytes,
+}
+
+#[derive(Clone, Debug)]
+enum Bytes {
+    Mapped(Arc<Mmap>),
+    Embedded(&'static [u8]),
+}
+
+impl Source {
+    /// Maps a file. Nothing is read yet.
+    pub fn open(path: &Path) -> Result<Source> {
+        // Asked before opening: opening a pipe would wait for its writer.
+        let about = std::fs::metadata(path).map_err(Error::read(path))?;
+        if !about.is_file() {
+            let reason = std::io::Error::other("not a regular file");
+            return Err(Error::read(path)(reason));
+        }
+        let file = std::fs::File::open(path).map_err(Error::read(path))?;
+        let length = file.metadata().map_err(Error::read(path))?.len();
+        if length == 0 {
+            return Ok(Source::embedded(path, &[])); // an empty mapping is an error on some systems
+        }
+        #[expect(unsafe_code, reason = "a memory map has no safe constructor")]
+        // SAFETY: the map is read-only and every read goes through its bounds. What remains is that somebody shortens
+        // or rewrites the file while it is mapped; Lopper itself never does (see `replace_file`), and no system call
+        // can keep other programs from it.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::read(path))?;
+        Ok(Source {
+            path: path.to_path_buf(),
+            bytes: Bytes::Mapped(Arc::new(map)),
+        })
+    }
+
+    /// Bytes that are part of the program; `name` stands for the path in messages.
+    pub fn embedded(name: impl AsRef<Path>, bytes: &'static [u8]) -> Source {
+        Source {
+            path: name.as_ref().to_path_buf(),
+            bytes: Bytes::Embedded(bytes),
+        }
+    }
+
+    /// What messages call it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Mapped(map) => map,
+            Bytes::Embedded(bytes) => bytes,
+        }
+    }
+}
+
+/// The type of the elements of a stored tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of a binary32.
+    Bf16,
+    /// IEEE binary64.
+    F64,
+    /// One byte, 0 or 1.
+    Bool,
+    /// Unsigned, 8 bits.
+    U8,
+    /// Signed, 8 bits.
+    I8,
+    /// Unsigned, 16 bits.
+    U16,
+    /// Signed, 16 bits.
+    I16,
+    /// Unsigned, 32 bits.
+    U32,
+    /// Signed, 32 bits.
+    I32,
+    /// Unsigned, 64 bits.
+    U64,
+    /// Signed, 64 bits.
+    I64,
+    /// A type of GGUF that is none of the above.
+    Ggml(GgmlType),
+    /// A type of safetensors that is none of the above, by name: narrow floats, complex numbers.
+    Other(&'static str),
+}
+
+impl StoredType {
+    /// The name used in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            StoredType::F32 => DType::F32.name(),
+            StoredType::F16 => DType::F16.name(),
+            StoredType::Bf16 => DType::Bf16.name(),
+            StoredType::F64 => "f64",
+            StoredType::Bool => "bool",
+            StoredType::U8 => "u8",
+            StoredType::I8 => "i8",
+            StoredType::U16 => "u16",
+            StoredType::I16 => "i16",
+            StoredType::U32 => DType::U32.name(),
+            StoredType::I32 => "i32",
+            StoredType::U64 => "u64",
+            StoredType::I64 => "i64",
+            StoredType::Ggml(ty) => ty.name(),
+            StoredType::Other(name) => name,
+        }
+    }
+}
+
+impl From<GgmlType> for StoredType {
+    fn from(ty: GgmlType) -> StoredType {
+        match ty {
+            GgmlType::F32 => StoredType::F32,
+            GgmlType::F16 => StoredType::F16,
+            GgmlType::Bf16 => StoredType::Bf16,
+            GgmlType::F64 => StoredType::F64,
+            GgmlType::I8 => StoredType::I8,
+            GgmlType::I16 => StoredType::I16,
+            GgmlType::I32 => StoredType::I32,
+            GgmlType::I64 => StoredType::I64,
+            other => StoredType::Ggml(other),
+        }
+    }
+}
+
+impl std::fmt::Display for StoredType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A tensor in a file: where its bytes are and how to read them. Its file has been checked: shape, type and length agree.
+#[derive(Clone, Debug)]
+pub struct StoredTensor<'a> {
+    /// Its name in the file.
+    pub name: &'a str,
+    /// The type of its elements.
+    pub ty: StoredType,
+    /// Lengths along each dimension, outermost first, as PyTorch counts them.
+    pub shape: Vec<usize>,
+    /// The elements, row-major, little-endian.
+    pub bytes: &'a [u8],
+    /// The file, for messages.
+    pub path: &'a Path,
+}
+
+impl StoredTensor<'_> {
+    /// A matrix, or a vector as a matrix of one row, in the weight format that holds it without loss.
+    ///
+    /// GGUF's K types have no such format yet: they are decoded and rounded to f16.
+    pub fn to_packed(&self) -> Result<Packed> {
+        let (rows, columns) = match self.shape[..] {
+            [columns] => (1, columns),
+            [rows, columns] => (rows, columns),
+            _ => return Err(self.unfit("a vector or a matrix", format!("shape {:?}", self.shape))),
+        };
+        if rows == 0 || columns == 0 {
+            return Err(self.unfit("at least one element", format!("shape {:?}", self.shape)));
+        }
+        let packed = match self.ty {
+            StoredType::F32 => Some(gguf::words_32bit(self.bytes, rows, columns)),
+            StoredType::F16 => {
+                let format = WeightFormat::f16();
+                Some(Packed::from_16bit(format, self.bytes, rows, columns))
+            }
+            StoredType::Bf16 => {
+                let format = WeightFormat::bf16();
+                Some(Packed::from_16bit(format, self.bytes, rows, columns))
+            }
+            StoredType::Ggml(ty) => gguf::unpack(ty, self.bytes, rows, columns),
+            _ => None,
+        };
+        packed.ok_or_else(|| self.unfit("a float type or a block type with a decoder", self.ty))
+    }
+
+    fn unfit(&self, expected: &str, found: impl ToString) -> Error {
+        Error::Tensor {
+            path: self.path.to_path_buf(),
+            tensor: self.name.to_string(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+}
+
+/// Bytes of memory that the description of a file's tensors may take: what a small thing in the file can become in memory
+/// is limited by this, so a file cannot claim many times its size. Small files are allowed some anyway.
+fn memory_allowance(file_bytes: usize) -> u64 {
+    (2 * file_bytes as u64).max(64 << 20)
+}
+
+/// Writes a file under a temporary name beside `path` and renames it when it is whole.
+///
+/// So a failure leaves no half file, and a map of the file that stood there before stays valid.
+fn replace_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mut options = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        // Temporary files are private by default; a model is an ordinary file, under the user's umask.
+        use std::os::unix::fs::PermissionsExt;
+        options.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let temporary = options.tempfile_in(folder).map_err(Error::write(path))?;
+    let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file());
+    write(&mut buffered)?;
+    buffered.flush().map_err(Error::write(path))?;
+    drop(buffered);
+    let failed = |error: tempfile::PersistError| Error::write(path)(error.error);
+    temporary.persist(path).map_err(failed)?;
+    Ok(())
+}
+
+/// The bytes of the next tensor, which must be as many as its shape and type make.
+fn produce(name: &str, data: &LazyBytes<'_>, expected: u64) -> Result<Vec<u8>> {
+    let bytes = data()?;
+    assert_eq!(
+        bytes.len() as u64,
+        expected,
+        "tensor `{name}` has as many bytes as its shape and type make"
+    );
+    Ok(bytes)
+}

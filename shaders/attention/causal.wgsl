@@ -1,0 +1,82 @@
+// Causal attention with grouped key-value heads over a cache, with a running softmax. One workgroup: one head of one
+// token; its lanes take one key each for the scores, then one column each for the weighted sum.
+struct Params {
+    tokens: u32,
+    token_start: u32,
+    tokens_per_sequence: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    capacity: u32,
+    scale: f32,
+}
+@group(0) @binding(0) var<storage, read> query: array<act>;            // (all tokens, heads, head_dim)
+@group(0) @binding(1) var<storage, read> key: array<act>;              // (sequences, capacity, kv_heads, head_dim)
+@group(0) @binding(2) var<storage, read> value: array<act>;            // (sequences, capacity, kv_heads, head_dim)
+@group(0) @binding(3) var<storage, read> past: array<u32>;             // (sequences) tokens seen before
+@group(0) @binding(4) var<storage, read_write> result: array<act>;     // (all tokens, heads, head_dim)
+@group(1) @binding(0) var<uniform> params: Params;
+override WORKGROUP: u32;
+#import reduce
+
+const MAX_HEAD_DIM: u32 = 256u;
+var<workgroup> scaled_query: array<f32, MAX_HEAD_DIM>;
+var<workgroup> weights: array<f32, WORKGROUP>;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let index = group.y * groups.x + group.x;
+    if index >= params.tokens * params.heads {
+        return;
+    }
+    let token = params.token_start + index / params.heads;
+    let head = index % params.heads;
+    let sequence = token / params.tokens_per_sequence;
+    let position = past[sequence] + token - sequence * params.tokens_per_sequence;
+    let pitch = params.kv_heads * params.head_dim;
+    let kv_head = head / (params.heads / params.kv_heads);
+    let cache = sequence * params.capacity * pitch + kv_head * params.head_dim;
+    let query_base = (token * params.heads + head) * params.head_dim;
+    for (var column = lane.index; column < params.head_dim; column += WORKGROUP) {
+        scaled_query[column] = f32(query[query_base + column]) * params.scale;
+    }
+    workgroupBarrier();
+    // Columns lane, lane + WORKGROUP, ... of the weighted sum.
+    var sums: array<f32, 8>;
+    var maximum = -3.0e38;
+    var total = 0.0;
+    for (var start = 0u; start <= position; start += WORKGROUP) {
+        let mine = start + lane.index;
+        var score = -3.0e38;
+        if mine <= position {
+            let at = cache + mine * pitch;
+            score = 0.0;
+            for (var column = 0u; column < params.head_dim; column++) {
+                score += scaled_query[column] * f32(key[at + column]);
+            }
+        }
+        let new_maximum = max(maximum, reduce_max(score, lane));
+        let weight = select(0.0, exp(score - new_maximum), mine <= position);
+        weights[lane.index] = weight;
+        // The reduction's barriers also make the weights visible to every lane.
+        let tile_total = reduce_sum(weight, lane);
+        let correction = exp(maximum - new_maximum);
+        total = total * correction + tile_total;
+        maximum = new_maximum;
+        let count = min(WORKGROUP, position + 1u - start);
+        var slot = 0u;
+        for (var column = lane.index; column < params.head_dim; column += WORKGROUP) {
+            var sum = sums[slot] * correction;
+            for (var i = 0u; i < count; i++) {
+                sum += weights[i] * f32(value[cache + (start + i) * pitch + column]);
+            }
+            sums[slot] = sum;
+            slot++;
+        }
+    }
+    var slot = 0u;
+    for (var column = lane.index; column < params.head_dim; column += WORKGROUP) {
+        result[query_base + column] = act(sums[slot] / total);
+        slot++;
+    }
+}

@@ -1,0 +1,39 @@
+// Rows of an embedding table by token id. One invocation: four columns of one token.
+struct Params {
+    tokens: u32,
+    columns: u32,
+    row_start: u32,
+    rows: u32,
+    code_words: u32,
+    scale_words: u32,
+    group_shift: u32,
+}
+@group(0) @binding(0) var<storage, read> ids: array<u32>;              // (tokens)
+@group(0) @binding(1) var<storage, read> codes: array<u32>;            // (rows, code_words)
+@group(0) @binding(2) var<storage, read> scales: array<u32>;           // (rows, scale_words)
+@group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (tokens, columns)
+@group(1) @binding(0) var<uniform> params: Params;
+override WORKGROUP: u32;
+#import weight
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let index = (group.y * groups.x + group.x) * WORKGROUP + lane;
+    let quads = (params.columns + 3u) / 4u;
+    let token = index / quads;
+    if token >= params.tokens {
+        return;
+    }
+    // Wraps for ids before this chunk of rows, and is then too large as well.
+    let row = ids[token] - params.row_start;
+    if row >= params.rows {
+        return;
+    }
+    let column = (index - token * quads) * 4u;
+    let values = weight4(row, column);
+    for (var i = 0u; i < 4u; i++) {
+        if column + i < params.columns {
+            result[token * params.columns + column + i] = values[i];
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Cases: inputs to try a kernel on. Tests, `verify` and benches run the same ones.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::host::HostTensor;
+use super::kernel::Variant;
+
+/// One set of inputs, made for a given variant.
+pub struct Case {
+    /// The text that names it: `rows=3,columns=97`.
+    pub label: String,
+    /// Whether the variant can run it (a kernel for one column takes no case of eight).
+    pub fits: fn(&Variant) -> bool,
+    /// Makes the inputs, the same ones every time.
+    pub make: Box<dyn Fn(&Variant) -> CaseData + Send + Sync>,
+}
+
+impl Case {
+    /// A case that every variant can run.
+    pub fn new(
+        label: impl Into<String>,
+        make: impl Fn(&Variant) -> CaseData + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            label: label.into(),
+            fits: |_| true,
+            make: Box::new(make),
+        }
+    }
+
+    /// The case, run by some variants only.
+    pub fn only(self, fits: fn(&Variant) -> bool) -> Self {
+        Self { fits, ..self }
+    }
+}
+
+impl std::fmt::Debug for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.label)
+    }
+}
+
+/// The bindings and parameters of a case.
+#[derive(Clone, Debug)]
+pub struct CaseData {
+    /// Bytes of the parameter struct.
+    pub parameters: Vec<u8>,
+    /// All bindings in order. Of a written binding only shape and type matter; of one that is read and written, the
+    /// contents too.
+    pub tensors: Vec<HostTensor>,
+}
+
+/// Seeded numbers for cases.
+pub struct Random(ChaCha8Rng);
+
+impl Random {
+    /// The same numbers for the same seed, on every machine and in every version.
+    pub fn new(seed: u64) -> Self {
+        Self(ChaCha8Rng::seed_from_u64(seed))
+    }
+
+    /// Uniform in [-1, 1), on a grid of 2^-23.
+    pub fn value(&mut self) -> f32 {
+        (self.0.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// `count` values uniform in [-scale, scale).
+    pub fn values(&mut self, count: usize, scale: f32) -> Vec<f32> {
+        (0..count).map(|_| self.value() * scale).collect()
+    }
+
+    /// Uniform below `limit`.
+    pub fn below(&mut self, limit: u32) -> u32 {
+        ((u64::from(self.0.next_u32()) * u64::from(limit)) >> 32) as u32
+    }
+}

@@ -1,0 +1,191 @@
+//! Comparing a device with the reference: one call of a real run, or one case of the table.
+
+use std::sync::Arc;
+
+use super::host::{Args, HostTensor};
+use super::kernel::{Kernel, Variant};
+use super::runner::Runner;
+use super::{Call, Case, CaseData, Device, Storage, Tensor};
+use crate::compare::{Agreement, Expected, Measured, compare};
+use crate::error::{Error, Result};
+use crate::gpu::Access;
+
+/// What outputs hold before a case runs, and what surrounds every binding: NaN as f32 and as two f16, so that an
+/// element that was not written, or read beyond its end, shows.
+const POISON: u32 = 0x7fff_7fff;
+
+/// Words after each binding that no kernel may write.
+const GUARD_WORDS: usize = 64;
+
+/// Why a case failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The call could not be made.
+    Error(Error),
+    /// An output differs; the text names the binding and the worst element.
+    Differs(String),
+    /// Words after the end of this binding were written.
+    OutOfBounds(&'static str),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Error(error)
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Error(error) => write!(f, "{error}"),
+            Failure::Differs(text) => f.write_str(text),
+            Failure::OutOfBounds(name) => write!(f, "binding {name}: written beyond its end"),
+        }
+    }
+}
+
+/// Runs a call on the GPU and on the reference, on the inputs that the GPU holds, and compares every output.
+pub(super) fn run_checked(runner: &Runner, call: &Call<'_>) -> Result<()> {
+    let read = |tensor: &&Tensor| -> Result<HostTensor> {
+        let bytes = runner.gpu().read(tensor.buffer())?;
+        Ok(HostTensor::from_bytes(
+            tensor.dtype,
+            &tensor.shape,
+            &bytes[..tensor.bytes() as usize],
+        ))
+    };
+    let before = call.tensors.iter().map(read).collect::<Result<Vec<_>>>()?;
+    runner.run(call)?;
+    let args = Args {
+        variant: &call.variant,
+        parameters: call.parameters,
+        tensors: before.iter().map(HostTensor::view).collect(),
+    };
+    let expected = (call.kernel.reference)(&args);
+    let after = call
+        .kernel
+        .outputs()
+        .map(|(index, _)| read(&call.tensors[index]))
+        .collect::<Result<Vec<_>>>()?;
+    judge(call.kernel, &expected, &after)
+        .map(|_| ())
+        .map_err(|report| Error::Divergence {
+            case: call.describe(),
+            report,
+        })
+}
+
+fn judge(
+    kernel: &Kernel,
+    expected: &[Expected],
+    measured: &[HostTensor],
+) -> Result<Agreement, String> {
+    let mut worst = Agreement::default();
+    for (((_, binding), expected), tensor) in kernel.outputs().zip(expected).zip(measured) {
+        let measured = Measured {
+            values: tensor.view().to_f64(),
+        };
+        let agreement =
+            compare(expected, &measured).map_err(|d| format!("{}: {d}", binding.name))?;
+        worst.nmse = worst.nmse.max(agreement.nmse);
+        worst.worst = worst.worst.max(agreement.worst);
+    }
+    Ok(worst)
+}
+
+/// Runs one case of a kernel on a GPU, with poisoned outputs and guarded bindings, and compares with the reference.
+pub fn check_case(
+    runner: &Runner,
+    kernel: &'static Kernel,
+    variant: &Variant,
+    case: &Case,
+) -> Result<Agreement, Failure> {
+    let data = (case.make)(variant);
+    let mut tensors = Vec::new();
+    for (host, binding) in data.tensors.iter().zip(kernel.bindings) {
+        tensors.push(guarded(runner, host, binding.access)?);
+    }
+    let references: Vec<&Tensor> = tensors.iter().collect();
+    let call = Call {
+        kernel,
+        variant: variant.clone(),
+        parameters: &data.parameters,
+        tensors: &references,
+    };
+    call.assert_promises();
+    runner.run(&call)?;
+    let mut after = Vec::new();
+    for (index, binding) in kernel.outputs() {
+        let bytes = runner.gpu().read(tensors[index].buffer())?;
+        let host = &data.tensors[index];
+        let (payload, guard) = bytes.split_at(host.words.len() * 4);
+        if guard
+            .chunks_exact(4)
+            .any(|word| word != POISON.to_le_bytes())
+        {
+            return Err(Failure::OutOfBounds(binding.name));
+        }
+        after.push(HostTensor::from_bytes(
+            host.dtype,
+            &host.shape,
+            &payload[..host.bytes().len()],
+        ));
+    }
+    judge(kernel, &reference(kernel, variant, &data), &after).map_err(Failure::Differs)
+}
+
+/// Runs one case of a kernel on the CPU device and compares with the reference.
+pub fn check_cpu_case(
+    kernel: &'static Kernel,
+    variant: &Variant,
+    case: &Case,
+) -> Result<Agreement, Failure> {
+    let data = (case.make)(variant);
+    let mut tensors = Vec::new();
+    for (host, binding) in data.tensors.iter().zip(kernel.bindings) {
+        let words = if binding.access == Access::Write {
+            vec![POISON; host.words.len()]
+        } else {
+            host.words.clone()
+        };
+        tensors.push(Device::Cpu.upload_words(host.dtype, &host.shape, &words, binding.name)?);
+    }
+    let references: Vec<&Tensor> = tensors.iter().collect();
+    let call = Call {
+        kernel,
+        variant: variant.clone(),
+        parameters: &data.parameters,
+        tensors: &references,
+    };
+    Device::Cpu.run(&call)?;
+    let after = kernel
+        .outputs()
+        .map(|(index, _)| Device::Cpu.read(&tensors[index]))
+        .collect::<Result<Vec<_>>>()?;
+    judge(kernel, &reference(kernel, variant, &data), &after).map_err(Failure::Differs)
+}
+
+fn reference(kernel: &Kernel, variant: &Variant, data: &CaseData) -> Vec<Expected> {
+    let tensors = data.tensors.iter().map(HostTensor::view).collect();
+    (kernel.reference)(&Args {
+        variant,
+        parameters: &data.parameters,
+        tensors,
+    })
+}
+
+fn guarded(runner: &Runner, host: &HostTensor, access: Access) -> Result<Tensor> {
+    let mut words = if access == Access::Write {
+        vec![POISON; host.words.len()]
+    } else {
+        host.words.clone()
+    };
+    words.resize(words.len() + GUARD_WORDS, POISON);
+    let buffer = runner.gpu().allocate(4 * words.len() as u64, "a case")?;
+    runner.gpu().write(&buffer, bytemuck::cast_slice(&words))?;
+    Ok(Tensor {
+        dtype: host.dtype,
+        shape: host.shape.clone(),
+        storage: Storage::Gpu(Arc::new(buffer)),
+    })
+}

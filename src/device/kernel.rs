@@ -1,0 +1,245 @@
+//! What a kernel is: a name, a WGSL source, its bindings, its variants, and the reference that defines its result.
+
+use glam::UVec3;
+
+use super::case::Case;
+use super::host::{Args, Outputs};
+use crate::compare::Expected;
+use crate::gpu::{Access, Capabilities, Cost};
+use crate::tensor::{DType, Scale, WeightType};
+
+/// The element type of a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// Always this type.
+    Is(DType),
+    /// The variant's activation type.
+    Activation,
+    /// The variant's output type.
+    Output,
+}
+
+/// One storage binding of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Binding {
+    /// The name in the WGSL source.
+    pub name: &'static str,
+    /// How it is used.
+    pub access: Access,
+    /// What it holds.
+    pub element: Element,
+}
+
+/// Shorthand for a table of bindings.
+pub const fn binding(name: &'static str, access: Access, element: Element) -> Binding {
+    Binding {
+        name,
+        access,
+        element,
+    }
+}
+
+/// A compile-time choice within one kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// Type of activations read (`alias act`).
+    pub activation: DType,
+    /// Type of the result (`alias out_t`).
+    pub output: DType,
+    /// The weight type that the import `weight` decodes.
+    pub weight: Option<&'static WeightType>,
+    /// Whether the import `reduce` uses subgroup operations.
+    pub subgroups: bool,
+    /// Further `const NAME: u32` values, register-tile sizes for instance.
+    pub constants: &'static [(&'static str, u32)],
+}
+
+impl Variant {
+    /// The variant that every adapter can run.
+    pub const BASELINE: Variant = Variant {
+        activation: DType::F32,
+        output: DType::F32,
+        weight: None,
+        subgroups: false,
+        constants: &[],
+    };
+
+    /// Whether a device with these capabilities can run it.
+    pub fn runs_on(&self, capabilities: Capabilities) -> bool {
+        (!self.uses_f16() || capabilities.f16) && (!self.subgroups || capabilities.subgroups)
+    }
+
+    /// Whether the shader needs `enable f16`.
+    pub fn uses_f16(&self) -> bool {
+        self.activation == DType::F16 || self.output == DType::F16
+    }
+
+    /// The text that names it: `act=f16,out=f32,weight=uint4m,subgroups`.
+    pub fn label(&self) -> String {
+        let mut parts = vec![
+            format!("act={}", self.activation),
+            format!("out={}", self.output),
+        ];
+        parts.extend(self.weight.map(|weight| format!("weight={}", weight.name)));
+        parts.extend(
+            self.constants
+                .iter()
+                .map(|(name, value)| format!("{}={value}", name.to_lowercase())),
+        );
+        if self.subgroups {
+            parts.push("subgroups".into());
+        }
+        parts.join(",")
+    }
+
+    /// The type of a binding in this variant.
+    pub fn dtype(&self, element: Element) -> DType {
+        match element {
+            Element::Is(dtype) => dtype,
+            Element::Activation => self.activation,
+            Element::Output => self.output,
+        }
+    }
+}
+
+/// A row of the kernel table.
+///
+/// Parameters are one `#[repr(C)]` struct of 4-byte fields, the same on both sides, passed as bytes.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The path below `shaders/` and `src/kernels/`: its name everywhere.
+    pub name: &'static str,
+    /// The WGSL text before imports are resolved.
+    pub source: &'static str,
+    /// Storage bindings in the order of group 0.
+    pub bindings: &'static [Binding],
+    /// Bytes of the parameter struct.
+    pub parameter_bytes: usize,
+    /// The `override` constants: workgroup sizes.
+    pub overrides: &'static [(&'static str, f64)],
+    /// Every variant there is.
+    pub variants: fn() -> Vec<Variant>,
+    /// Workgroups for these parameters.
+    pub groups: fn(&Args<'_>) -> UVec3,
+    /// What the call asks of the device.
+    pub cost: fn(&Args<'_>) -> Cost,
+    /// The result, in f64 and plain order, with the bound that a correct device keeps. One entry per written binding,
+    /// in binding order, of the whole binding.
+    pub reference: fn(&Args<'_>) -> Vec<Expected>,
+    /// A quicker f32 version for the CPU device, itself checked against the reference; `None`: the reference serves.
+    pub cpu: Option<fn(&Args<'_>, &mut Outputs<'_>)>,
+    /// Inputs to try it on, for tests, `verify` and benches alike.
+    pub cases: fn() -> Vec<Case>,
+}
+
+impl Kernel {
+    /// The bindings that it writes.
+    pub fn outputs(&self) -> impl Iterator<Item = (usize, &Binding)> {
+        self.bindings
+            .iter()
+            .enumerate()
+            .filter(|(_, binding)| binding.access != Access::Read)
+    }
+}
+
+const FRAGMENTS: &[(&str, &str)] = &[
+    (
+        "f16_bits",
+        include_str!("../../shaders/shared/f16_bits.wgsl"),
+    ),
+    (
+        "matmul_bindings",
+        include_str!("../../shaders/shared/matmul_bindings.wgsl"),
+    ),
+    (
+        "reduce_subgroup",
+        include_str!("../../shaders/shared/reduce_subgroup.wgsl"),
+    ),
+    (
+        "reduce_workgroup",
+        include_str!("../../shaders/shared/reduce_workgroup.wgsl"),
+    ),
+    (
+        "weight_affine",
+        include_str!("../../shaders/shared/weight_affine.wgsl"),
+    ),
+    (
+        "weight_bf16",
+        include_str!("../../shaders/shared/weight_bf16.wgsl"),
+    ),
+    (
+        "weight_f16",
+        include_str!("../../shaders/shared/weight_f16.wgsl"),
+    ),
+    (
+        "weight_f32",
+        include_str!("../../shaders/shared/weight_f32.wgsl"),
+    ),
+];
+
+/// The whole WGSL text of a kernel variant: `enable`s, aliases, constants, then the source with its imports in place.
+///
+/// A line `#import NAME` becomes the fragment `shaders/shared/NAME.wgsl`; `weight` and `reduce` stand for the fragment
+/// that the variant asks for.
+pub fn compose(source: &str, variant: &Variant) -> String {
+    let mut text = String::new();
+    if variant.uses_f16() {
+        text.push_str("enable f16;\n");
+    }
+    text.push_str(&format!(
+        "alias act = {};\nalias out_t = {};\n",
+        variant.activation, variant.output
+    ));
+    if let Some(weight) = variant.weight {
+        let scale = match weight.scale {
+            Scale::None => 0,
+            Scale::Symmetric => 1,
+            Scale::ZeroPoint => 2,
+            Scale::Offset => 3,
+        };
+        text.push_str(&format!(
+            "const BITS: u32 = {}u;\nconst SCALE: u32 = {scale}u;\n",
+            weight.bits
+        ));
+    }
+    for (name, value) in variant.constants {
+        text.push_str(&format!("const {name}: u32 = {value}u;\n"));
+    }
+    for line in source.lines() {
+        match line.strip_prefix("#import ") {
+            Some(name) => text.push_str(fragment(name.trim(), variant)),
+            None => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn fragment(name: &str, variant: &Variant) -> &'static str {
+    let name = match name {
+        "weight" => variant
+            .weight
+            .map_or("weight_f32", |weight| weight.fragment),
+        "reduce" if variant.subgroups => "reduce_subgroup",
+        "reduce" => "reduce_workgroup",
+        other => other,
+    };
+    let found = FRAGMENTS.iter().find(|(known, _)| *known == name);
+    found
+        .unwrap_or_else(|| panic!("shaders/shared/{name}.wgsl is not in the table of fragments"))
+        .1
+}
+
+/// The shared fragments by name, for tests.
+pub fn fragments() -> &'static [(&'static str, &'static str)] {
+    FRAGMENTS
+}
+
+/// Workgroups for `count` independent pieces of work, folded into two dimensions: a shader finds its piece as
+/// `group.y * groups.x + group.x`.
+pub fn fold(count: usize) -> UVec3 {
+    const PORTABLE: usize = 65_535;
+    let count = count.max(1);
+    let rows = count.div_ceil(PORTABLE);
+    UVec3::new(count.div_ceil(rows) as u32, rows as u32, 1)
+}

@@ -1,0 +1,160 @@
+//! A packed weight matrix on a device, split by rows where a binding cannot hold it whole.
+
+use super::{Device, Tensor};
+use crate::error::Result;
+use crate::tensor::{BLOCK, DType, Packed, Scale, WHOLE_ROW, WeightFormat};
+
+/// A weight of shape (rows, columns): codes and scales as [`Packed`] lays them out.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    format: WeightFormat,
+    rows: usize,
+    columns: usize,
+    chunks: Vec<Chunk>,
+}
+
+/// Consecutive rows of a matrix, in bindings of their own.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    /// The first row.
+    pub start: usize,
+    /// How many rows.
+    pub rows: usize,
+    /// (rows, code_words) u32
+    pub codes: Tensor,
+    /// (rows, scale_words) u32, or one unused word for types without scales.
+    pub scales: Tensor,
+}
+
+/// The words a shader needs to find a code and its scale: the tail of every parameter struct with a weight.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Layout {
+    /// Words of codes in a row.
+    pub code_words: u32,
+    /// Words of scales in a row.
+    pub scale_words: u32,
+    /// log2 of the columns of a group; 31: one group per row.
+    pub group_shift: u32,
+}
+
+impl Layout {
+    /// The layout of a format in rows of `columns`. Group sizes are powers of two.
+    pub fn new(format: WeightFormat, columns: usize) -> Self {
+        let whole = format.group_size == WHOLE_ROW || format.group_size as usize >= columns;
+        assert!(
+            whole || format.group_size.is_power_of_two(),
+            "group sizes are powers of two"
+        );
+        Self {
+            code_words: format.code_words_per_row(columns) as u32,
+            scale_words: format.scale_words_per_row(columns) as u32,
+            group_shift: if whole {
+                31
+            } else {
+                format.group_size.trailing_zeros()
+            },
+        }
+    }
+}
+
+impl Matrix {
+    /// Copies a packed matrix to the device. `name` is the tensor's, for errors.
+    pub fn upload(device: &Device, packed: &Packed, name: &str) -> Result<Self> {
+        let (format, rows, columns) = (packed.format, packed.rows, packed.columns);
+        let (codes, scales) = (
+            format.code_words_per_row(columns),
+            format.scale_words_per_row(columns),
+        );
+        let per_chunk = rows_per_chunk(device, codes.max(scales), rows);
+        let mut chunks = Vec::new();
+        for start in (0..rows).step_by(per_chunk) {
+            let count = per_chunk.min(rows - start);
+            let code_words = &packed.codes[start * codes..(start + count) * codes];
+            let scale_words = &packed.scales[start * scales..(start + count) * scales];
+            let unused = [0];
+            let scale_words = if scales == 0 {
+                &unused[..]
+            } else {
+                scale_words
+            };
+            let scale_shape = if scales == 0 {
+                vec![1]
+            } else {
+                vec![count, scales]
+            };
+            chunks.push(Chunk {
+                start,
+                rows: count,
+                codes: device.upload_words(DType::U32, &[count, codes], code_words, name)?,
+                scales: device.upload_words(DType::U32, &scale_shape, scale_words, name)?,
+            });
+        }
+        Ok(Self {
+            format,
+            rows,
+            columns,
+            chunks,
+        })
+    }
+
+    /// Copies the matrix back to the host.
+    pub fn download(&self, device: &Device) -> Result<Packed> {
+        let mut packed = Packed {
+            format: self.format,
+            rows: self.rows,
+            columns: self.columns,
+            codes: vec![],
+            scales: vec![],
+        };
+        for chunk in &self.chunks {
+            packed.codes.extend(device.read(&chunk.codes)?.words);
+            if self.format.ty.scale != Scale::None {
+                packed.scales.extend(device.read(&chunk.scales)?.words);
+            }
+        }
+        Ok(packed)
+    }
+
+    /// A matrix from chunks that stand on the device already.
+    pub fn from_chunks(format: WeightFormat, columns: usize, chunks: Vec<Chunk>) -> Self {
+        let rows = chunks.iter().map(|chunk| chunk.rows).sum();
+        Self {
+            format,
+            rows,
+            columns,
+            chunks,
+        }
+    }
+
+    /// How its codes read.
+    pub fn format(&self) -> WeightFormat {
+        self.format
+    }
+
+    /// Output features of a linear layer, or tokens of an embedding.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The row chunks in order.
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    /// The layout words for kernels.
+    pub fn layout(&self) -> Layout {
+        Layout::new(self.format, self.columns)
+    }
+}
+
+/// Rows of `words` words each that fit one binding.
+pub fn rows_per_chunk(device: &Device, words: usize, rows: usize) -> usize {
+    let fit = device.max_tensor_bytes() / (4 * words.max(BLOCK) as u64);
+    (fit.max(1) as usize).min(rows.max(1))
+}

@@ -1,0 +1,370 @@
+//! What a kernel is, and the three things that run one.
+//!
+//! [`Device::Cpu`] runs a kernel's own f32 version, or its reference. [`Device::Gpu`] runs the shader.
+//! [`Device::Checked`] runs the shader and the reference on the same inputs and stops at the first divergence.
+
+mod case;
+mod check;
+mod host;
+mod kernel;
+mod matrix;
+mod runner;
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+pub use case::{Case, CaseData, Random};
+pub use check::{Failure, check_case, check_cpu_case};
+pub use host::{Args, HostTensor, Outputs, View};
+pub use kernel::{Binding, Element, Kernel, Variant, binding, compose, fold, fragments};
+pub use matrix::{Chunk, Layout, Matrix, rows_per_chunk};
+pub use runner::Runner;
+
+use crate::error::Result;
+use crate::gpu::{Buffer, Capabilities, Cost, Gpu, Pending};
+use crate::tensor::DType;
+
+/// Where kernels run.
+#[derive(Debug)]
+pub enum Device {
+    /// This machine's processor.
+    Cpu,
+    /// A GPU.
+    Gpu(Runner),
+    /// A GPU, every call of which is compared with the reference.
+    Checked(Runner),
+}
+
+/// A dense tensor on a device. Cloning shares the storage.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    storage: Storage,
+}
+
+#[derive(Clone, Debug)]
+enum Storage {
+    Host(Arc<RwLock<Vec<u32>>>),
+    Gpu(Arc<Buffer>),
+}
+
+impl Tensor {
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Sizes, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the elements.
+    pub fn bytes(&self) -> u64 {
+        (self.len() * self.dtype.size()) as u64
+    }
+
+    fn buffer(&self) -> &Buffer {
+        match &self.storage {
+            Storage::Gpu(buffer) => buffer,
+            Storage::Host(_) => panic!("a tensor stays on the device that made it"),
+        }
+    }
+}
+
+/// One run of a kernel.
+#[derive(Clone, Debug)]
+pub struct Call<'a> {
+    /// The row of the kernel table.
+    pub kernel: &'static Kernel,
+    /// The chosen variant.
+    pub variant: Variant,
+    /// Bytes of the parameter struct.
+    pub parameters: &'a [u8],
+    /// All bindings in order.
+    pub tensors: &'a [&'a Tensor],
+}
+
+impl Call<'_> {
+    fn assert_promises(&self) {
+        let Kernel {
+            name,
+            bindings,
+            parameter_bytes,
+            ..
+        } = self.kernel;
+        assert_eq!(
+            self.parameters.len(),
+            *parameter_bytes,
+            "{name}: parameters are the kernel's struct"
+        );
+        assert_eq!(
+            self.tensors.len(),
+            bindings.len(),
+            "{name}: one tensor per binding"
+        );
+        for (tensor, binding) in self.tensors.iter().zip(*bindings) {
+            let dtype = self.variant.dtype(binding.element);
+            assert_eq!(
+                tensor.dtype, dtype,
+                "{name}: type of binding {}",
+                binding.name
+            );
+        }
+    }
+
+    /// The text that names the call in messages.
+    pub fn describe(&self) -> String {
+        let shapes: Vec<_> = self
+            .kernel
+            .bindings
+            .iter()
+            .zip(self.tensors)
+            .map(|(b, t)| format!("{}={:?}", b.name, t.shape))
+            .collect();
+        format!(
+            "{} [{}] {}",
+            self.kernel.name,
+            self.variant.label(),
+            shapes.join(" ")
+        )
+    }
+}
+
+/// A readback under way on any device.
+#[derive(Debug)]
+pub struct Reading {
+    dtype: DType,
+    shape: Vec<usize>,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Ready(Vec<u32>),
+    Pending(Pending),
+}
+
+impl Device {
+    /// The GPU behind it, if there is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match self {
+            Device::Cpu => None,
+            Device::Gpu(runner) | Device::Checked(runner) => Some(runner.gpu()),
+        }
+    }
+
+    /// What kernel variants may use. The CPU runs them all.
+    pub fn capabilities(&self) -> Capabilities {
+        match self.gpu() {
+            Some(gpu) => gpu.capabilities(),
+            None => Capabilities {
+                f16: true,
+                ..Capabilities::default()
+            },
+        }
+    }
+
+    /// What one call may ask for, so that it stays short enough to be one submit.
+    pub fn call_limit(&self) -> Cost {
+        match self.gpu() {
+            Some(gpu) => gpu.submit_cost(),
+            // Long enough to keep every core busy, short enough that Ctrl-C is felt at once.
+            None => Cost {
+                operations: 2e9,
+                bytes: 2e9,
+            },
+        }
+    }
+
+    /// Bytes that one tensor may have.
+    pub fn max_tensor_bytes(&self) -> u64 {
+        self.gpu().map_or(1 << 40, Gpu::max_binding)
+    }
+
+    /// A name for reports: `cpu` or the adapter's name.
+    pub fn name(&self) -> String {
+        self.gpu()
+            .map_or_else(|| "cpu".into(), |gpu| gpu.adapter().info.name.clone())
+    }
+
+    /// A tensor with undefined contents. `what` names it in errors.
+    pub fn allocate(&self, dtype: DType, shape: &[usize], what: &str) -> Result<Tensor> {
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        let storage = match self.gpu() {
+            Some(gpu) => Storage::Gpu(Arc::new(gpu.allocate(bytes as u64, what)?)),
+            None => Storage::Host(Arc::new(RwLock::new(vec![0; bytes.div_ceil(4)]))),
+        };
+        Ok(Tensor {
+            dtype,
+            shape: shape.to_vec(),
+            storage,
+        })
+    }
+
+    /// A copy of a host tensor.
+    pub fn upload(&self, tensor: &HostTensor, what: &str) -> Result<Tensor> {
+        self.upload_words(tensor.dtype, &tensor.shape, &tensor.words, what)
+    }
+
+    /// A copy of host words: integers, or elements of a smaller type packed into words.
+    pub fn upload_words(
+        &self,
+        dtype: DType,
+        shape: &[usize],
+        words: &[u32],
+        what: &str,
+    ) -> Result<Tensor> {
+        if let Some(gpu) = self.gpu() {
+            let tensor = self.allocate(dtype, shape, what)?;
+            gpu.write(tensor.buffer(), bytemuck::cast_slice(words))?;
+            return Ok(tensor);
+        }
+        Ok(Tensor {
+            dtype,
+            shape: shape.to_vec(),
+            storage: Storage::Host(Arc::new(RwLock::new(words.to_vec()))),
+        })
+    }
+
+    /// Replaces a tensor's contents, in order with the calls made before.
+    pub fn write(&self, tensor: &Tensor, words: &[u32]) -> Result<()> {
+        match &tensor.storage {
+            Storage::Gpu(buffer) => {
+                let gpu = self.gpu().expect("a GPU tensor is used with its device");
+                gpu.write(buffer, bytemuck::cast_slice(words))
+            }
+            Storage::Host(host) => {
+                host.write().unwrap_or_else(PoisonError::into_inner)[..words.len()]
+                    .copy_from_slice(words);
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts copying a tensor back; [`Device::finish`] waits for it. Calls made meanwhile run beside the copy.
+    pub fn read_later(&self, tensor: &Tensor) -> Result<Reading> {
+        let source = match &tensor.storage {
+            Storage::Host(host) => {
+                Source::Ready(host.read().unwrap_or_else(PoisonError::into_inner).clone())
+            }
+            Storage::Gpu(buffer) => {
+                let gpu = self.gpu().expect("a GPU tensor is used with its device");
+                Source::Pending(gpu.read_later(buffer)?)
+            }
+        };
+        Ok(Reading {
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            source,
+        })
+    }
+
+    /// Waits for a readback.
+    pub fn finish(&self, reading: Reading) -> Result<HostTensor> {
+        let Reading {
+            dtype,
+            shape,
+            source,
+        } = reading;
+        match source {
+            Source::Ready(words) => Ok(HostTensor {
+                dtype,
+                shape,
+                words,
+            }),
+            Source::Pending(pending) => {
+                let gpu = self
+                    .gpu()
+                    .expect("a GPU readback is finished on its device");
+                Ok(HostTensor::from_bytes(dtype, &shape, &gpu.wait(pending)?))
+            }
+        }
+    }
+
+    /// A tensor's contents after all calls made before.
+    pub fn read(&self, tensor: &Tensor) -> Result<HostTensor> {
+        self.finish(self.read_later(tensor)?)
+    }
+
+    /// Runs a kernel, or records it to be run before the next readback.
+    pub fn run(&self, call: &Call<'_>) -> Result<()> {
+        call.assert_promises();
+        match self {
+            Device::Cpu => run_cpu(call),
+            Device::Gpu(runner) => runner.run(call),
+            Device::Checked(runner) => check::run_checked(runner, call),
+        }
+    }
+}
+
+fn run_cpu(call: &Call<'_>) -> Result<()> {
+    let host = |tensor: &Tensor| match &tensor.storage {
+        Storage::Host(host) => Arc::clone(host),
+        Storage::Gpu(_) => panic!("a tensor stays on the device that made it"),
+    };
+    let storages: Vec<_> = call.tensors.iter().map(|tensor| host(tensor)).collect();
+    // Written bindings are copied out, computed on, and put back: inputs stay readable all the while, and a kernel that
+    // reads and writes one binding sees its old contents through its arguments.
+    let guards: Vec<_> = storages
+        .iter()
+        .map(|s| s.read().unwrap_or_else(PoisonError::into_inner))
+        .collect();
+    let tensors = call
+        .tensors
+        .iter()
+        .zip(&guards)
+        .map(|(t, words)| View {
+            dtype: t.dtype,
+            shape: &t.shape,
+            words,
+        })
+        .collect();
+    let args = Args {
+        variant: &call.variant,
+        parameters: call.parameters,
+        tensors,
+    };
+    let mut written: Vec<(usize, DType, Vec<u32>)> = call
+        .kernel
+        .outputs()
+        .map(|(index, _)| (index, call.tensors[index].dtype, guards[index].to_vec()))
+        .collect();
+    match call.kernel.cpu {
+        Some(cpu) => {
+            let tensors = written
+                .iter_mut()
+                .map(|(_, dtype, words)| (*dtype, words.as_mut_slice()))
+                .collect();
+            cpu(&args, &mut Outputs { tensors });
+        }
+        None => {
+            for ((_, dtype, words), expected) in
+                written.iter_mut().zip((call.kernel.reference)(&args))
+            {
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
+                for (index, value) in expected.values.iter().enumerate() {
+                    dtype.set(bytes, index, *value);
+                }
+            }
+        }
+    }
+    drop(args);
+    drop(guards);
+    for (index, _, words) in written {
+        *storages[index]
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = words;
+    }
+    Ok(())
+}

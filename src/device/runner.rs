@@ -1,0 +1,92 @@
+//! Running kernel calls on a GPU: from a variant to a compiled pipeline, from tensors to buffers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::host::{Args, View};
+use super::kernel::{Kernel, Variant, compose};
+use super::{Call, Tensor};
+use crate::error::Result;
+use crate::gpu::{Access, Buffer, Gpu, Pipeline, Shader};
+
+/// A GPU with the pipelines compiled on it.
+#[derive(Debug)]
+pub struct Runner {
+    gpu: Gpu,
+    pipelines: Mutex<HashMap<(&'static str, Variant), Arc<Pipeline>>>,
+    replaced: HashMap<&'static str, String>,
+}
+
+impl Runner {
+    /// A runner of the built-in kernels.
+    pub fn new(gpu: Gpu) -> Self {
+        Self {
+            gpu,
+            pipelines: Mutex::default(),
+            replaced: HashMap::new(),
+        }
+    }
+
+    /// The same, with another WGSL text in a kernel's place.
+    pub fn with_source(mut self, kernel: &'static Kernel, source: String) -> Self {
+        self.replaced.insert(kernel.name, source);
+        self
+    }
+
+    /// The GPU.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Records a call. Shapes, not contents, decide its workgroups and cost.
+    pub fn run(&self, call: &Call<'_>) -> Result<()> {
+        let view = |tensor: &&Tensor| (tensor.dtype, tensor.shape.clone());
+        let described: Vec<_> = call.tensors.iter().map(view).collect();
+        let tensors = described
+            .iter()
+            .map(|(dtype, shape)| View {
+                dtype: *dtype,
+                shape,
+                words: &[],
+            })
+            .collect();
+        let args = Args {
+            variant: &call.variant,
+            parameters: call.parameters,
+            tensors,
+        };
+        let pipeline = self.pipeline(call.kernel, &call.variant)?;
+        let buffers: Vec<&Buffer> = call.tensors.iter().map(|tensor| tensor.buffer()).collect();
+        let (groups, cost) = ((call.kernel.groups)(&args), (call.kernel.cost)(&args));
+        self.gpu
+            .dispatch(&pipeline, &buffers, call.parameters, groups, cost)
+    }
+
+    fn pipeline(&self, kernel: &'static Kernel, variant: &Variant) -> Result<Arc<Pipeline>> {
+        let mut pipelines = self
+            .pipelines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = pipelines.get(&(kernel.name, variant.clone())) {
+            return Ok(Arc::clone(pipeline));
+        }
+        let source = self
+            .replaced
+            .get(kernel.name)
+            .map_or(kernel.source, String::as_str);
+        let accesses: Vec<Access> = kernel
+            .bindings
+            .iter()
+            .map(|binding| binding.access)
+            .collect();
+        let pipeline = Arc::new(self.gpu.compile(&Shader {
+            kernel: kernel.name,
+            variant: &variant.label(),
+            source: &compose(source, variant),
+            bindings: &accesses,
+            overrides: kernel.overrides,
+        })?);
+        pipelines.insert((kernel.name, variant.clone()), Arc::clone(&pipeline));
+        Ok(pipeline)
+    }
+}

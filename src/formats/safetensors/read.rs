@@ -1,0 +1,228 @@
+//! Opening safetensors files and their index.
+
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
+use std::path::Path;
+
+use ::safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::Metadata};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::unique::UniqueMap;
+use super::{INDEX_FILE, Place, SINGLE_FILE, Safetensors};
+use crate::error::{Error, Result};
+use crate::formats::{Source, StoredType, memory_allowance};
+
+/// Bytes before the header: its length.
+const PREFIX: usize = 8;
+/// The longest header that the format allows.
+const MAX_HEADER: u64 = 100_000_000;
+/// Memory that parsing takes for one JSON value, about: a digit and a comma become 32 bytes, in a list that doubles.
+const VALUE_MEMORY: u64 = 64;
+
+pub(super) fn single(source: Source) -> Result<Safetensors> {
+    let tensors = places(&source, 0)?.into_iter().collect();
+    Ok(Safetensors {
+        shards: vec![source],
+        tensors,
+    })
+}
+
+pub(super) fn folder(folder: &Path) -> Result<Safetensors> {
+    let (file, index) = (folder.join(SINGLE_FILE), folder.join(INDEX_FILE));
+    // Where both are there, the single file counts, as it does for the `transformers` library.
+    if file.exists() || !index.exists() {
+        return single(Source::open(&file)?);
+    }
+    sharded(folder, &index)
+}
+
+/// What is used of the index. `metadata.total_size` is often wrong where tensors are tied, and nothing depends on it.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: UniqueMap<String>,
+}
+
+fn sharded(folder: &Path, index: &Path) -> Result<Safetensors> {
+    let source = Source::open(index)?;
+    check_values(index, "index", source.bytes(), source.bytes().len())?;
+    let UniqueMap(weight_map) = serde_json::from_slice::<Index>(source.bytes())
+        .map_err(|e| malformed(index, "index", "an object with a `weight_map`", e))?
+        .weight_map;
+    let files: BTreeSet<&String> = weight_map.values().collect();
+    for file in &files {
+        check_file_name(index, file)?;
+    }
+    let mut shards = Vec::new();
+    let mut tensors = BTreeMap::new();
+    for (number, file) in files.iter().enumerate() {
+        let shard = Source::open(&folder.join(file))?;
+        for (name, place) in places(&shard, number)? {
+            if weight_map.get(&name) != Some(file) {
+                let found = match weight_map.get(&name) {
+                    Some(other) => format!("the index puts it into `{other}`"),
+                    None => "the index does not list it".to_string(),
+                };
+                return Err(bad_tensor(
+                    shard.path(),
+                    &name,
+                    "the place in the index",
+                    found,
+                ));
+            }
+            match tensors.entry(name) {
+                Entry::Vacant(entry) => entry.insert(place),
+                Entry::Occupied(entry) => {
+                    return Err(bad_tensor(shard.path(), entry.key(), "one tensor", "two"));
+                }
+            };
+        }
+        shards.push(shard);
+    }
+    for (name, file) in &weight_map {
+        if !tensors.contains_key(name) {
+            let path = folder.join(file);
+            return Err(bad_tensor(
+                &path,
+                name,
+                "the tensor that the index lists",
+                "none",
+            ));
+        }
+    }
+    Ok(Safetensors { shards, tensors })
+}
+
+/// A shard stands beside its index: a name that leads elsewhere would let a download read any file.
+fn check_file_name(index: &Path, file: &str) -> Result<()> {
+    let leads_elsewhere = file.contains(['/', '\\', ':', '\0']) || file.contains("..");
+    if file.is_empty() || leads_elsewhere {
+        return Err(malformed(
+            index,
+            "shard file name",
+            "a plain file name",
+            format!("{file:?}"),
+        ));
+    }
+    Ok(())
+}
+
+/// The tensors of a file.
+fn places(source: &Source, shard: usize) -> Result<Vec<(String, Place)>> {
+    let bytes = source.bytes();
+    if let Some((length, rest)) = bytes.split_first_chunk() {
+        let header = u64::from_le_bytes(*length).min(rest.len() as u64) as usize;
+        check_values(source.path(), "header", &rest[..header], bytes.len())?;
+    }
+    let (header, metadata) =
+        SafeTensors::read_metadata(bytes).map_err(|e| explain(source.path(), bytes, e))?;
+    let start = PREFIX + header;
+    if bytes.get(PREFIX) != Some(&b'{') {
+        return Err(malformed(source.path(), "header", "{", "another byte"));
+    }
+    // The crate keeps the last of two equal names; they are looked for here.
+    serde_json::from_slice::<UniqueMap<IgnoredAny>>(&bytes[PREFIX..start])
+        .map_err(|e| malformed(source.path(), "header", "each name once", e))?;
+    let infos = metadata.tensors().into_iter();
+    let places = infos.map(|(name, info)| {
+        let (from, to) = info.data_offsets;
+        let place = Place {
+            shard,
+            ty: stored_type(info.dtype),
+            shape: info.shape.clone(),
+            range: start + from..start + to,
+        };
+        (name, place)
+    });
+    Ok(places.collect())
+}
+
+/// Limits the number of JSON values, which is at most that of the signs that part them.
+fn check_values(path: &Path, what: &str, json: &[u8], file_bytes: usize) -> Result<()> {
+    let parts = |byte: &&u8| matches!(byte, b',' | b':' | b'[' | b'{');
+    let (values, most) = (
+        json.iter().filter(parts).count() as u64,
+        memory_allowance(file_bytes) / VALUE_MEMORY,
+    );
+    if values > most {
+        let expected = format!("at most {most} values");
+        return Err(malformed(path, what, expected, format!("{values}")));
+    }
+    Ok(())
+}
+
+/// The crate's error, with byte counts where the file is too short or too long.
+fn explain(path: &Path, bytes: &[u8], error: SafeTensorError) -> Error {
+    let found = format!("{} bytes", bytes.len());
+    let header = bytes
+        .first_chunk()
+        .map(|length| u64::from_le_bytes(*length));
+    match (error, header) {
+        (SafeTensorError::HeaderTooSmall, _) | (_, None) => {
+            malformed(path, "file", format!("at least {PREFIX} bytes"), found)
+        }
+        (SafeTensorError::HeaderTooLarge, Some(header)) => {
+            let expected = format!("at most {MAX_HEADER} bytes of header");
+            malformed(path, "header", expected, format!("{header} bytes"))
+        }
+        (SafeTensorError::InvalidHeaderLength, Some(header)) => {
+            let expected = format!("at least {} bytes", header.saturating_add(PREFIX as u64));
+            malformed(path, "file", expected, found)
+        }
+        (SafeTensorError::MetadataIncompleteBuffer, Some(header)) => {
+            let end = PREFIX.saturating_add(header as usize);
+            let data = bytes
+                .get(PREFIX..end)
+                .and_then(|text| serde_json::from_slice::<Metadata>(text).ok())
+                .map_or(0, |metadata| metadata.data_len());
+            malformed(path, "file", format!("{} bytes", end + data), found)
+        }
+        (error, _) => malformed(path, "header", "a valid safetensors header", error),
+    }
+}
+
+fn malformed(path: &Path, what: &str, expected: impl ToString, found: impl ToString) -> Error {
+    Error::Malformed {
+        path: path.to_path_buf(),
+        what: what.to_string(),
+        offset: None,
+        expected: expected.to_string(),
+        found: found.to_string(),
+    }
+}
+
+fn bad_tensor(path: &Path, tensor: &str, expected: &str, found: impl ToString) -> Error {
+    Error::Tensor {
+        path: path.to_path_buf(),
+        tensor: tensor.to_string(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    }
+}
+
+fn stored_type(ty: Dtype) -> StoredType {
+    match ty {
+        Dtype::F32 => StoredType::F32,
+        Dtype::F16 => StoredType::F16,
+        Dtype::BF16 => StoredType::Bf16,
+        Dtype::F64 => StoredType::F64,
+        Dtype::BOOL => StoredType::Bool,
+        Dtype::U8 => StoredType::U8,
+        Dtype::I8 => StoredType::I8,
+        Dtype::U16 => StoredType::U16,
+        Dtype::I16 => StoredType::I16,
+        Dtype::U32 => StoredType::U32,
+        Dtype::I32 => StoredType::I32,
+        Dtype::U64 => StoredType::U64,
+        Dtype::I64 => StoredType::I64,
+        Dtype::F4 => StoredType::Other("f4"),
+        Dtype::F6_E2M3 => StoredType::Other("f6_e2m3"),
+        Dtype::F6_E3M2 => StoredType::Other("f6_e3m2"),
+        Dtype::F8_E5M2 => StoredType::Other("f8_e5m2"),
+        Dtype::F8_E4M3 => StoredType::Other("f8_e4m3"),
+        Dtype::F8_E8M0 => StoredType::Other("f8_e8m0"),
+        Dtype::F8_E4M3FNUZ => StoredType::Other("f8_e4m3fnuz"),
+        Dtype::F8_E5M2FNUZ => StoredType::Other("f8_e5m2fnuz"),
+        Dtype::C64 => StoredType::Other("c64"),
+        _ => StoredType::Other("a type unknown to this version"),
+    }
+}

@@ -1,0 +1,274 @@
+//! Finding adapters, choosing one, and probing what it can do.
+//!
+//! Capabilities are independent bits (an adapter may have subgroups and no f16); a tier is only a name for a set of them.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// What a kernel variant may ask of an adapter. Every bit is probed on its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Capabilities {
+    /// `enable f16;`: storage and arithmetic in f16.
+    pub f16: bool,
+    /// Subgroup operations. Their width varies by adapter and even by pipeline; no kernel takes it for a constant.
+    pub subgroups: bool,
+    /// Timestamps around compute passes.
+    pub timestamps: bool,
+    /// f16 16x16x16 or 8x8x8 cooperative matrices with f32 accumulation. Recorded here; opened as a device of its own.
+    pub cooperative_matrix: bool,
+}
+
+/// A named set of capabilities that a device is opened with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Tier {
+    /// No f16, no subgroups: runs everywhere.
+    Baseline,
+    /// f16 and subgroups, where the adapter has them.
+    #[default]
+    F16,
+    /// Cooperative matrices. They change the memory model of every shader on their device.
+    Coop,
+}
+
+impl Tier {
+    /// The name in the command contract.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Tier::Baseline => "baseline",
+            Tier::F16 => "f16",
+            Tier::Coop => "coop",
+        }
+    }
+}
+
+/// Which adapter is wanted. Empty fields take anything.
+#[derive(Clone, Debug, Default)]
+pub struct Selector {
+    /// Part of the adapter's name, in any case.
+    pub name: Option<String>,
+    /// One backend only.
+    pub backend: Option<wgpu::Backend>,
+}
+
+impl Selector {
+    /// The selector with empty fields filled from `WGPU_ADAPTER_NAME` and `WGPU_BACKEND`.
+    pub fn or_environment(self) -> Result<Self> {
+        let name = self
+            .name
+            .or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
+        let backend = match (self.backend, std::env::var("WGPU_BACKEND").ok()) {
+            (Some(backend), _) => Some(backend),
+            (None, Some(text)) => Some(parse_backend(&text)?),
+            (None, None) => None,
+        };
+        Ok(Self { name, backend })
+    }
+
+    fn describe(&self) -> String {
+        let name = self
+            .name
+            .as_ref()
+            .map(|n| format!("with a name containing `{n}`"));
+        let backend = self
+            .backend
+            .map(|b| format!("of backend {}", backend_name(b)));
+        let parts: Vec<_> = name.into_iter().chain(backend).collect();
+        if parts.is_empty() {
+            "of any kind".into()
+        } else {
+            parts.join(" ")
+        }
+    }
+}
+
+/// The backend of that name: `vulkan`, `metal`, `dx12` or `gl`.
+pub fn parse_backend(text: &str) -> Result<wgpu::Backend> {
+    match text.to_ascii_lowercase().as_str() {
+        "vulkan" | "vk" => Ok(wgpu::Backend::Vulkan),
+        "metal" | "mtl" => Ok(wgpu::Backend::Metal),
+        "dx12" | "d3d12" => Ok(wgpu::Backend::Dx12),
+        "gl" | "gles" | "opengl" => Ok(wgpu::Backend::Gl),
+        _ => Err(Error::Argument {
+            argument: "--backend / WGPU_BACKEND".into(),
+            expected: "vulkan, metal, dx12 or gl".into(),
+            found: text.into(),
+        }),
+    }
+}
+
+/// The backend's name in the command contract.
+pub fn backend_name(backend: wgpu::Backend) -> &'static str {
+    match backend {
+        wgpu::Backend::Vulkan => "vulkan",
+        wgpu::Backend::Metal => "metal",
+        wgpu::Backend::Dx12 => "dx12",
+        wgpu::Backend::Gl => "gl",
+        wgpu::Backend::BrowserWebGpu => "webgpu",
+        wgpu::Backend::Noop => "noop",
+    }
+}
+
+/// An adapter of this machine.
+pub struct Adapter {
+    pub(super) inner: wgpu::Adapter,
+    // Some GL drivers unload with their instance; it stays as long as the adapter does.
+    _instance: wgpu::Instance,
+    /// Name, driver, type.
+    pub info: wgpu::AdapterInfo,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// Its limits.
+    pub limits: wgpu::Limits,
+    /// The cooperative-matrix shapes it lists, as text: `16x16x16 F16->F32`.
+    pub cooperative: Vec<String>,
+}
+
+impl Adapter {
+    fn new(inner: wgpu::Adapter, instance: &wgpu::Instance) -> Self {
+        let (info, features) = (inner.get_info(), inner.features());
+        let shapes = inner.cooperative_matrix_properties();
+        let usable = |p: &wgpu::CooperativeMatrixProperties| {
+            p.m_size == p.n_size
+                && p.n_size == p.k_size
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+        };
+        let capabilities = Capabilities {
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            subgroups: features.contains(wgpu::Features::SUBGROUP),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
+                && shapes.iter().any(usable),
+        };
+        let text = |p: &wgpu::CooperativeMatrixProperties| {
+            format!(
+                "{}x{}x{} {:?}->{:?}",
+                p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type
+            )
+        };
+        let cooperative = shapes.iter().map(text).collect();
+        let limits = inner.limits();
+        Self {
+            inner,
+            _instance: instance.clone(),
+            info,
+            capabilities,
+            limits,
+            cooperative,
+        }
+    }
+
+    /// The highest tier whose capabilities the adapter has.
+    pub fn tier(&self) -> Tier {
+        match self.capabilities {
+            Capabilities {
+                cooperative_matrix: true,
+                f16: true,
+                ..
+            } => Tier::Coop,
+            Capabilities {
+                f16: true,
+                subgroups: true,
+                ..
+            } => Tier::F16,
+            _ => Tier::Baseline,
+        }
+    }
+
+    /// Driver name and version as one text.
+    pub fn driver(&self) -> String {
+        format!("{} {}", self.info.driver, self.info.driver_info)
+            .trim()
+            .to_string()
+    }
+
+    /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
+    pub fn type_name(&self) -> &'static str {
+        match self.info.device_type {
+            wgpu::DeviceType::DiscreteGpu => "discrete",
+            wgpu::DeviceType::IntegratedGpu => "integrated",
+            wgpu::DeviceType::VirtualGpu => "virtual",
+            wgpu::DeviceType::Cpu => "cpu",
+            wgpu::DeviceType::Other => "other",
+        }
+    }
+
+    /// A first guess of what the adapter does in a second, (operations, bytes), from its type alone. Deliberately low:
+    /// too short a submit costs microseconds, too long a one costs the device. Measured submits correct it.
+    pub(super) fn guessed_rates(&self) -> (f64, f64) {
+        match self.info.device_type {
+            wgpu::DeviceType::DiscreteGpu => (1e12, 1e11),
+            wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::VirtualGpu => (1e11, 1e10),
+            wgpu::DeviceType::Cpu | wgpu::DeviceType::Other => (2e9, 2e9),
+        }
+    }
+}
+
+const NATIVE: wgpu::Backends = wgpu::Backends::VULKAN
+    .union(wgpu::Backends::METAL)
+    .union(wgpu::Backends::DX12);
+
+/// All adapters of the machine that match, best first: real GPUs before software, Vulkan, Metal and DX12 before GL.
+pub fn adapters(selector: &Selector) -> Vec<Adapter> {
+    let all = NATIVE.union(wgpu::Backends::GL);
+    adapters_of(selector.backend.map_or(all, wgpu::Backends::from), selector)
+}
+
+fn adapters_of(backends: wgpu::Backends, selector: &Selector) -> Vec<Adapter> {
+    let descriptor = wgpu::InstanceDescriptor {
+        backends,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    };
+    let instance = wgpu::Instance::new(descriptor);
+    let wanted = selector.name.as_ref().map(|name| name.to_lowercase());
+    let mut found: Vec<Adapter> = pollster::block_on(instance.enumerate_adapters(backends))
+        .into_iter()
+        .map(|adapter| Adapter::new(adapter, &instance))
+        .filter(|a| {
+            wanted
+                .as_ref()
+                .is_none_or(|name| a.info.name.to_lowercase().contains(name))
+        })
+        .collect();
+    let rank = |adapter: &Adapter| {
+        let kind = match adapter.info.device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        };
+        (kind, adapter.info.backend == wgpu::Backend::Gl)
+    };
+    found.sort_by_key(rank);
+    found
+}
+
+/// The best adapter that matches, or the reason there is none.
+pub fn choose(selector: &Selector) -> Result<Adapter> {
+    // GL only where nothing else is: asking it starts a display library, which may complain on a machine without one.
+    let native = match selector.backend {
+        None => adapters_of(NATIVE, selector),
+        Some(_) => Vec::new(),
+    };
+    let found = native
+        .into_iter()
+        .next()
+        .or_else(|| adapters(selector).into_iter().next());
+    found.ok_or_else(|| {
+        let all = adapters(&Selector::default());
+        let found = if all.is_empty() {
+            "none is installed (on Debian `apt-get install mesa-vulkan-drivers` gives a software one; or use --device cpu)"
+                .to_string()
+        } else {
+            let names: Vec<_> =
+                all.iter().map(|a| format!("{} ({})", a.info.name, backend_name(a.info.backend))).collect();
+            format!("this machine has {}", names.join(", "))
+        };
+        Error::NoAdapter { wanted: selector.describe(), found }
+    })
+}
+
+/// How long a wait for the device may take before it counts as lost.
+pub(super) const DEVICE_TIMEOUT: Duration = Duration::from_secs(120);

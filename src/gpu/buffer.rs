@@ -1,0 +1,162 @@
+//! Buffers counted against a budget, reused through a pool, and staged uploads.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// Bytes are rounded up to this before allocation, so that buffers of nearly equal size can take each other's place.
+const GRANULE: u64 = 256;
+
+/// What has been allocated, and the free buffers kept for reuse.
+#[derive(Debug)]
+pub(super) struct Pool {
+    state: Mutex<PoolState>,
+    budget: u64,
+}
+
+#[derive(Debug, Default)]
+struct PoolState {
+    used: u64,
+    peak: u64,
+    idle: u64,
+    free: HashMap<u64, Vec<wgpu::Buffer>>,
+}
+
+/// Usages of every tensor buffer.
+const TENSOR_USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
+    .union(wgpu::BufferUsages::COPY_SRC)
+    .union(wgpu::BufferUsages::COPY_DST);
+
+impl Pool {
+    pub(super) fn new(budget: u64) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            budget,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
+        // Counters stay consistent even if a thread panicked while holding them: every update is one addition.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes in use now and the most there ever were.
+    pub(super) fn usage(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.used, state.peak)
+    }
+
+    /// A buffer of at least `bytes`. Work already recorded may still use a reused buffer's old contents: the queue runs
+    /// in order, so that is no race.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        device: &wgpu::Device,
+        bytes: u64,
+        what: &str,
+    ) -> Result<Buffer> {
+        let size = bytes.max(4).next_multiple_of(GRANULE);
+        let limit = device.limits().max_buffer_size;
+        let refuse = |used: u64| Error::OutOfMemory {
+            what: what.to_string(),
+            bytes,
+            used,
+            budget: self.budget,
+        };
+        if size > limit {
+            return Err(Error::OutOfMemory {
+                what: what.to_string(),
+                bytes,
+                used: 0,
+                budget: limit,
+            });
+        }
+        let reused = {
+            let mut state = self.lock();
+            if state.used + size > self.budget {
+                return Err(refuse(state.used));
+            }
+            if state.used + state.idle + size > self.budget {
+                state.free.clear();
+                state.idle = 0;
+            }
+            let reused = state.free.get_mut(&size).and_then(Vec::pop);
+            state.idle -= if reused.is_some() { size } else { 0 };
+            state.used += size;
+            state.peak = state.peak.max(state.used);
+            reused
+        };
+        let inner = match reused {
+            Some(buffer) => buffer,
+            None => create(device, size).map_err(|_| {
+                let mut state = self.lock();
+                state.used -= size;
+                refuse(state.used)
+            })?,
+        };
+        Ok(Buffer {
+            inner: Some(inner),
+            bytes,
+            size,
+            pool: Arc::clone(self),
+        })
+    }
+}
+
+fn create(device: &wgpu::Device, size: u64) -> Result<wgpu::Buffer, wgpu::Error> {
+    let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let descriptor = wgpu::BufferDescriptor {
+        label: None,
+        size,
+        usage: TENSOR_USAGE,
+        mapped_at_creation: false,
+    };
+    let buffer = device.create_buffer(&descriptor);
+    match pollster::block_on(scope.pop()) {
+        None => Ok(buffer),
+        Some(error) => Err(error),
+    }
+}
+
+/// A storage buffer that returns to its pool when dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    inner: Option<wgpu::Buffer>,
+    bytes: u64,
+    size: u64,
+    pool: Arc<Pool>,
+}
+
+impl Buffer {
+    /// Bytes asked for; the allocation may be larger.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn raw(&self) -> &wgpu::Buffer {
+        self.inner
+            .as_ref()
+            .expect("a buffer holds its allocation until it is dropped")
+    }
+
+    /// The part that kernels see: what was asked for, rounded up to a word.
+    pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
+        let size = wgpu::BufferSize::new(self.bytes.max(4).next_multiple_of(4));
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: self.raw(),
+            offset: 0,
+            size,
+        })
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.inner.take() {
+            let mut state = self.pool.lock();
+            state.used -= self.size;
+            state.idle += self.size;
+            state.free.entry(self.size).or_default().push(buffer);
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! `attention/causal`: softmax(q k^T * scale) v over the keys up to each token's own position, with grouped key-value
+//! heads (Ainslie et al. 2023): query head h reads key-value head h / (heads / kv_heads). The softmax runs along the
+//! keys with a running maximum (Milakov and Gimelshein 2018), so no score matrix is stored.
+
+use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
+
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
+    Variant, View, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::kernels::bounds::{U, gamma, storing};
+use crate::tensor::DType;
+
+/// The largest head that the shader's workgroup memory holds.
+pub const MAX_HEAD_DIM: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    tokens: u32,
+    token_start: u32,
+    tokens_per_sequence: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    capacity: u32,
+    scale: f32,
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "attention/causal",
+    source: include_str!("../../../shaders/attention/causal.wgsl"),
+    bindings: &[
+        binding("query", Access::Read, Element::Activation),
+        binding("key", Access::Read, Element::Activation),
+        binding("value", Access::Read, Element::Activation),
+        binding("past", Access::Read, Element::Is(DType::U32)),
+        binding("result", Access::ReadWrite, Element::Activation),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 64.0)],
+    variants,
+    groups: |args| {
+        let p: Params = args.parameters();
+        fold(p.tokens as usize * p.heads as usize)
+    },
+    cost,
+    reference,
+    cpu: Some(cpu),
+    cases,
+};
+
+/// Heads and sizes of an attention layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Query heads.
+    pub query: usize,
+    /// Key and value heads; divides the query heads.
+    pub kv: usize,
+    /// Columns of one head, at most [`MAX_HEAD_DIM`].
+    pub dim: usize,
+}
+
+/// Attention of `query`, (tokens, heads, head_dim), over caches of (sequences, capacity, kv_heads, head_dim) that hold
+/// the new tokens already. `past`: tokens each sequence held before them.
+pub fn causal(
+    device: &Device,
+    query: &Tensor,
+    (key, value): (&Tensor, &Tensor),
+    past: &Tensor,
+    heads: Heads,
+    capacity: usize,
+) -> Result<Tensor> {
+    let tokens = query.shape()[0];
+    let result = device.allocate(query.dtype(), query.shape(), "attention")?;
+    // No token sees more keys than the cache holds.
+    let each = 4.0 * (heads.query * heads.dim * capacity) as f64;
+    let step = ((device.call_limit().operations / each) as usize).max(1);
+    for start in (0..tokens).step_by(step) {
+        let params = Params {
+            tokens: step.min(tokens - start) as u32,
+            token_start: start as u32,
+            tokens_per_sequence: (tokens / past.len()) as u32,
+            heads: heads.query as u32,
+            kv_heads: heads.kv as u32,
+            head_dim: heads.dim as u32,
+            capacity: capacity as u32,
+            scale: 1.0 / (heads.dim as f32).sqrt(),
+        };
+        device.run(&Call {
+            kernel: &KERNEL,
+            variant: Variant {
+                activation: query.dtype(),
+                output: query.dtype(),
+                subgroups: device.capabilities().subgroups,
+                ..Variant::BASELINE
+            },
+            parameters: bytemuck::bytes_of(&params),
+            tensors: &[query, key, value, past, &result],
+        })?;
+    }
+    Ok(result)
+}
+
+fn variants() -> Vec<Variant> {
+    let mut variants = Vec::new();
+    for dtype in [DType::F32, DType::F16] {
+        for subgroups in [false, true] {
+            variants.push(Variant {
+                activation: dtype,
+                output: dtype,
+                subgroups,
+                ..Variant::BASELINE
+            });
+        }
+    }
+    variants
+}
+
+fn cost(args: &Args<'_>) -> Cost {
+    let p: Params = args.parameters();
+    let keys = f64::from(p.tokens) * f64::from(p.capacity) / 2.0;
+    let operations = 4.0 * keys * f64::from(p.heads) * f64::from(p.head_dim);
+    Cost {
+        operations,
+        bytes: operations / 8.0,
+    }
+}
+
+/// One head of one token: where it is and what it sees.
+struct Place {
+    query: usize,
+    cache: usize,
+    pitch: usize,
+    keys: usize,
+}
+
+fn place(p: &Params, past: &[u32], index: usize) -> Place {
+    let (heads, kv_heads, head_dim) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
+    let token = p.token_start as usize + index / heads;
+    let head = index % heads;
+    let (sequence, order) = (
+        token / p.tokens_per_sequence as usize,
+        token % p.tokens_per_sequence as usize,
+    );
+    let pitch = kv_heads * head_dim;
+    Place {
+        query: (token * heads + head) * head_dim,
+        cache: sequence * p.capacity as usize * pitch + head / (heads / kv_heads) * head_dim,
+        pitch,
+        keys: past[sequence] as usize + order + 1,
+    }
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let (query, key, value) = (args.tensors[0], args.tensors[1], args.tensors[2]);
+    let past = args.tensors[3].u32s();
+    let head_dim = p.head_dim as usize;
+    let lines: Vec<(usize, Vec<(f64, f64)>)> = (0..p.tokens as usize * p.heads as usize)
+        .into_par_iter()
+        .map(|index| {
+            let place = place(&p, past, index);
+            (
+                place.query,
+                head_reference(
+                    &place,
+                    head_dim,
+                    f64::from(p.scale),
+                    [query, key, value],
+                    args.variant,
+                ),
+            )
+        })
+        .collect();
+    let mut expected = Expected::exact(args.tensors[4].to_f64());
+    for (start, line) in lines {
+        for (column, (value, bound)) in line.into_iter().enumerate() {
+            expected.values[start + column] = value;
+            expected.bounds[start + column] = bound;
+        }
+    }
+    vec![expected]
+}
+
+/// The weighted sum of one head, with bounds.
+///
+/// An error d in a score changes its weight by a factor exp(d), and exp itself is off by (3 + 2 |x|) ulp; the weights'
+/// errors reach the result through sum(weight * |value|), once in the sum and once in the total that divides it.
+fn head_reference(
+    place: &Place,
+    head_dim: usize,
+    scale: f64,
+    [query, key, value]: [View<'_>; 3],
+    variant: &Variant,
+) -> Vec<(f64, f64)> {
+    let mut scores = Vec::with_capacity(place.keys);
+    let mut score_error = 0.0f64;
+    for index in 0..place.keys {
+        let (mut score, mut magnitude) = (0.0, 0.0);
+        for column in 0..head_dim {
+            let product = query.get(place.query + column)
+                * scale
+                * key.get(place.cache + index * place.pitch + column);
+            score += product;
+            magnitude += product.abs();
+        }
+        scores.push(score);
+        score_error = score_error.max(gamma(head_dim + 2) * magnitude);
+    }
+    let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|score| (score - maximum).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let range = scores
+        .iter()
+        .map(|score| maximum - score)
+        .fold(0.0, f64::max)
+        .min(100.0);
+    let relative =
+        2.0 * (2.0 * score_error + (8.0 + 6.0 * range) * U) + 2.0 * gamma(place.keys + 8);
+    (0..head_dim)
+        .map(|column| {
+            let (mut sum, mut magnitude) = (0.0, 0.0);
+            for (index, weight) in weights.iter().enumerate() {
+                let product =
+                    weight / total * value.get(place.cache + index * place.pitch + column);
+                sum += product;
+                magnitude += product.abs();
+            }
+            (sum, relative * magnitude + storing(variant.activation, sum))
+        })
+        .collect()
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let head_dim = p.head_dim as usize;
+    let (query, key, value) = (
+        args.tensors[0].to_f32(),
+        args.tensors[1].to_f32(),
+        args.tensors[2].to_f32(),
+    );
+    let past = args.tensors[3].u32s();
+    let lines: Vec<(usize, Vec<f32>)> = (0..p.tokens as usize * p.heads as usize)
+        .into_par_iter()
+        .map(|index| {
+            let place = place(&p, past, index);
+            let head = &query[place.query..place.query + head_dim];
+            let row = |index: usize| {
+                place.cache + index * place.pitch..place.cache + index * place.pitch + head_dim
+            };
+            let mut scores: Vec<f32> = (0..place.keys)
+                .map(|index| {
+                    head.iter()
+                        .zip(&key[row(index)])
+                        .map(|(q, k)| q * k)
+                        .sum::<f32>()
+                        * p.scale
+                })
+                .collect();
+            let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            scores
+                .iter_mut()
+                .for_each(|score| *score = (*score - maximum).exp());
+            let total: f32 = scores.iter().sum();
+            let mut sums = vec![0.0; head_dim];
+            for (index, weight) in scores.iter().enumerate() {
+                sums.iter_mut()
+                    .zip(&value[row(index)])
+                    .for_each(|(sum, v)| *sum += weight * v);
+            }
+            sums.iter_mut().for_each(|sum| *sum /= total);
+            (place.query, sums)
+        })
+        .collect();
+    for (start, line) in lines {
+        outputs.store(0, start, &line);
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |sequences: usize, each: usize, heads: Heads, past: u32, note: &'static str| {
+        let Heads { query, kv, dim } = heads;
+        let label = format!(
+            "sequences={sequences},tokens={each},heads={query}/{kv},head_dim={dim},past={past}{note}"
+        );
+        Case::new(label, move |variant: &Variant| {
+            let mut random = Random::new(6);
+            let tokens = sequences * each;
+            let capacity = past as usize + each + sequences + 3;
+            let past: Vec<u32> = (0..sequences as u32).map(|s| past + s).collect();
+            let skip = usize::from(note == ",window");
+            let params = Params {
+                tokens: (tokens - 2 * skip) as u32,
+                token_start: skip as u32,
+                tokens_per_sequence: each as u32,
+                heads: query as u32,
+                kv_heads: kv as u32,
+                head_dim: dim as u32,
+                capacity: capacity as u32,
+                scale: 1.0 / (dim as f32).sqrt(),
+            };
+            let (width, pitch) = (query * dim, kv * dim);
+            let rows = sequences * capacity;
+            let mut q = random.values(tokens * width, 3.0);
+            match note {
+                ",large" => q.iter_mut().for_each(|v| *v *= 60.0),
+                ",zeros" => q.fill(0.0),
+                ",nan" => q[0] = f32::NAN,
+                _ => {}
+            }
+            let dtype = variant.activation;
+            CaseData {
+                parameters: bytemuck::bytes_of(&params).to_vec(),
+                tensors: vec![
+                    HostTensor::from_f32(dtype, &[tokens, width], &q),
+                    HostTensor::from_f32(dtype, &[rows, pitch], &random.values(rows * pitch, 1.0)),
+                    HostTensor::from_f32(dtype, &[rows, pitch], &random.values(rows * pitch, 1.0)),
+                    HostTensor::from_u32(&[sequences], &past),
+                    HostTensor::from_f32(
+                        dtype,
+                        &[tokens, width],
+                        &random.values(tokens * width, 1.0),
+                    ),
+                ],
+            }
+        })
+    };
+    let heads = |query, kv, dim| Heads { query, kv, dim };
+    vec![
+        case(2, 5, heads(4, 2, 16), 0, ""),
+        case(2, 1, heads(9, 3, 64), 130, ""),
+        case(1, 70, heads(3, 1, 10), 0, ""),
+        case(1, 1, heads(1, 1, 2), 0, ""),
+        case(1, 3, heads(2, 2, 256), 61, ""),
+        case(1, 9, heads(2, 1, 8), 3, ",window"),
+        case(1, 4, heads(2, 1, 32), 60, ",large"),
+        case(1, 4, heads(2, 1, 32), 60, ",zeros"),
+        case(1, 2, heads(2, 1, 8), 3, ",nan"),
+    ]
+}

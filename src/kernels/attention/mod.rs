@@ -1,0 +1,3 @@
+//! Attention.
+
+pub mod causal;

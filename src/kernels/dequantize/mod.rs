@@ -1,0 +1,3 @@
+//! From codes back to numbers.
+
+pub mod rows;

@@ -1,0 +1,123 @@
+//! `dequantize/rows`: a packed matrix as plain f32, exact.
+
+use bytemuck::{Pod, Zeroable};
+use glam::UVec3;
+
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Chunk, Device, Element, HostTensor, Kernel, Layout, Random, Tensor,
+    Variant, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::kernels::weights;
+use crate::tensor::{DType, WHOLE_ROW, WeightFormat};
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    columns: u32,
+    layout: Layout,
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "dequantize/rows",
+    source: include_str!("../../../shaders/dequantize/rows.wgsl"),
+    bindings: &[
+        binding("codes", Access::Read, Element::Is(DType::U32)),
+        binding("scales", Access::Read, Element::Is(DType::U32)),
+        binding("result", Access::Write, Element::Is(DType::F32)),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 64.0)],
+    variants: weights::one_per_type,
+    groups,
+    cost: |args| {
+        let p: Params = args.parameters();
+        let values = f64::from(p.rows) * f64::from(p.columns);
+        let words = f64::from(p.rows) * f64::from(p.layout.code_words + p.layout.scale_words);
+        Cost {
+            operations: 2.0 * values,
+            bytes: 4.0 * (values + words),
+        }
+    },
+    reference,
+    cpu: None,
+    cases,
+};
+
+/// The rows of one chunk of a matrix, f32 of (rows, columns).
+pub fn rows(
+    device: &Device,
+    chunk: &Chunk,
+    format: WeightFormat,
+    columns: usize,
+) -> Result<Tensor> {
+    let result = device.allocate(DType::F32, &[chunk.rows, columns], "dequantized rows")?;
+    let layout = Layout::new(format, columns);
+    let params = Params {
+        rows: chunk.rows as u32,
+        columns: columns as u32,
+        layout,
+    };
+    device.run(&Call {
+        kernel: &KERNEL,
+        variant: weights::variant(format.ty),
+        parameters: bytemuck::bytes_of(&params),
+        tensors: &[&chunk.codes, &chunk.scales, &result],
+    })?;
+    Ok(result)
+}
+
+fn groups(args: &Args<'_>) -> UVec3 {
+    let p: Params = args.parameters();
+    fold((p.rows as usize * p.columns.div_ceil(4) as usize).div_ceil(64))
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let packed = weights::packed(args, 0, 1, p.rows as usize, p.columns as usize, p.layout);
+    let mut values = Vec::with_capacity(packed.rows * packed.columns);
+    for row in 0..packed.rows {
+        for column in 0..packed.columns {
+            values.push(f64::from(packed.value(row, column)));
+        }
+    }
+    vec![Expected::exact(values)]
+}
+
+fn cases() -> Vec<Case> {
+    let case = |rows: usize, columns: usize, group: u32, note: &'static str| {
+        let label = format!("rows={rows},columns={columns},group={group}{note}");
+        Case::new(label, move |variant: &Variant| {
+            let mut random = Random::new(10);
+            let mut packed = weights::random(&mut random, variant, rows, columns, group);
+            if note == ",zeros" {
+                packed.codes.fill(0);
+                packed.scales.fill(0);
+            }
+            let params = Params {
+                rows: rows as u32,
+                columns: columns as u32,
+                layout: Layout::new(packed.format, columns),
+            };
+            let [codes, scales] = weights::host(&packed);
+            CaseData {
+                parameters: bytemuck::bytes_of(&params).to_vec(),
+                tensors: vec![
+                    codes,
+                    scales,
+                    HostTensor::zeros(DType::F32, &[rows, columns]),
+                ],
+            }
+        })
+    };
+    vec![
+        case(7, 97, WHOLE_ROW, ""),
+        case(5, 100, 16, ""),
+        case(3, 576, 128, ""),
+        case(2, 64, 32, ",zeros"),
+    ]
+}

@@ -1,0 +1,3 @@
+//! Embedding tables.
+
+pub mod gather;

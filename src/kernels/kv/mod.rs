@@ -1,0 +1,3 @@
+//! The key-value cache.
+
+pub mod append;

@@ -1,0 +1,169 @@
+//! `loss/logsumexp`: for each row of logits, log(sum(exp(logits))) and the target's logit. Their difference is the
+//! negative log-likelihood of the target. The rows of a call are as many as one binding holds.
+
+use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
+
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
+    Variant, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::kernels::bounds::{U, gamma, storing};
+use crate::tensor::DType;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    columns: u32,
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "loss/logsumexp",
+    source: include_str!("../../../shaders/loss/logsumexp.wgsl"),
+    bindings: &[
+        binding("logits", Access::Read, Element::Is(DType::F32)),
+        binding("targets", Access::Read, Element::Is(DType::U32)),
+        binding("lse", Access::Write, Element::Is(DType::F32)),
+        binding("picked", Access::Write, Element::Is(DType::F32)),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 256.0)],
+    variants: || {
+        vec![
+            Variant::BASELINE,
+            Variant {
+                subgroups: true,
+                ..Variant::BASELINE
+            },
+        ]
+    },
+    groups: |args| fold(args.tensors[1].len()),
+    cost: |args| {
+        let values = args.tensors[0].len() as f64;
+        Cost {
+            operations: 6.0 * values,
+            bytes: 8.0 * values,
+        }
+    },
+    reference,
+    cpu: Some(cpu),
+    cases,
+};
+
+/// For `logits` of (rows, columns) and one target column per row: (log-sum-exp, target logit), f32 of (rows) each.
+pub fn logsumexp(device: &Device, logits: &Tensor, targets: &Tensor) -> Result<(Tensor, Tensor)> {
+    let rows = targets.len();
+    let lse = device.allocate(DType::F32, &[rows], "log-sum-exp")?;
+    let picked = device.allocate(DType::F32, &[rows], "target logits")?;
+    let params = Params {
+        rows: rows as u32,
+        columns: (logits.len() / rows) as u32,
+    };
+    device.run(&Call {
+        kernel: &KERNEL,
+        variant: Variant {
+            subgroups: device.capabilities().subgroups,
+            ..Variant::BASELINE
+        },
+        parameters: bytemuck::bytes_of(&params),
+        tensors: &[logits, targets, &lse, &picked],
+    })?;
+    Ok((lse, picked))
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let columns = p.columns as usize;
+    let (mut lse, mut picked) = (Expected::default(), Expected::default());
+    for (row, target) in args.tensors[1].u32s().iter().enumerate() {
+        let line: Vec<f64> = (0..columns)
+            .map(|column| args.tensors[0].get(row * columns + column))
+            .collect();
+        let maximum = line.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = line.iter().map(|logit| (logit - maximum).exp()).sum();
+        let value = maximum + sum.ln();
+        // Each term's exp is off by (3 + 2 |x|) ulp, and its argument by half an ulp of the larger logit.
+        let weighted: f64 = line
+            .iter()
+            .map(|logit| (logit - maximum).exp() * (8.0 + 6.0 * (maximum - logit).min(100.0)) * U)
+            .sum();
+        let log = f64::powi(2.0, -21).max(6.0 * U * sum.ln().abs());
+        let bound = weighted / sum
+            + gamma(columns)
+            + log
+            + storing(DType::F32, value)
+            + 2.0 * U * maximum.abs();
+        lse.push(value, bound);
+        picked.push(line[*target as usize], 0.0);
+    }
+    vec![lse, picked]
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let columns = p.columns as usize;
+    let logits = args.tensors[0].to_f32();
+    let lse: Vec<f32> = logits
+        .par_chunks(columns)
+        .map(|line| {
+            let maximum = line.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            maximum
+                + line
+                    .iter()
+                    .map(|logit| f64::from((logit - maximum).exp()))
+                    .sum::<f64>()
+                    .ln() as f32
+        })
+        .collect();
+    let targets = args.tensors[1].u32s().iter().enumerate();
+    let picked: Vec<f32> = targets
+        .map(|(row, target)| logits[row * columns + *target as usize])
+        .collect();
+    outputs.store(0, 0, &lse);
+    outputs.store(1, 0, &picked);
+}
+
+fn cases() -> Vec<Case> {
+    let case = |rows: usize, columns: usize, scale: f32, note: &'static str| {
+        let label = format!("rows={rows},columns={columns},scale={scale}{note}");
+        Case::new(label, move |_: &Variant| {
+            let mut random = Random::new(9);
+            let mut logits = random.values(rows * columns, scale);
+            match note {
+                ",zeros" => logits.fill(0.0),
+                ",infinity" => logits[columns / 2] = f32::NEG_INFINITY,
+                ",nan" => logits[columns - 1] = f32::NAN,
+                _ => {}
+            }
+            let targets: Vec<u32> = (0..rows).map(|_| random.below(columns as u32)).collect();
+            let params = Params {
+                rows: rows as u32,
+                columns: columns as u32,
+            };
+            CaseData {
+                parameters: bytemuck::bytes_of(&params).to_vec(),
+                tensors: vec![
+                    HostTensor::from_f32(DType::F32, &[rows, columns], &logits),
+                    HostTensor::from_u32(&[rows], &targets),
+                    HostTensor::zeros(DType::F32, &[rows]),
+                    HostTensor::zeros(DType::F32, &[rows]),
+                ],
+            }
+        })
+    };
+    vec![
+        case(3, 101, 5.0, ""),
+        case(2, 49_152, 20.0, ""),
+        case(1, 1, 3.0, ""),
+        case(4, 300, 1000.0, ""),
+        case(2, 4096, 1.0, ",zeros"),
+        case(2, 97, 1.0, ",infinity"),
+        case(2, 97, 1.0, ",nan"),
+        case(66_000, 3, 2.0, ""),
+    ]
+}

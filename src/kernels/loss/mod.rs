@@ -1,0 +1,3 @@
+//! Losses over the vocabulary.
+
+pub mod logsumexp;

@@ -1,0 +1,82 @@
+//! `matmul/matvec`: the product with few tokens, bound by reading the weight once.
+
+use glam::UVec3;
+
+use super::{Params, cost, cpu, noted, plain, reference, typed_variants};
+use crate::device::{Args, Case, Kernel, Variant, fold};
+use crate::tensor::WHOLE_ROW;
+
+/// One token per workgroup.
+pub(super) const ONE: &[(&str, u32)] = &[("TOKENS", 1)];
+/// Four tokens per workgroup.
+pub(super) const FOUR: &[(&str, u32)] = &[("TOKENS", 4)];
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "matmul/matvec",
+    source: include_str!("../../../shaders/matmul/matvec.wgsl"),
+    bindings: super::BINDINGS,
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 64.0)],
+    variants,
+    groups,
+    cost,
+    reference,
+    cpu: Some(cpu),
+    cases,
+};
+
+fn groups(args: &Args<'_>) -> UVec3 {
+    let p: Params = args.parameters();
+    let block = args
+        .variant
+        .constants
+        .iter()
+        .find(|(name, _)| *name == "TOKENS")
+        .map_or(1, |(_, value)| *value);
+    fold(p.rows as usize * p.tokens.div_ceil(block) as usize)
+}
+
+fn variants() -> Vec<Variant> {
+    let mut variants = Vec::new();
+    for base in typed_variants() {
+        variants.push(Variant {
+            constants: ONE,
+            subgroups: true,
+            ..base.clone()
+        });
+        variants.push(Variant {
+            constants: FOUR,
+            ..base
+        });
+    }
+    // The rest of the combinations for one type.
+    let base = typed_variants().remove(0);
+    variants.push(Variant {
+        constants: ONE,
+        ..base.clone()
+    });
+    variants.push(Variant {
+        constants: FOUR,
+        subgroups: true,
+        ..base
+    });
+    variants
+}
+
+fn cases() -> Vec<Case> {
+    let extremes = |variant: &Variant| variant.weight.is_some_and(|weight| weight.bits >= 16);
+    vec![
+        plain(5, 97, 1, WHOLE_ROW),
+        plain(3, 576, 3, 32),
+        plain(2, 4096, 1, 128),
+        plain(1, 16, 8, 16),
+        noted(",window", 5),
+        noted(",bias", 2),
+        noted(",infinity", 1).only(extremes),
+        noted(",nan", 1).only(extremes),
+        noted(",zeros", 1).only(extremes),
+        plain(70_001, 4, 1, WHOLE_ROW)
+            .only(|variant| variant.weight.is_some_and(|weight| weight.name == "f16")),
+    ]
+}

@@ -1,0 +1,351 @@
+//! Matrix products: result[t, r] = sum_c x[t, c] * weight[r, c] (+ bias[r]), accumulated in f32.
+//!
+//! One family of kernels over the same bindings. [`linear`] chooses among them and cuts long work along tokens.
+
+pub mod matvec;
+pub mod tiled;
+
+use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
+
+use crate::compare::Expected;
+use crate::device::{
+    Args, Binding, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Layout, Matrix,
+    Outputs, Random, Tensor, Variant, binding,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::kernels::bounds::{gamma, storing};
+use crate::kernels::weights;
+use crate::tensor::{DType, WEIGHT_TYPES, WHOLE_ROW};
+
+/// Parameters of every kernel of the family.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    columns: u32,
+    tokens: u32,
+    token_start: u32,
+    out_stride: u32,
+    out_offset: u32,
+    has_bias: u32,
+    layout: Layout,
+}
+
+const BINDINGS: &[Binding] = &[
+    binding("x", Access::Read, Element::Activation),
+    binding("codes", Access::Read, Element::Is(DType::U32)),
+    binding("scales", Access::Read, Element::Is(DType::U32)),
+    binding("bias", Access::Read, Element::Is(DType::F32)),
+    binding("result", Access::ReadWrite, Element::Output),
+];
+
+/// Up to this many tokens, reading the weight is what takes the time.
+const FEW_TOKENS: usize = 8;
+
+/// The product of `x`, (tokens, columns), with a weight of (rows, columns): (tokens, rows) in type `output`.
+pub fn linear(
+    device: &Device,
+    x: &Tensor,
+    weight: &Matrix,
+    bias: Option<&Tensor>,
+    output: DType,
+) -> Result<Tensor> {
+    let columns = weight.columns();
+    let tokens = x.len() / columns;
+    let result = device.allocate(output, &[tokens, weight.rows()], "a product")?;
+    let unused;
+    let bias_tensor = match bias {
+        Some(bias) => bias,
+        None => {
+            unused = device.allocate(DType::F32, &[1], "an unused bias")?;
+            &unused
+        }
+    };
+    for chunk in weight.chunks() {
+        let step = tokens_per_call(device, chunk.rows, columns);
+        for start in (0..tokens).step_by(step) {
+            let count = step.min(tokens - start);
+            let params = Params {
+                rows: chunk.rows as u32,
+                columns: columns as u32,
+                tokens: count as u32,
+                token_start: start as u32,
+                out_stride: weight.rows() as u32,
+                out_offset: chunk.start as u32,
+                has_bias: u32::from(bias.is_some()),
+                layout: weight.layout(),
+            };
+            let (kernel, variant) = choose(device, x.dtype(), output, weight, count);
+            device.run(&Call {
+                kernel,
+                variant,
+                parameters: bytemuck::bytes_of(&params),
+                tensors: &[x, &chunk.codes, &chunk.scales, bias_tensor, &result],
+            })?;
+        }
+    }
+    Ok(result)
+}
+
+/// Tokens that one call may take so that it stays within the device's limit; a multiple of a tile where possible.
+fn tokens_per_call(device: &Device, rows: usize, columns: usize) -> usize {
+    let each = 2.0 * rows as f64 * columns as f64;
+    let fit = (device.call_limit().operations / each) as usize;
+    if fit > 64 { fit / 64 * 64 } else { fit.max(1) }
+}
+
+fn choose(
+    device: &Device,
+    activation: DType,
+    output: DType,
+    weight: &Matrix,
+    tokens: usize,
+) -> (&'static Kernel, Variant) {
+    let weight = Some(weight.format().ty);
+    let variant = Variant {
+        activation,
+        output,
+        weight,
+        ..Variant::BASELINE
+    };
+    if tokens > FEW_TOKENS {
+        return (&tiled::KERNEL, variant);
+    }
+    let constants = if tokens == 1 {
+        matvec::ONE
+    } else {
+        matvec::FOUR
+    };
+    let subgroups = device.capabilities().subgroups;
+    (
+        &matvec::KERNEL,
+        Variant {
+            subgroups,
+            constants,
+            ..variant
+        },
+    )
+}
+
+/// Every weight type in f32, and three of them in the other combinations of activation and output.
+fn typed_variants() -> Vec<Variant> {
+    let mut variants = weights::one_per_type();
+    for weight in [WEIGHT_TYPES[1], WEIGHT_TYPES[12], WEIGHT_TYPES[14]] {
+        for (activation, output) in [(DType::F16, DType::F16), (DType::F16, DType::F32)] {
+            variants.push(Variant {
+                activation,
+                output,
+                ..weights::variant(weight)
+            });
+        }
+    }
+    variants
+}
+
+fn cost(args: &Args<'_>) -> Cost {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (f64::from(p.rows), f64::from(p.columns), f64::from(p.tokens));
+    let weight = 4.0 * rows * f64::from(p.layout.code_words + p.layout.scale_words);
+    let activations = args.tensors[0].dtype.size() as f64 * tokens * columns;
+    let results = args.tensors[4].dtype.size() as f64 * tokens * rows;
+    Cost {
+        operations: 2.0 * rows * columns * tokens,
+        bytes: weight + activations + results,
+    }
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
+    let weight = weights::packed(args, 1, 2, rows, columns, p.layout);
+    let bias = args.tensors[3].to_f64();
+    // (columns, tokens): each product is still summed in plain order over the columns.
+    let mut x = vec![0.0; columns * tokens];
+    for token in 0..tokens {
+        for column in 0..columns {
+            x[column * tokens + token] =
+                args.tensors[0].get((p.token_start as usize + token) * columns + column);
+        }
+    }
+    let lines: Vec<(Vec<f64>, Vec<f64>)> = (0..rows)
+        .into_par_iter()
+        .map(|row| {
+            let mut line = vec![0.0f32; columns];
+            weight.decode_row(row, &mut line);
+            let (mut sums, mut magnitudes) = (vec![0.0; tokens], vec![0.0; tokens]);
+            for (weight, x) in line.iter().zip(x.chunks_exact(tokens)) {
+                let weight = f64::from(*weight);
+                for ((sum, magnitude), x) in sums.iter_mut().zip(&mut magnitudes).zip(x) {
+                    let product = weight * x;
+                    *sum += product;
+                    *magnitude += product.abs();
+                }
+            }
+            (sums, magnitudes)
+        })
+        .collect();
+    let mut expected = Expected::exact(args.tensors[4].to_f64());
+    let relative = gamma(columns + 1);
+    for (row, (sums, magnitudes)) in lines.iter().enumerate() {
+        let place = p.out_offset as usize + row;
+        let bias = if p.has_bias == 1 { bias[place] } else { 0.0 };
+        for token in 0..tokens {
+            let at = (p.token_start as usize + token) * p.out_stride as usize + place;
+            let value = sums[token] + bias;
+            expected.values[at] = value;
+            expected.bounds[at] =
+                relative * (magnitudes[token] + bias.abs()) + storing(args.variant.output, value);
+        }
+    }
+    vec![expected]
+}
+
+/// Rows that one task decodes and multiplies at a time: enough to reuse the activations, small enough for the cache.
+const ROW_BLOCK: usize = 64;
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
+    let x = args.tensors[0].load(p.token_start as usize * columns, tokens * columns);
+    let blocks: Vec<Vec<f32>> = (0..rows.div_ceil(ROW_BLOCK))
+        .into_par_iter()
+        .map(|block| {
+            let first = block * ROW_BLOCK;
+            let count = ROW_BLOCK.min(rows - first);
+            let mut weight = vec![0.0f32; count * columns];
+            for (offset, line) in weight.chunks_exact_mut(columns).enumerate() {
+                weights::decode_row(args, (1, 2), first + offset, p.layout, line);
+            }
+            multiply(&x, &weight, tokens, columns, count)
+        })
+        .collect();
+    let bias = args.tensors[3].to_f32();
+    for token in 0..tokens {
+        let line = (p.token_start as usize + token) * p.out_stride as usize + p.out_offset as usize;
+        for (block, values) in blocks.iter().enumerate() {
+            let count = ROW_BLOCK.min(rows - block * ROW_BLOCK);
+            let mut values = values[token * count..(token + 1) * count].to_vec();
+            if p.has_bias == 1 {
+                let first = p.out_offset as usize + block * ROW_BLOCK;
+                values
+                    .iter_mut()
+                    .zip(&bias[first..])
+                    .for_each(|(value, bias)| *value += bias);
+            }
+            outputs.store(0, line + block * ROW_BLOCK, &values);
+        }
+    }
+}
+
+/// `x` (tokens, columns) times the transpose of `weight` (rows, columns), in f32: (tokens, rows).
+fn multiply(x: &[f32], weight: &[f32], tokens: usize, columns: usize, rows: usize) -> Vec<f32> {
+    assert!(
+        x.len() == tokens * columns && weight.len() == rows * columns,
+        "operands have the shapes they say"
+    );
+    let mut result = vec![0.0; tokens * rows];
+    #[expect(unsafe_code, reason = "matrixmultiply takes raw pointers and strides")]
+    // SAFETY: the strides describe row-major matrices of exactly the lengths asserted above.
+    unsafe {
+        matrixmultiply::sgemm(
+            tokens,
+            columns,
+            rows,
+            1.0,
+            x.as_ptr(),
+            columns as isize,
+            1,
+            weight.as_ptr(),
+            1,
+            columns as isize,
+            0.0,
+            result.as_mut_ptr(),
+            rows as isize,
+            1,
+        );
+    }
+    result
+}
+
+struct Shape {
+    rows: usize,
+    columns: usize,
+    tokens: usize,
+    group: u32,
+    note: &'static str,
+}
+
+fn case(shape: Shape) -> Case {
+    let Shape {
+        rows,
+        columns,
+        tokens,
+        group,
+        note,
+    } = shape;
+    let label = format!("rows={rows},columns={columns},tokens={tokens},group={group}{note}");
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(3);
+        let packed = weights::random(&mut random, variant, rows, columns, group);
+        // A call covers a window of tokens and of result columns; what is outside must stay.
+        let (before, offset, stride) = if note == ",window" {
+            (2, 3, rows + 5)
+        } else {
+            (0, 0, rows)
+        };
+        let all = before + tokens + before;
+        let mut x = random.values(all * columns, 1.0);
+        match note {
+            ",infinity" => x[columns / 2] = f32::INFINITY,
+            ",nan" => x[columns - 1] = f32::NAN,
+            ",zeros" => x.fill(0.0),
+            _ => {}
+        }
+        let has_bias = u32::from(note == ",bias");
+        let bias = random.values(if has_bias == 1 { stride } else { 1 }, 1.0);
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+            tokens: tokens as u32,
+            token_start: before as u32,
+            out_stride: stride as u32,
+            out_offset: offset as u32,
+            has_bias,
+            layout: Layout::new(packed.format, columns),
+        };
+        let old = random.values(all * stride, 1.0);
+        let [codes, scales] = weights::host(&packed);
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(variant.activation, &[all, columns], &x),
+                codes,
+                scales,
+                HostTensor::from_f32(DType::F32, &[bias.len()], &bias),
+                HostTensor::from_f32(variant.output, &[all, stride], &old),
+            ],
+        }
+    })
+}
+
+fn plain(rows: usize, columns: usize, tokens: usize, group: u32) -> Case {
+    case(Shape {
+        rows,
+        columns,
+        tokens,
+        group,
+        note: "",
+    })
+}
+
+fn noted(note: &'static str, tokens: usize) -> Case {
+    case(Shape {
+        rows: 37,
+        columns: 64,
+        tokens,
+        group: WHOLE_ROW,
+        note,
+    })
+}

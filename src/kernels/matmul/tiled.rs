@@ -1,0 +1,46 @@
+//! `matmul/tiled`: the product with many tokens, f32 multiply-adds on tiles in workgroup memory. Runs everywhere.
+
+use glam::UVec3;
+
+use super::{Params, cost, cpu, noted, plain, reference, typed_variants};
+use crate::device::{Args, Case, Kernel, Variant, fold};
+use crate::tensor::WHOLE_ROW;
+
+/// Weight rows and tokens of one workgroup's tile, as in the shader.
+const TILE: u32 = 64;
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "matmul/tiled",
+    source: include_str!("../../../shaders/matmul/tiled.wgsl"),
+    bindings: super::BINDINGS,
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[],
+    variants: typed_variants,
+    groups,
+    cost,
+    reference,
+    cpu: Some(cpu),
+    cases,
+};
+
+fn groups(args: &Args<'_>) -> UVec3 {
+    let p: Params = args.parameters();
+    fold(p.rows.div_ceil(TILE) as usize * p.tokens.div_ceil(TILE) as usize)
+}
+
+fn cases() -> Vec<Case> {
+    let extremes = |variant: &Variant| variant.weight.is_some_and(|weight| weight.bits >= 16);
+    vec![
+        plain(65, 97, 67, WHOLE_ROW),
+        plain(64, 128, 64, 32),
+        plain(130, 36, 9, 16),
+        plain(3, 1000, 70, 64),
+        plain(1, 4, 1, WHOLE_ROW),
+        noted(",window", 70),
+        noted(",bias", 33),
+        noted(",infinity", 20).only(extremes),
+        noted(",nan", 20).only(extremes),
+        noted(",zeros", 20).only(extremes),
+    ]
+}

@@ -1,0 +1,37 @@
+//! One file per kernel: formula and source, parameters, typed call, CPU reference, cases. The path is the name.
+//!
+//! A new kernel is a shader, a file here and a line in [`TABLE`]; tests, benches, `verify` and `bench` walk the table.
+
+pub mod attention;
+pub mod bounds;
+pub mod dequantize;
+pub mod embed;
+pub mod gate;
+pub mod kv;
+pub mod loss;
+pub mod matmul;
+pub mod norm;
+pub mod quantize;
+pub mod residual;
+pub mod rope;
+pub mod weights;
+
+use crate::device::Kernel;
+
+/// Every kernel, in the order a model meets them.
+pub static TABLE: &[&Kernel] = &[
+    &embed::gather::KERNEL,
+    &norm::rms::KERNEL,
+    &matmul::matvec::KERNEL,
+    &matmul::tiled::KERNEL,
+    &rope::rotate::KERNEL,
+    &kv::append::KERNEL,
+    &attention::causal::KERNEL,
+    &gate::silu::KERNEL,
+    &residual::add::KERNEL,
+    &loss::logsumexp::KERNEL,
+    &quantize::absmax::KERNEL,
+    &quantize::minmax::KERNEL,
+    &quantize::round::KERNEL,
+    &dequantize::rows::KERNEL,
+];

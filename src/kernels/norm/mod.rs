@@ -1,0 +1,3 @@
+//! Normalizations.
+
+pub mod rms;

@@ -1,0 +1,171 @@
+//! `norm/rms`: root-mean-square normalization (Zhang and Sennrich 2019).
+//!
+//! result[r, c] = x[r, c] / sqrt(mean_c(x[r, c]^2) + epsilon) * gain[c]
+
+use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
+
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
+    Variant, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::kernels::bounds::{U, gamma, storing};
+use crate::tensor::DType;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    columns: u32,
+    epsilon: f32,
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "norm/rms",
+    source: include_str!("../../../shaders/norm/rms.wgsl"),
+    bindings: &[
+        binding("x", Access::Read, Element::Is(DType::F32)),
+        binding("gain", Access::Read, Element::Is(DType::F32)),
+        binding("result", Access::Write, Element::Output),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 128.0)],
+    variants,
+    groups: |args| fold(args.parameters::<Params>().rows as usize),
+    cost,
+    reference,
+    cpu: Some(cpu),
+    cases,
+};
+
+/// Normalizes the rows of `x`, f32 of shape (rows, columns); the result has type `output`.
+pub fn rms(
+    device: &Device,
+    x: &Tensor,
+    gain: &Tensor,
+    epsilon: f32,
+    output: DType,
+) -> Result<Tensor> {
+    let columns = gain.len();
+    let rows = x.len() / columns;
+    let result = device.allocate(output, x.shape(), "normalized activations")?;
+    let params = Params {
+        rows: rows as u32,
+        columns: columns as u32,
+        epsilon,
+    };
+    device.run(&Call {
+        kernel: &KERNEL,
+        variant: Variant {
+            output,
+            subgroups: device.capabilities().subgroups,
+            ..Variant::BASELINE
+        },
+        parameters: bytemuck::bytes_of(&params),
+        tensors: &[x, gain, &result],
+    })?;
+    Ok(result)
+}
+
+fn variants() -> Vec<Variant> {
+    let mut variants = Vec::new();
+    for output in [DType::F32, DType::F16] {
+        for subgroups in [false, true] {
+            variants.push(Variant {
+                output,
+                subgroups,
+                ..Variant::BASELINE
+            });
+        }
+    }
+    variants
+}
+
+fn cost(args: &Args<'_>) -> Cost {
+    let p: Params = args.parameters();
+    let values = f64::from(p.rows) * f64::from(p.columns);
+    Cost {
+        operations: 5.0 * values,
+        bytes: 8.0 * values,
+    }
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let columns = p.columns as usize;
+    let (x, gain) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
+    let mut expected = Expected::default();
+    // Half the relative error of the sum (a square root halves it), 2 ulp of inverseSqrt, three products.
+    let relative = gamma(columns + 2) / 2.0 + 10.0 * U;
+    for line in x.chunks_exact(columns) {
+        let mean = line.iter().map(|v| v * v).sum::<f64>() / columns as f64;
+        let scale = 1.0 / (mean + f64::from(p.epsilon)).sqrt();
+        for (value, gain) in line.iter().zip(&gain) {
+            let result = value * scale * gain;
+            expected.push(
+                result,
+                relative * result.abs() + storing(args.variant.output, result),
+            );
+        }
+    }
+    vec![expected]
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let columns = p.columns as usize;
+    let (mut x, gain) = (args.tensors[0].to_f32(), args.tensors[1].to_f32());
+    x.par_chunks_mut(columns).for_each(|line| {
+        let mean = line.iter().map(|v| v * v).sum::<f32>() / columns as f32;
+        let scale = 1.0 / (mean + p.epsilon).sqrt();
+        for (value, gain) in line.iter_mut().zip(&gain) {
+            *value = *value * scale * gain;
+        }
+    });
+    outputs.store(0, 0, &x);
+}
+
+fn cases() -> Vec<Case> {
+    let case = |rows: usize, columns: usize, epsilon: f32, note: &'static str| {
+        let label = format!("rows={rows},columns={columns},epsilon={epsilon:e}{note}");
+        Case::new(label, move |variant: &Variant| {
+            let mut random = Random::new(2);
+            // Small values, so that a wrong epsilon shows.
+            let mut x = random.values(rows * columns, 0.01);
+            match note {
+                ",zeros" => x.fill(0.0),
+                ",infinity" => x[columns / 2] = f32::INFINITY,
+                ",nan" => x[columns - 1] = f32::NAN,
+                _ => {}
+            }
+            let gain = random.values(columns, 2.0);
+            let params = Params {
+                rows: rows as u32,
+                columns: columns as u32,
+                epsilon,
+            };
+            CaseData {
+                parameters: bytemuck::bytes_of(&params).to_vec(),
+                tensors: vec![
+                    HostTensor::from_f32(DType::F32, &[rows, columns], &x),
+                    HostTensor::from_f32(DType::F32, &[columns], &gain),
+                    HostTensor::zeros(variant.output, &[rows, columns]),
+                ],
+            }
+        })
+    };
+    vec![
+        case(3, 97, 1e-5, ""),
+        case(1, 576, 1e-6, ""),
+        case(2, 4096, 1e-5, ""),
+        case(5, 1, 1e-5, ""),
+        case(2, 64, 1e-5, ",zeros"),
+        case(2, 64, 1e-5, ",infinity"),
+        case(2, 64, 1e-5, ",nan"),
+        case(66_000, 4, 1e-5, ""),
+    ]
+}

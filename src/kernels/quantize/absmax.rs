@@ -1,0 +1,152 @@
+//! `quantize/absmax`: f16 scales of symmetric groups.
+//!
+//! `signed_max` 0: scale = max|w| * factor, with factor 1 / (2^(bits-1) - 1) for the grid `absmax-symmetric`.
+//! `signed_max` 1: scale = w_extreme * factor, with factor -1 / 2^(bits-1): GGUF's symmetric types, where the value of
+//! largest magnitude falls on the lowest code, whatever its sign.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::SHAPES;
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
+    Variant, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::tensor::DType;
+use half::f16;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    columns: u32,
+    group_columns: u32,
+    scale_words: u32,
+    signed_max: u32,
+    factor: f32,
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "quantize/absmax",
+    source: include_str!("../../../shaders/quantize/absmax.wgsl"),
+    bindings: &[
+        binding("weight", Access::Read, Element::Is(DType::F32)),
+        binding("scales", Access::Write, Element::Is(DType::U32)),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 64.0)],
+    variants: || vec![Variant::BASELINE],
+    groups: |args| fold(args.tensors[1].len().div_ceil(64)),
+    cost: |args| {
+        let values = args.tensors[0].len() as f64;
+        Cost {
+            operations: 2.0 * values,
+            bytes: 4.0 * values,
+        }
+    },
+    reference,
+    cpu: Some(cpu),
+    cases,
+};
+
+/// The scale words of a weight, f32 of (rows, columns).
+pub fn absmax(
+    device: &Device,
+    weight: &Tensor,
+    group_columns: usize,
+    scale_words: usize,
+    signed_max: bool,
+    factor: f32,
+) -> Result<Tensor> {
+    let (rows, columns) = (weight.shape()[0], weight.shape()[1]);
+    let scales = device.allocate(DType::U32, &[rows, scale_words], "scales")?;
+    let params = Params {
+        rows: rows as u32,
+        columns: columns as u32,
+        group_columns: group_columns as u32,
+        scale_words: scale_words as u32,
+        signed_max: u32::from(signed_max),
+        factor,
+    };
+    device.run(&Call {
+        kernel: &KERNEL,
+        variant: Variant::BASELINE,
+        parameters: bytemuck::bytes_of(&params),
+        tensors: &[weight, &scales],
+    })?;
+    Ok(scales)
+}
+
+fn words(args: &Args<'_>) -> Vec<u32> {
+    let p: Params = args.parameters();
+    let weight = args.tensors[0].to_f32();
+    let mut words = vec![0u32; (p.rows * p.scale_words) as usize];
+    for (row, line) in weight.chunks_exact(p.columns as usize).enumerate() {
+        for (index, group) in line.chunks(p.group_columns as usize).enumerate() {
+            let extreme = group.iter().fold(0.0f32, |most, value| {
+                if value.abs() > most.abs() {
+                    *value
+                } else {
+                    most
+                }
+            });
+            let extreme = if p.signed_max == 1 {
+                extreme
+            } else {
+                extreme.abs()
+            };
+            let bits = u32::from(f16::from_f32(extreme * p.factor).to_bits());
+            words[row * p.scale_words as usize + index / 2] |= bits << (16 * (index % 2));
+        }
+    }
+    words
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    vec![Expected::exact(
+        words(args).into_iter().map(f64::from).collect(),
+    )]
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    outputs.words(0).copy_from_slice(&words(args));
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (rows, columns, group) in SHAPES {
+        for (signed_max, bits) in [(0u32, 4), (1, 4), (0, 2), (1, 1), (0, 8)] {
+            let label = format!(
+                "rows={rows},columns={columns},group={group},signed={signed_max},bits={bits}"
+            );
+            cases.push(Case::new(label, move |_: &Variant| {
+                let weight = super::weights(&mut Random::new(11), rows, columns);
+                let half_range = (1u32 << (bits - 1)) as f32;
+                let scale_words = columns.div_ceil(group).div_ceil(2);
+                let params = Params {
+                    rows: rows as u32,
+                    columns: columns as u32,
+                    group_columns: group as u32,
+                    scale_words: scale_words as u32,
+                    signed_max,
+                    factor: if signed_max == 1 {
+                        -1.0 / half_range
+                    } else {
+                        1.0 / (half_range - 1.0)
+                    },
+                };
+                CaseData {
+                    parameters: bytemuck::bytes_of(&params).to_vec(),
+                    tensors: vec![
+                        HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
+                        HostTensor::zeros(DType::U32, &[rows, scale_words]),
+                    ],
+                }
+            }));
+        }
+    }
+    cases
+}

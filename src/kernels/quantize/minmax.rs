@@ -1,0 +1,187 @@
+//! `quantize/minmax`: scale and second number of asymmetric groups, both f16.
+//!
+//! scale = (max - min) / (2^bits - 1). Grid `zero-point`: an integer z nearest to -min / scale, not clamped to the code
+//! range. Grid `float-min`: the offset is the minimum itself.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use super::{SHAPES, rounded};
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
+    Variant, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::tensor::DType;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    columns: u32,
+    group_columns: u32,
+    groups: u32,
+    offset: u32,
+    factor: f32,
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "quantize/minmax",
+    source: include_str!("../../../shaders/quantize/minmax.wgsl"),
+    bindings: &[
+        binding("weight", Access::Read, Element::Is(DType::F32)),
+        binding("scales", Access::Write, Element::Is(DType::U32)),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 64.0)],
+    variants: || vec![Variant::BASELINE],
+    groups: |args| fold(args.tensors[1].len().div_ceil(64)),
+    cost: |args| {
+        let values = args.tensors[0].len() as f64;
+        Cost {
+            operations: 2.0 * values,
+            bytes: 4.0 * values,
+        }
+    },
+    reference,
+    cpu: Some(cpu),
+    cases,
+};
+
+/// The scale words of a weight, f32 of (rows, columns). `offset`: float minimum instead of integer zero point.
+pub fn minmax(
+    device: &Device,
+    weight: &Tensor,
+    group_columns: usize,
+    bits: u32,
+    offset: bool,
+) -> Result<Tensor> {
+    let (rows, columns) = (weight.shape()[0], weight.shape()[1]);
+    let groups = columns.div_ceil(group_columns);
+    let scales = device.allocate(DType::U32, &[rows, groups], "scales")?;
+    let params = Params {
+        rows: rows as u32,
+        columns: columns as u32,
+        group_columns: group_columns as u32,
+        groups: groups as u32,
+        offset: u32::from(offset),
+        factor: factor(bits),
+    };
+    device.run(&Call {
+        kernel: &KERNEL,
+        variant: Variant::BASELINE,
+        parameters: bytemuck::bytes_of(&params),
+        tensors: &[weight, &scales],
+    })?;
+    Ok(scales)
+}
+
+fn factor(bits: u32) -> f32 {
+    1.0 / ((1u32 << bits) - 1) as f32
+}
+
+fn nearest_zero(low: f32, scale: f32) -> f32 {
+    let guess = (-f64::from(low) / f64::from(scale)).round();
+    let mut best = guess - 1.0;
+    for candidate in [guess, guess + 1.0] {
+        let distance = |zero: f64| (f64::from(low) + f64::from(scale) * zero).abs() as f32;
+        if distance(candidate) < distance(best) {
+            best = candidate;
+        }
+    }
+    best as f32
+}
+
+fn zero_point(low: f32, high: f32, factor: f32) -> (f32, f32) {
+    let scale = rounded((high - low) * factor);
+    if scale == 0.0 {
+        let scale = rounded(low.abs());
+        let zero = if low < 0.0 { 1.0 } else { -1.0 };
+        return (scale, if scale > 0.0 { zero } else { 0.0 });
+    }
+    let zero = nearest_zero(low, scale);
+    if zero.abs() <= 2048.0 {
+        return (scale, zero);
+    }
+    let least = low.min(0.0);
+    let scale = rounded((high.max(0.0) - least) * factor);
+    (scale, nearest_zero(least, scale))
+}
+
+fn words(args: &Args<'_>) -> Vec<u32> {
+    let p: Params = args.parameters();
+    let weight = args.tensors[0].to_f32();
+    let mut words = Vec::with_capacity((p.rows * p.groups) as usize);
+    for line in weight.chunks_exact(p.columns as usize) {
+        for group in line.chunks(p.group_columns as usize) {
+            let low = group.iter().copied().fold(f32::INFINITY, f32::min);
+            let high = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let (scale, second) = match p.offset {
+                0 => zero_point(low, high, p.factor),
+                _ => ((high - low) * p.factor, low),
+            };
+            let bits = |value: f32| u32::from(f16::from_f32(value).to_bits());
+            words.push(bits(scale) | bits(second) << 16);
+        }
+    }
+    words
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    vec![Expected::exact(
+        words(args).into_iter().map(f64::from).collect(),
+    )]
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    outputs.words(0).copy_from_slice(&words(args));
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (rows, columns, group) in SHAPES {
+        for (offset, bits, shift) in [
+            (0u32, 4, 0.0),
+            (1, 4, 0.0),
+            (0, 1, 0.0),
+            (1, 3, 0.0),
+            (0, 8, 0.0),
+            (0, 8, 5.0),
+        ] {
+            let label = format!(
+                "rows={rows},columns={columns},group={group},offset={offset},bits={bits},shift={shift}"
+            );
+            cases.push(Case::new(label, move |_: &Variant| {
+                let mut weight = super::weights(&mut Random::new(12), rows, columns);
+                // Far from zero, where the zero point leaves the integers of f16.
+                weight.iter_mut().for_each(|value| {
+                    *value = if shift > 0.0 {
+                        *value * 0.01 + shift
+                    } else {
+                        *value
+                    }
+                });
+                let groups = columns.div_ceil(group);
+                let params = Params {
+                    rows: rows as u32,
+                    columns: columns as u32,
+                    group_columns: group as u32,
+                    groups: groups as u32,
+                    offset,
+                    factor: factor(bits),
+                };
+                CaseData {
+                    parameters: bytemuck::bytes_of(&params).to_vec(),
+                    tensors: vec![
+                        HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
+                        HostTensor::zeros(DType::U32, &[rows, groups]),
+                    ],
+                }
+            }));
+        }
+    }
+    cases
+}

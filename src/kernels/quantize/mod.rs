@@ -1,0 +1,42 @@
+//! From numbers to codes. Scales first (`absmax`, `minmax`), then the nearest codes on the grid they span (`round`).
+//!
+//! Every step is exact or rounded once, so that all devices give the same bits; the references therefore compute in f32,
+//! with the same roundings.
+
+pub mod absmax;
+pub mod minmax;
+pub mod round;
+
+use half::f16;
+
+use crate::device::Random;
+
+/// Widths of the groups that the cases try: (rows, columns, group_columns).
+const SHAPES: [(usize, usize, usize); 5] = [
+    (3, 97, 97),
+    (5, 100, 16),
+    (2, 576, 128),
+    (1, 32, 32),
+    (70, 64, 32),
+];
+
+/// Weights as they come: bell-shaped, with an outlier now and then, a constant group and a zero group.
+fn weights(random: &mut Random, rows: usize, columns: usize) -> Vec<f32> {
+    let mut values: Vec<f32> = (0..rows * columns)
+        .map(|index| {
+            let bell = (0..4).map(|_| random.value()).sum::<f32>() * 0.02;
+            if index % 61 == 7 { bell * 10.0 } else { bell }
+        })
+        .collect();
+    let first = columns.min(32);
+    values[..first].fill(0.0);
+    if rows > 1 {
+        values[columns..columns + first].fill(-0.37);
+    }
+    values
+}
+
+/// f32 rounded to f16 and widened again.
+fn rounded(value: f32) -> f32 {
+    f16::from_f32(value).to_f32()
+}

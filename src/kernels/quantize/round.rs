@@ -1,0 +1,220 @@
+//! `quantize/round`: the code whose value is nearest to each weight, on the grid its group's scales span. A tie goes to
+//! the lower code. Exact: distances are compared, not quotients rounded.
+
+use bytemuck::{Pod, Zeroable};
+use glam::UVec3;
+use half::f16;
+use rayon::prelude::*;
+
+use super::SHAPES;
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Layout, Outputs, Random,
+    Tensor, Variant, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::kernels::weights;
+use crate::tensor::{BLOCK, DType, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat};
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    columns: u32,
+    layout: Layout,
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "quantize/round",
+    source: include_str!("../../../shaders/quantize/round.wgsl"),
+    bindings: &[
+        binding("weight", Access::Read, Element::Is(DType::F32)),
+        binding("scales", Access::Read, Element::Is(DType::U32)),
+        binding("codes", Access::Write, Element::Is(DType::U32)),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 64.0)],
+    variants: || {
+        WEIGHT_TYPES
+            .iter()
+            .filter(|ty| ty.is_affine())
+            .map(|ty| weights::variant(ty))
+            .collect()
+    },
+    groups,
+    cost: |args| {
+        let values = args.tensors[0].len() as f64;
+        Cost {
+            operations: 20.0 * values,
+            bytes: 5.0 * values,
+        }
+    },
+    reference,
+    cpu: Some(cpu),
+    cases,
+};
+
+/// The code words of a weight, f32 of (rows, columns), in a format whose scales are given.
+pub fn round(
+    device: &Device,
+    weight: &Tensor,
+    scales: &Tensor,
+    format: WeightFormat,
+) -> Result<Tensor> {
+    let (rows, columns) = (weight.shape()[0], weight.shape()[1]);
+    let layout = Layout::new(format, columns);
+    let codes = device.allocate(DType::U32, &[rows, layout.code_words as usize], "codes")?;
+    let params = Params {
+        rows: rows as u32,
+        columns: columns as u32,
+        layout,
+    };
+    device.run(&Call {
+        kernel: &KERNEL,
+        variant: weights::variant(format.ty),
+        parameters: bytemuck::bytes_of(&params),
+        tensors: &[weight, scales, &codes],
+    })?;
+    Ok(codes)
+}
+
+fn groups(args: &Args<'_>) -> UVec3 {
+    let p: Params = args.parameters();
+    fold((p.rows as usize * (p.columns as usize).div_ceil(BLOCK)).div_ceil(64))
+}
+
+/// The nearest of `candidates`, tried in order; only a smaller distance, in f32, replaces an earlier one.
+fn nearest(
+    value: f32,
+    format: WeightFormat,
+    (scale, second): (f32, f32),
+    candidates: std::ops::RangeInclusive<u32>,
+) -> u32 {
+    let ty = format.ty;
+    if scale == 0.0 {
+        return if ty.scale == Scale::Symmetric {
+            1 << (ty.bits - 1)
+        } else {
+            0
+        };
+    }
+    let distance = |code: u32| (value - (ty.decode)(ty.bits, code, scale, second)).abs();
+    let mut best = *candidates.start();
+    for code in candidates {
+        if distance(code) < distance(best) {
+            best = code;
+        }
+    }
+    best
+}
+
+/// Fills in the codes of one row, looking among the codes that `candidates` names for a value.
+fn encode(
+    weight: &[f32],
+    mut row: Packed,
+    candidates: impl Fn(f32, (f32, f32)) -> std::ops::RangeInclusive<u32>,
+) -> Vec<u32> {
+    let group_columns = row.format.group_columns(row.columns);
+    for (column, value) in weight.iter().enumerate() {
+        let (scale, second) = row.group(0, column / group_columns);
+        let line = (
+            f16::from_bits(scale).to_f32(),
+            f16::from_bits(second).to_f32(),
+        );
+        let code = nearest(*value, row.format, line, candidates(*value, line));
+        row.set_code(0, column, code);
+    }
+    row.codes
+}
+
+fn encode_all(
+    args: &Args<'_>,
+    candidates: impl Fn(f32, (f32, f32), WeightFormat) -> std::ops::RangeInclusive<u32> + Sync,
+) -> Vec<u32> {
+    let p: Params = args.parameters();
+    let (columns, scale_words) = (p.columns as usize, p.layout.scale_words as usize);
+    let ty = args
+        .variant
+        .weight
+        .expect("a variant of a kernel with a weight names its type");
+    let group_size = if p.layout.group_shift == 31 {
+        WHOLE_ROW
+    } else {
+        1 << p.layout.group_shift
+    };
+    let format = WeightFormat { ty, group_size };
+    let weight = args.tensors[0].to_f32();
+    let scales = args.tensors[1].words;
+    let lines: Vec<Vec<u32>> = weight
+        .par_chunks_exact(columns)
+        .enumerate()
+        .map(|(row, line)| {
+            let mut packed = Packed::zeros(format, 1, columns);
+            packed
+                .scales
+                .copy_from_slice(&scales[row * scale_words..(row + 1) * scale_words]);
+            encode(line, packed, |value, grid| candidates(value, grid, format))
+        })
+        .collect();
+    lines.concat()
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    // Every code is tried: nothing is assumed about where the nearest is.
+    let words = encode_all(args, |_, _, format| 0..=(1 << format.ty.bits) - 1);
+    vec![Expected::exact(words.into_iter().map(f64::from).collect())]
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let words = encode_all(args, |value, (scale, second), format| {
+        let last = (1u32 << format.ty.bits) - 1;
+        let guess = match format.ty.scale {
+            Scale::Offset => (value - second) / scale,
+            Scale::ZeroPoint => value / scale + second,
+            _ => value / scale + (1u32 << (format.ty.bits - 1)) as f32,
+        };
+        let guess = guess.clamp(0.0, last as f32).round() as u32;
+        guess.saturating_sub(1)..=(guess + 1).min(last)
+    });
+    outputs.words(0).copy_from_slice(&words);
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (rows, columns, group) in SHAPES {
+        let label = format!("rows={rows},columns={columns},group={group}");
+        cases.push(Case::new(label, move |variant: &Variant| {
+            let mut random = Random::new(13);
+            let weight = super::weights(&mut random, rows, columns);
+            let group = if group >= columns {
+                WHOLE_ROW
+            } else {
+                group as u32
+            };
+            let mut packed = weights::random(&mut random, variant, rows, columns, group);
+            packed.codes.fill(0);
+            if rows == 1 {
+                // A group whose scale is zero has one value only.
+                packed.scales.fill(0);
+            }
+            let layout = Layout::new(packed.format, columns);
+            let params = Params {
+                rows: rows as u32,
+                columns: columns as u32,
+                layout,
+            };
+            let [codes, scales] = weights::host(&packed);
+            CaseData {
+                parameters: bytemuck::bytes_of(&params).to_vec(),
+                tensors: vec![
+                    HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
+                    scales,
+                    codes,
+                ],
+            }
+        }));
+    }
+    cases
+}

@@ -1,0 +1,3 @@
+//! The residual stream.
+
+pub mod add;

@@ -1,0 +1,134 @@
+//! What kernels with a packed weight share: variants per weight type, views as [`Packed`], random weights for cases.
+
+use half::f16;
+
+use crate::device::{Args, HostTensor, Layout, Random, Variant};
+use crate::tensor::{DType, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType};
+
+/// The f32 variant that decodes this type.
+pub fn variant(ty: &'static WeightType) -> Variant {
+    Variant {
+        weight: Some(ty),
+        ..Variant::BASELINE
+    }
+}
+
+/// One f32 variant per weight type.
+pub fn one_per_type() -> Vec<Variant> {
+    WEIGHT_TYPES.iter().map(|ty| variant(ty)).collect()
+}
+
+fn format(args: &Args<'_>, layout: Layout) -> WeightFormat {
+    let ty = args
+        .variant
+        .weight
+        .expect("a variant of a kernel with a weight names its type");
+    let group_size = if layout.group_shift == 31 || !ty.is_affine() {
+        WHOLE_ROW
+    } else {
+        1 << layout.group_shift
+    };
+    WeightFormat { ty, group_size }
+}
+
+/// The weight of a call, given which bindings are its codes and scales.
+pub fn packed(
+    args: &Args<'_>,
+    codes: usize,
+    scales: usize,
+    rows: usize,
+    columns: usize,
+    layout: Layout,
+) -> Packed {
+    let format = format(args, layout);
+    Packed {
+        format,
+        rows,
+        columns,
+        codes: args.tensors[codes].words[..rows * format.code_words_per_row(columns)].to_vec(),
+        scales: args.tensors[scales].words[..rows * format.scale_words_per_row(columns)].to_vec(),
+    }
+}
+
+/// Decodes one row of a call's weight, whose bindings are `(codes, scales)`, without copying the rest.
+pub fn decode_row(
+    args: &Args<'_>,
+    (codes, scales): (usize, usize),
+    row: usize,
+    layout: Layout,
+    out: &mut [f32],
+) {
+    let (code_words, scale_words) = (layout.code_words as usize, layout.scale_words as usize);
+    let line = Packed {
+        format: format(args, layout),
+        rows: 1,
+        columns: out.len(),
+        codes: args.tensors[codes].words[row * code_words..(row + 1) * code_words].to_vec(),
+        scales: args.tensors[scales].words[row * scale_words..(row + 1) * scale_words].to_vec(),
+    };
+    line.decode_row(0, out);
+}
+
+/// The words of a packed matrix as bindings: codes and scales (one unused word where there are none).
+pub fn host(packed: &Packed) -> [HostTensor; 2] {
+    let scales = if packed.scales.is_empty() {
+        vec![0]
+    } else {
+        packed.scales.clone()
+    };
+    [
+        HostTensor::from_u32(&[packed.codes.len()], &packed.codes),
+        HostTensor::from_u32(&[scales.len()], &scales),
+    ]
+}
+
+/// A matrix of random codes and scales in the variant's weight type. `group` may be [`WHOLE_ROW`].
+pub fn random(
+    random: &mut Random,
+    variant: &Variant,
+    rows: usize,
+    columns: usize,
+    group: u32,
+) -> Packed {
+    let ty = variant
+        .weight
+        .expect("a variant of a kernel with a weight names its type");
+    if !ty.is_affine() {
+        let values = random.values(rows * columns, 1.0);
+        return rounded_to(ty, &values, rows, columns);
+    }
+    let format = WeightFormat {
+        ty,
+        group_size: group,
+    };
+    let mut packed = Packed::zeros(format, rows, columns);
+    for row in 0..rows {
+        for index in 0..format.groups_per_row(columns) {
+            let scale = f16::from_f32(0.02 + 0.01 * random.value()).to_bits();
+            let second = match ty.scale {
+                Scale::ZeroPoint => f32::from(random.below(1 << ty.bits) as u16),
+                _ => 0.1 * random.value(),
+            };
+            packed.set_group(row, index, scale, f16::from_f32(second).to_bits());
+        }
+        for column in 0..columns {
+            packed.set_code(row, column, random.below(1 << ty.bits));
+        }
+    }
+    packed
+}
+
+/// f32 values in one of the types without scales.
+pub fn rounded_to(ty: &'static WeightType, values: &[f32], rows: usize, columns: usize) -> Packed {
+    let format = WeightFormat {
+        ty,
+        group_size: WHOLE_ROW,
+    };
+    let dtype = match ty.name {
+        "f32" => return Packed::from_f32(values, rows, columns),
+        "f16" => DType::F16,
+        _ => DType::Bf16,
+    };
+    let tensor = HostTensor::from_f32(dtype, &[rows, columns], values);
+    Packed::from_16bit(format, tensor.bytes(), rows, columns)
+}

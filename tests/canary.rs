@@ -1,0 +1,232 @@
+//! The comparison itself: broken on purpose, it must notice. For every kernel, results and shaders are falsified.
+
+use libtest_mimic::{Failed, Trial};
+use lopper::compare::{Expected, Measured, compare};
+use lopper::device::{Args, CaseData, Failure, HostTensor, Kernel, Runner, Variant, check_case};
+use lopper::gpu::{Options, Tier};
+use lopper::kernels::TABLE;
+
+use crate::machine::{gpu_trial, open};
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials: Vec<Trial> = TABLE
+        .iter()
+        .copied()
+        .map(|kernel| {
+            Trial::test(format!("canary::results::{}", kernel.name), move || {
+                falsify_results(kernel)
+            })
+        })
+        .collect();
+    for (kernel, find, replace) in BROKEN_SHADERS {
+        let name = format!(
+            "canary::shader::{kernel}::{}",
+            replace.split_whitespace().collect::<Vec<_>>().join("_")
+        );
+        trials.push(gpu_trial(name, move || {
+            falsify_shader(kernel, find, replace)
+        }));
+    }
+    trials.push(Trial::test("canary::compare_rules", compare_rules));
+    trials
+}
+
+fn reference(kernel: &Kernel, variant: &Variant, data: &CaseData) -> Vec<Expected> {
+    let tensors = data.tensors.iter().map(HostTensor::view).collect();
+    (kernel.reference)(&Args {
+        variant,
+        parameters: &data.parameters,
+        tensors,
+    })
+}
+
+/// Each falsification of a right result must be noticed, in every output of every small enough case.
+fn falsify_results(kernel: &'static Kernel) -> Result<(), Failed> {
+    let variant = (kernel.variants)().remove(0);
+    let mut tried = 0;
+    for case in (kernel.cases)().iter().filter(|case| (case.fits)(&variant)) {
+        let data = (case.make)(&variant);
+        if data.tensors.iter().map(HostTensor::len).sum::<usize>() > 200_000 {
+            continue;
+        }
+        for expected in reference(kernel, &variant, &data) {
+            let right = expected.values.clone();
+            compare(
+                &expected,
+                &Measured {
+                    values: right.clone(),
+                },
+            )
+            .map_err(|d| format!("the truth fails: {d}"))?;
+            let last = right.len() - 1;
+            let finite = |index: usize| right[index].is_finite();
+            let Some(place) = (0..=last).rev().find(|&index| finite(index)) else {
+                continue;
+            };
+            let bound = expected.bounds[place];
+            let mut twice = right.clone();
+            twice[place] += (2.0 * bound).max(f64::MIN_POSITIVE.max(right[place].abs() * 1e-15));
+            let mut nan = right.clone();
+            nan[place] = f64::NAN;
+            let mut infinite = right.clone();
+            infinite[place] = f64::INFINITY;
+            let mut unwritten = right.clone();
+            unwritten[place] = f64::from(f32::from_bits(0x7fff_7fff));
+            for (what, values) in [
+                ("twice its bound", twice),
+                ("NaN", nan),
+                ("infinity", infinite),
+                ("unwritten", unwritten),
+            ] {
+                if compare(&expected, &Measured { values }).is_ok() {
+                    return Err(format!("{}: {what} at element {place} passed", case.label).into());
+                }
+                tried += 1;
+            }
+        }
+    }
+    if tried == 0 {
+        Err("no case was small enough".into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Mistakes that kernels are known to make: (kernel, text of the shader or of an import, what stands there instead).
+const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
+    (
+        "norm/rms",
+        "mean + params.epsilon",
+        "mean + 1.1 * params.epsilon",
+    ),
+    (
+        "norm/rms",
+        "column < params.columns; column += WORKGROUP) {\n        let",
+        "column + 1u < params.columns; column += WORKGROUP) {\n        let",
+    ),
+    ("matmul/tiled", "k < STEP;", "k < STEP - 1u;"),
+    (
+        "matmul/tiled",
+        "start < params.columns;",
+        "start + STEP < params.columns;",
+    ),
+    (
+        "matmul/tiled",
+        "        workgroupBarrier();\n        for (var k",
+        "        for (var k",
+    ),
+    (
+        "matmul/matvec",
+        "column < params.columns;",
+        "column + 4u < params.columns;",
+    ),
+    (
+        "embed/gather",
+        "column + i < params.columns",
+        "column + i <= params.columns",
+    ),
+    (
+        "embed/gather",
+        "ids[token] - params.row_start",
+        "ids[token]",
+    ),
+    (
+        "rope/rotate",
+        "second * rotation.x + first",
+        "second * rotation.x - first",
+    ),
+    ("kv/append", "past[sequence] + token", "token"),
+    ("attention/causal", "* params.scale", "* 1.0"),
+    ("attention/causal", "mine <= position)", "mine < position)"),
+    ("attention/causal", "sums[slot] * correction", "sums[slot]"),
+    ("gate/silu", "exp(-g)", "exp(g)"),
+    ("residual/add", "+= f32", "= f32"),
+    ("loss/logsumexp", "maximum + log(sum)", "log(sum)"),
+    (
+        "quantize/absmax",
+        "abs(value) > abs(extreme)",
+        "value > extreme",
+    ),
+    ("quantize/minmax", "high = max(high, value)", "high = value"),
+    (
+        "quantize/round",
+        "round(clamp(guess, 0.0, last))",
+        "floor(clamp(guess, 1.0, last)) - 1.0",
+    ),
+    (
+        "dequantize/rows",
+        "row * params.columns + column + i] =",
+        "row * params.columns + column + i + 1u] =",
+    ),
+];
+
+fn falsify_shader(kernel: &'static str, find: &str, replace: &str) -> Result<(), Failed> {
+    let kernel = TABLE
+        .iter()
+        .copied()
+        .find(|row| row.name == kernel)
+        .ok_or("the kernel is in the table")?;
+    if !kernel.source.contains(find) {
+        return Err(format!("the shader no longer contains `{find}`").into());
+    }
+    let broken = kernel.source.replacen(find, replace, 1);
+    let runner: Runner = open(Options {
+        tier: Tier::Baseline,
+        checked: true,
+        ..Options::default()
+    })?
+    .with_source(kernel, broken);
+    for variant in (kernel.variants)()
+        .iter()
+        .filter(|variant| !variant.uses_f16() && !variant.subgroups)
+        .take(2)
+    {
+        for case in (kernel.cases)().iter().filter(|case| (case.fits)(variant)) {
+            match check_case(&runner, kernel, variant, case) {
+                Ok(_) => {}
+                Err(Failure::Error(error)) => return Err(format!("did not run: {error}").into()),
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+    Err("every case passed".into())
+}
+
+fn compare_rules() -> Result<(), Failed> {
+    let nan = f64::NAN;
+    let infinity = f64::INFINITY;
+    let rules = [
+        (1.0, 0.1, 1.05, true),
+        (1.0, 0.1, 1.2, false),
+        (1.0, 0.0, 1.0, true),
+        (1.0, nan, 1.0, false),
+        (1.0, infinity, nan, false),
+        (nan, 0.0, nan, true),
+        (nan, infinity, 1.0, false),
+        (infinity, infinity, infinity, true),
+        (infinity, infinity, -infinity, false),
+        (infinity, infinity, 1.0, false),
+    ];
+    for (value, bound, measured, fits) in rules {
+        let expected = Expected {
+            values: vec![value],
+            bounds: vec![bound],
+        };
+        if compare(
+            &expected,
+            &Measured {
+                values: vec![measured],
+            },
+        )
+        .is_ok()
+            != fits
+        {
+            return Err(format!(
+                "expected {value} within {bound}, measured {measured}: judged {}",
+                !fits
+            )
+            .into());
+        }
+    }
+    Ok(())
+}

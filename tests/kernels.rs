@@ -1,0 +1,72 @@
+//! Every kernel x variant x case against its reference: on the CPU device, on the adapter, and with the baseline forced.
+
+use libtest_mimic::{Failed, Trial};
+use lopper::device::{Kernel, Variant, check_case, check_cpu_case};
+use lopper::gpu::Tier;
+use lopper::kernels::TABLE;
+
+use crate::machine::{gpu_trial, runner};
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for kernel in TABLE.iter().copied() {
+        trials.push(Trial::test(
+            format!("kernels::cpu::{}", kernel.name),
+            move || {
+                for variant in (kernel.variants)() {
+                    on_cpu(kernel, &variant)?;
+                }
+                Ok(())
+            },
+        ));
+        for tier in [Tier::Baseline, Tier::F16] {
+            for variant in (kernel.variants)() {
+                let needs_more = variant.uses_f16() || variant.subgroups;
+                if needs_more != (tier == Tier::F16) {
+                    continue;
+                }
+                let name = format!(
+                    "kernels::{}::{} [{}]",
+                    tier.name(),
+                    kernel.name,
+                    variant.label()
+                );
+                trials.push(gpu_trial(name, move || on_gpu(kernel, &variant, tier)));
+            }
+        }
+    }
+    trials
+}
+
+fn on_cpu(kernel: &'static Kernel, variant: &Variant) -> Result<(), Failed> {
+    for case in (kernel.cases)().iter().filter(|case| (case.fits)(variant)) {
+        check_cpu_case(kernel, variant, case).map_err(|failure| {
+            format!(
+                "{} [{}] {}: {failure}",
+                kernel.name,
+                variant.label(),
+                case.label
+            )
+        })?;
+    }
+    Ok(())
+}
+
+fn on_gpu(kernel: &'static Kernel, variant: &Variant, tier: Tier) -> Result<(), Failed> {
+    let runner = runner(tier)?;
+    if !variant.runs_on(runner.gpu().capabilities()) {
+        // An adapter without the capability cannot run the variant; the baseline ones cover its kernels.
+        return Ok(());
+    }
+    for case in (kernel.cases)().iter().filter(|case| (case.fits)(variant)) {
+        check_case(runner, kernel, variant, case).map_err(|failure| {
+            format!(
+                "{} [{}] {}: {failure}",
+                kernel.name,
+                variant.label(),
+                case.label
+            )
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! The adapters of the machine the tests run on, opened once, and how trials that need one are listed.
+
+use std::sync::OnceLock;
+
+use libtest_mimic::{Failed, Trial};
+use lopper::device::{Device, Runner};
+use lopper::gpu::{Gpu, Options, Selector, Tier, choose};
+
+/// A runner on the machine's best adapter, with shader checks on.
+pub fn runner(tier: Tier) -> Result<&'static Runner, String> {
+    static BASELINE: OnceLock<Result<Runner, String>> = OnceLock::new();
+    static F16: OnceLock<Result<Runner, String>> = OnceLock::new();
+    let cell = if tier == Tier::Baseline {
+        &BASELINE
+    } else {
+        &F16
+    };
+    cell.get_or_init(|| {
+        open(Options {
+            tier,
+            checked: true,
+            ..Options::default()
+        })
+    })
+    .as_ref()
+    .map_err(Clone::clone)
+}
+
+/// A runner of its own.
+pub fn open(options: Options) -> Result<Runner, String> {
+    let adapter = Selector::default()
+        .or_environment()
+        .and_then(|s| choose(&s))
+        .map_err(|e| e.to_string())?;
+    Gpu::open(adapter, options)
+        .map(Runner::new)
+        .map_err(|error| error.to_string())
+}
+
+/// A GPU device of its own.
+pub fn device(options: Options) -> Result<Device, Failed> {
+    open(options).map(Device::Gpu).map_err(Failed::from)
+}
+
+/// Whether the machine has an adapter.
+pub fn has_gpu() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        Selector::default()
+            .or_environment()
+            .and_then(|s| choose(&s))
+            .is_ok()
+    })
+}
+
+/// A trial that needs an adapter: ignored where there is none, unless one is required.
+pub fn gpu_trial(name: String, run: impl FnOnce() -> Result<(), Failed> + Send + 'static) -> Trial {
+    let required = std::env::var("LOPPER_REQUIRE_GPU").is_ok_and(|value| value == "1");
+    Trial::test(name, run).with_ignored_flag(!has_gpu() && !required)
+}
+
+/// Trials from a table of plain functions.
+pub fn plain_trials(suite: &'static str, table: &[(&'static str, fn())]) -> Vec<Trial> {
+    let trial = |&(name, test): &(&'static str, fn())| {
+        Trial::test(format!("{suite}::{name}"), move || {
+            test();
+            Ok(())
+        })
+    };
+    table.iter().map(trial).collect()
+}

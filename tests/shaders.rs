@@ -1,0 +1,272 @@
+//! Every shader variant: valid, translated for every backend it may be given, and in agreement with the kernel table.
+
+use std::collections::BTreeMap;
+
+use libtest_mimic::{Failed, Trial};
+use lopper::device::{Kernel, Variant, compose, fragments};
+use lopper::gpu::{Access, Shader, check_limits};
+use lopper::kernels::TABLE;
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials: Vec<Trial> = TABLE
+        .iter()
+        .copied()
+        .map(|kernel| {
+            Trial::test(format!("shaders::{}", kernel.name), move || {
+                for variant in (kernel.variants)() {
+                    translate(kernel, &variant)
+                        .map_err(|what| format!("{} [{}]: {what}", kernel.name, variant.label()))?;
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    trials.push(Trial::test(
+        "shaders::each_function_stands_once",
+        each_function_stands_once,
+    ));
+    trials.push(Trial::test("shaders::paths_are_names", paths_are_names));
+    trials.push(Trial::test(
+        "shaders::oversized_workgroup_is_refused_in_the_host",
+        oversized_workgroup,
+    ));
+    trials
+}
+
+fn translate(kernel: &Kernel, variant: &Variant) -> Result<(), String> {
+    let source = compose(kernel.source, variant);
+    let label = variant.label();
+    let accesses: Vec<Access> = kernel
+        .bindings
+        .iter()
+        .map(|binding| binding.access)
+        .collect();
+    let shader = Shader {
+        kernel: kernel.name,
+        variant: &label,
+        source: &source,
+        bindings: &accesses,
+        overrides: kernel.overrides,
+    };
+    // What WebGPU promises everywhere: the baseline must fit it.
+    let module =
+        check_limits(&shader, &wgpu::Limits::default()).map_err(|error| error.to_string())?;
+    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
+    let info = validator
+        .validate(&module)
+        .map_err(|error| format!("{error:?}"))?;
+    agrees_with_table(kernel, &module)?;
+    let constants = kernel
+        .overrides
+        .iter()
+        .map(|(name, value)| (name.to_string(), *value))
+        .collect();
+    let entry = Some((naga::ShaderStage::Compute, "main"));
+    let (module, info) =
+        naga::back::pipeline_constants::process_overrides(&module, &info, entry, &constants)
+            .map_err(|error| error.to_string())?;
+    to_spirv(&module, &info)?;
+    to_msl(&module, &info)?;
+    to_hlsl(&module, &info)?;
+    // The GL backend offers neither f16 nor subgroups, so it is never given those variants.
+    if !variant.uses_f16() && !variant.subgroups {
+        to_glsl(&module, &info)?;
+    }
+    Ok(())
+}
+
+fn agrees_with_table(kernel: &Kernel, module: &naga::Module) -> Result<(), String> {
+    let mut found = BTreeMap::new();
+    for (_, variable) in module.global_variables.iter() {
+        let Some(binding) = &variable.binding else {
+            continue;
+        };
+        match variable.space {
+            naga::AddressSpace::Storage { access } => {
+                let writes = access.contains(naga::StorageAccess::STORE);
+                found.insert(
+                    binding.binding,
+                    (variable.name.clone().unwrap_or_default(), writes),
+                );
+            }
+            naga::AddressSpace::Uniform => {
+                let size = module.types[variable.ty].inner.size(module.to_ctx()) as usize;
+                if size != kernel.parameter_bytes {
+                    return Err(format!(
+                        "parameters: {size} bytes in WGSL, {} in Rust",
+                        kernel.parameter_bytes
+                    ));
+                }
+            }
+            _ => {
+                return Err(format!(
+                    "unexpected address space of binding {}",
+                    binding.binding
+                ));
+            }
+        }
+    }
+    let table: BTreeMap<u32, (String, bool)> = (0u32..)
+        .zip(kernel.bindings)
+        .map(|(index, binding)| {
+            (
+                index,
+                (binding.name.to_string(), binding.access != Access::Read),
+            )
+        })
+        .collect();
+    if found != table {
+        return Err(format!(
+            "bindings: {found:?} in WGSL, {table:?} in the table"
+        ));
+    }
+    Ok(())
+}
+
+fn to_spirv(module: &naga::Module, info: &ModuleInfo) -> Result<(), String> {
+    let options = naga::back::spv::Options {
+        lang_version: (1, 4),
+        ..Default::default()
+    };
+    naga::back::spv::write_vec(module, info, &options, None)
+        .map(|_| ())
+        .map_err(|error| format!("SPIR-V: {error}"))
+}
+
+fn to_msl(module: &naga::Module, info: &ModuleInfo) -> Result<(), String> {
+    let options = naga::back::msl::Options {
+        fake_missing_bindings: true,
+        lang_version: (2, 4),
+        ..Default::default()
+    };
+    let pipeline = naga::back::msl::PipelineOptions::default();
+    naga::back::msl::write_string(module, info, &options, &pipeline)
+        .map(|_| ())
+        .map_err(|error| format!("MSL: {error}"))
+}
+
+fn to_hlsl(module: &naga::Module, info: &ModuleInfo) -> Result<(), String> {
+    let options = naga::back::hlsl::Options {
+        shader_model: naga::back::hlsl::ShaderModel::V6_2,
+        fake_missing_bindings: true,
+        ..Default::default()
+    };
+    let mut text = String::new();
+    let pipeline = naga::back::hlsl::PipelineOptions::default();
+    naga::back::hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(module, info, None)
+        .map(|_| ())
+        .map_err(|error| format!("HLSL: {error}"))
+}
+
+fn to_glsl(module: &naga::Module, info: &ModuleInfo) -> Result<(), String> {
+    let options = naga::back::glsl::Options {
+        version: naga::back::glsl::Version::new_gles(310),
+        ..Default::default()
+    };
+    let pipeline = naga::back::glsl::PipelineOptions {
+        shader_stage: naga::ShaderStage::Compute,
+        entry_point: "main".into(),
+        multiview: None,
+    };
+    let mut text = String::new();
+    let policies = naga::proc::BoundsCheckPolicies::default();
+    naga::back::glsl::Writer::new(&mut text, module, info, &options, &pipeline, policies)
+        .and_then(|mut writer| writer.write())
+        .map(|_| ())
+        .map_err(|error| format!("GLSL: {error}"))
+}
+
+fn function_names(source: &str) -> impl Iterator<Item = &str> {
+    source
+        .lines()
+        .filter_map(|line| line.strip_prefix("fn "))
+        .filter_map(|rest| rest.split('(').next())
+        .filter(|name| *name != "main")
+}
+
+/// Shared WGSL is imported, not copied. Fragments that stand for each other (`weight_*`, `reduce_*`) share names.
+fn each_function_stands_once() -> Result<(), Failed> {
+    let mut places: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (name, source) in fragments() {
+        let family = name.split('_').next().unwrap_or(name);
+        for function in function_names(source) {
+            let place = format!("shared/{family}");
+            let known = places.entry(function).or_default();
+            if !known.contains(&place) {
+                known.push(place);
+            }
+        }
+    }
+    for kernel in TABLE {
+        for function in function_names(kernel.source) {
+            places
+                .entry(function)
+                .or_default()
+                .push(kernel.name.to_string());
+        }
+    }
+    let twice: Vec<_> = places
+        .iter()
+        .filter(|(_, places)| places.len() > 1)
+        .collect();
+    if twice.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("defined more than once: {twice:?}").into())
+    }
+}
+
+fn paths_are_names() -> Result<(), Failed> {
+    for kernel in TABLE {
+        for path in [
+            format!("shaders/{}.wgsl", kernel.name),
+            format!("src/kernels/{}.rs", kernel.name),
+        ] {
+            if !std::path::Path::new(&path).is_file() {
+                return Err(format!("{} has no {path}", kernel.name).into());
+            }
+        }
+    }
+    for folder in std::fs::read_dir("shaders")?
+        .flatten()
+        .filter(|entry| entry.file_name() != "shared")
+    {
+        for file in std::fs::read_dir(folder.path())?.flatten() {
+            let path = file.path();
+            let name = path
+                .strip_prefix("shaders")?
+                .with_extension("")
+                .to_string_lossy()
+                .replace('\\', "/");
+            if !TABLE.iter().any(|kernel| kernel.name == name) {
+                return Err(format!("shaders/{name}.wgsl is not in the kernel table").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn oversized_workgroup() -> Result<(), Failed> {
+    let source = "override SIZE: u32; var<workgroup> large: array<f32, SIZE>;
+        @compute @workgroup_size(64) fn main() { large[0] = 1.0; }";
+    let shader = |size: f64| {
+        let overrides = [("SIZE", size)];
+        let shader = Shader {
+            kernel: "large",
+            variant: "",
+            source,
+            bindings: &[],
+            overrides: &overrides,
+        };
+        check_limits(&shader, &wgpu::Limits::default())
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    };
+    shader(4096.0)?;
+    match shader(4097.0) {
+        Err(text) if text.contains("16388 bytes of workgroup storage") => Ok(()),
+        other => Err(format!("16388 bytes of workgroup storage: {other:?}").into()),
+    }
+}
