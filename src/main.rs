@@ -1,2 +1,5 @@
-//! The command line: parse, run, exit code.
-fn main() {}
+//! The command line of Lopper: parse, run, exit code.
+
+fn main() -> std::process::ExitCode {
+    std::process::ExitCode::from(lopper::cli::main())
+}

@@ -1,10 +1,11 @@
 // What both matrix products share: result = x * weight^T (+ bias). A call covers tokens [token_start, token_start +
-// tokens) and a chunk of the weight's rows, whose results stand from column out_offset on.
+// tokens), whose results stand from row result_start on, and a chunk of the weight's rows, whose results stand from column out_offset on.
 struct Params {
     rows: u32,
     columns: u32,
     tokens: u32,
     token_start: u32,
+    result_start: u32,
     out_stride: u32,
     out_offset: u32,
     has_bias: u32,
@@ -25,7 +26,7 @@ fn store_result(token: u32, row: u32, sum: f32) {
     if params.has_bias == 1u {
         value += bias[place];
     }
-    result[(params.token_start + token) * params.out_stride + place] = out_t(value);
+    result[(params.result_start + token) * params.out_stride + place] = out_t(value);
 }
 
 // Four activations of a token, zero beyond the row: the padding of a weight row then adds nothing.

@@ -136,6 +136,19 @@ impl StoredType {
     }
 }
 
+impl StoredType {
+    /// The format that [`StoredTensor::to_packed`] gives for this type, if it has a decoder.
+    pub fn weight_format(self) -> Option<WeightFormat> {
+        match self {
+            StoredType::F32 => Some(WeightFormat::f32()),
+            StoredType::F16 => Some(WeightFormat::f16()),
+            StoredType::Bf16 => Some(WeightFormat::bf16()),
+            StoredType::Ggml(ty) => gguf::weight_format(ty),
+            _ => None,
+        }
+    }
+}
+
 impl From<GgmlType> for StoredType {
     fn from(ty: GgmlType) -> StoredType {
         match ty {

@@ -13,6 +13,8 @@ pub enum DType {
     Bf16,
     /// Unsigned 32-bit integer: token ids, positions, packed codes.
     U32,
+    /// Signed 64-bit integer: token ids in files. No kernel takes it.
+    I64,
 }
 
 impl DType {
@@ -21,6 +23,7 @@ impl DType {
         match self {
             DType::F32 | DType::U32 => 4,
             DType::F16 | DType::Bf16 => 2,
+            DType::I64 => 8,
         }
     }
 
@@ -31,6 +34,7 @@ impl DType {
             DType::F16 => "f16",
             DType::Bf16 => "bf16",
             DType::U32 => "u32",
+            DType::I64 => "i64",
         }
     }
 
@@ -40,7 +44,7 @@ impl DType {
             DType::F32 => f64::powi(2.0, -24),
             DType::F16 => f64::powi(2.0, -11),
             DType::Bf16 => f64::powi(2.0, -8),
-            DType::U32 => 0.0,
+            DType::U32 | DType::I64 => 0.0,
         }
     }
 
@@ -52,14 +56,15 @@ impl DType {
         match self {
             DType::F32 | DType::Bf16 => f64::from(f32::MIN_POSITIVE),
             DType::F16 => f64::powi(2.0, -14),
-            DType::U32 => 0.0,
+            DType::U32 | DType::I64 => 0.0,
         }
     }
 
-    /// Reads element `index` of a little-endian buffer as f64. Every value of every type is exact in f64.
+    /// Reads element `index` of a little-endian buffer as f64. Exact, but for 64-bit integers beyond 2^53.
     pub fn get(self, bytes: &[u8], index: usize) -> f64 {
         let at = index * self.size();
         match self {
+            DType::I64 => i64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes")) as f64,
             DType::F32 => f64::from(f32::from_le_bytes(
                 bytes[at..at + 4].try_into().expect("4 bytes"),
             )),
@@ -79,6 +84,7 @@ impl DType {
     pub fn set(self, bytes: &mut [u8], index: usize, value: f64) {
         let at = index * self.size();
         match self {
+            DType::I64 => bytes[at..at + 8].copy_from_slice(&(value as i64).to_le_bytes()),
             DType::F32 => bytes[at..at + 4].copy_from_slice(&(value as f32).to_le_bytes()),
             DType::U32 => bytes[at..at + 4].copy_from_slice(&(value as u32).to_le_bytes()),
             DType::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f64(value).to_le_bytes()),

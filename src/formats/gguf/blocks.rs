@@ -70,6 +70,34 @@ pub fn unpack(ty: GgmlType, bytes: &[u8], rows: usize, columns: usize) -> Option
     Some(unpack_affine(layout, format, bytes, rows, columns))
 }
 
+/// The format that [`unpack`] gives for a type. `None` without a decoder.
+pub fn weight_format(ty: GgmlType) -> Option<WeightFormat> {
+    match ty {
+        GgmlType::F32 => Some(WeightFormat::f32()),
+        GgmlType::F16 => Some(WeightFormat::f16()),
+        GgmlType::Bf16 => Some(WeightFormat::bf16()),
+        _ if k_quants::decoder(ty).is_some() => Some(WeightFormat::f16()),
+        _ => {
+            let layout = LAYOUTS.into_iter().find(|layout| layout.ty == ty)?;
+            WeightFormat::affine(layout.bits, layout.scale, BLOCK as u32)
+        }
+    }
+}
+
+/// The type that holds a format exactly in rows of `columns`: what [`pack`] writes. `None` if there is none.
+pub fn holds(format: WeightFormat, columns: usize) -> Option<GgmlType> {
+    match format.ty.name {
+        "f32" => return Some(GgmlType::F32),
+        "f16" => return Some(GgmlType::F16),
+        "bf16" => return Some(GgmlType::Bf16),
+        _ => {}
+    }
+    let same = |l: &Layout| l.bits == format.ty.bits && l.scale == format.ty.scale;
+    let layout = LAYOUTS.into_iter().find(same)?;
+    let whole_blocks = columns > 0 && columns.is_multiple_of(BLOCK);
+    (whole_blocks && format.group_size as usize == BLOCK).then_some(layout.ty)
+}
+
 /// A matrix as a tensor's blocks, for the formats that GGUF holds exactly; `None` for others.
 pub fn pack(packed: &Packed) -> Option<(GgmlType, Vec<u8>)> {
     let (format, columns) = (packed.format, packed.columns);
@@ -85,10 +113,7 @@ pub fn pack(packed: &Packed) -> Option<(GgmlType, Vec<u8>)> {
     let layout = LAYOUTS
         .into_iter()
         .find(|l| l.bits == format.ty.bits && l.scale == format.ty.scale)?;
-    let whole_blocks = columns > 0 && columns.is_multiple_of(BLOCK);
-    if !whole_blocks || format.group_size as usize != BLOCK {
-        return None;
-    }
+    holds(format, columns)?;
     let block_bytes = layout.ty.block_bytes();
     let row_bytes = columns / BLOCK * block_bytes;
     let mut bytes = vec![0; packed.rows * row_bytes];

@@ -14,7 +14,7 @@ use super::{Source, StoredTensor};
 use crate::error::{Error, Result};
 
 pub(super) use blocks::words_32bit;
-pub use blocks::{pack, unpack};
+pub use blocks::{holds, pack, unpack, weight_format};
 pub use types::GgmlType;
 pub use value::{Array, Value};
 pub use write::{NewGgufTensor, write};

@@ -142,5 +142,6 @@ fn crate_dtype(ty: DType) -> Dtype {
         DType::F16 => Dtype::F16,
         DType::Bf16 => Dtype::BF16,
         DType::U32 => Dtype::U32,
+        DType::I64 => Dtype::I64,
     }
 }

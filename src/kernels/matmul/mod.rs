@@ -27,6 +27,7 @@ struct Params {
     columns: u32,
     tokens: u32,
     token_start: u32,
+    result_start: u32,
     out_stride: u32,
     out_offset: u32,
     has_bias: u32,
@@ -52,8 +53,21 @@ pub fn linear(
     bias: Option<&Tensor>,
     output: DType,
 ) -> Result<Tensor> {
+    let tokens = x.len() / weight.columns();
+    linear_rows(device, x, 0..tokens, weight, bias, output)
+}
+
+/// The same for some of the tokens only: the result has as many rows as `range`.
+pub fn linear_rows(
+    device: &Device,
+    x: &Tensor,
+    range: std::ops::Range<usize>,
+    weight: &Matrix,
+    bias: Option<&Tensor>,
+    output: DType,
+) -> Result<Tensor> {
     let columns = weight.columns();
-    let tokens = x.len() / columns;
+    let tokens = range.len();
     let result = device.allocate(output, &[tokens, weight.rows()], "a product")?;
     let unused;
     let bias_tensor = match bias {
@@ -71,7 +85,8 @@ pub fn linear(
                 rows: chunk.rows as u32,
                 columns: columns as u32,
                 tokens: count as u32,
-                token_start: start as u32,
+                token_start: (range.start + start) as u32,
+                result_start: start as u32,
                 out_stride: weight.rows() as u32,
                 out_offset: chunk.start as u32,
                 has_bias: u32::from(bias.is_some()),
@@ -192,7 +207,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         let place = p.out_offset as usize + row;
         let bias = if p.has_bias == 1 { bias[place] } else { 0.0 };
         for token in 0..tokens {
-            let at = (p.token_start as usize + token) * p.out_stride as usize + place;
+            let at = (p.result_start as usize + token) * p.out_stride as usize + place;
             let value = sums[token] + bias;
             expected.values[at] = value;
             expected.bounds[at] =
@@ -223,7 +238,8 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
         .collect();
     let bias = args.tensors[3].to_f32();
     for token in 0..tokens {
-        let line = (p.token_start as usize + token) * p.out_stride as usize + p.out_offset as usize;
+        let line =
+            (p.result_start as usize + token) * p.out_stride as usize + p.out_offset as usize;
         for (block, values) in blocks.iter().enumerate() {
             let count = ROW_BLOCK.min(rows - block * ROW_BLOCK);
             let mut values = values[token * count..(token + 1) * count].to_vec();
@@ -310,6 +326,7 @@ fn case(shape: Shape) -> Case {
             columns: columns as u32,
             tokens: tokens as u32,
             token_start: before as u32,
+            result_start: (before / 2) as u32,
             out_stride: stride as u32,
             out_offset: offset as u32,
             has_bias,

@@ -1,0 +1,216 @@
+//! `lopper compress`: the main job.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::Global;
+use super::output::{Output, bytes, table};
+use super::session::{activation, open_device, report_device};
+use crate::error::{Error, Result};
+use crate::model::Checkpoint;
+use crate::plan::Plan;
+use crate::recipe::{EMBEDDED, Recipe};
+use crate::run::{Event, Figures, Manifest, Options, check_output, run as run_plan};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// A recipe file (TOML); without one, the embedded recipe
+    recipe: Option<PathBuf>,
+    /// Use this model instead of the recipe's
+    #[arg(long)]
+    model: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Flags of every command that runs a plan.
+#[derive(Debug, clap::Args)]
+pub(super) struct Common {
+    /// Folder of the result
+    #[arg(long, default_value = "lopper-out")]
+    pub(super) out: PathBuf,
+    /// Print the plan and stop
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Replace an existing result
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Print the recipe and stop
+    #[arg(long)]
+    pub(super) print_recipe: bool,
+}
+
+pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    let (path, mut text) = match &arguments.recipe {
+        Some(path) => (
+            path.as_path(),
+            std::fs::read_to_string(path).map_err(Error::read(path))?,
+        ),
+        None => (Path::new("embedded recipe"), EMBEDDED.to_string()),
+    };
+    let mut recipe = Recipe::parse(path, &text)?;
+    if arguments.model.is_some() || global.seed.is_some() {
+        recipe.model = arguments.model.clone().unwrap_or(recipe.model);
+        recipe.seed = global.seed.unwrap_or(recipe.seed);
+        text = recipe.to_toml();
+    }
+    execute(global, &recipe, &text, &arguments.common, output)
+}
+
+/// Plans, shows or runs a recipe.
+pub(super) fn execute(
+    global: &Global,
+    recipe: &Recipe,
+    text: &str,
+    common: &Common,
+    output: &Output,
+) -> Result<()> {
+    if common.print_recipe {
+        output.text(text);
+        return Ok(());
+    }
+    let parent = Checkpoint::open(&recipe.model)?;
+    let plan = Plan::new(recipe, &parent)?;
+    if common.dry_run {
+        output.json(&json!({"schema": 1, "model": recipe.model, "plan": plan}))?;
+        show_plan(&plan, output);
+        return Ok(());
+    }
+    plan.check_budget(global.vram_budget)?;
+    check_output(&common.out, common.force)?;
+    let device = open_device(global, output)?;
+    for warning in &plan.warnings {
+        output.note(format!("warning: {warning}"));
+    }
+    let start = Instant::now();
+    let options = Options {
+        recipe_text: text,
+        out: &common.out,
+        force: common.force,
+        activation: activation(global),
+    };
+    let mut listen = |event: Event<'_>| match event {
+        Event::Progress { step, done, total } => output.progress(step, done, total),
+        Event::Measured { whose, perplexity } => tracing::info!("{whose}: {perplexity}"),
+    };
+    let manifest = run_plan(recipe, &plan, &parent, &device, options, &mut listen)?;
+    let manifest_json =
+        serde_json::to_value(&manifest).expect("a manifest is plain tables and values");
+    output.json(&manifest_json)?;
+    show_result(
+        &manifest,
+        &common.out,
+        start.elapsed().as_secs_f64(),
+        output,
+    );
+    report_device(global, &device, output, start.elapsed())
+}
+
+fn show_plan(plan: &Plan, output: &Output) {
+    let mut rows = vec![
+        [
+            "tensor", "shape", "from", "bytes", "becomes", "bytes", "gguf",
+        ]
+        .map(String::from)
+        .to_vec(),
+    ];
+    for line in &plan.tensors {
+        rows.push(vec![
+            line.name.clone(),
+            format!("{:?}", line.shape),
+            line.source.clone(),
+            line.source_bytes.to_string(),
+            line.decision.clone(),
+            line.output_bytes.to_string(),
+            line.gguf.into(),
+        ]);
+    }
+    output.text(&table(&rows));
+    output.line(format!(
+        "\n{:.1} M parameters: {} as stored, {} in f16 -> {} ({:.2}x smaller than f16)",
+        plan.parameters as f64 / 1e6,
+        bytes(plan.stored_bytes),
+        bytes(plan.f16_bytes),
+        bytes(plan.output_bytes),
+        plan.f16_bytes as f64 / plan.output_bytes as f64,
+    ));
+    output.line(format!(
+        "peak device memory {}, peak host memory {}, about {} submits",
+        bytes(plan.peak_device_bytes),
+        bytes(plan.peak_host_bytes),
+        plan.estimated_submits,
+    ));
+    for warning in &plan.warnings {
+        output.line(format!("warning: {warning}"));
+    }
+}
+
+fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
+    let mut rows = vec![
+        ["", "bytes", "of f16", "perplexity"]
+            .map(String::from)
+            .to_vec(),
+    ];
+    let row = |name: &str, figures: &Figures| {
+        let perplexity = figures
+            .perplexity
+            .as_ref()
+            .map_or("not measured".into(), |p| {
+                format!(
+                    "{:.3} ± {:.3} (ctx {}, {} tokens scored)",
+                    p.value, p.stderr, p.ctx, p.tokens_scored
+                )
+            });
+        let share = 100.0 * figures.bytes as f64 / figures.bytes_f16 as f64;
+        vec![
+            name.to_string(),
+            bytes(figures.bytes),
+            format!("{share:.1} %"),
+            perplexity,
+        ]
+    };
+    rows.push(row("parent", &manifest.parent));
+    rows.extend(
+        manifest
+            .stages
+            .iter()
+            .map(|stage| row(&stage.name, &stage.figures)),
+    );
+    output.text(&table(&rows));
+    if let Some(stage) = manifest.stages.last() {
+        let figures = &stage.figures;
+        if let Some(error) = figures.weight_error {
+            let text = if error == 0.0 {
+                "0 (reproduced exactly)".into()
+            } else {
+                format!("{error:.3e}")
+            };
+            output.line(format!(
+                "\nweights changed by {text} (squared error over squared weights)"
+            ));
+        }
+        let times_f16 = figures.bytes_f16 as f64 / figures.bytes as f64;
+        let times_stored = manifest.parent.bytes as f64 / figures.bytes as f64;
+        output.line(format!(
+            "{times_f16:.2}x smaller than f16, {times_stored:.2}x smaller than stored"
+        ));
+        if let (Some(before), Some(after)) = (&manifest.parent.perplexity, &figures.perplexity) {
+            let change = 100.0 * (after.value / before.value - 1.0);
+            output.line(format!(
+                "perplexity {change:+.2} %, convention {}",
+                after.convention.name()
+            ));
+        }
+    }
+    output.line(format!(
+        "\nwritten to {} in {seconds:.1} s on {}:",
+        out.display(),
+        manifest.device
+    ));
+    for file in &manifest.outputs {
+        output.line(format!("  {:40} {}", file.path, bytes(file.bytes)));
+    }
+    output.line("  manifest.json");
+}

@@ -1,0 +1,99 @@
+//! `lopper devices`: the adapters of this machine.
+
+use serde_json::{Value, json};
+
+use super::Global;
+use super::output::{Output, bytes, table};
+use crate::error::Result;
+use crate::gpu::{Adapter, Selector, adapters, backend_name, parse_backend};
+
+pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
+    let backend = global.backend.as_deref().map(parse_backend).transpose()?;
+    let found = adapters(&Selector {
+        name: global.adapter.clone(),
+        backend,
+    });
+    output.json(&Value::Array(found.iter().map(describe).collect()))?;
+    if found.is_empty() {
+        output.line("no adapter found; on Debian `apt-get install mesa-vulkan-drivers` gives a software one");
+        return Ok(());
+    }
+    let head = [
+        "backend",
+        "type",
+        "name",
+        "driver",
+        "tier",
+        "features",
+        "binding",
+        "workgroup",
+    ];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    for adapter in &found {
+        rows.push(vec![
+            backend_name(adapter.info.backend).into(),
+            adapter.type_name().into(),
+            adapter.info.name.clone(),
+            adapter.driver(),
+            adapter.tier().name().into(),
+            features(adapter).join(" "),
+            bytes(adapter.limits.max_storage_buffer_binding_size),
+            bytes(adapter.limits.max_compute_workgroup_storage_size.into()),
+        ]);
+    }
+    output.text(&table(&rows));
+    if global.verbose > 0 {
+        for adapter in &found {
+            let limits = &adapter.limits;
+            output.line(format!(
+                "\n{} ({}): subgroups {} to {}, invocations {}, storage buffers {}, buffer {}, cooperative matrices: {}",
+                adapter.info.name,
+                backend_name(adapter.info.backend),
+                adapter.info.subgroup_min_size,
+                adapter.info.subgroup_max_size,
+                limits.max_compute_invocations_per_workgroup,
+                limits.max_storage_buffers_per_shader_stage,
+                bytes(limits.max_buffer_size),
+                if adapter.cooperative.is_empty() { "none".into() } else { adapter.cooperative.join(", ") },
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn features(adapter: &Adapter) -> Vec<&'static str> {
+    let bits = adapter.capabilities;
+    let named = [
+        (bits.f16, "f16"),
+        (bits.subgroups, "subgroups"),
+        (bits.timestamps, "timestamps"),
+        (bits.cooperative_matrix, "cooperative-matrix"),
+    ];
+    named
+        .into_iter()
+        .filter_map(|(has, name)| has.then_some(name))
+        .collect()
+}
+
+fn describe(adapter: &Adapter) -> Value {
+    let limits = &adapter.limits;
+    json!({
+        "name": adapter.info.name,
+        "backend": backend_name(adapter.info.backend),
+        "type": adapter.type_name(),
+        "driver": adapter.driver(),
+        "tier": adapter.tier().name(),
+        "limits": {
+            "max_storage_buffer_binding_size": limits.max_storage_buffer_binding_size,
+            "max_buffer_size": limits.max_buffer_size,
+            "max_compute_workgroup_storage_size": limits.max_compute_workgroup_storage_size,
+            "max_compute_invocations_per_workgroup": limits.max_compute_invocations_per_workgroup,
+            "max_compute_workgroups_per_dimension": limits.max_compute_workgroups_per_dimension,
+            "max_storage_buffers_per_shader_stage": limits.max_storage_buffers_per_shader_stage,
+            "subgroup_min_size": adapter.info.subgroup_min_size,
+            "subgroup_max_size": adapter.info.subgroup_max_size,
+        },
+        "features": features(adapter),
+        "cooperative_matrices": adapter.cooperative,
+    })
+}

@@ -1,0 +1,101 @@
+//! `lopper generate`: continues a text.
+
+use serde_json::json;
+
+use super::Global;
+use super::output::Output;
+use super::session::{activation, open_device, report_device};
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::model::{Checkpoint, Llama, Pass, Sampling, generate};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// A Hugging Face folder, a .gguf file, or embedded:NAME
+    model: String,
+    /// The text to continue
+    #[arg(long)]
+    prompt: String,
+    /// New tokens at most
+    #[arg(short, default_value_t = 128)]
+    n: usize,
+    /// Put the prompt through the model's chat template, as a user's message
+    #[arg(long)]
+    chat: bool,
+    /// Draw from softmax(logits / temperature) instead of taking the likeliest token (0)
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+}
+
+pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    let sampling = match arguments.temperature {
+        0.0 => Sampling::Greedy,
+        temperature if temperature > 0.0 && temperature.is_finite() => Sampling::Temperature {
+            temperature,
+            seed: global.seed.unwrap_or(0),
+        },
+        temperature => {
+            return Err(Error::Argument {
+                argument: "--temperature".into(),
+                expected: "0 or a positive number".into(),
+                found: temperature.to_string(),
+            });
+        }
+    };
+    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let text = if arguments.chat {
+        tokenizer.render_chat(&[("user", arguments.prompt.as_str())], true)?
+    } else {
+        arguments.prompt.clone()
+    };
+    let prompt = tokenizer.encode(&text, true)?;
+    let device = open_device(global, output)?;
+    let model = Llama::load(&device, &checkpoint, |done, total| {
+        output.progress("loading", done, total);
+        interrupt::check()
+    })?;
+    let pass = Pass {
+        device: &device,
+        activation: activation(global),
+    };
+    if !arguments.chat {
+        output.text(&arguments.prompt);
+    }
+    let mut stream = tokenizer.decode_stream(true);
+    let mut continuation = String::new();
+    let start = std::time::Instant::now();
+    let result = generate(
+        &model,
+        &pass,
+        &prompt,
+        arguments.n,
+        sampling,
+        |id| tokenizer.is_eos(id),
+        |token| {
+            let piece = stream.push(token)?;
+            output.text(&piece);
+            continuation.push_str(&piece);
+            interrupt::check()
+        },
+    );
+    let rest = stream.finish()?;
+    continuation.push_str(&rest);
+    output.line(&rest);
+    let generation = result?;
+    let rate = generation.tokens.len().saturating_sub(1) as f64 / generation.seconds.max(1e-9);
+    output.json(&json!({
+        "schema": 1, "model": arguments.model, "prompt": arguments.prompt, "text": continuation,
+        "prompt_tokens": prompt, "tokens": generation.tokens, "device": device.name(),
+        "prompt_seconds": generation.prompt_seconds, "tokens_per_second": rate,
+    }))?;
+    if global.verbose > 0 {
+        output.note(format!(
+            "{} prompt tokens in {:.3} s, then {rate:.1} tokens/s on {}",
+            prompt.len(),
+            generation.prompt_seconds,
+            device.name(),
+        ));
+    }
+    report_device(global, &device, output, start.elapsed())
+}

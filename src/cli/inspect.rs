@@ -1,0 +1,74 @@
+//! `lopper inspect`: what a model is.
+
+use serde_json::json;
+
+use super::output::{Output, bytes, table};
+use crate::error::Result;
+use crate::model::{Checkpoint, Weights};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// A Hugging Face folder, a .gguf file, or embedded:NAME
+    model: String,
+}
+
+pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    let model = Checkpoint::open(&arguments.model)?;
+    let config = model.config();
+    let (stored, f16) = (model.total_stored_bytes(), 2 * model.parameters());
+    let tensors: Vec<_> = model
+        .specs()
+        .iter()
+        .map(|spec| {
+            json!({"name": spec.name, "shape": spec.shape(), "type": model.stored_type(spec),
+                   "bytes": model.stored_bytes(spec)})
+        })
+        .collect();
+    output.json(&json!({
+        "schema": 1, "model": arguments.model, "family": "llama", "container": model.container(),
+        "parameters": model.parameters(), "bytes": stored, "bytes_f16": f16,
+        "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size, "layers": config.layers,
+        "heads": config.heads, "kv_heads": config.kv_heads, "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size, "max_positions": config.max_positions, "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_norm_eps, "tied": config.tied, "tensors": tensors,
+    }))?;
+    output.line(format!(
+        "{}: llama ({}), {:.1} M parameters, {} as stored, {} in f16",
+        arguments.model,
+        model.container(),
+        model.parameters() as f64 / 1e6,
+        bytes(stored),
+        bytes(f16),
+    ));
+    output.line(format!(
+        "{} layers, hidden {}, feed-forward {}, heads {} / {} key-value of {}, vocabulary {}, {} head, context {}",
+        config.layers,
+        config.hidden_size,
+        config.intermediate_size,
+        config.heads,
+        config.kv_heads,
+        config.head_dim,
+        config.vocab_size,
+        if config.tied { "tied" } else { "own" },
+        config.max_positions,
+    ));
+    output.line(format!(
+        "rope theta {}, scaling {:?}\n",
+        config.rope_theta, config.rope_scaling
+    ));
+    let mut rows = vec![
+        ["tensor", "shape", "type", "bytes"]
+            .map(String::from)
+            .to_vec(),
+    ];
+    for spec in model.specs() {
+        rows.push(vec![
+            spec.name.clone(),
+            format!("{:?}", spec.shape()),
+            model.stored_type(spec),
+            model.stored_bytes(spec).to_string(),
+        ]);
+    }
+    output.text(&table(&rows));
+    Ok(())
+}

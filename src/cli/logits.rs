@@ -1,0 +1,151 @@
+//! `lopper logits`: a model's logits for given tokens, as safetensors.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::Global;
+use super::output::Output;
+use super::session::{activation, open_device};
+use crate::device::{Device, HostTensor, Tensor};
+use crate::error::{Error, Result};
+use crate::formats::safetensors::{NewTensor, write_file};
+use crate::interrupt;
+use crate::model::{Cache, Checkpoint, Llama, Pass};
+use crate::tensor::DType;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// A Hugging Face folder, a .gguf file, or embedded:NAME
+    model: String,
+    /// Token ids: 1,2,3
+    #[arg(
+        long,
+        value_delimiter = ',',
+        required_unless_present = "prompt",
+        conflicts_with = "prompt"
+    )]
+    tokens: Vec<u32>,
+    /// A text instead
+    #[arg(long)]
+    prompt: Option<String>,
+    /// The safetensors file to write: input_ids (1, T), logits (1, T, vocabulary)
+    #[arg(long, value_name = "F.safetensors")]
+    out: PathBuf,
+    /// Write hidden.0 (the embedding) to hidden.L (after the final norm) too
+    #[arg(long)]
+    hidden: bool,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+}
+
+pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    if arguments.out.exists() && !arguments.force {
+        return Err(Error::Exists {
+            path: arguments.out.clone(),
+        });
+    }
+    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let ids = match &arguments.prompt {
+        Some(prompt) => checkpoint.tokenizer()?.encode(prompt, true)?,
+        None => arguments.tokens.clone(),
+    };
+    if ids.is_empty() {
+        let expected = "at least one token".into();
+        return Err(Error::Argument {
+            argument: "--prompt".into(),
+            expected,
+            found: "none".into(),
+        });
+    }
+    let device = open_device(global, output)?;
+    let model = Llama::load(&device, &checkpoint, |_, _| interrupt::check())?;
+    let pass = Pass {
+        device: &device,
+        activation: activation(global),
+    };
+    let (hidden, logits) = forward(&model, &pass, &ids, arguments.hidden)?;
+    let wide: Vec<u8> = ids
+        .iter()
+        .flat_map(|id| i64::from(*id).to_le_bytes())
+        .collect();
+    let tensor = |name: String, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>| NewTensor {
+        name,
+        dtype,
+        shape,
+        data: Box::new(move || Ok(bytes.clone())),
+    };
+    let length = ids.len();
+    let mut tensors = vec![tensor(
+        "input_ids".into(),
+        DType::I64,
+        vec![1, length],
+        wide,
+    )];
+    let widths = model.config();
+    tensors.push(tensor(
+        "logits".into(),
+        DType::F32,
+        vec![1, length, widths.vocab_size],
+        f32_bytes(&logits),
+    ));
+    for (index, state) in hidden.iter().enumerate() {
+        let shape = vec![1, length, widths.hidden_size];
+        tensors.push(tensor(
+            format!("hidden.{index}"),
+            DType::F32,
+            shape,
+            f32_bytes(state),
+        ));
+    }
+    write_file(&arguments.out, tensors)?;
+    output.json(&json!({
+        "schema": 1, "model": arguments.model, "input_ids": ids, "out": arguments.out, "device": device.name(),
+    }))?;
+    output.line(format!(
+        "{}: logits of {length} tokens, on {}",
+        arguments.out.display(),
+        device.name()
+    ));
+    Ok(())
+}
+
+/// Hidden states (if wanted) and logits of one sequence, in f32.
+fn forward(
+    model: &Llama,
+    pass: &Pass<'_>,
+    ids: &[u32],
+    hidden: bool,
+) -> Result<(Vec<HostTensor>, HostTensor)> {
+    let cache = Cache::passing(pass.device, model.config(), 1, ids.len(), pass.activation)?;
+    let x = model.embed(pass, ids)?;
+    let read = |device: &Device, tensor: &Tensor| device.read(tensor);
+    let mut states = Vec::new();
+    for layer in 0..model.config().layers {
+        interrupt::check()?;
+        if hidden {
+            states.push(read(pass.device, &x)?);
+        }
+        model.block(pass, layer, &x, &cache)?;
+    }
+    let normed = model.final_norm(pass, &x)?;
+    if hidden {
+        states.push(read(pass.device, &normed)?);
+    }
+    let mut logits = Vec::new();
+    for first in (0..ids.len()).step_by(model.head_rows(pass.device)) {
+        let range = first..(first + model.head_rows(pass.device)).min(ids.len());
+        logits.extend(
+            read(pass.device, &model.head(pass, &normed, range)?)?
+                .view()
+                .to_f32(),
+        );
+    }
+    let shape = [ids.len(), model.config().vocab_size];
+    Ok((states, HostTensor::from_f32(DType::F32, &shape, &logits)))
+}
+
+fn f32_bytes(tensor: &HostTensor) -> Vec<u8> {
+    bytemuck::cast_slice::<f32, u8>(&tensor.view().to_f32()).to_vec()
+}

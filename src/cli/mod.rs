@@ -1,0 +1,187 @@
+//! The command line: arguments and printing, one file per command. The only place that prints.
+
+mod compress;
+mod devices;
+mod eval;
+mod export;
+mod generate;
+mod inspect;
+mod logits;
+mod output;
+mod quantize;
+mod session;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::error::Result;
+use output::Output;
+
+/// Makes language models small on the GPU you already own.
+#[derive(Debug, Parser)]
+#[command(name = "lopper", version, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// Where kernels run. `checked` runs each on the GPU and on the CPU reference and stops at the first difference
+    #[arg(long, global = true, default_value = "auto")]
+    device: DeviceChoice,
+    /// Use the adapter whose name contains this
+    #[arg(long, global = true, value_name = "NAME-SUBSTRING")]
+    adapter: Option<String>,
+    /// Use this graphics backend only: vulkan, metal, dx12 or gl
+    #[arg(long, global = true)]
+    backend: Option<String>,
+    /// Type of activations
+    #[arg(long, global = true, default_value = "auto")]
+    compute: Compute,
+    /// Seed of everything random
+    #[arg(long, global = true)]
+    seed: Option<u64>,
+    /// Give the same bits on the same device (this version always does)
+    #[arg(long, global = true)]
+    deterministic: bool,
+    /// Most device memory that may be used: 6GiB, 800MiB
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size)]
+    vram_budget: Option<u64>,
+    /// Use the analytic choice of kernel variants (this version has no other)
+    #[arg(long, global = true)]
+    no_autotune: bool,
+    /// Write the results as JSON, to a file or (-) to standard output
+    #[arg(long, global = true, value_name = "FILE", require_equals = true)]
+    json: Option<String>,
+    /// Say more; twice: say what the device does
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DeviceChoice {
+    Auto,
+    Cpu,
+    Gpu,
+    Checked,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Compute {
+    Auto,
+    F32,
+    F16,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List adapters: type, driver, limits, features, tier
+    Devices,
+    /// Show what a model is: family, shape, parameters, bytes, tensors
+    Inspect(inspect::Arguments),
+    /// Compress a model by a recipe; without one, the embedded recipe on the embedded model
+    Compress(compress::Arguments),
+    /// Quantize a model: a recipe of one stage
+    Quantize(quantize::Arguments),
+    /// Measure a model's quality
+    Eval(eval::Arguments),
+    /// Continue a text
+    Generate(generate::Arguments),
+    /// Write a model's logits for given tokens
+    Logits(logits::Arguments),
+    /// Convert a model
+    Export(export::Arguments),
+}
+
+/// Parses the arguments, runs the command, prints an error if there is one, and returns the exit code.
+pub fn main() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap's own way of printing: help to standard output, mistakes to standard error.
+            let _ = error.print();
+            return if error.use_stderr() { 2 } else { 0 };
+        }
+    };
+    start_logging(cli.global.verbose);
+    if ctrlc::set_handler(crate::interrupt::press).is_err() {
+        tracing::warn!("Ctrl-C cannot be caught; it will stop the program at once");
+    }
+    let output = match Output::new(cli.global.json.as_deref()) {
+        Ok(output) => output,
+        Err(error) => return fail(&error),
+    };
+    match run(&cli, &output) {
+        Ok(()) => 0,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &crate::error::Error) -> u8 {
+    output::complain(&format!("error: {error}"));
+    error.exit_code()
+}
+
+fn run(cli: &Cli, output: &Output) -> Result<()> {
+    match &cli.command {
+        Command::Devices => devices::run(&cli.global, output),
+        Command::Inspect(arguments) => inspect::run(arguments, output),
+        Command::Compress(arguments) => compress::run(&cli.global, arguments, output),
+        Command::Quantize(arguments) => quantize::run(&cli.global, arguments, output),
+        Command::Eval(arguments) => eval::run(&cli.global, arguments, output),
+        Command::Generate(arguments) => generate::run(&cli.global, arguments, output),
+        Command::Logits(arguments) => logits::run(&cli.global, arguments, output),
+        Command::Export(arguments) => export::run(arguments, output),
+    }
+}
+
+fn start_logging(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info,wgpu_core=warn,wgpu_hal=warn,naga=warn",
+        _ => "debug",
+    };
+    // The drivers' complaints about a machine without a display are not the user's concern.
+    let default = format!(
+        "{level},wgpu_hal={}",
+        if verbose < 2 { "off" } else { "debug" }
+    );
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LOPPER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+}
+
+/// Bytes from `6GiB`, `800MiB`, `2GB` or a plain number.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => {
+            return Err(format!(
+                "`{text}` is not a size; write 6GiB, 800MiB, 2GB or a number of bytes"
+            ));
+        }
+    };
+    match number.parse::<f64>() {
+        Ok(value) if value > 0.0 => Ok((value * factor) as u64),
+        _ => Err(format!(
+            "`{text}` is not a size; write 6GiB, 800MiB, 2GB or a number of bytes"
+        )),
+    }
+}

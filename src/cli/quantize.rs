@@ -1,0 +1,157 @@
+//! `lopper quantize`: a recipe of one stage.
+
+use clap::ValueEnum;
+
+use super::Global;
+use super::compress::{Common, execute};
+use super::output::Output;
+use crate::error::{Error, Result};
+use crate::recipe::{Evaluate, Export, Grid, Quantize, QuantizeMethod, Recipe, Stage};
+use crate::tensor::{Scale, weight_type};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// A Hugging Face folder, a .gguf file, or embedded:NAME
+    model: String,
+    /// Bits of a code, 1 to 8 (default 4)
+    #[arg(long, conflicts_with = "ty")]
+    bits: Option<u32>,
+    /// A weight type instead: int4 (symmetric), uint4z (zero point), uint4m (float minimum), q4_0, q4_1, q5_0, q5_1, q8_0
+    #[arg(long = "type", id = "ty")]
+    ty: Option<String>,
+    /// Columns that share a scale: a power of two from 16, or 0 for a whole row
+    #[arg(long, default_value_t = 32)]
+    group_size: u32,
+    /// How a group's range becomes a grid (default float-min, or what --type says)
+    #[arg(long)]
+    grid: Option<GridName>,
+    /// How codes are found
+    #[arg(long, default_value = "rtn")]
+    method: Method,
+    /// How the result is multiplied when Lopper runs it
+    #[arg(long, default_value = "auto")]
+    engine: Engine,
+    /// Quantize modules that match (* stands for anything; default: the linear layers of the blocks)
+    #[arg(long)]
+    include: Vec<String>,
+    /// Leave out modules that match
+    #[arg(long)]
+    exclude: Vec<String>,
+    /// Measure perplexity on this text, before and after
+    #[arg(long, value_name = "FILE", default_value = "embedded:heldout-2026")]
+    ppl: String,
+    /// Tokens of an evaluation window
+    #[arg(long, default_value_t = 512)]
+    ctx: usize,
+    /// Use the text's first tokens only
+    #[arg(long, default_value_t = 8192)]
+    max_tokens: usize,
+    /// Measure nothing
+    #[arg(long)]
+    no_eval: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum GridName {
+    AbsmaxSymmetric,
+    SignedMax,
+    ZeroPoint,
+    FloatMin,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Method {
+    Rtn,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Engine {
+    /// The fastest that this version has
+    Auto,
+    /// Dequantize and multiply
+    Mul,
+}
+
+pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    let (bits, grid) = choose(arguments)?;
+    let default_include = || vec!["model.layers.*".to_string()];
+    let recipe = Recipe {
+        model: arguments.model.clone(),
+        seed: global.seed.unwrap_or(0),
+        stage: vec![Stage::Quantize(Quantize {
+            method: match arguments.method {
+                Method::Rtn => QuantizeMethod::Rtn,
+            },
+            bits,
+            group_size: arguments.group_size,
+            grid,
+            include: if arguments.include.is_empty() {
+                default_include()
+            } else {
+                arguments.include.clone()
+            },
+            exclude: arguments.exclude.clone(),
+        })],
+        evaluate: (!arguments.no_eval).then(|| Evaluate {
+            text: arguments.ppl.clone(),
+            ctx: arguments.ctx,
+            max_tokens: Some(arguments.max_tokens),
+        }),
+        export: Export::default(),
+    };
+    execute(
+        global,
+        &recipe,
+        &recipe.to_toml(),
+        &arguments.common,
+        output,
+    )
+}
+
+fn choose(arguments: &Arguments) -> Result<(u32, Grid)> {
+    let asked = arguments.grid.map(|grid| match grid {
+        GridName::AbsmaxSymmetric => Grid::AbsmaxSymmetric,
+        GridName::SignedMax => Grid::SignedMax,
+        GridName::ZeroPoint => Grid::ZeroPoint,
+        GridName::FloatMin => Grid::FloatMin,
+    });
+    let Some(name) = &arguments.ty else {
+        return Ok((arguments.bits.unwrap_or(4), asked.unwrap_or_default()));
+    };
+    let wrong = |expected: String, found: String| Error::Argument {
+        argument: "--type".into(),
+        expected,
+        found,
+    };
+    let row = match name.to_ascii_lowercase().as_str() {
+        "q4_0" => weight_type("int4"),
+        "q4_1" => weight_type("uint4m"),
+        "q5_0" => weight_type("int5"),
+        "q5_1" => weight_type("uint5m"),
+        "q8_0" => weight_type("int8"),
+        other => weight_type(other).filter(|row| row.is_affine()),
+    };
+    let row = row.ok_or_else(|| {
+        let expected =
+            "int1 to int8, uint1z to uint8z, uint1m to uint8m, q4_0, q4_1, q5_0, q5_1 or q8_0";
+        wrong(expected.into(), name.clone())
+    })?;
+    let fits = |grid: &Grid| match row.scale {
+        Scale::ZeroPoint => *grid == Grid::ZeroPoint,
+        Scale::Offset => *grid == Grid::FloatMin,
+        _ => matches!(grid, Grid::SignedMax | Grid::AbsmaxSymmetric),
+    };
+    let natural = [Grid::SignedMax, Grid::ZeroPoint, Grid::FloatMin]
+        .into_iter()
+        .find(fits)
+        .unwrap_or_default();
+    match asked {
+        Some(grid) if !fits(&grid) => Err(wrong(
+            format!("a type that the grid {} makes", grid.name()),
+            name.clone(),
+        )),
+        asked => Ok((row.bits, asked.unwrap_or(natural))),
+    }
+}

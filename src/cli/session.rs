@@ -1,0 +1,109 @@
+//! Opening the device that the flags ask for.
+
+use super::output::{Output, bytes};
+use super::{Compute, DeviceChoice, Global};
+use crate::device::{Device, Runner};
+use crate::error::{Error, Result};
+use crate::gpu::{Adapter, Gpu, Options, Selector, choose, parse_backend};
+use crate::tensor::DType;
+
+/// Opens the device, saying in one line where `auto` landed if that may surprise.
+pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
+    if global.device == DeviceChoice::Cpu {
+        return Ok(Device::Cpu);
+    }
+    let backend = global.backend.as_deref().map(parse_backend).transpose()?;
+    let asked = Selector {
+        name: global.adapter.clone(),
+        backend,
+    };
+    let named = asked.name.is_some() || asked.backend.is_some();
+    let selector = asked.or_environment()?;
+    let named = named || selector.name.is_some() || selector.backend.is_some();
+    let adapter = match (choose(&selector), global.device) {
+        (Ok(adapter), _) => adapter,
+        (Err(error), DeviceChoice::Auto) if !named => {
+            output.note(format!("note: {error}; using the CPU"));
+            return Ok(Device::Cpu);
+        }
+        (Err(error), _) => return Err(error),
+    };
+    if global.device == DeviceChoice::Auto
+        && !named
+        && adapter.info.device_type == wgpu::DeviceType::Cpu
+    {
+        let name = &adapter.info.name;
+        output.note(format!(
+            "note: the only adapter is software ({name}); using the CPU (--device gpu to use it)"
+        ));
+        return Ok(Device::Cpu);
+    }
+    let checked = global.device == DeviceChoice::Checked;
+    let runner = open_gpu(global, adapter, checked)?;
+    tracing::info!("{:?}, tier {}", runner.gpu(), runner.gpu().tier().name());
+    Ok(if checked {
+        Device::Checked(runner)
+    } else {
+        Device::Gpu(runner)
+    })
+}
+
+fn open_gpu(global: &Global, adapter: Adapter, checked: bool) -> Result<Runner> {
+    let options = Options {
+        checked,
+        budget: global.vram_budget,
+        profile: global.verbose >= 2,
+        ..Options::default()
+    };
+    if global.compute == Compute::F16 && !adapter.capabilities.f16 {
+        return Err(Error::Limit {
+            kernel: "--compute f16".into(),
+            variant: adapter.info.name.clone(),
+            needs: "f16 in shaders".into(),
+            has: "none; use --compute f32".into(),
+        });
+    }
+    Gpu::open(adapter, options).map(Runner::new)
+}
+
+/// The type of activations. `auto` is f32: this version's kernels multiply in f32 either way.
+pub(super) fn activation(global: &Global) -> DType {
+    if global.compute == Compute::F16 {
+        DType::F16
+    } else {
+        DType::F32
+    }
+}
+
+/// With `-v`, says what the device did.
+pub(super) fn report_device(
+    global: &Global,
+    device: &Device,
+    output: &Output,
+    wall: std::time::Duration,
+) -> Result<()> {
+    let (Some(gpu), true) = (device.gpu(), global.verbose > 0) else {
+        return Ok(());
+    };
+    let profile = gpu.profile()?;
+    let share = 100.0 * profile.seconds() / wall.as_secs_f64();
+    output.note(format!(
+        "device: {:.3} s in kernels of {:.3} s ({share:.0} %), {} dispatches in {} submits, peak memory {}",
+        profile.seconds(),
+        wall.as_secs_f64(),
+        profile.dispatches,
+        profile.submits,
+        bytes(gpu.memory().1),
+    ));
+    if global.verbose > 1 {
+        let mut kernels: Vec<_> = profile.by_kernel.iter().collect();
+        kernels.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+        for (kernel, (seconds, count)) in kernels {
+            output.note(format!(
+                "  {kernel:20} {:9.3} ms in {count} dispatches",
+                seconds * 1e3
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! The compression maths: a folder per verb, a file per method.
+
+pub mod quantize;

@@ -1,0 +1,101 @@
+//! The key-value cache of a batch of sequences. How much each holds stands in a buffer, not in a recording.
+
+use super::config::Config;
+use crate::device::{Device, HostTensor, Tensor};
+use crate::error::Result;
+use crate::tensor::DType;
+
+/// Keys and values of every layer, and the rotations of the positions they may hold.
+#[derive(Debug)]
+pub struct Cache {
+    layers: Vec<(Tensor, Tensor)>,
+    pub(super) past: Tensor,
+    pub(super) rotations: Tensor,
+    lengths: Vec<u32>,
+    capacity: usize,
+}
+
+impl Cache {
+    /// An empty cache of `sequences` sequences with `capacity` tokens each.
+    pub fn new(
+        device: &Device,
+        config: &Config,
+        sequences: usize,
+        capacity: usize,
+        dtype: DType,
+    ) -> Result<Self> {
+        Self::with_layers(device, config, sequences, capacity, dtype, config.layers)
+    }
+
+    /// A cache that holds one layer at a time: enough for passes that never continue, evaluation for instance.
+    pub fn passing(
+        device: &Device,
+        config: &Config,
+        sequences: usize,
+        capacity: usize,
+        dtype: DType,
+    ) -> Result<Self> {
+        Self::with_layers(device, config, sequences, capacity, dtype, 1)
+    }
+
+    fn with_layers(
+        device: &Device,
+        config: &Config,
+        sequences: usize,
+        capacity: usize,
+        dtype: DType,
+        layers: usize,
+    ) -> Result<Self> {
+        let shape = [sequences, capacity, config.kv_heads * config.head_dim];
+        let layer = || {
+            Ok((
+                device.allocate(dtype, &shape, "cached keys")?,
+                device.allocate(dtype, &shape, "cached values")?,
+            ))
+        };
+        let rotations = HostTensor::from_f32(
+            DType::F32,
+            &[capacity, config.head_dim],
+            &config.rotations(capacity),
+        );
+        Ok(Self {
+            layers: (0..layers).map(|_| layer()).collect::<Result<_>>()?,
+            past: device.upload(
+                &HostTensor::zeros(DType::U32, &[sequences]),
+                "cache lengths",
+            )?,
+            rotations: device.upload(&rotations, "rotations")?,
+            lengths: vec![0; sequences],
+            capacity,
+        })
+    }
+
+    /// Tokens that each sequence may hold.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Tokens that each sequence holds.
+    pub fn lengths(&self) -> &[u32] {
+        &self.lengths
+    }
+
+    pub(super) fn layer(&self, index: usize) -> (&Tensor, &Tensor) {
+        let (key, value) = &self.layers[index % self.layers.len()];
+        (key, value)
+    }
+
+    /// Counts `tokens` new tokens in every sequence, after their pass has been recorded.
+    pub fn advance(&mut self, device: &Device, tokens: usize) -> Result<()> {
+        self.lengths
+            .iter_mut()
+            .for_each(|length| *length += tokens as u32);
+        device.write(&self.past, &self.lengths)
+    }
+
+    /// Forgets everything, so that the next pass begins at position 0.
+    pub fn clear(&mut self, device: &Device) -> Result<()> {
+        self.lengths.fill(0);
+        device.write(&self.past, &self.lengths)
+    }
+}

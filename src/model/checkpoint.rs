@@ -1,0 +1,481 @@
+//! Opening a model: a Hugging Face folder, a GGUF file, an embedded model, or a folder that Lopper wrote.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::config::Config;
+use super::embedded::{EMBEDDED, EmbeddedModel, PROMISED};
+use super::names::{Role, TensorSpec, tensor_specs};
+use crate::error::{Error, Result};
+use crate::formats::gguf::Gguf;
+use crate::formats::safetensors::Safetensors;
+use crate::formats::{Source, StoredType};
+use crate::tensor::{Packed, WHOLE_ROW, WeightFormat, weight_type};
+use crate::text::{HfFiles, Tokenizer};
+
+/// Something that has a model's tensors, by their Hugging Face names, in Hugging Face's row order.
+pub trait Weights {
+    /// The configuration.
+    fn config(&self) -> &Config;
+    /// The tensors that are there, in the order a model meets them.
+    fn specs(&self) -> &[TensorSpec];
+    /// One of them. Shape and values have been checked.
+    fn load(&self, spec: &TensorSpec) -> Result<Packed>;
+    /// The format that [`Weights::load`] gives, from headers alone.
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat>;
+}
+
+/// A model on disk or in the program. Tensors are read when they are asked for.
+pub struct Checkpoint {
+    path: PathBuf,
+    store: Store,
+    config: Config,
+    config_json: Option<Map<String, Value>>,
+    specs: Vec<TensorSpec>,
+    embedded: Option<&'static EmbeddedModel>,
+}
+
+enum Store {
+    Safetensors(Safetensors),
+    /// Lopper's own packed folder: codes and scales apart, formats from the configuration.
+    Packed(Safetensors, HashMap<String, WeightFormat>),
+    Gguf(Box<Gguf>),
+}
+
+impl Checkpoint {
+    /// Opens `MODEL` of the command contract: a folder, a `.gguf` file, or `embedded:NAME`.
+    pub fn open(model: &str) -> Result<Self> {
+        if let Some(name) = model.strip_prefix("embedded:") {
+            return Self::open_embedded(name);
+        }
+        if let Some(name) = model.strip_prefix("hub:") {
+            return Err(Error::Unsupported {
+                path: model.into(),
+                what: "fetching from a hub".into(),
+                why: format!("download {name} yourself and give its folder"),
+            });
+        }
+        let path = Path::new(model);
+        let about = std::fs::metadata(path).map_err(Error::read(path))?;
+        if !about.is_dir() {
+            return Self::open_gguf(path);
+        }
+        let packed = path.join("packed");
+        if !path.join("config.json").exists()
+            && path.join("manifest.json").exists()
+            && packed.is_dir()
+        {
+            return Self::open_folder(&packed);
+        }
+        Self::open_folder(path)
+    }
+
+    fn open_embedded(name: &str) -> Result<Self> {
+        let Some(model) = EMBEDDED.iter().find(|model| model.name == name) else {
+            let names: Vec<_> = EMBEDDED
+                .iter()
+                .map(|model| format!("embedded:{}", model.name))
+                .collect();
+            let path = PathBuf::from(format!("embedded:{name}"));
+            if PROMISED.contains(&name) {
+                let why = "its family comes with a later version".into();
+                return Err(Error::Unsupported {
+                    path,
+                    what: "this model".into(),
+                    why,
+                });
+            }
+            return Err(Error::Argument {
+                argument: "MODEL".into(),
+                expected: format!("one of {}", names.join(", ")),
+                found: format!("embedded:{name}"),
+            });
+        };
+        let path = PathBuf::from(format!("embedded:{name}"));
+        let config_json = parse_object(&path.join("config.json"), model.config)?;
+        let config = Config::from_json(&path.join("config.json"), &config_json)?;
+        let source = Source::embedded(path.join("model.safetensors"), model.weights);
+        let store = Store::Safetensors(Safetensors::open(source)?);
+        Self {
+            path,
+            store,
+            config,
+            config_json: Some(config_json),
+            specs: vec![],
+            embedded: Some(model),
+        }
+        .checked()
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let gguf = Gguf::open(Source::open(path)?)?;
+        let config = Config::from_gguf(&gguf)?;
+        let store = Store::Gguf(Box::new(gguf));
+        Self {
+            path: path.into(),
+            store,
+            config,
+            config_json: None,
+            specs: vec![],
+            embedded: None,
+        }
+        .checked()
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let text = std::fs::read(&path).map_err(Error::read(&path))?;
+        let config_json = parse_object(&path, &text)?;
+        let config = Config::from_json(&path, &config_json)?;
+        let tensors = Safetensors::open_folder(folder)?;
+        let store = match config_json.get("quantization_config") {
+            None | Some(Value::Null) => Store::Safetensors(tensors),
+            Some(quantization) => {
+                let formats = packed_formats(&path, quantization)?;
+                Store::Packed(tensors, formats)
+            }
+        };
+        let config_json = Some(config_json);
+        Self {
+            path: folder.into(),
+            store,
+            config,
+            config_json,
+            specs: vec![],
+            embedded: None,
+        }
+        .checked()
+    }
+
+    /// Finds the tensors and compares every shape with the configuration, before anything is read.
+    fn checked(mut self) -> Result<Self> {
+        for spec in tensor_specs(&self.config) {
+            let Some((shape, _)) = self.stored(&spec) else {
+                if spec.role == Role::Bias {
+                    continue;
+                }
+                return Err(self.wrong(
+                    &spec,
+                    format!("shape {:?}", spec.shape()),
+                    "no such tensor",
+                ));
+            };
+            if shape != spec.shape() {
+                return Err(self.wrong(
+                    &spec,
+                    format!("shape {:?}", spec.shape()),
+                    format!("shape {shape:?}"),
+                ));
+            }
+            self.specs.push(spec);
+        }
+        Ok(self)
+    }
+
+    fn wrong(&self, spec: &TensorSpec, expected: String, found: impl Into<String>) -> Error {
+        let tensor = if matches!(self.store, Store::Gguf(_)) {
+            &spec.gguf
+        } else {
+            &spec.name
+        };
+        Error::Tensor {
+            path: self.path.clone(),
+            tensor: tensor.clone(),
+            expected,
+            found: found.into(),
+        }
+    }
+
+    /// Shape and bytes of a tensor as it is stored.
+    fn stored(&self, spec: &TensorSpec) -> Option<(Vec<usize>, u64)> {
+        match &self.store {
+            Store::Safetensors(tensors) => tensors
+                .get(&spec.name)
+                .map(|t| (t.shape.clone(), t.bytes.len() as u64)),
+            Store::Gguf(gguf) => gguf
+                .tensor(&spec.gguf)
+                .map(|t| (t.shape.clone(), t.bytes.len() as u64)),
+            Store::Packed(tensors, formats) => match formats.get(&spec.name) {
+                None => tensors
+                    .get(&spec.name)
+                    .map(|t| (t.shape.clone(), t.bytes.len() as u64)),
+                Some(format) => {
+                    let codes = tensors.get(&format!("{}.codes", spec.name))?;
+                    let scales = tensors
+                        .get(&format!("{}.scales", spec.name))
+                        .map_or(0, |t| t.bytes.len() as u64);
+                    // The words must be as many as the format makes of the configured shape.
+                    let fits =
+                        codes.bytes.len() as u64 + scales == format.bytes(spec.rows, spec.columns);
+                    let shape = if fits {
+                        spec.shape()
+                    } else {
+                        codes.shape.clone()
+                    };
+                    Some((shape, codes.bytes.len() as u64 + scales))
+                }
+            },
+        }
+    }
+
+    /// The path or `embedded:` name it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of a tensor as it is stored.
+    pub fn stored_bytes(&self, spec: &TensorSpec) -> u64 {
+        self.stored(spec).map_or(0, |(_, bytes)| bytes)
+    }
+
+    /// Bytes of all tensors as they are stored.
+    pub fn total_stored_bytes(&self) -> u64 {
+        self.specs.iter().map(|spec| self.stored_bytes(spec)).sum()
+    }
+
+    /// Weights in all, the head counted once where it is the embedding.
+    pub fn parameters(&self) -> u64 {
+        self.specs
+            .iter()
+            .map(|spec| (spec.rows * spec.columns) as u64)
+            .sum()
+    }
+
+    /// `config.json` as found; of a GGUF file, one made from its metadata.
+    pub fn config_json(&self) -> Result<Map<String, Value>> {
+        match &self.config_json {
+            Some(json) => Ok(json.clone()),
+            None => self.config.to_json(&self.path),
+        }
+    }
+
+    /// The GGUF file behind it, if it is one.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match &self.store {
+            Store::Gguf(gguf) => Some(gguf),
+            _ => None,
+        }
+    }
+
+    /// What the container is: `safetensors`, `gguf` or `lopper`.
+    pub fn container(&self) -> &'static str {
+        match self.store {
+            Store::Safetensors(_) => "safetensors",
+            Store::Packed(..) => "lopper",
+            Store::Gguf(_) => "gguf",
+        }
+    }
+
+    /// The stored type's name of a tensor, for tables.
+    pub fn stored_type(&self, spec: &TensorSpec) -> String {
+        match &self.store {
+            Store::Safetensors(tensors) => tensors.get(&spec.name).map(|t| t.ty),
+            Store::Gguf(gguf) => gguf.tensor(&spec.gguf).map(|t| t.ty),
+            Store::Packed(tensors, formats) => match formats.get(&spec.name) {
+                Some(format) => return format.label(),
+                None => tensors.get(&spec.name).map(|t| t.ty),
+            },
+        }
+        .map_or_else(String::new, |ty: StoredType| ty.name().to_lowercase())
+    }
+
+    /// Whether the model comes with a tokenizer.
+    pub fn has_tokenizer(&self) -> bool {
+        match &self.store {
+            Store::Gguf(gguf) => gguf.get("tokenizer.ggml.model").is_some(),
+            _ => self.embedded.is_some() || self.path.join("tokenizer.json").exists(),
+        }
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        if let Some(gguf) = self.gguf() {
+            return Tokenizer::from_gguf(&self.path, gguf.metadata());
+        }
+        if let Some(model) = self.embedded {
+            let files = HfFiles {
+                tokenizer_json: model.tokenizer,
+                tokenizer_config: Some(model.tokenizer_config),
+                generation_config: Some(model.generation_config),
+                config: Some(model.config),
+                ..HfFiles::default()
+            };
+            return Tokenizer::from_hf(&self.path, files);
+        }
+        let read = |name: &str| {
+            let path = self.path.join(name);
+            if path.exists() {
+                std::fs::read(&path).map(Some).map_err(Error::read(&path))
+            } else {
+                Ok(None)
+            }
+        };
+        let path = self.path.join("tokenizer.json");
+        let tokenizer_json = std::fs::read(&path).map_err(Error::read(&path))?;
+        let (tokenizer_config, special) = (
+            read("tokenizer_config.json")?,
+            read("special_tokens_map.json")?,
+        );
+        let (generation, config) = (read("generation_config.json")?, read("config.json")?);
+        let template = read("chat_template.jinja")?;
+        let files = HfFiles {
+            tokenizer_json: &tokenizer_json,
+            tokenizer_config: tokenizer_config.as_deref(),
+            special_tokens_map: special.as_deref(),
+            generation_config: generation.as_deref(),
+            config: config.as_deref(),
+            chat_template_jinja: template.as_deref(),
+        };
+        Tokenizer::from_hf(&self.path, files)
+    }
+}
+
+impl Weights for Checkpoint {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        &self.specs
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        let missing = || self.wrong(spec, format!("shape {:?}", spec.shape()), "no such tensor");
+        let packed = match &self.store {
+            Store::Safetensors(tensors) => {
+                tensors.get(&spec.name).ok_or_else(missing)?.to_packed()?
+            }
+            Store::Gguf(gguf) => {
+                let packed = gguf.tensor(&spec.gguf).ok_or_else(missing)?.to_packed()?;
+                from_gguf_order(packed, spec)
+            }
+            Store::Packed(tensors, formats) => match formats.get(&spec.name) {
+                None => tensors.get(&spec.name).ok_or_else(missing)?.to_packed()?,
+                Some(format) => {
+                    let words = |suffix: &str| {
+                        let tensor = tensors.get(&format!("{}.{suffix}", spec.name));
+                        tensor.map_or_else(Vec::new, |t| bytemuck::pod_collect_to_vec(t.bytes))
+                    };
+                    let (rows, columns) = (spec.rows, spec.columns);
+                    let packed = Packed {
+                        format: *format,
+                        rows,
+                        columns,
+                        codes: words("codes"),
+                        scales: words("scales"),
+                    };
+                    let fits = packed.codes.len() == rows * format.code_words_per_row(columns)
+                        && packed.scales.len() == rows * format.scale_words_per_row(columns);
+                    if !fits {
+                        return Err(self.wrong(
+                            spec,
+                            format!("words of {}", format.label()),
+                            "another number",
+                        ));
+                    }
+                    packed
+                }
+            },
+        };
+        match packed.first_non_finite() {
+            None => Ok(packed),
+            Some((row, column)) => {
+                let found = format!(
+                    "{} at row {row}, column {column}",
+                    packed.value(row, column)
+                );
+                Err(self.wrong(spec, "finite values".into(), found))
+            }
+        }
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        let ty = match &self.store {
+            Store::Packed(tensors, formats) => match formats.get(&spec.name) {
+                Some(format) => return Ok(*format),
+                None => tensors.get(&spec.name).map(|tensor| tensor.ty),
+            },
+            Store::Safetensors(tensors) => tensors.get(&spec.name).map(|tensor| tensor.ty),
+            Store::Gguf(gguf) => gguf.tensor(&spec.gguf).map(|tensor| tensor.ty),
+        };
+        ty.and_then(StoredType::weight_format).ok_or_else(|| {
+            let found = ty.map_or("nothing".to_string(), |ty| ty.name().to_string());
+            self.wrong(
+                spec,
+                "a float type or a block type with a decoder".into(),
+                found,
+            )
+        })
+    }
+}
+
+/// A tensor as GGUF orders its rows, in Hugging Face's order.
+fn from_gguf_order(packed: Packed, spec: &TensorSpec) -> Packed {
+    permuted(packed, spec, spec.gguf_rows(spec.features()))
+}
+
+/// A tensor in Hugging Face's order, as GGUF orders its rows.
+pub(super) fn to_gguf_order(packed: Packed, spec: &TensorSpec) -> Packed {
+    permuted(packed, spec, spec.hf_rows(spec.features()))
+}
+
+fn permuted(packed: Packed, spec: &TensorSpec, order: Option<Vec<usize>>) -> Packed {
+    let Some(order) = order else { return packed };
+    if spec.role != Role::Bias {
+        return packed.permute_rows(&order[..spec.rows]);
+    }
+    // A bias is one row here; its values are what the rows of its weight are.
+    let values = packed.to_f32();
+    let values: Vec<f32> = order[..spec.columns]
+        .iter()
+        .map(|&place| values[place])
+        .collect();
+    Packed::from_f32(&values, 1, spec.columns)
+}
+
+fn parse_object(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
+    serde_json::from_slice(text).map_err(|error| Error::Malformed {
+        path: path.into(),
+        what: "JSON".into(),
+        offset: None,
+        expected: "an object".into(),
+        found: error.to_string(),
+    })
+}
+
+/// The formats of a folder that Lopper wrote: `quantization_config.tensors.NAME = {type, group_size}`.
+fn packed_formats(path: &Path, quantization: &Value) -> Result<HashMap<String, WeightFormat>> {
+    let wrong = |key: &str, expected: &str, found: &Value| Error::Key {
+        path: path.into(),
+        key: format!("quantization_config.{key}"),
+        expected: expected.into(),
+        found: found.to_string(),
+    };
+    let method = &quantization["quant_method"];
+    if method != "lopper" {
+        return Err(Error::Unsupported {
+            path: path.into(),
+            what: format!("quant_method {method}"),
+            why: "this version reads its own packed folders, plain checkpoints and GGUF".into(),
+        });
+    }
+    let Some(tensors) = quantization["tensors"].as_object() else {
+        return Err(wrong("tensors", "an object", &quantization["tensors"]));
+    };
+    let mut formats = HashMap::new();
+    for (name, entry) in tensors {
+        let key = format!("tensors.{name}");
+        let ty = entry["type"].as_str().and_then(weight_type);
+        let ty = ty.ok_or_else(|| wrong(&key, "a weight type", entry))?;
+        let group = entry["group_size"]
+            .as_u64()
+            .and_then(|group| u32::try_from(group).ok());
+        let group_size = group.filter(|&g| g == WHOLE_ROW || (g >= 16 && g.is_power_of_two()));
+        let group_size = group_size
+            .ok_or_else(|| wrong(&key, "a power of two from 16, or 0 for a row", entry))?;
+        formats.insert(name.clone(), WeightFormat { ty, group_size });
+    }
+    Ok(formats)
+}

@@ -1,0 +1,45 @@
+//! Models that are part of the program, by name.
+
+/// A model folder's files.
+#[derive(Debug)]
+pub struct EmbeddedModel {
+    /// What follows `embedded:`.
+    pub name: &'static str,
+    /// `config.json`
+    pub config: &'static [u8],
+    /// `generation_config.json`
+    pub generation_config: &'static [u8],
+    /// `tokenizer.json`
+    pub tokenizer: &'static [u8],
+    /// `tokenizer_config.json`
+    pub tokenizer_config: &'static [u8],
+    /// `model.safetensors`
+    pub weights: &'static [u8],
+}
+
+macro_rules! embedded {
+    ($name:literal) => {
+        EmbeddedModel {
+            name: $name,
+            config: include_bytes!(concat!("../../assets/", $name, "/config.json")),
+            generation_config: include_bytes!(concat!(
+                "../../assets/",
+                $name,
+                "/generation_config.json"
+            )),
+            tokenizer: include_bytes!(concat!("../../assets/", $name, "/tokenizer.json")),
+            tokenizer_config: include_bytes!(concat!(
+                "../../assets/",
+                $name,
+                "/tokenizer_config.json"
+            )),
+            weights: include_bytes!(concat!("../../assets/", $name, "/model.safetensors")),
+        }
+    };
+}
+
+/// Every embedded model.
+pub static EMBEDDED: &[EmbeddedModel] = &[embedded!("tiny-llama"), embedded!("nano-llama")];
+
+/// Names that the command contract promises once their families exist.
+pub const PROMISED: &[&str] = &["tiny-mixtral", "tiny-t5"];

@@ -1,0 +1,118 @@
+//! Continuing a text, token by token, with a key-value cache.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::cache::Cache;
+use super::linear::Pass;
+use super::llama::Llama;
+use crate::device::HostTensor;
+use crate::error::{Error, Result};
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sampling {
+    /// The likeliest.
+    Greedy,
+    /// Drawn from softmax(logits / temperature), by a seeded generator.
+    Temperature {
+        /// Above 0.
+        temperature: f64,
+        /// The generator's seed.
+        seed: u64,
+    },
+}
+
+/// How a generation went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// The new tokens; an end-of-text token is not among them.
+    pub tokens: Vec<u32>,
+    /// Seconds until the first new token.
+    pub prompt_seconds: f64,
+    /// Seconds for the others.
+    pub seconds: f64,
+}
+
+/// Continues `prompt` by at most `count` tokens. `arrived` is told of each and may stop the rest by an error; `ends`
+/// says which tokens end the text.
+pub fn generate(
+    model: &Llama,
+    pass: &Pass<'_>,
+    prompt: &[u32],
+    count: usize,
+    sampling: Sampling,
+    ends: impl Fn(u32) -> bool,
+    mut arrived: impl FnMut(u32) -> Result<()>,
+) -> Result<Generation> {
+    if prompt.is_empty() {
+        return Err(Error::Argument {
+            argument: "prompt".into(),
+            expected: "at least one token".into(),
+            found: "none".into(),
+        });
+    }
+    let capacity = prompt.len() + count;
+    let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.activation)?;
+    let mut random = match sampling {
+        Sampling::Temperature { seed, .. } => ChaCha8Rng::seed_from_u64(seed),
+        Sampling::Greedy => ChaCha8Rng::seed_from_u64(0),
+    };
+    let start = std::time::Instant::now();
+    let mut generation = Generation {
+        tokens: Vec::new(),
+        prompt_seconds: 0.0,
+        seconds: 0.0,
+    };
+    let mut input = prompt.to_vec();
+    while generation.tokens.len() < count {
+        let normed = model.hidden(pass, &input, &cache)?;
+        let logits = model.head(pass, &normed, input.len() - 1..input.len())?;
+        cache.advance(pass.device, input.len())?;
+        let token = choose(&pass.device.read(&logits)?, sampling, &mut random)?;
+        if generation.prompt_seconds == 0.0 {
+            generation.prompt_seconds = start.elapsed().as_secs_f64();
+        }
+        if ends(token) {
+            break;
+        }
+        generation.tokens.push(token);
+        arrived(token)?;
+        input = vec![token];
+    }
+    generation.seconds = start.elapsed().as_secs_f64() - generation.prompt_seconds;
+    Ok(generation)
+}
+
+fn choose(logits: &HostTensor, sampling: Sampling, random: &mut ChaCha8Rng) -> Result<u32> {
+    let logits = logits.view().to_f32();
+    let mut best = 0;
+    for (index, logit) in logits.iter().enumerate() {
+        if !logit.is_finite() {
+            return Err(Error::Device {
+                during: "generation".into(),
+                reason: format!("logit {index} is {logit}; try --compute f32"),
+            });
+        }
+        if *logit > logits[best] {
+            best = index;
+        }
+    }
+    let Sampling::Temperature { temperature, .. } = sampling else {
+        return Ok(best as u32);
+    };
+    let maximum = f64::from(logits[best]);
+    let weights: Vec<f64> = logits
+        .iter()
+        .map(|l| ((f64::from(*l) - maximum) / temperature).exp())
+        .collect();
+    let total: f64 = weights.iter().sum();
+    let mut place = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
+    for (index, weight) in weights.iter().enumerate() {
+        place -= weight;
+        if place < 0.0 {
+            return Ok(index as u32);
+        }
+    }
+    Ok(best as u32)
+}

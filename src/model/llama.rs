@@ -1,0 +1,211 @@
+//! The Llama family: `embed`, `block(i)`, `head`. TinyLlama, LiteLlama, SmolLM2, Llama 2 and 3.x differ in numbers only.
+
+use super::cache::Cache;
+use super::checkpoint::Weights;
+use super::config::Config;
+use super::linear::{Linear, Pass, load, vector};
+use crate::device::{Device, HostTensor, Matrix, Tensor};
+use crate::error::{Error, Result};
+use crate::kernels::attention::causal::{Heads, causal};
+use crate::kernels::embed::gather::gather;
+use crate::kernels::gate::silu::silu;
+use crate::kernels::kv::append::append;
+use crate::kernels::norm::rms::rms;
+use crate::kernels::residual::add::add;
+use crate::kernels::rope::rotate::{Target, rotate};
+use crate::tensor::DType;
+
+/// A model with all its weights on a device.
+#[derive(Debug)]
+pub struct Llama {
+    config: Config,
+    embedding: Matrix,
+    blocks: Vec<Block>,
+    norm: Tensor,
+    head: Linear,
+}
+
+#[derive(Debug)]
+struct Block {
+    attention_norm: Tensor,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    feed_forward_norm: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Block {
+    fn load(device: &Device, weights: &dyn Weights, layer: usize) -> Result<Self> {
+        let linear =
+            |name: &str| Linear::load(device, weights, &format!("model.layers.{layer}.{name}"));
+        Ok(Self {
+            attention_norm: norm(
+                device,
+                weights,
+                &format!("model.layers.{layer}.input_layernorm.weight"),
+            )?,
+            query: linear("self_attn.q_proj")?,
+            key: linear("self_attn.k_proj")?,
+            value: linear("self_attn.v_proj")?,
+            output: linear("self_attn.o_proj")?,
+            feed_forward_norm: norm(
+                device,
+                weights,
+                &format!("model.layers.{layer}.post_attention_layernorm.weight"),
+            )?,
+            gate: linear("mlp.gate_proj")?,
+            up: linear("mlp.up_proj")?,
+            down: linear("mlp.down_proj")?,
+        })
+    }
+}
+
+fn norm(device: &Device, weights: &dyn Weights, name: &str) -> Result<Tensor> {
+    let spec = weights.specs().iter().find(|spec| spec.name == name);
+    vector(
+        device,
+        weights,
+        spec.expect("the name table lists every norm"),
+    )
+}
+
+impl Llama {
+    /// Copies the weights to the device. `progress` is told of every block.
+    pub fn load(
+        device: &Device,
+        weights: &dyn Weights,
+        mut progress: impl FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Self> {
+        let config = weights.config().clone();
+        let embedding = Matrix::upload(
+            device,
+            &load(weights, "model.embed_tokens.weight")?,
+            "model.embed_tokens",
+        )?;
+        let head = if config.tied {
+            Linear {
+                name: "lm_head".into(),
+                weight: embedding.clone(),
+                bias: None,
+            }
+        } else {
+            Linear::load(device, weights, "lm_head")?
+        };
+        let mut blocks = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            progress(layer, config.layers)?;
+            blocks.push(Block::load(device, weights, layer)?);
+        }
+        let norm = norm(device, weights, "model.norm.weight")?;
+        Ok(Self {
+            config,
+            embedding,
+            blocks,
+            norm,
+            head,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Token ids, (sequences * tokens) in sequence order, to the residual stream, f32 (sequences * tokens, hidden).
+    pub fn embed(&self, pass: &Pass<'_>, ids: &[u32]) -> Result<Tensor> {
+        let vocabulary = self.config.vocab_size;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(Error::Argument {
+                argument: "token id".into(),
+                expected: format!("less than the vocabulary's {vocabulary}"),
+                found: id.to_string(),
+            });
+        }
+        let ids = pass
+            .device
+            .upload(&HostTensor::from_u32(&[ids.len()], ids), "token ids")?;
+        gather(pass.device, &self.embedding, &ids)
+    }
+
+    /// Block `layer`: changes the residual stream `x` in place and appends to the cache's layer.
+    pub fn block(&self, pass: &Pass<'_>, layer: usize, x: &Tensor, cache: &Cache) -> Result<()> {
+        let (block, config, device) = (&self.blocks[layer], &self.config, pass.device);
+        let (epsilon, dtype) = (config.rms_norm_eps as f32, pass.activation);
+        let normed = rms(device, x, &block.attention_norm, epsilon, dtype)?;
+        let query = block.query.apply(pass, &normed, dtype)?;
+        let key = block.key.apply(pass, &normed, dtype)?;
+        let value = block.value.apply(pass, &normed, dtype)?;
+        let (keys, values) = cache.layer(layer);
+        let (past, capacity) = (&cache.past, cache.capacity());
+        let query = rotate(
+            device,
+            &query,
+            config.head_dim,
+            &cache.rotations,
+            past,
+            Target::New,
+        )?;
+        rotate(
+            device,
+            &key,
+            config.head_dim,
+            &cache.rotations,
+            past,
+            Target::Cache(keys, capacity),
+        )?;
+        append(device, &value, past, values, capacity)?;
+        let heads = Heads {
+            query: config.heads,
+            kv: config.kv_heads,
+            dim: config.head_dim,
+        };
+        let mixed = causal(device, &query, (keys, values), past, heads, capacity)?;
+        add(device, &block.output.apply(pass, &mixed, DType::F32)?, x)?;
+
+        let normed = rms(device, x, &block.feed_forward_norm, epsilon, dtype)?;
+        let gate = block.gate.apply(pass, &normed, dtype)?;
+        let up = block.up.apply(pass, &normed, dtype)?;
+        let gated = silu(device, &gate, &up)?;
+        add(device, &block.down.apply(pass, &gated, DType::F32)?, x)
+    }
+
+    /// The residual stream after the last block to the head's input: the final norm.
+    pub fn final_norm(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
+        rms(
+            pass.device,
+            x,
+            &self.norm,
+            self.config.rms_norm_eps as f32,
+            pass.activation,
+        )
+    }
+
+    /// Logits, f32 (tokens of the range, vocabulary), from the head's input.
+    pub fn head(
+        &self,
+        pass: &Pass<'_>,
+        normed: &Tensor,
+        tokens: std::ops::Range<usize>,
+    ) -> Result<Tensor> {
+        self.head.apply_rows(pass, normed, tokens, DType::F32)
+    }
+
+    /// Tokens whose logits fit one binding, and 256 MiB.
+    pub fn head_rows(&self, device: &Device) -> usize {
+        let row = 4 * self.config.vocab_size as u64;
+        (device.max_tensor_bytes().min(256 << 20) / row).max(1) as usize
+    }
+
+    /// Everything up to the head's input. The cache is not advanced.
+    pub fn hidden(&self, pass: &Pass<'_>, ids: &[u32], cache: &Cache) -> Result<Tensor> {
+        let x = self.embed(pass, ids)?;
+        for layer in 0..self.config.layers {
+            self.block(pass, layer, &x, cache)?;
+        }
+        self.final_norm(pass, &x)
+    }
+}

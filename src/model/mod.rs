@@ -1,0 +1,21 @@
+//! Models: what a checkpoint says, the weights on a device, the blocks of each family, cache and sampling.
+
+mod cache;
+mod checkpoint;
+mod config;
+mod embedded;
+mod generate;
+mod linear;
+mod llama;
+mod names;
+mod save;
+
+pub use cache::Cache;
+pub use checkpoint::{Checkpoint, Weights};
+pub use config::{Config, RopeScaling};
+pub use embedded::EMBEDDED;
+pub use generate::{Generation, Sampling, generate};
+pub use linear::{Linear, Pass};
+pub use llama::Llama;
+pub use names::{Role, TensorSpec, tensor_specs};
+pub use save::{export_gguf, export_hf, export_packed, gguf_type};

@@ -1,0 +1,273 @@
+//! The weight-name table of the Llama family: what each tensor is called, what it is, what shape it has.
+//!
+//! The names of Hugging Face's checkpoints are Lopper's own; GGUF's are translated at the border.
+
+use super::config::Config;
+
+/// What a tensor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The token embedding.
+    Embedding,
+    /// A linear layer of a block.
+    Linear,
+    /// The output head.
+    Head,
+    /// The gain of a norm.
+    Norm,
+    /// A bias of a linear layer; it may be absent.
+    Bias,
+}
+
+/// A dimension of a tensor, in terms of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    Hidden,
+    Intermediate,
+    Query,
+    KeyValue,
+    Vocabulary,
+}
+
+impl Size {
+    fn of(self, config: &Config) -> usize {
+        match self {
+            Size::Hidden => config.hidden_size,
+            Size::Intermediate => config.intermediate_size,
+            Size::Query => config.heads * config.head_dim,
+            Size::KeyValue => config.kv_heads * config.head_dim,
+            Size::Vocabulary => config.vocab_size,
+        }
+    }
+}
+
+struct Row {
+    hf: &'static str,
+    gguf: &'static str,
+    role: Role,
+    rows: Size,
+    columns: Size,
+    /// GGUF stores the rows of each head with pairs side by side, Hugging Face with halves apart.
+    interleaved: bool,
+}
+
+const fn row(
+    hf: &'static str,
+    gguf: &'static str,
+    role: Role,
+    rows: Size,
+    columns: Size,
+    interleaved: bool,
+) -> Row {
+    Row {
+        hf,
+        gguf,
+        role,
+        rows,
+        columns,
+        interleaved,
+    }
+}
+
+const EMBEDDING: Row = row(
+    "model.embed_tokens",
+    "token_embd",
+    Role::Embedding,
+    Size::Vocabulary,
+    Size::Hidden,
+    false,
+);
+const NORM: Row = row(
+    "model.norm",
+    "output_norm",
+    Role::Norm,
+    Size::Hidden,
+    Size::Hidden,
+    false,
+);
+const HEAD: Row = row(
+    "lm_head",
+    "output",
+    Role::Head,
+    Size::Vocabulary,
+    Size::Hidden,
+    false,
+);
+
+/// Tensors of a block, in the order they are met.
+const BLOCK: &[Row] = &[
+    row(
+        "input_layernorm",
+        "attn_norm",
+        Role::Norm,
+        Size::Hidden,
+        Size::Hidden,
+        false,
+    ),
+    row(
+        "self_attn.q_proj",
+        "attn_q",
+        Role::Linear,
+        Size::Query,
+        Size::Hidden,
+        true,
+    ),
+    row(
+        "self_attn.k_proj",
+        "attn_k",
+        Role::Linear,
+        Size::KeyValue,
+        Size::Hidden,
+        true,
+    ),
+    row(
+        "self_attn.v_proj",
+        "attn_v",
+        Role::Linear,
+        Size::KeyValue,
+        Size::Hidden,
+        false,
+    ),
+    row(
+        "self_attn.o_proj",
+        "attn_output",
+        Role::Linear,
+        Size::Hidden,
+        Size::Query,
+        false,
+    ),
+    row(
+        "post_attention_layernorm",
+        "ffn_norm",
+        Role::Norm,
+        Size::Hidden,
+        Size::Hidden,
+        false,
+    ),
+    row(
+        "mlp.gate_proj",
+        "ffn_gate",
+        Role::Linear,
+        Size::Intermediate,
+        Size::Hidden,
+        false,
+    ),
+    row(
+        "mlp.up_proj",
+        "ffn_up",
+        Role::Linear,
+        Size::Intermediate,
+        Size::Hidden,
+        false,
+    ),
+    row(
+        "mlp.down_proj",
+        "ffn_down",
+        Role::Linear,
+        Size::Hidden,
+        Size::Intermediate,
+        false,
+    ),
+];
+
+/// One tensor of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorSpec {
+    /// The name in Hugging Face's checkpoints, `model.layers.0.mlp.up_proj.weight`.
+    pub name: String,
+    /// The name in GGUF files, `blk.0.ffn_up.weight`.
+    pub gguf: String,
+    /// What it is for.
+    pub role: Role,
+    /// Output features; 1 for a vector.
+    pub rows: usize,
+    /// Input features, or the length of a vector.
+    pub columns: usize,
+    /// The head size within which GGUF interleaves rows (or a bias' values), if it does.
+    pub interleaved: Option<usize>,
+}
+
+impl TensorSpec {
+    fn new(row: &Row, hf_prefix: &str, gguf_prefix: &str, bias: bool, config: &Config) -> Self {
+        let suffix = if bias { "bias" } else { "weight" };
+        let (rows, columns) = match (row.role, bias) {
+            (Role::Norm, _) => (1, row.rows.of(config)),
+            (_, true) => (1, row.rows.of(config)),
+            (_, false) => (row.rows.of(config), row.columns.of(config)),
+        };
+        Self {
+            name: format!("{hf_prefix}{}.{suffix}", row.hf),
+            gguf: format!("{gguf_prefix}{}.{suffix}", row.gguf),
+            role: if bias { Role::Bias } else { row.role },
+            rows,
+            columns,
+            interleaved: row.interleaved.then_some(config.head_dim),
+        }
+    }
+
+    /// The shape in a checkpoint.
+    pub fn shape(&self) -> Vec<usize> {
+        match self.role {
+            Role::Norm | Role::Bias => vec![self.columns],
+            _ => vec![self.rows, self.columns],
+        }
+    }
+
+    /// Output features: rows of a matrix, values of a bias.
+    pub fn features(&self) -> usize {
+        if self.role == Role::Bias {
+            self.columns
+        } else {
+            self.rows
+        }
+    }
+
+    /// The module's name, without `.weight` or `.bias`.
+    pub fn module(&self) -> &str {
+        self.name
+            .rsplit_once('.')
+            .map_or(self.name.as_str(), |(module, _)| module)
+    }
+
+    /// Where row `r` of the Hugging Face order stands in GGUF's order, for every `r` of `count` rows.
+    ///
+    /// Within a head of size d, Hugging Face's row `h * d/2 + i` (half h, pair i) is GGUF's row `2 i + h`.
+    pub fn gguf_rows(&self, count: usize) -> Option<Vec<usize>> {
+        let dim = self.interleaved?;
+        let place = |row: usize| {
+            let (head, within) = (row / dim, row % dim);
+            let (half, pair) = (within / (dim / 2), within % (dim / 2));
+            head * dim + 2 * pair + half
+        };
+        Some((0..count).map(place).collect())
+    }
+
+    /// The inverse of [`TensorSpec::gguf_rows`]: where GGUF's row `r` stands in Hugging Face's order.
+    pub fn hf_rows(&self, count: usize) -> Option<Vec<usize>> {
+        let forward = self.gguf_rows(count)?;
+        let mut inverse = vec![0; count];
+        for (row, place) in forward.into_iter().enumerate() {
+            inverse[place] = row;
+        }
+        Some(inverse)
+    }
+}
+
+/// Every tensor a model of this configuration has or (biases) may have, in the order they are met.
+pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
+    let mut specs = vec![TensorSpec::new(&EMBEDDING, "", "", false, config)];
+    for layer in 0..config.layers {
+        let (hf, gguf) = (format!("model.layers.{layer}."), format!("blk.{layer}."));
+        for row in BLOCK {
+            specs.push(TensorSpec::new(row, &hf, &gguf, false, config));
+            if row.role == Role::Linear {
+                specs.push(TensorSpec::new(row, &hf, &gguf, true, config));
+            }
+        }
+    }
+    specs.push(TensorSpec::new(&NORM, "", "", false, config));
+    if !config.tied {
+        specs.push(TensorSpec::new(&HEAD, "", "", false, config));
+    }
+    specs
+}

@@ -1,0 +1,348 @@
+//! Writing a model: a Hugging Face folder in f16, Lopper's own packed folder, a GGUF file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use half::f16;
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::checkpoint::{Checkpoint, Weights, to_gguf_order};
+use super::config::{Config, RopeScaling};
+use super::names::{Role, TensorSpec};
+use crate::error::{Error, Result};
+use crate::formats::gguf::{self, GgmlType, NewGgufTensor, Value as Meta};
+use crate::formats::safetensors::{NewTensor, write_folder};
+use crate::tensor::{DType, Packed, WeightFormat};
+use crate::text::Tokenizer;
+
+/// Shards of a Hugging Face folder are at most this large.
+const MAX_SHARD_BYTES: u64 = 5 << 30;
+
+/// The GGUF type a tensor is exported in, and whether that holds it exactly.
+pub fn gguf_type(spec: &TensorSpec, format: WeightFormat) -> (GgmlType, bool) {
+    // llama.cpp wants vectors in f32, which holds every type that vectors come in.
+    if matches!(spec.role, Role::Norm | Role::Bias) {
+        return (GgmlType::F32, true);
+    }
+    gguf::holds(format, spec.columns).map_or((GgmlType::F16, false), |ty| (ty, true))
+}
+
+/// Writes a folder that transformers opens: weights dequantized to f16, `config.json` as found but for what changed.
+/// Vectors keep their type.
+pub fn export_hf(
+    folder: &Path,
+    parent: &Checkpoint,
+    weights: &dyn Weights,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
+    let mut tensors = Vec::new();
+    for spec in weights.specs() {
+        let keep = matches!(spec.role, Role::Norm | Role::Bias);
+        let dtype = if keep {
+            vector_dtype(weights.format(spec)?)
+        } else {
+            DType::F16
+        };
+        let data = move || Ok(dense_bytes(&weights.load(spec)?, dtype));
+        tensors.push(NewTensor {
+            name: spec.name.clone(),
+            dtype,
+            shape: spec.shape(),
+            data: Box::new(data),
+        });
+    }
+    write_folder(folder, tensors, MAX_SHARD_BYTES)?;
+    let mut config = parent.config_json()?;
+    config.remove("quantization_config");
+    set_dtype(&mut config);
+    write_config(folder, &config)?;
+    write_tokenizer(folder, tokenizer)
+}
+
+/// Writes a folder that Lopper opens, with codes and scales as they are: `NAME.codes` and `NAME.scales`, u32 words of
+/// (rows, words), and each tensor's format in `config.json` under `quantization_config`.
+pub fn export_packed(
+    folder: &Path,
+    parent: &Checkpoint,
+    weights: &dyn Weights,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
+    let mut tensors = Vec::new();
+    let mut formats = Map::new();
+    for spec in weights.specs() {
+        let format = weights.format(spec)?;
+        if !format.ty.is_affine() {
+            let dtype = vector_dtype(format);
+            let data = move || Ok(dense_bytes(&weights.load(spec)?, dtype));
+            tensors.push(NewTensor {
+                name: spec.name.clone(),
+                dtype,
+                shape: spec.shape(),
+                data: Box::new(data),
+            });
+            continue;
+        }
+        formats.insert(
+            spec.name.clone(),
+            json!({"type": format.ty.name, "group_size": format.group_size}),
+        );
+        let (codes, scales) = (
+            format.code_words_per_row(spec.columns),
+            format.scale_words_per_row(spec.columns),
+        );
+        let words = |pick: fn(&Packed) -> &[u32]| {
+            move || Ok(bytemuck::cast_slice::<u32, u8>(pick(&weights.load(spec)?)).to_vec())
+        };
+        tensors.push(NewTensor {
+            name: format!("{}.codes", spec.name),
+            dtype: DType::U32,
+            shape: vec![spec.rows, codes],
+            data: Box::new(words(|packed| &packed.codes)),
+        });
+        tensors.push(NewTensor {
+            name: format!("{}.scales", spec.name),
+            dtype: DType::U32,
+            shape: vec![spec.rows, scales],
+            data: Box::new(words(|packed| &packed.scales)),
+        });
+    }
+    write_folder(folder, tensors, MAX_SHARD_BYTES)?;
+    let mut config = parent.config_json()?;
+    set_dtype(&mut config);
+    config.insert(
+        "quantization_config".into(),
+        json!({"quant_method": "lopper", "version": 1, "tensors": formats}),
+    );
+    write_config(folder, &config)?;
+    write_tokenizer(folder, tokenizer)
+}
+
+/// Writes a GGUF file for llama.cpp and what is built on it. Returns the tensors that no GGUF type holds exactly; they
+/// are written in f16.
+pub fn export_gguf(
+    path: &Path,
+    parent: &Checkpoint,
+    weights: &dyn Weights,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Vec<String>> {
+    let mut tensors = Vec::new();
+    let mut rounded = Vec::new();
+    let mut bytes_by_type = BTreeMap::new();
+    for spec in weights.specs() {
+        let (ty, exact) = gguf_type(spec, weights.format(spec)?);
+        if !exact {
+            rounded.push(spec.name.clone());
+        }
+        let size = ty.bytes_of(&spec.shape()).unwrap_or(0);
+        *bytes_by_type.entry(ty.name()).or_insert((0, ty)) = (
+            bytes_by_type.get(ty.name()).map_or(0, |(n, _)| *n) + size,
+            ty,
+        );
+        let data = move || {
+            let packed = to_gguf_order(weights.load(spec)?, spec);
+            Ok(match (ty, exact) {
+                (GgmlType::F32, _) => dense_bytes(&packed, DType::F32),
+                (_, true) => gguf::pack(&packed)
+                    .map(|(_, bytes)| bytes)
+                    .expect("the format was asked for"),
+                (_, false) => dense_bytes(&packed, DType::F16),
+            })
+        };
+        tensors.push(NewGgufTensor {
+            name: spec.gguf.clone(),
+            ty,
+            shape: spec.shape(),
+            data: Box::new(data),
+        });
+    }
+    if let Some(divisors) = divisors(weights.config()) {
+        let bytes = move || Ok(bytemuck::cast_slice::<f32, u8>(&divisors).to_vec());
+        let shape = vec![weights.config().head_dim / 2];
+        let name = "rope_freqs.weight".to_string();
+        tensors.push(NewGgufTensor {
+            name,
+            ty: GgmlType::F32,
+            shape,
+            data: Box::new(bytes),
+        });
+    }
+    let main = bytes_by_type
+        .values()
+        .max_by_key(|(bytes, _)| *bytes)
+        .map_or(GgmlType::F16, |(_, ty)| *ty);
+    let metadata = metadata(parent, weights.config(), tokenizer, main)?;
+    gguf::write(path, &metadata, tensors)?;
+    Ok(rounded)
+}
+
+/// What `llama.cpp` calls a file whose weights are mostly of a type (`LLAMA_FTYPE_MOSTLY_*`).
+fn file_type(ty: GgmlType) -> u32 {
+    match ty {
+        GgmlType::F32 => 0,
+        GgmlType::Q4_0 => 2,
+        GgmlType::Q4_1 => 3,
+        GgmlType::Q8_0 => 7,
+        GgmlType::Q5_0 => 8,
+        GgmlType::Q5_1 => 9,
+        GgmlType::Bf16 => 32,
+        _ => 1,
+    }
+}
+
+fn metadata(
+    parent: &Checkpoint,
+    config: &Config,
+    tokenizer: Option<&Tokenizer>,
+    main: GgmlType,
+) -> Result<Vec<(String, Meta)>> {
+    let file_type = ("general.file_type".to_string(), Meta::U32(file_type(main)));
+    let version = ("general.quantization_version".to_string(), Meta::U32(2));
+    if let Some(gguf) = parent.gguf() {
+        let replaced = [file_type.0.clone(), version.0.clone()];
+        let kept = gguf
+            .metadata()
+            .iter()
+            .filter(|(key, _)| !replaced.contains(key));
+        return Ok(kept.cloned().chain([file_type, version]).collect());
+    }
+    let name = parent.path().file_name().map_or_else(
+        || "model".into(),
+        |name| name.to_string_lossy().into_owned(),
+    );
+    let size = |value: usize| Meta::U32(value as u32);
+    let mut pairs: Vec<(String, Meta)> = vec![
+        ("general.architecture".into(), Meta::String("llama".into())),
+        ("general.type".into(), Meta::String("model".into())),
+        (
+            "general.name".into(),
+            Meta::String(name.trim_start_matches("embedded:").to_string()),
+        ),
+        file_type,
+        version,
+        ("llama.block_count".into(), size(config.layers)),
+        ("llama.context_length".into(), size(config.max_positions)),
+        ("llama.embedding_length".into(), size(config.hidden_size)),
+        (
+            "llama.feed_forward_length".into(),
+            size(config.intermediate_size),
+        ),
+        ("llama.attention.head_count".into(), size(config.heads)),
+        (
+            "llama.attention.head_count_kv".into(),
+            size(config.kv_heads),
+        ),
+        ("llama.attention.key_length".into(), size(config.head_dim)),
+        ("llama.attention.value_length".into(), size(config.head_dim)),
+        (
+            "llama.attention.layer_norm_rms_epsilon".into(),
+            Meta::F32(config.rms_norm_eps as f32),
+        ),
+        ("llama.rope.dimension_count".into(), size(config.head_dim)),
+        (
+            "llama.rope.freq_base".into(),
+            Meta::F32(config.rope_theta as f32),
+        ),
+        ("llama.vocab_size".into(), size(config.vocab_size)),
+    ];
+    if let RopeScaling::Linear { factor } = config.rope_scaling {
+        pairs.push((
+            "llama.rope.scaling.type".into(),
+            Meta::String("linear".into()),
+        ));
+        pairs.push(("llama.rope.scaling.factor".into(), Meta::F32(factor as f32)));
+    }
+    let Some(tokenizer) = tokenizer else {
+        return Err(Error::Unsupported {
+            path: parent.path().into(),
+            what: "a GGUF file without a tokenizer".into(),
+            why: "the folder has no tokenizer.json".into(),
+        });
+    };
+    pairs.extend(tokenizer.to_gguf_metadata(config.vocab_size)?);
+    Ok(pairs)
+}
+
+/// One divisor per rotary frequency, where the scaling is one that GGUF stores so.
+fn divisors(config: &Config) -> Option<Vec<f32>> {
+    match &config.rope_scaling {
+        RopeScaling::Divisors(divisors) => Some(divisors.clone()),
+        RopeScaling::Llama3 { .. } => {
+            let plain = Config {
+                rope_scaling: RopeScaling::None,
+                ..config.clone()
+            }
+            .rope_frequencies();
+            Some(
+                plain
+                    .iter()
+                    .zip(config.rope_frequencies())
+                    .map(|(plain, scaled)| (plain / scaled) as f32)
+                    .collect(),
+            )
+        }
+        RopeScaling::None | RopeScaling::Linear { .. } => None,
+    }
+}
+
+fn vector_dtype(format: WeightFormat) -> DType {
+    match format.ty.name {
+        "f16" => DType::F16,
+        "bf16" => DType::Bf16,
+        _ => DType::F32,
+    }
+}
+
+/// All values of a matrix in a float type, row-major.
+fn dense_bytes(packed: &Packed, dtype: DType) -> Vec<u8> {
+    let (columns, size) = (packed.columns, dtype.size());
+    let mut bytes = vec![0; packed.rows * columns * size];
+    bytes
+        .par_chunks_exact_mut((columns * size).max(1))
+        .enumerate()
+        .for_each(|(row, line)| {
+            let mut values = vec![0.0f32; columns];
+            packed.decode_row(row, &mut values);
+            match dtype {
+                DType::F16 => {
+                    for (place, value) in line.chunks_exact_mut(2).zip(&values) {
+                        place.copy_from_slice(&f16::from_f32(*value).to_le_bytes());
+                    }
+                }
+                _ => values
+                    .iter()
+                    .enumerate()
+                    .for_each(|(index, value)| dtype.set(line, index, f64::from(*value))),
+            }
+        });
+    bytes
+}
+
+fn set_dtype(config: &mut Map<String, Value>) {
+    // transformers 4 reads `torch_dtype`, 5 reads `dtype`; the file keeps whichever it has.
+    let key = if config.contains_key("torch_dtype") && !config.contains_key("dtype") {
+        "torch_dtype"
+    } else {
+        "dtype"
+    };
+    config.insert(key.into(), "float16".into());
+}
+
+fn write_config(folder: &Path, config: &Map<String, Value>) -> Result<()> {
+    let text = format!("{:#}\n", Value::Object(config.clone()));
+    write_bytes(&folder.join("config.json"), text.as_bytes())
+}
+
+fn write_tokenizer(folder: &Path, tokenizer: Option<&Tokenizer>) -> Result<()> {
+    let Some(tokenizer) = tokenizer else {
+        return Ok(());
+    };
+    for (name, bytes) in tokenizer.to_hf_files()? {
+        write_bytes(&folder.join(name), &bytes)?;
+    }
+    Ok(())
+}
+
+fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).map_err(Error::write(path))
+}

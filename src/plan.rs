@@ -1,0 +1,240 @@
+//! Recipe and checkpoint headers to decisions: every tensor, its bytes before and after, memory, submits. Pure: it reads
+//! no weight, opens no device and prints nothing, so it can be shown (`--dry-run`) and tested as it is.
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::gpu::SUBMIT_SECONDS;
+use crate::methods::quantize::{BadScheme, Scheme};
+use crate::model::{Checkpoint, Role, TensorSpec, Weights, gguf_type};
+use crate::recipe::{ExportFormat, Quantize, Recipe, Stage};
+use crate::tensor::WeightFormat;
+
+/// Everything that will be done.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// One line per tensor, in the order a model meets them.
+    pub tensors: Vec<Line>,
+    /// Weights in all.
+    pub parameters: u64,
+    /// Bytes of the tensors as the parent stores them.
+    pub stored_bytes: u64,
+    /// Bytes of the parent's tensors in f16.
+    pub f16_bytes: u64,
+    /// Bytes of the tensors afterwards, in Lopper's packed format.
+    pub output_bytes: u64,
+    /// Most bytes of device memory in use at once.
+    pub peak_device_bytes: u64,
+    /// Most bytes of host memory in use at once, the mapped parent not counted.
+    pub peak_host_bytes: u64,
+    /// Submits, on a device of 1 TFLOP/s.
+    pub estimated_submits: u64,
+    /// What cannot be kept exactly in an export, and similar.
+    pub warnings: Vec<String>,
+}
+
+/// One tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    /// Its name.
+    pub name: String,
+    /// (rows, columns), or (length).
+    pub shape: Vec<usize>,
+    /// How the parent stores it.
+    pub source: String,
+    /// Bytes there.
+    pub source_bytes: u64,
+    /// What becomes of it: `keep`, or the stage's format.
+    pub decision: String,
+    /// Bytes afterwards.
+    pub output_bytes: u64,
+    /// Its type in the GGUF export.
+    pub gguf: &'static str,
+    /// The format afterwards.
+    #[serde(skip)]
+    pub format: WeightFormat,
+    /// How it is quantized, if it is.
+    #[serde(skip)]
+    pub scheme: Option<Scheme>,
+}
+
+impl Plan {
+    /// Decides. Errors name the recipe's field, or the tensor, that is at fault.
+    pub fn new(recipe: &Recipe, parent: &Checkpoint) -> Result<Self> {
+        let stages = recipe
+            .stage
+            .iter()
+            .map(|Stage::Quantize(stage)| Rule::new(stage))
+            .collect::<Result<Vec<_>>>()?;
+        let mut tensors = Vec::new();
+        for spec in parent.specs() {
+            tensors.push(line(spec, parent, &stages)?);
+        }
+        for rule in &stages {
+            if !parent.specs().iter().any(|spec| rule.applies(spec)) {
+                let expected = "patterns that match a weight".into();
+                return Err(wrong(
+                    "stage.include",
+                    expected,
+                    format!("{:?}, which match none", rule.include_text),
+                ));
+            }
+        }
+        let output_bytes = tensors.iter().map(|line| line.output_bytes).sum();
+        let packed_parent: u64 = parent
+            .specs()
+            .iter()
+            .map(|spec| Ok(parent.format(spec)?.bytes(spec.rows, spec.columns)))
+            .sum::<Result<u64>>()?;
+        let parameters = parent.parameters();
+        let largest = parent
+            .specs()
+            .iter()
+            .map(|spec| 4 * (spec.rows * spec.columns) as u64)
+            .max()
+            .unwrap_or(0);
+        let evaluation = recipe
+            .evaluate
+            .as_ref()
+            .map_or(0, |e| activation_bytes(parent, e.ctx));
+        let tokens = recipe
+            .evaluate
+            .as_ref()
+            .map_or(0, |e| e.max_tokens.unwrap_or(16_384));
+        let operations = 2.0 * parameters as f64 * tokens as f64 * 2.0;
+        Ok(Self {
+            warnings: warnings(recipe, &tensors),
+            parameters,
+            stored_bytes: parent.total_stored_bytes(),
+            f16_bytes: 2 * parameters,
+            output_bytes,
+            peak_device_bytes: (packed_parent.max(output_bytes) + evaluation).max(2 * largest),
+            peak_host_bytes: output_bytes + 2 * largest,
+            estimated_submits: tensors.len() as u64
+                + (operations / 1e12 / SUBMIT_SECONDS).ceil() as u64,
+            tensors,
+        })
+    }
+
+    /// An error if the plan needs more device memory than it may have.
+    pub fn check_budget(&self, budget: Option<u64>) -> Result<()> {
+        match budget {
+            Some(budget) if self.peak_device_bytes > budget => Err(Error::OutOfMemory {
+                what: "the plan (weights and the evaluation's activations)".into(),
+                bytes: self.peak_device_bytes,
+                used: 0,
+                budget,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn wrong(key: &str, expected: String, found: String) -> Error {
+    Error::Key {
+        path: "recipe".into(),
+        key: key.into(),
+        expected,
+        found,
+    }
+}
+
+/// A stage with its patterns compiled.
+struct Rule {
+    include: Vec<glob::Pattern>,
+    include_text: Vec<String>,
+    exclude: Vec<glob::Pattern>,
+    scheme: Scheme,
+    format: WeightFormat,
+}
+
+impl Rule {
+    fn new(stage: &Quantize) -> Result<Self> {
+        let compile = |key: &str, patterns: &[String]| -> Result<Vec<glob::Pattern>> {
+            let compile = |text: &String| {
+                let broken = |error: glob::PatternError| {
+                    wrong(key, "a pattern".into(), format!("{text}: {}", error.msg))
+                };
+                glob::Pattern::new(text).map_err(broken)
+            };
+            patterns.iter().map(compile).collect()
+        };
+        let scheme = Scheme {
+            grid: stage.grid,
+            bits: stage.bits,
+            group_size: stage.group_size,
+        };
+        let bad = |bad: BadScheme| wrong(&format!("stage.{}", bad.field), bad.expected, bad.found);
+        Ok(Self {
+            include: compile("stage.include", &stage.include)?,
+            include_text: stage.include.clone(),
+            exclude: compile("stage.exclude", &stage.exclude)?,
+            scheme,
+            format: scheme.format().map_err(bad)?,
+        })
+    }
+
+    fn applies(&self, spec: &TensorSpec) -> bool {
+        let named = |patterns: &[glob::Pattern]| {
+            patterns
+                .iter()
+                .any(|pattern| pattern.matches(spec.module()))
+        };
+        let weight = matches!(spec.role, Role::Linear | Role::Head | Role::Embedding);
+        weight && named(&self.include) && !named(&self.exclude)
+    }
+}
+
+fn line(spec: &TensorSpec, parent: &Checkpoint, stages: &[Rule]) -> Result<Line> {
+    // A later stage decides over an earlier one.
+    let rule = stages.iter().rev().find(|rule| rule.applies(spec));
+    let format = match rule {
+        Some(rule) => rule.format,
+        None => parent.format(spec)?,
+    };
+    Ok(Line {
+        name: spec.name.clone(),
+        shape: spec.shape(),
+        source: parent.stored_type(spec),
+        source_bytes: parent.stored_bytes(spec),
+        decision: rule.map_or_else(
+            || "keep".into(),
+            |rule| format!("rtn {} {}", rule.scheme.grid.name(), format.label()),
+        ),
+        output_bytes: format.bytes(spec.rows, spec.columns),
+        gguf: gguf_type(spec, format).0.name(),
+        format,
+        scheme: rule.map(|rule| rule.scheme),
+    })
+}
+
+/// Activations of one evaluation pass, generously: residual stream, six hidden-sized and three feed-forward-sized
+/// buffers in f32, the cache of one layer, one block of logits.
+fn activation_bytes(parent: &Checkpoint, ctx: usize) -> u64 {
+    let config = parent.config();
+    let tokens = 2048.max(ctx) as u64;
+    let wide = (8 * config.hidden_size
+        + 4 * config.intermediate_size
+        + 4 * config.heads * config.head_dim) as u64;
+    4 * tokens * wide + (4 * tokens * config.vocab_size as u64).min(256 << 20)
+}
+
+fn warnings(recipe: &Recipe, tensors: &[Line]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let rounded: Vec<&Line> = tensors
+        .iter()
+        .filter(|line| line.format.ty.is_affine() && line.gguf.eq_ignore_ascii_case("f16"))
+        .collect();
+    if let (Some(first), true) = (
+        rounded.first(),
+        recipe.export.formats.contains(&ExportFormat::Gguf),
+    ) {
+        warnings.push(format!(
+            "GGUF's plain types cannot hold {}: {} tensors ({}, …) are exported to model.gguf as f16, larger and rounded once more",
+            first.format.label(),
+            rounded.len(),
+            first.name,
+        ));
+    }
+    warnings
+}

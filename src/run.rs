@@ -1,0 +1,498 @@
+//! Executes a plan: measures the parent, compresses tensor by tensor, measures the result, writes the artifact.
+//!
+//! Everything is written into a temporary folder beside the output and renamed when whole. State is arguments and return
+//! values; whoever runs a plan is told what happens through [`Event`]s.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::data::read_text;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::measure::{Convention, Perplexity, perplexity};
+use crate::methods::quantize::rtn::rtn;
+use crate::model::{
+    Checkpoint, Config, Llama, Pass, TensorSpec, Weights, export_gguf, export_hf, export_packed,
+};
+use crate::plan::Plan;
+use crate::recipe::{Evaluate, ExportFormat, Recipe};
+use crate::tensor::{DType, Packed, WeightFormat};
+use crate::text::Tokenizer;
+
+/// What a run tells while it runs.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    /// A step with a known number of pieces, `done` of which are done.
+    Progress {
+        /// The step's name.
+        step: &'a str,
+        /// Pieces done.
+        done: usize,
+        /// Pieces in all.
+        total: usize,
+    },
+    /// A figure is known.
+    Measured {
+        /// Whose: `parent` or `compressed`.
+        whose: &'a str,
+        /// The figure.
+        perplexity: &'a Perplexity,
+    },
+}
+
+/// Receives a run's events.
+pub type Listener<'a> = &'a mut dyn FnMut(Event<'_>);
+
+/// What was measured of a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figures {
+    /// Weights.
+    pub parameters: u64,
+    /// Bytes of its tensors as they are stored.
+    pub bytes: u64,
+    /// Bytes if every weight were f16.
+    pub bytes_f16: u64,
+    /// Perplexity, if the recipe asks for it.
+    pub perplexity: Option<Perplexity>,
+    /// sum((w - w_parent)^2) / sum(w_parent^2) over the tensors that were changed; 0: reproduced exactly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_error: Option<f64>,
+}
+
+/// A stage as it ran.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageReport {
+    /// Its name.
+    pub name: String,
+    /// Wall time.
+    pub seconds: f64,
+    /// Most bytes of device buffers in use, up to its end.
+    pub peak_vram: u64,
+    /// What was measured after it.
+    pub figures: Figures,
+}
+
+/// A file of the artifact.
+#[derive(Clone, Debug, Serialize)]
+pub struct OutputFile {
+    /// Relative to the artifact.
+    pub path: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Of its contents.
+    pub sha256: String,
+}
+
+/// `manifest.json`: what was made from what, by what, and how good it is.
+#[derive(Clone, Debug, Serialize)]
+pub struct Manifest {
+    /// Version of this layout.
+    pub schema: u32,
+    /// Version of the program.
+    pub lopper: &'static str,
+    /// Hash of `recipe.toml`.
+    pub recipe_sha256: String,
+    /// The recipe's seed.
+    pub seed: u64,
+    /// Adapter and driver, or `cpu`.
+    pub device: String,
+    /// The parent as it was opened.
+    pub model: String,
+    /// Hash of the parent's file, where it is one file.
+    pub model_sha256: Option<String>,
+    /// The parent's figures.
+    pub parent: Figures,
+    /// Stages in order.
+    pub stages: Vec<StageReport>,
+    /// Files in order.
+    pub outputs: Vec<OutputFile>,
+    /// What could not be kept exactly, and similar.
+    pub warnings: Vec<String>,
+}
+
+/// A model some of whose tensors have been replaced.
+struct Compressed<'a> {
+    parent: &'a Checkpoint,
+    replaced: HashMap<String, Packed>,
+}
+
+impl Weights for Compressed<'_> {
+    fn config(&self) -> &Config {
+        self.parent.config()
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        self.parent.specs()
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        self.replaced
+            .get(&spec.name)
+            .map_or_else(|| self.parent.load(spec), |packed| Ok(packed.clone()))
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        self.replaced
+            .get(&spec.name)
+            .map_or_else(|| self.parent.format(spec), |packed| Ok(packed.format))
+    }
+}
+
+/// Where and how a plan is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// The recipe's text as it was given; it becomes part of the artifact.
+    pub recipe_text: &'a str,
+    /// The artifact's folder.
+    pub out: &'a Path,
+    /// Replace it if it is there.
+    pub force: bool,
+    /// Type of activations in evaluations.
+    pub activation: DType,
+}
+
+/// Refuses an output that exists, unless it may be replaced, and one that cannot be made.
+pub fn check_output(out: &Path, force: bool) -> Result<()> {
+    if out.exists() && !force {
+        return Err(Error::Exists { path: out.into() });
+    }
+    let parent = parent_of(out);
+    std::fs::create_dir_all(&parent).map_err(Error::write(out))?;
+    tempfile::Builder::new()
+        .prefix(".lopper-")
+        .tempdir_in(&parent)
+        .map_err(Error::write(out))?;
+    Ok(())
+}
+
+/// The folder that an output stands in.
+fn parent_of(out: &Path) -> PathBuf {
+    match out.parent() {
+        Some(parent) if parent != Path::new("") => parent.into(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Makes an output whole or not at all: `write` fills a temporary path beside `out`, which then takes its place.
+pub fn atomically(out: &Path, force: bool, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    check_output(out, force)?;
+    let folder = tempfile::Builder::new()
+        .prefix(".lopper-")
+        .tempdir_in(parent_of(out))
+        .map_err(Error::write(out))?;
+    let whole = folder.path().join("output");
+    write(&whole)?;
+    interrupt::check()?;
+    if out.exists() {
+        // The old output steps aside first, so that one of the two is always there whole.
+        std::fs::rename(out, folder.path().join("replaced")).map_err(Error::write(out))?;
+    }
+    std::fs::rename(&whole, out).map_err(Error::write(out))
+}
+
+/// Runs a plan and writes the artifact. Returns its manifest.
+pub fn run(
+    recipe: &Recipe,
+    plan: &Plan,
+    parent: &Checkpoint,
+    device: &Device,
+    options: Options<'_>,
+    listen: Listener<'_>,
+) -> Result<Manifest> {
+    check_output(options.out, options.force)?;
+    let tokenizer = if parent.has_tokenizer() {
+        Some(parent.tokenizer()?)
+    } else {
+        None
+    };
+    let pass = Pass {
+        device,
+        activation: options.activation,
+    };
+    let evaluation = match &recipe.evaluate {
+        Some(evaluate) => Some((evaluate, tokens(evaluate, parent, tokenizer.as_ref())?)),
+        None => None,
+    };
+    let measure =
+        |whose: &str, weights: &dyn Weights, listen: Listener<'_>| -> Result<Option<Perplexity>> {
+            let Some((evaluate, tokens)) = &evaluation else {
+                return Ok(None);
+            };
+            measure(whose, weights, &pass, evaluate, tokens, listen).map(Some)
+        };
+    let parent_figures = Figures {
+        parameters: plan.parameters,
+        bytes: plan.stored_bytes,
+        bytes_f16: plan.f16_bytes,
+        perplexity: measure("parent", parent, listen)?,
+        weight_error: None,
+    };
+    let start = Instant::now();
+    let (compressed, weight_error) = quantize(plan, parent, device, listen)?;
+    let figures = Figures {
+        parameters: plan.parameters,
+        bytes: plan.output_bytes,
+        bytes_f16: plan.f16_bytes,
+        perplexity: measure("compressed", &compressed, listen)?,
+        weight_error: Some(weight_error),
+    };
+    let stages = vec![StageReport {
+        name: "quantize".into(),
+        seconds: start.elapsed().as_secs_f64(),
+        peak_vram: device.gpu().map_or(0, |gpu| gpu.memory().1),
+        figures,
+    }];
+    let mut manifest = Manifest {
+        schema: 1,
+        lopper: env!("CARGO_PKG_VERSION"),
+        recipe_sha256: hex(&Sha256::digest(options.recipe_text.as_bytes())),
+        seed: recipe.seed,
+        device: describe(device),
+        model: parent.path().display().to_string(),
+        model_sha256: if parent.path().is_file() {
+            Some(file_sha256(parent.path())?)
+        } else {
+            None
+        },
+        parent: parent_figures,
+        stages,
+        outputs: Vec::new(),
+        warnings: plan.warnings.clone(),
+    };
+    atomically(options.out, options.force, |folder| {
+        write_artifact(
+            folder,
+            (recipe, options.recipe_text),
+            plan,
+            &compressed,
+            tokenizer.as_ref(),
+            &mut manifest,
+            listen,
+        )
+    })?;
+    Ok(manifest)
+}
+
+fn describe(device: &Device) -> String {
+    match device.gpu() {
+        None => "cpu".into(),
+        Some(gpu) => {
+            let adapter = gpu.adapter();
+            format!(
+                "{} ({}, {})",
+                adapter.info.name,
+                crate::gpu::backend_name(adapter.info.backend),
+                adapter.driver()
+            )
+        }
+    }
+}
+
+/// The evaluation's tokens, cut to its limit.
+fn tokens(
+    evaluate: &Evaluate,
+    parent: &Checkpoint,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Vec<u32>> {
+    let Some(tokenizer) = tokenizer else {
+        return Err(Error::Read {
+            path: parent.path().join("tokenizer.json"),
+            source: std::io::Error::new(
+                std::io::ErrorKind::NotFound,
+                "an evaluation needs the model's tokenizer",
+            ),
+        });
+    };
+    let mut tokens = tokenizer.encode(&read_text(&evaluate.text)?, false)?;
+    tokens.truncate(evaluate.max_tokens.unwrap_or(usize::MAX));
+    Ok(tokens)
+}
+
+fn measure(
+    whose: &str,
+    weights: &dyn Weights,
+    pass: &Pass<'_>,
+    evaluate: &Evaluate,
+    tokens: &[u32],
+    listen: Listener<'_>,
+) -> Result<Perplexity> {
+    let model = Llama::load(pass.device, weights, |_, _| interrupt::check())?;
+    let step = format!("measuring the {whose} model");
+    let progress = |done: usize, total: usize| {
+        listen(Event::Progress {
+            step: &step,
+            done,
+            total,
+        });
+        interrupt::check()
+    };
+    let perplexity = perplexity(
+        &model,
+        pass,
+        tokens,
+        evaluate.ctx,
+        Convention::AllButFirst,
+        None,
+        progress,
+    )?;
+    listen(Event::Measured {
+        whose,
+        perplexity: &perplexity,
+    });
+    Ok(perplexity)
+}
+
+fn quantize<'a>(
+    plan: &Plan,
+    parent: &'a Checkpoint,
+    device: &Device,
+    listen: Listener<'_>,
+) -> Result<(Compressed<'a>, f64)> {
+    let mut replaced = HashMap::new();
+    let (mut error, mut total) = (0.0f64, 0.0f64);
+    let chosen: Vec<_> = plan
+        .tensors
+        .iter()
+        .zip(parent.specs())
+        .filter_map(|(line, spec)| Some((spec, line.scheme?)))
+        .collect();
+    for (done, (spec, scheme)) in chosen.iter().enumerate() {
+        interrupt::check()?;
+        listen(Event::Progress {
+            step: "quantizing",
+            done,
+            total: chosen.len(),
+        });
+        let weight = parent.load(spec)?;
+        let packed = rtn(device, &weight, *scheme, &spec.name)?;
+        for (after, before) in packed.to_f32().into_iter().zip(weight.to_f32()) {
+            error += (f64::from(after) - f64::from(before)).powi(2);
+            total += f64::from(before).powi(2);
+        }
+        replaced.insert(spec.name.clone(), packed);
+    }
+    listen(Event::Progress {
+        step: "quantizing",
+        done: chosen.len(),
+        total: chosen.len(),
+    });
+    Ok((
+        Compressed { parent, replaced },
+        if total > 0.0 { error / total } else { 0.0 },
+    ))
+}
+
+fn write_artifact(
+    folder: &Path,
+    (recipe, recipe_text): (&Recipe, &str),
+    plan: &Plan,
+    compressed: &Compressed<'_>,
+    tokenizer: Option<&Tokenizer>,
+    manifest: &mut Manifest,
+    listen: Listener<'_>,
+) -> Result<()> {
+    let make = |path: &Path| std::fs::create_dir(path).map_err(Error::write(path));
+    let put = |name: &str, text: String| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map_err(Error::write(&path))
+    };
+    make(folder)?;
+    put("recipe.toml", recipe_text.to_string())?;
+    put("plan.json", pretty(plan))?;
+    let total = recipe.export.formats.len();
+    for (done, format) in recipe.export.formats.iter().enumerate() {
+        interrupt::check()?;
+        listen(Event::Progress {
+            step: "writing",
+            done,
+            total,
+        });
+        match format {
+            ExportFormat::Gguf => {
+                export_gguf(
+                    &folder.join("model.gguf"),
+                    compressed.parent,
+                    compressed,
+                    tokenizer,
+                )?;
+            }
+            ExportFormat::Hf => {
+                make(&folder.join("hf"))?;
+                export_hf(&folder.join("hf"), compressed.parent, compressed, tokenizer)?;
+            }
+            ExportFormat::Packed => {
+                make(&folder.join("packed"))?;
+                export_packed(
+                    &folder.join("packed"),
+                    compressed.parent,
+                    compressed,
+                    tokenizer,
+                )?;
+            }
+        }
+    }
+    listen(Event::Progress {
+        step: "writing",
+        done: total,
+        total,
+    });
+    manifest.outputs = list_outputs(folder)?;
+    put("manifest.json", pretty(manifest))
+}
+
+fn pretty(value: &impl Serialize) -> String {
+    let text = serde_json::to_string_pretty(value)
+        .expect("plans and manifests are plain tables and values");
+    text + "\n"
+}
+
+fn list_outputs(folder: &Path) -> Result<Vec<OutputFile>> {
+    let mut outputs = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).map_err(Error::read(&next))? {
+            let path = entry.map_err(Error::read(&next))?.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let bytes = std::fs::metadata(&path).map_err(Error::read(&path))?.len();
+            let relative = path
+                .strip_prefix(folder)
+                .unwrap_or(&path)
+                .to_string_lossy()
+                .replace('\\', "/");
+            outputs.push(OutputFile {
+                path: relative,
+                bytes,
+                sha256: file_sha256(&path)?,
+            });
+        }
+    }
+    outputs.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(outputs)
+}
+
+fn file_sha256(path: &Path) -> Result<String> {
+    let mut file = std::fs::File::open(path).map_err(Error::read(path))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        interrupt::check()?;
+        let count = file.read(&mut buffer).map_err(Error::read(path))?;
+        if count == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..count]);
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

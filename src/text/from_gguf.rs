@@ -1,0 +1,367 @@
+//! A tokenizer from the `tokenizer.*` pairs of a GGUF.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::pre::Pre;
+use super::{Origin, Specials, Tokenizer, assemble, bad_key, load_engine, spm, unsupported};
+use crate::error::Result;
+use crate::formats::gguf::{Array, Value};
+
+/// The token types of `tokenizer.ggml.token_type`.
+pub(super) mod token_type {
+    pub const NORMAL: i32 = 1;
+    pub const UNKNOWN: i32 = 2;
+    pub const CONTROL: i32 = 3;
+    pub const USER_DEFINED: i32 = 4;
+    pub const UNUSED: i32 = 5;
+    pub const BYTE: i32 = 6;
+}
+
+impl Tokenizer {
+    /// Reads the vocabulary of a GGUF from its metadata; keys outside `tokenizer.` are not looked at.
+    pub fn from_gguf(path: &Path, metadata: &[(String, Value)]) -> Result<Self> {
+        let keys = Keys { path, metadata };
+        let vocab = Vocab::read(&keys)?;
+        let (engine, defaults) = match keys.text("tokenizer.ggml.model")? {
+            Some("gpt2") => byte_level(&keys, &vocab)?,
+            Some("llama") => sentencepiece(&keys, &vocab)?,
+            Some(other) => {
+                let what = format!("tokenizer.ggml.model `{}`", super::one_line(other));
+                return Err(unsupported(path, what, "known models are gpt2, llama"));
+            }
+            None => return Err(keys.missing("tokenizer.ggml.model", "gpt2 or llama")),
+        };
+        let specials = read_specials(&keys, &vocab, defaults)?;
+        let document = json!({
+            "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": vocab.added_tokens(),
+            "normalizer": engine.normalizer, "pre_tokenizer": engine.pre_tokenizer,
+            "post_processor": post_processor(&vocab, &specials),
+            "decoder": engine.decoder, "model": engine.model,
+        });
+        let bytes = document.to_string().into_bytes();
+        let engine = load_engine(path, &bytes)?;
+        let kept = metadata
+            .iter()
+            .filter(|(key, _)| key.starts_with("tokenizer."));
+        let origin = Origin::Gguf(kept.cloned().collect());
+        let mut made = assemble(path, engine, bytes, specials, origin);
+        made.vocab_size = vocab.tokens.len();
+        Ok(made)
+    }
+}
+
+/// The parts of a `tokenizer.json` that differ between the two kinds of vocabulary.
+struct Parts {
+    model: Json,
+    normalizer: Json,
+    pre_tokenizer: Json,
+    decoder: Json,
+}
+
+/// A `gpt2` vocabulary, and the special tokens it has where the file names none.
+fn byte_level(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Parts, Specials)> {
+    let pre = Pre::from_name(keys.path, keys.text("tokenizer.ggml.pre")?)?;
+    let parts = Parts {
+        model: byte_level_model(keys, vocab, pre)?,
+        normalizer: pre.normalizer(),
+        pre_tokenizer: pre.definition(),
+        decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+    };
+    let defaults = Specials {
+        add_bos: pre.adds_bos(),
+        ..Specials::default()
+    };
+    Ok((parts, defaults))
+}
+
+/// A `llama` vocabulary, and the special tokens that llama.cpp gives it where the file names none.
+fn sentencepiece(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Parts, Specials)> {
+    let present = |id: u32| Some(id).filter(|&id| (id as usize) < vocab.tokens.len());
+    let prefix = keys
+        .flag("tokenizer.ggml.add_space_prefix")?
+        .unwrap_or(true);
+    let named = keys.id("tokenizer.ggml.unknown_token_id", vocab)?;
+    let parts = Parts {
+        model: sentencepiece_model(keys, vocab, named.or(present(0)))?,
+        normalizer: space_normalizer(prefix),
+        pre_tokenizer: Json::Null,
+        decoder: space_decoder(prefix),
+    };
+    let defaults = Specials {
+        unk: present(0),
+        bos: present(1),
+        main_eos: present(2),
+        add_bos: true,
+        ..Specials::default()
+    };
+    Ok((parts, defaults))
+}
+
+/// Typed access to the metadata.
+struct Keys<'a> {
+    path: &'a Path,
+    metadata: &'a [(String, Value)],
+}
+
+impl<'a> Keys<'a> {
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v)
+    }
+
+    fn missing(&self, key: &str, expected: &str) -> crate::error::Error {
+        bad_key(self.path, key, expected, "no such key")
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let text = value.as_str();
+        text.map(Some)
+            .ok_or_else(|| bad_key(self.path, key, "a string", "another type"))
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let flag = value.as_bool();
+        flag.map(Some)
+            .ok_or_else(|| bad_key(self.path, key, "true or false", "another type"))
+    }
+
+    fn strings(&self, key: &str) -> Result<&'a [String]> {
+        let value = self
+            .get(key)
+            .ok_or_else(|| self.missing(key, "a list of strings"))?;
+        value
+            .as_strings()
+            .ok_or_else(|| bad_key(self.path, key, "a list of strings", "another type"))
+    }
+
+    /// A token id, checked against the vocabulary.
+    fn id(&self, key: &str, vocab: &Vocab<'_>) -> Result<Option<u32>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let count = vocab.tokens.len();
+        let id = value.as_u64().filter(|&id| id < count as u64);
+        match id.and_then(|id| u32::try_from(id).ok()) {
+            Some(id) => Ok(Some(id)),
+            None => {
+                let expected = format!("a token id below {count}");
+                Err(bad_key(self.path, key, expected, format!("{value:?}")))
+            }
+        }
+    }
+
+    fn check_length(&self, key: &str, length: usize, tokens: usize) -> Result<()> {
+        if length == tokens {
+            return Ok(());
+        }
+        let expected = format!("one entry for each of {tokens} tokens");
+        Err(bad_key(
+            self.path,
+            key,
+            expected,
+            format!("{length} entries"),
+        ))
+    }
+}
+
+/// The token list with its types.
+struct Vocab<'a> {
+    tokens: Vec<std::borrow::Cow<'a, str>>,
+    types: Vec<i32>,
+}
+
+impl<'a> Vocab<'a> {
+    fn read(keys: &Keys<'a>) -> Result<Self> {
+        let key = "tokenizer.ggml.tokens";
+        let list = keys.strings(key)?;
+        if list.is_empty() || u32::try_from(list.len()).is_err() {
+            let found = format!("{} tokens", list.len());
+            return Err(bad_key(keys.path, key, "1 to 2^32 tokens", found));
+        }
+        let mut tokens: Vec<std::borrow::Cow<'a, str>> = Vec::with_capacity(list.len());
+        for (id, token) in list.iter().enumerate() {
+            // llama.cpp names empty tokens so, too.
+            let empty = token.is_empty();
+            tokens.push(if empty {
+                format!("[EMPTY_{id}]").into()
+            } else {
+                token.as_str().into()
+            });
+        }
+        let mut seen = HashSet::with_capacity(tokens.len());
+        if let Some(twice) = tokens
+            .iter()
+            .map(AsRef::as_ref)
+            .find(|token: &&str| !seen.insert(*token))
+        {
+            return Err(bad_key(
+                keys.path,
+                key,
+                "distinct tokens",
+                format!("`{twice}` twice"),
+            ));
+        }
+        let key = "tokenizer.ggml.token_type";
+        let types = match keys.get(key) {
+            None => vec![token_type::NORMAL; tokens.len()],
+            Some(Value::Array(Array::I32(types))) => types.clone(),
+            Some(_) => return Err(bad_key(keys.path, key, "a list of int32", "another type")),
+        };
+        keys.check_length(key, types.len(), tokens.len())?;
+        Ok(Vocab { tokens, types })
+    }
+
+    fn ids(&self) -> Map<String, Json> {
+        let pairs = self.tokens.iter().enumerate();
+        pairs
+            .map(|(id, token)| (token.to_string(), id.into()))
+            .collect()
+    }
+
+    /// Control tokens are special; user-defined ones are only cut out of the text before anything else.
+    fn added_tokens(&self) -> Vec<Json> {
+        let mut added = Vec::new();
+        for (id, (token, &kind)) in self.tokens.iter().zip(&self.types).enumerate() {
+            let special = matches!(kind, token_type::CONTROL | token_type::UNKNOWN);
+            if special || kind == token_type::USER_DEFINED {
+                added.push(json!({
+                    "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": special,
+                }));
+            }
+        }
+        added
+    }
+}
+
+fn byte_level_model(keys: &Keys<'_>, vocab: &Vocab<'_>, pre: Pre) -> Result<Json> {
+    let key = "tokenizer.ggml.merges";
+    let known: HashSet<&str> = vocab.tokens.iter().map(AsRef::as_ref).collect();
+    let mut merges = Vec::new();
+    for (rank, merge) in keys.strings(key)?.iter().enumerate() {
+        // The first character belongs to the left part even if it is a space.
+        let after_first = merge.chars().next().map_or(0, char::len_utf8);
+        let parts = merge[after_first..]
+            .find(' ')
+            .map(|at| merge.split_at(after_first + at));
+        let (left, right) = parts.map_or((merge.as_str(), ""), |(l, r)| (l, &r[1..]));
+        let whole = format!("{left}{right}");
+        if right.is_empty()
+            || [left, right, &whole]
+                .iter()
+                .any(|part| !known.contains(part))
+        {
+            let found = format!("`{merge}` at {rank}");
+            return Err(bad_key(
+                keys.path,
+                key,
+                "two tokens that make a token",
+                found,
+            ));
+        }
+        merges.push(json!([left, right]));
+    }
+    Ok(bpe(vocab, merges, None, pre.ignore_merges()))
+}
+
+fn sentencepiece_model(keys: &Keys<'_>, vocab: &Vocab<'_>, unk: Option<u32>) -> Result<Json> {
+    let key = "tokenizer.ggml.scores";
+    let scores = match keys.get(key) {
+        Some(Value::Array(Array::F32(scores))) => scores,
+        Some(_) => return Err(bad_key(keys.path, key, "a list of float32", "another type")),
+        None => return Err(keys.missing(key, "a list of float32")),
+    };
+    keys.check_length(key, scores.len(), vocab.tokens.len())?;
+    if let Some(at) = scores.iter().position(|score| score.is_nan()) {
+        return Err(bad_key(keys.path, key, "numbers", format!("NaN at {at}")));
+    }
+    let plain = |&kind: &i32| kind == token_type::NORMAL || kind == 0;
+    let normal: Vec<bool> = vocab.types.iter().map(plain).collect();
+    let tokens: Vec<&str> = vocab.tokens.iter().map(AsRef::as_ref).collect();
+    let long = (0..tokens.len()).find(|&id| normal[id] && tokens[id].len() > spm::MAX_TOKEN_BYTES);
+    if let Some(id) = long {
+        let expected = format!("tokens of at most {} bytes", spm::MAX_TOKEN_BYTES);
+        let found = format!("{} bytes at {id}", tokens[id].len());
+        return Err(bad_key(keys.path, "tokenizer.ggml.tokens", expected, found));
+    }
+    let merges = spm::merges_from_scores(&tokens, scores, &normal);
+    let merges = merges.into_iter().map(|(l, r)| json!([l, r])).collect();
+    let unk = unk.map(|id| vocab.tokens[id as usize].as_ref());
+    Ok(bpe(vocab, merges, unk, false))
+}
+
+/// The `model` of a `tokenizer.json`. Only SentencePiece vocabularies name an unknown token: byte-level ones have all
+/// bytes.
+fn bpe(vocab: &Vocab<'_>, merges: Vec<Json>, unk: Option<&str>, ignore_merges: bool) -> Json {
+    let sentencepiece = unk.is_some();
+    json!({
+        "type": "BPE", "dropout": null, "unk_token": unk, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": sentencepiece, "byte_fallback": sentencepiece,
+        "ignore_merges": ignore_merges, "vocab": vocab.ids(), "merges": merges,
+    })
+}
+
+/// Spaces become `▁`. With a prefix every stretch of text between special tokens starts with one, as in llama.cpp and
+/// in the first Llama tokenizers.
+fn space_normalizer(prefix: bool) -> Json {
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    if !prefix {
+        return replace;
+    }
+    json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]})
+}
+
+fn space_decoder(prefix: bool) -> Json {
+    let mut steps = vec![
+        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if prefix {
+        steps.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    json!({"type": "Sequence", "decoders": steps})
+}
+
+fn read_specials(keys: &Keys<'_>, vocab: &Vocab<'_>, defaults: Specials) -> Result<Specials> {
+    let id = |name: &str| keys.id(&format!("tokenizer.ggml.{name}_token_id"), vocab);
+    let main_eos = id("eos")?.or(defaults.main_eos);
+    let ends = [main_eos, id("eot")?, id("eom")?];
+    let add_bos = keys.flag("tokenizer.ggml.add_bos_token")?;
+    Ok(Specials {
+        bos: id("bos")?.or(defaults.bos),
+        eos: ends.into_iter().flatten().collect(),
+        main_eos,
+        unk: id("unknown")?.or(defaults.unk),
+        pad: id("padding")?,
+        add_bos: add_bos.unwrap_or(defaults.add_bos),
+        chat_template: keys.text("tokenizer.chat_template")?.map(str::to_string),
+    })
+}
+
+/// The post-processor by which other readers of the `tokenizer.json` add BOS; this program adds it itself.
+fn post_processor(vocab: &Vocab<'_>, specials: &Specials) -> Json {
+    let Some(bos) = specials.bos.filter(|_| specials.add_bos) else {
+        return Json::Null;
+    };
+    let token = vocab.tokens[bos as usize].as_ref();
+    let first = json!({"SpecialToken": {"id": token, "type_id": 0}});
+    let sequence = |id: &str, kind: u32| json!({"Sequence": {"id": id, "type_id": kind}});
+    let table: HashMap<&str, Json> =
+        [(token, json!({"id": token, "ids": [bos], "tokens": [token]}))].into();
+    json!({
+        "type": "TemplateProcessing",
+        "single": [first, sequence("A", 0)],
+        "pair": [first, sequence("A", 0), sequence("B", 1)],
+        "special_tokens": table,
+    })
+}

@@ -1,0 +1,258 @@
+//! A tokenizer from the files of a model folder.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use serde_json::Value as Json;
+
+use super::{Origin, Specials, Tokenizer, assemble, bad_key, load_engine, malformed, unsupported};
+use crate::error::Result;
+
+/// The bytes of the files of a model folder that say how to tokenize; only the first must be there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HfFiles<'a> {
+    /// `tokenizer.json`
+    pub tokenizer_json: &'a [u8],
+    /// `tokenizer_config.json`
+    pub tokenizer_config: Option<&'a [u8]>,
+    /// `special_tokens_map.json`, which older folders have
+    pub special_tokens_map: Option<&'a [u8]>,
+    /// `generation_config.json`
+    pub generation_config: Option<&'a [u8]>,
+    /// `config.json`
+    pub config: Option<&'a [u8]>,
+    /// `chat_template.jinja`, which goes before the template in `tokenizer_config.json`
+    pub chat_template_jinja: Option<&'a [u8]>,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a model folder; `path` is for messages.
+    ///
+    /// EOS are those of `generation_config.json` (without it, of `config.json`), then the tokenizer's own, as
+    /// generation in transformers stops at the former and chat templates end turns with the latter.
+    pub fn from_hf(path: &Path, files: HfFiles<'_>) -> Result<Self> {
+        let document = parse(path, "tokenizer.json", Some(files.tokenizer_json))?;
+        check_merges(path, &document)?;
+        if document["model"]["dropout"]
+            .as_f64()
+            .is_some_and(|p| p != 0.0)
+        {
+            let why = "the same text would get other ids each time";
+            return Err(unsupported(path, "tokenizer.json with BPE dropout", why));
+        }
+        let engine = load_engine(path, files.tokenizer_json)?;
+        let reader = Reader {
+            path,
+            engine: &engine,
+            tokenizer_config: parse(path, "tokenizer_config.json", files.tokenizer_config)?,
+            tokens_map: parse(path, "special_tokens_map.json", files.special_tokens_map)?,
+            generation: parse(path, "generation_config.json", files.generation_config)?,
+            config: parse(path, "config.json", files.config)?,
+        };
+        let mut specials = reader.specials()?;
+        if let Some(bytes) = files.chat_template_jinja {
+            let text = std::str::from_utf8(bytes)
+                .map_err(|e| malformed(path, "chat_template.jinja", "UTF-8 text", e))?;
+            specials.chat_template = Some(text.to_string());
+        }
+        let kept = [
+            ("tokenizer.json", Some(files.tokenizer_json)),
+            ("tokenizer_config.json", files.tokenizer_config),
+            ("special_tokens_map.json", files.special_tokens_map),
+            ("generation_config.json", files.generation_config),
+            ("chat_template.jinja", files.chat_template_jinja),
+        ];
+        let kept = kept
+            .into_iter()
+            .filter_map(|(name, bytes)| Some((name, bytes?.to_vec())));
+        let origin = Origin::Hf(kept.collect());
+        let json = files.tokenizer_json.to_vec();
+        Ok(assemble(path, engine, json, specials, origin))
+    }
+}
+
+fn parse(path: &Path, name: &str, bytes: Option<&[u8]>) -> Result<Json> {
+    let Some(bytes) = bytes else {
+        return Ok(Json::Null);
+    };
+    serde_json::from_slice(bytes).map_err(|e| malformed(path, name, "a JSON document", e))
+}
+
+/// The `tokenizers` crate indexes by the lengths of a merge's parts without checking that the result is a token, and
+/// would panic on a document where it is not.
+fn check_merges(path: &Path, document: &Json) -> Result<()> {
+    let model = &document["model"];
+    let Some(vocab) = model["vocab"].as_object() else {
+        return Ok(());
+    };
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or("");
+    let known: HashSet<&str> = vocab.keys().map(String::as_str).collect();
+    for (rank, merge) in model["merges"].as_array().into_iter().flatten().enumerate() {
+        let sound = split_merge(merge).is_some_and(|(left, right)| {
+            let whole = right
+                .strip_prefix(prefix)
+                .map(|tail| format!("{left}{tail}"));
+            known.contains(left)
+                && known.contains(right)
+                && whole.is_some_and(|whole| known.contains(whole.as_str()))
+        });
+        if !sound {
+            let what = format!("tokenizer.json: merge {rank}");
+            return Err(malformed(
+                path,
+                &what,
+                "two tokens that make a token",
+                merge,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The parts of a merge, in the old spelling (one string) or the new (a pair).
+pub(super) fn split_merge(merge: &Json) -> Option<(&str, &str)> {
+    match merge {
+        Json::String(text) => text.split_once(' '),
+        Json::Array(pair) => match pair.as_slice() {
+            [Json::String(left), Json::String(right)] => Some((left, right)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    engine: &'a tokenizers::Tokenizer,
+    tokenizer_config: Json,
+    tokens_map: Json,
+    generation: Json,
+    config: Json,
+}
+
+impl Reader<'_> {
+    fn specials(&self) -> Result<Specials> {
+        let main_eos = self.token("eos_token")?;
+        let from_generation =
+            self.ids(&self.generation, "generation_config.json", "eos_token_id")?;
+        let mut eos = match from_generation.is_empty() {
+            false => from_generation,
+            true => self.ids(&self.config, "config.json", "eos_token_id")?,
+        };
+        eos.extend(main_eos);
+        let bos = match self.token("bos_token")? {
+            Some(id) => Some(id),
+            None => self.configured("bos_token_id")?,
+        };
+        let pad = match self.token("pad_token")? {
+            Some(id) => Some(id),
+            None => self.configured("pad_token_id")?,
+        };
+        let add_bos = match &self.tokenizer_config["add_bos_token"] {
+            Json::Null => self.post_processor_adds(bos)?,
+            Json::Bool(add) => *add,
+            other => {
+                let key = "tokenizer_config.json: add_bos_token";
+                return Err(bad_key(self.path, key, "true or false", other));
+            }
+        };
+        let unk = self.token("unk_token")?;
+        let chat_template = self.chat_template()?;
+        Ok(Specials {
+            bos,
+            eos,
+            main_eos,
+            unk,
+            pad,
+            add_bos,
+            chat_template,
+        })
+    }
+
+    /// A special token by its role, given as text or as an object with `content`.
+    fn token(&self, role: &str) -> Result<Option<u32>> {
+        for (file, values) in [
+            ("tokenizer_config.json", &self.tokenizer_config),
+            ("special_tokens_map.json", &self.tokens_map),
+        ] {
+            let value = &values[role];
+            if value.is_null() {
+                continue;
+            }
+            let content = value.as_str().or(value["content"].as_str());
+            let id = content.and_then(|text| self.engine.token_to_id(text));
+            return match id {
+                Some(id) => Ok(Some(id)),
+                None => {
+                    let key = format!("{file}: {role}");
+                    Err(bad_key(self.path, &key, "a token of tokenizer.json", value))
+                }
+            };
+        }
+        Ok(None)
+    }
+
+    /// The first id of a key in generation_config.json or else in config.json.
+    fn configured(&self, key: &str) -> Result<Option<u32>> {
+        let first = self.ids(&self.generation, "generation_config.json", key)?;
+        if let Some(&id) = first.first() {
+            return Ok(Some(id));
+        }
+        Ok(self.ids(&self.config, "config.json", key)?.first().copied())
+    }
+
+    /// One id or a list of them.
+    fn ids(&self, file: &Json, name: &str, key: &str) -> Result<Vec<u32>> {
+        let values = match &file[key] {
+            Json::Null => return Ok(Vec::new()),
+            Json::Array(list) => list.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        let id = |value: &Json| {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            let known = id.filter(|&id| self.engine.id_to_token(id).is_some());
+            known.ok_or_else(|| {
+                let key = format!("{name}: {key}");
+                bad_key(self.path, &key, "ids of tokens in tokenizer.json", value)
+            })
+        };
+        // transformers writes -1 where a model has no such token.
+        let named = values.iter().filter(|value| value.as_i64() != Some(-1));
+        named.map(id).collect()
+    }
+
+    fn post_processor_adds(&self, bos: Option<u32>) -> Result<bool> {
+        let Some(bos) = bos else {
+            return Ok(false);
+        };
+        let begins = |special| {
+            let encoding = self.engine.encode_fast("a", special);
+            let encoding = encoding
+                .map_err(|e| malformed(self.path, "tokenizer.json", "a usable tokenizer", e))?;
+            Ok(encoding.get_ids().first() == Some(&bos))
+        };
+        Ok(begins(true)? && !begins(false)?)
+    }
+
+    /// One template, or of several named ones the default.
+    fn chat_template(&self) -> Result<Option<String>> {
+        let value = &self.tokenizer_config["chat_template"];
+        let named = value.as_array().into_iter().flatten();
+        let default = named.into_iter().find(|entry| entry["name"] == "default");
+        match default.map_or(value, |entry| &entry["template"]) {
+            Json::Null => Ok(None),
+            Json::String(text) => Ok(Some(text.clone())),
+            // Several named templates without a default: nothing says which one a chat means.
+            Json::Array(_) => Ok(None),
+            _ => {
+                let key = "tokenizer_config.json: chat_template";
+                Err(bad_key(
+                    self.path,
+                    key,
+                    "a template or a list of named ones",
+                    "another type",
+                ))
+            }
+        }
+    }
+}

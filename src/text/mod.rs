@@ -1,0 +1,220 @@
+//! Text in and out of a model: the tokenizer, the chat template and detokenizing streams.
+//!
+//! One engine (the `tokenizers` crate) does all tokenizing. A GGUF vocabulary is first written as a `tokenizer.json`
+//! document and that document is loaded, so what runs here is by construction what `to_hf_files` exports.
+
+mod chat;
+mod from_gguf;
+mod from_hf;
+mod pre;
+mod python;
+mod spm;
+mod stream;
+mod to_gguf;
+mod to_hf;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::formats::gguf::Value;
+
+pub use from_hf::HfFiles;
+pub use stream::DecodeStream;
+
+/// A vocabulary with everything needed to turn text into token ids and back.
+pub struct Tokenizer {
+    /// One more than the largest token id. A model's embedding may have more rows than this.
+    pub vocab_size: usize,
+    /// The token that begins a text.
+    pub bos: Option<u32>,
+    /// Every token that ends a generation, without duplicates; the first is the vocabulary's own EOS in a GGUF and
+    /// the first of the list in a `generation_config.json`.
+    pub eos: Vec<u32>,
+    /// The token for what the vocabulary cannot spell.
+    pub unk: Option<u32>,
+    /// The token that fills batches.
+    pub pad: Option<u32>,
+    /// Whether this vocabulary wants BOS in front of a text. Never true without a `bos`.
+    pub add_bos: bool,
+    /// The Jinja source of the chat template.
+    pub chat_template: Option<String>,
+    inner: tokenizers::Tokenizer,
+    /// The `tokenizer.json` that `inner` was loaded from.
+    json: Vec<u8>,
+    /// The EOS that the vocabulary itself names, which a GGUF keeps apart from further end tokens.
+    main_eos: Option<u32>,
+    special: HashSet<u32>,
+    origin: Origin,
+    path: PathBuf,
+}
+
+/// Where a tokenizer came from, kept so that writing the same format again changes nothing.
+enum Origin {
+    /// The files of the folder, as they were.
+    Hf(Vec<(&'static str, Vec<u8>)>),
+    /// The `tokenizer.*` pairs, as they were.
+    Gguf(Vec<(String, Value)>),
+}
+
+impl Tokenizer {
+    /// The token ids of a text. Special tokens written out in the text are recognised. With `add_special`, BOS is put
+    /// in front if the vocabulary wants it and the text does not already begin with it; nothing else is ever added.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|e| malformed(&self.path, "tokenizer", "a text it can encode", e))?;
+        let ids = encoding.get_ids();
+        let mut out = Vec::with_capacity(ids.len() + 1);
+        if let (true, true, Some(bos)) = (add_special, self.add_bos, self.bos)
+            && ids.first() != Some(&bos)
+        {
+            out.push(bos);
+        }
+        out.extend_from_slice(ids);
+        Ok(out)
+    }
+
+    /// The text of token ids. Ids that the vocabulary does not have, as a padded embedding can produce, are left out.
+    /// Bytes that are not UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner
+            .decode(ids, skip_special)
+            .map_err(|e| malformed(&self.path, "tokenizer", "ids it can decode", e))
+    }
+
+    /// A stream that yields text as token ids arrive.
+    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
+        DecodeStream::new(self, skip_special)
+    }
+
+    /// Whether this token ends a generation.
+    pub fn is_eos(&self, id: u32) -> bool {
+        self.eos.contains(&id)
+    }
+
+    /// Whether this is a control token, one that `skip_special` leaves out.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// The text by which the vocabulary lists a token: byte-level or `▁` spelling, not decoded.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The id of a token in the vocabulary's own spelling.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+}
+
+/// What every constructor knows besides the `tokenizer.json` document.
+#[derive(Default)]
+struct Specials {
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    main_eos: Option<u32>,
+    unk: Option<u32>,
+    pad: Option<u32>,
+    add_bos: bool,
+    chat_template: Option<String>,
+}
+
+/// Puts a loaded engine and its special tokens together.
+fn assemble(
+    path: &Path,
+    inner: tokenizers::Tokenizer,
+    json: Vec<u8>,
+    specials: Specials,
+    origin: Origin,
+) -> Tokenizer {
+    let vocab_size = inner.get_vocab(true).into_values().max();
+    let mut special = HashSet::new();
+    for (id, token) in inner.get_added_tokens_decoder() {
+        if token.special {
+            special.insert(id);
+        }
+    }
+    let mut eos = Vec::new();
+    for id in specials.eos {
+        if !eos.contains(&id) {
+            eos.push(id);
+        }
+    }
+    Tokenizer {
+        vocab_size: vocab_size.map_or(0, |id| id as usize + 1),
+        bos: specials.bos,
+        main_eos: specials.main_eos.or(eos.first().copied()),
+        eos,
+        unk: specials.unk,
+        pad: specials.pad,
+        add_bos: specials.add_bos && specials.bos.is_some(),
+        chat_template: specials.chat_template,
+        inner,
+        json,
+        special,
+        origin,
+        path: path.to_path_buf(),
+    }
+}
+
+/// Loads a `tokenizer.json` whose merges were checked, without the truncation and padding it may ask for.
+fn load_engine(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer> {
+    let mut inner = tokenizers::Tokenizer::from_bytes(json)
+        .map_err(|e| malformed(path, "tokenizer.json", "a tokenizer document", e))?;
+    // Truncation would silently shorten evaluation texts, padding would lengthen them.
+    inner
+        .with_truncation(None)
+        .map_err(|e| malformed(path, "tokenizer.json", "a tokenizer document", e))?;
+    inner.with_padding(None);
+    Ok(inner)
+}
+
+fn malformed(path: &Path, what: &str, expected: &str, found: impl std::fmt::Display) -> Error {
+    Error::Malformed {
+        path: path.to_path_buf(),
+        what: what.into(),
+        offset: None,
+        expected: expected.into(),
+        found: one_line(found),
+    }
+}
+
+fn bad_key(
+    path: &Path,
+    key: &str,
+    expected: impl Into<String>,
+    found: impl std::fmt::Display,
+) -> Error {
+    Error::Key {
+        path: path.to_path_buf(),
+        key: key.into(),
+        expected: expected.into(),
+        found: one_line(found),
+    }
+}
+
+fn unsupported(path: &Path, what: impl Into<String>, why: impl Into<String>) -> Error {
+    Error::Unsupported {
+        path: path.to_path_buf(),
+        what: what.into(),
+        why: why.into(),
+    }
+}
+
+/// Error messages are one line and of bounded length, whatever a hostile file puts into them.
+fn one_line(text: impl std::fmt::Display) -> String {
+    let text = text.to_string();
+    let line: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(300)
+        .collect();
+    if line.len() < text.len() {
+        format!("{line}…")
+    } else {
+        line
+    }
+}
