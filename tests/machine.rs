@@ -60,9 +60,9 @@ pub fn gpu_trial(name: String, run: impl FnOnce() -> Result<(), Failed> + Send +
 }
 
 /// Trials from a table of plain functions.
-pub fn plain_trials(suite: &'static str, table: &[(&'static str, fn())]) -> Vec<Trial> {
+pub fn plain_trials(table: &[(&'static str, fn())]) -> Vec<Trial> {
     let trial = |&(name, test): &(&'static str, fn())| {
-        Trial::test(format!("{suite}::{name}"), move || {
+        Trial::test(name, move || {
             test();
             Ok(())
         })

@@ -3,9 +3,13 @@
 //! GPU trials need an adapter. Without one they are listed as ignored, or fail where `LOPPER_REQUIRE_GPU=1` is set.
 
 mod canary;
+mod formats;
+mod golden;
 mod kernels;
 mod machine;
 mod shaders;
+mod text;
+mod text_hostile;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -15,5 +19,9 @@ fn main() {
     trials.extend(kernels::trials());
     trials.extend(shaders::trials());
     trials.extend(canary::trials());
+    trials.extend(golden::trials());
+    trials.extend(machine::plain_trials(formats::TESTS));
+    trials.extend(machine::plain_trials(text::TESTS));
+    trials.extend(machine::plain_trials(text_hostile::TESTS));
     libtest_mimic::run(&arguments, trials).exit();
 }

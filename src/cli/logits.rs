@@ -7,11 +7,11 @@ use serde_json::json;
 use super::Global;
 use super::output::Output;
 use super::session::{activation, open_device};
-use crate::device::{Device, HostTensor, Tensor};
+use crate::device::HostTensor;
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
 use crate::interrupt;
-use crate::model::{Cache, Checkpoint, Llama, Pass};
+use crate::model::{Checkpoint, Llama, Pass};
 use crate::tensor::DType;
 
 #[derive(Debug, clap::Args)]
@@ -65,7 +65,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         device: &device,
         activation: activation(global),
     };
-    let (hidden, logits) = forward(&model, &pass, &ids, arguments.hidden)?;
+    let (hidden, logits) = model.trace(&pass, &ids, 1, arguments.hidden)?;
     let wide: Vec<u8> = ids
         .iter()
         .flat_map(|id| i64::from(*id).to_le_bytes())
@@ -109,41 +109,6 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         device.name()
     ));
     Ok(())
-}
-
-/// Hidden states (if wanted) and logits of one sequence, in f32.
-fn forward(
-    model: &Llama,
-    pass: &Pass<'_>,
-    ids: &[u32],
-    hidden: bool,
-) -> Result<(Vec<HostTensor>, HostTensor)> {
-    let cache = Cache::passing(pass.device, model.config(), 1, ids.len(), pass.activation)?;
-    let x = model.embed(pass, ids)?;
-    let read = |device: &Device, tensor: &Tensor| device.read(tensor);
-    let mut states = Vec::new();
-    for layer in 0..model.config().layers {
-        interrupt::check()?;
-        if hidden {
-            states.push(read(pass.device, &x)?);
-        }
-        model.block(pass, layer, &x, &cache)?;
-    }
-    let normed = model.final_norm(pass, &x)?;
-    if hidden {
-        states.push(read(pass.device, &normed)?);
-    }
-    let mut logits = Vec::new();
-    for first in (0..ids.len()).step_by(model.head_rows(pass.device)) {
-        let range = first..(first + model.head_rows(pass.device)).min(ids.len());
-        logits.extend(
-            read(pass.device, &model.head(pass, &normed, range)?)?
-                .view()
-                .to_f32(),
-        );
-    }
-    let shape = [ids.len(), model.config().vocab_size];
-    Ok((states, HostTensor::from_f32(DType::F32, &shape, &logits)))
 }
 
 fn f32_bytes(tensor: &HostTensor) -> Vec<u8> {

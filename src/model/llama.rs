@@ -6,6 +6,7 @@ use super::config::Config;
 use super::linear::{Linear, Pass, load, vector};
 use crate::device::{Device, HostTensor, Matrix, Tensor};
 use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::kernels::attention::causal::{Heads, causal};
 use crate::kernels::embed::gather::gather;
 use crate::kernels::gate::silu::silu;
@@ -207,5 +208,50 @@ impl Llama {
             self.block(pass, layer, &x, cache)?;
         }
         self.final_norm(pass, &x)
+    }
+
+    /// A whole pass with everything read back: hidden states (if wanted) `0` (embedding) to `L` (after the final norm),
+    /// each f32 (tokens, hidden), and logits, f32 (tokens, vocabulary). `ids` holds `sequences` rows of one length.
+    pub fn trace(
+        &self,
+        pass: &Pass<'_>,
+        ids: &[u32],
+        sequences: usize,
+        hidden: bool,
+    ) -> Result<(Vec<HostTensor>, HostTensor)> {
+        let length = ids.len() / sequences;
+        let cache = Cache::passing(
+            pass.device,
+            &self.config,
+            sequences,
+            length,
+            pass.activation,
+        )?;
+        let x = self.embed(pass, ids)?;
+        let mut states = Vec::new();
+        for layer in 0..self.config.layers {
+            interrupt::check()?;
+            if hidden {
+                states.push(pass.device.read(&x)?);
+            }
+            self.block(pass, layer, &x, &cache)?;
+        }
+        let normed = self.final_norm(pass, &x)?;
+        if hidden {
+            states.push(pass.device.read(&normed)?);
+        }
+        let mut logits = Vec::new();
+        let step = self.head_rows(pass.device);
+        for first in (0..ids.len()).step_by(step) {
+            let range = first..(first + step).min(ids.len());
+            logits.extend(
+                pass.device
+                    .read(&self.head(pass, &normed, range)?)?
+                    .view()
+                    .to_f32(),
+            );
+        }
+        let shape = [ids.len(), self.config.vocab_size];
+        Ok((states, HostTensor::from_f32(DType::F32, &shape, &logits)))
     }
 }
