@@ -112,8 +112,8 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
     ),
     (
         "matmul/tiled",
-        "        workgroupBarrier();\n        for (var k",
-        "        for (var k",
+        "+ line] = values[i]",
+        "+ line] = values[3u - i]",
     ),
     (
         "matmul/matvec",

@@ -186,7 +186,7 @@ fn agrees_with(
             .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
             .collect();
         let error = relative_error(&state.view().to_f32(), &wanted);
-        if !(error <= limit) {
+        if error.is_nan() || error > limit {
             return Err(format!("{name}: relative error {error:.3e} > {limit:.0e}").into());
         }
         compared += 1;

@@ -115,10 +115,10 @@ impl Output {
         if let Some((_, bar)) = bar.as_ref() {
             bar.set_position(done as u64);
         }
-        if done >= total {
-            if let Some((_, bar)) = bar.take() {
-                bar.finish_and_clear();
-            }
+        if done >= total
+            && let Some((_, bar)) = bar.take()
+        {
+            bar.finish_and_clear();
         }
     }
 

@@ -151,7 +151,13 @@ impl<'a> View<'a> {
 
     /// All elements as f64, exact.
     pub fn to_f64(&self) -> Vec<f64> {
-        (0..self.len()).map(|index| self.get(index)).collect()
+        match self.dtype {
+            DType::F32 => bytemuck::cast_slice::<u32, f32>(self.words)[..self.len()]
+                .iter()
+                .map(|v| f64::from(*v))
+                .collect(),
+            _ => (0..self.len()).map(|index| self.get(index)).collect(),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::compare::Expected;
 use crate::device::{
     Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
-    Variant, View, binding, fold,
+    Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -159,7 +159,11 @@ fn place(p: &Params, past: &[u32], index: usize) -> Place {
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
-    let (query, key, value) = (args.tensors[0], args.tensors[1], args.tensors[2]);
+    let (query, key, value) = (
+        args.tensors[0].to_f64(),
+        args.tensors[1].to_f64(),
+        args.tensors[2].to_f64(),
+    );
     let past = args.tensors[3].u32s();
     let head_dim = p.head_dim as usize;
     let lines: Vec<(usize, Vec<(f64, f64)>)> = (0..p.tokens as usize * p.heads as usize)
@@ -172,7 +176,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
                     &place,
                     head_dim,
                     f64::from(p.scale),
-                    [query, key, value],
+                    [&query, &key, &value],
                     args.variant,
                 ),
             )
@@ -196,7 +200,7 @@ fn head_reference(
     place: &Place,
     head_dim: usize,
     scale: f64,
-    [query, key, value]: [View<'_>; 3],
+    [query, key, value]: [&[f64]; 3],
     variant: &Variant,
 ) -> Vec<(f64, f64)> {
     let mut scores = Vec::with_capacity(place.keys);
@@ -204,9 +208,9 @@ fn head_reference(
     for index in 0..place.keys {
         let (mut score, mut magnitude) = (0.0, 0.0);
         for column in 0..head_dim {
-            let product = query.get(place.query + column)
+            let product = query[place.query + column]
                 * scale
-                * key.get(place.cache + index * place.pitch + column);
+                * key[place.cache + index * place.pitch + column];
             score += product;
             magnitude += product.abs();
         }
@@ -227,8 +231,7 @@ fn head_reference(
         .map(|column| {
             let (mut sum, mut magnitude) = (0.0, 0.0);
             for (index, weight) in weights.iter().enumerate() {
-                let product =
-                    weight / total * value.get(place.cache + index * place.pitch + column);
+                let product = weight / total * value[place.cache + index * place.pitch + column];
                 sum += product;
                 magnitude += product.abs();
             }

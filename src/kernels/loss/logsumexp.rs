@@ -79,29 +79,37 @@ pub fn logsumexp(device: &Device, logits: &Tensor, targets: &Tensor) -> Result<(
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
     let columns = p.columns as usize;
+    let logits = args.tensors[0].to_f64();
     let (mut lse, mut picked) = (Expected::default(), Expected::default());
-    for (row, target) in args.tensors[1].u32s().iter().enumerate() {
-        let line: Vec<f64> = (0..columns)
-            .map(|column| args.tensors[0].get(row * columns + column))
-            .collect();
-        let maximum = line.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = line.iter().map(|logit| (logit - maximum).exp()).sum();
-        let value = maximum + sum.ln();
-        // Each term's exp is off by (3 + 2 |x|) ulp, and its argument by half an ulp of the larger logit.
-        let weighted: f64 = line
-            .iter()
-            .map(|logit| (logit - maximum).exp() * (8.0 + 6.0 * (maximum - logit).min(100.0)) * U)
-            .sum();
-        let log = f64::powi(2.0, -21).max(6.0 * U * sum.ln().abs());
-        let bound = weighted / sum
-            + gamma(columns)
-            + log
-            + storing(DType::F32, value)
-            + 2.0 * U * maximum.abs();
+    let rows: Vec<(f64, f64)> = logits
+        .par_chunks_exact(columns)
+        .map(row_reference)
+        .collect();
+    for (row, (target, (value, bound))) in args.tensors[1].u32s().iter().zip(rows).enumerate() {
         lse.push(value, bound);
-        picked.push(line[*target as usize], 0.0);
+        picked.push(logits[row * columns + *target as usize], 0.0);
     }
     vec![lse, picked]
+}
+
+/// log(sum(exp(line))) and its bound: each term's exp is off by (3 + 2 |x|) ulp, and its argument by half an ulp of the
+/// larger logit.
+fn row_reference(line: &[f64]) -> (f64, f64) {
+    let maximum = line.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let (mut sum, mut weighted) = (0.0, 0.0);
+    for logit in line {
+        let term = (logit - maximum).exp();
+        sum += term;
+        weighted += term * (8.0 + 6.0 * (maximum - logit).min(100.0)) * U;
+    }
+    let value = maximum + sum.ln();
+    let log = f64::powi(2.0, -21).max(6.0 * U * sum.ln().abs());
+    let bound = weighted / sum
+        + gamma(line.len())
+        + log
+        + storing(DType::F32, value)
+        + 2.0 * U * maximum.abs();
+    (value, bound)
 }
 
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {

@@ -171,47 +171,69 @@ fn cost(args: &Args<'_>) -> Cost {
     }
 }
 
+/// Tokens whose sums the reference keeps in registers at once. Each is still summed in plain order over the columns.
+const LANES: usize = 8;
+
+/// Sums and sums of magnitudes of one weight row with [`LANES`] tokens, whose values stand side by side.
+fn dot_lanes(weight: &[f64], x: &[f64]) -> ([f64; LANES], [f64; LANES]) {
+    let (mut sums, mut magnitudes) = ([0.0; LANES], [0.0; LANES]);
+    for (weight, x) in weight.iter().zip(x.chunks_exact(LANES)) {
+        for lane in 0..LANES {
+            let product = weight * x[lane];
+            sums[lane] += product;
+            magnitudes[lane] += product.abs();
+        }
+    }
+    (sums, magnitudes)
+}
+
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
     let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
     let weight = weights::packed(args, 1, 2, rows, columns, p.layout);
     let bias = args.tensors[3].to_f64();
-    // (columns, tokens): each product is still summed in plain order over the columns.
-    let mut x = vec![0.0; columns * tokens];
-    for token in 0..tokens {
-        for column in 0..columns {
-            x[column * tokens + token] =
-                args.tensors[0].get((p.token_start as usize + token) * columns + column);
+    let dense = args.tensors[0].load(p.token_start as usize * columns, tokens * columns);
+    // (blocks of tokens, columns, LANES); the last block is filled up with zeros.
+    let mut x = vec![0.0f64; tokens.div_ceil(LANES) * columns * LANES];
+    for (token, line) in dense.chunks_exact(columns).enumerate() {
+        let block = &mut x[token / LANES * columns * LANES..];
+        for (column, value) in line.iter().enumerate() {
+            block[column * LANES + token % LANES] = f64::from(*value);
         }
     }
-    let lines: Vec<(Vec<f64>, Vec<f64>)> = (0..rows)
+    // For each row, tokens' sums and magnitudes. Rows go in blocks, so that a block of tokens is reused from the cache.
+    let lines: Vec<Vec<(f64, f64)>> = (0..rows.div_ceil(ROW_BLOCK))
         .into_par_iter()
-        .map(|row| {
-            let mut line = vec![0.0f32; columns];
-            weight.decode_row(row, &mut line);
-            let (mut sums, mut magnitudes) = (vec![0.0; tokens], vec![0.0; tokens]);
-            for (weight, x) in line.iter().zip(x.chunks_exact(tokens)) {
-                let weight = f64::from(*weight);
-                for ((sum, magnitude), x) in sums.iter_mut().zip(&mut magnitudes).zip(x) {
-                    let product = weight * x;
-                    *sum += product;
-                    *magnitude += product.abs();
+        .flat_map_iter(|block| {
+            let range = block * ROW_BLOCK..rows.min((block + 1) * ROW_BLOCK);
+            let decoded: Vec<Vec<f64>> = range
+                .map(|row| {
+                    let mut line = vec![0.0f32; columns];
+                    weight.decode_row(row, &mut line);
+                    line.into_iter().map(f64::from).collect()
+                })
+                .collect();
+            let mut lines = vec![Vec::with_capacity(tokens + LANES); decoded.len()];
+            for x in x.chunks_exact(columns * LANES) {
+                for (line, weight) in lines.iter_mut().zip(&decoded) {
+                    let (sums, magnitudes) = dot_lanes(weight, x);
+                    line.extend(sums.into_iter().zip(magnitudes));
                 }
             }
-            (sums, magnitudes)
+            lines
         })
         .collect();
     let mut expected = Expected::exact(args.tensors[4].to_f64());
     let relative = gamma(columns + 1);
-    for (row, (sums, magnitudes)) in lines.iter().enumerate() {
+    for (row, line) in lines.iter().enumerate() {
         let place = p.out_offset as usize + row;
         let bias = if p.has_bias == 1 { bias[place] } else { 0.0 };
-        for token in 0..tokens {
+        for (token, (sum, magnitude)) in line.iter().take(tokens).enumerate() {
             let at = (p.result_start as usize + token) * p.out_stride as usize + place;
-            let value = sums[token] + bias;
+            let value = sum + bias;
             expected.values[at] = value;
             expected.bounds[at] =
-                relative * (magnitudes[token] + bias.abs()) + storing(args.variant.output, value);
+                relative * (magnitude + bias.abs()) + storing(args.variant.output, value);
         }
     }
     vec![expected]

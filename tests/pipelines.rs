@@ -1,0 +1,448 @@
+//! Whole jobs on small models: what goes in comes out, on every device, in every format, or nothing does.
+
+use std::path::Path;
+
+use libtest_mimic::{Failed, Trial};
+use lopper::data::read_text;
+use lopper::device::{Device, Random};
+use lopper::error::Error;
+use lopper::formats::gguf;
+use lopper::gpu::{Options as GpuOptions, Tier};
+use lopper::measure::{Convention, perplexity};
+use lopper::methods::quantize::Scheme;
+use lopper::methods::quantize::rtn::rtn;
+use lopper::model::{Checkpoint, Llama, Pass, Role, Sampling, Weights, export_gguf, generate};
+use lopper::plan::Plan;
+use lopper::recipe::{EMBEDDED, ExportFormat, Grid, Recipe};
+use lopper::run::{Manifest, Options, run};
+use lopper::tensor::{DType, Packed, WHOLE_ROW};
+
+use crate::machine::{device, gpu_trial};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        Trial::test(
+            "pipelines::artifact_opens_in_every_format",
+            artifact_opens_in_every_format,
+        ),
+        Trial::test(
+            "pipelines::a_grid_reproduces_itself",
+            a_grid_reproduces_itself,
+        ),
+        Trial::test("pipelines::every_scheme_on_the_cpu", || {
+            every_scheme(&Device::Cpu)
+        }),
+        gpu_trial("pipelines::every_scheme_on_the_gpu".into(), || {
+            every_scheme(&checked_gpu()?)
+        }),
+        gpu_trial("pipelines::checked_evaluation".into(), checked_evaluation),
+        gpu_trial("pipelines::budget_is_kept".into(), budget_is_kept),
+        Trial::test("pipelines::cache_equals_whole_pass", || {
+            cache_equals_whole_pass(&Device::Cpu)
+        }),
+        gpu_trial(
+            "pipelines::cache_equals_whole_pass_on_the_gpu".into(),
+            || cache_equals_whole_pass(&checked_gpu()?),
+        ),
+        Trial::test("pipelines::batches_do_not_matter", batches_do_not_matter),
+        Trial::test(
+            "pipelines::interrupted_run_leaves_nothing",
+            interrupted_run_leaves_nothing,
+        ),
+        Trial::test("pipelines::permuted_rows_return", permuted_rows_return),
+    ]
+}
+
+fn checked_gpu() -> Result<Device, Failed> {
+    device(GpuOptions {
+        checked: true,
+        ..GpuOptions::default()
+    })
+}
+
+/// The embedded recipe with fewer tokens.
+fn recipe() -> Result<Recipe, Failed> {
+    let mut recipe = Recipe::parse(Path::new("embedded recipe"), EMBEDDED)?;
+    recipe
+        .evaluate
+        .as_mut()
+        .ok_or("the embedded recipe measures")?
+        .max_tokens = Some(1024);
+    Ok(recipe)
+}
+
+fn run_recipe(recipe: &Recipe, parent: &Checkpoint, out: &Path) -> Result<Manifest, Failed> {
+    let plan = Plan::new(recipe, parent)?;
+    let text = recipe.to_toml();
+    let options = Options {
+        recipe_text: &text,
+        out,
+        force: false,
+        activation: DType::F32,
+    };
+    Ok(run(
+        recipe,
+        &plan,
+        parent,
+        &Device::Cpu,
+        options,
+        &mut |_| {},
+    )?)
+}
+
+/// Perplexity of 1024 tokens of the 2026 speech.
+fn measure(device: &Device, weights: &dyn Weights, activation: DType) -> Result<f64, Failed> {
+    let tokenizer = Checkpoint::open("embedded:tiny-llama")?.tokenizer()?;
+    let mut tokens = tokenizer.encode(&read_text("embedded:heldout-2026")?, false)?;
+    tokens.truncate(1024);
+    let model = Llama::load(device, weights, |_, _| Ok(()))?;
+    let pass = Pass { device, activation };
+    Ok(perplexity(
+        &model,
+        &pass,
+        &tokens,
+        256,
+        Convention::AllButFirst,
+        None,
+        |_, _| Ok(()),
+    )?
+    .value)
+}
+
+fn artifact_opens_in_every_format() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let out = folder.path().join("artifact");
+    let parent = Checkpoint::open("embedded:tiny-llama")?;
+    let manifest = run_recipe(&recipe()?, &parent, &out)?;
+    let figures = &manifest.stages[0].figures;
+    let inside = figures.perplexity.as_ref().ok_or("a figure")?.value;
+    let path = |name: &str| out.join(name).to_string_lossy().into_owned();
+    // Codes and scales are kept bit for bit, so the figure is the same number.
+    for name in ["", "packed", "model.gguf"] {
+        let figure = measure(&Device::Cpu, &Checkpoint::open(&path(name))?, DType::F32)?;
+        if figure != inside {
+            return Err(format!("{name}: {figure} is not {inside}").into());
+        }
+    }
+    let rounded = measure(&Device::Cpu, &Checkpoint::open(&path("hf"))?, DType::F32)?;
+    if (rounded / inside - 1.0).abs() > 1e-3 {
+        return Err(format!("hf: {rounded} is far from {inside}").into());
+    }
+    let ids = |model: &str| -> Result<Vec<u32>, Failed> {
+        Ok(Checkpoint::open(model)?
+            .tokenizer()?
+            .encode("Naïve café: 12345 tokens.\n\n  Two spaces", true)?)
+    };
+    for name in ["packed", "model.gguf", "hf"] {
+        if ids(&path(name))? != ids("embedded:tiny-llama")? {
+            return Err(format!("{name}: the tokenizer changed").into());
+        }
+    }
+    Ok(())
+}
+
+/// Quantizing what already lies on a grid changes nothing: the second error is 0, and the codes are the same words.
+fn a_grid_reproduces_itself() -> Result<(), Failed> {
+    let weight = random_matrix(24, 256);
+    // A zero point is rounded, so its group may leave an outermost code unused, and the second range is then smaller.
+    for grid in [Grid::AbsmaxSymmetric, Grid::SignedMax, Grid::FloatMin] {
+        for bits in [2, 4, 5, 8] {
+            let scheme = Scheme {
+                grid,
+                bits,
+                group_size: 32,
+            };
+            let once = rtn(&Device::Cpu, &weight, scheme, "w")?;
+            let twice = rtn(&Device::Cpu, &once, scheme, "w")?;
+            if once.to_f32() != twice.to_f32() {
+                return Err(format!("{} at {bits} bits", grid.name()).into());
+            }
+        }
+    }
+    // Through a file: GGUF's blocks hold these formats exactly.
+    let q4_1 = rtn(
+        &Device::Cpu,
+        &weight,
+        Scheme {
+            grid: Grid::FloatMin,
+            bits: 4,
+            group_size: 32,
+        },
+        "w",
+    )?;
+    let (ty, bytes) = gguf::pack(&q4_1).ok_or("Q4_1 holds a float minimum of groups of 32")?;
+    let back = gguf::unpack(ty, &bytes, 24, 256).ok_or("Q4_1 has a decoder")?;
+    if back == q4_1 {
+        Ok(())
+    } else {
+        Err("Q4_1 changed the matrix".into())
+    }
+}
+
+fn random_matrix(rows: usize, columns: usize) -> Packed {
+    let mut random = Random::new(21);
+    let values: Vec<f32> = (0..rows * columns)
+        .map(|_| random.value() + random.value() * 0.3)
+        .collect();
+    Packed::from_f32(&values, rows, columns)
+}
+
+/// Every grid, width and group size: the error is within half a step, and a device gives the CPU's words.
+fn every_scheme(device: &Device) -> Result<(), Failed> {
+    let weight = random_matrix(6, 160);
+    let values = weight.to_f32();
+    for grid in Grid::ALL {
+        for bits in 1..=8 {
+            for group_size in [16, 64, 128, WHOLE_ROW] {
+                let scheme = Scheme {
+                    grid,
+                    bits,
+                    group_size,
+                };
+                if grid == Grid::AbsmaxSymmetric && bits == 1 {
+                    assert!(scheme.format().is_err(), "one symmetric bit has no step");
+                    continue;
+                }
+                let what = format!("{} {bits} bits, groups of {group_size}", grid.name());
+                let packed = rtn(device, &weight, scheme, "w")?;
+                if packed != rtn(&Device::Cpu, &weight, scheme, "w")? {
+                    return Err(format!("{what}: not the CPU's words").into());
+                }
+                let step = largest_step(&values, bits, group_size, grid);
+                let error = values
+                    .iter()
+                    .zip(packed.to_f32())
+                    .map(|(a, b)| (a - b).abs())
+                    .fold(0.0, f32::max);
+                // The signed maximum leaves one step at the far end; f16 scales and offsets add their own rounding.
+                let allowed = if grid == Grid::SignedMax { 1.01 } else { 0.51 } * step + 2e-3;
+                if error.is_nan() || error > allowed {
+                    return Err(format!("{what}: error {error}, step {step}").into());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An upper bound of the steps between codes.
+fn largest_step(values: &[f32], bits: u32, group_size: u32, grid: Grid) -> f32 {
+    let columns = 160;
+    let group = if group_size == WHOLE_ROW {
+        columns
+    } else {
+        group_size as usize
+    };
+    let groups = values.chunks(columns).flat_map(|row| row.chunks(group));
+    groups
+        .map(|group| {
+            let most = group.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            let low = group.iter().copied().fold(f32::INFINITY, f32::min);
+            let high = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            match grid {
+                Grid::AbsmaxSymmetric => most / ((1 << (bits - 1)) - 1) as f32,
+                Grid::SignedMax => most / (1 << (bits - 1)) as f32,
+                Grid::ZeroPoint | Grid::FloatMin => (high - low) / ((1 << bits) - 1) as f32,
+            }
+        })
+        .fold(0.0, f32::max)
+}
+
+fn checked_evaluation() -> Result<(), Failed> {
+    for (tier, activation) in [(Tier::Baseline, DType::F32), (Tier::F16, DType::F16)] {
+        let runner = crate::machine::open(GpuOptions {
+            tier,
+            checked: true,
+            ..GpuOptions::default()
+        })?;
+        if activation == DType::F16 && !runner.gpu().capabilities().f16 {
+            continue;
+        }
+        let checked = measure(
+            &Device::Checked(runner),
+            &Checkpoint::open("embedded:nano-llama")?,
+            activation,
+        )?;
+        let cpu = measure(
+            &Device::Cpu,
+            &Checkpoint::open("embedded:nano-llama")?,
+            DType::F32,
+        )?;
+        if (checked / cpu - 1.0).abs() > 1e-3 {
+            return Err(format!("{}: {checked} is far from {cpu}", tier.name()).into());
+        }
+    }
+    Ok(())
+}
+
+fn budget_is_kept() -> Result<(), Failed> {
+    let small = device(GpuOptions {
+        budget: Some(1 << 20),
+        ..GpuOptions::default()
+    })?;
+    match Llama::load(&small, &Checkpoint::open("embedded:tiny-llama")?, |_, _| {
+        Ok(())
+    }) {
+        Err(Error::OutOfMemory { budget, used, .. }) if budget == 1 << 20 && used <= budget => {}
+        other => return Err(format!("a budget of 1 MiB: {:?}", other.map(|_| "fits")).into()),
+    }
+    let budget = 24 << 20;
+    let enough = device(GpuOptions {
+        budget: Some(budget),
+        ..GpuOptions::default()
+    })?;
+    measure(
+        &enough,
+        &Checkpoint::open("embedded:nano-llama")?,
+        DType::F32,
+    )?;
+    let peak = enough.gpu().ok_or("a GPU")?.memory().1;
+    if peak > 0 && peak <= budget {
+        Ok(())
+    } else {
+        Err(format!("peak {peak} of {budget}").into())
+    }
+}
+
+/// Token by token through the cache gives the tokens that whole passes give.
+fn cache_equals_whole_pass(device: &Device) -> Result<(), Failed> {
+    let checkpoint = Checkpoint::open("embedded:nano-llama")?;
+    let model = Llama::load(device, &checkpoint, |_, _| Ok(()))?;
+    let pass = Pass {
+        device,
+        activation: DType::F32,
+    };
+    let prompt = checkpoint
+        .tokenizer()?
+        .encode("The American people", true)?;
+    let mut seen = Vec::new();
+    let generation = generate(
+        &model,
+        &pass,
+        &prompt,
+        12,
+        Sampling::Greedy,
+        |_| false,
+        |token| {
+            seen.push(token);
+            Ok(())
+        },
+    )?;
+    let mut text = prompt.clone();
+    for token in &generation.tokens {
+        let (_, logits) = model.trace(&pass, &text, 1, false)?;
+        let last = &logits.view().to_f32()[(text.len() - 1) * model.config().vocab_size..];
+        let best = (0..last.len())
+            .max_by(|a, b| last[*a].total_cmp(&last[*b]))
+            .ok_or("a vocabulary")?;
+        if best as u32 != *token {
+            return Err(format!(
+                "after {} tokens: {token} from the cache, {best} without",
+                text.len()
+            )
+            .into());
+        }
+        text.push(*token);
+    }
+    if seen == generation.tokens && seen.len() == 12 {
+        Ok(())
+    } else {
+        Err("not every token was told".into())
+    }
+}
+
+/// A window's losses do not depend on which windows share its pass.
+fn batches_do_not_matter() -> Result<(), Failed> {
+    let checkpoint = Checkpoint::open("embedded:nano-llama")?;
+    let tokens = checkpoint
+        .tokenizer()?
+        .encode(&read_text("embedded:heldout-older")?, false)?;
+    let model = Llama::load(&Device::Cpu, &checkpoint, |_, _| Ok(()))?;
+    let pass = Pass {
+        device: &Device::Cpu,
+        activation: DType::F32,
+    };
+    let figure = |tokens: &[u32]| -> Result<(f64, f64), Failed> {
+        let p = perplexity(
+            &model,
+            &pass,
+            tokens,
+            128,
+            Convention::AllButFirst,
+            None,
+            |_, _| Ok(()),
+        )?;
+        Ok((
+            p.value.ln() * p.tokens_scored as f64,
+            p.tokens_scored as f64,
+        ))
+    };
+    // 20 windows are 16 and 4 in two passes; alone, each is a pass of its own.
+    let (all, count) = figure(&tokens[..20 * 128])?;
+    let mut one_by_one = (0.0, 0.0);
+    for window in tokens[..20 * 128].chunks(128) {
+        let (sum, scored) = figure(window)?;
+        one_by_one = (one_by_one.0 + sum, one_by_one.1 + scored);
+    }
+    let close =
+        (all - one_by_one.0).abs() <= 1e-6 * all && count == one_by_one.1 && count == 20.0 * 127.0;
+    if close {
+        Ok(())
+    } else {
+        Err(format!("{all} of {count}, {one_by_one:?}").into())
+    }
+}
+
+fn interrupted_run_leaves_nothing() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let out = folder.path().join("artifact");
+    let parent = Checkpoint::open("embedded:nano-llama")?;
+    let mut recipe = recipe()?;
+    recipe.export.formats = vec![ExportFormat::Hf, ExportFormat::Gguf];
+    let result = lopper::run::atomically(&out, false, |path| {
+        std::fs::create_dir(path).map_err(Error::write(path))?;
+        export_gguf(
+            &path.join("model.gguf"),
+            &parent,
+            &parent,
+            Some(&parent.tokenizer()?),
+        )?;
+        Err(Error::Interrupted)
+    });
+    let left: Vec<_> = std::fs::read_dir(folder.path())?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    match result {
+        Err(Error::Interrupted) if left.is_empty() => Ok(()),
+        other => Err(format!("{other:?}, left: {left:?}").into()),
+    }
+}
+
+/// GGUF's order of rows and back is the identity, for matrices and biases.
+fn permuted_rows_return() -> Result<(), Failed> {
+    let checkpoint = Checkpoint::open("assets/fixtures/biased")?;
+    let mut seen = 0;
+    for spec in checkpoint.specs() {
+        let (Some(to), Some(back)) = (
+            spec.gguf_rows(spec.features()),
+            spec.hf_rows(spec.features()),
+        ) else {
+            continue;
+        };
+        if (0..to.len()).any(|row| back[to[row]] != row) || (0..to.len()).all(|row| to[row] == row)
+        {
+            return Err(format!("{}: {to:?}", spec.name).into());
+        }
+        seen += 1;
+        assert!(
+            matches!(spec.role, Role::Linear | Role::Bias),
+            "only projections are permuted"
+        );
+    }
+    if seen == 8 {
+        Ok(())
+    } else {
+        Err(format!("{seen} tensors of two layers are permuted").into())
+    }
+}
