@@ -2,6 +2,8 @@
 //!
 //! The two sides have different types, so one result cannot be passed twice.
 
+use rayon::prelude::*;
+
 /// What the reference says: for each element a value and how far from it a correct device may be.
 #[derive(Clone, Debug, Default)]
 pub struct Expected {
@@ -86,56 +88,90 @@ pub fn compare(expected: &Expected, measured: &Measured) -> Result<Agreement, Di
         expected.bounds.len(),
         "every value has a bound"
     );
-    let (mut squares, mut total, mut worst) = (0.0, 0.0, 0.0f64);
-    let mut difference: Option<(f64, Difference)> = None;
-    for (index, ((&want, &bound), &have)) in expected
+    let chunks = expected
         .values
-        .iter()
-        .zip(&expected.bounds)
-        .zip(&measured.values)
+        .par_chunks(CHUNK)
+        .zip(expected.bounds.par_chunks(CHUNK));
+    let judged: Vec<Tally> = chunks
+        .zip(measured.values.par_chunks(CHUNK))
         .enumerate()
-    {
+        .map(|(index, ((values, bounds), measured))| judge(index * CHUNK, values, bounds, measured))
+        .collect();
+    let mut all = Tally::default();
+    for tally in judged {
+        all.squares += tally.squares;
+        all.total += tally.total;
+        all.worst = all.worst.max(tally.worst);
+        all.add(tally.difference);
+    }
+    match all.difference {
+        Some((_, difference)) => Err(difference),
+        None => Ok(Agreement {
+            nmse: if all.total > 0.0 {
+                all.squares / all.total
+            } else {
+                0.0
+            },
+            worst: all.worst,
+        }),
+    }
+}
+
+/// Elements that are judged at a time.
+const CHUNK: usize = 1 << 16;
+
+#[derive(Default)]
+struct Tally {
+    squares: f64,
+    total: f64,
+    worst: f64,
+    difference: Option<(f64, Difference)>,
+}
+
+impl Tally {
+    /// Keeps the worse of two differences and counts both.
+    fn add(&mut self, other: Option<(f64, Difference)>) {
+        let Some((severity, mut difference)) = other else {
+            return;
+        };
+        difference.count += self.difference.map_or(0, |(_, known)| known.count);
+        match &mut self.difference {
+            Some((most, known)) if severity <= *most => known.count = difference.count,
+            _ => self.difference = Some((severity, difference)),
+        }
+    }
+}
+
+fn judge(start: usize, values: &[f64], bounds: &[f64], measured: &[f64]) -> Tally {
+    let mut tally = Tally::default();
+    for (index, ((&want, &bound), &have)) in values.iter().zip(bounds).zip(measured).enumerate() {
         let error = (have - want).abs();
         let fits = if want.is_finite() {
             error <= bound
         } else {
             want == have || (want.is_nan() && have.is_nan())
         };
-        if fits {
-            if want.is_finite() {
-                squares += error * error;
-                total += want * want;
-                worst = worst.max(if bound > 0.0 { error / bound } else { 0.0 });
-            }
-            continue;
-        }
-        let severity = if (error / bound).is_nan() {
-            f64::INFINITY
-        } else {
-            error / bound
-        };
-        let count = difference.map_or(0, |(_, d)| d.count) + 1;
-        match &mut difference {
-            Some((most, d)) if severity <= *most => d.count = count,
-            _ => {
-                difference = Some((
-                    severity,
-                    Difference {
-                        index,
-                        expected: want,
-                        measured: have,
-                        bound,
-                        count,
-                    },
-                ))
-            }
+        if !fits {
+            let severity = if (error / bound).is_nan() {
+                f64::INFINITY
+            } else {
+                error / bound
+            };
+            let difference = Difference {
+                index: start + index,
+                expected: want,
+                measured: have,
+                bound,
+                count: 1,
+            };
+            tally.add(Some((severity, difference)));
+        } else if want.is_finite() {
+            tally.squares += error * error;
+            tally.total += want * want;
+            tally.worst = tally
+                .worst
+                .max(if bound > 0.0 { error / bound } else { 0.0 });
         }
     }
-    match difference {
-        Some((_, difference)) => Err(difference),
-        None => Ok(Agreement {
-            nmse: if total > 0.0 { squares / total } else { 0.0 },
-            worst,
-        }),
-    }
+    tally
 }

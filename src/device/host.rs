@@ -1,6 +1,7 @@
 //! Tensors on the host, and the views of them that references and CPU kernels work on.
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::kernel::Variant;
 use crate::tensor::DType;
@@ -151,13 +152,11 @@ impl<'a> View<'a> {
 
     /// All elements as f64, exact.
     pub fn to_f64(&self) -> Vec<f64> {
-        match self.dtype {
-            DType::F32 => bytemuck::cast_slice::<u32, f32>(self.words)[..self.len()]
-                .iter()
-                .map(|v| f64::from(*v))
-                .collect(),
-            _ => (0..self.len()).map(|index| self.get(index)).collect(),
-        }
+        (0..self.len())
+            .into_par_iter()
+            .with_min_len(1 << 14)
+            .map(|index| self.get(index))
+            .collect()
     }
 }
 

@@ -6,6 +6,7 @@
 //! group, row by row (see [`Scale`]).
 
 use half::f16;
+use rayon::prelude::*;
 
 use super::{Scale, WeightFormat};
 
@@ -185,9 +186,8 @@ impl Packed {
     /// All values, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.rows * self.columns];
-        for (row, line) in values.chunks_exact_mut(self.columns.max(1)).enumerate() {
-            self.decode_row(row, line);
-        }
+        let lines = values.par_chunks_exact_mut(self.columns.max(1)).enumerate();
+        lines.for_each(|(row, line)| self.decode_row(row, line));
         values
     }
 

@@ -175,11 +175,11 @@ fn cost(args: &Args<'_>) -> Cost {
 const LANES: usize = 8;
 
 /// Sums and sums of magnitudes of one weight row with [`LANES`] tokens, whose values stand side by side.
-fn dot_lanes(weight: &[f64], x: &[f64]) -> ([f64; LANES], [f64; LANES]) {
+fn dot_lanes(weight: &[f32], x: &[f64]) -> ([f64; LANES], [f64; LANES]) {
     let (mut sums, mut magnitudes) = ([0.0; LANES], [0.0; LANES]);
     for (weight, x) in weight.iter().zip(x.chunks_exact(LANES)) {
         for lane in 0..LANES {
-            let product = weight * x[lane];
+            let product = f64::from(*weight) * x[lane];
             sums[lane] += product;
             magnitudes[lane] += product.abs();
         }
@@ -192,50 +192,36 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
     let weight = weights::packed(args, 1, 2, rows, columns, p.layout);
     let bias = args.tensors[3].to_f64();
+    let relative = gamma(columns + 1);
     let dense = args.tensors[0].load(p.token_start as usize * columns, tokens * columns);
-    // (blocks of tokens, columns, LANES); the last block is filled up with zeros.
-    let mut x = vec![0.0f64; tokens.div_ceil(LANES) * columns * LANES];
-    for (token, line) in dense.chunks_exact(columns).enumerate() {
-        let block = &mut x[token / LANES * columns * LANES..];
-        for (column, value) in line.iter().enumerate() {
-            block[column * LANES + token % LANES] = f64::from(*value);
-        }
-    }
-    // For each row, tokens' sums and magnitudes. Rows go in blocks, so that a block of tokens is reused from the cache.
-    let lines: Vec<Vec<(f64, f64)>> = (0..rows.div_ceil(ROW_BLOCK))
-        .into_par_iter()
-        .flat_map_iter(|block| {
-            let range = block * ROW_BLOCK..rows.min((block + 1) * ROW_BLOCK);
-            let decoded: Vec<Vec<f64>> = range
-                .map(|row| {
-                    let mut line = vec![0.0f32; columns];
-                    weight.decode_row(row, &mut line);
-                    line.into_iter().map(f64::from).collect()
-                })
-                .collect();
-            let mut lines = vec![Vec::with_capacity(tokens + LANES); decoded.len()];
-            for x in x.chunks_exact(columns * LANES) {
-                for (line, weight) in lines.iter_mut().zip(&decoded) {
-                    let (sums, magnitudes) = dot_lanes(weight, x);
-                    line.extend(sums.into_iter().zip(magnitudes));
+    let decoded = weight.to_f32();
+    let mut expected = Expected::exact(args.tensors[4].to_f64());
+    let stride = p.out_stride as usize;
+    let region = p.result_start as usize * stride..(p.result_start as usize + tokens) * stride;
+    // Tasks of a few tokens each: a task writes its own rows of the result, and no sum is split.
+    expected.values[region.clone()]
+        .par_chunks_mut(LANES * stride)
+        .zip(expected.bounds[region].par_chunks_mut(LANES * stride))
+        .zip(dense.par_chunks(LANES * columns))
+        .for_each(|((values, bounds), x)| {
+            let mut lanes = vec![0.0f64; columns * LANES];
+            for (lane, line) in x.chunks_exact(columns).enumerate() {
+                for (column, value) in line.iter().enumerate() {
+                    lanes[column * LANES + lane] = f64::from(*value);
                 }
             }
-            lines
-        })
-        .collect();
-    let mut expected = Expected::exact(args.tensors[4].to_f64());
-    let relative = gamma(columns + 1);
-    for (row, line) in lines.iter().enumerate() {
-        let place = p.out_offset as usize + row;
-        let bias = if p.has_bias == 1 { bias[place] } else { 0.0 };
-        for (token, (sum, magnitude)) in line.iter().take(tokens).enumerate() {
-            let at = (p.result_start as usize + token) * p.out_stride as usize + place;
-            let value = sum + bias;
-            expected.values[at] = value;
-            expected.bounds[at] =
-                relative * (magnitude + bias.abs()) + storing(args.variant.output, value);
-        }
-    }
+            for (row, weight) in decoded.chunks_exact(columns).enumerate() {
+                let (sums, magnitudes) = dot_lanes(weight, &lanes);
+                let place = p.out_offset as usize + row;
+                let bias = if p.has_bias == 1 { bias[place] } else { 0.0 };
+                for lane in 0..x.len() / columns {
+                    let value = sums[lane] + bias;
+                    values[lane * stride + place] = value;
+                    bounds[lane * stride + place] = relative * (magnitudes[lane] + bias.abs())
+                        + storing(args.variant.output, value);
+                }
+            }
+        });
     vec![expected]
 }
 
