@@ -158,7 +158,10 @@ impl Error {
     /// A writing error of the given path.
     pub fn write(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.as_ref().to_path_buf();
-        move |source| Error::Write { path, source }
+        move |source| Error::Write {
+            path,
+            source: without_temporary_path(source),
+        }
     }
 
     /// The process exit code of the command contract.
@@ -179,4 +182,13 @@ impl Error {
             Error::Interrupted => 130,
         }
     }
+}
+
+/// The system's own error: `tempfile` wraps it to add a temporary path, which tells the user nothing.
+fn without_temporary_path(error: std::io::Error) -> std::io::Error {
+    let wrapped = error.get_ref().and_then(std::error::Error::source);
+    let code = wrapped
+        .and_then(|inner| inner.downcast_ref::<std::io::Error>())
+        .and_then(std::io::Error::raw_os_error);
+    code.map_or(error, std::io::Error::from_raw_os_error)
 }

@@ -66,6 +66,10 @@ impl Plan {
             .iter()
             .map(|Stage::Quantize(stage)| Rule::new(stage))
             .collect::<Result<Vec<_>>>()?;
+        if let Some(evaluate) = recipe.evaluate.as_ref().filter(|e| e.ctx < 2) {
+            let found = evaluate.ctx.to_string();
+            return Err(wrong("evaluate.ctx", "at least 2 tokens".into(), found));
+        }
         let mut tensors = Vec::new();
         for spec in parent.specs() {
             tensors.push(line(spec, parent, &stages)?);
@@ -103,12 +107,15 @@ impl Plan {
             .map_or(0, |e| e.max_tokens.unwrap_or(16_384));
         let operations = 2.0 * parameters as f64 * tokens as f64 * 2.0;
         Ok(Self {
-            warnings: warnings(recipe, &tensors),
+            warnings: warnings(recipe, parent, &tensors),
             parameters,
             stored_bytes: parent.total_stored_bytes(),
             f16_bytes: 2 * parameters,
             output_bytes,
-            peak_device_bytes: (packed_parent.max(output_bytes) + evaluation).max(2 * largest),
+            peak_device_bytes: packed_parent
+                .max(output_bytes)
+                .saturating_add(evaluation)
+                .max(2 * largest),
             peak_host_bytes: output_bytes + 2 * largest,
             estimated_submits: tensors.len() as u64
                 + (operations / 1e12 / SUBMIT_SECONDS).ceil() as u64,
@@ -212,14 +219,17 @@ fn line(spec: &TensorSpec, parent: &Checkpoint, stages: &[Rule]) -> Result<Line>
 /// buffers in f32, the cache of one layer, one block of logits.
 fn activation_bytes(parent: &Checkpoint, ctx: usize) -> u64 {
     let config = parent.config();
-    let tokens = 2048.max(ctx) as u64;
+    let tokens = 2048.max(ctx) as u64; // any number that the user typed
     let wide = (8 * config.hidden_size
         + 4 * config.intermediate_size
         + 4 * config.heads * config.head_dim) as u64;
-    4 * tokens * wide + (4 * tokens * config.vocab_size as u64).min(256 << 20)
+    let logits = tokens.saturating_mul(4 * config.vocab_size as u64);
+    tokens
+        .saturating_mul(4 * wide)
+        .saturating_add(logits.min(256 << 20))
 }
 
-fn warnings(recipe: &Recipe, tensors: &[Line]) -> Vec<String> {
+fn warnings(recipe: &Recipe, parent: &Checkpoint, tensors: &[Line]) -> Vec<String> {
     let mut warnings = Vec::new();
     let rounded: Vec<&Line> = tensors
         .iter()
@@ -236,5 +246,7 @@ fn warnings(recipe: &Recipe, tensors: &[Line]) -> Vec<String> {
             first.name,
         ));
     }
+    let ctx = recipe.evaluate.as_ref().map_or(0, |evaluate| evaluate.ctx);
+    warnings.extend(parent.config().beyond_context(ctx));
     warnings
 }

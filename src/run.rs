@@ -3,9 +3,11 @@
 //! Everything is written into a temporary folder beside the output and renamed when whole. State is arguments and return
 //! values; whoever runs a plan is told what happens through [`Event`]s.
 
+mod target;
+
 use std::collections::HashMap;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -24,6 +26,8 @@ use crate::plan::Plan;
 use crate::recipe::{Evaluate, ExportFormat, Recipe};
 use crate::tensor::{DType, Packed, WeightFormat};
 use crate::text::Tokenizer;
+
+pub use target::Target;
 
 /// What a run tells while it runs.
 #[derive(Clone, Debug)]
@@ -157,45 +161,6 @@ pub struct Options<'a> {
     pub activation: DType,
 }
 
-/// Refuses an output that exists, unless it may be replaced, and one that cannot be made.
-pub fn check_output(out: &Path, force: bool) -> Result<()> {
-    if out.exists() && !force {
-        return Err(Error::Exists { path: out.into() });
-    }
-    let parent = parent_of(out);
-    std::fs::create_dir_all(&parent).map_err(Error::write(out))?;
-    tempfile::Builder::new()
-        .prefix(".lopper-")
-        .tempdir_in(&parent)
-        .map_err(Error::write(out))?;
-    Ok(())
-}
-
-/// The folder that an output stands in.
-fn parent_of(out: &Path) -> PathBuf {
-    match out.parent() {
-        Some(parent) if parent != Path::new("") => parent.into(),
-        _ => PathBuf::from("."),
-    }
-}
-
-/// Makes an output whole or not at all: `write` fills a temporary path beside `out`, which then takes its place.
-pub fn atomically(out: &Path, force: bool, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    check_output(out, force)?;
-    let folder = tempfile::Builder::new()
-        .prefix(".lopper-")
-        .tempdir_in(parent_of(out))
-        .map_err(Error::write(out))?;
-    let whole = folder.path().join("output");
-    write(&whole)?;
-    interrupt::check()?;
-    if out.exists() {
-        // The old output steps aside first, so that one of the two is always there whole.
-        std::fs::rename(out, folder.path().join("replaced")).map_err(Error::write(out))?;
-    }
-    std::fs::rename(&whole, out).map_err(Error::write(out))
-}
-
 /// Runs a plan and writes the artifact. Returns its manifest.
 pub fn run(
     recipe: &Recipe,
@@ -205,7 +170,13 @@ pub fn run(
     options: Options<'_>,
     listen: Listener<'_>,
 ) -> Result<Manifest> {
-    check_output(options.out, options.force)?;
+    let target = Target {
+        path: options.out,
+        force: options.force,
+        folder: true,
+        model: parent.path(),
+    };
+    target.check()?;
     let tokenizer = if parent.has_tokenizer() {
         Some(parent.tokenizer()?)
     } else {
@@ -265,7 +236,7 @@ pub fn run(
         outputs: Vec::new(),
         warnings: plan.warnings.clone(),
     };
-    atomically(options.out, options.force, |folder| {
+    target.write(|folder| {
         write_artifact(
             folder,
             (recipe, options.recipe_text),

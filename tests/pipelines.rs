@@ -14,7 +14,7 @@ use lopper::methods::quantize::rtn::rtn;
 use lopper::model::{Checkpoint, Llama, Pass, Role, Sampling, Weights, export_gguf, generate};
 use lopper::plan::Plan;
 use lopper::recipe::{EMBEDDED, ExportFormat, Grid, Recipe};
-use lopper::run::{Manifest, Options, run};
+use lopper::run::{Manifest, Options, Target, run};
 use lopper::tensor::{DType, Packed, WHOLE_ROW};
 
 use crate::machine::{device, gpu_trial};
@@ -399,7 +399,13 @@ fn interrupted_run_leaves_nothing() -> Result<(), Failed> {
     let parent = Checkpoint::open("embedded:nano-llama")?;
     let mut recipe = recipe()?;
     recipe.export.formats = vec![ExportFormat::Hf, ExportFormat::Gguf];
-    let result = lopper::run::atomically(&out, false, |path| {
+    let target = Target {
+        path: &out,
+        force: false,
+        folder: true,
+        model: parent.path(),
+    };
+    let result = target.write(|path| {
         std::fs::create_dir(path).map_err(Error::write(path))?;
         export_gguf(
             &path.join("model.gguf"),

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::Checkpoint;
 use crate::plan::Plan;
 use crate::recipe::{EMBEDDED, Recipe};
-use crate::run::{Event, Figures, Manifest, Options, check_output, run as run_plan};
+use crate::run::{Event, Figures, Manifest, Options, Target, run as run_plan};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -69,7 +69,7 @@ pub(super) fn execute(
 ) -> Result<()> {
     if common.print_recipe {
         output.text(text);
-        return Ok(());
+        return output.json(&json!({"schema": 1, "recipe": recipe}));
     }
     let parent = Checkpoint::open(&recipe.model)?;
     let plan = Plan::new(recipe, &parent)?;
@@ -78,9 +78,17 @@ pub(super) fn execute(
         show_plan(&plan, output);
         return Ok(());
     }
-    plan.check_budget(global.vram_budget)?;
-    check_output(&common.out, common.force)?;
+    let target = Target {
+        path: &common.out,
+        force: common.force,
+        folder: true,
+        model: parent.path(),
+    };
+    target.check()?;
     let device = open_device(global, output)?;
+    if device.gpu().is_some() {
+        plan.check_budget(global.vram_budget)?;
+    }
     for warning in &plan.warnings {
         output.note(format!("warning: {warning}"));
     }

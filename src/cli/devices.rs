@@ -15,7 +15,11 @@ pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
     });
     output.json(&Value::Array(found.iter().map(describe).collect()))?;
     if found.is_empty() {
-        output.line("no adapter found; on Debian `apt-get install mesa-vulkan-drivers` gives a software one");
+        output.line(if global.adapter.is_some() || backend.is_some() {
+            "no adapter matches; without --adapter and --backend all are listed"
+        } else {
+            "no adapter found; on Debian `apt-get install mesa-vulkan-drivers` gives a software one"
+        });
         return Ok(());
     }
     let head = [

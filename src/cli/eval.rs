@@ -12,7 +12,7 @@ use crate::data::read_text;
 use crate::error::Result;
 use crate::interrupt;
 use crate::measure::{Convention, perplexity};
-use crate::model::{Checkpoint, Llama, Pass};
+use crate::model::{Checkpoint, Llama, Pass, Weights};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -49,6 +49,9 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         ConventionName::Lopper => Convention::AllButFirst,
         ConventionName::LlamaCpp => Convention::SecondHalf,
     };
+    if let Some(warning) = checkpoint.config().beyond_context(arguments.ctx) {
+        output.note(format!("warning: {warning}"));
+    }
     let device = open_device(global, output)?;
     let loading = |done: usize, total: usize| {
         output.progress("loading", done, total);

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::output::{Output, bytes};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, export_gguf, export_hf, export_packed};
-use crate::run::{atomically, check_output};
+use crate::run::Target;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -33,15 +33,21 @@ enum Format {
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    check_output(&arguments.out, arguments.force)?;
     let model = Checkpoint::open(&arguments.model)?;
+    let target = Target {
+        path: &arguments.out,
+        force: arguments.force,
+        folder: !matches!(arguments.format, Format::Gguf),
+        model: model.path(),
+    };
+    target.check()?;
     let tokenizer = if model.has_tokenizer() {
         Some(model.tokenizer()?)
     } else {
         None
     };
     let mut rounded = Vec::new();
-    atomically(&arguments.out, arguments.force, |path| {
+    target.write(|path| {
         let folder = || std::fs::create_dir(path).map_err(Error::write(&arguments.out));
         match arguments.format {
             Format::Gguf => rounded = export_gguf(path, &model, &model, tokenizer.as_ref())?,

@@ -7,23 +7,23 @@ use super::output::Output;
 use super::session::{activation, open_device, report_device};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::{Checkpoint, Llama, Pass, Sampling, generate};
+use crate::model::{Checkpoint, Llama, Pass, Sampling, Weights, generate};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
     /// The text to continue
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     prompt: String,
-    /// New tokens at most
+    /// New tokens at most; the model's context is the other limit
     #[arg(short, default_value_t = 128)]
     n: usize,
     /// Put the prompt through the model's chat template, as a user's message
     #[arg(long)]
     chat: bool,
     /// Draw from softmax(logits / temperature) instead of taking the likeliest token (0)
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f64,
 }
 
@@ -50,6 +50,15 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         arguments.prompt.clone()
     };
     let prompt = tokenizer.encode(&text, true)?;
+    let context = checkpoint.config().max_positions;
+    if prompt.is_empty() || prompt.len() > context {
+        return Err(Error::Argument {
+            argument: "--prompt".into(),
+            expected: format!("1 to {context} tokens, the model's context"),
+            found: format!("{} tokens", prompt.len()),
+        });
+    }
+    let count = arguments.n.min(context - prompt.len());
     let device = open_device(global, output)?;
     let model = Llama::load(&device, &checkpoint, |done, total| {
         output.progress("loading", done, total);
@@ -69,7 +78,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         &model,
         &pass,
         &prompt,
-        arguments.n,
+        count,
         sampling,
         |id| tokenizer.is_eos(id),
         |token| {
@@ -95,6 +104,11 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             prompt.len(),
             generation.prompt_seconds,
             device.name(),
+        ));
+    }
+    if count < arguments.n && generation.tokens.len() == count {
+        output.note(format!(
+            "note: stopped at the model's context of {context} tokens"
         ));
     }
     report_device(global, &device, output, start.elapsed())

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
 use crate::interrupt;
 use crate::model::{Checkpoint, Llama, Pass};
+use crate::run::Target;
 use crate::tensor::DType;
 
 #[derive(Debug, clap::Args)]
@@ -41,12 +42,14 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
-    if arguments.out.exists() && !arguments.force {
-        return Err(Error::Exists {
-            path: arguments.out.clone(),
-        });
-    }
     let checkpoint = Checkpoint::open(&arguments.model)?;
+    let target = Target {
+        path: &arguments.out,
+        force: arguments.force,
+        folder: false,
+        model: checkpoint.path(),
+    };
+    target.check()?;
     let ids = match &arguments.prompt {
         Some(prompt) => checkpoint.tokenizer()?.encode(prompt, true)?,
         None => arguments.tokens.clone(),
@@ -99,7 +102,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             f32_bytes(state),
         ));
     }
-    write_file(&arguments.out, tensors)?;
+    target.write(|path| write_file(path, tensors))?;
     output.json(&json!({
         "schema": 1, "model": arguments.model, "input_ids": ids, "out": arguments.out, "device": device.name(),
     }))?;

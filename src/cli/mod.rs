@@ -14,6 +14,7 @@ mod session;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::error::Result;
+use crate::gpu::parse_backend;
 use output::Output;
 
 /// Makes language models small on the GPU you already own.
@@ -28,6 +29,7 @@ struct Cli {
 
 /// Flags that every command takes.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 struct Global {
     /// Where kernels run. `checked` runs each on the GPU and on the CPU reference and stops at the first difference
     #[arg(long, global = true, default_value = "auto")]
@@ -126,6 +128,12 @@ fn fail(error: &crate::error::Error) -> u8 {
 }
 
 fn run(cli: &Cli, output: &Output) -> Result<()> {
+    // Wrong is wrong, whether or not the command comes to need it.
+    cli.global
+        .backend
+        .as_deref()
+        .map(parse_backend)
+        .transpose()?;
     match &cli.command {
         Command::Devices => devices::run(&cli.global, output),
         Command::Inspect(arguments) => inspect::run(arguments, output),

@@ -33,6 +33,10 @@ impl Output {
             Some("-") => Some(JsonTarget::Stdout),
             Some(path) => {
                 let path = PathBuf::from(path);
+                if path.is_dir() {
+                    let reason = std::io::ErrorKind::IsADirectory;
+                    return Err(Error::write(path)(reason.into()));
+                }
                 tempfile::NamedTempFile::new_in(folder_of(&path)).map_err(Error::write(&path))?;
                 Some(JsonTarget::File(path))
             }

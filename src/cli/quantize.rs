@@ -17,7 +17,7 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with = "ty")]
     bits: Option<u32>,
     /// A weight type instead: int4 (symmetric), uint4z (zero point), uint4m (float minimum), q4_0, q4_1, q5_0, q5_1, q8_0
-    #[arg(long = "type", id = "ty")]
+    #[arg(long = "type", id = "ty", value_name = "TYPE")]
     ty: Option<String>,
     /// Columns that share a scale: a power of two from 16, or 0 for a whole row
     #[arg(long, default_value_t = 32)]

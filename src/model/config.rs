@@ -120,6 +120,14 @@ impl Reader<'_> {
 }
 
 impl Config {
+    /// What to tell somebody who asks for windows that the model was not made for.
+    pub fn beyond_context(&self, ctx: usize) -> Option<String> {
+        let context = self.max_positions;
+        (ctx > context).then(|| {
+            format!("windows of {ctx} tokens are longer than the model's context of {context}")
+        })
+    }
+
     /// Reads `config.json`, in the styles of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`).
     pub fn from_json(path: &Path, object: &Map<String, Value>) -> Result<Self> {
         let reader = Reader { path, object };

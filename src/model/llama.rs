@@ -205,6 +205,7 @@ impl Llama {
     pub fn hidden(&self, pass: &Pass<'_>, ids: &[u32], cache: &Cache) -> Result<Tensor> {
         let x = self.embed(pass, ids)?;
         for layer in 0..self.config.layers {
+            interrupt::check()?;
             self.block(pass, layer, &x, cache)?;
         }
         self.final_norm(pass, &x)
