@@ -3,6 +3,9 @@
 //! GPU trials need an adapter. Without one they are listed as ignored, or fail where `LOPPER_REQUIRE_GPU=1` is set.
 
 mod canary;
+mod cli;
+mod cli_bad_input;
+mod cli_interrupt;
 mod formats;
 mod golden;
 mod kernels;
@@ -26,6 +29,9 @@ fn main() {
     trials.extend(pipelines::trials());
     trials.extend(recipes::trials());
     trials.extend(layers::trials());
+    trials.extend(cli::trials());
+    trials.extend(cli_bad_input::trials());
+    trials.extend(cli_interrupt::trials());
     trials.extend(machine::plain_trials(formats::TESTS));
     trials.extend(machine::plain_trials(text::TESTS));
     trials.extend(machine::plain_trials(text_hostile::TESTS));
