@@ -15,7 +15,7 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     }
     var sums: array<f32, TOKENS>;
     for (var column = lane.index * 4u; column < params.columns; column += WORKGROUP * 4u) {
-        let weights = weight4(row, column);
+        let weights = weight4(params.row_start + row, column);
         for (var t = 0u; t < TOKENS; t++) {
             if first + t < params.tokens {
                 sums[t] += dot(weights, x4(first + t, column));

@@ -31,7 +31,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         var values = vec4(0.0);
         if column < params.columns {
             if first_row + line < params.rows {
-                weights = weight4(first_row + line, column);
+                weights = weight4(params.row_start + first_row + line, column);
             }
             if first_token + line < params.tokens {
                 values = x4(first_token + line, column);

@@ -1,7 +1,9 @@
 // What both matrix products share: result = x * weight^T (+ bias). A call covers tokens [token_start, token_start +
-// tokens), whose results stand from row result_start on, and a chunk of the weight's rows, whose results stand from column out_offset on.
+// tokens), whose results stand from row result_start on, and rows of the weight from
+// row_start on, whose results stand from column out_offset on.
 struct Params {
     rows: u32,
+    row_start: u32,
     columns: u32,
     tokens: u32,
     token_start: u32,

@@ -54,7 +54,9 @@ pub(super) fn run_checked(runner: &Runner, call: &Call<'_>) -> Result<()> {
             &bytes[..tensor.bytes() as usize],
         ))
     };
+    let start = std::time::Instant::now();
     let before = call.tensors.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let fetched = start.elapsed();
     runner.run(call)?;
     let args = Args {
         variant: &call.variant,
@@ -62,17 +64,25 @@ pub(super) fn run_checked(runner: &Runner, call: &Call<'_>) -> Result<()> {
         tensors: before.iter().map(HostTensor::view).collect(),
     };
     let expected = (call.kernel.reference)(&args);
+    let referred = start.elapsed();
     let after = call
         .kernel
         .outputs()
         .map(|(index, _)| read(&call.tensors[index]))
         .collect::<Result<Vec<_>>>()?;
-    judge(call.kernel, &expected, &after)
-        .map(|_| ())
-        .map_err(|report| Error::Divergence {
-            case: call.describe(),
-            report,
-        })
+    let waited = start.elapsed();
+    let judged = judge(call.kernel, &expected, &after);
+    tracing::debug!(
+        "checked {}: inputs {fetched:?}, reference {:?}, device {:?}, comparison {:?}",
+        call.kernel.name,
+        referred - fetched,
+        waited - referred,
+        start.elapsed() - waited,
+    );
+    judged.map(|_| ()).map_err(|report| Error::Divergence {
+        case: call.describe(),
+        report,
+    })
 }
 
 fn judge(

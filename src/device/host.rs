@@ -160,7 +160,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// A kernel call as references and CPU kernels see it. Written bindings show their contents before the call.
+/// A kernel call as references and CPU kernels see it. To a reference, written bindings show their contents before the
+/// call; to a CPU kernel they are empty here, and read through its [`Outputs`].
 #[derive(Clone, Debug)]
 pub struct Args<'a> {
     /// The chosen variant.
@@ -188,6 +189,17 @@ impl Outputs<'_> {
     pub fn store(&mut self, output: usize, start: usize, values: &[f32]) {
         let (dtype, words) = &mut self.tensors[output];
         store(*dtype, words, start, values);
+    }
+
+    /// What an output holds, elements `[start, start + count)` as f32.
+    pub fn load(&self, output: usize, start: usize, count: usize) -> Vec<f32> {
+        let (dtype, words) = &self.tensors[output];
+        View {
+            dtype: *dtype,
+            shape: &[],
+            words,
+        }
+        .load(start, count)
     }
 
     /// The words of an output of integers or f32.

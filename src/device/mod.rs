@@ -74,6 +74,13 @@ impl Tensor {
         (self.len() * self.dtype.size()) as u64
     }
 
+    fn host(&self) -> Arc<RwLock<Vec<u32>>> {
+        match &self.storage {
+            Storage::Host(host) => Arc::clone(host),
+            Storage::Gpu(_) => panic!("a tensor stays on the device that made it"),
+        }
+    }
+
     fn buffer(&self) -> &Buffer {
         match &self.storage {
             Storage::Gpu(buffer) => buffer,
@@ -181,8 +188,8 @@ impl Device {
             Some(gpu) => gpu.submit_cost(),
             // Long enough to keep every core busy, short enough that Ctrl-C is felt at once.
             None => Cost {
-                operations: 2e9,
-                bytes: 2e9,
+                operations: 1e10,
+                bytes: 1e10,
             },
         }
     }
@@ -309,39 +316,40 @@ impl Device {
 }
 
 fn run_cpu(call: &Call<'_>) -> Result<()> {
-    let host = |tensor: &Tensor| match &tensor.storage {
-        Storage::Host(host) => Arc::clone(host),
-        Storage::Gpu(_) => panic!("a tensor stays on the device that made it"),
-    };
-    let storages: Vec<_> = call.tensors.iter().map(|tensor| host(tensor)).collect();
-    // Written bindings are copied out, computed on, and put back: inputs stay readable all the while, and a kernel that
-    // reads and writes one binding sees its old contents through its arguments.
+    let storages: Vec<Arc<RwLock<Vec<u32>>>> =
+        call.tensors.iter().map(|tensor| tensor.host()).collect();
+    // Written bindings are taken out of their storage while the kernel runs, so that nothing is copied and no lock is
+    // held twice where a tensor is bound twice.
+    let mut written: Vec<(usize, DType, Vec<u32>)> = Vec::new();
+    for (index, _) in call.kernel.outputs() {
+        let words = std::mem::take(
+            &mut *storages[index]
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        written.push((index, call.tensors[index].dtype, words));
+    }
     let guards: Vec<_> = storages
         .iter()
         .map(|s| s.read().unwrap_or_else(PoisonError::into_inner))
         .collect();
-    let tensors = call
+    let mut tensors: Vec<View<'_>> = call
         .tensors
         .iter()
         .zip(&guards)
-        .map(|(t, words)| View {
-            dtype: t.dtype,
-            shape: &t.shape,
+        .map(|(tensor, words)| View {
+            dtype: tensor.dtype,
+            shape: &tensor.shape,
             words,
         })
         .collect();
-    let args = Args {
-        variant: &call.variant,
-        parameters: call.parameters,
-        tensors,
-    };
-    let mut written: Vec<(usize, DType, Vec<u32>)> = call
-        .kernel
-        .outputs()
-        .map(|(index, _)| (index, call.tensors[index].dtype, guards[index].to_vec()))
-        .collect();
     match call.kernel.cpu {
         Some(cpu) => {
+            let args = Args {
+                variant: &call.variant,
+                parameters: call.parameters,
+                tensors,
+            };
             let tensors = written
                 .iter_mut()
                 .map(|(_, dtype, words)| (*dtype, words.as_mut_slice()))
@@ -349,9 +357,21 @@ fn run_cpu(call: &Call<'_>) -> Result<()> {
             cpu(&args, &mut Outputs { tensors });
         }
         None => {
-            for ((_, dtype, words), expected) in
-                written.iter_mut().zip((call.kernel.reference)(&args))
-            {
+            for (index, dtype, words) in &written {
+                tensors[*index] = View {
+                    dtype: *dtype,
+                    shape: &call.tensors[*index].shape,
+                    words,
+                };
+            }
+            let args = Args {
+                variant: &call.variant,
+                parameters: call.parameters,
+                tensors,
+            };
+            let results = (call.kernel.reference)(&args);
+            drop(args);
+            for ((_, dtype, words), expected) in written.iter_mut().zip(results) {
                 let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
                 for (index, value) in expected.values.iter().enumerate() {
                     dtype.set(bytes, index, *value);
@@ -359,7 +379,6 @@ fn run_cpu(call: &Call<'_>) -> Result<()> {
             }
         }
     }
-    drop(args);
     drop(guards);
     for (index, _, words) in written {
         *storages[index]

@@ -87,9 +87,10 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let (mut gate, up) = (args.tensors[0].to_f32(), args.tensors[1].to_f32());
-    for (gate, up) in gate.iter_mut().zip(&up) {
-        *gate = *gate / (1.0 + (-*gate).exp()) * up;
-    }
+    gate.par_iter_mut()
+        .with_min_len(1 << 12)
+        .zip(&up)
+        .for_each(|(gate, up)| *gate = *gate / (1.0 + (-*gate).exp()) * up);
     outputs.store(0, 0, &gate);
 }
 

@@ -4,8 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Tensor, Variant,
-    binding, fold,
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
+    Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -48,7 +48,7 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
+    cpu: Some(cpu),
     cases,
 };
 
@@ -94,6 +94,19 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         }
     }
     vec![Expected::exact(values)]
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let (width, past) = (p.width as usize, args.tensors[1].u32s());
+    for token in 0..p.tokens as usize {
+        let (sequence, order) = (
+            token / p.tokens_per_sequence as usize,
+            token % p.tokens_per_sequence as usize,
+        );
+        let row = sequence * p.capacity as usize + past[sequence] as usize + order;
+        outputs.store(0, row * width, &args.tensors[0].load(token * width, width));
+    }
 }
 
 fn cases() -> Vec<Case> {

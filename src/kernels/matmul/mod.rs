@@ -24,6 +24,7 @@ use crate::tensor::{DType, WEIGHT_TYPES, WHOLE_ROW};
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Params {
     rows: u32,
+    row_start: u32,
     columns: u32,
     tokens: u32,
     token_start: u32,
@@ -78,17 +79,18 @@ pub fn linear_rows(
         }
     };
     for chunk in weight.chunks() {
-        let step = tokens_per_call(device, chunk.rows, columns);
-        for start in (0..tokens).step_by(step) {
-            let count = step.min(tokens - start);
+        let (token_step, row_step) = call_tile(device, tokens, chunk.rows, columns);
+        for (start, row) in tiles(tokens, token_step, chunk.rows, row_step) {
+            let count = token_step.min(tokens - start);
             let params = Params {
-                rows: chunk.rows as u32,
+                rows: row_step.min(chunk.rows - row) as u32,
+                row_start: row as u32,
                 columns: columns as u32,
                 tokens: count as u32,
                 token_start: (range.start + start) as u32,
                 result_start: start as u32,
                 out_stride: weight.rows() as u32,
-                out_offset: chunk.start as u32,
+                out_offset: (chunk.start + row) as u32,
                 has_bias: u32::from(bias.is_some()),
                 layout: weight.layout(),
             };
@@ -104,11 +106,37 @@ pub fn linear_rows(
     Ok(result)
 }
 
-/// Tokens that one call may take so that it stays within the device's limit; a multiple of a tile where possible.
-fn tokens_per_call(device: &Device, rows: usize, columns: usize) -> usize {
-    let each = 2.0 * rows as f64 * columns as f64;
-    let fit = (device.call_limit().operations / each) as usize;
-    if fit > 64 { fit / 64 * 64 } else { fit.max(1) }
+/// Tokens and rows of one call, so that it stays within the device's limit. Tokens are cut first, but not below a tile of
+/// 64, which reuses what it reads of the weight; then rows.
+fn call_tile(device: &Device, tokens: usize, rows: usize, columns: usize) -> (usize, usize) {
+    const TILE: usize = 64;
+    let products = (device.call_limit().operations / (2.0 * columns as f64)).max(1.0) as usize;
+    let down = |count: usize| {
+        if count > TILE {
+            count / TILE * TILE
+        } else {
+            count.max(1)
+        }
+    };
+    if tokens * rows <= products {
+        return (tokens, rows);
+    }
+    let token_step = down(products / rows).max(TILE.min(tokens));
+    (token_step, down(products / token_step).min(rows))
+}
+
+fn tiles(
+    tokens: usize,
+    token_step: usize,
+    rows: usize,
+    row_step: usize,
+) -> impl Iterator<Item = (usize, usize)> {
+    let starts = (0..tokens).step_by(token_step.max(1));
+    starts.flat_map(move |start| {
+        (0..rows)
+            .step_by(row_step.max(1))
+            .map(move |row| (start, row))
+    })
 }
 
 fn choose(
@@ -190,7 +218,9 @@ fn dot_lanes(weight: &[f32], x: &[f64]) -> ([f64; LANES], [f64; LANES]) {
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
     let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
-    let weight = weights::packed(args, 1, 2, rows, columns, p.layout);
+    let row_start = p.row_start as usize;
+    let weight = weights::packed(args, 1, 2, row_start + rows, columns, p.layout)
+        .slice_rows(row_start, row_start + rows);
     let bias = args.tensors[3].to_f64();
     let relative = gamma(columns + 1);
     let dense = args.tensors[0].load(p.token_start as usize * columns, tokens * columns);
@@ -239,7 +269,13 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
             let count = ROW_BLOCK.min(rows - first);
             let mut weight = vec![0.0f32; count * columns];
             for (offset, line) in weight.chunks_exact_mut(columns).enumerate() {
-                weights::decode_row(args, (1, 2), first + offset, p.layout, line);
+                weights::decode_row(
+                    args,
+                    (1, 2),
+                    p.row_start as usize + first + offset,
+                    p.layout,
+                    line,
+                );
             }
             multiply(&x, &weight, tokens, columns, count)
         })
@@ -270,6 +306,15 @@ fn multiply(x: &[f32], weight: &[f32], tokens: usize, columns: usize, rows: usiz
         "operands have the shapes they say"
     );
     let mut result = vec![0.0; tokens * rows];
+    if tokens <= FEW_TOKENS {
+        // Too few for blocks of both operands: each weight is read once and used at once.
+        for (row, weight) in weight.chunks_exact(columns).enumerate() {
+            for (token, x) in x.chunks_exact(columns).enumerate() {
+                result[token * rows + row] = dot(x, weight);
+            }
+        }
+        return result;
+    }
     #[expect(unsafe_code, reason = "matrixmultiply takes raw pointers and strides")]
     // SAFETY: the strides describe row-major matrices of exactly the lengths asserted above.
     unsafe {
@@ -293,6 +338,20 @@ fn multiply(x: &[f32], weight: &[f32], tokens: usize, columns: usize, rows: usiz
     result
 }
 
+/// A dot product in f32 with sixteen running sums.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..16 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
 struct Shape {
     rows: usize,
     columns: usize,
@@ -312,13 +371,14 @@ fn case(shape: Shape) -> Case {
     let label = format!("rows={rows},columns={columns},tokens={tokens},group={group}{note}");
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(3);
-        let packed = weights::random(&mut random, variant, rows, columns, group);
-        // A call covers a window of tokens and of result columns; what is outside must stay.
-        let (before, offset, stride) = if note == ",window" {
-            (2, 3, rows + 5)
+        // A call covers a window of tokens, of weight rows and of result columns; what is outside must stay.
+        let window = note == ",window";
+        let (before, skipped, offset, stride) = if window {
+            (2, 4, 3, rows + 5)
         } else {
-            (0, 0, rows)
+            (0, 0, 0, rows)
         };
+        let packed = weights::random(&mut random, variant, skipped + rows, columns, group);
         let all = before + tokens + before;
         let mut x = random.values(all * columns, 1.0);
         match note {
@@ -331,6 +391,7 @@ fn case(shape: Shape) -> Case {
         let bias = random.values(if has_bias == 1 { stride } else { 1 }, 1.0);
         let params = Params {
             rows: rows as u32,
+            row_start: skipped as u32,
             columns: columns as u32,
             tokens: tokens as u32,
             token_start: before as u32,

@@ -8,8 +8,8 @@ use glam::UVec3;
 
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Tensor, Variant,
-    binding, fold,
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
+    Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -55,7 +55,7 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
+    cpu: Some(cpu),
     cases,
 };
 
@@ -151,6 +151,35 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         }
     }
     vec![expected]
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let (heads, head_dim) = (p.heads as usize, p.head_dim as usize);
+    let (half, width) = (head_dim / 2, heads * head_dim);
+    let (rotations, past) = (args.tensors[1].to_f32(), args.tensors[2].u32s());
+    for token in 0..p.tokens as usize {
+        let (sequence, order) = (
+            token / p.tokens_per_sequence as usize,
+            token % p.tokens_per_sequence as usize,
+        );
+        let position = past[sequence] as usize + order;
+        let row = if p.capacity > 0 {
+            sequence * p.capacity as usize + position
+        } else {
+            token
+        };
+        let mut line = args.tensors[0].load(token * width, width);
+        let turns = &rotations[position * head_dim..(position + 1) * head_dim];
+        for head in line.chunks_exact_mut(head_dim) {
+            for (pair, turn) in turns.chunks_exact(2).enumerate() {
+                let (a, b) = (head[pair], head[pair + half]);
+                head[pair] = a * turn[0] - b * turn[1];
+                head[pair + half] = b * turn[0] + a * turn[1];
+            }
+        }
+        outputs.store(0, row * width, &line);
+    }
 }
 
 fn cases() -> Vec<Case> {
