@@ -44,7 +44,7 @@ fn reference(kernel: &Kernel, variant: &Variant, data: &CaseData) -> Vec<Expecte
 fn falsify_results(kernel: &'static Kernel) -> Result<(), Failed> {
     let variant = (kernel.variants)().remove(0);
     let mut tried = 0;
-    for case in (kernel.cases)().iter().filter(|case| (case.fits)(&variant)) {
+    for case in &kernel.checks(&variant) {
         let data = (case.make)(&variant);
         if data.tensors.iter().map(HostTensor::len).sum::<usize>() > 200_000 {
             continue;
@@ -180,7 +180,7 @@ fn falsify_shader(kernel: &'static str, find: &str, replace: &str) -> Result<(),
         .iter()
         .filter(|variant| !variant.uses_f16() && !variant.subgroups)
     {
-        for case in (kernel.cases)().iter().filter(|case| (case.fits)(variant)) {
+        for case in &kernel.checks(variant) {
             match check_case(&runner, kernel, variant, case) {
                 Ok(_) => {}
                 Err(Failure::Error(error)) => return Err(format!("did not run: {error}").into()),

@@ -39,7 +39,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 fn on_cpu(kernel: &'static Kernel, variant: &Variant) -> Result<(), Failed> {
-    for case in (kernel.cases)().iter().filter(|case| (case.fits)(variant)) {
+    for case in &kernel.checks(variant) {
         check_cpu_case(kernel, variant, case).map_err(|failure| {
             format!(
                 "{} [{}] {}: {failure}",
@@ -58,7 +58,7 @@ fn on_gpu(kernel: &'static Kernel, variant: &Variant, tier: Tier) -> Result<(), 
         // An adapter without the capability cannot run the variant; the baseline ones cover its kernels.
         return Ok(());
     }
-    for case in (kernel.cases)().iter().filter(|case| (case.fits)(variant)) {
+    for case in &kernel.checks(variant) {
         check_case(runner, kernel, variant, case).map_err(|failure| {
             format!(
                 "{} [{}] {}: {failure}",

@@ -6,6 +6,7 @@ mod canary;
 mod cli;
 mod cli_bad_input;
 mod cli_interrupt;
+mod cli_verify;
 mod formats;
 mod golden;
 mod kernels;
@@ -32,6 +33,7 @@ fn main() {
     trials.extend(cli::trials());
     trials.extend(cli_bad_input::trials());
     trials.extend(cli_interrupt::trials());
+    trials.extend(cli_verify::trials());
     trials.extend(machine::plain_trials(formats::TESTS));
     trials.extend(machine::plain_trials(text::TESTS));
     trials.extend(machine::plain_trials(text_hostile::TESTS));

@@ -1,5 +1,6 @@
 //! The command line: arguments and printing, one file per command. The only place that prints.
 
+mod bench;
 mod compress;
 mod devices;
 mod eval;
@@ -10,6 +11,7 @@ mod logits;
 mod output;
 mod quantize;
 mod session;
+mod verify;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -96,6 +98,10 @@ enum Command {
     Logits(logits::Arguments),
     /// Convert a model
     Export(export::Arguments),
+    /// Check every kernel on every adapter against the CPU reference
+    Verify(verify::Arguments),
+    /// Measure the device, and what the kernels make of it
+    Bench(bench::Arguments),
 }
 
 /// Parses the arguments, runs the command, prints an error if there is one, and returns the exit code.
@@ -143,6 +149,8 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Generate(arguments) => generate::run(&cli.global, arguments, output),
         Command::Logits(arguments) => logits::run(&cli.global, arguments, output),
         Command::Export(arguments) => export::run(arguments, output),
+        Command::Verify(arguments) => verify::run(&cli.global, arguments, output),
+        Command::Bench(arguments) => bench::run(&cli.global, arguments, output),
     }
 }
 

@@ -12,6 +12,8 @@ pub struct Case {
     pub label: String,
     /// Whether the variant can run it (a kernel for one column takes no case of eight).
     pub fits: fn(&Variant) -> bool,
+    /// Whether it is a shape of real use, for benches; tests and `verify` leave it out.
+    pub large: bool,
     /// Makes the inputs, the same ones every time.
     pub make: Box<dyn Fn(&Variant) -> CaseData + Send + Sync>,
 }
@@ -25,7 +27,16 @@ impl Case {
         Self {
             label: label.into(),
             fits: |_| true,
+            large: false,
             make: Box::new(make),
+        }
+    }
+
+    /// The case, for benches only.
+    pub fn bench(self) -> Self {
+        Self {
+            large: true,
+            ..self
         }
     }
 

@@ -199,3 +199,49 @@ fn guarded(runner: &Runner, host: &HostTensor, access: Access) -> Result<Tensor>
         storage: Storage::Gpu(Arc::new(buffer)),
     })
 }
+
+/// A case on a device, ready to run again and again.
+#[derive(Debug)]
+pub struct UploadedCase {
+    kernel: &'static Kernel,
+    variant: Variant,
+    parameters: Vec<u8>,
+    tensors: Vec<Tensor>,
+}
+
+impl UploadedCase {
+    /// Records one run.
+    pub fn run(&self, runner: &Runner) -> Result<()> {
+        let tensors: Vec<&Tensor> = self.tensors.iter().collect();
+        let variant = self.variant.clone();
+        runner.run(&Call {
+            kernel: self.kernel,
+            variant,
+            parameters: &self.parameters,
+            tensors: &tensors,
+        })
+    }
+}
+
+/// Copies a case's bindings to the device.
+pub fn upload_case(
+    runner: &Runner,
+    kernel: &'static Kernel,
+    variant: &Variant,
+    data: &CaseData,
+) -> Result<UploadedCase> {
+    let upload =
+        |(host, binding): (&HostTensor, &super::Binding)| guarded(runner, host, binding.access);
+    let tensors = data
+        .tensors
+        .iter()
+        .zip(kernel.bindings)
+        .map(upload)
+        .collect::<Result<Vec<_>>>()?;
+    Ok(UploadedCase {
+        kernel,
+        variant: variant.clone(),
+        parameters: data.parameters.clone(),
+        tensors,
+    })
+}

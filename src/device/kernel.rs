@@ -133,6 +133,22 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// The cases to check a variant on.
+    pub fn checks(&self, variant: &Variant) -> Vec<Case> {
+        (self.cases)()
+            .into_iter()
+            .filter(|case| !case.large && (case.fits)(variant))
+            .collect()
+    }
+
+    /// The shapes to time a variant on.
+    pub fn shapes(&self, variant: &Variant) -> Vec<Case> {
+        (self.cases)()
+            .into_iter()
+            .filter(|case| case.large && (case.fits)(variant))
+            .collect()
+    }
+
     /// The bindings that it writes.
     pub fn outputs(&self) -> impl Iterator<Item = (usize, &Binding)> {
         self.bindings

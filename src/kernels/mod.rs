@@ -11,6 +11,7 @@ pub mod kv;
 pub mod loss;
 pub mod matmul;
 pub mod norm;
+pub mod probe;
 pub mod quantize;
 pub mod residual;
 pub mod rope;
@@ -18,7 +19,7 @@ pub mod weights;
 
 use crate::device::Kernel;
 
-/// Every kernel, in the order a model meets them.
+/// Every kernel, in the order a model meets them; the probes of `bench hardware` last.
 pub static TABLE: &[&Kernel] = &[
     &embed::gather::KERNEL,
     &norm::rms::KERNEL,
@@ -34,4 +35,9 @@ pub static TABLE: &[&Kernel] = &[
     &quantize::minmax::KERNEL,
     &quantize::round::KERNEL,
     &dequantize::rows::KERNEL,
+    &probe::copy::KERNEL,
+    &probe::read::KERNEL,
+    &probe::write::KERNEL,
+    &probe::fma::KERNEL,
+    &probe::dot4::KERNEL,
 ];

@@ -345,5 +345,7 @@ fn cases() -> Vec<Case> {
         case(1, 4, heads(2, 1, 32), 60, ",large"),
         case(1, 4, heads(2, 1, 32), 60, ",zeros"),
         case(1, 2, heads(2, 1, 8), 3, ",nan"),
+        case(4, 512, heads(9, 3, 64), 0, "").bench(),
+        case(1, 1, heads(32, 8, 128), 2047, "").bench(),
     ]
 }

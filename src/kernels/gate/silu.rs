@@ -128,5 +128,6 @@ fn cases() -> Vec<Case> {
         case(3, 1.0, ",infinity"),
         case(3, 1.0, ",nan"),
         case(4_200_001, 2.0, "").only(|variant| variant.activation == DType::F32),
+        case(2048 * 14_336, 2.0, "").bench(),
     ]
 }

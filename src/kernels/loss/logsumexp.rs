@@ -173,5 +173,6 @@ fn cases() -> Vec<Case> {
         case(2, 97, 1.0, ",infinity"),
         case(2, 97, 1.0, ",nan"),
         case(66_000, 3, 2.0, ""),
+        case(512, 49_152, 20.0, "").bench(),
     ]
 }

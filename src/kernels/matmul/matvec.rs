@@ -4,7 +4,7 @@ use glam::UVec3;
 
 use super::{Params, cost, cpu, noted, plain, reference, typed_variants};
 use crate::device::{Args, Case, Kernel, Variant, fold};
-use crate::tensor::WHOLE_ROW;
+use crate::tensor::{DType, WHOLE_ROW};
 
 /// One token per workgroup.
 pub(super) const ONE: &[(&str, u32)] = &[("TOKENS", 1)];
@@ -78,5 +78,24 @@ fn cases() -> Vec<Case> {
         noted(",zeros", 1).only(extremes),
         plain(70_001, 4, 1, WHOLE_ROW)
             .only(|variant| variant.weight.is_some_and(|weight| weight.name == "f16")),
+        // Products of a Llama-3.1-8B.
+        plain(14_336, 4096, 1, 32).bench().only(one_token),
+        plain(8192, 8192, 1, 32).bench().only(one_token),
+        plain(14_336, 4096, 8, 32).bench().only(four_tokens),
     ]
+}
+
+/// Weight types worth timing.
+fn timed(variant: &Variant) -> bool {
+    let weight = variant.weight.map_or("", |weight| weight.name);
+    variant.activation == DType::F32
+        && ["f16", "int8", "uint4m", "uint3m", "int2"].contains(&weight)
+}
+
+fn one_token(variant: &Variant) -> bool {
+    timed(variant) && variant.constants == ONE
+}
+
+fn four_tokens(variant: &Variant) -> bool {
+    timed(variant) && variant.constants == FOUR
 }

@@ -4,7 +4,7 @@ use glam::UVec3;
 
 use super::{Params, cost, cpu, noted, plain, reference, typed_variants};
 use crate::device::{Args, Case, Kernel, Variant, fold};
-use crate::tensor::WHOLE_ROW;
+use crate::tensor::{DType, WHOLE_ROW};
 
 /// Weight rows and tokens of one workgroup's tile, as in the shader.
 const TILE: u32 = 64;
@@ -42,5 +42,14 @@ fn cases() -> Vec<Case> {
         noted(",infinity", 20).only(extremes),
         noted(",nan", 20).only(extremes),
         noted(",zeros", 20).only(extremes),
+        // Products of a Llama-3.1-8B and of SmolLM2.
+        plain(14_336, 4096, 512, 32).bench().only(timed),
+        plain(1536, 576, 2048, 32).bench().only(timed),
     ]
+}
+
+/// Weight types worth timing.
+fn timed(variant: &Variant) -> bool {
+    let weight = variant.weight.map_or("", |weight| weight.name);
+    variant.activation == DType::F32 && ["f16", "int8", "uint4m"].contains(&weight)
 }

@@ -115,5 +115,6 @@ fn cases() -> Vec<Case> {
         case(1001, ""),
         case(5, ",infinity"),
         case(5, ",nan"),
+        case(2048 * 4096, "").bench(),
     ]
 }

@@ -1,0 +1,16 @@
+// Copies: every byte read once and written once. One invocation: 16 bytes.
+struct Params {
+    quads: u32,
+}
+@group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;              // (quads, 4)
+@group(0) @binding(1) var<storage, read_write> result: array<vec4<u32>>;   // (quads, 4)
+@group(1) @binding(0) var<uniform> params: Params;
+override WORKGROUP: u32;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let index = (group.y * groups.x + group.x) * WORKGROUP + lane;
+    if index < params.quads {
+        result[index] = x[index];
+    }
+}

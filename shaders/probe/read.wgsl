@@ -1,0 +1,23 @@
+// Reads: every byte read once; one word is written for every 16 x 16 bytes read. One invocation: 16 quads, one workgroup
+// apart, whose words are combined by exclusive or.
+struct Params {
+    quads: u32,
+}
+@group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;              // (quads, 4)
+@group(0) @binding(1) var<storage, read_write> result: array<u32>;         // (quads / 16)
+@group(1) @binding(0) var<uniform> params: Params;
+override WORKGROUP: u32;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let block = group.y * groups.x + group.x;
+    if block * WORKGROUP * 16u >= params.quads {
+        return;
+    }
+    let first = block * WORKGROUP * 16u + lane;
+    var folded = vec4(0u);
+    for (var i = 0u; i < 16u; i++) {
+        folded ^= x[first + i * WORKGROUP];
+    }
+    result[block * WORKGROUP + lane] = folded.x ^ folded.y ^ folded.z ^ folded.w;
+}

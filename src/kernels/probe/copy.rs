@@ -1,0 +1,45 @@
+//! `probe/copy`: result = x. 32 bytes of memory traffic per invocation.
+
+use super::{Quads, result, words};
+use crate::compare::Expected;
+use crate::device::{Args, Case, CaseData, Element, Kernel, Variant, binding, fold};
+use crate::gpu::{Access, Cost};
+use crate::tensor::DType;
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "probe/copy",
+    source: include_str!("../../../shaders/probe/copy.wgsl"),
+    bindings: &[
+        binding("x", Access::Read, Element::Is(DType::U32)),
+        binding("result", Access::Write, Element::Is(DType::U32)),
+    ],
+    parameter_bytes: size_of::<Quads>(),
+    overrides: &[("WORKGROUP", 256.0)],
+    variants: || vec![Variant::BASELINE],
+    groups: |args| fold((args.parameters::<Quads>().quads as usize).div_ceil(256)),
+    cost: |args| Cost {
+        operations: 0.0,
+        bytes: 32.0 * f64::from(args.parameters::<Quads>().quads),
+    },
+    reference,
+    cpu: None,
+    cases,
+};
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    vec![Expected::exact(args.tensors[0].to_f64())]
+}
+
+fn cases() -> Vec<Case> {
+    let case = |quads: usize| {
+        Case::new(format!("quads={quads}"), move |_: &Variant| CaseData {
+            parameters: bytemuck::bytes_of(&Quads {
+                quads: quads as u32,
+            })
+            .to_vec(),
+            tensors: vec![words(4 * quads), result(4 * quads)],
+        })
+    };
+    vec![case(1), case(1003), case(1 << 22).bench()]
+}

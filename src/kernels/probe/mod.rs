@@ -1,0 +1,40 @@
+//! Kernels that do one thing only, to measure what a device can do: `bench hardware` times them, and the products are
+//! judged against what they reach.
+
+pub mod copy;
+pub mod dot4;
+pub mod fma;
+pub mod read;
+pub mod write;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::device::{HostTensor, Random};
+use crate::tensor::DType;
+
+/// Parameters of the bandwidth probes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Quads {
+    quads: u32,
+}
+
+/// Parameters of the arithmetic probes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Steps {
+    invocations: u32,
+    steps: u32,
+}
+
+/// Random words.
+fn words(count: usize) -> HostTensor {
+    let mut random = Random::new(31);
+    let words: Vec<u32> = (0..count).map(|_| random.below(u32::MAX)).collect();
+    HostTensor::from_u32(&[count], &words)
+}
+
+/// A result of integers, to be written.
+fn result(count: usize) -> HostTensor {
+    HostTensor::zeros(DType::U32, &[count])
+}

@@ -1,0 +1,60 @@
+//! `probe/read`: each invocation folds 16 quads, a workgroup apart, by exclusive or into one word. 256 bytes are read per
+//! invocation and 4 written.
+
+use super::{Quads, result, words};
+use crate::compare::Expected;
+use crate::device::{Args, Case, CaseData, Element, Kernel, Variant, binding, fold};
+use crate::gpu::{Access, Cost};
+use crate::tensor::DType;
+
+/// Invocations of a workgroup.
+const WORKGROUP: usize = 256;
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "probe/read",
+    source: include_str!("../../../shaders/probe/read.wgsl"),
+    bindings: &[
+        binding("x", Access::Read, Element::Is(DType::U32)),
+        binding("result", Access::Write, Element::Is(DType::U32)),
+    ],
+    parameter_bytes: size_of::<Quads>(),
+    overrides: &[("WORKGROUP", WORKGROUP as f64)],
+    variants: || vec![Variant::BASELINE],
+    groups: |args| fold(args.parameters::<Quads>().quads as usize / (16 * WORKGROUP)),
+    cost: |args| Cost {
+        operations: 0.0,
+        bytes: 16.25 * f64::from(args.parameters::<Quads>().quads),
+    },
+    reference,
+    cpu: None,
+    cases,
+};
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let x = args.tensors[0].u32s();
+    let mut values = Vec::with_capacity(x.len() / 64);
+    for block in x.chunks_exact(16 * 4 * WORKGROUP) {
+        for lane in 0..WORKGROUP {
+            let quads = block.chunks_exact(4).skip(lane).step_by(WORKGROUP);
+            values.push(f64::from(
+                quads.flatten().fold(0, |folded, word| folded ^ word),
+            ));
+        }
+    }
+    vec![Expected::exact(values)]
+}
+
+fn cases() -> Vec<Case> {
+    let case = |blocks: usize| {
+        let quads = blocks * 16 * WORKGROUP;
+        Case::new(format!("blocks={blocks}"), move |_: &Variant| CaseData {
+            parameters: bytemuck::bytes_of(&Quads {
+                quads: quads as u32,
+            })
+            .to_vec(),
+            tensors: vec![words(4 * quads), result(quads / 16)],
+        })
+    };
+    vec![case(1), case(7), case(1 << 10).bench()]
+}

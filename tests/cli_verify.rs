@@ -1,0 +1,180 @@
+//! `verify` and `bench`: what they report, and what they do when a driver misbehaves.
+
+use libtest_mimic::{Failed, Trial};
+use serde_json::Value;
+
+use crate::cli::lopper;
+use crate::machine::gpu_trial;
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        Trial::test(
+            "cli_verify::known_names_are_offered",
+            known_names_are_offered,
+        ),
+        gpu_trial(
+            "cli_verify::rows_of_the_contract".into(),
+            rows_of_the_contract,
+        ),
+        gpu_trial(
+            "cli_verify::a_failing_case_is_accepted_back".into(),
+            a_case_is_accepted_back,
+        ),
+        gpu_trial("cli_verify::abort_is_a_failed_row".into(), || {
+            broken("abort:2", "SIGABRT")
+        }),
+        gpu_trial("cli_verify::hang_is_a_failed_row".into(), || {
+            broken("hang:2", "hung")
+        }),
+        gpu_trial(
+            "cli_verify::user_shader_is_judged".into(),
+            user_shader_is_judged,
+        ),
+        gpu_trial("cli_verify::bench_rows".into(), bench_rows),
+    ]
+}
+
+fn run(arguments: &str, code: i32) -> Result<(String, String), Failed> {
+    let folder = tempfile::tempdir()?;
+    let run = lopper(folder.path(), arguments)?;
+    if run.code == Some(code) {
+        return Ok((run.out, run.err));
+    }
+    Err(format!(
+        "{arguments}: exit code {:?}, not {code}: {}{}",
+        run.code, run.out, run.err
+    )
+    .into())
+}
+
+fn verify(arguments: &str, code: i32) -> Result<Value, Failed> {
+    let (out, _) = run(&format!("verify {arguments} --json=-"), code)?;
+    Ok(serde_json::from_str(&out)?)
+}
+
+fn rows(report: &Value) -> Result<&Vec<Value>, Failed> {
+    report["rows"]
+        .as_array()
+        .ok_or_else(|| "rows is an array".into())
+}
+
+fn known_names_are_offered() -> Result<(), Failed> {
+    let (_, err) = run("verify --kernel matmul/tilde", 2)?;
+    if err.contains("matmul/tiled") {
+        Ok(())
+    } else {
+        Err(err.into())
+    }
+}
+
+fn rows_of_the_contract() -> Result<(), Failed> {
+    let report = verify("--kernel norm/*", 0)?;
+    let rows = rows(&report)?;
+    if report["schema"] != 1
+        || report["failed"] != 0
+        || report["passed"] != rows.len()
+        || rows.len() < 8
+    {
+        return Err(report.to_string().into());
+    }
+    for row in rows {
+        let fields = [
+            "kernel",
+            "case",
+            "tier",
+            "adapter",
+            "backend",
+            "driver",
+            "status",
+            "error",
+            "tolerance",
+            "reason",
+        ];
+        if let Some(field) = fields.iter().find(|field| row.get(**field).is_none()) {
+            return Err(format!("{field} is missing: {row}").into());
+        }
+        let within = row["error"]
+            .as_f64()
+            .is_some_and(|error| error <= row["tolerance"].as_f64().unwrap_or(0.0));
+        if row["status"] != "pass" || !within {
+            return Err(row.to_string().into());
+        }
+    }
+    Ok(())
+}
+
+fn a_case_is_accepted_back() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let text = "norm/rms [act=f32,out=f32] rows=3,columns=97,epsilon=1e-5";
+    let mut command =
+        crate::cli::command(folder.path(), "verify --tier baseline --json=- --kernel");
+    let output = command.arg(text).output()?;
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    if report["passed"] == 1 && rows(&report)?.len() == 1 {
+        Ok(())
+    } else {
+        Err(report.to_string().into())
+    }
+}
+
+/// The broken case is a failed row that says why, and every other case still runs.
+fn broken(inject: &str, reason: &str) -> Result<(), Failed> {
+    let arguments = format!("--kernel norm/rms --tier baseline --case-timeout 5 --inject {inject}");
+    let report = verify(&arguments, 1)?;
+    let whole = verify("--kernel norm/rms --tier baseline", 0)?;
+    let failed: Vec<&Value> = rows(&report)?
+        .iter()
+        .filter(|row| row["status"] == "fail")
+        .collect();
+    let same = rows(&report)?.len() == rows(&whole)?.len();
+    match failed[..] {
+        [row]
+            if same
+                && row["reason"]
+                    .as_str()
+                    .is_some_and(|text| text.contains(reason)) =>
+        {
+            Ok(())
+        }
+        _ => Err(report.to_string().into()),
+    }
+}
+
+fn user_shader_is_judged() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let source = std::fs::read_to_string("shaders/norm/rms.wgsl")?;
+    let try_text = |text: &str, code: i32| -> Result<(), Failed> {
+        std::fs::write(folder.path().join("mine.wgsl"), text)?;
+        let run = lopper(
+            folder.path(),
+            "verify --tier baseline --kernel norm/rms --shader mine.wgsl",
+        )?;
+        if run.code == Some(code) {
+            Ok(())
+        } else {
+            Err(format!("{:?}: {}{}", run.code, run.out, run.err).into())
+        }
+    };
+    try_text(&source, 0)?;
+    try_text(&source.replace("mean + params.epsilon", "mean"), 1)?;
+    try_text("this is no shader", 1)
+}
+
+fn bench_rows() -> Result<(), Failed> {
+    let (out, _) = run("bench kernels --kernel residual/add -o json", 0)?;
+    let report: Value = serde_json::from_str(&out)?;
+    let rows = report.as_array().ok_or("rows")?;
+    for row in rows {
+        let positive = ["us", "gbps", "percent_of_ceiling"]
+            .iter()
+            .all(|key| row[*key].as_f64().is_some_and(|v| v > 0.0));
+        if !positive || row["verified"] != true || row["kernel"] != "residual/add" {
+            return Err(row.to_string().into());
+        }
+    }
+    if rows.is_empty() {
+        Err("no row".into())
+    } else {
+        Ok(())
+    }
+}
