@@ -8,6 +8,7 @@ mod export;
 mod generate;
 mod inspect;
 mod logits;
+mod mutate;
 mod output;
 mod quantize;
 mod session;
@@ -102,6 +103,9 @@ enum Command {
     Verify(verify::Arguments),
     /// Measure the device, and what the kernels make of it
     Bench(bench::Arguments),
+    /// Count the mutants of each shader that the case table kills
+    #[command(hide = true)]
+    Mutate(mutate::Arguments),
 }
 
 /// Parses the arguments, runs the command, prints an error if there is one, and returns the exit code.
@@ -151,6 +155,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Export(arguments) => export::run(arguments, output),
         Command::Verify(arguments) => verify::run(&cli.global, arguments, output),
         Command::Bench(arguments) => bench::run(&cli.global, arguments, output),
+        Command::Mutate(arguments) => mutate::run(&cli.global, arguments, output),
     }
 }
 

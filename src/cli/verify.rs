@@ -38,6 +38,9 @@ pub(super) struct Arguments {
     /// Seconds that one case may take before its driver counts as hung
     #[arg(long, default_value_t = 60)]
     case_timeout: u64,
+    /// Stop at the first failure
+    #[arg(long)]
+    fail_fast: bool,
     /// Run as the child of another verify: cases to leave out, as a number
     #[arg(long, hide = true)]
     child: Option<usize>,
@@ -306,7 +309,13 @@ fn watch(
             match next(&lines, Duration::from_secs(arguments.case_timeout)) {
                 Ok(Line::Start(text)) => current = Some(text),
                 Ok(Line::Row(row)) => {
+                    let stop = arguments.fail_fast && row.status == Status::Fail;
                     rows.push(*row);
+                    if stop {
+                        let _ = child.kill();
+                        let _ = child.wait();
+                        return Ok(rows);
+                    }
                     current = None;
                     output.progress(&step, rows.len(), rows.len() + 1);
                 }
@@ -329,7 +338,7 @@ fn watch(
         let text = current.unwrap_or_else(|| "opening the device".into());
         let opened = text != "opening the device";
         rows.push(broken_row(adapter, tier, &text, reason));
-        if !opened {
+        if !opened || arguments.fail_fast {
             return Ok(rows);
         }
     }

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::device::{Args, Case, HostTensor, Kernel, Runner, Variant, check_case, upload_case};
-use crate::error::Result;
+use crate::device::{
+    Args, Case, Failure, HostTensor, Kernel, Runner, Variant, check_case, upload_case,
+};
+use crate::error::{Error, Result};
 use crate::gpu::Cost;
 use crate::interrupt;
 
@@ -61,14 +63,15 @@ pub struct Timing {
     pub reason: String,
 }
 
-/// Times one variant of a kernel on one shape. The runner's device times every dispatch on its own.
+/// Times one variant of a kernel on one shape; `None` if the adapter cannot hold it. The runner's device times every
+/// dispatch on its own.
 pub fn time(
     runner: &Runner,
     kernel: &'static Kernel,
     variant: &Variant,
     case: &Case,
     ceilings: Option<Ceilings>,
-) -> Result<Timing> {
+) -> Result<Option<Timing>> {
     let mut timing = Timing {
         kernel: kernel.name.into(),
         variant: variant.label(),
@@ -82,11 +85,14 @@ pub fn time(
         verified: false,
         reason: String::new(),
     };
-    if let Err(failure) = check_case(runner, kernel, variant, case) {
-        timing.reason = failure.to_string();
-        return Ok(timing);
+    match check_case(runner, kernel, variant, case) {
+        Ok(_) => timing.verified = true,
+        Err(Failure::Error(Error::Limit { .. })) => return Ok(None),
+        Err(failure) => {
+            timing.reason = failure.to_string();
+            return Ok(Some(timing));
+        }
     }
-    timing.verified = true;
     let data = (case.make)(variant);
     let args = Args {
         variant,
@@ -120,7 +126,7 @@ pub fn time(
     run(WARM_UP)?;
     let mut samples = run(MEASURE)?;
     fill(&mut timing, &mut samples, cost, ceilings);
-    Ok(timing)
+    Ok(Some(timing))
 }
 
 fn fill(timing: &mut Timing, samples: &mut [f64], cost: Cost, ceilings: Option<Ceilings>) {

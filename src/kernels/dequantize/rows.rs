@@ -115,9 +115,61 @@ fn cases() -> Vec<Case> {
         })
     };
     vec![
+        every_code(),
         case(7, 97, WHOLE_ROW, ""),
         case(5, 100, 16, ""),
         case(3, 576, 128, ""),
         case(2, 64, 32, ",zeros"),
     ]
+}
+
+/// Every code of up to 16 bits once per group of 16 columns or more, under scales from subnormal to large.
+fn every_code() -> Case {
+    Case::new("every code", |variant: &Variant| {
+        let ty = variant
+            .weight
+            .expect("a variant of a kernel with a weight names its type");
+        let codes = 1usize << ty.bits.min(16);
+        let (rows, columns) = (if ty.is_affine() { 8 } else { 1 }, codes.max(32));
+        let mut random = Random::new(14);
+        let mut packed = weights::random(&mut random, variant, rows, columns, 16);
+        packed.codes.fill(0);
+        packed.scales.fill(0);
+        for row in 0..rows {
+            for group in 0..packed.format.groups_per_row(columns) {
+                // f16 bits: the smallest subnormal, the smallest normal, 1, and others; the second number likewise.
+                let scale = [
+                    0x0001, 0x0400, 0x3c00, 0x1234, 0x83ff, 0xb555, 0x7800, 0x0000,
+                ][row];
+                packed.set_group(
+                    row,
+                    group,
+                    scale,
+                    [0x3c00, 0x4800, 0x0003][(row + group) % 3],
+                );
+            }
+            for column in 0..columns {
+                let code = if ty.bits == 32 {
+                    (column as f32 - 7.5).to_bits()
+                } else {
+                    (column % codes) as u32
+                };
+                packed.set_code(row, column, code);
+            }
+        }
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+            layout: Layout::new(packed.format, columns),
+        };
+        let [codes, scales] = weights::host(&packed);
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                codes,
+                scales,
+                HostTensor::zeros(DType::F32, &[rows, columns]),
+            ],
+        }
+    })
 }

@@ -1,6 +1,7 @@
 //! `gate/silu`: the gated activation of a Llama feed-forward (Shazeer 2020): result = gate / (1 + exp(-gate)) * up.
 
 use bytemuck::{Pod, Zeroable};
+use half::f16;
 use rayon::prelude::*;
 
 use crate::compare::Expected;
@@ -73,9 +74,15 @@ pub fn silu(device: &Device, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (gate, up) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
     let element = |(gate, up): (&f64, &f64)| {
-        let value = gate / (1.0 + (-gate).exp()) * up;
-        // exp is off by (3 + 2 |x|) ulp where it matters beside the 1, a division by 2.5 ulp.
-        let relative = (16.0 + 6.0 * gate.abs().min(100.0)) * U;
+        let divisor = 1.0 + (-gate).exp();
+        let value = gate / divisor * up;
+        // exp is off by (3 + 2 |x|) ulp where it matters beside the 1, a division by 2.5 ulp. WGSL promises nothing of a
+        // division by more than 2^126, whose reciprocal is subnormal: such a result, below 1e-36, may be zero.
+        let relative = if divisor > f64::powi(2.0, 126) {
+            1.0
+        } else {
+            (16.0 + 6.0 * gate.abs().min(100.0)) * U
+        };
         (
             value,
             relative * value.abs() + storing(args.variant.activation, value),
@@ -129,5 +136,22 @@ fn cases() -> Vec<Case> {
         case(3, 1.0, ",nan"),
         case(4_200_001, 2.0, "").only(|variant| variant.activation == DType::F32),
         case(2048 * 14_336, 2.0, "").bench(),
+        // Every f16 there is, NaN and infinities among them.
+        Case::new("every f16", |variant: &Variant| CaseData {
+            parameters: bytemuck::bytes_of(&Params { count: 65_536 }).to_vec(),
+            tensors: vec![
+                every_half(variant.activation),
+                HostTensor::from_f32(variant.activation, &[65_536], &[1.0; 65_536]),
+                HostTensor::zeros(variant.activation, &[65_536]),
+            ],
+        }),
     ]
+}
+
+/// All 65 536 f16 values in order of their bits, as `dtype`.
+fn every_half(dtype: DType) -> HostTensor {
+    let values: Vec<f32> = (0..=u16::MAX)
+        .map(|bits| f16::from_bits(bits).to_f32())
+        .collect();
+    HostTensor::from_f32(dtype, &[values.len()], &values)
 }

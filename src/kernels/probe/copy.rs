@@ -41,5 +41,10 @@ fn cases() -> Vec<Case> {
             tensors: vec![words(4 * quads), result(4 * quads)],
         })
     };
-    vec![case(1), case(1003), case(1 << 22).bench()]
+    vec![
+        case(1),
+        case(1003),
+        case(1 << 22).bench(),
+        case(1 << 24).bench(),
+    ]
 }

@@ -56,5 +56,10 @@ fn cases() -> Vec<Case> {
             tensors: vec![words(4 * quads), result(quads / 16)],
         })
     };
-    vec![case(1), case(7), case(1 << 10).bench()]
+    vec![
+        case(1),
+        case(7),
+        case(1 << 10).bench(),
+        case(1 << 12).bench(),
+    ]
 }

@@ -39,5 +39,10 @@ fn cases() -> Vec<Case> {
             tensors: vec![result(4 * quads)],
         })
     };
-    vec![case(1), case(1003), case(1 << 22).bench()]
+    vec![
+        case(1),
+        case(1003),
+        case(1 << 22).bench(),
+        case(1 << 24).bench(),
+    ]
 }

@@ -148,5 +148,40 @@ fn cases() -> Vec<Case> {
             }));
         }
     }
+    cases.push(Case::new("every f16 rounding", |_: &Variant| {
+        every_rounding()
+    }));
     cases
+}
+
+/// Groups of one value and a factor of 1: each scale is the rounding of one magnitude to f16. The magnitudes are every
+/// finite f16, the f32 numbers just below and above it, and the midpoint to the next f16 with its own neighbours.
+fn every_rounding() -> CaseData {
+    let mut values = Vec::new();
+    for bits in 0..0x7bffu16 {
+        let (value, next) = (
+            f16::from_bits(bits).to_f32(),
+            f16::from_bits(bits + 1).to_f32(),
+        );
+        for centre in [value, (value + next) / 2.0] {
+            let bits = centre.to_bits();
+            values.extend([bits.saturating_sub(1), bits, bits + 1].map(f32::from_bits));
+        }
+    }
+    let columns = values.len();
+    let params = Params {
+        rows: 1,
+        columns: columns as u32,
+        group_columns: 1,
+        scale_words: columns.div_ceil(2) as u32,
+        signed_max: 0,
+        factor: 1.0,
+    };
+    CaseData {
+        parameters: bytemuck::bytes_of(&params).to_vec(),
+        tensors: vec![
+            HostTensor::from_f32(DType::F32, &[1, columns], &values),
+            HostTensor::zeros(DType::U32, &[1, columns.div_ceil(2)]),
+        ],
+    }
 }
