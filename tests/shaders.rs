@@ -26,12 +26,28 @@ pub fn trials() -> Vec<Trial> {
         "shaders::each_function_stands_once",
         each_function_stands_once,
     ));
+    trials.push(Trial::test(
+        "shaders::loops_count_in_integers",
+        loops_count_in_integers,
+    ));
     trials.push(Trial::test("shaders::paths_are_names", paths_are_names));
     trials.push(Trial::test(
         "shaders::oversized_workgroup_is_refused_in_the_host",
         oversized_workgroup,
     ));
     trials
+}
+
+/// A float counter stops counting where its step is below its precision: a loop that never ends, and a lost device.
+fn loops_count_in_integers() -> Result<(), Failed> {
+    for kernel in TABLE {
+        let header = |line: &&str| line.trim_start().starts_with("for ");
+        let mut headers = kernel.source.lines().filter(header);
+        if let Some(line) = headers.find(|line| line.contains(".0")) {
+            return Err(format!("{}: {}", kernel.name, line.trim()).into());
+        }
+    }
+    Ok(())
 }
 
 fn translate(kernel: &Kernel, variant: &Variant) -> Result<(), String> {

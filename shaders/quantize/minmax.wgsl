@@ -25,7 +25,9 @@ fn rounded(value: f32) -> f32 {
 fn nearest_zero(low: f32, scale: f32) -> f32 {
     let guess = round(-low / scale);
     var best = guess - 1.0;
-    for (var candidate = guess; candidate <= guess + 1.0; candidate += 1.0) {
+    // Counted in integers: beyond 2^24 adding 1 to a float may change nothing.
+    for (var i = 0u; i < 2u; i++) {
+        let candidate = guess + f32(i);
         if abs(low + scale * candidate) < abs(low + scale * best) {
             best = candidate;
         }

@@ -31,6 +31,10 @@ fn decoded(code: f32, line: vec2<f32>) -> f32 {
     return line.x * (code - line.y);
 }
 
+fn away(value: f32, code: u32, line: vec2<f32>) -> f32 {
+    return abs(value - decoded(f32(code), line));
+}
+
 fn nearest(value: f32, line: vec2<f32>) -> u32 {
     let last = f32((1u << BITS) - 1u);
     if line.x == 0.0 {
@@ -41,13 +45,18 @@ fn nearest(value: f32, line: vec2<f32>) -> u32 {
         guess = (value - line.y) / line.x;
     }
     guess = round(clamp(guess, 0.0, last));
-    var best = max(guess - 1.0, 0.0);
-    for (var candidate = guess; candidate <= min(guess + 1.0, last); candidate += 1.0) {
-        if abs(value - decoded(candidate, line)) < abs(value - decoded(best, line)) {
+    var best = u32(max(guess - 1.0, 0.0));
+    let end = u32(min(guess + 1.0, last));
+    for (var candidate = u32(guess); candidate <= end; candidate++) {
+        if away(value, candidate, line) < away(value, best, line) {
             best = candidate;
         }
     }
-    return u32(best);
+    // Where the grid is finer than f32 at this value, several codes stand equally near.
+    while best > 0u && away(value, best - 1u, line) <= away(value, best, line) {
+        best--;
+    }
+    return best;
 }
 
 @compute @workgroup_size(WORKGROUP)

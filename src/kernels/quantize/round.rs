@@ -107,6 +107,11 @@ fn nearest(
             best = code;
         }
     }
+    // Where the grid is finer than f32 at this value, several codes stand equally near, the lowest perhaps before the
+    // first candidate.
+    while best > 0 && distance(best - 1) <= distance(best) {
+        best -= 1;
+    }
     best
 }
 
@@ -183,11 +188,13 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
 
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (rows, columns, group) in SHAPES {
-        let label = format!("rows={rows},columns={columns},group={group}");
+    let shapes = SHAPES.map(|shape| (shape, false));
+    for ((rows, columns, group), fine) in shapes.into_iter().chain([((2, 64, 32), true)]) {
+        let note = if fine { ",fine" } else { "" };
+        let label = format!("rows={rows},columns={columns},group={group}{note}");
         cases.push(Case::new(label, move |variant: &Variant| {
             let mut random = Random::new(13);
-            let weight = super::weights(&mut random, rows, columns);
+            let mut weight = super::weights(&mut random, rows, columns);
             let group = if group >= columns {
                 WHOLE_ROW
             } else {
@@ -195,6 +202,20 @@ fn cases() -> Vec<Case> {
             };
             let mut packed = weights::random(&mut random, variant, rows, columns, group);
             packed.codes.fill(0);
+            if fine {
+                // Steps so small that f32 does not tell neighbouring codes apart around these values.
+                weight
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(index, value)| *value = 5000.0 + (index % 5) as f32 * 4.9e-4);
+                let bits = |value: f32| u32::from(f16::from_f32(value).to_bits());
+                let step = bits(f32::powi(2.0, -14));
+                let words = match packed.format.ty.scale {
+                    Scale::Symmetric => step | step << 16,
+                    _ => step | bits(5000.0) << 16,
+                };
+                packed.scales.fill(words);
+            }
             if rows == 1 {
                 // A group whose scale is zero has one value only.
                 packed.scales.fill(0);
