@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use libtest_mimic::{Failed, Trial};
 use lopper::formats::Source;
 use lopper::formats::safetensors::Safetensors;
+use lopper::model::Checkpoint;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -187,6 +188,21 @@ fn eval() -> Result<(), Failed> {
     check(
         figure["tokens_scored"] == 8160 && figure["ctx"] == 256 && figure["convention"] == "lopper",
         || format!("{figure}"),
+    )?;
+    // llama-perplexity's text begins with BOS where the vocabulary asks for it: a token of the first window.
+    let (words, config) = ("It was the best of times.", "m/tokenizer_config.json");
+    std::fs::write(folder.path().join("t.txt"), words)?;
+    succeeds(folder.path(), &format!("export {NANO} --format hf --out m"))?;
+    let mut asks: Value = serde_json::from_slice(&std::fs::read(folder.path().join(config))?)?;
+    asks["add_bos_token"] = true.into();
+    std::fs::write(folder.path().join(config), asks.to_string())?;
+    let model = Checkpoint::open(&folder.path().join("m").to_string_lossy())?;
+    let ctx = model.tokenizer()?.encode(words, true)?.len();
+    let half = format!("eval m --ppl t.txt --ctx {ctx} --convention llama.cpp --json=-");
+    let half = succeeds(folder.path(), &half)?.json()?;
+    check(
+        half["perplexity"]["tokens_scored"] == ctx - 1 - ctx / 2,
+        || format!("{half}"),
     )?;
     let long = format!("eval {NANO} --ppl {TEXT} --ctx 1024 --max-tokens 1024");
     let long = succeeds(folder.path(), &long)?;

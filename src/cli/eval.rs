@@ -43,12 +43,13 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let checkpoint = Checkpoint::open(&arguments.model)?;
     let tokenizer = checkpoint.tokenizer()?;
     let text = read_text(&arguments.ppl)?;
-    let mut tokens = tokenizer.encode(&text, false)?;
-    tokens.truncate(arguments.max_tokens.unwrap_or(usize::MAX));
     let convention = match arguments.convention {
         ConventionName::Lopper => Convention::AllButFirst,
         ConventionName::LlamaCpp => Convention::SecondHalf,
     };
+    // llama-perplexity cuts its windows from a text that begins with BOS, where the vocabulary asks for it.
+    let mut tokens = tokenizer.encode(&text, convention == Convention::SecondHalf)?;
+    tokens.truncate(arguments.max_tokens.unwrap_or(usize::MAX));
     if let Some(warning) = checkpoint.config().beyond_context(arguments.ctx) {
         output.note(format!("warning: {warning}"));
     }
