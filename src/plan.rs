@@ -70,6 +70,19 @@ impl Plan {
             let found = evaluate.ctx.to_string();
             return Err(wrong("evaluate.ctx", "at least 2 tokens".into(), found));
         }
+        let formats = &recipe.export.formats;
+        let twice = (1..formats.len()).find(|&index| formats[..index].contains(&formats[index]));
+        if let Some(index) = twice {
+            let found = format!("{:?} twice", formats[index]);
+            return Err(wrong("export.formats", "each format once".into(), found));
+        }
+        if formats.contains(&ExportFormat::Gguf) && !parent.has_tokenizer() {
+            let why = "a GGUF file needs the model's tokenizer; leave gguf out of export.formats";
+            return Err(Error::Read {
+                path: parent.path().join("tokenizer.json"),
+                source: std::io::Error::new(std::io::ErrorKind::NotFound, why),
+            });
+        }
         let mut tensors = Vec::new();
         for spec in parent.specs() {
             tensors.push(line(spec, parent, &stages)?);

@@ -192,6 +192,23 @@ fn gguf() -> Result<(), Failed> {
         })?;
         world.refuses_model("m.gguf", &["m.gguf", "byte", &count.to_string()])?;
     }
+    // A key's value stands behind the key and its type.
+    for (key, value) in [
+        ("llama.rope.dimension_count", 8u32.to_le_bytes()),
+        ("llama.rope.freq_base", (-1.0f32).to_le_bytes()),
+        (
+            "llama.attention.layer_norm_rms_epsilon",
+            f32::NAN.to_le_bytes(),
+        ),
+    ] {
+        std::fs::write(world.path("m.gguf"), &whole)?;
+        world.edit("m.gguf", |bytes| {
+            let found = bytes.windows(key.len()).position(|w| w == key.as_bytes());
+            let place = found.expect("the key is written") + key.len() + 4;
+            bytes[place..place + 4].copy_from_slice(&value);
+        })?;
+        world.refuses_model("m.gguf", &["m.gguf", key])?;
+    }
     Ok(())
 }
 
@@ -252,6 +269,7 @@ fn tokenizer() -> Result<(), Failed> {
         eval.as_str(),
         "generate m --prompt x",
         "quantize m --out q",
+        "quantize m --no-eval --dry-run",
         "logits m --prompt x --out f",
     ] {
         world.refuses(command, 2, &words)?;
@@ -292,6 +310,7 @@ fn recipes() -> Result<(), Failed> {
         ),
         ("ctx = 512", "ctx = 1", vec!["evaluate.ctx", "1"]),
         ("\"packed\"", "\"zip\"", vec!["r.toml", "zip"]),
+        ("\"hf\"", "\"gguf\"", vec!["export.formats", "Gguf"]),
         ("model = ", "model ", vec!["r.toml", "byte 6"]),
         (
             "embedded:heldout-2026",

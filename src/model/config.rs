@@ -216,8 +216,28 @@ impl Config {
                 }),
             }
         };
+        let positive = |name: &str, value: f64| {
+            if value > 0.0 && value.is_finite() {
+                return Ok(value);
+            }
+            Err(Error::Key {
+                path: path.into(),
+                key: key(name),
+                expected: "a positive number".into(),
+                found: value.to_string(),
+            })
+        };
         let heads = size("attention.head_count", None)?;
         let hidden_size = size("embedding_length", None)?;
+        let head_dim = size("attention.key_length", Some((hidden_size / heads) as u64))?;
+        let rotated = size("rope.dimension_count", Some(head_dim as u64))?;
+        if rotated != head_dim {
+            return Err(Error::Unsupported {
+                path: path.into(),
+                what: format!("llama.rope.dimension_count {rotated}"),
+                why: format!("this version rotates whole heads, of {head_dim}"),
+            });
+        }
         let embedding = gguf.tensor("token_embd.weight");
         let rows = embedding.and_then(|tensor| tensor.shape.first().map(|&rows| rows as u64));
         let config = Self {
@@ -226,11 +246,17 @@ impl Config {
             layers: size("block_count", None)?,
             heads,
             kv_heads: size("attention.head_count_kv", Some(heads as u64))?,
-            head_dim: size("attention.key_length", Some((hidden_size / heads) as u64))?,
+            head_dim,
             vocab_size: size("vocab_size", rows)?,
             max_positions: size("context_length", Some(2048))?,
-            rms_norm_eps: gguf.require_f64("llama.attention.layer_norm_rms_epsilon")?,
-            rope_theta: gguf.f64("llama.rope.freq_base")?.unwrap_or(10_000.0),
+            rms_norm_eps: positive(
+                "attention.layer_norm_rms_epsilon",
+                gguf.require_f64("llama.attention.layer_norm_rms_epsilon")?,
+            )?,
+            rope_theta: positive(
+                "rope.freq_base",
+                gguf.f64("llama.rope.freq_base")?.unwrap_or(10_000.0),
+            )?,
             rope_scaling: gguf_scaling(gguf)?,
             tied: gguf.tensor("output.weight").is_none(),
         };
@@ -455,9 +481,15 @@ fn gguf_scaling(gguf: &Gguf) -> Result<RopeScaling> {
     }
     match gguf.str("llama.rope.scaling.type")? {
         None | Some("none") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear {
-            factor: gguf.require_f64("llama.rope.scaling.factor")?,
-        }),
+        Some("linear") => match gguf.require_f64("llama.rope.scaling.factor")? {
+            factor if factor > 0.0 && factor.is_finite() => Ok(RopeScaling::Linear { factor }),
+            factor => Err(Error::Key {
+                path: gguf.source().path().into(),
+                key: "llama.rope.scaling.factor".into(),
+                expected: "a positive number".into(),
+                found: factor.to_string(),
+            }),
+        },
         Some(other) => Err(Error::Unsupported {
             path: gguf.source().path().into(),
             what: format!("llama.rope.scaling.type {other}"),
