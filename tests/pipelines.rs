@@ -4,10 +4,11 @@ use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
 use lopper::data::read_text;
-use lopper::device::{Device, Random};
+use lopper::device::{Device, HostTensor, Random};
 use lopper::error::Error;
 use lopper::formats::gguf;
 use lopper::gpu::{Options as GpuOptions, Tier};
+use lopper::kernels::gate::silu;
 use lopper::measure::{Convention, perplexity};
 use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
@@ -36,6 +37,14 @@ pub fn trials() -> Vec<Trial> {
             every_scheme(&checked_gpu()?)
         }),
         gpu_trial("pipelines::checked_evaluation".into(), checked_evaluation),
+        gpu_trial(
+            "pipelines::checked_sees_unwritten".into(),
+            checked_sees_unwritten,
+        ),
+        gpu_trial(
+            "pipelines::short_submits_are_measured".into(),
+            short_submits_are_measured,
+        ),
         gpu_trial("pipelines::budget_is_kept".into(), budget_is_kept),
         Trial::test("pipelines::cache_equals_whole_pass", || {
             cache_equals_whole_pass(&Device::Cpu)
@@ -271,6 +280,37 @@ fn checked_evaluation() -> Result<(), Failed> {
         if (checked / cpu - 1.0).abs() > 1e-3 {
             return Err(format!("{}: {checked} is far from {cpu}", tier.name()).into());
         }
+    }
+    Ok(())
+}
+
+/// A kernel that writes nothing, where the right result stands already.
+fn checked_sees_unwritten() -> Result<(), Failed> {
+    let broken = silu::KERNEL
+        .source
+        .replace("result[index] = act(", "let lost = act(");
+    let runner = crate::machine::open(GpuOptions::default())?.with_source(&silu::KERNEL, broken);
+    let device = Device::Checked(runner);
+    let zeros = device.upload(&HostTensor::zeros(DType::F32, &[64]), "zeros")?;
+    match silu::silu(&device, &zeros, &zeros) {
+        Err(Error::Divergence { .. }) => Ok(()),
+        other => Err(format!("{:?}", other.map(|_| "passed")).into()),
+    }
+}
+
+/// The device's speed is learnt from submits that end early because something is read back, too.
+fn short_submits_are_measured() -> Result<(), Failed> {
+    let device = device(GpuOptions::default())?;
+    if !device.capabilities().timestamps {
+        return Ok(());
+    }
+    let before = device.call_limit();
+    let gate = device.upload(&HostTensor::zeros(DType::F32, &[1 << 20]), "zeros")?;
+    for _ in 0..4 {
+        device.read(&silu::silu(&device, &gate, &gate)?)?;
+    }
+    if device.call_limit() == before {
+        return Err("nothing was learnt".into());
     }
     Ok(())
 }

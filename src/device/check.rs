@@ -57,6 +57,14 @@ pub(super) fn run_checked(runner: &Runner, call: &Call<'_>) -> Result<()> {
     let start = std::time::Instant::now();
     let before = call.tensors.iter().map(read).collect::<Result<Vec<_>>>()?;
     let fetched = start.elapsed();
+    for (index, binding) in call.kernel.outputs() {
+        // What stands there from an earlier call may be the very result; unwritten elements must show.
+        if binding.access == Access::Write {
+            let buffer = call.tensors[index].buffer();
+            let poison = vec![POISON; buffer.bytes().div_ceil(4) as usize];
+            runner.gpu().write(buffer, bytemuck::cast_slice(&poison))?;
+        }
+    }
     runner.run(call)?;
     let args = Args {
         variant: &call.variant,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::adapter::DEVICE_TIMEOUT;
 use crate::error::{Error, Result};
 
 /// Bytes are rounded up to this before allocation, so that buffers of nearly equal size can take each other's place.
@@ -47,6 +48,13 @@ impl Pool {
         (state.used, state.peak)
     }
 
+    /// Gives up the buffers kept for reuse.
+    fn empty(&self) {
+        let mut state = self.lock();
+        state.free.clear();
+        state.idle = 0;
+    }
+
     /// A buffer of at least `bytes`. Work already recorded may still use a reused buffer's old contents: the queue runs
     /// in order, so that is no race.
     pub(super) fn take(
@@ -88,11 +96,23 @@ impl Pool {
         };
         let inner = match reused {
             Some(buffer) => buffer,
-            None => create(device, size).map_err(|_| {
-                let mut state = self.lock();
-                state.used -= size;
-                refuse(state.used)
-            })?,
+            None => create(device, size)
+                .or_else(|_| {
+                    // Memory that only stands ready for reuse goes back to the driver once its work is done; then once more.
+                    self.empty();
+                    let wait = wgpu::PollType::Wait {
+                        submission_index: None,
+                        timeout: Some(DEVICE_TIMEOUT),
+                    };
+                    // A device that is lost fails the second attempt too.
+                    let _ = device.poll(wait);
+                    create(device, size)
+                })
+                .map_err(|_| {
+                    let mut state = self.lock();
+                    state.used -= size;
+                    refuse(state.used)
+                })?,
         };
         Ok(Buffer {
             inner: Some(inner),

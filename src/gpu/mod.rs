@@ -149,12 +149,14 @@ impl Gpu {
         self.options.tier
     }
 
-    /// The largest storage binding in bytes, a multiple of 256.
+    /// The largest storage binding in bytes, a multiple of 256. Below 4 GiB on every adapter: shaders find their elements,
+    /// and Metal and DX12 their bytes, with 32 bits.
     pub fn max_binding(&self) -> u64 {
         let limits = self.device.limits();
         let adapter = limits
             .max_storage_buffer_binding_size
-            .min(limits.max_buffer_size);
+            .min(limits.max_buffer_size)
+            .min(u64::from(u32::MAX));
         adapter.min(self.options.max_binding.unwrap_or(u64::MAX)) / 256 * 256
     }
 
@@ -281,7 +283,7 @@ impl Gpu {
     /// Submits what was recorded and starts copying a buffer back; the returned value waits for it.
     pub fn read_later(&self, buffer: &Buffer) -> Result<Pending> {
         let mut recorder = lock(&self.recorder);
-        let pending = recorder.read_later(&self.device, &self.queue, buffer);
+        let pending = recorder.read_later(&self.device, &self.queue, buffer)?;
         drop(recorder);
         self.check("a readback")?;
         Ok(pending)

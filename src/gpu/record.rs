@@ -298,9 +298,11 @@ impl Recorder {
         device: &wgpu::Device,
         queue: &wgpu::Queue,
         buffer: &Buffer,
-    ) -> Pending {
+    ) -> Result<Pending> {
         self.submit(device, queue);
-        Pending::start(device, queue, buffer.raw(), buffer.bytes())
+        // Work that is read back before a submit is full would otherwise never be measured, and its timestamps pile up.
+        self.throttle(device)?;
+        Ok(Pending::start(device, queue, buffer.raw(), buffer.bytes()))
     }
 }
 
