@@ -15,7 +15,7 @@ pub struct Recipe {
     /// Seed of everything random.
     #[serde(default)]
     pub seed: u64,
-    /// Steps in order.
+    /// Steps in order. A weight that several match follows the last of them, from the parent's values.
     #[serde(default)]
     pub stage: Vec<Stage>,
     /// Measured before and after; absent: not at all.

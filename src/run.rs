@@ -3,10 +3,10 @@
 //! Everything is written into a temporary folder beside the output and renamed when whole. State is arguments and return
 //! values; whoever runs a plan is told what happens through [`Event`]s.
 
+mod files;
 mod target;
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
@@ -26,7 +26,9 @@ use crate::plan::Plan;
 use crate::recipe::{Evaluate, ExportFormat, Recipe};
 use crate::tensor::{DType, Packed, WeightFormat};
 use crate::text::Tokenizer;
+use files::{hex, list_inputs, list_outputs};
 
+pub use files::{InputFile, OutputFile};
 pub use target::Target;
 
 /// What a run tells while it runs.
@@ -82,17 +84,6 @@ pub struct StageReport {
     pub figures: Figures,
 }
 
-/// A file of the artifact.
-#[derive(Clone, Debug, Serialize)]
-pub struct OutputFile {
-    /// Relative to the artifact.
-    pub path: String,
-    /// Its length.
-    pub bytes: u64,
-    /// Of its contents.
-    pub sha256: String,
-}
-
 /// `manifest.json`: what was made from what, by what, and how good it is.
 #[derive(Clone, Debug, Serialize)]
 pub struct Manifest {
@@ -108,8 +99,8 @@ pub struct Manifest {
     pub device: String,
     /// The parent as it was opened.
     pub model: String,
-    /// Hash of the parent's file, where it is one file.
-    pub model_sha256: Option<String>,
+    /// What was read: the parent's weight files and the evaluation's text.
+    pub inputs: Vec<InputFile>,
     /// The parent's figures.
     pub parent: Figures,
     /// Stages in order.
@@ -182,6 +173,7 @@ pub fn run(
     } else {
         None
     };
+    check_exports(parent, recipe, tokenizer.as_ref())?;
     let pass = Pass {
         device,
         activation: options.activation,
@@ -206,19 +198,22 @@ pub fn run(
     };
     let start = Instant::now();
     let (compressed, weight_error) = quantize(plan, parent, device, listen)?;
-    let figures = Figures {
-        parameters: plan.parameters,
-        bytes: plan.output_bytes,
-        bytes_f16: plan.f16_bytes,
-        perplexity: measure("compressed", &compressed, listen)?,
-        weight_error: Some(weight_error),
-    };
-    let stages = vec![StageReport {
-        name: "quantize".into(),
-        seconds: start.elapsed().as_secs_f64(),
-        peak_vram: device.gpu().map_or(0, |gpu| gpu.memory().1),
-        figures,
-    }];
+    let mut stages = Vec::new();
+    if !recipe.stage.is_empty() {
+        let figures = Figures {
+            bytes: plan.output_bytes,
+            perplexity: measure("compressed", &compressed, listen)?,
+            weight_error: Some(weight_error),
+            ..parent_figures.clone()
+        };
+        // Stages that need weights only are one pass over the tensors, each of which follows its last stage.
+        stages.push(StageReport {
+            name: "quantize".into(),
+            seconds: start.elapsed().as_secs_f64(),
+            peak_vram: device.gpu().map_or(0, |gpu| gpu.memory().1),
+            figures,
+        });
+    }
     let mut manifest = Manifest {
         schema: 1,
         lopper: env!("CARGO_PKG_VERSION"),
@@ -226,11 +221,7 @@ pub fn run(
         seed: recipe.seed,
         device: describe(device),
         model: parent.path().display().to_string(),
-        model_sha256: if parent.path().is_file() {
-            Some(file_sha256(parent.path())?)
-        } else {
-            None
-        },
+        inputs: list_inputs(parent, recipe)?,
         parent: parent_figures,
         stages,
         outputs: Vec::new(),
@@ -248,6 +239,26 @@ pub fn run(
         )
     })?;
     Ok(manifest)
+}
+
+/// Makes once, before any work, what an export may find impossible after it.
+fn check_exports(
+    parent: &Checkpoint,
+    recipe: &Recipe,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
+    for format in &recipe.export.formats {
+        match (format, tokenizer) {
+            (ExportFormat::Gguf, Some(tokenizer)) if parent.gguf().is_none() => {
+                tokenizer.to_gguf_metadata(parent.config().vocab_size)?;
+            }
+            (ExportFormat::Hf | ExportFormat::Packed, _) => {
+                parent.config_json()?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn describe(device: &Device) -> String {
@@ -421,49 +432,4 @@ fn pretty(value: &impl Serialize) -> String {
     let text = serde_json::to_string_pretty(value)
         .expect("plans and manifests are plain tables and values");
     text + "\n"
-}
-
-fn list_outputs(folder: &Path) -> Result<Vec<OutputFile>> {
-    let mut outputs = Vec::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(next) = folders.pop() {
-        for entry in std::fs::read_dir(&next).map_err(Error::read(&next))? {
-            let path = entry.map_err(Error::read(&next))?.path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let bytes = std::fs::metadata(&path).map_err(Error::read(&path))?.len();
-            let relative = path
-                .strip_prefix(folder)
-                .unwrap_or(&path)
-                .to_string_lossy()
-                .replace('\\', "/");
-            outputs.push(OutputFile {
-                path: relative,
-                bytes,
-                sha256: file_sha256(&path)?,
-            });
-        }
-    }
-    outputs.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(outputs)
-}
-
-fn file_sha256(path: &Path) -> Result<String> {
-    let mut file = std::fs::File::open(path).map_err(Error::read(path))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        interrupt::check()?;
-        let count = file.read(&mut buffer).map_err(Error::read(path))?;
-        if count == 0 {
-            return Ok(hex(&hash.finalize()));
-        }
-        hash.update(&buffer[..count]);
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -2,13 +2,18 @@
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Kernel, Variant, check_case, check_cpu_case};
-use lopper::gpu::Tier;
+use lopper::gpu::{Capabilities, Tier};
 use lopper::kernels::TABLE;
+use lopper::kernels::matmul::choose;
+use lopper::tensor::{DType, WEIGHT_TYPES};
 
 use crate::machine::{gpu_trial, runner};
 
 pub fn trials() -> Vec<Trial> {
-    let mut trials = Vec::new();
+    let mut trials = vec![Trial::test(
+        "kernels::choices_are_in_the_table",
+        choices_are_in_the_table,
+    )];
     for kernel in TABLE.iter().copied() {
         trials.push(Trial::test(
             format!("kernels::cpu::{}", kernel.name),
@@ -67,6 +72,37 @@ fn on_gpu(kernel: &'static Kernel, variant: &Variant, tier: Tier) -> Result<(), 
                 case.label
             )
         })?;
+    }
+    Ok(())
+}
+
+/// Whatever the planner of products answers is a variant that the trials above check.
+fn choices_are_in_the_table() -> Result<(), Failed> {
+    for subgroups in [false, true] {
+        let capabilities = Capabilities {
+            f16: true,
+            subgroups,
+            ..Capabilities::default()
+        };
+        for dtypes in [
+            (DType::F32, DType::F32),
+            (DType::F16, DType::F16),
+            (DType::F16, DType::F32),
+        ] {
+            for weight in WEIGHT_TYPES {
+                for tokens in [1, 2, 8, 9, 4096] {
+                    let (kernel, variant) = choose(capabilities, dtypes, weight, tokens);
+                    if !(kernel.variants)().contains(&variant) {
+                        return Err(format!(
+                            "{} [{}] is not in the table",
+                            kernel.name,
+                            variant.label()
+                        )
+                        .into());
+                    }
+                }
+            }
+        }
     }
     Ok(())
 }

@@ -98,6 +98,12 @@ fn judge(
     expected: &[Expected],
     measured: &[HostTensor],
 ) -> Result<Agreement, String> {
+    let written = kernel.outputs().count();
+    assert!(
+        expected.len() == written && measured.len() == written,
+        "{}: one result per output",
+        kernel.name
+    );
     let mut worst = Agreement::default();
     for (((_, binding), expected), tensor) in kernel.outputs().zip(expected).zip(measured) {
         let measured = Measured {

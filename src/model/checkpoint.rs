@@ -225,6 +225,16 @@ impl Checkpoint {
         &self.path
     }
 
+    /// The files that the weights come from; of an embedded model, its parts.
+    pub fn sources(&self) -> Vec<&Source> {
+        match &self.store {
+            Store::Gguf(gguf) => vec![gguf.source()],
+            Store::Safetensors(tensors) | Store::Packed(tensors, _) => {
+                tensors.sources().iter().collect()
+            }
+        }
+    }
+
     /// Bytes of a tensor as it is stored.
     pub fn stored_bytes(&self, spec: &TensorSpec) -> u64 {
         self.stored(spec).map_or(0, |(_, bytes)| bytes)

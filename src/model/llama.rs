@@ -136,6 +136,12 @@ impl Llama {
     pub fn block(&self, pass: &Pass<'_>, layer: usize, x: &Tensor, cache: &Cache) -> Result<()> {
         let (block, config, device) = (&self.blocks[layer], &self.config, pass.device);
         let (epsilon, dtype) = (config.rms_norm_eps as f32, pass.activation);
+        let tokens = x.shape()[0] / cache.lengths().len();
+        let held = cache.lengths().iter().copied().max().unwrap_or(0) as usize;
+        assert!(
+            held + tokens <= cache.capacity(),
+            "a pass fits its cache: {held} + {tokens} tokens"
+        );
         let normed = rms(device, x, &block.attention_norm, epsilon, dtype)?;
         let query = block.query.apply(pass, &normed, dtype)?;
         let key = block.key.apply(pass, &normed, dtype)?;

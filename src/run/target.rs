@@ -38,12 +38,25 @@ impl Target<'_> {
         if let Some(parent) = self.path.parent() {
             std::fs::create_dir_all(parent).map_err(Error::write(self.path))?;
         }
-        if self.path.exists() {
-            // The old one steps aside first, so that one of the two is always there whole.
-            std::fs::rename(self.path, temporary.path().join("replaced"))
-                .map_err(Error::write(self.path))?;
+        // The old one steps aside first and comes back if the new one cannot take its place, so that one of the two is
+        // always there whole.
+        let aside = temporary.path().join("replaced");
+        let replaces = self.path.exists();
+        if replaces {
+            std::fs::rename(self.path, &aside).map_err(Error::write(self.path))?;
         }
-        std::fs::rename(&whole, self.path).map_err(Error::write(self.path))
+        std::fs::rename(&whole, self.path).map_err(|error| {
+            if replaces && let Err(stuck) = std::fs::rename(&aside, self.path) {
+                // Better a folder with a strange name than a lost result.
+                let kept = temporary.keep();
+                let text = format!(
+                    "{error}; the earlier result is in {} ({stuck})",
+                    kept.display()
+                );
+                return Error::write(self.path)(Io::other(text));
+            }
+            Error::write(self.path)(error)
+        })
     }
 
     /// Whether what stands there now, if anything, may go.

@@ -40,27 +40,16 @@ fn groups(args: &Args<'_>) -> UVec3 {
 fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();
     for base in typed_variants() {
-        variants.push(Variant {
-            constants: ONE,
-            subgroups: true,
-            ..base.clone()
-        });
-        variants.push(Variant {
-            constants: FOUR,
-            ..base
-        });
+        for constants in [ONE, FOUR] {
+            for subgroups in [false, true] {
+                variants.push(Variant {
+                    constants,
+                    subgroups,
+                    ..base.clone()
+                });
+            }
+        }
     }
-    // The rest of the combinations for one type.
-    let base = typed_variants().remove(0);
-    variants.push(Variant {
-        constants: ONE,
-        ..base.clone()
-    });
-    variants.push(Variant {
-        constants: FOUR,
-        subgroups: true,
-        ..base
-    });
     variants
 }
 
@@ -93,9 +82,9 @@ fn timed(variant: &Variant) -> bool {
 }
 
 fn one_token(variant: &Variant) -> bool {
-    timed(variant) && variant.constants == ONE
+    timed(variant) && variant.subgroups && variant.constants == ONE
 }
 
 fn four_tokens(variant: &Variant) -> bool {
-    timed(variant) && variant.constants == FOUR
+    timed(variant) && variant.subgroups && variant.constants == FOUR
 }

@@ -14,10 +14,10 @@ use crate::device::{
     Outputs, Random, Tensor, Variant, binding,
 };
 use crate::error::Result;
-use crate::gpu::{Access, Cost};
+use crate::gpu::{Access, Capabilities, Cost};
 use crate::kernels::bounds::{gamma, storing};
 use crate::kernels::weights;
-use crate::tensor::{DType, WEIGHT_TYPES, WHOLE_ROW};
+use crate::tensor::{DType, WHOLE_ROW, WeightType};
 
 /// Parameters of every kernel of the family.
 #[repr(C)]
@@ -94,7 +94,12 @@ pub fn linear_rows(
                 has_bias: u32::from(bias.is_some()),
                 layout: weight.layout(),
             };
-            let (kernel, variant) = choose(device, x.dtype(), output, weight, count);
+            let (kernel, variant) = choose(
+                device.capabilities(),
+                (x.dtype(), output),
+                weight.format().ty,
+                count,
+            );
             device.run(&Call {
                 kernel,
                 variant,
@@ -139,18 +144,18 @@ fn tiles(
     })
 }
 
-fn choose(
-    device: &Device,
-    activation: DType,
-    output: DType,
-    weight: &Matrix,
+/// The kernel and variant for a product on a device with these capabilities. Every answer is a variant of its kernel's
+/// table, so each has been checked (a test holds that).
+pub fn choose(
+    capabilities: Capabilities,
+    (activation, output): (DType, DType),
+    weight: &'static WeightType,
     tokens: usize,
 ) -> (&'static Kernel, Variant) {
-    let weight = Some(weight.format().ty);
     let variant = Variant {
         activation,
         output,
-        weight,
+        weight: Some(weight),
         ..Variant::BASELINE
     };
     if tokens > FEW_TOKENS {
@@ -161,30 +166,32 @@ fn choose(
     } else {
         matvec::FOUR
     };
-    let subgroups = device.capabilities().subgroups;
     (
         &matvec::KERNEL,
         Variant {
-            subgroups,
+            subgroups: capabilities.subgroups,
             constants,
             ..variant
         },
     )
 }
 
-/// Every weight type in f32, and three of them in the other combinations of activation and output.
+/// Every weight type with every pair of activation and output that a model asks for.
 fn typed_variants() -> Vec<Variant> {
-    let mut variants = weights::one_per_type();
-    for weight in [WEIGHT_TYPES[1], WEIGHT_TYPES[12], WEIGHT_TYPES[14]] {
-        for (activation, output) in [(DType::F16, DType::F16), (DType::F16, DType::F32)] {
-            variants.push(Variant {
-                activation,
-                output,
-                ..weights::variant(weight)
-            });
-        }
-    }
-    variants
+    let pairs = [
+        (DType::F32, DType::F32),
+        (DType::F16, DType::F16),
+        (DType::F16, DType::F32),
+    ];
+    let typed = |(activation, output)| {
+        let typed = weights::one_per_type().into_iter();
+        typed.map(move |variant| Variant {
+            activation,
+            output,
+            ..variant
+        })
+    };
+    pairs.into_iter().flat_map(typed).collect()
 }
 
 fn cost(args: &Args<'_>) -> Cost {
