@@ -35,13 +35,18 @@ fn nearest_zero(low: f32, scale: f32) -> f32 {
     return best;
 }
 
+// An integer as f16 bits. A zero has no sign here: devices may lose or keep that of -0.
+fn integer_bits(value: f32) -> u32 {
+    return select(f16_bits(value), 0u, value == 0.0);
+}
+
 fn zero_point(low: f32, high: f32) -> u32 {
     var scale = rounded((high - low) * params.factor);
     if scale == 0.0 {
         // All alike, or nearly: one step away from zero.
         scale = rounded(abs(low));
         let zero = select(0.0, select(-1.0, 1.0, low < 0.0), scale > 0.0);
-        return f16_bits(scale) | f16_bits(zero) << 16u;
+        return f16_bits(scale) | integer_bits(zero) << 16u;
     }
     var zero = nearest_zero(low, scale);
     if !(abs(zero) <= 2048.0) {
@@ -50,7 +55,7 @@ fn zero_point(low: f32, high: f32) -> u32 {
         scale = rounded((max(high, 0.0) - least) * params.factor);
         zero = nearest_zero(least, scale);
     }
-    return f16_bits(scale) | f16_bits(zero) << 16u;
+    return f16_bits(scale) | integer_bits(zero) << 16u;
 }
 
 @compute @workgroup_size(WORKGROUP)

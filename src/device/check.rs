@@ -9,13 +9,27 @@ use super::{Call, Case, CaseData, Device, Storage, Tensor};
 use crate::compare::{Agreement, Expected, Measured, compare};
 use crate::error::{Error, Result};
 use crate::gpu::Access;
+use crate::tensor::DType;
 
 /// What outputs hold before a case runs, and what surrounds every binding: NaN as f32 and as two f16, so that an
 /// element that was not written, or read beyond its end, shows.
 const POISON: u32 = 0x7fff_7fff;
 
-/// Words after each binding that no kernel may write.
+/// Words after each binding that no kernel may write, nor let count.
 const GUARD_WORDS: usize = 64;
+
+/// What those words hold behind an output: finite, so that a NaN written there shows.
+const OUTPUT_GUARD: u32 = 0x4b1d_4b1d;
+
+/// What they hold behind an input: NaN for numbers, so that what is read there shows in a sum; 0 for integers, which
+/// passes for an index, so that a row too many is computed and found.
+fn guard_word(dtype: DType, access: Access) -> u32 {
+    match (access, dtype) {
+        (Access::Read, DType::U32) => 0,
+        (Access::Read, _) => POISON,
+        _ => OUTPUT_GUARD,
+    }
+}
 
 /// Why a case failed.
 #[derive(Debug)]
@@ -145,7 +159,7 @@ pub fn check_case(
         let (payload, guard) = bytes.split_at(host.words.len() * 4);
         if guard
             .chunks_exact(4)
-            .any(|word| word != POISON.to_le_bytes())
+            .any(|word| word != OUTPUT_GUARD.to_le_bytes())
         {
             return Err(Failure::OutOfBounds(binding.name));
         }
@@ -204,7 +218,7 @@ fn guarded(runner: &Runner, host: &HostTensor, access: Access) -> Result<Tensor>
     } else {
         host.words.clone()
     };
-    words.resize(words.len() + GUARD_WORDS, POISON);
+    words.resize(words.len() + GUARD_WORDS, guard_word(host.dtype, access));
     let buffer = runner.gpu().allocate(4 * words.len() as u64, "a case")?;
     runner.gpu().write(&buffer, bytemuck::cast_slice(&words))?;
     Ok(Tensor {

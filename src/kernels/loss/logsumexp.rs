@@ -172,7 +172,7 @@ fn cases() -> Vec<Case> {
         case(2, 4096, 1.0, ",zeros"),
         case(2, 97, 1.0, ",infinity"),
         case(2, 97, 1.0, ",nan"),
-        case(66_000, 3, 2.0, ""),
+        case(66_001, 3, 2.0, ""),
         case(512, 49_152, 20.0, "").bench(),
     ]
 }

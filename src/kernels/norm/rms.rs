@@ -166,7 +166,7 @@ fn cases() -> Vec<Case> {
         case(2, 64, 1e-5, ",zeros"),
         case(2, 64, 1e-5, ",infinity"),
         case(2, 64, 1e-5, ",nan"),
-        case(66_000, 4, 1e-5, ""),
+        case(66_001, 4, 1e-5, ""),
         case(2048, 4096, 1e-5, "").bench(),
     ]
 }

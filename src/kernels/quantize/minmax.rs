@@ -104,11 +104,16 @@ fn zero_point(low: f32, high: f32, factor: f32) -> (f32, f32) {
     }
     let zero = nearest_zero(low, scale);
     if zero.abs() <= 2048.0 {
-        return (scale, zero);
+        return (scale, unsigned(zero));
     }
     let least = low.min(0.0);
     let scale = rounded((high.max(0.0) - least) * factor);
-    (scale, nearest_zero(least, scale))
+    (scale, unsigned(nearest_zero(least, scale)))
+}
+
+/// A zero without a sign: devices may lose or keep that of -0.
+fn unsigned(value: f32) -> f32 {
+    if value == 0.0 { 0.0 } else { value }
 }
 
 fn words(args: &Args<'_>) -> Vec<u32> {
@@ -150,6 +155,8 @@ fn cases() -> Vec<Case> {
             (1, 3, 0.0),
             (0, 8, 0.0),
             (0, 8, 5.0),
+            (0, 8, -5.0),
+            (0, 3, -0.02),
         ] {
             let label = format!(
                 "rows={rows},columns={columns},group={group},offset={offset},bits={bits},shift={shift}"
@@ -158,10 +165,10 @@ fn cases() -> Vec<Case> {
                 let mut weight = super::weights(&mut Random::new(12), rows, columns);
                 // Far from zero, where the zero point leaves the integers of f16.
                 weight.iter_mut().for_each(|value| {
-                    *value = if shift > 0.0 {
-                        *value * 0.01 + shift
-                    } else {
+                    *value = if shift == 0.0 {
                         *value
+                    } else {
+                        *value * 0.01 + shift
                     }
                 });
                 let groups = columns.div_ceil(group);

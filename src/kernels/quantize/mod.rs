@@ -33,6 +33,9 @@ fn weights(random: &mut Random, rows: usize, columns: usize) -> Vec<f32> {
     if rows > 1 {
         values[columns..columns + first].fill(-0.37);
     }
+    if rows > 2 {
+        values[2 * columns..2 * columns + first].fill(0.21);
+    }
     values
 }
 
