@@ -144,6 +144,11 @@ fn cases() -> Vec<Case> {
             let mut logits = random.values(rows * columns, scale);
             match note {
                 ",zeros" => logits.fill(0.0),
+                // The maximum stands last, so far above the first columns that a sum around another overflows.
+                ",ramp" => logits
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(i, v)| *v = (i % columns) as f32),
                 ",infinity" => logits[columns / 2] = f32::NEG_INFINITY,
                 ",nan" => logits[columns - 1] = f32::NAN,
                 _ => {}
@@ -170,6 +175,7 @@ fn cases() -> Vec<Case> {
         case(1, 1, 3.0, ""),
         case(4, 300, 1000.0, ""),
         case(2, 4096, 1.0, ",zeros"),
+        case(3, 700, 1.0, ",ramp"),
         case(2, 97, 1.0, ",infinity"),
         case(2, 97, 1.0, ",nan"),
         case(66_001, 3, 2.0, ""),
