@@ -31,6 +31,7 @@ pub fn trials() -> Vec<Trial> {
             user_shader_is_judged,
         ),
         gpu_trial("cli_verify::bench_rows".into(), bench_rows),
+        Trial::test("cli_verify::bench_model_rows", bench_model_rows),
     ]
 }
 
@@ -177,4 +178,51 @@ fn bench_rows() -> Result<(), Failed> {
     } else {
         Ok(())
     }
+}
+
+/// llama-bench's names, and rates that follow from its samples.
+fn bench_model_rows() -> Result<(), Failed> {
+    let (out, _) = run(
+        "bench model embedded:nano-llama --device cpu -p 16,32 -n 4 -d 8 -r 3 -o json",
+        0,
+    )?;
+    let report: Value = serde_json::from_str(&out)?;
+    let rows = report.as_array().ok_or("rows")?;
+    let tests: Vec<_> = rows
+        .iter()
+        .map(|row| row["test"].as_str().unwrap_or_default())
+        .collect();
+    if tests != ["pp16 @ d8", "pp32 @ d8", "tg4 @ d8"] {
+        return Err(format!("{tests:?}").into());
+    }
+    for row in rows {
+        let samples: Vec<f64> = row["samples_ns"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_f64)
+            .collect();
+        let tokens = row["n_prompt"].as_f64().unwrap_or(0.0) + row["n_gen"].as_f64().unwrap_or(0.0);
+        let mean_ns = samples.iter().sum::<f64>() / samples.len() as f64;
+        let mean_ts =
+            samples.iter().map(|ns| tokens / ns * 1e9).sum::<f64>() / samples.len() as f64;
+        let near = |key: &str, value: f64| {
+            row[key]
+                .as_f64()
+                .is_some_and(|v| (v / value - 1.0).abs() < 1e-3)
+        };
+        let names = [
+            "model_filename",
+            "model_type",
+            "model_size",
+            "model_n_params",
+            "test_time",
+            "stddev_ts",
+        ];
+        let named = names.iter().all(|name| row.get(*name).is_some());
+        if samples.len() != 3 || !named || !near("avg_ns", mean_ns) || !near("avg_ts", mean_ts) {
+            return Err(row.to_string().into());
+        }
+    }
+    run("bench model embedded:nano-llama --device cpu -p 600", 2).map(drop)
 }

@@ -7,6 +7,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::Global;
+use super::bench_model;
 use super::output::{Output, table};
 use crate::device::Runner;
 use crate::error::{Error, Result};
@@ -14,6 +15,7 @@ use crate::gpu::{Gpu, Options, Selector, Tier, backend_name, choose, parse_backe
 use crate::interrupt;
 use crate::kernels::TABLE;
 use crate::measure::bench::{Ceilings, Timing, time};
+use crate::measure::speed::Test;
 use crate::measure::verify::Selection;
 
 #[derive(Debug, clap::Args)]
@@ -41,6 +43,26 @@ enum What {
         /// Put this WGSL file in the place of the kernel that --kernel names
         #[arg(long, value_name = "FILE", requires = "kernel")]
         shader: Option<PathBuf>,
+        /// How the table is written
+        #[arg(short, long, default_value = "md")]
+        output: Format,
+    },
+    /// A model's prompt and generation rates, with llama-bench's columns
+    Model {
+        /// A Hugging Face folder, a .gguf file, or embedded:NAME
+        model: String,
+        /// Prompt tokens: 512, or a list; 0 leaves the test out
+        #[arg(short = 'p', long, value_delimiter = ',', default_value = "512")]
+        n_prompt: Vec<usize>,
+        /// Generated tokens: 128, or a list; 0 leaves the test out
+        #[arg(short = 'n', long, value_delimiter = ',', default_value = "128")]
+        n_gen: Vec<usize>,
+        /// Tokens in the cache before: 0, or a list
+        #[arg(short = 'd', long, value_delimiter = ',', default_value = "0")]
+        n_depth: Vec<usize>,
+        /// Times that each test is repeated, after one that is not counted
+        #[arg(short, long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
+        repetitions: u64,
         /// How the table is written
         #[arg(short, long, default_value = "md")]
         output: Format,
@@ -77,6 +99,31 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 None => runner,
             };
             let rows = kernels(&runner, &selection, shape.as_deref(), ceilings, output)?;
+            print(&rows, *format, output)
+        }
+        What::Model {
+            model,
+            n_prompt,
+            n_gen,
+            n_depth,
+            repetitions,
+            output: format,
+        } => {
+            let mut tests = Vec::new();
+            for depth in n_depth {
+                let prompts = n_prompt.iter().map(|prompt| (*prompt, 0));
+                for (n_prompt, n_gen) in
+                    prompts.chain(n_gen.iter().map(|generated| (0, *generated)))
+                {
+                    tests.push(Test {
+                        n_prompt,
+                        n_gen,
+                        n_depth: *depth,
+                    });
+                }
+            }
+            tests.retain(|test| test.tokens() > 0);
+            let rows = bench_model::rows(global, model, &tests, *repetitions as usize, output)?;
             print(&rows, *format, output)
         }
     }
@@ -441,6 +488,10 @@ fn print(rows: &[Map<String, Value>], format: Format, output: &Output) -> Result
     };
     let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
     match format {
+        // A row of a model brings its own columns.
+        Format::Md if rows.iter().any(|row| row.contains_key("test")) => {
+            output.text(&bench_model::markdown(rows))
+        }
         Format::Md => {
             let shown = |key: &&String| {
                 !["reason", "verified", "gpu_info", "backends", "driver"].contains(&key.as_str())

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod mutate;
 mod perplexity;
+pub mod speed;
 pub mod verify;
 
 pub use perplexity::{Convention, Perplexity, perplexity};
