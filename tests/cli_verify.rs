@@ -32,6 +32,7 @@ pub fn trials() -> Vec<Trial> {
         ),
         gpu_trial("cli_verify::bench_rows".into(), bench_rows),
         Trial::test("cli_verify::bench_model_rows", bench_model_rows),
+        Trial::test("cli_verify::bench_compare_judges_noise", bench_compare),
     ]
 }
 
@@ -225,4 +226,41 @@ fn bench_model_rows() -> Result<(), Failed> {
         }
     }
     run("bench model embedded:nano-llama --device cpu -p 600", 2).map(drop)
+}
+
+fn bench_compare() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let row = |shape: &str, us: f64| serde_json::json!({"kernel": "k", "variant": "v", "shape": shape, "us": us, "us_spread": 1.0});
+    let write = |name: &str, rows: Vec<Value>| {
+        std::fs::write(folder.path().join(name), Value::Array(rows).to_string())
+    };
+    write(
+        "a.json",
+        vec![
+            row("same", 100.0),
+            row("faster", 100.0),
+            row("slower", 100.0),
+            row("gone", 1.0),
+        ],
+    )?;
+    write(
+        "b.json",
+        vec![
+            row("same", 103.0),
+            row("faster", 90.0),
+            row("slower", 110.0),
+        ],
+    )?;
+    let run = lopper(folder.path(), "bench --compare a.json b.json --json=-")?;
+    let report: Value = serde_json::from_str(&run.out)?;
+    let judged: Vec<_> = rows(&report)?
+        .iter()
+        .map(|row| row["judgement"].as_str().unwrap_or_default())
+        .collect();
+    let missing = lopper(folder.path(), "bench --compare a.json nowhere.json")?;
+    if judged == ["within noise", "better", "worse"] && missing.code == Some(2) {
+        Ok(())
+    } else {
+        Err(run.out.into())
+    }
 }

@@ -7,8 +7,8 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::Global;
-use super::bench_model;
 use super::output::{Output, table};
+use super::{bench_compare, bench_model};
 use crate::device::Runner;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Options, Selector, Tier, backend_name, choose, parse_backend};
@@ -19,9 +19,13 @@ use crate::measure::speed::Test;
 use crate::measure::verify::Selection;
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub(super) struct Arguments {
+    /// Show two runs' JSON files side by side
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"])]
+    compare: Vec<PathBuf>,
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -79,7 +83,10 @@ enum Format {
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
-    match &arguments.what {
+    let Some(what) = &arguments.what else {
+        return bench_compare::run(&arguments.compare, output);
+    };
+    match what {
         What::Hardware { output: format } => {
             let runner = open(global, true)?;
             let rows = hardware(&runner, output)?;

@@ -1,6 +1,7 @@
 //! The command line: arguments and printing, one file per command. The only place that prints.
 
 mod bench;
+mod bench_compare;
 mod bench_model;
 mod compress;
 mod devices;
