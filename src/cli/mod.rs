@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_compare;
+mod bench_hardware;
 mod bench_model;
 mod compress;
 mod devices;
