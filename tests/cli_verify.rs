@@ -159,7 +159,23 @@ fn user_shader_is_judged() -> Result<(), Failed> {
     };
     try_text(&source, 0)?;
     try_text(&source.replace("mean + params.epsilon", "mean"), 1)?;
-    try_text("this is no shader", 1)
+    try_text("this is no shader", 1)?;
+    // An import that does not exist is the shader's mistake, told by the parser; it is no crash.
+    std::fs::write(
+        folder.path().join("mine.wgsl"),
+        source.replace("#import reduce", "#import nonsense"),
+    )?;
+    let run = lopper(
+        folder.path(),
+        "verify --tier baseline --kernel norm/rms --shader mine.wgsl --fail-fast",
+    )?;
+    let told =
+        run.code == Some(1) && run.out.contains("nonsense") && !run.out.contains("process ended");
+    if told {
+        Ok(())
+    } else {
+        Err(format!("{:?}: {}{}", run.code, run.out, run.err).into())
+    }
 }
 
 fn bench_rows() -> Result<(), Failed> {

@@ -14,7 +14,7 @@ use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
 use lopper::model::{Checkpoint, Llama, Pass, Role, Sampling, Weights, export_gguf, generate};
 use lopper::plan::Plan;
-use lopper::recipe::{EMBEDDED, ExportFormat, Grid, Recipe};
+use lopper::recipe::{EMBEDDED, Grid, Recipe};
 use lopper::run::{Manifest, Options, Target, run};
 use lopper::tensor::{DType, Packed, WHOLE_ROW};
 
@@ -437,8 +437,6 @@ fn interrupted_run_leaves_nothing() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let out = folder.path().join("artifact");
     let parent = Checkpoint::open("embedded:nano-llama")?;
-    let mut recipe = recipe()?;
-    recipe.export.formats = vec![ExportFormat::Hf, ExportFormat::Gguf];
     let target = Target {
         path: &out,
         force: false,

@@ -222,16 +222,20 @@ pub fn compose(source: &str, variant: &Variant) -> String {
         text.push_str(&format!("const {name}: u32 = {value}u;\n"));
     }
     for line in source.lines() {
-        match line.strip_prefix("#import ") {
-            Some(name) => text.push_str(fragment(name.trim(), variant)),
-            None => text.push_str(line),
-        }
+        let import = line.strip_prefix("#import ");
+        // An unknown import stays in the text, where the parser names it: shaders may come from users.
+        text.push_str(
+            import
+                .and_then(|name| fragment(name.trim(), variant))
+                .unwrap_or(line),
+        );
         text.push('\n');
     }
     text
 }
 
-fn fragment(name: &str, variant: &Variant) -> &'static str {
+/// The fragment of that name; `None` for a name that a user's shader made up.
+fn fragment(name: &str, variant: &Variant) -> Option<&'static str> {
     let name = match name {
         "weight" => variant
             .weight
@@ -241,9 +245,7 @@ fn fragment(name: &str, variant: &Variant) -> &'static str {
         other => other,
     };
     let found = FRAGMENTS.iter().find(|(known, _)| *known == name);
-    found
-        .unwrap_or_else(|| panic!("shaders/shared/{name}.wgsl is not in the table of fragments"))
-        .1
+    found.map(|(_, text)| *text)
 }
 
 /// The shared fragments by name, for tests.
