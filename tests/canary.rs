@@ -175,7 +175,7 @@ fn falsify_shader(kernel: &'static str, find: &str, replace: &str) -> Result<(),
         checked: true,
         ..Options::default()
     })?
-    .with_source(kernel, broken);
+    .with_source(kernel.name, broken);
     for variant in (kernel.variants)()
         .iter()
         .filter(|variant| !variant.uses_f16() && !variant.subgroups)

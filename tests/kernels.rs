@@ -1,11 +1,14 @@
 //! Every kernel x variant x case against its reference: on the CPU device, on the adapter, and with the baseline forced.
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Kernel, Variant, check_case, check_cpu_case};
+use lopper::device::{Kernel, Sizes, Variant, check_case, check_cpu_case};
 use lopper::gpu::{Capabilities, Tier};
 use lopper::kernels::TABLE;
 use lopper::kernels::matmul::choose;
 use lopper::tensor::{DType, WEIGHT_TYPES};
+
+use proptest::prelude::any;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
 use crate::machine::{gpu_trial, runner};
 
@@ -23,6 +26,10 @@ pub fn trials() -> Vec<Trial> {
                 }
                 Ok(())
             },
+        ));
+        trials.push(gpu_trial(
+            format!("kernels::random::{}", kernel.name),
+            move || random_shapes(kernel),
         ));
         for tier in [Tier::Baseline, Tier::F16] {
             for variant in (kernel.variants)() {
@@ -74,6 +81,34 @@ fn on_gpu(kernel: &'static Kernel, variant: &Variant, tier: Tier) -> Result<(), 
         })?;
     }
     Ok(())
+}
+
+/// Random variants on random shapes, on the CPU device and on the adapter. A failure is shrunk, and its text replays it:
+/// `lopper verify --kernel TEXT`.
+fn random_shapes(kernel: &'static Kernel) -> Result<(), Failed> {
+    let runner = runner(Tier::F16)?;
+    let mut variants = (kernel.variants)();
+    variants.retain(|variant| variant.runs_on(runner.gpu().capabilities()));
+    let config = Config {
+        cases: 12,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let seed = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
+    let shapes = (any::<[u8; Sizes::COUNT]>(), 0..variants.len());
+    TestRunner::new_with_rng(config, seed)
+        .run(&shapes, |(sizes, index)| {
+            let (case, variant) = (kernel.sized(&Sizes(sizes)), &variants[index]);
+            if !(case.fits)(variant) {
+                return Ok(());
+            }
+            let text = format!("{} [{}] {}", kernel.name, variant.label(), case.label);
+            check_cpu_case(kernel, variant, &case)
+                .and_then(|_| check_case(runner, kernel, variant, &case))
+                .map(|_| ())
+                .map_err(|failure| TestCaseError::fail(format!("{text}: {failure}")))
+        })
+        .map_err(|error| error.to_string().into())
 }
 
 /// Whatever the planner of products answers is a variant that the trials above check.

@@ -289,7 +289,8 @@ fn checked_sees_unwritten() -> Result<(), Failed> {
     let broken = silu::KERNEL
         .source
         .replace("result[index] = act(", "let lost = act(");
-    let runner = crate::machine::open(GpuOptions::default())?.with_source(&silu::KERNEL, broken);
+    let runner =
+        crate::machine::open(GpuOptions::default())?.with_source(silu::KERNEL.name, broken);
     let device = Device::Checked(runner);
     let zeros = device.upload(&HostTensor::zeros(DType::F32, &[64]), "zeros")?;
     match silu::silu(&device, &zeros, &zeros) {

@@ -10,6 +10,7 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 override WORKGROUP: u32;
 #import reduce
+#import is_nan
 
 @compute @workgroup_size(WORKGROUP)
 fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -25,11 +26,13 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     maximum = reduce_max(maximum, lane);
     var sum = 0.0;
     for (var column = lane.index; column < params.columns; column += WORKGROUP) {
-        sum += exp(logits[base + column] - maximum);
+        // A device may take exp of NaN for anything, and maximum may have passed it over.
+        let logit = logits[base + column];
+        sum += select(exp(logit - maximum), logit, is_nan(logit));
     }
     sum = reduce_sum(sum, lane);
     if lane.index == 0u {
-        lse[row] = maximum + log(sum);
+        lse[row] = select(maximum + log(sum), sum, is_nan(sum));
         picked[row] = logits[base + targets[row]];
     }
 }

@@ -84,8 +84,8 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
             codes[target_word + written] = word;
             written++;
             filled -= 32u;
-            // What did not fit goes to the next word; a shift by 32 would be none at all.
-            word = select(0u, code >> (BITS - filled), filled > 0u);
+            // What did not fit goes to the next word: no bit, where all fitted.
+            word = code >> (BITS - filled);
         }
     }
 }

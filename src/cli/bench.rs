@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::Global;
 use super::output::{Output, table};
+use super::session::replacement;
 use super::{bench_compare, bench_hardware, bench_model};
 use crate::device::Runner;
 use crate::error::{Error, Result};
@@ -99,8 +100,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             let selection = Selection::new(kernel.as_deref())?;
             let runner = open(global, true)?;
             let ceilings = ceilings(&runner, output)?;
-            let runner = match shader {
-                Some(path) => replace(runner, kernel.as_deref().unwrap_or_default(), path)?,
+            let runner = match replacement(kernel.as_deref(), shader.as_deref())? {
+                Some((name, source)) => runner.with_source(&name, source),
                 None => runner,
             };
             let rows = kernels(&runner, &selection, shape.as_deref(), ceilings, output)?;
@@ -158,17 +159,6 @@ fn open(global: &Global, profile: bool) -> Result<Runner> {
         ..Options::default()
     };
     Gpu::open(adapter, options).map(Runner::new)
-}
-
-fn replace(runner: Runner, name: &str, path: &PathBuf) -> Result<Runner> {
-    let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-    let kernel = TABLE.iter().copied().find(|kernel| kernel.name == name);
-    let kernel = kernel.ok_or_else(|| Error::Argument {
-        argument: "--kernel".into(),
-        expected: "with --shader, the name of one kernel".into(),
-        found: name.into(),
-    })?;
-    Ok(runner.with_source(kernel, text))
 }
 
 /// Every variant of the selected kernels that the device runs, on every shape.

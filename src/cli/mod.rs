@@ -16,6 +16,7 @@ mod output;
 mod quantize;
 mod session;
 mod verify;
+mod verify_child;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 

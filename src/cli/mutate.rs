@@ -1,17 +1,18 @@
 //! `lopper mutate` (hidden): how many mutants of each shader the case table kills. For those who write kernels.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
 
 use super::Global;
 use super::output::{Output, table};
-use crate::device::{Kernel, compose};
+use crate::device::{compose_with, fragment, fragments};
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Shader, check_limits};
 use crate::interrupt;
 use crate::kernels::TABLE;
-use crate::measure::mutate::mutants;
+use crate::measure::mutate::{EQUIVALENT, Mutant, mutants};
 use crate::measure::verify::Selection;
 
 #[derive(Debug, clap::Args)]
@@ -24,118 +25,215 @@ pub(super) struct Arguments {
     case_timeout: u64,
 }
 
+/// How a shader's mutants fared.
+struct Score {
+    shader: String,
+    mutants: usize,
+    equivalent: usize,
+    survivors: Vec<String>,
+    /// Listed as equivalent, yet killed.
+    mistaken: Vec<String>,
+}
+
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let selection = Selection::new(arguments.kernel.as_deref())?;
-    let mut rows = vec![
-        ["kernel", "mutants", "killed", "rate"]
-            .map(String::from)
-            .to_vec(),
-    ];
-    let (mut total, mut killed, mut all_survivors) = (0, 0, Vec::new());
-    for kernel in TABLE
+    let kernels = TABLE
         .iter()
-        .copied()
         .filter(|kernel| selection.names_kernel(kernel.name))
-    {
-        let (count, survivors) = score(global, arguments, kernel, output)?;
-        let dead = count - survivors.len();
-        rows.push(vec![
-            kernel.name.into(),
-            count.to_string(),
-            dead.to_string(),
-            percent(dead, count),
-        ]);
-        all_survivors.extend(survivors.into_iter().map(|change| (kernel.name, change)));
-        (total, killed) = (total + count, killed + dead);
+        .map(|kernel| (kernel.name.to_string(), kernel.source));
+    let shared = fragments()
+        .iter()
+        .map(|(name, text)| (format!("shared/{name}"), *text))
+        .filter(|(name, _)| {
+            arguments
+                .kernel
+                .as_ref()
+                .is_none_or(|k| k == name || k == "*")
+        });
+    let shaders: Vec<(String, &str)> = kernels.chain(shared).collect();
+    let mut scores = Vec::new();
+    for (name, source) in shaders {
+        scores.push(score(global, arguments, &name, source, output)?);
     }
-    rows.push(vec![
-        "all".into(),
-        total.to_string(),
-        killed.to_string(),
-        percent(killed, total),
-    ]);
-    output.json(
-        &json!({"schema": 1, "mutants": total, "killed": killed, "survivors": all_survivors}),
-    )?;
+    report(&scores, output)
+}
+
+fn report(scores: &[Score], output: &Output) -> Result<()> {
+    let sum = |of: fn(&Score) -> usize| scores.iter().map(of).sum::<usize>();
+    let (mutants, equivalent) = (sum(|s| s.mutants), sum(|s| s.equivalent));
+    let survivors = sum(|s| s.survivors.len());
+    let row = |name: &str, mutants: usize, equivalent: usize, survivors: usize| {
+        let killed = mutants - equivalent - survivors;
+        vec![
+            name.to_string(),
+            mutants.to_string(),
+            killed.to_string(),
+            equivalent.to_string(),
+            survivors.to_string(),
+            percent(killed, mutants - equivalent),
+            percent(killed, mutants),
+        ]
+    };
+    let mut rows = vec![
+        [
+            "shader",
+            "mutants",
+            "killed",
+            "equivalent",
+            "survive",
+            "rate",
+            "of all mutants",
+        ]
+        .map(String::from)
+        .to_vec(),
+    ];
+    rows.extend(
+        scores
+            .iter()
+            .map(|s| row(&s.shader, s.mutants, s.equivalent, s.survivors.len())),
+    );
+    rows.push(row("all", mutants, equivalent, survivors));
+    let named = |of: fn(&Score) -> &Vec<String>| -> Vec<String> {
+        let each = |s: &Score| {
+            of(s)
+                .iter()
+                .map(|text| format!("{} {text}", s.shader))
+                .collect::<Vec<_>>()
+        };
+        scores.iter().flat_map(each).collect()
+    };
+    let (alive, mistaken) = (named(|s| &s.survivors), named(|s| &s.mistaken));
+    output.json(&json!({
+        "schema": 1, "mutants": mutants, "equivalent": equivalent,
+        "killed": mutants - equivalent - survivors, "survivors": alive, "mistaken": mistaken,
+    }))?;
     output.text(&table(&rows));
-    for (kernel, change) in &all_survivors {
-        output.line(format!("survives: {kernel} {change}"));
+    alive
+        .iter()
+        .for_each(|text| output.line(format!("survives: {text}")));
+    mistaken
+        .iter()
+        .for_each(|text| output.line(format!("listed as equivalent, but killed: {text}")));
+    if mistaken.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::CheckFailed(mistaken.len(), mutants))
     }
-    Ok(())
 }
 
 fn percent(part: usize, whole: usize) -> String {
-    format!("{:.0} %", 100.0 * part as f64 / whole.max(1) as f64)
+    format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
 }
 
-/// Mutants that compile, and those among them that every case lets pass.
+/// Tries the mutants that compile, two at a time: a mutant is killed when any case fails, aborts or hangs.
 fn score(
     global: &Global,
     arguments: &Arguments,
-    kernel: &Kernel,
+    shader: &str,
+    source: &str,
     output: &Output,
-) -> Result<(usize, Vec<String>)> {
+) -> Result<Score> {
     let folder = tempfile::tempdir().map_err(Error::write("a temporary folder"))?;
-    let path = folder.path().join("mutant.wgsl");
-    let mutants: Vec<_> = mutants(kernel.source)
+    let mutants: Vec<Mutant> = mutants(source)
         .into_iter()
-        .filter(|mutant| compiles(kernel, &mutant.source))
+        .filter(|mutant| compiles(shader, &mutant.source))
         .collect();
-    let mut survivors = Vec::new();
-    for (done, mutant) in mutants.iter().enumerate() {
+    let mut score = Score {
+        shader: shader.into(),
+        mutants: mutants.len(),
+        equivalent: 0,
+        survivors: Vec::new(),
+        mistaken: Vec::new(),
+    };
+    for (index, pair) in mutants.chunks(2).enumerate() {
         interrupt::check()?;
-        output.progress(kernel.name, done, mutants.len());
-        std::fs::write(&path, &mutant.source).map_err(Error::write(&path))?;
-        let program = std::env::current_exe().map_err(Error::read("this program"))?;
-        let mut command = Command::new(program);
-        command
-            .args([
-                "verify",
-                "--tier",
-                "baseline",
-                "--fail-fast",
-                "--kernel",
-                kernel.name,
-                "--shader",
-            ])
-            .arg(&path);
-        command.args(["--case-timeout", &arguments.case_timeout.to_string()]);
-        if let Some(adapter) = &global.adapter {
-            command.args(["--adapter", adapter]);
+        output.progress(shader, 2 * index, mutants.len());
+        let mut children = Vec::new();
+        for (place, mutant) in pair.iter().enumerate() {
+            let path = folder.path().join(format!("{place}.wgsl"));
+            std::fs::write(&path, &mutant.source).map_err(Error::write(&path))?;
+            let child = try_mutant(global, arguments, shader, &path).spawn();
+            children.push((mutant, child.map_err(Error::read("verify"))?));
         }
-        if let Some(backend) = &global.backend {
-            command.args(["--backend", backend]);
-        }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let status = command.status().map_err(Error::read("verify"))?;
-        if status.success() {
-            survivors.push(mutant.change.clone());
+        for (mutant, mut child) in children {
+            let survives = child.wait().map_err(Error::read("verify"))?.success();
+            let listed = EQUIVALENT
+                .iter()
+                .any(|known| known.describes(shader, mutant));
+            let text = format!(
+                "line {}: `{}` -> `{}`",
+                mutant.line, mutant.before, mutant.after
+            );
+            match (survives, listed) {
+                (true, true) => score.equivalent += 1,
+                (true, false) => score.survivors.push(text),
+                (false, true) => score.mistaken.push(text),
+                (false, false) => {}
+            }
         }
     }
-    Ok((mutants.len(), survivors))
+    Ok(score)
 }
 
-fn compiles(kernel: &Kernel, source: &str) -> bool {
-    let Some(variant) = (kernel.variants)()
-        .into_iter()
-        .find(|v| !v.uses_f16() && !v.subgroups)
-    else {
-        return false;
+fn try_mutant(global: &Global, arguments: &Arguments, shader: &str, path: &Path) -> Command {
+    // A program that cannot name itself cannot be started either; the caller reports that.
+    let program = std::env::current_exe().unwrap_or_default();
+    let mut command = Command::new(program);
+    // A fragment stands in variants of every tier.
+    let tier = if shader.starts_with("shared/") {
+        "all"
+    } else {
+        "baseline"
     };
-    let accesses: Vec<Access> = kernel
-        .bindings
-        .iter()
-        .map(|binding| binding.access)
-        .collect();
-    let shader = Shader {
-        kernel: kernel.name,
-        variant: "mutant",
-        source: &compose(source, &variant),
-        bindings: &accesses,
-        overrides: kernel.overrides,
+    command.args(["verify", "--fail-fast", "--random", "2", "--tier", tier]);
+    command.args(["--kernel", shader, "--shader"]).arg(path);
+    command.args(["--case-timeout", &arguments.case_timeout.to_string()]);
+    if let Some(adapter) = &global.adapter {
+        command.args(["--adapter", adapter]);
+    }
+    if let Some(backend) = &global.backend {
+        command.args(["--backend", backend]);
+    }
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+/// Whether one variant that holds the shader is valid WGSL.
+fn compiles(shader: &str, source: &str) -> bool {
+    let own = |name: &str| match shader.strip_prefix("shared/") {
+        Some(shared) if shared == name => Some(source),
+        _ => fragment(name),
     };
-    check_limits(&shader, &wgpu::Limits::default()).is_ok()
+    for kernel in TABLE.iter().copied() {
+        let holds = |variant: &&crate::device::Variant| match shader.strip_prefix("shared/") {
+            Some(name) => kernel.imports(variant, name),
+            None => kernel.name == shader && !variant.uses_f16() && !variant.subgroups,
+        };
+        let variants = (kernel.variants)();
+        let Some(variant) = variants.iter().find(holds) else {
+            continue;
+        };
+        let text = if kernel.name == shader {
+            source
+        } else {
+            kernel.source
+        };
+        let accesses: Vec<Access> = kernel
+            .bindings
+            .iter()
+            .map(|binding| binding.access)
+            .collect();
+        let composed = Shader {
+            kernel: kernel.name,
+            variant: "mutant",
+            source: &compose_with(text, variant, &own),
+            bindings: &accesses,
+            overrides: kernel.overrides,
+        };
+        return check_limits(&composed, &wgpu::Limits::default()).is_ok();
+    }
+    false
 }

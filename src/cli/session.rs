@@ -2,9 +2,12 @@
 
 use super::output::{Output, bytes};
 use super::{Compute, DeviceChoice, Global};
-use crate::device::{Device, Runner};
+use std::path::Path;
+
+use crate::device::{Device, Runner, fragment};
 use crate::error::{Error, Result};
 use crate::gpu::{Adapter, Gpu, Options, Selector, choose, parse_backend};
+use crate::kernels::TABLE;
 use crate::tensor::DType;
 
 /// Opens the device, saying in one line where `auto` landed if that may surprise.
@@ -46,6 +49,30 @@ pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
     } else {
         Device::Gpu(runner)
     })
+}
+
+/// The user's WGSL and what it stands in for: a kernel, or a shared fragment. Only together with `--kernel`.
+pub(super) fn replacement(
+    kernel: Option<&str>,
+    shader: Option<&Path>,
+) -> Result<Option<(String, String)>> {
+    let Some(path) = shader else {
+        return Ok(None);
+    };
+    let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+    let name = kernel.unwrap_or_default();
+    let known = TABLE.iter().any(|kernel| kernel.name == name)
+        || name
+            .strip_prefix("shared/")
+            .is_some_and(|name| fragment(name).is_some());
+    if !known {
+        return Err(Error::Argument {
+            argument: "--kernel".into(),
+            expected: "with --shader, the name of one kernel, or shared/NAME for a fragment".into(),
+            found: name.into(),
+        });
+    }
+    Ok(Some((name.into(), text)))
 }
 
 fn open_gpu(global: &Global, adapter: Adapter, checked: bool) -> Result<Runner> {

@@ -5,6 +5,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::host::HostTensor;
 use super::kernel::Variant;
+use crate::tensor::WHOLE_ROW;
 
 /// One set of inputs, made for a given variant.
 pub struct Case {
@@ -84,5 +85,47 @@ impl Random {
     /// Uniform below `limit`.
     pub fn below(&mut self, limit: u32) -> u32 {
         ((u64::from(self.0.next_u32()) * u64::from(limit)) >> 32) as u32
+    }
+}
+
+/// What a random case is made of: a few bytes, so that a test can shrink them and a text can name them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sizes(pub [u8; Sizes::COUNT]);
+
+impl Sizes {
+    /// Bytes, that is numbers that a case may ask for.
+    pub const COUNT: usize = 8;
+
+    /// Random sizes.
+    pub fn random(random: &mut Random) -> Self {
+        Self(std::array::from_fn(|_| random.below(256) as u8))
+    }
+
+    /// The number at a place, between two bounds, both included. It falls with its byte.
+    pub fn between(&self, place: usize, low: usize, high: usize) -> usize {
+        low + usize::from(self.0[place]) * (high - low + 1) / 256
+    }
+
+    /// A group of 16 to 128 columns, or the whole row.
+    pub fn group(&self, place: usize) -> u32 {
+        [WHOLE_ROW, 16, 32, 64, 128][self.between(place, 0, 4)]
+    }
+
+    /// The sizes that a text ends with, `...,sizes=00ff…`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.rsplit_once(",sizes=")?.1;
+        let byte =
+            |index: usize| u8::from_str_radix(digits.get(2 * index..2 * index + 2)?, 16).ok();
+        let mut sizes = [0; Self::COUNT];
+        for (index, size) in sizes.iter_mut().enumerate() {
+            *size = byte(index)?;
+        }
+        (digits.len() == 2 * Self::COUNT).then_some(Self(sizes))
+    }
+}
+
+impl std::fmt::Display for Sizes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }

@@ -2,7 +2,7 @@
 
 use glam::UVec3;
 
-use super::case::Case;
+use super::case::{Case, Sizes};
 use super::host::{Args, Outputs};
 use crate::compare::Expected;
 use crate::gpu::{Access, Capabilities, Cost};
@@ -130,6 +130,8 @@ pub struct Kernel {
     pub cpu: Option<fn(&Args<'_>, &mut Outputs<'_>)>,
     /// Inputs to try it on, for tests, `verify` and benches alike.
     pub cases: fn() -> Vec<Case>,
+    /// A case of any shape, as the sizes say.
+    pub random: fn(&Sizes) -> Case,
 }
 
 impl Kernel {
@@ -141,12 +143,30 @@ impl Kernel {
             .collect()
     }
 
+    /// The case that these sizes give; its text names them.
+    pub fn sized(&self, sizes: &Sizes) -> Case {
+        let case = (self.random)(sizes);
+        Case {
+            label: format!("{},sizes={sizes}", case.label),
+            ..case
+        }
+    }
+
     /// The shapes to time a variant on.
     pub fn shapes(&self, variant: &Variant) -> Vec<Case> {
         (self.cases)()
             .into_iter()
             .filter(|case| case.large && (case.fits)(variant))
             .collect()
+    }
+
+    /// Whether a variant's text holds the shared fragment of that name.
+    pub fn imports(&self, variant: &Variant, name: &str) -> bool {
+        let mut imports = self
+            .source
+            .lines()
+            .filter_map(|line| line.strip_prefix("#import "));
+        imports.any(|import| resolve(import.trim(), variant) == name)
     }
 
     /// The bindings that it writes.
@@ -163,6 +183,7 @@ const FRAGMENTS: &[(&str, &str)] = &[
         "f16_bits",
         include_str!("../../shaders/shared/f16_bits.wgsl"),
     ),
+    ("is_nan", include_str!("../../shaders/shared/is_nan.wgsl")),
     (
         "matmul_bindings",
         include_str!("../../shaders/shared/matmul_bindings.wgsl"),
@@ -198,6 +219,15 @@ const FRAGMENTS: &[(&str, &str)] = &[
 /// A line `#import NAME` becomes the fragment `shaders/shared/NAME.wgsl`; `weight` and `reduce` stand for the fragment
 /// that the variant asks for.
 pub fn compose(source: &str, variant: &Variant) -> String {
+    compose_with(source, variant, &|name| fragment(name))
+}
+
+/// The same, with fragments from elsewhere.
+pub fn compose_with<'a>(
+    source: &str,
+    variant: &Variant,
+    fragment: &dyn Fn(&str) -> Option<&'a str>,
+) -> String {
     let mut text = String::new();
     if variant.uses_f16() {
         text.push_str("enable f16;\n");
@@ -226,7 +256,7 @@ pub fn compose(source: &str, variant: &Variant) -> String {
         // An unknown import stays in the text, where the parser names it: shaders may come from users.
         text.push_str(
             import
-                .and_then(|name| fragment(name.trim(), variant))
+                .and_then(|name| fragment(resolve(name.trim(), variant)))
                 .unwrap_or(line),
         );
         text.push('\n');
@@ -234,16 +264,20 @@ pub fn compose(source: &str, variant: &Variant) -> String {
     text
 }
 
-/// The fragment of that name; `None` for a name that a user's shader made up.
-fn fragment(name: &str, variant: &Variant) -> Option<&'static str> {
-    let name = match name {
+/// The name of the fragment that an import stands for in a variant.
+fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
+    match name {
         "weight" => variant
             .weight
             .map_or("weight_f32", |weight| weight.fragment),
         "reduce" if variant.subgroups => "reduce_subgroup",
         "reduce" => "reduce_workgroup",
         other => other,
-    };
+    }
+}
+
+/// The fragment of that name; `None` for a name that a user's shader made up.
+pub fn fragment(name: &str) -> Option<&'static str> {
     let found = FRAGMENTS.iter().find(|(known, _)| *known == name);
     found.map(|(_, text)| *text)
 }

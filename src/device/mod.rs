@@ -12,10 +12,12 @@ mod runner;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-pub use case::{Case, CaseData, Random};
+pub use case::{Case, CaseData, Random, Sizes};
 pub use check::{Failure, UploadedCase, check_case, check_cpu_case, upload_case};
 pub use host::{Args, HostTensor, Outputs, View};
-pub use kernel::{Binding, Element, Kernel, Variant, binding, compose, fold, fragments};
+pub use kernel::{
+    Binding, Element, Kernel, Variant, binding, compose, compose_with, fold, fragment, fragments,
+};
 pub use matrix::{Chunk, Layout, Matrix, rows_per_chunk};
 pub use runner::Runner;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::host::{Args, View};
-use super::kernel::{Kernel, Variant, compose};
+use super::kernel::{Kernel, Variant, compose_with, fragment};
 use super::{Call, Tensor};
 use crate::error::Result;
 use crate::gpu::{Access, Buffer, Gpu, Pipeline, Shader};
@@ -14,7 +14,7 @@ use crate::gpu::{Access, Buffer, Gpu, Pipeline, Shader};
 pub struct Runner {
     gpu: Gpu,
     pipelines: Mutex<HashMap<(&'static str, Variant), Arc<Pipeline>>>,
-    replaced: HashMap<&'static str, String>,
+    replaced: HashMap<String, String>,
 }
 
 impl Runner {
@@ -27,9 +27,9 @@ impl Runner {
         }
     }
 
-    /// The same, with another WGSL text in a kernel's place.
-    pub fn with_source(mut self, kernel: &'static Kernel, source: String) -> Self {
-        self.replaced.insert(kernel.name, source);
+    /// The same, with another WGSL text in the place of a kernel, or of a shared fragment (`shared/NAME`).
+    pub fn with_source(mut self, name: &str, source: String) -> Self {
+        self.replaced.insert(name.into(), source);
         self
     }
 
@@ -74,6 +74,10 @@ impl Runner {
             .replaced
             .get(kernel.name)
             .map_or(kernel.source, String::as_str);
+        let fragment = |name: &str| {
+            let replaced = self.replaced.get(&format!("shared/{name}"));
+            replaced.map(String::as_str).or_else(|| fragment(name))
+        };
         let accesses: Vec<Access> = kernel
             .bindings
             .iter()
@@ -82,7 +86,7 @@ impl Runner {
         let pipeline = Arc::new(self.gpu.compile(&Shader {
             kernel: kernel.name,
             variant: &variant.label(),
-            source: &compose(source, variant),
+            source: &compose_with(source, variant, &fragment),
             bindings: &accesses,
             overrides: kernel.overrides,
         })?);

@@ -185,8 +185,8 @@ impl Gpu {
             return Err(Error::Limit {
                 kernel: what.into(),
                 variant: "one binding".into(),
-                needs: format!("a storage binding of {bytes} bytes"),
-                has: format!("{limit}"),
+                needs: format!("{} MiB binding", bytes.div_ceil(1 << 20)),
+                has: format!("{} MiB", limit >> 20),
             });
         }
         self.pool.take(&self.device, bytes, what)

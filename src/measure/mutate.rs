@@ -3,8 +3,12 @@
 /// A shader with one mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mutant {
-    /// What was changed: line, what stood there, what stands there now.
-    pub change: String,
+    /// The line's number, from 1.
+    pub line: usize,
+    /// What stood there.
+    pub before: String,
+    /// What stands there now.
+    pub after: String,
     /// The whole text.
     pub source: String,
 }
@@ -37,6 +41,218 @@ const CHANGES: &[(&str, &str)] = &[
     ("1.0", "1.5"),
     ("0.0", "0.5"),
 ];
+
+/// A mutant that gives no other result, whatever the case: it computes what is thrown away, or goes another way to the
+/// same value. One that a case kills after all does not belong here, and `lopper mutate` says so.
+#[derive(Debug)]
+pub struct Equivalent {
+    /// The shader: a kernel's name, or `shared/NAME`.
+    pub shader: &'static str,
+    /// The line as it stands, and what became of it. In either, `…` stands for anything.
+    pub change: (&'static str, &'static str),
+    /// Why nothing changes.
+    pub reason: &'static str,
+}
+
+const fn equivalent(
+    shader: &'static str,
+    before: &'static str,
+    after: &'static str,
+    reason: &'static str,
+) -> Equivalent {
+    Equivalent {
+        shader,
+        change: (before, after),
+        reason,
+    }
+}
+
+const GUARDED: &str = "an early way out: the stores behind it are guarded on their own";
+const SAME_VALUE: &str = "other lanes hold and store the same value";
+const NOT_STORED: &str = "what is computed besides is not stored";
+const TIMES_ZERO: &str = "only ever multiplied by zero";
+const CHECKED: &str =
+    "one element past the array, which the run-time checks of `verify` turn into nothing";
+const LONGER: &str = "the search is longer and ends at the same place";
+
+/// The mutants known to be equivalent.
+pub static EQUIVALENT: &[Equivalent] = &[
+    equivalent(
+        "matmul/matvec",
+        "if first >= params.tokens {",
+        "if first > params.tokens {",
+        GUARDED,
+    ),
+    equivalent(
+        "matmul/matvec",
+        "if first + t < params.tokens {",
+        "if first + t <= params.tokens {",
+        NOT_STORED,
+    ),
+    equivalent(
+        "matmul/matvec",
+        "if lane.index == 0u &&…",
+        "if lane.index != 0u &&…",
+        SAME_VALUE,
+    ),
+    equivalent(
+        "matmul/matvec",
+        "if lane.index == 0u &&…",
+        "if lane.index == 1u &&…",
+        SAME_VALUE,
+    ),
+    equivalent(
+        "matmul/tiled",
+        "const PITCH: u32 = TILE + 1u;",
+        "const PITCH: u32 = TILE + 2u;",
+        "another pitch of the tile in workgroup memory",
+    ),
+    equivalent(
+        "matmul/tiled",
+        "if first_token >= params.tokens {",
+        "if first_token > params.tokens {",
+        GUARDED,
+    ),
+    equivalent(
+        "matmul/tiled",
+        "for (var start = 0u; start < params.columns;…",
+        "for (var start = 0u; start <= params.columns;…",
+        "one more tile, of zeros",
+    ),
+    equivalent(
+        "matmul/tiled",
+        "var weights = vec4(0.0);",
+        "var weights = vec4(0.5);",
+        TIMES_ZERO,
+    ),
+    equivalent(
+        "matmul/tiled",
+        "var values = vec4(0.0);",
+        "var values = vec4(0.5);",
+        TIMES_ZERO,
+    ),
+    equivalent(
+        "matmul/tiled",
+        "if column < params.columns {",
+        "if column <= params.columns {",
+        "weights there are padding, activations zero",
+    ),
+    equivalent(
+        "matmul/tiled",
+        "if first_row + line < params.rows {",
+        "if first_row + line <= params.rows {",
+        NOT_STORED,
+    ),
+    equivalent(
+        "matmul/tiled",
+        "if first_token + line < params.tokens {",
+        "if first_token + line <= params.tokens {",
+        NOT_STORED,
+    ),
+    equivalent(
+        "matmul/tiled",
+        "for (var k = 0u; k < STEP; k++) {",
+        "for (var k = 0u; k <= STEP; k++) {",
+        CHECKED,
+    ),
+    equivalent(
+        "attention/causal",
+        "for (var column = lane.index; column < params.head_dim;…",
+        "for (var column = lane.index; column <= params.head_dim;…",
+        NOT_STORED,
+    ),
+    equivalent(
+        "attention/causal",
+        "var total = 0.0;",
+        "var total = 0.5;",
+        "the first correction is zero",
+    ),
+    equivalent(
+        "attention/causal",
+        "score = 0.0;",
+        "score = 0.5;",
+        "softmax does not change when every score moves alike",
+    ),
+    equivalent(
+        "loss/logsumexp",
+        "if lane.index == 0u {",
+        "if lane.index != 0u {",
+        SAME_VALUE,
+    ),
+    equivalent(
+        "loss/logsumexp",
+        "if lane.index == 0u {",
+        "if lane.index == 1u {",
+        SAME_VALUE,
+    ),
+    equivalent(
+        "quantize/minmax",
+        "for (var i = 0u; i < 2u; i++) {",
+        "for (var i = 0u; i…",
+        LONGER,
+    ),
+    equivalent(
+        "quantize/minmax",
+        "let candidate = guess + f32(i);",
+        "let candidate = guess - f32(i);",
+        "the upper neighbour is only needed where a division is off by more than its rounding",
+    ),
+    equivalent(
+        "quantize/minmax",
+        "let zero = select(0.0, select(-1.0, 1.0, low < 0.0), scale > 0.0);",
+        "let zero = select(0.0, select(-1.0, 1.0, low <= 0.0), scale > 0.0);",
+        "at zero the outer select chooses",
+    ),
+    equivalent(
+        "quantize/round",
+        "guess = round(clamp(guess, 0.0, last));",
+        "guess = round(clamp(guess, 0.5, last));",
+        "a half rounds to 0",
+    ),
+    equivalent(
+        "quantize/round",
+        "var best = u32(max(guess - 1.0, 0.0));",
+        "var best = u32(…",
+        LONGER,
+    ),
+    equivalent(
+        "quantize/round",
+        "let end = u32(min(guess + 1.0, last));",
+        "let end = u32(min(guess + 1.5, last));",
+        "cut off to the same integer",
+    ),
+    equivalent(
+        "quantize/round",
+        "if away(value, candidate, line) < away(value, best, line) {",
+        "if away(value, candidate, line) <= away(value, best, line) {",
+        "the loop behind it steps down over ties",
+    ),
+    equivalent(
+        "quantize/round",
+        "while best > 0u &&…",
+        "while best >= 0u &&…",
+        "below 0 no code is near",
+    ),
+    equivalent(
+        "quantize/round",
+        "for (var column = first; column < first + 32u; column++) {",
+        "for (var column = first; column <= first + 32u; column++) {",
+        "the 33rd code never fills a word",
+    ),
+];
+
+impl Equivalent {
+    /// Whether this is that mutant of that shader.
+    pub fn describes(&self, shader: &str, mutant: &Mutant) -> bool {
+        let matches = |pattern: &str, text: &str| match pattern.split_once('…') {
+            Some((start, end)) => text.starts_with(start) && text.ends_with(end),
+            None => pattern == text,
+        };
+        self.shader == shader
+            && matches(self.change.0, &mutant.before)
+            && matches(self.change.1, &mutant.after)
+    }
+}
 
 /// Every mutant of a source, in order. Declarations and comments are left alone: a changed binding does not compile, and
 /// a changed parameter struct is found by the shader suite.
@@ -77,14 +293,10 @@ pub fn mutants(source: &str) -> Vec<Mutant> {
                 let text: Vec<&str> = lines
                     .map(|(i, l)| if i == index { changed.as_str() } else { l })
                     .collect();
-                let change = format!(
-                    "line {}: `{}` -> `{}`",
-                    index + 1,
-                    code.trim(),
-                    changed.trim()
-                );
                 mutants.push(Mutant {
-                    change,
+                    line: index + 1,
+                    before: code.trim().into(),
+                    after: changed.trim().into(),
                     source: text.join("\n"),
                 });
             }

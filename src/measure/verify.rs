@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::{Case, Failure, Kernel, Runner, Variant, check_case};
+use crate::device::{Case, Failure, Kernel, Random, Runner, Sizes, Variant, check_case, fragment};
 use crate::error::Error;
 use crate::gpu::backend_name;
 use crate::interrupt;
@@ -69,7 +69,8 @@ pub struct KnownFailure {
 /// Failures that are known.
 pub static KNOWN: &[KnownFailure] = &[];
 
-/// The cases that a pattern selects: `*`-patterns of kernel names, or the exact text of one case.
+/// The cases that a pattern selects: `*`-patterns of kernel names, the kernels that hold a fragment (`shared/NAME`), or
+/// the exact text of one case.
 #[derive(Clone, Debug)]
 pub struct Selection {
     pattern: Option<glob::Pattern>,
@@ -92,7 +93,7 @@ impl Selection {
         let any = TABLE
             .iter()
             .any(|kernel| selection.names(kernel) || text.starts_with(kernel.name));
-        if any {
+        if any || selection.fragment().is_some() {
             return Ok(selection);
         }
         let mut near: Vec<&str> = TABLE.iter().map(|kernel| kernel.name).collect();
@@ -120,9 +121,54 @@ impl Selection {
             .any(|kernel| kernel.name == name && self.names(kernel))
     }
 
-    fn selects(&self, kernel: &Kernel, text: &str) -> bool {
-        self.names(kernel) || self.text == text
+    /// The shared fragment that the pattern names.
+    fn fragment(&self) -> Option<&str> {
+        let name = self.text.strip_prefix("shared/")?;
+        fragment(name).map(|_| name)
     }
+
+    fn selects(&self, kernel: &Kernel, variant: &Variant, text: &str) -> bool {
+        self.names(kernel)
+            || self.text == text
+            || self
+                .fragment()
+                .is_some_and(|name| kernel.imports(variant, name))
+    }
+
+    /// Every selected case of a variant, with its whole text: the table's, `random` ones, and the one of random sizes
+    /// that the text names.
+    pub fn cases(
+        &self,
+        kernel: &Kernel,
+        variant: &Variant,
+        random: RandomCases,
+    ) -> Vec<(String, Case)> {
+        let mut cases = kernel.checks(variant);
+        let named = Sizes::parse(&self.text).filter(|_| self.text.starts_with(kernel.name));
+        let mut numbers = Random::new(random.seed);
+        let drawn = (0..random.count).map(|_| Sizes::random(&mut numbers));
+        let sized = named.into_iter().chain(drawn);
+        cases.extend(
+            sized
+                .map(|sizes| kernel.sized(&sizes))
+                .filter(|case| (case.fits)(variant)),
+        );
+        let text = |case: &Case| format!("{} [{}] {}", kernel.name, variant.label(), case.label);
+        cases
+            .into_iter()
+            .map(|case| (text(&case), case))
+            .filter(|(text, _)| self.selects(kernel, variant, text))
+            .collect()
+    }
+}
+
+/// Cases of random shapes that are tried besides the table's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RandomCases {
+    /// Of each variant.
+    pub count: usize,
+    /// The same shapes for the same seed.
+    pub seed: u64,
 }
 
 /// Letters to insert, remove or change to turn one text into the other (Levenshtein).
@@ -146,6 +192,7 @@ fn distance(a: &str, b: &str) -> usize {
 pub fn verify(
     runner: &Runner,
     selection: &Selection,
+    random: RandomCases,
     skip: usize,
     mut starting: impl FnMut(&str),
     mut done: impl FnMut(Row),
@@ -156,17 +203,13 @@ pub fn verify(
             if !variant.runs_on(runner.gpu().capabilities()) {
                 continue;
             }
-            for case in &kernel.checks(&variant) {
-                let text = format!("{} [{}] {}", kernel.name, variant.label(), case.label);
-                if !selection.selects(kernel, &text) {
-                    continue;
-                }
+            for (text, case) in &selection.cases(kernel, &variant, random) {
                 index += 1;
                 if index <= skip {
                     continue;
                 }
                 interrupt::check()?;
-                starting(&text);
+                starting(text);
                 done(row(runner, kernel, &variant, case)?);
             }
         }
@@ -196,8 +239,11 @@ fn row(
     };
     match check_case(runner, kernel, variant, case) {
         Ok(agreement) => (row.error, row.nmse) = (Some(agreement.worst), Some(agreement.nmse)),
-        Err(Failure::Error(error @ Error::Limit { .. })) => {
-            (row.status, row.reason) = (Status::Skip, format!("skipped: {error}"));
+        Err(Failure::Error(Error::Limit { needs, has, .. })) => {
+            (row.status, row.reason) = (
+                Status::Skip,
+                format!("skipped: needs {needs}, adapter has {has}"),
+            );
         }
         // A lost device fails every case after it; the run ends here and is taken up in a fresh process.
         Err(Failure::Error(error @ Error::Device { .. })) => return Err(error),

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
-    Variant, binding, fold,
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -53,6 +53,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 /// Heads and sizes of an attention layer.
@@ -286,54 +287,79 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     }
 }
 
-fn cases() -> Vec<Case> {
-    let case = |sequences: usize, each: usize, heads: Heads, past: u32, note: &'static str| {
-        let Heads { query, kv, dim } = heads;
-        let label = format!(
-            "sequences={sequences},tokens={each},heads={query}/{kv},head_dim={dim},past={past}{note}"
-        );
-        Case::new(label, move |variant: &Variant| {
-            let mut random = Random::new(6);
-            let tokens = sequences * each;
-            let capacity = past as usize + each + sequences + 3;
-            let past: Vec<u32> = (0..sequences as u32).map(|s| past + s).collect();
-            let skip = usize::from(note == ",window");
-            let params = Params {
-                tokens: (tokens - 2 * skip) as u32,
-                token_start: skip as u32,
-                tokens_per_sequence: each as u32,
-                heads: query as u32,
-                kv_heads: kv as u32,
-                head_dim: dim as u32,
-                capacity: capacity as u32,
-                scale: 1.0 / (dim as f32).sqrt(),
-            };
-            let (width, pitch) = (query * dim, kv * dim);
-            let rows = sequences * capacity;
-            let mut q = random.values(tokens * width, 3.0);
-            match note {
-                ",large" => q.iter_mut().for_each(|v| *v *= 60.0),
-                ",zeros" => q.fill(0.0),
-                ",nan" => q[0] = f32::NAN,
-                _ => {}
+fn case(sequences: usize, each: usize, heads: Heads, past: u32, note: &'static str) -> Case {
+    let Heads { query, kv, dim } = heads;
+    let label = format!(
+        "sequences={sequences},tokens={each},heads={query}/{kv},head_dim={dim},past={past}{note}"
+    );
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(6);
+        let tokens = sequences * each;
+        // Each sequence holds a different number of tokens already; of many, each none.
+        let more = if note == ",many" { 0 } else { sequences };
+        let capacity = past as usize + each + more + 3;
+        let past: Vec<u32> = (0..sequences).map(|s| past + s.min(more) as u32).collect();
+        let skip = usize::from(note == ",window");
+        let params = Params {
+            tokens: (tokens - 2 * skip) as u32,
+            token_start: skip as u32,
+            tokens_per_sequence: each as u32,
+            heads: query as u32,
+            kv_heads: kv as u32,
+            head_dim: dim as u32,
+            capacity: capacity as u32,
+            scale: 1.0 / (dim as f32).sqrt(),
+        };
+        let (width, pitch) = (query * dim, kv * dim);
+        let rows = sequences * capacity;
+        let mut q = random.values(tokens * width, 3.0);
+        match note {
+            ",large" => q.iter_mut().for_each(|v| *v *= 60.0),
+            ",zeros" => q.fill(0.0),
+            ",nan" => q[0] = f32::NAN,
+            _ => {}
+        }
+        let dtype = variant.activation;
+        // Rows of the cache that no token has written may hold anything.
+        let mut cache = || {
+            let mut values = random.values(rows * pitch, 1.0);
+            for (sequence, past) in past.iter().enumerate() {
+                let written = sequence * capacity + *past as usize + each;
+                values[written * pitch..(sequence + 1) * capacity * pitch].fill(f32::NAN);
             }
-            let dtype = variant.activation;
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(dtype, &[tokens, width], &q),
-                    HostTensor::from_f32(dtype, &[rows, pitch], &random.values(rows * pitch, 1.0)),
-                    HostTensor::from_f32(dtype, &[rows, pitch], &random.values(rows * pitch, 1.0)),
-                    HostTensor::from_u32(&[sequences], &past),
-                    HostTensor::from_f32(
-                        dtype,
-                        &[tokens, width],
-                        &random.values(tokens * width, 1.0),
-                    ),
-                ],
-            }
-        })
+            HostTensor::from_f32(dtype, &[rows, pitch], &values)
+        };
+        let (key, value) = (cache(), cache());
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(dtype, &[tokens, width], &q),
+                key,
+                value,
+                HostTensor::from_u32(&[sequences], &past),
+                HostTensor::from_f32(dtype, &[tokens, width], &random.values(tokens * width, 1.0)),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    let kv = sizes.between(2, 1, 3);
+    let heads = Heads {
+        query: kv * sizes.between(3, 1, 4),
+        kv,
+        dim: 2 * sizes.between(4, 1, 64),
     };
+    case(
+        sizes.between(0, 1, 3),
+        sizes.between(1, 1, 40),
+        heads,
+        sizes.between(5, 0, 200) as u32,
+        "",
+    )
+}
+
+fn cases() -> Vec<Case> {
     let heads = |query, kv, dim| Heads { query, kv, dim };
     vec![
         case(2, 5, heads(4, 2, 16), 0, ""),
@@ -345,6 +371,7 @@ fn cases() -> Vec<Case> {
         case(1, 4, heads(2, 1, 32), 60, ",large"),
         case(1, 4, heads(2, 1, 32), 60, ",zeros"),
         case(1, 2, heads(2, 1, 8), 3, ",nan"),
+        case(65_537, 1, heads(1, 1, 2), 0, ",many"),
         case(4, 512, heads(9, 3, 64), 0, "").bench(),
         case(1, 1, heads(32, 8, 128), 2047, "").bench(),
     ]

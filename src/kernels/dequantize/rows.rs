@@ -5,8 +5,8 @@ use glam::UVec3;
 
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Chunk, Device, Element, HostTensor, Kernel, Layout, Random, Tensor,
-    Variant, binding, fold,
+    Args, Call, Case, CaseData, Chunk, Device, Element, HostTensor, Kernel, Layout, Random, Sizes,
+    Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -46,6 +46,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: None,
     cases,
+    random,
 };
 
 /// The rows of one chunk of a matrix, f32 of (rows, columns).
@@ -88,32 +89,42 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![Expected::exact(values)]
 }
 
+fn case(rows: usize, columns: usize, group: u32, note: &'static str) -> Case {
+    let label = format!("rows={rows},columns={columns},group={group}{note}");
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(10);
+        let mut packed = weights::random(&mut random, variant, rows, columns, group);
+        if note == ",zeros" {
+            packed.codes.fill(0);
+            packed.scales.fill(0);
+        }
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+            layout: Layout::new(packed.format, columns),
+        };
+        let [codes, scales] = weights::host(&packed);
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                codes,
+                scales,
+                HostTensor::zeros(DType::F32, &[rows, columns]),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(
+        sizes.between(0, 1, 40),
+        sizes.between(1, 1, 400),
+        sizes.group(2),
+        "",
+    )
+}
+
 fn cases() -> Vec<Case> {
-    let case = |rows: usize, columns: usize, group: u32, note: &'static str| {
-        let label = format!("rows={rows},columns={columns},group={group}{note}");
-        Case::new(label, move |variant: &Variant| {
-            let mut random = Random::new(10);
-            let mut packed = weights::random(&mut random, variant, rows, columns, group);
-            if note == ",zeros" {
-                packed.codes.fill(0);
-                packed.scales.fill(0);
-            }
-            let params = Params {
-                rows: rows as u32,
-                columns: columns as u32,
-                layout: Layout::new(packed.format, columns),
-            };
-            let [codes, scales] = weights::host(&packed);
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    codes,
-                    scales,
-                    HostTensor::zeros(DType::F32, &[rows, columns]),
-                ],
-            }
-        })
-    };
     vec![
         every_code(),
         case(7, 97, WHOLE_ROW, ""),

@@ -6,7 +6,7 @@ use glam::UVec3;
 use crate::compare::Expected;
 use crate::device::{
     Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Layout, Matrix, Outputs,
-    Random, Tensor, Variant, binding, fold,
+    Random, Sizes, Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -41,6 +41,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 /// The embeddings of `ids`, f32 of shape (tokens, columns). Every id must be below the table's rows.
@@ -108,37 +109,48 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     }
 }
 
+fn case(rows: usize, columns: usize, tokens: usize, start: u32, group: u32) -> Case {
+    let label =
+        format!("rows={rows},columns={columns},tokens={tokens},start={start},group={group}");
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(1);
+        let packed = weights::random(&mut random, variant, rows, columns, group);
+        // Some ids stand before and behind this chunk of rows: their places must stay as they are.
+        let ids: Vec<u32> = (0..tokens)
+            .map(|_| random.below(rows as u32 + 2 * start))
+            .collect();
+        let params = Params {
+            tokens: tokens as u32,
+            columns: columns as u32,
+            row_start: start,
+            rows: rows as u32,
+            layout: Layout::new(packed.format, columns),
+        };
+        let before = random.values(tokens * columns, 1.0);
+        let [codes, scales] = weights::host(&packed);
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_u32(&[tokens], &ids),
+                codes,
+                scales,
+                HostTensor::from_f32(DType::F32, &[tokens, columns], &before),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(
+        sizes.between(0, 1, 60),
+        sizes.between(1, 1, 300),
+        sizes.between(2, 1, 20),
+        sizes.between(3, 0, 9) as u32,
+        sizes.group(4),
+    )
+}
+
 fn cases() -> Vec<Case> {
-    let case = |rows: usize, columns: usize, tokens: usize, start: u32, group: u32| {
-        let label =
-            format!("rows={rows},columns={columns},tokens={tokens},start={start},group={group}");
-        Case::new(label, move |variant: &Variant| {
-            let mut random = Random::new(1);
-            let packed = weights::random(&mut random, variant, rows, columns, group);
-            // Some ids stand before and behind this chunk of rows: their places must stay as they are.
-            let ids: Vec<u32> = (0..tokens)
-                .map(|_| random.below(rows as u32 + 2 * start))
-                .collect();
-            let params = Params {
-                tokens: tokens as u32,
-                columns: columns as u32,
-                row_start: start,
-                rows: rows as u32,
-                layout: Layout::new(packed.format, columns),
-            };
-            let before = random.values(tokens * columns, 1.0);
-            let [codes, scales] = weights::host(&packed);
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    HostTensor::from_u32(&[tokens], &ids),
-                    codes,
-                    scales,
-                    HostTensor::from_f32(DType::F32, &[tokens, columns], &before),
-                ],
-            }
-        })
-    };
     vec![
         case(5, 97, 3, 0, WHOLE_ROW),
         case(40, 64, 9, 7, 32),

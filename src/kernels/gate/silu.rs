@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
-    Variant, binding, fold,
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -50,6 +50,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 /// silu(gate) * up, element by element, in the inputs' type.
@@ -101,32 +102,41 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     outputs.store(0, 0, &gate);
 }
 
+fn case(count: usize, scale: f32, note: &'static str) -> Case {
+    let label = format!("count={count},scale={scale}{note}");
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(7);
+        let mut gate = random.values(count, scale);
+        match note {
+            ",zeros" => gate.fill(0.0),
+            ",infinity" => gate[0] = f32::INFINITY,
+            ",nan" => gate[0] = f32::NAN,
+            _ => {}
+        }
+        let dtype = variant.activation;
+        CaseData {
+            parameters: bytemuck::bytes_of(&Params {
+                count: count as u32,
+            })
+            .to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(dtype, &[count], &gate),
+                HostTensor::from_f32(dtype, &[count], &random.values(count, 2.0)),
+                HostTensor::zeros(dtype, &[count]),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(
+        sizes.between(0, 1, 70) * sizes.between(1, 1, 70),
+        [0.1, 4.0, 80.0][sizes.between(2, 0, 2)],
+        "",
+    )
+}
+
 fn cases() -> Vec<Case> {
-    let case = |count: usize, scale: f32, note: &'static str| {
-        let label = format!("count={count},scale={scale}{note}");
-        Case::new(label, move |variant: &Variant| {
-            let mut random = Random::new(7);
-            let mut gate = random.values(count, scale);
-            match note {
-                ",zeros" => gate.fill(0.0),
-                ",infinity" => gate[0] = f32::INFINITY,
-                ",nan" => gate[0] = f32::NAN,
-                _ => {}
-            }
-            let dtype = variant.activation;
-            CaseData {
-                parameters: bytemuck::bytes_of(&Params {
-                    count: count as u32,
-                })
-                .to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(dtype, &[count], &gate),
-                    HostTensor::from_f32(dtype, &[count], &random.values(count, 2.0)),
-                    HostTensor::zeros(dtype, &[count]),
-                ],
-            }
-        })
-    };
     vec![
         case(1, 1.0, ""),
         case(1001, 4.0, ""),

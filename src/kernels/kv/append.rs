@@ -4,8 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
-    Variant, binding, fold,
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -50,6 +50,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 /// Appends `x`, (tokens, width), to `cache`, (sequences, capacity, width). `past`: tokens each sequence holds already.
@@ -109,39 +110,56 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     }
 }
 
+fn case(sequences: usize, each: usize, width: usize, capacity: usize, past: u32) -> Case {
+    let label = format!(
+        "sequences={sequences},tokens={each},width={width},capacity={capacity},past={past}"
+    );
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(5);
+        let (tokens, rows) = (sequences * each, sequences * capacity);
+        let past: Vec<u32> = (0..sequences as u32).map(|s| past + s).collect();
+        let params = Params {
+            tokens: tokens as u32,
+            tokens_per_sequence: each as u32,
+            width: width as u32,
+            capacity: capacity as u32,
+        };
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(
+                    variant.activation,
+                    &[tokens, width],
+                    &random.values(tokens * width, 1.0),
+                ),
+                HostTensor::from_u32(&[sequences], &past),
+                HostTensor::from_f32(
+                    variant.activation,
+                    &[rows, width],
+                    &random.values(rows * width, 1.0),
+                ),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    let (sequences, each, past) = (
+        sizes.between(0, 1, 4),
+        sizes.between(1, 1, 40),
+        sizes.between(2, 0, 60),
+    );
+    let capacity = past + each + sequences + sizes.between(3, 0, 20);
+    case(
+        sequences,
+        each,
+        sizes.between(4, 1, 300),
+        capacity,
+        past as u32,
+    )
+}
+
 fn cases() -> Vec<Case> {
-    let case = |sequences: usize, each: usize, width: usize, capacity: usize, past: u32| {
-        let label = format!(
-            "sequences={sequences},tokens={each},width={width},capacity={capacity},past={past}"
-        );
-        Case::new(label, move |variant: &Variant| {
-            let mut random = Random::new(5);
-            let (tokens, rows) = (sequences * each, sequences * capacity);
-            let past: Vec<u32> = (0..sequences as u32).map(|s| past + s).collect();
-            let params = Params {
-                tokens: tokens as u32,
-                tokens_per_sequence: each as u32,
-                width: width as u32,
-                capacity: capacity as u32,
-            };
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(
-                        variant.activation,
-                        &[tokens, width],
-                        &random.values(tokens * width, 1.0),
-                    ),
-                    HostTensor::from_u32(&[sequences], &past),
-                    HostTensor::from_f32(
-                        variant.activation,
-                        &[rows, width],
-                        &random.values(rows * width, 1.0),
-                    ),
-                ],
-            }
-        })
-    };
     vec![
         case(2, 3, 7, 9, 4),
         case(1, 1, 1, 1, 0),

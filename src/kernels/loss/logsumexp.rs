@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
-    Variant, binding, fold,
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -53,6 +53,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 /// For `logits` of (rows, columns) and one target column per row: (log-sum-exp, target logit), f32 of (rows) each.
@@ -136,39 +137,49 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     outputs.store(1, 0, &picked);
 }
 
+fn case(rows: usize, columns: usize, scale: f32, note: &'static str) -> Case {
+    let label = format!("rows={rows},columns={columns},scale={scale}{note}");
+    Case::new(label, move |_: &Variant| {
+        let mut random = Random::new(9);
+        let mut logits = random.values(rows * columns, scale);
+        match note {
+            ",zeros" => logits.fill(0.0),
+            // The maximum stands last, so far above the first columns that a sum around another overflows.
+            ",ramp" => logits
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, v)| *v = (i % columns) as f32),
+            ",infinity" => logits[columns / 2] = f32::NEG_INFINITY,
+            ",nan" => logits[columns - 1] = f32::NAN,
+            _ => {}
+        }
+        let targets: Vec<u32> = (0..rows).map(|_| random.below(columns as u32)).collect();
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+        };
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(DType::F32, &[rows, columns], &logits),
+                HostTensor::from_u32(&[rows], &targets),
+                HostTensor::zeros(DType::F32, &[rows]),
+                HostTensor::zeros(DType::F32, &[rows]),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(
+        sizes.between(0, 1, 40),
+        sizes.between(1, 1, 1500),
+        [1.0, 20.0, 300.0][sizes.between(2, 0, 2)],
+        "",
+    )
+}
+
 fn cases() -> Vec<Case> {
-    let case = |rows: usize, columns: usize, scale: f32, note: &'static str| {
-        let label = format!("rows={rows},columns={columns},scale={scale}{note}");
-        Case::new(label, move |_: &Variant| {
-            let mut random = Random::new(9);
-            let mut logits = random.values(rows * columns, scale);
-            match note {
-                ",zeros" => logits.fill(0.0),
-                // The maximum stands last, so far above the first columns that a sum around another overflows.
-                ",ramp" => logits
-                    .iter_mut()
-                    .enumerate()
-                    .for_each(|(i, v)| *v = (i % columns) as f32),
-                ",infinity" => logits[columns / 2] = f32::NEG_INFINITY,
-                ",nan" => logits[columns - 1] = f32::NAN,
-                _ => {}
-            }
-            let targets: Vec<u32> = (0..rows).map(|_| random.below(columns as u32)).collect();
-            let params = Params {
-                rows: rows as u32,
-                columns: columns as u32,
-            };
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(DType::F32, &[rows, columns], &logits),
-                    HostTensor::from_u32(&[rows], &targets),
-                    HostTensor::zeros(DType::F32, &[rows]),
-                    HostTensor::zeros(DType::F32, &[rows]),
-                ],
-            }
-        })
-    };
     vec![
         case(3, 101, 5.0, ""),
         case(2, 49_152, 20.0, ""),
@@ -176,6 +187,7 @@ fn cases() -> Vec<Case> {
         case(4, 300, 1000.0, ""),
         case(2, 4096, 1.0, ",zeros"),
         case(3, 700, 1.0, ",ramp"),
+        case(3, 128, 1.0, ",levels"),
         case(2, 97, 1.0, ",infinity"),
         case(2, 97, 1.0, ",nan"),
         case(66_001, 3, 2.0, ""),

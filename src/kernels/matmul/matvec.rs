@@ -3,7 +3,7 @@
 use glam::UVec3;
 
 use super::{Params, cost, cpu, noted, plain, reference, typed_variants};
-use crate::device::{Args, Case, Kernel, Variant, fold};
+use crate::device::{Args, Case, Kernel, Sizes, Variant, fold};
 use crate::tensor::{DType, WHOLE_ROW};
 
 /// One token per workgroup.
@@ -24,6 +24,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 fn groups(args: &Args<'_>) -> UVec3 {
@@ -53,6 +54,15 @@ fn variants() -> Vec<Variant> {
     variants
 }
 
+fn random(sizes: &Sizes) -> Case {
+    plain(
+        sizes.between(0, 1, 60),
+        4 * sizes.between(1, 1, 200) - sizes.between(2, 0, 3),
+        sizes.between(3, 1, 9),
+        sizes.group(4),
+    )
+}
+
 fn cases() -> Vec<Case> {
     let extremes = |variant: &Variant| variant.weight.is_some_and(|weight| weight.bits >= 16);
     vec![
@@ -65,6 +75,7 @@ fn cases() -> Vec<Case> {
         noted(",infinity", 1).only(extremes),
         noted(",nan", 1).only(extremes),
         noted(",zeros", 1).only(extremes),
+        noted(",row of NaN", 1).only(extremes),
         plain(70_001, 4, 1, WHOLE_ROW)
             .only(|variant| variant.weight.is_some_and(|weight| weight.name == "f16")),
         // Products of a Llama-3.1-8B.

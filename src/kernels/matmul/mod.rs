@@ -385,7 +385,12 @@ fn case(shape: Shape) -> Case {
         } else {
             (0, 0, 0, rows)
         };
-        let packed = weights::random(&mut random, variant, skipped + rows, columns, group);
+        let mut packed = weights::random(&mut random, variant, skipped + rows, columns, group);
+        if note == ",row of NaN" {
+            // Only that row's results may be NaN: whoever reads beyond the end of a row meets the next.
+            let words = packed.codes.len() / (skipped + rows);
+            packed.codes[3 * words..4 * words].fill(0x7fff_7fff);
+        }
         let all = before + tokens + before;
         let mut x = random.values(all * columns, 1.0);
         match note {

@@ -3,7 +3,7 @@
 use glam::UVec3;
 
 use super::{Params, cost, cpu, noted, plain, reference, typed_variants};
-use crate::device::{Args, Case, Kernel, Variant, fold};
+use crate::device::{Args, Case, Kernel, Sizes, Variant, fold};
 use crate::tensor::{DType, WHOLE_ROW};
 
 /// Weight rows and tokens of one workgroup's tile, as in the shader.
@@ -22,6 +22,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 fn groups(args: &Args<'_>) -> UVec3 {
@@ -29,11 +30,20 @@ fn groups(args: &Args<'_>) -> UVec3 {
     fold(p.rows.div_ceil(TILE) as usize * p.tokens.div_ceil(TILE) as usize)
 }
 
+fn random(sizes: &Sizes) -> Case {
+    plain(
+        sizes.between(0, 1, 150),
+        4 * sizes.between(1, 1, 60) - sizes.between(2, 0, 3),
+        sizes.between(3, 1, 150),
+        sizes.group(4),
+    )
+}
+
 fn cases() -> Vec<Case> {
     let extremes = |variant: &Variant| variant.weight.is_some_and(|weight| weight.bits >= 16);
     vec![
         plain(65, 97, 67, WHOLE_ROW),
-        plain(64, 128, 64, 32),
+        plain(64, 64, 129, 32),
         plain(130, 36, 9, 16),
         plain(3, 1000, 70, 64),
         plain(1, 4, 1, WHOLE_ROW),

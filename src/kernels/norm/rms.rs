@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
-    Variant, binding, fold,
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -40,6 +40,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 /// Normalizes the rows of `x`, f32 of shape (rows, columns); the result has type `output`.
@@ -129,35 +130,45 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     outputs.store(0, 0, &x);
 }
 
+fn case(rows: usize, columns: usize, epsilon: f32, note: &'static str) -> Case {
+    let label = format!("rows={rows},columns={columns},epsilon={epsilon:e}{note}");
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(2);
+        // Small values, so that a wrong epsilon shows.
+        let mut x = random.values(rows * columns, 0.01);
+        match note {
+            ",zeros" => x.fill(0.0),
+            ",infinity" => x[columns / 2] = f32::INFINITY,
+            ",nan" => x[columns - 1] = f32::NAN,
+            _ => {}
+        }
+        let gain = random.values(columns, 2.0);
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+            epsilon,
+        };
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(DType::F32, &[rows, columns], &x),
+                HostTensor::from_f32(DType::F32, &[columns], &gain),
+                HostTensor::zeros(variant.output, &[rows, columns]),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(
+        sizes.between(0, 1, 40),
+        sizes.between(1, 1, 1200),
+        [1e-5, 1e-6, 1e-3][sizes.between(2, 0, 2)],
+        "",
+    )
+}
+
 fn cases() -> Vec<Case> {
-    let case = |rows: usize, columns: usize, epsilon: f32, note: &'static str| {
-        let label = format!("rows={rows},columns={columns},epsilon={epsilon:e}{note}");
-        Case::new(label, move |variant: &Variant| {
-            let mut random = Random::new(2);
-            // Small values, so that a wrong epsilon shows.
-            let mut x = random.values(rows * columns, 0.01);
-            match note {
-                ",zeros" => x.fill(0.0),
-                ",infinity" => x[columns / 2] = f32::INFINITY,
-                ",nan" => x[columns - 1] = f32::NAN,
-                _ => {}
-            }
-            let gain = random.values(columns, 2.0);
-            let params = Params {
-                rows: rows as u32,
-                columns: columns as u32,
-                epsilon,
-            };
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(DType::F32, &[rows, columns], &x),
-                    HostTensor::from_f32(DType::F32, &[columns], &gain),
-                    HostTensor::zeros(variant.output, &[rows, columns]),
-                ],
-            }
-        })
-    };
     vec![
         case(3, 97, 1e-5, ""),
         case(1, 576, 1e-6, ""),

@@ -2,7 +2,7 @@
 
 use super::{Quads, result, words};
 use crate::compare::Expected;
-use crate::device::{Args, Case, CaseData, Element, Kernel, Variant, binding, fold};
+use crate::device::{Args, Case, CaseData, Element, Kernel, Sizes, Variant, binding, fold};
 use crate::gpu::{Access, Cost};
 use crate::tensor::DType;
 
@@ -25,22 +25,28 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: None,
     cases,
+    random,
 };
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![Expected::exact(args.tensors[0].to_f64())]
 }
 
-fn cases() -> Vec<Case> {
-    let case = |quads: usize| {
-        Case::new(format!("quads={quads}"), move |_: &Variant| CaseData {
-            parameters: bytemuck::bytes_of(&Quads {
-                quads: quads as u32,
-            })
-            .to_vec(),
-            tensors: vec![words(4 * quads), result(4 * quads)],
+fn case(quads: usize) -> Case {
+    Case::new(format!("quads={quads}"), move |_: &Variant| CaseData {
+        parameters: bytemuck::bytes_of(&Quads {
+            quads: quads as u32,
         })
-    };
+        .to_vec(),
+        tensors: vec![words(4 * quads), result(4 * quads)],
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(sizes.between(0, 1, 70) * sizes.between(1, 1, 70))
+}
+
+fn cases() -> Vec<Case> {
     vec![
         case(1),
         case(1003),

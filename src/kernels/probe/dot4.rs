@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{Steps, result, words};
 use crate::compare::Expected;
-use crate::device::{Args, Case, CaseData, Element, Kernel, Variant, binding, fold};
+use crate::device::{Args, Case, CaseData, Element, Kernel, Sizes, Variant, binding, fold};
 use crate::gpu::{Access, Cost};
 use crate::tensor::DType;
 
@@ -35,6 +35,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: None,
     cases,
+    random,
 };
 
 fn dot(a: u32, b: u32) -> i32 {
@@ -58,19 +59,27 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     )]
 }
 
+fn case(invocations: usize, steps: u32) -> Case {
+    Case::new(
+        format!("invocations={invocations},steps={steps}"),
+        move |_: &Variant| CaseData {
+            parameters: bytemuck::bytes_of(&Steps {
+                invocations: invocations as u32,
+                steps,
+            })
+            .to_vec(),
+            tensors: vec![words(invocations), result(invocations)],
+        },
+    )
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(
+        sizes.between(0, 1, 70) * sizes.between(1, 1, 20),
+        sizes.between(2, 1, 12) as u32,
+    )
+}
+
 fn cases() -> Vec<Case> {
-    let case = |invocations: usize, steps: u32| {
-        Case::new(
-            format!("invocations={invocations},steps={steps}"),
-            move |_: &Variant| CaseData {
-                parameters: bytemuck::bytes_of(&Steps {
-                    invocations: invocations as u32,
-                    steps,
-                })
-                .to_vec(),
-                tensors: vec![words(invocations), result(invocations)],
-            },
-        )
-    };
     vec![case(1, 1), case(1003, 5), case(1 << 19, 64).bench()]
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::Steps;
 use crate::compare::Expected;
 use crate::device::{
-    Args, Case, CaseData, Element, HostTensor, Kernel, Random, Variant, binding, fold,
+    Args, Case, CaseData, Element, HostTensor, Kernel, Random, Sizes, Variant, binding, fold,
 };
 use crate::gpu::{Access, Cost};
 use crate::kernels::bounds::storing;
@@ -43,6 +43,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: None,
     cases,
+    random,
 };
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -72,26 +73,34 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![Expected { values, bounds }]
 }
 
+fn case(invocations: usize, steps: u32) -> Case {
+    Case::new(
+        format!("invocations={invocations},steps={steps}"),
+        move |variant: &Variant| {
+            let values = Random::new(32).values(invocations, 2.0);
+            let dtype = variant.activation;
+            CaseData {
+                parameters: bytemuck::bytes_of(&Steps {
+                    invocations: invocations as u32,
+                    steps,
+                })
+                .to_vec(),
+                tensors: vec![
+                    HostTensor::from_f32(dtype, &[invocations], &values),
+                    HostTensor::zeros(dtype, &[invocations]),
+                ],
+            }
+        },
+    )
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(
+        sizes.between(0, 1, 70) * sizes.between(1, 1, 20),
+        sizes.between(2, 1, 12) as u32,
+    )
+}
+
 fn cases() -> Vec<Case> {
-    let case = |invocations: usize, steps: u32| {
-        Case::new(
-            format!("invocations={invocations},steps={steps}"),
-            move |variant: &Variant| {
-                let values = Random::new(32).values(invocations, 2.0);
-                let dtype = variant.activation;
-                CaseData {
-                    parameters: bytemuck::bytes_of(&Steps {
-                        invocations: invocations as u32,
-                        steps,
-                    })
-                    .to_vec(),
-                    tensors: vec![
-                        HostTensor::from_f32(dtype, &[invocations], &values),
-                        HostTensor::zeros(dtype, &[invocations]),
-                    ],
-                }
-            },
-        )
-    };
     vec![case(1, 1), case(1003, 5), case(1 << 19, 64).bench()]
 }

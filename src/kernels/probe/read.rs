@@ -3,7 +3,7 @@
 
 use super::{Quads, result, words};
 use crate::compare::Expected;
-use crate::device::{Args, Case, CaseData, Element, Kernel, Variant, binding, fold};
+use crate::device::{Args, Case, CaseData, Element, Kernel, Sizes, Variant, binding, fold};
 use crate::gpu::{Access, Cost};
 use crate::tensor::DType;
 
@@ -29,6 +29,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: None,
     cases,
+    random,
 };
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -45,17 +46,22 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![Expected::exact(values)]
 }
 
-fn cases() -> Vec<Case> {
-    let case = |blocks: usize| {
-        let quads = blocks * 16 * WORKGROUP;
-        Case::new(format!("blocks={blocks}"), move |_: &Variant| CaseData {
-            parameters: bytemuck::bytes_of(&Quads {
-                quads: quads as u32,
-            })
-            .to_vec(),
-            tensors: vec![words(4 * quads), result(quads / 16)],
+fn case(blocks: usize) -> Case {
+    let quads = blocks * 16 * WORKGROUP;
+    Case::new(format!("blocks={blocks}"), move |_: &Variant| CaseData {
+        parameters: bytemuck::bytes_of(&Quads {
+            quads: quads as u32,
         })
-    };
+        .to_vec(),
+        tensors: vec![words(4 * quads), result(quads / 16)],
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(sizes.between(0, 1, 12))
+}
+
+fn cases() -> Vec<Case> {
     vec![
         case(1),
         case(7),

@@ -2,7 +2,7 @@
 
 use super::{Quads, result};
 use crate::compare::Expected;
-use crate::device::{Args, Case, CaseData, Element, Kernel, Variant, binding, fold};
+use crate::device::{Args, Case, CaseData, Element, Kernel, Sizes, Variant, binding, fold};
 use crate::gpu::{Access, Cost};
 use crate::tensor::DType;
 
@@ -22,6 +22,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: None,
     cases,
+    random,
 };
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -29,16 +30,21 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![Expected::exact((0..4 * quads).map(f64::from).collect())]
 }
 
-fn cases() -> Vec<Case> {
-    let case = |quads: usize| {
-        Case::new(format!("quads={quads}"), move |_: &Variant| CaseData {
-            parameters: bytemuck::bytes_of(&Quads {
-                quads: quads as u32,
-            })
-            .to_vec(),
-            tensors: vec![result(4 * quads)],
+fn case(quads: usize) -> Case {
+    Case::new(format!("quads={quads}"), move |_: &Variant| CaseData {
+        parameters: bytemuck::bytes_of(&Quads {
+            quads: quads as u32,
         })
-    };
+        .to_vec(),
+        tensors: vec![result(4 * quads)],
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(sizes.between(0, 1, 70) * sizes.between(1, 1, 70))
+}
+
+fn cases() -> Vec<Case> {
     vec![
         case(1),
         case(1003),

@@ -9,8 +9,8 @@ use bytemuck::{Pod, Zeroable};
 use super::SHAPES;
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
-    Variant, binding, fold,
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -50,6 +50,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 /// The scale words of a weight, f32 of (rows, columns).
@@ -115,37 +116,51 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     outputs.words(0).copy_from_slice(&words(args));
 }
 
+fn case(rows: usize, columns: usize, group: usize, signed_max: u32, bits: u32) -> Case {
+    let label =
+        format!("rows={rows},columns={columns},group={group},signed={signed_max},bits={bits}");
+    Case::new(label, move |_: &Variant| {
+        let weight = super::weights(&mut Random::new(11), rows, columns);
+        let half_range = (1u32 << (bits - 1)) as f32;
+        let scale_words = columns.div_ceil(group).div_ceil(2);
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+            group_columns: group as u32,
+            scale_words: scale_words as u32,
+            signed_max,
+            factor: if signed_max == 1 {
+                -1.0 / half_range
+            } else {
+                1.0 / (half_range - 1.0)
+            },
+        };
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
+                HostTensor::zeros(DType::U32, &[rows, scale_words]),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    let signed_max = sizes.between(0, 0, 1) as u32;
+    case(
+        sizes.between(1, 1, 60),
+        sizes.between(2, 1, 400),
+        16 << sizes.between(3, 0, 4),
+        signed_max,
+        sizes.between(4, 2 - signed_max as usize, 8) as u32,
+    )
+}
+
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (rows, columns, group) in SHAPES {
         for (signed_max, bits) in [(0u32, 4), (1, 4), (0, 2), (1, 1), (0, 8)] {
-            let label = format!(
-                "rows={rows},columns={columns},group={group},signed={signed_max},bits={bits}"
-            );
-            cases.push(Case::new(label, move |_: &Variant| {
-                let weight = super::weights(&mut Random::new(11), rows, columns);
-                let half_range = (1u32 << (bits - 1)) as f32;
-                let scale_words = columns.div_ceil(group).div_ceil(2);
-                let params = Params {
-                    rows: rows as u32,
-                    columns: columns as u32,
-                    group_columns: group as u32,
-                    scale_words: scale_words as u32,
-                    signed_max,
-                    factor: if signed_max == 1 {
-                        -1.0 / half_range
-                    } else {
-                        1.0 / (half_range - 1.0)
-                    },
-                };
-                CaseData {
-                    parameters: bytemuck::bytes_of(&params).to_vec(),
-                    tensors: vec![
-                        HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
-                        HostTensor::zeros(DType::U32, &[rows, scale_words]),
-                    ],
-                }
-            }));
+            cases.push(case(rows, columns, group, signed_max, bits));
         }
     }
     cases.push(Case::new("every f16 rounding", |_: &Variant| {

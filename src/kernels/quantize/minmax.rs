@@ -9,8 +9,8 @@ use half::f16;
 use super::{SHAPES, rounded};
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
-    Variant, binding, fold,
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -49,6 +49,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 /// The scale words of a weight, f32 of (rows, columns). `offset`: float minimum instead of integer zero point.
@@ -145,9 +146,75 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     outputs.words(0).copy_from_slice(&words(args));
 }
 
+fn case(shape: (usize, usize, usize), offset: u32, bits: u32, shift: f32) -> Case {
+    let (rows, columns, group) = shape;
+    let label = format!(
+        "rows={rows},columns={columns},group={group},offset={offset},bits={bits},shift={shift}"
+    );
+    Case::new(label, move |_: &Variant| {
+        let mut weight = super::weights(&mut Random::new(12), rows, columns);
+        // Far from zero, where the zero point leaves the integers of f16.
+        weight.iter_mut().for_each(|value| {
+            *value = if shift == 0.0 {
+                *value
+            } else {
+                *value * 0.01 + shift
+            }
+        });
+        data(&weight, (rows, columns, group), offset, bits)
+    })
+}
+
+fn data(weight: &[f32], shape: (usize, usize, usize), offset: u32, bits: u32) -> CaseData {
+    let (rows, columns, group) = shape;
+    let groups = columns.div_ceil(group);
+    let params = Params {
+        rows: rows as u32,
+        columns: columns as u32,
+        group_columns: group as u32,
+        groups: groups as u32,
+        offset,
+        factor: factor(bits),
+    };
+    CaseData {
+        parameters: bytemuck::bytes_of(&params).to_vec(),
+        tensors: vec![
+            HostTensor::from_f32(DType::F32, &[rows, columns], weight),
+            HostTensor::zeros(DType::U32, &[rows, groups]),
+        ],
+    }
+}
+
+/// Groups whose zero point lies in the middle of two integers, and one where it is the last that f16 tells apart.
+fn ties() -> Case {
+    Case::new("ties", |_: &Variant| {
+        let mut weight = Vec::new();
+        for low in [-3.5, -2.5, -4.5] {
+            weight.extend((0..16).map(|step| low + step as f32));
+        }
+        weight.extend((0..16).map(|step| (step - 2048) as f32 / 1024.0));
+        data(&weight, (1, 64, 16), 0, 4)
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    let shape = (
+        sizes.between(0, 1, 60),
+        sizes.between(1, 1, 400),
+        16 << sizes.between(2, 0, 4),
+    );
+    let shift = [0.0, 5.0, -5.0, -0.02, 300.0][sizes.between(5, 0, 4)];
+    case(
+        shape,
+        sizes.between(3, 0, 1) as u32,
+        sizes.between(4, 1, 8) as u32,
+        shift,
+    )
+}
+
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (rows, columns, group) in SHAPES {
+    for shape in SHAPES {
         for (offset, bits, shift) in [
             (0u32, 4, 0.0),
             (1, 4, 0.0),
@@ -158,37 +225,9 @@ fn cases() -> Vec<Case> {
             (0, 8, -5.0),
             (0, 3, -0.02),
         ] {
-            let label = format!(
-                "rows={rows},columns={columns},group={group},offset={offset},bits={bits},shift={shift}"
-            );
-            cases.push(Case::new(label, move |_: &Variant| {
-                let mut weight = super::weights(&mut Random::new(12), rows, columns);
-                // Far from zero, where the zero point leaves the integers of f16.
-                weight.iter_mut().for_each(|value| {
-                    *value = if shift == 0.0 {
-                        *value
-                    } else {
-                        *value * 0.01 + shift
-                    }
-                });
-                let groups = columns.div_ceil(group);
-                let params = Params {
-                    rows: rows as u32,
-                    columns: columns as u32,
-                    group_columns: group as u32,
-                    groups: groups as u32,
-                    offset,
-                    factor: factor(bits),
-                };
-                CaseData {
-                    parameters: bytemuck::bytes_of(&params).to_vec(),
-                    tensors: vec![
-                        HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
-                        HostTensor::zeros(DType::U32, &[rows, groups]),
-                    ],
-                }
-            }));
+            cases.push(case(shape, offset, bits, shift));
         }
     }
+    cases.push(ties());
     cases
 }

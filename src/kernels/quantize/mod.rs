@@ -20,7 +20,7 @@ const SHAPES: [(usize, usize, usize); 5] = [
     (70, 64, 32),
 ];
 
-/// Weights as they come: bell-shaped, with an outlier now and then, a constant group and a zero group.
+/// Weights as they come: bell-shaped, with an outlier now and then, a tie, a constant group and a zero group.
 fn weights(random: &mut Random, rows: usize, columns: usize) -> Vec<f32> {
     let mut values: Vec<f32> = (0..rows * columns)
         .map(|index| {
@@ -28,6 +28,10 @@ fn weights(random: &mut Random, rows: usize, columns: usize) -> Vec<f32> {
             if index % 61 == 7 { bell * 10.0 } else { bell }
         })
         .collect();
+    if columns > 48 {
+        // As far to one side as to the other: the first counts.
+        (values[40], values[41]) = (2.5, -2.5);
+    }
     let first = columns.min(32);
     values[..first].fill(0.0);
     if rows > 1 {

@@ -10,7 +10,7 @@ use super::SHAPES;
 use crate::compare::Expected;
 use crate::device::{
     Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Layout, Outputs, Random,
-    Tensor, Variant, binding, fold,
+    Sizes, Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -54,6 +54,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 /// The code words of a weight, f32 of (rows, columns), in a format whose scales are given.
@@ -186,56 +187,68 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     outputs.words(0).copy_from_slice(&words);
 }
 
+fn case((rows, columns, group): (usize, usize, usize), fine: bool) -> Case {
+    let note = if fine { ",fine" } else { "" };
+    let label = format!("rows={rows},columns={columns},group={group}{note}");
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(13);
+        let mut weight = super::weights(&mut random, rows, columns);
+        let group = if group >= columns {
+            WHOLE_ROW
+        } else {
+            group as u32
+        };
+        let mut packed = weights::random(&mut random, variant, rows, columns, group);
+        packed.codes.fill(0);
+        if fine {
+            // Steps so small that f32 does not tell neighbouring codes apart around these values.
+            weight
+                .iter_mut()
+                .enumerate()
+                .for_each(|(index, value)| *value = 5000.0 + (index % 5) as f32 * 4.9e-4);
+            let bits = |value: f32| u32::from(f16::from_f32(value).to_bits());
+            let step = bits(f32::powi(2.0, -14));
+            let words = match packed.format.ty.scale {
+                Scale::Symmetric => step | step << 16,
+                _ => step | bits(5000.0) << 16,
+            };
+            packed.scales.fill(words);
+        }
+        if rows == 1 {
+            // A group whose scale is zero has one value only.
+            packed.scales.fill(0);
+        }
+        let layout = Layout::new(packed.format, columns);
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+            layout,
+        };
+        let [codes, scales] = weights::host(&packed);
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
+                scales,
+                codes,
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    let shape = (
+        sizes.between(0, 2, 60),
+        sizes.between(1, 1, 400),
+        16 << sizes.between(2, 0, 4),
+    );
+    case(shape, sizes.between(3, 0, 3) == 3)
+}
+
 fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    let shapes = SHAPES.map(|shape| (shape, false));
-    for ((rows, columns, group), fine) in shapes.into_iter().chain([((2, 64, 32), true)]) {
-        let note = if fine { ",fine" } else { "" };
-        let label = format!("rows={rows},columns={columns},group={group}{note}");
-        cases.push(Case::new(label, move |variant: &Variant| {
-            let mut random = Random::new(13);
-            let mut weight = super::weights(&mut random, rows, columns);
-            let group = if group >= columns {
-                WHOLE_ROW
-            } else {
-                group as u32
-            };
-            let mut packed = weights::random(&mut random, variant, rows, columns, group);
-            packed.codes.fill(0);
-            if fine {
-                // Steps so small that f32 does not tell neighbouring codes apart around these values.
-                weight
-                    .iter_mut()
-                    .enumerate()
-                    .for_each(|(index, value)| *value = 5000.0 + (index % 5) as f32 * 4.9e-4);
-                let bits = |value: f32| u32::from(f16::from_f32(value).to_bits());
-                let step = bits(f32::powi(2.0, -14));
-                let words = match packed.format.ty.scale {
-                    Scale::Symmetric => step | step << 16,
-                    _ => step | bits(5000.0) << 16,
-                };
-                packed.scales.fill(words);
-            }
-            if rows == 1 {
-                // A group whose scale is zero has one value only.
-                packed.scales.fill(0);
-            }
-            let layout = Layout::new(packed.format, columns);
-            let params = Params {
-                rows: rows as u32,
-                columns: columns as u32,
-                layout,
-            };
-            let [codes, scales] = weights::host(&packed);
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
-                    scales,
-                    codes,
-                ],
-            }
-        }));
-    }
-    cases
+    let shapes = SHAPES.map(|shape| case(shape, false));
+    shapes
+        .into_iter()
+        .chain([case((2, 64, 32), true)])
+        .collect()
 }

@@ -7,8 +7,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
-    Variant, binding, fold,
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -51,6 +51,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 /// Adds `branch` to `residual` in place.
@@ -88,28 +89,33 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     outputs.store(0, 0, &residual);
 }
 
+fn case(count: usize, note: &'static str) -> Case {
+    Case::new(format!("count={count}{note}"), move |variant: &Variant| {
+        let mut random = Random::new(8);
+        let mut branch = random.values(count, 2.0);
+        match note {
+            ",infinity" => branch[0] = f32::NEG_INFINITY,
+            ",nan" => branch[0] = f32::NAN,
+            _ => {}
+        }
+        CaseData {
+            parameters: bytemuck::bytes_of(&Params {
+                count: count as u32,
+            })
+            .to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(variant.activation, &[count], &branch),
+                HostTensor::from_f32(DType::F32, &[count], &random.values(count, 100.0)),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(sizes.between(0, 1, 70) * sizes.between(1, 1, 70), "")
+}
+
 fn cases() -> Vec<Case> {
-    let case = |count: usize, note: &'static str| {
-        Case::new(format!("count={count}{note}"), move |variant: &Variant| {
-            let mut random = Random::new(8);
-            let mut branch = random.values(count, 2.0);
-            match note {
-                ",infinity" => branch[0] = f32::NEG_INFINITY,
-                ",nan" => branch[0] = f32::NAN,
-                _ => {}
-            }
-            CaseData {
-                parameters: bytemuck::bytes_of(&Params {
-                    count: count as u32,
-                })
-                .to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(variant.activation, &[count], &branch),
-                    HostTensor::from_f32(DType::F32, &[count], &random.values(count, 100.0)),
-                ],
-            }
-        })
-    };
     vec![
         case(1, ""),
         case(1001, ""),

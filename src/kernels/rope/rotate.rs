@@ -8,8 +8,8 @@ use glam::UVec3;
 
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Tensor,
-    Variant, binding, fold,
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -57,6 +57,7 @@ pub static KERNEL: Kernel = Kernel {
     reference,
     cpu: Some(cpu),
     cases,
+    random,
 };
 
 /// Where rotated tokens go.
@@ -182,60 +183,78 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     }
 }
 
+fn case(
+    sequences: usize,
+    each: usize,
+    heads: usize,
+    head_dim: usize,
+    capacity: usize,
+    past: u32,
+) -> Case {
+    let label = format!(
+        "sequences={sequences},tokens={each},heads={heads},head_dim={head_dim},capacity={capacity},past={past}"
+    );
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(4);
+        let tokens = sequences * each;
+        let positions = past as usize + each + sequences;
+        let angles = random.values(positions * head_dim / 2, 3.0);
+        let rotations: Vec<f32> = angles.iter().flat_map(|a| [a.cos(), a.sin()]).collect();
+        // Each sequence holds a different number of tokens already.
+        let past: Vec<u32> = (0..sequences as u32).map(|s| past + s).collect();
+        let rows = if capacity > 0 {
+            sequences * capacity
+        } else {
+            tokens
+        };
+        let params = Params {
+            tokens: tokens as u32,
+            tokens_per_sequence: each as u32,
+            heads: heads as u32,
+            head_dim: head_dim as u32,
+            capacity: capacity as u32,
+        };
+        let width = heads * head_dim;
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(
+                    variant.activation,
+                    &[tokens, width],
+                    &random.values(tokens * width, 2.0),
+                ),
+                HostTensor::from_f32(DType::F32, &[positions, head_dim], &rotations),
+                HostTensor::from_u32(&[sequences], &past),
+                HostTensor::from_f32(
+                    variant.activation,
+                    &[rows, width],
+                    &random.values(rows * width, 1.0),
+                ),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    let (each, past) = (sizes.between(1, 1, 40), sizes.between(2, 0, 60));
+    // A cache holds all that is written into it; without one the tokens stand in their own places.
+    let capacity = sizes.between(3, 0, 1) * (each + past + 8 + sizes.between(4, 0, 20));
+    case(
+        sizes.between(0, 1, 4),
+        each,
+        sizes.between(5, 1, 9),
+        2 * sizes.between(6, 1, 64),
+        capacity,
+        past as u32,
+    )
+}
+
 fn cases() -> Vec<Case> {
-    let case = |sequences: usize,
-                each: usize,
-                heads: usize,
-                head_dim: usize,
-                capacity: usize,
-                past: u32| {
-        let label = format!(
-            "sequences={sequences},tokens={each},heads={heads},head_dim={head_dim},capacity={capacity},past={past}"
-        );
-        Case::new(label, move |variant: &Variant| {
-            let mut random = Random::new(4);
-            let tokens = sequences * each;
-            let positions = past as usize + each + sequences;
-            let angles = random.values(positions * head_dim / 2, 3.0);
-            let rotations: Vec<f32> = angles.iter().flat_map(|a| [a.cos(), a.sin()]).collect();
-            // Each sequence holds a different number of tokens already.
-            let past: Vec<u32> = (0..sequences as u32).map(|s| past + s).collect();
-            let rows = if capacity > 0 {
-                sequences * capacity
-            } else {
-                tokens
-            };
-            let params = Params {
-                tokens: tokens as u32,
-                tokens_per_sequence: each as u32,
-                heads: heads as u32,
-                head_dim: head_dim as u32,
-                capacity: capacity as u32,
-            };
-            let width = heads * head_dim;
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(
-                        variant.activation,
-                        &[tokens, width],
-                        &random.values(tokens * width, 2.0),
-                    ),
-                    HostTensor::from_f32(DType::F32, &[positions, head_dim], &rotations),
-                    HostTensor::from_u32(&[sequences], &past),
-                    HostTensor::from_f32(
-                        variant.activation,
-                        &[rows, width],
-                        &random.values(rows * width, 1.0),
-                    ),
-                ],
-            }
-        })
-    };
     vec![
         case(2, 3, 3, 10, 0, 5),
         case(2, 3, 3, 10, 11, 5),
         case(1, 1, 1, 2, 0, 0),
+        case(1, 1, 1, 2, 1, 0),
         case(1, 65, 9, 64, 65, 0),
         case(1, 2049, 32, 64, 0, 0),
         case(4, 512, 32, 128, 0, 0).bench(),
