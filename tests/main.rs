@@ -6,6 +6,7 @@ mod canary;
 mod cli;
 mod cli_bad_input;
 mod cli_interrupt;
+mod cli_pages;
 mod cli_verify;
 mod formats;
 mod golden;
@@ -33,6 +34,7 @@ fn main() {
     trials.extend(cli::trials());
     trials.extend(cli_bad_input::trials());
     trials.extend(cli_interrupt::trials());
+    trials.extend(cli_pages::trials());
     trials.extend(cli_verify::trials());
     trials.extend(machine::plain_trials(formats::TESTS));
     trials.extend(machine::plain_trials(text::TESTS));

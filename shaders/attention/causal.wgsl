@@ -75,8 +75,8 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
         }
     }
     var slot = 0u;
-    for (var column = lane.index; column < params.head_dim; column += WORKGROUP) {
-        result[query_base + column] = act(sums[slot] / total);
+    for (var mine = lane.index; mine < params.head_dim; mine += WORKGROUP) {
+        result[query_base + mine] = act(sums[slot] / total);
         slot++;
     }
 }

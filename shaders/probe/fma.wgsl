@@ -17,10 +17,12 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     }
     let b = vec4<act>(x[index]);
     let half = vec4<act>(act(0.5));
-    var v0 = b;
-    var v1 = b + vec4<act>(act(1.0));
-    var v2 = b + vec4<act>(act(2.0));
-    var v3 = b + vec4<act>(act(3.0));
+    // All sixteen differ, so that no compiler takes one for another.
+    let start = vec4<act>(act(0.0), act(0.25), act(0.5), act(0.75));
+    var v0 = b + start;
+    var v1 = b + start + vec4<act>(act(1.0));
+    var v2 = b + start + vec4<act>(act(2.0));
+    var v3 = b + start + vec4<act>(act(3.0));
     for (var step = 0u; step < params.steps; step++) {
         v0 = fma(v0, half, b);
         v1 = fma(v1, half, b);

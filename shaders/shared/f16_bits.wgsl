@@ -1,12 +1,9 @@
 // f32 to the bits of the nearest f16, ties to even, in integers: WGSL leaves the rounding of a conversion to the device,
-// and scales must come out alike everywhere. NaN stays NaN; too large becomes infinity.
+// and scales must come out alike everywhere. Too large becomes infinity, and so does NaN, which callers refuse before.
 fn f16_bits(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     let sign = (bits >> 16u) & 0x8000u;
     let magnitude = bits & 0x7fffffffu;
-    if magnitude > 0x7f800000u {
-        return sign | 0x7e00u;
-    }
     if magnitude >= 0x47800000u {
         return sign | 0x7c00u;
     }

@@ -1,16 +1,18 @@
 //! `lopper bench`: what the device can do, and what the kernels make of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use super::Global;
+use super::bench_hardware::Devices;
 use super::output::{Output, table};
 use super::session::replacement;
-use super::{bench_compare, bench_hardware, bench_model};
+use super::{bench_compare, bench_hardware, bench_html, bench_model};
 use crate::device::Runner;
 use crate::error::{Error, Result};
+use crate::formats::replace_file;
 use crate::gpu::{Gpu, Options, Selector, Tier, backend_name, choose, parse_backend};
 use crate::kernels::TABLE;
 use crate::measure::bench::{Ceilings, Timing, time};
@@ -20,6 +22,9 @@ use crate::measure::verify::Selection;
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub(super) struct Arguments {
+    /// Write the figures as one self-contained page, with a roofline of the kernels
+    #[arg(long, global = true, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Show two runs' JSON files side by side
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"])]
     compare: Vec<PathBuf>,
@@ -82,13 +87,26 @@ enum Format {
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    if let Some(path) = &arguments.html {
+        // Better now than after minutes of measuring.
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        let folder = folder.unwrap_or(Path::new("."));
+        std::fs::read_dir(folder).map_err(Error::write(path))?;
+    }
     let Some(what) = &arguments.what else {
         return bench_compare::run(&arguments.compare, output);
     };
     match what {
         What::Hardware { output: format } => {
-            let runner = open(global, true)?;
-            let rows = bench_hardware::hardware(&runner, output)?;
+            let timed = open(global, true, Tier::F16)?;
+            let has_coop = timed.gpu().adapter().capabilities.cooperative_matrix > 0;
+            let coop = has_coop
+                .then(|| open(global, true, Tier::Coop))
+                .transpose()?;
+            let plain = open(global, false, Tier::F16)?;
+            let devices = Devices { timed, plain, coop };
+            let rows = bench_hardware::hardware(&devices, output)?;
+            write_page(arguments, output, || bench_html::hardware(&rows))?;
             print(&rows, *format, output)
         }
         What::Kernels {
@@ -98,13 +116,17 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             output: format,
         } => {
             let selection = Selection::new(kernel.as_deref())?;
-            let runner = open(global, true)?;
+            let runner = open(global, true, Tier::F16)?;
             let ceilings = ceilings(&runner, output)?;
             let runner = match replacement(kernel.as_deref(), shader.as_deref())? {
                 Some((name, source)) => runner.with_source(&name, source),
                 None => runner,
             };
-            let rows = kernels(&runner, &selection, shape.as_deref(), ceilings, output)?;
+            let timings = kernels(&runner, &selection, shape.as_deref(), ceilings, output)?;
+            let rows: Vec<_> = timings.iter().map(|timing| row(&runner, timing)).collect();
+            write_page(arguments, output, || {
+                bench_html::kernels(&rows, &timings, ceilings)
+            })?;
             print(&rows, *format, output)
         }
         What::Model {
@@ -130,12 +152,13 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             }
             tests.retain(|test| test.tokens() > 0);
             let rows = bench_model::rows(global, model, &tests, *repetitions as usize, output)?;
+            write_page(arguments, output, || bench_html::model(&rows))?;
             print(&rows, *format, output)
         }
     }
 }
 
-fn open(global: &Global, profile: bool) -> Result<Runner> {
+fn open(global: &Global, profile: bool, tier: Tier) -> Result<Runner> {
     let backend = global.backend.as_deref().map(parse_backend).transpose()?;
     let adapter = choose(
         &Selector {
@@ -153,7 +176,7 @@ fn open(global: &Global, profile: bool) -> Result<Runner> {
         });
     }
     let options = Options {
-        tier: Tier::F16,
+        tier,
         budget: global.vram_budget,
         profile,
         ..Options::default()
@@ -226,7 +249,7 @@ fn kernels(
     shape: Option<&str>,
     ceilings: Ceilings,
     output: &Output,
-) -> Result<Vec<Map<String, Value>>> {
+) -> Result<Vec<Timing>> {
     let selected = |kernel: &str, label: &str| {
         !kernel.starts_with("probe/")
             && selection.names_kernel(kernel)
@@ -239,14 +262,6 @@ fn kernels(
         ceilings.copy / 1e9,
         ceilings.f32 / 1e12
     ));
-    let row = |timing: &Timing| {
-        let mut row = Map::new();
-        if let Ok(Value::Object(fields)) = serde_json::to_value(timing) {
-            row.extend(fields);
-        }
-        row.extend(place(runner));
-        row
-    };
     let failed = timings.iter().filter(|timing| !timing.verified).count();
     if failed > 0 {
         for timing in timings.iter().filter(|timing| !timing.verified) {
@@ -257,7 +272,29 @@ fn kernels(
         }
         return Err(Error::CheckFailed(failed, timings.len()));
     }
-    Ok(timings.iter().map(row).collect())
+    Ok(timings)
+}
+
+fn row(runner: &Runner, timing: &Timing) -> Map<String, Value> {
+    let mut row = Map::new();
+    if let Ok(Value::Object(fields)) = serde_json::to_value(timing) {
+        row.extend(fields);
+    }
+    row.extend(place(runner));
+    row
+}
+
+/// Writes the page that `--html` asks for, whole or not at all.
+fn write_page(arguments: &Arguments, output: &Output, page: impl FnOnce() -> String) -> Result<()> {
+    let Some(path) = &arguments.html else {
+        return Ok(());
+    };
+    replace_file(path, |file| {
+        file.write_all(page().as_bytes())
+            .map_err(Error::write(path))
+    })?;
+    output.note(format!("written: {}", path.display()));
+    Ok(())
 }
 
 /// Four significant digits: what a measurement is worth.
@@ -281,8 +318,8 @@ fn print(rows: &[Map<String, Value>], format: Format, output: &Output) -> Result
         Some(Value::Number(number)) => number
             .as_f64()
             .map_or_else(|| number.to_string(), |v| round(v).to_string()),
+        Some(Value::Null) | None => String::new(),
         Some(other) => other.to_string(),
-        None => String::new(),
     };
     let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
     match format {

@@ -10,26 +10,75 @@ use crate::device::Runner;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::measure::bench::Timing;
+use crate::measure::peaks::{self, CLOCK_MARGIN, MEMORY_MARGIN, Peak};
 
-/// A row per figure.
-pub(super) fn hardware(runner: &Runner, output: &Output) -> Result<Vec<Map<String, Value>>> {
-    let mut rows = Vec::new();
-    let mut add = |what: &str, value: f64, spread: f64, unit: &str, note: &str| {
+/// A measured figure.
+struct Figure {
+    what: String,
+    value: f64,
+    spread: f64,
+    unit: &'static str,
+    /// The data sheet's, and the factor above it at which the measurement must be wrong.
+    ceiling: Option<(f64, f64)>,
+    note: &'static str,
+}
+
+impl Figure {
+    fn excess(&self) -> bool {
+        self.ceiling
+            .is_some_and(|(ceiling, margin)| self.value > ceiling * margin)
+    }
+
+    fn row(&self, runner: &Runner) -> Map<String, Value> {
         let mut row = Map::new();
-        row.insert("what".into(), what.into());
-        row.insert("value".into(), json!(round(value)));
-        row.insert("spread".into(), json!(round(spread)));
-        row.insert("unit".into(), unit.into());
+        row.insert("what".into(), self.what.as_str().into());
+        row.insert("value".into(), json!(round(self.value)));
+        row.insert("spread".into(), json!(round(self.spread)));
+        row.insert("unit".into(), self.unit.into());
+        let percent = self
+            .ceiling
+            .map(|(ceiling, _)| 100.0 * self.value / ceiling);
+        row.insert(
+            "ceiling".into(),
+            json!(self.ceiling.map(|(ceiling, _)| ceiling)),
+        );
+        row.insert("percent".into(), json!(percent.map(round)));
+        let note = if self.excess() {
+            "ERROR: above the data sheet"
+        } else {
+            self.note
+        };
         row.insert("note".into(), note.into());
         row.extend(place(runner));
-        rows.push(row);
-    };
-    let probes = timings(
-        runner,
-        |kernel, _| kernel.starts_with("probe/"),
-        None,
-        output,
-    )?;
+        row
+    }
+}
+
+/// The devices that the figures are taken on. Cooperative matrices and untimed dispatches need one of their own.
+pub(super) struct Devices {
+    /// Times every dispatch.
+    pub(super) timed: Runner,
+    /// Times whole submits.
+    pub(super) plain: Runner,
+    /// With cooperative matrices, where the adapter has them.
+    pub(super) coop: Option<Runner>,
+}
+
+/// A row per figure. Wrong results, and rates that the data sheet rules out, are errors.
+pub(super) fn hardware(devices: &Devices, output: &Output) -> Result<Vec<Map<String, Value>>> {
+    let runner = &devices.timed;
+    let peak = peaks::of(&runner.gpu().adapter().info.name);
+    let probe = |kernel: &str, _: &str| kernel.starts_with("probe/");
+    let mut probes = timings(runner, probe, None, output)?;
+    if let Some(coop) = &devices.coop {
+        probes.extend(timings(
+            coop,
+            |kernel, _| kernel == "probe/coop",
+            None,
+            output,
+        )?);
+    }
+    let mut figures = Vec::new();
     for timing in best_of_sizes(probes) {
         if !timing.verified {
             return Err(Error::Divergence {
@@ -37,55 +86,116 @@ pub(super) fn hardware(runner: &Runner, output: &Output) -> Result<Vec<Map<Strin
                 report: timing.reason,
             });
         }
-        let name = timing.kernel.trim_start_matches("probe/");
-        let spread = timing.us_spread / timing.us;
-        match name {
-            "copy" => add(
-                "copy bandwidth",
-                timing.gbps,
-                timing.gbps * spread,
-                "GB/s",
-                "read and written",
-            ),
-            "read" => add(
-                "read bandwidth",
-                timing.gbps,
-                timing.gbps * spread,
-                "GB/s",
-                "",
-            ),
-            "write" => add(
-                "write bandwidth",
-                timing.gbps,
-                timing.gbps * spread,
-                "GB/s",
-                "",
-            ),
-            "fma" => {
-                let what = format!("{} multiply-adds", timing.dtype);
-                add(
-                    &what,
-                    timing.tflops,
-                    timing.tflops * spread,
-                    "TFLOP/s",
-                    "4-wide vectors",
-                );
-            }
-            _ => add(
-                "packed int8 dot",
-                timing.tflops,
-                timing.tflops * spread,
-                "TOP/s",
-                "dot4I8Packed",
-            ),
+        figures.push(probed(&timing, peak));
+    }
+    for (what, samples, unit, note) in host_costs(runner)?
+        .into_iter()
+        .chain(chained(&devices.plain)?)
+    {
+        let (value, spread) = median(samples);
+        figures.push(Figure {
+            what: what.into(),
+            value,
+            spread,
+            unit,
+            ceiling: None,
+            note,
+        });
+    }
+    let rows = figures.iter().map(|figure| figure.row(runner)).collect();
+    let wrong: Vec<&Figure> = figures.iter().filter(|figure| figure.excess()).collect();
+    for figure in &wrong {
+        output.note(format!(
+            "error: {} of {:.0} {} is above what the data sheet allows: the measurement is wrong, or the clocks were raised",
+            figure.what, figure.value, figure.unit
+        ));
+    }
+    if wrong.is_empty() {
+        Ok(rows)
+    } else {
+        Err(Error::CheckFailed(wrong.len(), figures.len()))
+    }
+}
+
+/// What a probe's time says of the device.
+fn probed(timing: &Timing, peak: Option<&Peak>) -> Figure {
+    let of =
+        |get: fn(&Peak) -> f64, margin| peak.map(get).filter(|v| *v > 0.0).map(|v| (v, margin));
+    let memory = of(|peak| peak.memory, MEMORY_MARGIN);
+    let (what, arithmetic, ceiling, note) = match timing.kernel.as_str() {
+        "probe/copy" => ("copy bandwidth", false, memory, "read and written"),
+        "probe/read" => ("read bandwidth", false, memory, ""),
+        "probe/write" => ("write bandwidth", false, memory, ""),
+        "probe/shared" => (
+            "workgroup-memory bandwidth",
+            false,
+            None,
+            "reads of 16 bytes",
+        ),
+        "probe/fma" if timing.dtype == "f16" => (
+            "f16 multiply-adds",
+            true,
+            of(|peak| peak.f16, CLOCK_MARGIN),
+            "4-wide vectors",
+        ),
+        "probe/fma" => (
+            "f32 multiply-adds",
+            true,
+            of(|peak| peak.f32, CLOCK_MARGIN),
+            "4-wide vectors",
+        ),
+        "probe/imad" => ("i32 multiply-adds", true, None, "4-wide vectors"),
+        "probe/dot4" => ("packed int8 dot", true, None, "dot4I8Packed"),
+        _ => (
+            "f16 matrix multiply-adds",
+            true,
+            of(|peak| peak.matrix, CLOCK_MARGIN),
+            "cooperative matrices, f32 sums",
+        ),
+    };
+    let (value, unit) = match (arithmetic, timing.kernel.as_str()) {
+        (false, _) => (timing.gbps, "GB/s"),
+        (true, "probe/imad" | "probe/dot4") => (timing.tflops, "TOP/s"),
+        (true, _) => (timing.tflops, "TFLOP/s"),
+    };
+    Figure {
+        what: what.into(),
+        value,
+        spread: value * timing.us_spread / timing.us,
+        unit,
+        ceiling,
+        note,
+    }
+}
+
+/// Device time of a dispatch that waits for the one before it: both write the same words.
+fn chained(runner: &Runner) -> Result<Vec<HostCost>> {
+    const CHAIN: usize = 200;
+    let gpu = runner.gpu();
+    let kernel = &crate::kernels::probe::copy::KERNEL;
+    let variant = (kernel.variants)().remove(0);
+    let case = kernel.checks(&variant).remove(0);
+    let call = crate::device::upload_case(runner, kernel, &variant, &(case.make)(&variant))?;
+    let mut samples = Vec::new();
+    let mut before = gpu.profile()?.seconds();
+    for turn in 0..25 {
+        interrupt::check()?;
+        for _ in 0..CHAIN {
+            call.run(runner)?;
         }
+        let after = gpu.profile()?.seconds();
+        // The first ones compile and warm up.
+        if turn >= 5 {
+            samples.push((after - before) / CHAIN as f64 * 1e6);
+        }
+        before = after;
     }
-    let costs = host_costs(runner)?;
-    for (what, samples, unit, note) in costs {
-        let (median, spread) = median(samples);
-        add(what, median, spread, unit, note);
-    }
-    Ok(rows)
+    Ok(vec![(
+        "chained dispatch",
+        samples,
+        "us",
+        "device time, each waits for the one before",
+    )])
 }
 
 /// Of each probe and type, the size with the best rate: a small one is partly launch. What failed stays.
@@ -95,7 +205,9 @@ fn best_of_sizes(timings: Vec<Timing>) -> Vec<Timing> {
         let same =
             |known: &&mut Timing| known.kernel == timing.kernel && known.variant == timing.variant;
         match best.iter_mut().find(same) {
-            Some(known) if known.verified && timing.gbps > known.gbps => *known = timing,
+            Some(known) if known.verified && timing.gbps > known.gbps && timing.verified => {
+                *known = timing;
+            }
             Some(known) if !timing.verified => *known = timing,
             Some(_) => {}
             None => best.push(timing),

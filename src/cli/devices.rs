@@ -71,7 +71,7 @@ fn features(adapter: &Adapter) -> Vec<&'static str> {
         (bits.f16, "f16"),
         (bits.subgroups, "subgroups"),
         (bits.timestamps, "timestamps"),
-        (bits.cooperative_matrix, "cooperative-matrix"),
+        (bits.cooperative_matrix > 0, "cooperative-matrix"),
     ];
     named
         .into_iter()

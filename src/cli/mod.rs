@@ -3,6 +3,7 @@
 mod bench;
 mod bench_compare;
 mod bench_hardware;
+mod bench_html;
 mod bench_model;
 mod compress;
 mod devices;

@@ -60,7 +60,10 @@ pub(super) fn replacement(
         return Ok(None);
     };
     let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-    let name = kernel.unwrap_or_default();
+    // The text of one case begins with its kernel.
+    let name = kernel
+        .and_then(|text| text.split(" [").next())
+        .unwrap_or_default();
     let known = TABLE.iter().any(|kernel| kernel.name == name)
         || name
             .strip_prefix("shared/")

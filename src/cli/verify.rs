@@ -1,6 +1,6 @@
 //! `lopper verify`: every kernel on every adapter against the CPU reference.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -11,7 +11,10 @@ use super::output::{Output, table};
 use super::session::replacement;
 use super::verify_child::{run_child, watch};
 use crate::error::{Error, Result};
+use crate::formats::replace_file;
 use crate::gpu::{Adapter, Selector, Tier, adapters, backend_name, choose, parse_backend};
+use crate::kernels::TABLE;
+use crate::measure::page::page;
 use crate::measure::verify::{RandomCases, Row, Selection, Status};
 
 #[derive(Debug, clap::Args)]
@@ -28,6 +31,9 @@ pub(super) struct Arguments {
     /// Put this WGSL file in the place of the kernel, or of the fragment shared/NAME, that --kernel names
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(super) shader: Option<PathBuf>,
+    /// Instead of running it, write the one case that --kernel names as a page that runs it in any browser with WebGPU
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    page: Option<PathBuf>,
     /// Seconds that one case may take before its driver counts as hung
     #[arg(long, default_value_t = 60)]
     pub(super) case_timeout: u64,
@@ -70,7 +76,10 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     if let Some(skip) = arguments.child {
         return run_child(global, arguments, &selection, skip);
     }
-    arguments.replacement()?;
+    let replacement = arguments.replacement()?;
+    if let Some(path) = &arguments.page {
+        return write_page(global, arguments, &selection, replacement, path, output);
+    }
     let found = select_adapters(global)?;
     let mut rows = Vec::new();
     let mut summary = vec![
@@ -122,6 +131,53 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     report(&rows, &summary, output)
 }
 
+/// Writes the page of the one selected case. Needs no adapter.
+fn write_page(
+    global: &Global,
+    arguments: &Arguments,
+    selection: &Selection,
+    replacement: Option<(String, String)>,
+    path: &Path,
+    output: &Output,
+) -> Result<()> {
+    let mut found = Vec::new();
+    for kernel in TABLE.iter().copied() {
+        for variant in (kernel.variants)() {
+            let cases = selection.cases(kernel, &variant, arguments.random(global));
+            found.extend(
+                cases
+                    .into_iter()
+                    .map(|(_, case)| (kernel, variant.clone(), case)),
+            );
+        }
+    }
+    let [(kernel, variant, case)] = found.as_slice() else {
+        return Err(Error::Argument {
+            argument: "--kernel".into(),
+            expected:
+                "with --page, the whole text of one case, as a failure prints it or --json lists it"
+                    .into(),
+            found: format!(
+                "{}, which selects {} cases",
+                arguments.kernel.as_deref().unwrap_or_default(),
+                found.len()
+            ),
+        });
+    };
+    let source = replacement.as_ref().filter(|(name, _)| name == kernel.name);
+    let source = source.map_or(kernel.source, |(_, text)| text.as_str());
+    let html = page(kernel, variant, case, source)?;
+    replace_file(path, |file| {
+        file.write_all(html.as_bytes()).map_err(Error::write(path))
+    })?;
+    output.line(format!(
+        "written: {} ({} kB)",
+        path.display(),
+        html.len() / 1000
+    ));
+    Ok(())
+}
+
 fn report(rows: &[Row], summary: &[Vec<String>], output: &Output) -> Result<()> {
     let count = |status: Status| rows.iter().filter(|row| row.status == status).count();
     output.json(&json!({
@@ -136,6 +192,12 @@ fn report(rows: &[Row], summary: &[Vec<String>], output: &Output) -> Result<()> 
     }
     output.text(&table(summary));
     let failed = count(Status::Fail);
+    if let Some(row) = rows.iter().find(|row| row.status == Status::Fail) {
+        output.note(format!(
+            "to show a failure to whoever has another device: lopper verify --kernel '{} {}' --page case.html",
+            row.kernel, row.case
+        ));
+    }
     output.line(format!(
         "\n{} passed, {failed} failed, {} skipped",
         count(Status::Pass),
@@ -169,7 +231,7 @@ fn has_tier(adapter: &Adapter, tier: Tier) -> bool {
     match tier {
         Tier::Baseline => true,
         Tier::F16 => adapter.capabilities.f16 || adapter.capabilities.subgroups,
-        Tier::Coop => adapter.capabilities.cooperative_matrix,
+        Tier::Coop => adapter.capabilities.cooperative_matrix > 0,
     }
 }
 

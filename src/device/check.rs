@@ -23,7 +23,7 @@ const OUTPUT_GUARD: u32 = 0x4b1d_4b1d;
 
 /// What they hold behind an input: NaN for numbers, so that what is read there shows in a sum; 0 for integers, which
 /// passes for an index, so that a row too many is computed and found.
-fn guard_word(dtype: DType, access: Access) -> u32 {
+pub fn guard_word(dtype: DType, access: Access) -> u32 {
     match (access, dtype) {
         (Access::Read, DType::U32) => 0,
         (Access::Read, _) => POISON,

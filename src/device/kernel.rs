@@ -50,6 +50,8 @@ pub struct Variant {
     pub weight: Option<&'static WeightType>,
     /// Whether the import `reduce` uses subgroup operations.
     pub subgroups: bool,
+    /// Edge of the cooperative matrices it uses, 16 or 8; 0: none (`alias coop_a`, `coop_b`, `coop_c`, `const COOP`).
+    pub coop: u32,
     /// Further `const NAME: u32` values, register-tile sizes for instance.
     pub constants: &'static [(&'static str, u32)],
 }
@@ -61,17 +63,20 @@ impl Variant {
         output: DType::F32,
         weight: None,
         subgroups: false,
+        coop: 0,
         constants: &[],
     };
 
     /// Whether a device with these capabilities can run it.
     pub fn runs_on(&self, capabilities: Capabilities) -> bool {
-        (!self.uses_f16() || capabilities.f16) && (!self.subgroups || capabilities.subgroups)
+        (!self.uses_f16() || capabilities.f16)
+            && (!self.subgroups || capabilities.subgroups)
+            && (self.coop == 0 || self.coop == capabilities.cooperative_matrix)
     }
 
     /// Whether the shader needs `enable f16`.
     pub fn uses_f16(&self) -> bool {
-        self.activation == DType::F16 || self.output == DType::F16
+        self.activation == DType::F16 || self.output == DType::F16 || self.coop > 0
     }
 
     /// The text that names it: `act=f16,out=f32,weight=uint4m,subgroups`.
@@ -88,6 +93,9 @@ impl Variant {
         );
         if self.subgroups {
             parts.push("subgroups".into());
+        }
+        if self.coop > 0 {
+            parts.push(format!("coop={}", self.coop));
         }
         parts.join(",")
     }
@@ -232,6 +240,9 @@ pub fn compose_with<'a>(
     if variant.uses_f16() {
         text.push_str("enable f16;\n");
     }
+    if variant.coop > 0 {
+        text.push_str("enable wgpu_cooperative_matrix;\n");
+    }
     text.push_str(&format!(
         "alias act = {};\nalias out_t = {};\n",
         variant.activation, variant.output
@@ -246,6 +257,13 @@ pub fn compose_with<'a>(
         text.push_str(&format!(
             "const BITS: u32 = {}u;\nconst SCALE: u32 = {scale}u;\n",
             weight.bits
+        ));
+    }
+    if variant.coop > 0 {
+        let edge = variant.coop;
+        let matrix = format!("coop_mat{edge}x{edge}");
+        text.push_str(&format!(
+            "alias coop_a = {matrix}<f16, A>;\nalias coop_b = {matrix}<f16, B>;\nalias coop_c = {matrix}<f32, C>;\nconst COOP: u32 = {edge}u;\n"
         ));
     }
     for (name, value) in variant.constants {

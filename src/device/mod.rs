@@ -13,7 +13,7 @@ mod runner;
 use std::sync::{Arc, PoisonError, RwLock};
 
 pub use case::{Case, CaseData, Random, Sizes};
-pub use check::{Failure, UploadedCase, check_case, check_cpu_case, upload_case};
+pub use check::{Failure, UploadedCase, check_case, check_cpu_case, guard_word, upload_case};
 pub use host::{Args, HostTensor, Outputs, View};
 pub use kernel::{
     Binding, Element, Kernel, Variant, binding, compose, compose_with, fold, fragment, fragments,

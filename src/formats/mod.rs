@@ -234,7 +234,7 @@ fn memory_allowance(file_bytes: usize) -> u64 {
 /// Writes a file under a temporary name beside `path` and renames it when it is whole.
 ///
 /// So a failure leaves no half file, and a map of the file that stood there before stays valid.
-fn replace_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+pub fn replace_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),

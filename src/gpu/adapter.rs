@@ -15,8 +15,9 @@ pub struct Capabilities {
     pub subgroups: bool,
     /// Timestamps around compute passes.
     pub timestamps: bool,
-    /// f16 16x16x16 or 8x8x8 cooperative matrices with f32 accumulation. Recorded here; opened as a device of its own.
-    pub cooperative_matrix: bool,
+    /// Edge of the f16 cooperative matrices with f32 accumulation, 16 or 8; 0: it has none. Recorded here; opened as a
+    /// device of its own.
+    pub cooperative_matrix: u32,
 }
 
 /// A named set of capabilities that a device is opened with.
@@ -128,18 +129,24 @@ impl Adapter {
     fn new(inner: wgpu::Adapter, instance: &wgpu::Instance) -> Self {
         let (info, features) = (inner.get_info(), inner.features());
         let shapes = inner.cooperative_matrix_properties();
-        let usable = |p: &wgpu::CooperativeMatrixProperties| {
+        let usable = |p: &&wgpu::CooperativeMatrixProperties| {
             p.m_size == p.n_size
                 && p.n_size == p.k_size
+                && [8, 16].contains(&p.m_size)
                 && p.ab_type == wgpu::CooperativeScalarType::F16
                 && p.cr_type == wgpu::CooperativeScalarType::F32
+        };
+        let edges = shapes.iter().filter(usable).map(|shape| shape.m_size);
+        let edge = if features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            edges.max().unwrap_or(0)
+        } else {
+            0
         };
         let capabilities = Capabilities {
             f16: features.contains(wgpu::Features::SHADER_F16),
             subgroups: features.contains(wgpu::Features::SUBGROUP),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
-                && shapes.iter().any(usable),
+            cooperative_matrix: edge,
         };
         let text = |p: &wgpu::CooperativeMatrixProperties| {
             format!(
@@ -163,7 +170,7 @@ impl Adapter {
     pub fn tier(&self) -> Tier {
         match self.capabilities {
             Capabilities {
-                cooperative_matrix: true,
+                cooperative_matrix: 1..,
                 f16: true,
                 ..
             } => Tier::Coop,

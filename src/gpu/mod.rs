@@ -78,7 +78,9 @@ impl Gpu {
     /// Opens an adapter with the capabilities of the options' tier that it has.
     pub fn open(adapter: Adapter, options: Options) -> Result<Self> {
         let mut capabilities = adapter.capabilities;
-        capabilities.cooperative_matrix &= options.tier == Tier::Coop;
+        if options.tier != Tier::Coop {
+            capabilities.cooperative_matrix = 0;
+        }
         if options.tier == Tier::Baseline {
             (capabilities.f16, capabilities.subgroups) = (false, false);
         }
@@ -88,13 +90,13 @@ impl Gpu {
         features.set(wgpu::Features::TIMESTAMP_QUERY, capabilities.timestamps);
         features.set(
             wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
-            capabilities.cooperative_matrix,
+            capabilities.cooperative_matrix > 0,
         );
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lopper"),
             required_features: features,
             required_limits: adapter.limits.clone(),
-            experimental_features: experimental(capabilities.cooperative_matrix),
+            experimental_features: experimental(capabilities.cooperative_matrix > 0),
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
         };

@@ -38,6 +38,9 @@ pub static TABLE: &[&Kernel] = &[
     &probe::copy::KERNEL,
     &probe::read::KERNEL,
     &probe::write::KERNEL,
+    &probe::shared::KERNEL,
     &probe::fma::KERNEL,
+    &probe::imad::KERNEL,
     &probe::dot4::KERNEL,
+    &probe::coop::KERNEL,
 ];

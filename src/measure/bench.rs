@@ -16,6 +16,9 @@ use crate::interrupt;
 /// several times too slow.
 const WARM_UP: Duration = Duration::from_millis(700);
 
+/// The same for software adapters, whose clocks are the processor's.
+const WARM_UP_SOFTWARE: Duration = Duration::from_millis(100);
+
 /// Seconds of measurement.
 const MEASURE: Duration = Duration::from_millis(400);
 
@@ -109,13 +112,19 @@ pub fn time(
     let calls = (0..sets)
         .map(|_| upload_case(runner, kernel, variant, &data))
         .collect::<Result<Vec<_>>>()?;
+    // A slow call is not repeated sixteen times just to fill a submit.
+    let start = Instant::now();
+    calls[0].run(runner)?;
+    runner.gpu().profile()?;
+    let batch = (MEASURE.as_secs_f64() / 4.0 / start.elapsed().as_secs_f64()).clamp(1.0, 16.0);
     let mut next = 0;
     let mut run = |limit: Duration| -> Result<Vec<f64>> {
         let before = runner.gpu().profile()?.samples.len();
         let start = Instant::now();
-        while start.elapsed() < limit {
+        // At least three batches, or there is no spread.
+        for _ in (0u32..).take_while(|batches| *batches < 3 || start.elapsed() < limit) {
             interrupt::check()?;
-            for _ in 0..16 {
+            for _ in 0..batch as usize {
                 calls[next % calls.len()].run(runner)?;
                 next += 1;
             }
@@ -123,7 +132,8 @@ pub fn time(
         }
         Ok(runner.gpu().profile()?.samples.split_off(before))
     };
-    run(WARM_UP)?;
+    let software = runner.gpu().adapter().type_name() == "cpu";
+    run(if software { WARM_UP_SOFTWARE } else { WARM_UP })?;
     let mut samples = run(MEASURE)?;
     fill(&mut timing, &mut samples, cost, ceilings);
     Ok(Some(timing))

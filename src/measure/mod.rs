@@ -2,6 +2,8 @@
 
 pub mod bench;
 pub mod mutate;
+pub mod page;
+pub mod peaks;
 mod perplexity;
 pub mod speed;
 pub mod verify;

@@ -212,8 +212,20 @@ pub static EQUIVALENT: &[Equivalent] = &[
     equivalent(
         "quantize/round",
         "var best = u32(max(guess - 1.0, 0.0));",
-        "var best = u32(…",
+        "var best = u32(min(guess - 1.0, 0.0));",
         LONGER,
+    ),
+    equivalent(
+        "quantize/round",
+        "var best = u32(max(guess - 1.0, 0.0));",
+        "var best = u32(max(guess - 1.5, 0.0));",
+        LONGER,
+    ),
+    equivalent(
+        "quantize/round",
+        "var best = u32(max(guess - 1.0, 0.0));",
+        "var best = u32(max(guess - 1.0, 0.5));",
+        "cut off to the same integer",
     ),
     equivalent(
         "quantize/round",
@@ -238,6 +250,48 @@ pub static EQUIVALENT: &[Equivalent] = &[
         "for (var column = first; column < first + 32u; column++) {",
         "for (var column = first; column <= first + 32u; column++) {",
         "the 33rd code never fills a word",
+    ),
+    equivalent(
+        "rope/rotate",
+        "if params.capacity > 0u {",
+        "if params.capacity > 1u {",
+        "with room for one token each, a token's place is its own number either way",
+    ),
+    equivalent(
+        "shared/f16_bits",
+        "if magnitude >= 0x47800000u {",
+        "if magnitude > 0x47800000u {",
+        "65536 takes the other branch to the same bits",
+    ),
+    equivalent(
+        "shared/f16_bits",
+        "if magnitude < 0x38800000u {",
+        "if magnitude <= 0x38800000u {",
+        "2^-14 takes the other branch to the same bits",
+    ),
+    equivalent(
+        "shared/matmul_bindings",
+        "if column + 4u <= params.columns {",
+        "if column + 4u < params.columns {",
+        "the loop behind it gives the same four values",
+    ),
+    equivalent(
+        "shared/matmul_bindings",
+        "if column + 4u <= params.columns {",
+        "if column + 5u <= params.columns {",
+        "the loop behind it gives the same four values",
+    ),
+    equivalent(
+        "shared/reduce_subgroup",
+        "if lane.within == 0u {",
+        "if lane.within != 0u {",
+        SAME_VALUE,
+    ),
+    equivalent(
+        "shared/reduce_subgroup",
+        "if lane.within == 0u {",
+        "if lane.within == 1u {",
+        SAME_VALUE,
     ),
 ];
 

@@ -149,6 +149,13 @@ fn case(rows: usize, columns: usize, scale: f32, note: &'static str) -> Case {
                 .iter_mut()
                 .enumerate()
                 .for_each(|(i, v)| *v = (i % columns) as f32),
+            // Each row far above the one before, all below zero.
+            ",levels" => logits
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, v)| *v += 500.0 * (i / columns) as f32 - 2000.0),
+            // One logit far above the others, in every place once.
+            ",spikes" => (0..rows).for_each(|row| logits[row * columns + row] += 200.0),
             ",infinity" => logits[columns / 2] = f32::NEG_INFINITY,
             ",nan" => logits[columns - 1] = f32::NAN,
             _ => {}
@@ -188,6 +195,7 @@ fn cases() -> Vec<Case> {
         case(2, 4096, 1.0, ",zeros"),
         case(3, 700, 1.0, ",ramp"),
         case(3, 128, 1.0, ",levels"),
+        case(256, 256, 1.0, ",spikes"),
         case(2, 97, 1.0, ",infinity"),
         case(2, 97, 1.0, ",nan"),
         case(66_001, 3, 2.0, ""),

@@ -52,15 +52,15 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let element = |index: usize| {
         let b = args.tensors[0].get(index);
         let mut sum = 0.0;
-        for start in 0..4 {
-            let mut value = b + f64::from(start);
+        for start in 0..16 {
+            let mut value = b + 0.25 * f64::from(start);
             for _ in 0..4 * p.steps {
                 value = value * 0.5 + b;
             }
-            sum += 4.0 * value;
+            sum += value;
         }
-        // Each turn halves what errors there are and adds one rounding of at most 2 |b| + 3; so do the 15 additions.
-        let magnitude = 16.0 * (2.0 * b.abs() + 3.0);
+        // Each turn halves what errors there are and adds one rounding of at most 2 |b| + 4; so do the 15 additions.
+        let magnitude = 16.0 * (2.0 * b.abs() + 4.0);
         (
             sum,
             8.0 * dtype.unit_roundoff() * magnitude + storing(dtype, sum),

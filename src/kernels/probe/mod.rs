@@ -1,10 +1,13 @@
 //! Kernels that do one thing only, to measure what a device can do: `bench hardware` times them, and the products are
 //! judged against what they reach.
 
+pub mod coop;
 pub mod copy;
 pub mod dot4;
 pub mod fma;
+pub mod imad;
 pub mod read;
+pub mod shared;
 pub mod write;
 
 use bytemuck::{Pod, Zeroable};
@@ -23,8 +26,17 @@ struct Quads {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Steps {
+    /// Of `probe/coop`: tiles.
     invocations: u32,
     steps: u32,
+}
+
+/// Parameters of the probe of workgroup memory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Rounds {
+    groups: u32,
+    rounds: u32,
 }
 
 /// Random words.

@@ -166,6 +166,11 @@ fn cases() -> Vec<Case> {
     cases.push(Case::new("every f16 rounding", |_: &Variant| {
         every_rounding()
     }));
+    cases.push(Case::new("overflow", |_: &Variant| {
+        let far = [65_504.0, 65_519.0, 65_520.0, 65_536.0, 1e9, f32::INFINITY];
+        let values: Vec<f32> = far.into_iter().flat_map(|value| [value, -value]).collect();
+        one_each(&values, 1)
+    }));
     cases
 }
 
@@ -183,19 +188,23 @@ fn every_rounding() -> CaseData {
             values.extend([bits.saturating_sub(1), bits, bits + 1].map(f32::from_bits));
         }
     }
+    one_each(&values, 0)
+}
+
+fn one_each(values: &[f32], signed_max: u32) -> CaseData {
     let columns = values.len();
     let params = Params {
         rows: 1,
         columns: columns as u32,
         group_columns: 1,
         scale_words: columns.div_ceil(2) as u32,
-        signed_max: 0,
+        signed_max,
         factor: 1.0,
     };
     CaseData {
         parameters: bytemuck::bytes_of(&params).to_vec(),
         tensors: vec![
-            HostTensor::from_f32(DType::F32, &[1, columns], &values),
+            HostTensor::from_f32(DType::F32, &[1, columns], values),
             HostTensor::zeros(DType::U32, &[1, columns.div_ceil(2)]),
         ],
     }
