@@ -246,7 +246,7 @@ fn warnings(recipe: &Recipe, parent: &Checkpoint, tensors: &[Line]) -> Vec<Strin
     let mut warnings = Vec::new();
     let rounded: Vec<&Line> = tensors
         .iter()
-        .filter(|line| line.format.ty.is_affine() && line.gguf.eq_ignore_ascii_case("f16"))
+        .filter(|line| line.format.ty.has_scales() && line.gguf.eq_ignore_ascii_case("f16"))
         .collect();
     if let (Some(first), true) = (
         rounded.first(),

@@ -79,10 +79,37 @@ pub enum Grid {
     /// scale = (max - min) / (2^bits - 1), offset = min in f16, as in GGUF's types with a minimum.
     #[default]
     FloatMin,
+    /// -1, 0, 1 times the group's mean magnitude (BitNet b1.58). 2 bits.
+    Ternary,
+    /// Quantiles of a normal distribution, times the largest magnitude (QLoRA). 4 bits.
+    Nf4,
+    /// E2M1 floats, the largest magnitude at 6. 4 bits.
+    Fp4,
+    /// E4M3 floats, the largest magnitude at 448. 8 bits.
+    #[serde(rename = "fp8-e4m3")]
+    Fp8E4m3,
+    /// E5M2 floats, the largest magnitude at 448. 8 bits.
+    #[serde(rename = "fp8-e5m2")]
+    Fp8E5m2,
+    /// E2M1 floats with a power of two as the scale of 32 (OCP Microscaling). 4 bits.
+    Mxfp4,
+    /// E2M1 floats with an E4M3 scale of 16, under one f32 scale of the tensor. 4 bits.
+    Nvfp4,
 }
 
 impl Grid {
-    /// Every grid, in the order of the command contract.
+    /// The grids of levels that are not evenly spaced, each of one width.
+    pub const LEVELED: [Grid; 7] = [
+        Grid::Ternary,
+        Grid::Nf4,
+        Grid::Fp4,
+        Grid::Fp8E4m3,
+        Grid::Fp8E5m2,
+        Grid::Mxfp4,
+        Grid::Nvfp4,
+    ];
+
+    /// Every evenly spaced grid, in the order of the command contract.
     pub const ALL: [Grid; 4] = [
         Grid::AbsmaxSymmetric,
         Grid::SignedMax,
@@ -97,6 +124,13 @@ impl Grid {
             Grid::SignedMax => "signed-max",
             Grid::ZeroPoint => "zero-point",
             Grid::FloatMin => "float-min",
+            Grid::Ternary => "ternary",
+            Grid::Nf4 => "nf4",
+            Grid::Fp4 => "fp4",
+            Grid::Fp8E4m3 => "fp8-e4m3",
+            Grid::Fp8E5m2 => "fp8-e5m2",
+            Grid::Mxfp4 => "mxfp4",
+            Grid::Nvfp4 => "nvfp4",
         }
     }
 }

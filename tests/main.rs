@@ -12,6 +12,7 @@ mod formats;
 mod golden;
 mod kernels;
 mod layers;
+mod levels;
 mod machine;
 mod pipelines;
 mod recipes;
@@ -31,6 +32,7 @@ fn main() {
     trials.extend(pipelines::trials());
     trials.extend(recipes::trials());
     trials.extend(layers::trials());
+    trials.extend(levels::trials());
     trials.extend(cli::trials());
     trials.extend(cli_bad_input::trials());
     trials.extend(cli_interrupt::trials());

@@ -251,7 +251,7 @@ fn largest_step(values: &[f32], bits: u32, group_size: u32, grid: Grid) -> f32 {
             match grid {
                 Grid::AbsmaxSymmetric => most / ((1 << (bits - 1)) - 1) as f32,
                 Grid::SignedMax => most / (1 << (bits - 1)) as f32,
-                Grid::ZeroPoint | Grid::FloatMin => (high - low) / ((1 << bits) - 1) as f32,
+                _ => (high - low) / ((1 << bits) - 1) as f32,
             }
         })
         .fold(0.0, f32::max)

@@ -15,7 +15,7 @@ struct Params {
 override WORKGROUP: u32;
 #import f16_bits
 
-fn group_scale(row: u32, first: u32) -> u32 {
+fn pair_scale(row: u32, first: u32) -> u32 {
     if first >= params.columns {
         return 0u;
     }
@@ -41,5 +41,5 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         return;
     }
     let first = (index - row * params.scale_words) * 2u * params.group_columns;
-    scales[index] = group_scale(row, first) | group_scale(row, first + params.group_columns) << 16u;
+    scales[index] = pair_scale(row, first) | pair_scale(row, first + params.group_columns) << 16u;
 }

@@ -1,16 +1,10 @@
 // Four weights of a row, affine codes of BITS bits. SCALE: 1 symmetric, 2 zero point, 3 offset (src/tensor/weight.rs).
 // Needs: codes, scales, params.code_words, params.scale_words, params.group_shift (log2 of the group's columns; 31: one
 // group per row). `column` is a multiple of 4, so that four columns never straddle two groups.
+#import codes4
+
 fn weight4(row: u32, column: u32) -> vec4<f32> {
-    let bit = column * BITS;
-    let word = row * params.code_words + (bit >> 5u);
-    let shift = bit & 31u;
-    var packed = codes[word] >> shift;
-    if shift + 4u * BITS > 32u {
-        packed |= codes[word + 1u] << (32u - shift);
-    }
-    let mask = (1u << BITS) - 1u;
-    let code = vec4<f32>((vec4(packed) >> vec4(0u, BITS, 2u * BITS, 3u * BITS)) & vec4(mask));
+    let code = vec4<f32>(codes4(row, column));
     let group = column >> params.group_shift;
     if SCALE == 1u {
         let pair = unpack2x16float(scales[row * params.scale_words + (group >> 1u)]);

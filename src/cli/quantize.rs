@@ -6,6 +6,7 @@ use super::Global;
 use super::compress::{Common, execute};
 use super::output::Output;
 use crate::error::{Error, Result};
+use crate::methods::quantize::{level_type, prescribed_group_size};
 use crate::recipe::{Evaluate, Export, Grid, Quantize, QuantizeMethod, Recipe, Stage};
 use crate::tensor::{Scale, weight_type};
 
@@ -16,12 +17,13 @@ pub(super) struct Arguments {
     /// Bits of a code, 1 to 8 (default 4)
     #[arg(long, conflicts_with = "ty")]
     bits: Option<u32>,
-    /// A weight type instead: int4 (symmetric), uint4z (zero point), uint4m (float minimum), q4_0, q4_1, q5_0, q5_1, q8_0
+    /// A weight type instead: int4 (symmetric), uint4z (zero point), uint4m (float minimum), q4_0, q4_1, q5_0, q5_1, q8_0,
+    /// ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4, nvfp4
     #[arg(long = "type", id = "ty", value_name = "TYPE")]
     ty: Option<String>,
-    /// Columns that share a scale: a power of two from 16, or 0 for a whole row
-    #[arg(long, default_value_t = 32)]
-    group_size: u32,
+    /// Columns that share a scale: a power of two from 16, or 0 for a whole row (default 32, or what --type prescribes)
+    #[arg(long)]
+    group_size: Option<u32>,
     /// How a group's range becomes a grid (default float-min, or what --type says)
     #[arg(long)]
     grid: Option<GridName>,
@@ -85,7 +87,10 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 Method::Rtn => QuantizeMethod::Rtn,
             },
             bits,
-            group_size: arguments.group_size,
+            group_size: arguments.group_size.unwrap_or_else(|| {
+                let prescribed = level_type(grid).and_then(prescribed_group_size);
+                prescribed.unwrap_or(32)
+            }),
             grid,
             include: if arguments.include.is_empty() {
                 default_include()
@@ -131,20 +136,23 @@ fn choose(arguments: &Arguments) -> Result<(u32, Grid)> {
         "q5_0" => weight_type("int5"),
         "q5_1" => weight_type("uint5m"),
         "q8_0" => weight_type("int8"),
-        other => weight_type(other).filter(|row| row.is_affine()),
+        other => weight_type(other).filter(|row| row.has_scales()),
     };
     let row = row.ok_or_else(|| {
         let expected =
-            "int1 to int8, uint1z to uint8z, uint1m to uint8m, q4_0, q4_1, q5_0, q5_1 or q8_0";
+            "int1 to int8, uint1z to uint8z, uint1m to uint8m, q4_0, q4_1, q5_0, q5_1, q8_0, ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4 or nvfp4";
         wrong(expected.into(), name.clone())
     })?;
+    let leveled = |grid: &Grid| level_type(*grid) == Some(row);
     let fits = |grid: &Grid| match row.scale {
+        _ if !row.is_affine() => leveled(grid),
         Scale::ZeroPoint => *grid == Grid::ZeroPoint,
         Scale::Offset => *grid == Grid::FloatMin,
         _ => matches!(grid, Grid::SignedMax | Grid::AbsmaxSymmetric),
     };
     let natural = [Grid::SignedMax, Grid::ZeroPoint, Grid::FloatMin]
         .into_iter()
+        .chain(Grid::LEVELED)
         .find(fits)
         .unwrap_or_default();
     match asked {

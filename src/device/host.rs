@@ -76,6 +76,11 @@ impl HostTensor {
         &bytemuck::cast_slice(&self.words)[..self.len() * self.dtype.size()]
     }
 
+    /// All elements as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        self.view().to_f32()
+    }
+
     /// A view of it.
     pub fn view(&self) -> View<'_> {
         View {

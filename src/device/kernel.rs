@@ -6,7 +6,7 @@ use super::case::{Case, Sizes};
 use super::host::{Args, Outputs};
 use crate::compare::Expected;
 use crate::gpu::{Access, Capabilities, Cost};
-use crate::tensor::{DType, Scale, WeightType};
+use crate::tensor::{DType, Levels, Scale, WeightType};
 
 /// The element type of a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,11 +170,17 @@ impl Kernel {
 
     /// Whether a variant's text holds the shared fragment of that name.
     pub fn imports(&self, variant: &Variant, name: &str) -> bool {
-        let mut imports = self
-            .source
-            .lines()
-            .filter_map(|line| line.strip_prefix("#import "));
-        imports.any(|import| resolve(import.trim(), variant) == name)
+        fn holds(source: &str, variant: &Variant, name: &str) -> bool {
+            source
+                .lines()
+                .filter_map(|line| line.strip_prefix("#import "))
+                .map(|import| resolve(import.trim(), variant))
+                .any(|import| {
+                    import == name
+                        || fragment(import).is_some_and(|text| holds(text, variant, name))
+                })
+        }
+        holds(self.source, variant, name)
     }
 
     /// The bindings that it writes.
@@ -203,6 +209,27 @@ const FRAGMENTS: &[(&str, &str)] = &[
     (
         "reduce_workgroup",
         include_str!("../../shaders/shared/reduce_workgroup.wgsl"),
+    ),
+    ("codes4", include_str!("../../shaders/shared/codes4.wgsl")),
+    (
+        "group_scale",
+        include_str!("../../shaders/shared/group_scale.wgsl"),
+    ),
+    (
+        "level_float",
+        include_str!("../../shaders/shared/level_float.wgsl"),
+    ),
+    (
+        "level_table",
+        include_str!("../../shaders/shared/level_table.wgsl"),
+    ),
+    (
+        "minifloat",
+        include_str!("../../shaders/shared/minifloat.wgsl"),
+    ),
+    (
+        "weight_levels",
+        include_str!("../../shaders/shared/weight_levels.wgsl"),
     ),
     (
         "weight_affine",
@@ -253,11 +280,15 @@ pub fn compose_with<'a>(
             Scale::Symmetric => 1,
             Scale::ZeroPoint => 2,
             Scale::Offset => 3,
+            Scale::Level => 4,
+            Scale::PowerOfTwo => 5,
+            Scale::TwoLevel => 6,
         };
         text.push_str(&format!(
             "const BITS: u32 = {}u;\nconst SCALE: u32 = {scale}u;\n",
             weight.bits
         ));
+        text.push_str(&levels(weight));
     }
     if variant.coop > 0 {
         let edge = variant.coop;
@@ -269,17 +300,61 @@ pub fn compose_with<'a>(
     for (name, value) in variant.constants {
         text.push_str(&format!("const {name}: u32 = {value}u;\n"));
     }
-    for line in source.lines() {
-        let import = line.strip_prefix("#import ");
-        // An unknown import stays in the text, where the parser names it: shaders may come from users.
-        text.push_str(
-            import
-                .and_then(|name| fragment(resolve(name.trim(), variant)))
-                .unwrap_or(line),
-        );
-        text.push('\n');
-    }
+    include(&mut text, source, variant, fragment, &mut Vec::new());
     text
+}
+
+/// Appends a text with its imports in place, each fragment once.
+fn include<'a>(
+    text: &mut String,
+    source: &str,
+    variant: &Variant,
+    fragment: &dyn Fn(&str) -> Option<&'a str>,
+    known: &mut Vec<String>,
+) {
+    for line in source.lines() {
+        let name = line
+            .strip_prefix("#import ")
+            .map(|name| resolve(name.trim(), variant));
+        match name.and_then(|name| Some((name, fragment(name)?))) {
+            Some((name, _)) if known.iter().any(|seen| seen == name) => {}
+            Some((name, imported)) => {
+                known.push(name.to_string());
+                include(text, imported, variant, fragment, known);
+            }
+            // An unknown import stays in the text, where the parser names it: shaders may come from users.
+            None => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+}
+
+/// What `level` needs to know of a type whose codes are levels.
+fn levels(weight: &WeightType) -> String {
+    match weight.levels {
+        Levels::Float { exponent, mantissa } => {
+            format!(
+                "const EXPONENT: u32 = {exponent}u;\nconst MANTISSA: u32 = {mantissa}u;\nconst LEVELS: u32 = {}u;\n",
+                weight.codes()
+            )
+        }
+        Levels::Table(table) => {
+            // Places behind the end of a codebook hold 0. Nine digits tell any f32 apart.
+            let entries: Vec<String> = (0..1u32 << weight.bits)
+                .map(|code| format!("{:.9e}f", weight.level(code)))
+                .collect();
+            format!(
+                "const LEVELS: u32 = {}u;\nvar<private> level_table: array<f32, {}> = array<f32, {}>({});\n",
+                table.len(),
+                entries.len(),
+                entries.len(),
+                entries.join(", ")
+            )
+        }
+        _ => String::new(),
+    }
 }
 
 /// The name of the fragment that an import stands for in a variant.
@@ -288,6 +363,10 @@ fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
         "weight" => variant
             .weight
             .map_or("weight_f32", |weight| weight.fragment),
+        "level" => match variant.weight.map(|weight| weight.levels) {
+            Some(Levels::Table(_)) => "level_table",
+            _ => "level_float",
+        },
         "reduce" if variant.subgroups => "reduce_subgroup",
         "reduce" => "reduce_workgroup",
         other => other,

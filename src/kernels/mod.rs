@@ -34,6 +34,7 @@ pub static TABLE: &[&Kernel] = &[
     &quantize::absmax::KERNEL,
     &quantize::minmax::KERNEL,
     &quantize::round::KERNEL,
+    &quantize::nearest::KERNEL,
     &dequantize::rows::KERNEL,
     &probe::copy::KERNEL,
     &probe::read::KERNEL,

@@ -23,7 +23,7 @@ fn format(args: &Args<'_>, layout: Layout) -> WeightFormat {
         .variant
         .weight
         .expect("a variant of a kernel with a weight names its type");
-    let group_size = if layout.group_shift == 31 || !ty.is_affine() {
+    let group_size = if layout.group_shift == 31 || !ty.has_scales() {
         WHOLE_ROW
     } else {
         1 << layout.group_shift
@@ -93,7 +93,7 @@ pub fn random(
     let ty = variant
         .weight
         .expect("a variant of a kernel with a weight names its type");
-    if !ty.is_affine() {
+    if !ty.has_scales() {
         let values = random.values(rows * columns, 1.0);
         return rounded_to(ty, &values, rows, columns);
     }
@@ -103,8 +103,16 @@ pub fn random(
     };
     let mut packed = Packed::zeros(format, rows, columns);
     for row in 0..rows {
+        if ty.scale == Scale::TwoLevel {
+            packed.set_row_scale(row, 0.003 * (1.5 + random.value()));
+        }
         for index in 0..format.groups_per_row(columns) {
-            let scale = f16::from_f32(0.02 + 0.01 * random.value()).to_bits();
+            let scale = match ty.scale {
+                // Bytes of numbers around 2^-6, and around 8.
+                Scale::PowerOfTwo => 118 + random.below(6) as u16,
+                Scale::TwoLevel => 0x48 + random.below(16) as u16,
+                _ => f16::from_f32(0.02 + 0.01 * random.value()).to_bits(),
+            };
             let second = match ty.scale {
                 Scale::ZeroPoint => f32::from(random.below(1 << ty.bits) as u16),
                 _ => 0.1 * random.value(),
@@ -112,7 +120,13 @@ pub fn random(
             packed.set_group(row, index, scale, f16::from_f32(second).to_bits());
         }
         for column in 0..columns {
-            packed.set_code(row, column, random.below(1 << ty.bits));
+            let code = random.below(ty.codes());
+            // Not a code that stands for NaN or infinity: those are for cases of their own.
+            packed.set_code(
+                row,
+                column,
+                if ty.level(code).is_finite() { code } else { 0 },
+            );
         }
     }
     packed

@@ -72,7 +72,7 @@ pub fn export_packed(
     let mut formats = Map::new();
     for spec in weights.specs() {
         let format = weights.format(spec)?;
-        if !format.ty.is_affine() {
+        if !format.ty.has_scales() {
             let dtype = vector_dtype(format);
             let data = move || Ok(dense_bytes(&weights.load(spec)?, dtype));
             tensors.push(NewTensor {

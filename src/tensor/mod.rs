@@ -1,9 +1,13 @@
 //! Element types, weight formats and host storage. No device, no file format.
 
 mod dtype;
+/// Floats of few bits.
+pub mod minifloat;
 mod packed;
 mod weight;
 
 pub use dtype::DType;
 pub use packed::Packed;
-pub use weight::{BLOCK, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType, weight_type};
+pub use weight::{
+    BLOCK, Levels, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType, weight_type,
+};

@@ -8,7 +8,7 @@
 use half::f16;
 use rayon::prelude::*;
 
-use super::{Scale, WeightFormat};
+use super::{Scale, WeightFormat, minifloat};
 
 /// A matrix of shape (rows, columns) in a weight format.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,12 +106,13 @@ impl Packed {
         }
     }
 
-    /// The f16 bits of a group's scale and of its second number (zero point or offset; 0 where there is none).
+    /// The bits of a group's scale (f16, or a byte) and the f16 bits of its second number (zero point or offset; 0 where
+    /// there is none).
     pub fn group(&self, row: usize, group: usize) -> (u16, u16) {
         let line = row * self.format.scale_words_per_row(self.columns);
         match self.format.ty.scale {
             Scale::None => (0, 0),
-            Scale::Symmetric => (
+            Scale::Symmetric | Scale::Level => (
                 (self.scales[line + group / 2] >> (16 * (group % 2))) as u16,
                 0,
             ),
@@ -119,36 +120,67 @@ impl Packed {
                 let word = self.scales[line + group];
                 (word as u16, (word >> 16) as u16)
             }
+            Scale::PowerOfTwo => (u16::from(byte(&self.scales[line..], group)), 0),
+            Scale::TwoLevel => (u16::from(byte(&self.scales[line + 1..], group)), 0),
         }
     }
 
-    /// Stores a group's scale and second number, as f16 bits, at a place that holds zero bits.
+    /// A group's scale and second number as [`WeightType::decode`](super::WeightType::decode) wants them.
+    pub fn grid(&self, row: usize, group: usize) -> (f32, f32) {
+        let (scale, second) = self.group(row, group);
+        let wide = |bits: u16| f16::from_bits(bits).to_f32();
+        match self.format.ty.scale {
+            Scale::PowerOfTwo if scale == 0xff => (f32::NAN, 0.0),
+            Scale::PowerOfTwo => (f32::powi(2.0, i32::from(scale) - 127), 0.0),
+            Scale::TwoLevel => {
+                let line = row * self.format.scale_words_per_row(self.columns);
+                let whole = f32::from_bits(self.scales[line]);
+                (whole * minifloat::decode(scale.into(), 4, 3), 0.0)
+            }
+            _ => (wide(scale), wide(second)),
+        }
+    }
+
+    /// Stores the f32 scale at the start of a row of [`Scale::TwoLevel`].
+    pub fn set_row_scale(&mut self, row: usize, scale: f32) {
+        assert_eq!(
+            self.format.ty.scale,
+            Scale::TwoLevel,
+            "only these rows have one"
+        );
+        let line = row * self.format.scale_words_per_row(self.columns);
+        self.scales[line] = scale.to_bits();
+    }
+
+    /// Stores a group's scale (f16 bits, or a byte) and second number, at a place that holds zero bits.
     pub fn set_group(&mut self, row: usize, group: usize, scale: u16, second: u16) {
         let line = row * self.format.scale_words_per_row(self.columns);
         match self.format.ty.scale {
             Scale::None => {}
-            Scale::Symmetric => {
+            Scale::Symmetric | Scale::Level => {
                 self.scales[line + group / 2] |= u32::from(scale) << (16 * (group % 2))
             }
             Scale::ZeroPoint | Scale::Offset => {
                 self.scales[line + group] = u32::from(scale) | u32::from(second) << 16
+            }
+            Scale::PowerOfTwo => {
+                self.scales[line + group / 4] |= u32::from(scale) << (8 * (group % 4));
+            }
+            Scale::TwoLevel => {
+                self.scales[line + 1 + group / 4] |= u32::from(scale) << (8 * (group % 4));
             }
         }
     }
 
     /// The value at a place: the definition that every kernel is checked against.
     pub fn value(&self, row: usize, column: usize) -> f32 {
-        let group = if self.format.ty.is_affine() {
+        let group = if self.format.ty.has_scales() {
             column / self.format.group_columns(self.columns)
         } else {
             0
         };
-        let (scale, second) = self.group(row, group);
-        let (scale, second) = (
-            f16::from_bits(scale).to_f32(),
-            f16::from_bits(second).to_f32(),
-        );
-        (self.format.ty.decode)(self.format.ty.bits, self.code(row, column), scale, second)
+        let (scale, second) = self.grid(row, group);
+        self.format.ty.decode(self.code(row, column), scale, second)
     }
 
     /// Decodes one row into `out`, which has `columns` places. The same values as [`Packed::value`], quicker: the kind of
@@ -160,11 +192,7 @@ impl Packed {
         let group_columns = self.format.group_columns(columns);
         let bits = ty.bits as usize;
         for (index, chunk) in out[..columns].chunks_mut(group_columns).enumerate() {
-            let (scale, second) = self.group(row, index);
-            let (scale, second) = (
-                f16::from_bits(scale).to_f32(),
-                f16::from_bits(second).to_f32(),
-            );
+            let (scale, second) = self.grid(row, index);
             let start = index * group_columns * bits;
             let half = (1u64 << (bits - 1)) as f32;
             match ty.scale {
@@ -177,8 +205,8 @@ impl Packed {
                 Scale::Offset => unpack(line, bits, start, chunk, |code| {
                     scale * code as f32 + second
                 }),
-                Scale::None => unpack(line, bits, start, chunk, |code| {
-                    (ty.decode)(ty.bits, code, scale, second)
+                _ => unpack(line, bits, start, chunk, |code| {
+                    ty.decode(code, scale, second)
                 }),
             }
         }
@@ -194,13 +222,13 @@ impl Packed {
 
     /// The first place whose value is not finite: a model with such a weight computes nothing but NaN.
     pub fn first_non_finite(&self) -> Option<(usize, usize)> {
-        let finite = |bits: u16| f16::from_bits(bits).is_finite();
         for row in 0..self.rows {
             if self.format.ty.is_affine() {
+                // Integers are finite: only the scales may not be.
                 let groups = self.format.groups_per_row(self.columns);
                 if let Some(group) = (0..groups).find(|&g| {
-                    let (scale, second) = self.group(row, g);
-                    !finite(scale) || !finite(second)
+                    let (scale, second) = self.grid(row, g);
+                    !scale.is_finite() || !second.is_finite()
                 }) {
                     return Some((row, group * self.format.group_columns(self.columns)));
                 }
@@ -250,6 +278,11 @@ impl Packed {
             scales: pick(&self.scales, scales),
         }
     }
+}
+
+/// A byte of a string of words.
+fn byte(words: &[u32], index: usize) -> u8 {
+    (words[index / 4] >> (8 * (index % 4))) as u8
 }
 
 fn code_mask(bits: usize) -> u32 {

@@ -5,6 +5,8 @@
 
 use half::{bf16, f16};
 
+use super::minifloat;
+
 /// Codes per storage block: a row of codes is padded to whole blocks, and a block of `b`-bit codes is exactly `b` words.
 pub const BLOCK: usize = 32;
 
@@ -22,6 +24,36 @@ pub enum Scale {
     ZeroPoint,
     /// f16 scale `s` in the low half of a word, f16 offset `m` in the high half. `w = s * code + m`.
     Offset,
+    /// f16 scale `s`; two groups share a word. `w = s * level(code)`.
+    Level,
+    /// Power of two as an exponent byte (E8M0, OCP Microscaling Formats 1.0, 5.4.1); four groups share a word.
+    /// `w = 2^(byte - 127) * level(code)`.
+    PowerOfTwo,
+    /// E4M3 scale `s` of a group, four in a word, behind one f32 scale `t` at the start of each row (NVFP4's scale of the
+    /// tensor, repeated so that rows stand on their own). `w = (t * s) * level(code)`.
+    TwoLevel,
+}
+
+/// What the codes of a type stand for, before any scale.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Levels {
+    /// f32 bits.
+    F32,
+    /// f16 bits.
+    F16,
+    /// bf16 bits.
+    Bf16,
+    /// Unsigned integers.
+    Integers,
+    /// A sign, exponent and mantissa in few bits (see [`minifloat`]).
+    Float {
+        /// Bits of the exponent.
+        exponent: u32,
+        /// Bits of the mantissa.
+        mantissa: u32,
+    },
+    /// The entries of a codebook, in rising order of code. Codes behind its end stand for 0.
+    Table(&'static [f32]),
 }
 
 /// One row of the table: everything that is true of a weight type at any group size.
@@ -35,10 +67,8 @@ pub struct WeightType {
     pub scale: Scale,
     /// The WGSL fragment that decodes it: `shaders/shared/NAME.wgsl`.
     pub fragment: &'static str,
-    /// The f32 that a code stands for, given its group's scale and second number (see [`Scale`]) as f32.
-    ///
-    /// Each product `s * integer` is exact in f32, so there is one rounding at most, and every device agrees bit for bit.
-    pub decode: fn(bits: u32, code: u32, scale: f32, second: f32) -> f32,
+    /// What a code stands for.
+    pub levels: Levels,
 }
 
 impl PartialEq for WeightType {
@@ -55,28 +85,48 @@ impl std::hash::Hash for WeightType {
 
 impl WeightType {
     /// Whether the codes need scales.
-    pub fn is_affine(&self) -> bool {
+    pub fn has_scales(&self) -> bool {
         self.scale != Scale::None
     }
-}
 
-fn decode_f32(_: u32, code: u32, _: f32, _: f32) -> f32 {
-    f32::from_bits(code)
-}
-fn decode_f16(_: u32, code: u32, _: f32, _: f32) -> f32 {
-    f16::from_bits(code as u16).to_f32()
-}
-fn decode_bf16(_: u32, code: u32, _: f32, _: f32) -> f32 {
-    bf16::from_bits(code as u16).to_f32()
-}
-fn decode_symmetric(bits: u32, code: u32, scale: f32, _: f32) -> f32 {
-    scale * (code as f32 - (1u32 << (bits - 1)) as f32)
-}
-fn decode_zero_point(_: u32, code: u32, scale: f32, zero_point: f32) -> f32 {
-    scale * (code as f32 - zero_point)
-}
-fn decode_offset(_: u32, code: u32, scale: f32, offset: f32) -> f32 {
-    scale * code as f32 + offset
+    /// Whether codes are integers on an evenly spaced grid.
+    pub fn is_affine(&self) -> bool {
+        self.levels == Levels::Integers
+    }
+
+    /// Codes that stand for something: 2^bits, or the entries of a codebook.
+    pub fn codes(&self) -> u32 {
+        match self.levels {
+            Levels::Table(table) => table.len() as u32,
+            _ => 1 << self.bits.min(31),
+        }
+    }
+
+    /// What a code of up to 16 bits stands for before any scale.
+    pub fn level(&self, code: u32) -> f32 {
+        match self.levels {
+            Levels::F32 => f32::from_bits(code),
+            Levels::F16 => f16::from_bits(code as u16).to_f32(),
+            Levels::Bf16 => bf16::from_bits(code as u16).to_f32(),
+            Levels::Integers => code as f32,
+            Levels::Float { exponent, mantissa } => minifloat::decode(code, exponent, mantissa),
+            Levels::Table(table) => table.get(code as usize).copied().unwrap_or(0.0),
+        }
+    }
+
+    /// The f32 that a code stands for, given its group's scale and second number (see [`Scale`]).
+    ///
+    /// One rounding at most: a product of a scale and an integer is exact in f32, so every device agrees bit for bit.
+    pub fn decode(&self, code: u32, scale: f32, second: f32) -> f32 {
+        let level = self.level(code);
+        match self.scale {
+            Scale::None => level,
+            Scale::Symmetric => scale * (level - (1u32 << (self.bits - 1)) as f32),
+            Scale::ZeroPoint => scale * (level - second),
+            Scale::Offset => scale * level + second,
+            Scale::Level | Scale::PowerOfTwo | Scale::TwoLevel => scale * level,
+        }
+    }
 }
 
 macro_rules! affine {
@@ -87,21 +137,21 @@ macro_rules! affine {
                 bits: $bits,
                 scale: Scale::Symmetric,
                 fragment: "weight_affine",
-                decode: decode_symmetric,
+                levels: Levels::Integers,
             },
             WeightType {
                 name: $zero_point,
                 bits: $bits,
                 scale: Scale::ZeroPoint,
                 fragment: "weight_affine",
-                decode: decode_zero_point,
+                levels: Levels::Integers,
             },
             WeightType {
                 name: $offset,
                 bits: $bits,
                 scale: Scale::Offset,
                 fragment: "weight_affine",
-                decode: decode_offset,
+                levels: Levels::Integers,
             },
         ]
     };
@@ -113,21 +163,21 @@ const FLOATS: [WeightType; 3] = [
         bits: 32,
         scale: Scale::None,
         fragment: "weight_f32",
-        decode: decode_f32,
+        levels: Levels::F32,
     },
     WeightType {
         name: "f16",
         bits: 16,
         scale: Scale::None,
         fragment: "weight_f16",
-        decode: decode_f16,
+        levels: Levels::F16,
     },
     WeightType {
         name: "bf16",
         bits: 16,
         scale: Scale::None,
         fragment: "weight_bf16",
-        decode: decode_bf16,
+        levels: Levels::Bf16,
     },
 ];
 const AFFINE: [[WeightType; 3]; 8] = [
@@ -141,14 +191,62 @@ const AFFINE: [[WeightType; 3]; 8] = [
     affine!(8, "int8", "uint8z", "uint8m"),
 ];
 
+/// A type whose codes are levels, not integers.
+const fn leveled(name: &'static str, bits: u32, scale: Scale, levels: Levels) -> WeightType {
+    WeightType {
+        name,
+        bits,
+        scale,
+        fragment: "weight_levels",
+        levels,
+    }
+}
+
+const fn float(exponent: u32, mantissa: u32) -> Levels {
+    Levels::Float { exponent, mantissa }
+}
+
+/// The sixteen values of NF4: quantiles of a normal distribution (QLoRA, arXiv 2305.14314, appendix E).
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+const LEVELED: [WeightType; 7] = [
+    // BitNet b1.58's values, two bits each.
+    leveled("ternary", 2, Scale::Level, Levels::Table(&[-1.0, 0.0, 1.0])),
+    leveled("nf4", 4, Scale::Level, Levels::Table(&NF4)),
+    leveled("fp4", 4, Scale::Level, float(2, 1)),
+    leveled("fp8_e4m3", 8, Scale::Level, float(4, 3)),
+    leveled("fp8_e5m2", 8, Scale::Level, float(5, 2)),
+    leveled("mxfp4", 4, Scale::PowerOfTwo, float(2, 1)),
+    leveled("nvfp4", 4, Scale::TwoLevel, float(2, 1)),
+];
+
 /// Every weight type. Suffix `z`: integer zero point; `m`: float minimum (offset); neither: symmetric.
-pub static WEIGHT_TYPES: [&WeightType; 27] = {
+pub static WEIGHT_TYPES: [&WeightType; 34] = {
     static F: [WeightType; 3] = FLOATS;
     static A: [[WeightType; 3]; 8] = AFFINE;
+    static L: [WeightType; 7] = LEVELED;
     [
         &F[0], &F[1], &F[2], &A[0][0], &A[0][1], &A[0][2], &A[1][0], &A[1][1], &A[1][2], &A[2][0],
         &A[2][1], &A[2][2], &A[3][0], &A[3][1], &A[3][2], &A[4][0], &A[4][1], &A[4][2], &A[5][0],
-        &A[5][1], &A[5][2], &A[6][0], &A[6][1], &A[6][2], &A[7][0], &A[7][1], &A[7][2],
+        &A[5][1], &A[5][2], &A[6][0], &A[6][1], &A[6][2], &A[7][0], &A[7][1], &A[7][2], &L[0],
+        &L[1], &L[2], &L[3], &L[4], &L[5], &L[6],
     ]
 };
 
@@ -211,7 +309,7 @@ impl WeightFormat {
 
     /// Groups in a row; the last one may be shorter. 0 for types without scales.
     pub fn groups_per_row(self, columns: usize) -> usize {
-        if self.ty.is_affine() {
+        if self.ty.has_scales() {
             columns.div_ceil(self.group_columns(columns))
         } else {
             0
@@ -228,8 +326,10 @@ impl WeightFormat {
         let groups = self.groups_per_row(columns);
         match self.ty.scale {
             Scale::None => 0,
-            Scale::Symmetric => groups.div_ceil(2),
+            Scale::Symmetric | Scale::Level => groups.div_ceil(2),
             Scale::ZeroPoint | Scale::Offset => groups,
+            Scale::PowerOfTwo => groups.div_ceil(4),
+            Scale::TwoLevel => 1 + groups.div_ceil(4),
         }
     }
 
@@ -241,7 +341,7 @@ impl WeightFormat {
 
     /// The name with its group size: `uint4m-g32`, `f16`, `int8-row`.
     pub fn label(self) -> String {
-        match (self.ty.is_affine(), self.group_size) {
+        match (self.ty.has_scales(), self.group_size) {
             (false, _) => self.ty.name.to_string(),
             (true, WHOLE_ROW) => format!("{}-row", self.ty.name),
             (true, group) => format!("{}-g{group}", self.ty.name),

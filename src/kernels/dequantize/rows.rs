@@ -141,7 +141,7 @@ fn every_code() -> Case {
             .weight
             .expect("a variant of a kernel with a weight names its type");
         let codes = 1usize << ty.bits.min(16);
-        let (rows, columns) = (if ty.is_affine() { 8 } else { 1 }, codes.max(32));
+        let (rows, columns) = (if ty.has_scales() { 8 } else { 1 }, codes.max(32));
         let mut random = Random::new(14);
         let mut packed = weights::random(&mut random, variant, rows, columns, 16);
         packed.codes.fill(0);

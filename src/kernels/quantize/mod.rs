@@ -5,6 +5,7 @@
 
 pub mod absmax;
 pub mod minmax;
+pub mod nearest;
 pub mod round;
 
 use half::f16;

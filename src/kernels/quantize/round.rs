@@ -101,7 +101,7 @@ fn nearest(
             0
         };
     }
-    let distance = |code: u32| (value - (ty.decode)(ty.bits, code, scale, second)).abs();
+    let distance = |code: u32| (value - ty.decode(code, scale, second)).abs();
     let mut best = *candidates.start();
     for code in candidates {
         if distance(code) < distance(best) {
@@ -124,11 +124,7 @@ fn encode(
 ) -> Vec<u32> {
     let group_columns = row.format.group_columns(row.columns);
     for (column, value) in weight.iter().enumerate() {
-        let (scale, second) = row.group(0, column / group_columns);
-        let line = (
-            f16::from_bits(scale).to_f32(),
-            f16::from_bits(second).to_f32(),
-        );
+        let line = row.grid(0, column / group_columns);
         let code = nearest(*value, row.format, line, candidates(*value, line));
         row.set_code(0, column, code);
     }

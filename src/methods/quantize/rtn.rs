@@ -1,11 +1,11 @@
 //! Round to nearest: each weight goes to the nearest point of its group's grid. Needs the weight only.
 
-use super::Scheme;
+use super::{Scheme, levels};
 use crate::device::{Chunk, Device, HostTensor, Layout, Matrix, rows_per_chunk};
 use crate::error::{Error, Result};
-use crate::kernels::quantize::{absmax::absmax, minmax::minmax, round::round};
+use crate::kernels::quantize::{absmax::absmax, minmax::minmax, nearest::nearest, round::round};
 use crate::recipe::Grid;
-use crate::tensor::{DType, Packed, WeightFormat};
+use crate::tensor::{DType, Packed, Scale, WeightFormat};
 
 /// Quantizes a matrix. `name` is the tensor's, for errors.
 pub fn rtn(device: &Device, weight: &Packed, scheme: Scheme, name: &str) -> Result<Packed> {
@@ -19,8 +19,20 @@ pub fn rtn(device: &Device, weight: &Packed, scheme: Scheme, name: &str) -> Resu
         .format()
         .map_err(|bad| wrong(bad.expected, format!("{} {}", bad.field, bad.found)))?;
     let (rows, columns) = (weight.rows, weight.columns);
-    // A call of `quantize/round` costs about 20 operations a weight.
-    let short = (device.call_limit().operations / (20.0 * columns as f64)) as usize;
+    // A call of `quantize/round` costs about 20 operations a weight, one of `quantize/nearest` 12 a level.
+    let affine = format.ty.is_affine();
+    let cost = if affine {
+        20.0
+    } else {
+        12.0 * f64::from(format.ty.codes())
+    };
+    let short = (device.call_limit().operations / (cost * columns as f64)) as usize;
+    // Two levels of scales need the whole tensor's largest magnitude before any row's.
+    let whole = if format.ty.scale == Scale::TwoLevel {
+        levels::largest(&weight.to_f32())
+    } else {
+        0.0
+    };
     let step = rows_per_chunk(device, columns, rows).min(short.max(1));
     let mut chunks = Vec::new();
     for start in (0..rows).step_by(step) {
@@ -30,7 +42,21 @@ pub fn rtn(device: &Device, weight: &Packed, scheme: Scheme, name: &str) -> Resu
             &[count, columns],
             &weight.slice_rows(start, start + count).to_f32(),
         );
-        chunks.push(quantize_rows(device, &dense, start, scheme, format, name)?);
+        if let Some(place) = dense.to_f32().iter().position(|value| !value.is_finite()) {
+            let (row, column) = (start + place / columns, place % columns);
+            return Err(wrong(
+                "finite weights".into(),
+                format!(
+                    "{} at row {row}, column {column}",
+                    weight.value(row, column)
+                ),
+            ));
+        }
+        chunks.push(if affine {
+            quantize_rows(device, &dense, start, scheme, format, name)?
+        } else {
+            quantize_levels(device, &dense, start, whole, format, name)?
+        });
     }
     let packed = Matrix::from_chunks(format, columns, chunks).download(device)?;
     match packed.first_non_finite() {
@@ -43,6 +69,28 @@ pub fn rtn(device: &Device, weight: &Packed, scheme: Scheme, name: &str) -> Resu
             ),
         )),
     }
+}
+
+fn quantize_levels(
+    device: &Device,
+    dense: &HostTensor,
+    start: usize,
+    whole: f32,
+    format: WeightFormat,
+    name: &str,
+) -> Result<Chunk> {
+    let (rows, columns) = (dense.shape[0], dense.shape[1]);
+    let words = levels::scales(&dense.to_f32(), columns, format, whole);
+    let shape = [rows, format.scale_words_per_row(columns)];
+    let scales = device.upload(&HostTensor::from_u32(&shape, &words), name)?;
+    let weight = device.upload(dense, name)?;
+    let codes = nearest(device, &weight, &scales, format)?;
+    Ok(Chunk {
+        start,
+        rows,
+        codes,
+        scales,
+    })
 }
 
 fn quantize_rows(
@@ -76,7 +124,7 @@ fn quantize_rows(
             -1.0 / half_range,
         )?,
         Grid::ZeroPoint => minmax(device, &weight, group_columns, scheme.bits, false)?,
-        Grid::FloatMin => minmax(device, &weight, group_columns, scheme.bits, true)?,
+        _ => minmax(device, &weight, group_columns, scheme.bits, true)?,
     };
     let codes = round(device, &weight, &scales, format)?;
     Ok(Chunk {
