@@ -8,7 +8,7 @@ use crate::gpu::SUBMIT_SECONDS;
 use crate::methods::quantize::{BadScheme, Scheme};
 use crate::model::{Checkpoint, Role, TensorSpec, Weights, gguf_type};
 use crate::recipe::{ExportFormat, Quantize, Recipe, Stage};
-use crate::tensor::WeightFormat;
+use crate::tensor::{WeightFormat, codebook};
 
 /// Everything that will be done.
 #[derive(Clone, Debug, Serialize)]
@@ -179,10 +179,15 @@ impl Rule {
             };
             patterns.iter().map(compile).collect()
         };
+        let entries = (!stage.codebook.is_empty()).then(|| codebook(&stage.codebook));
         let scheme = Scheme {
             grid: stage.grid,
             bits: stage.bits,
             group_size: stage.group_size,
+            codebook: entries.transpose().map_err(|found| {
+                let expected = "2 to 256 finite numbers, not all 0".into();
+                wrong("stage.codebook", expected, found)
+            })?,
         };
         let bad = |bad: BadScheme| wrong(&format!("stage.{}", bad.field), bad.expected, bad.found);
         Ok(Self {

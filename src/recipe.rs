@@ -48,6 +48,9 @@ pub struct Quantize {
     /// How a group's range becomes a grid.
     #[serde(default)]
     pub grid: Grid,
+    /// The entries of the grid `codebook`, 2 to 256 numbers; a group's largest magnitude falls on the largest of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub codebook: Vec<f32>,
     /// Patterns of module names (`*` stands for anything). Norms and biases are never quantized.
     #[serde(default = "default_include")]
     pub include: Vec<String>,
@@ -95,6 +98,8 @@ pub enum Grid {
     Mxfp4,
     /// E2M1 floats with an E4M3 scale of 16, under one f32 scale of the tensor. 4 bits.
     Nvfp4,
+    /// The entries of `codebook`. As many bits as they need.
+    Codebook,
 }
 
 impl Grid {
@@ -131,6 +136,7 @@ impl Grid {
             Grid::Fp8E5m2 => "fp8-e5m2",
             Grid::Mxfp4 => "mxfp4",
             Grid::Nvfp4 => "nvfp4",
+            Grid::Codebook => "codebook",
         }
     }
 }

@@ -328,6 +328,7 @@ fn rounded(grid: Grid, bits: u32, fits: Fits) -> Result<(), Failed> {
             grid,
             bits,
             group_size: 32,
+            codebook: None,
         },
     };
     quality(

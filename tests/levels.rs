@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::Device;
+use lopper::device::{Device, HostTensor, Matrix, Random};
 use lopper::formats::Source;
 use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options;
+use lopper::kernels::matmul::linear;
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Scheme, level_type, prescribed_group_size};
 use lopper::recipe::Grid;
-use lopper::tensor::{Packed, minifloat};
+use lopper::tensor::{DType, Packed, codebook, minifloat};
 
 use crate::cli::{NANO, SHORT, lopper};
 use crate::machine::gpu_trial;
@@ -21,6 +22,9 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("levels::bad_schemes", bad_schemes),
         Trial::test("levels::not_finite", not_finite),
         Trial::test("levels::through_the_program", through_the_program),
+        Trial::test("levels::a_users_codebook", users_codebook),
+        Trial::test("levels::bad_codebooks", bad_codebooks),
+        gpu_trial("levels::codebooks_on_the_gpu".into(), codebooks_on_the_gpu),
     ];
     for grid in Grid::LEVELED {
         let name = grid.name();
@@ -40,6 +44,7 @@ fn scheme(grid: Grid) -> Result<Scheme, Failed> {
         grid,
         bits: ty.bits,
         group_size: prescribed_group_size(ty).unwrap_or(32),
+        codebook: None,
     })
 }
 
@@ -105,6 +110,7 @@ fn bad_schemes() -> Result<(), Failed> {
             grid,
             bits,
             group_size,
+            codebook: None,
         };
         scheme.format().err().map(|bad| (bad.field, bad.expected))
     };
@@ -172,4 +178,110 @@ fn through_the_program() -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// Entries of no pattern, in no order, as many as asked.
+fn entries(count: usize) -> Vec<f32> {
+    let mut random = Random::new(77);
+    random.values(count, 3.0)
+}
+
+/// Codes of 1 to 8 bits, of books that fill them or not: the GPU finds the CPU's codes, and the products agree with the
+/// reference.
+fn codebooks_on_the_gpu() -> Result<(), Failed> {
+    let runner = crate::machine::open(Options {
+        checked: true,
+        ..Options::default()
+    })?;
+    let device = Device::Checked(runner);
+    for count in [2, 3, 7, 16, 27, 64, 100, 256] {
+        let ty = codebook(&entries(count))?;
+        let weight = Packed::from_f32(&Random::new(5).values(24 * 160, 0.1), 24, 160);
+        let scheme = Scheme {
+            grid: Grid::Codebook,
+            bits: ty.bits,
+            group_size: 32,
+            codebook: Some(ty),
+        };
+        let packed = rtn(&device, &weight, scheme, "w")?;
+        if packed != rtn(&Device::Cpu, &weight, scheme, "w")? {
+            return Err(format!("{count} entries: not the CPU's codes").into());
+        }
+        let matrix = Matrix::upload(&device, &packed, "w")?;
+        for tokens in [1, 3, 40] {
+            let x = HostTensor::from_f32(DType::F32, &[tokens, 160], &entries(tokens * 160));
+            // `checked` compares with the reference.
+            linear(&device, &device.upload(&x, "x")?, &matrix, None, DType::F32)?;
+        }
+    }
+    Ok(())
+}
+
+fn users_codebook() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let book: Vec<String> = entries(27)
+        .iter()
+        .map(|entry| format!("{entry:?}"))
+        .collect();
+    let recipe = format!(
+        "model = \"{NANO}\"\n[[stage]]\nkind = \"quantize\"\nbits = 5\ngrid = \"codebook\"\ncodebook = [{}]\n[evaluate]\ntext = \"{}\"\nctx = 128\nmax_tokens = 1024\n",
+        book.join(", "),
+        crate::cli::TEXT
+    );
+    std::fs::write(folder.path().join("r.toml"), recipe)?;
+    let run = lopper(folder.path(), "compress r.toml --device cpu --out made")?;
+    if run.code != Some(0) {
+        return Err(format!("{}{}", run.out, run.err).into());
+    }
+    let manifest = std::fs::read_to_string(folder.path().join("made/manifest.json"))?;
+    let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
+    let text = crate::cli::TEXT;
+    let run = lopper(
+        folder.path(),
+        &format!("eval made/packed --ppl {text} --device cpu {SHORT} --json=-"),
+    )?;
+    let report: serde_json::Value = serde_json::from_str(&run.out)?;
+    let (before, after) = (
+        &manifest["stages"][0]["figures"]["perplexity"]["value"],
+        &report["perplexity"]["value"],
+    );
+    match (before.as_f64(), after.as_f64()) {
+        (Some(a), Some(b)) if (a / b - 1.0).abs() < 1e-6 && a < 70.0 => Ok(()),
+        _ => Err(format!("{before}, then {after}").into()),
+    }
+}
+
+fn bad_codebooks() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let told = |keys: &str, said: &str| -> Result<(), Failed> {
+        let text = format!("model = \"{NANO}\"\n[[stage]]\nkind = \"quantize\"\n{keys}\n");
+        std::fs::write(folder.path().join("r.toml"), text)?;
+        let run = lopper(folder.path(), "compress r.toml --device cpu --out made")?;
+        if run.code == Some(2) && run.err.contains(said) && !folder.path().join("made").exists() {
+            Ok(())
+        } else {
+            Err(format!("{keys}: {:?} {}{}", run.code, run.out, run.err).into())
+        }
+    };
+    let grid = "grid = \"codebook\"\ncodebook =";
+    told(
+        &format!("bits = 2\n{grid} [0.0, nan, 1.0]"),
+        "NaN as entry 1",
+    )?;
+    told(
+        &format!("bits = 2\n{grid} [0.0, inf, 1.0]"),
+        "inf as entry 1",
+    )?;
+    told(
+        &format!("bits = 8\n{grid} {:?}", entries(257)),
+        "257 entries",
+    )?;
+    told(&format!("bits = 1\n{grid} [0.5]"), "1 entries")?;
+    told(&format!("bits = 1\n{grid} [0.0, 0.0]"), "no entry but 0")?;
+    told(&format!("bits = 3\n{grid} [-1.0, 0.0, 1.0]"), "expected 2")?;
+    told("bits = 2\ngrid = \"codebook\"", "stage.codebook")?;
+    told(
+        "bits = 4\ngrid = \"nf4\"\ncodebook = [-1.0, 1.0]",
+        "stage.codebook",
+    )
 }

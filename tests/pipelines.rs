@@ -160,6 +160,7 @@ fn a_grid_reproduces_itself() -> Result<(), Failed> {
                 grid,
                 bits,
                 group_size: 32,
+                codebook: None,
             };
             let once = rtn(&Device::Cpu, &weight, scheme, "w")?;
             let twice = rtn(&Device::Cpu, &once, scheme, "w")?;
@@ -176,6 +177,7 @@ fn a_grid_reproduces_itself() -> Result<(), Failed> {
             grid: Grid::FloatMin,
             bits: 4,
             group_size: 32,
+            codebook: None,
         },
         "w",
     )?;
@@ -207,6 +209,7 @@ fn every_scheme(device: &Device) -> Result<(), Failed> {
                     grid,
                     bits,
                     group_size,
+                    codebook: None,
                 };
                 if grid == Grid::AbsmaxSymmetric && bits == 1 {
                     assert!(scheme.format().is_err(), "one symmetric bit has no step");

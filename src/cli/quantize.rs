@@ -92,6 +92,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 prescribed.unwrap_or(32)
             }),
             grid,
+            codebook: Vec::new(),
             include: if arguments.include.is_empty() {
                 default_include()
             } else {

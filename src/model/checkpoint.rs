@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::formats::gguf::Gguf;
 use crate::formats::safetensors::Safetensors;
 use crate::formats::{Source, StoredType};
-use crate::tensor::{Packed, WHOLE_ROW, WeightFormat, weight_type};
+use crate::tensor::{Packed, WHOLE_ROW, WeightFormat, codebook, weight_type};
 use crate::text::{HfFiles, Tokenizer};
 
 /// Something that has a model's tensors, by their Hugging Face names, in Hugging Face's row order.
@@ -455,7 +455,8 @@ fn parse_object(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
     })
 }
 
-/// The formats of a folder that Lopper wrote: `quantization_config.tensors.NAME = {type, group_size}`.
+/// The formats of a folder that Lopper wrote: `quantization_config.tensors.NAME = {type, group_size}`, for a user's codebook
+/// with its entries.
 fn packed_formats(path: &Path, quantization: &Value) -> Result<HashMap<String, WeightFormat>> {
     let wrong = |key: &str, expected: &str, found: &Value| Error::Key {
         path: path.into(),
@@ -477,7 +478,16 @@ fn packed_formats(path: &Path, quantization: &Value) -> Result<HashMap<String, W
     let mut formats = HashMap::new();
     for (name, entry) in tensors {
         let key = format!("tensors.{name}");
-        let ty = entry["type"].as_str().and_then(weight_type);
+        let ty = match entry["type"].as_str() {
+            Some("codebook") => {
+                let number = |value: &Value| value.as_f64().map(|number| number as f32);
+                let entries = entry["codebook"].as_array();
+                let entries: Option<Vec<f32>> =
+                    entries.and_then(|list| list.iter().map(number).collect());
+                entries.and_then(|entries| codebook(&entries).ok())
+            }
+            other => other.and_then(weight_type),
+        };
         let ty = ty.ok_or_else(|| wrong(&key, "a weight type", entry))?;
         let group = entry["group_size"]
             .as_u64()

@@ -13,7 +13,7 @@ use super::names::{Role, TensorSpec};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor, Value as Meta};
 use crate::formats::safetensors::{NewTensor, write_folder};
-use crate::tensor::{DType, Packed, WeightFormat};
+use crate::tensor::{DType, Levels, Packed, WeightFormat, weight_type};
 use crate::text::Tokenizer;
 
 /// Shards of a Hugging Face folder are at most this large.
@@ -60,6 +60,16 @@ pub fn export_hf(
     write_tokenizer(folder, tokenizer)
 }
 
+/// A format in `config.json`. A user's codebook has no name of its own: its entries stand there.
+fn described(format: WeightFormat) -> Value {
+    match format.ty.levels {
+        Levels::Table(table) if weight_type(format.ty.name).is_none() => {
+            json!({"type": "codebook", "codebook": table, "group_size": format.group_size})
+        }
+        _ => json!({"type": format.ty.name, "group_size": format.group_size}),
+    }
+}
+
 /// Writes a folder that Lopper opens, with codes and scales as they are: `NAME.codes` and `NAME.scales`, u32 words of
 /// (rows, words), and each tensor's format in `config.json` under `quantization_config`.
 pub fn export_packed(
@@ -83,10 +93,7 @@ pub fn export_packed(
             });
             continue;
         }
-        formats.insert(
-            spec.name.clone(),
-            json!({"type": format.ty.name, "group_size": format.group_size}),
-        );
+        formats.insert(spec.name.clone(), described(format));
         let (codes, scales) = (
             format.code_words_per_row(spec.columns),
             format.scale_words_per_row(spec.columns),

@@ -9,5 +9,5 @@ mod weight;
 pub use dtype::DType;
 pub use packed::Packed;
 pub use weight::{
-    BLOCK, Levels, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType, weight_type,
+    BLOCK, Levels, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType, codebook, weight_type,
 };

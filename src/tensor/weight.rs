@@ -3,6 +3,8 @@
 //! `packed` lays codes and scales out, the shader fragment named in the row decodes them on a GPU, and the row's
 //! `decode` is what both must agree with. Codes are unsigned; their meaning is the row's.
 
+use std::sync::{Mutex, PoisonError};
+
 use half::{bf16, f16};
 
 use super::minifloat;
@@ -253,6 +255,55 @@ pub static WEIGHT_TYPES: [&WeightType; 34] = {
 /// The row of that name.
 pub fn weight_type(name: &str) -> Option<&'static WeightType> {
     WEIGHT_TYPES.iter().copied().find(|row| row.name == name)
+}
+
+/// Entries that a codebook may have: a code has at most 8 bits.
+const MAX_CODEBOOK: usize = 256;
+
+/// The type of a user's codebook, with f16 scales: as many bits as its entries need. The same entries give the same type.
+/// A row lives as long as the program; there is one for each distinct codebook.
+///
+/// Errors: what is wrong with the entries, in words.
+pub fn codebook(entries: &[f32]) -> Result<&'static WeightType, String> {
+    static KNOWN: Mutex<Vec<&'static WeightType>> = Mutex::new(Vec::new());
+    if !(2..=MAX_CODEBOOK).contains(&entries.len()) {
+        return Err(format!("{} entries", entries.len()));
+    }
+    if let Some(place) = entries.iter().position(|entry| !entry.is_finite()) {
+        return Err(format!("{} as entry {place}", entries[place]));
+    }
+    if entries.iter().all(|entry| *entry == 0.0) {
+        return Err("no entry but 0".into());
+    }
+    let bits = |entries: &[f32]| {
+        entries
+            .iter()
+            .map(|entry| entry.to_bits())
+            .collect::<Vec<_>>()
+    };
+    let wanted = bits(entries);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let same =
+        |ty: &&&WeightType| matches!(ty.levels, Levels::Table(table) if bits(table) == wanted);
+    if let Some(ty) = known.iter().find(same) {
+        return Ok(ty);
+    }
+    let width = usize::BITS - (entries.len() - 1).leading_zeros();
+    // FNV-1a: the name is the same in every run, and types are equal when their names are.
+    let hash = wanted.iter().flat_map(|bits| bits.to_le_bytes());
+    let hash = hash.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    let name = format!("codebook{}-{hash:016x}", entries.len());
+    let table: &'static [f32] = Vec::leak(entries.to_vec());
+    let ty: &'static WeightType = Box::leak(Box::new(leveled(
+        String::leak(name),
+        width,
+        Scale::Level,
+        Levels::Table(table),
+    )));
+    known.push(ty);
+    Ok(ty)
 }
 
 /// A weight type at a group size: what a packed tensor is stored in.

@@ -15,6 +15,8 @@ pub struct Scheme {
     pub bits: u32,
     /// Columns of a group: a power of two from 16, or [`WHOLE_ROW`].
     pub group_size: u32,
+    /// The type of [`Grid::Codebook`], of no other grid.
+    pub codebook: Option<&'static WeightType>,
 }
 
 /// What a scheme cannot be.
@@ -35,8 +37,16 @@ impl Scheme {
             grid,
             bits,
             group_size,
+            codebook,
         } = self;
-        if let Some(ty) = level_type(grid) {
+        if (grid == Grid::Codebook) != codebook.is_some() {
+            return Err(BadScheme {
+                field: "codebook",
+                expected: "entries with the grid codebook, none with another".into(),
+                found: grid.name().into(),
+            });
+        }
+        if let Some(ty) = codebook.or_else(|| level_type(grid)) {
             return leveled(ty, bits, group_size);
         }
         let scale = match grid {
