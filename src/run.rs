@@ -406,13 +406,14 @@ fn write_artifact(
             }
             ExportFormat::Hf => {
                 make(&folder.join("hf"))?;
-                export_hf(&folder.join("hf"), compressed.parent, compressed, tokenizer)?;
+                let config = compressed.parent.config_json()?;
+                export_hf(&folder.join("hf"), config, compressed, tokenizer)?;
             }
             ExportFormat::Packed => {
                 make(&folder.join("packed"))?;
                 export_packed(
                     &folder.join("packed"),
-                    compressed.parent,
+                    compressed.parent.config_json()?,
                     compressed,
                     tokenizer,
                 )?;

@@ -17,6 +17,7 @@ mod machine;
 mod pipelines;
 mod recipes;
 mod shaders;
+mod synth;
 mod text;
 mod text_hostile;
 
@@ -33,6 +34,7 @@ fn main() {
     trials.extend(recipes::trials());
     trials.extend(layers::trials());
     trials.extend(levels::trials());
+    trials.extend(synth::trials());
     trials.extend(cli::trials());
     trials.extend(cli_bad_input::trials());
     trials.extend(cli_interrupt::trials());

@@ -53,11 +53,11 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
             Format::Gguf => rounded = export_gguf(path, &model, &model, tokenizer.as_ref())?,
             Format::Hf => {
                 folder()?;
-                export_hf(path, &model, &model, tokenizer.as_ref())?;
+                export_hf(path, model.config_json()?, &model, tokenizer.as_ref())?;
             }
             Format::Packed => {
                 folder()?;
-                export_packed(path, &model, &model, tokenizer.as_ref())?;
+                export_packed(path, model.config_json()?, &model, tokenizer.as_ref())?;
             }
         }
         Ok(())

@@ -16,6 +16,7 @@ mod mutate;
 mod output;
 mod quantize;
 mod session;
+mod synth;
 mod verify;
 mod verify_child;
 
@@ -108,6 +109,9 @@ enum Command {
     Verify(verify::Arguments),
     /// Measure the device, and what the kernels make of it
     Bench(bench::Arguments),
+    /// Write a model of a real shape with random weights
+    #[command(hide = true)]
+    Synth(synth::Arguments),
     /// Count the mutants of each shader that the case table kills
     #[command(hide = true)]
     Mutate(mutate::Arguments),
@@ -160,6 +164,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Export(arguments) => export::run(arguments, output),
         Command::Verify(arguments) => verify::run(&cli.global, arguments, output),
         Command::Bench(arguments) => bench::run(&cli.global, arguments, output),
+        Command::Synth(arguments) => synth::run(&cli.global, arguments, output),
         Command::Mutate(arguments) => mutate::run(&cli.global, arguments, output),
     }
 }

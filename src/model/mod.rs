@@ -9,6 +9,7 @@ mod linear;
 mod llama;
 mod names;
 mod save;
+mod synth;
 
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, Weights};
@@ -19,3 +20,4 @@ pub use linear::{Linear, Pass};
 pub use llama::Llama;
 pub use names::{Role, TensorSpec, tensor_specs};
 pub use save::{export_gguf, export_hf, export_packed, gguf_type};
+pub use synth::Synth;

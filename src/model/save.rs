@@ -28,11 +28,11 @@ pub fn gguf_type(spec: &TensorSpec, format: WeightFormat) -> (GgmlType, bool) {
     gguf::holds(format, spec.columns).map_or((GgmlType::F16, false), |ty| (ty, true))
 }
 
-/// Writes a folder that transformers opens: weights dequantized to f16, `config.json` as found but for what changed.
+/// Writes a folder that transformers opens: weights dequantized to f16, `config.json` as given but for what changed.
 /// Vectors keep their type.
 pub fn export_hf(
     folder: &Path,
-    parent: &Checkpoint,
+    mut config: Map<String, Value>,
     weights: &dyn Weights,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<()> {
@@ -53,7 +53,6 @@ pub fn export_hf(
         });
     }
     write_folder(folder, tensors, MAX_SHARD_BYTES)?;
-    let mut config = parent.config_json()?;
     config.remove("quantization_config");
     set_dtype(&mut config);
     write_config(folder, &config)?;
@@ -74,7 +73,7 @@ fn described(format: WeightFormat) -> Value {
 /// (rows, words), and each tensor's format in `config.json` under `quantization_config`.
 pub fn export_packed(
     folder: &Path,
-    parent: &Checkpoint,
+    mut config: Map<String, Value>,
     weights: &dyn Weights,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<()> {
@@ -115,7 +114,6 @@ pub fn export_packed(
         });
     }
     write_folder(folder, tensors, MAX_SHARD_BYTES)?;
-    let mut config = parent.config_json()?;
     set_dtype(&mut config);
     config.insert(
         "quantization_config".into(),

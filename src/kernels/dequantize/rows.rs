@@ -11,7 +11,7 @@ use crate::device::{
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
 use crate::kernels::weights;
-use crate::tensor::{DType, WHOLE_ROW, WeightFormat};
+use crate::tensor::{DType, Scale, WHOLE_ROW, WeightFormat};
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -147,11 +147,23 @@ fn every_code() -> Case {
         packed.codes.fill(0);
         packed.scales.fill(0);
         for row in 0..rows {
+            if ty.scale == Scale::TwoLevel {
+                packed.set_row_scale(row, 0.37);
+            }
             for group in 0..packed.format.groups_per_row(columns) {
+                // Exponents whose values are normal numbers of f32: a device may take others for zero.
+                let power = [118, 119, 60, 127, 128, 180, 100, 5][row];
+                // E4M3: zero, the smallest, the smallest normal, 1, the largest, NaN, and others.
+                let byte = [0x00, 0x01, 0x08, 0x38, 0x7e, 0x7f, 0x35, 0x41][row];
                 // f16 bits: the smallest subnormal, the smallest normal, 1, and others; the second number likewise.
                 let scale = [
                     0x0001, 0x0400, 0x3c00, 0x1234, 0x83ff, 0xb555, 0x7800, 0x0000,
                 ][row];
+                let scale = match ty.scale {
+                    Scale::PowerOfTwo => power,
+                    Scale::TwoLevel => byte,
+                    _ => scale,
+                };
                 packed.set_group(
                     row,
                     group,

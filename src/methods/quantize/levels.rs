@@ -52,7 +52,7 @@ pub(super) fn scales(values: &[f32], columns: usize, format: WeightFormat, whole
                 .fold(0.0, |most: f32, value| most.max(value.abs()));
             let scale = match format.ty.scale {
                 Scale::PowerOfTwo if most > 0.0 => power_of_two(most),
-                Scale::PowerOfTwo => 0,
+                Scale::PowerOfTwo => 1,
                 Scale::TwoLevel if tensor_scale > 0.0 => {
                     minifloat::encode_magnitude(most / (E2M1_MAX * tensor_scale), 4, 3) as u16
                 }
@@ -73,7 +73,8 @@ pub(super) fn scales(values: &[f32], columns: usize, format: WeightFormat, whole
 
 /// E8M0 of 2^(floor(log2(most)) - 2).
 fn power_of_two(most: f32) -> u16 {
-    // The exponent field is floor(log2) + 127 for normal numbers; what is smaller has the smallest scale.
+    // The exponent field is floor(log2) + 127 for normal numbers; what is smaller has the smallest scale that
+    // is a normal f32.
     let exponent = (most.to_bits() >> 23) as i32;
-    (exponent - 2).clamp(0, 254) as u16
+    (exponent - 2).clamp(1, 254) as u16
 }
