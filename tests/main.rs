@@ -10,6 +10,7 @@ mod cli_pages;
 mod cli_verify;
 mod formats;
 mod golden;
+mod gradients;
 mod kernels;
 mod layers;
 mod levels;
@@ -33,6 +34,7 @@ fn main() {
     trials.extend(pipelines::trials());
     trials.extend(recipes::trials());
     trials.extend(layers::trials());
+    trials.extend(gradients::trials());
     trials.extend(levels::trials());
     trials.extend(synth::trials());
     trials.extend(cli::trials());

@@ -25,6 +25,8 @@ pub static TABLE: &[&Kernel] = &[
     &norm::rms::KERNEL,
     &matmul::matvec::KERNEL,
     &matmul::tiled::KERNEL,
+    &matmul::input_grad::KERNEL,
+    &matmul::weight_grad::KERNEL,
     &rope::rotate::KERNEL,
     &kv::append::KERNEL,
     &attention::causal::KERNEL,

@@ -7,12 +7,13 @@ use serde_json::{Map, Value};
 
 use super::config::Config;
 use super::embedded::{EMBEDDED, EmbeddedModel, PROMISED};
+use super::formats::packed_formats;
 use super::names::{Role, TensorSpec, tensor_specs};
 use crate::error::{Error, Result};
 use crate::formats::gguf::Gguf;
 use crate::formats::safetensors::Safetensors;
 use crate::formats::{Source, StoredType};
-use crate::tensor::{Packed, WHOLE_ROW, WeightFormat, codebook, weight_type};
+use crate::tensor::{Packed, WeightFormat};
 use crate::text::{HfFiles, Tokenizer};
 
 /// Something that has a model's tensors, by their Hugging Face names, in Hugging Face's row order.
@@ -453,49 +454,4 @@ fn parse_object(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
         expected: "an object".into(),
         found: error.to_string(),
     })
-}
-
-/// The formats of a folder that Lopper wrote: `quantization_config.tensors.NAME = {type, group_size}`, for a user's codebook
-/// with its entries.
-fn packed_formats(path: &Path, quantization: &Value) -> Result<HashMap<String, WeightFormat>> {
-    let wrong = |key: &str, expected: &str, found: &Value| Error::Key {
-        path: path.into(),
-        key: format!("quantization_config.{key}"),
-        expected: expected.into(),
-        found: found.to_string(),
-    };
-    let method = &quantization["quant_method"];
-    if method != "lopper" {
-        return Err(Error::Unsupported {
-            path: path.into(),
-            what: format!("quant_method {method}"),
-            why: "this version reads its own packed folders, plain checkpoints and GGUF".into(),
-        });
-    }
-    let Some(tensors) = quantization["tensors"].as_object() else {
-        return Err(wrong("tensors", "an object", &quantization["tensors"]));
-    };
-    let mut formats = HashMap::new();
-    for (name, entry) in tensors {
-        let key = format!("tensors.{name}");
-        let ty = match entry["type"].as_str() {
-            Some("codebook") => {
-                let number = |value: &Value| value.as_f64().map(|number| number as f32);
-                let entries = entry["codebook"].as_array();
-                let entries: Option<Vec<f32>> =
-                    entries.and_then(|list| list.iter().map(number).collect());
-                entries.and_then(|entries| codebook(&entries).ok())
-            }
-            other => other.and_then(weight_type),
-        };
-        let ty = ty.ok_or_else(|| wrong(&key, "a weight type", entry))?;
-        let group = entry["group_size"]
-            .as_u64()
-            .and_then(|group| u32::try_from(group).ok());
-        let group_size = group.filter(|&g| g == WHOLE_ROW || (g >= 16 && g.is_power_of_two()));
-        let group_size = group_size
-            .ok_or_else(|| wrong(&key, "a power of two from 16, or 0 for a row", entry))?;
-        formats.insert(name.clone(), WeightFormat { ty, group_size });
-    }
-    Ok(formats)
 }

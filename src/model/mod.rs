@@ -4,6 +4,7 @@ mod cache;
 mod checkpoint;
 mod config;
 mod embedded;
+mod formats;
 mod generate;
 mod linear;
 mod llama;

@@ -9,11 +9,12 @@ use serde_json::{Map, Value, json};
 
 use super::checkpoint::{Checkpoint, Weights, to_gguf_order};
 use super::config::{Config, RopeScaling};
+use super::formats::described;
 use super::names::{Role, TensorSpec};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor, Value as Meta};
 use crate::formats::safetensors::{NewTensor, write_folder};
-use crate::tensor::{DType, Levels, Packed, WeightFormat, weight_type};
+use crate::tensor::{DType, Packed, WeightFormat};
 use crate::text::Tokenizer;
 
 /// Shards of a Hugging Face folder are at most this large.
@@ -57,16 +58,6 @@ pub fn export_hf(
     set_dtype(&mut config);
     write_config(folder, &config)?;
     write_tokenizer(folder, tokenizer)
-}
-
-/// A format in `config.json`. A user's codebook has no name of its own: its entries stand there.
-fn described(format: WeightFormat) -> Value {
-    match format.ty.levels {
-        Levels::Table(table) if weight_type(format.ty.name).is_none() => {
-            json!({"type": "codebook", "codebook": table, "group_size": format.group_size})
-        }
-        _ => json!({"type": format.ty.name, "group_size": format.group_size}),
-    }
 }
 
 /// Writes a folder that Lopper opens, with codes and scales as they are: `NAME.codes` and `NAME.scales`, u32 words of

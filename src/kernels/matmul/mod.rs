@@ -2,8 +2,10 @@
 //!
 //! One family of kernels over the same bindings. [`linear`] chooses among them and cuts long work along tokens.
 
+pub mod input_grad;
 pub mod matvec;
 pub mod tiled;
+pub mod weight_grad;
 
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;

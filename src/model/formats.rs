@@ -1,0 +1,67 @@
+//! How the formats of a packed folder stand in its `config.json`.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::tensor::{Levels, WHOLE_ROW, WeightFormat, codebook, weight_type};
+
+/// A format in `config.json`. A user's codebook has no name of its own: its entries stand there.
+pub(super) fn described(format: WeightFormat) -> Value {
+    match format.ty.levels {
+        Levels::Table(table) if weight_type(format.ty.name).is_none() => {
+            json!({"type": "codebook", "codebook": table, "group_size": format.group_size})
+        }
+        _ => json!({"type": format.ty.name, "group_size": format.group_size}),
+    }
+}
+
+/// The formats of a folder that Lopper wrote: `quantization_config.tensors.NAME = {type, group_size}`, for a user's codebook
+/// with its entries.
+pub(super) fn packed_formats(
+    path: &Path,
+    quantization: &Value,
+) -> Result<HashMap<String, WeightFormat>> {
+    let wrong = |key: &str, expected: &str, found: &Value| Error::Key {
+        path: path.into(),
+        key: format!("quantization_config.{key}"),
+        expected: expected.into(),
+        found: found.to_string(),
+    };
+    let method = &quantization["quant_method"];
+    if method != "lopper" {
+        return Err(Error::Unsupported {
+            path: path.into(),
+            what: format!("quant_method {method}"),
+            why: "this version reads its own packed folders, plain checkpoints and GGUF".into(),
+        });
+    }
+    let Some(tensors) = quantization["tensors"].as_object() else {
+        return Err(wrong("tensors", "an object", &quantization["tensors"]));
+    };
+    let mut formats = HashMap::new();
+    for (name, entry) in tensors {
+        let key = format!("tensors.{name}");
+        let ty = match entry["type"].as_str() {
+            Some("codebook") => {
+                let number = |value: &Value| value.as_f64().map(|number| number as f32);
+                let entries = entry["codebook"].as_array();
+                let entries: Option<Vec<f32>> =
+                    entries.and_then(|list| list.iter().map(number).collect());
+                entries.and_then(|entries| codebook(&entries).ok())
+            }
+            other => other.and_then(weight_type),
+        };
+        let ty = ty.ok_or_else(|| wrong(&key, "a weight type", entry))?;
+        let group = entry["group_size"]
+            .as_u64()
+            .and_then(|group| u32::try_from(group).ok());
+        let group_size = group.filter(|&g| g == WHOLE_ROW || (g >= 16 && g.is_power_of_two()));
+        let group_size = group_size
+            .ok_or_else(|| wrong(&key, "a power of two from 16, or 0 for a row", entry))?;
+        formats.insert(name.clone(), WeightFormat { ty, group_size });
+    }
+    Ok(formats)
+}
