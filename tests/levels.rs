@@ -24,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("levels::through_the_program", through_the_program),
         Trial::test("levels::a_users_codebook", users_codebook),
         Trial::test("levels::bad_codebooks", bad_codebooks),
+        Trial::test("levels::grids_by_name", grids_by_name),
         gpu_trial("levels::codebooks_on_the_gpu".into(), codebooks_on_the_gpu),
     ];
     for grid in Grid::LEVELED {
@@ -249,6 +250,23 @@ fn users_codebook() -> Result<(), Failed> {
         (Some(a), Some(b)) if (a / b - 1.0).abs() < 1e-6 && a < 70.0 => Ok(()),
         _ => Err(format!("{before}, then {after}").into()),
     }
+}
+
+/// A grid's name is enough: it brings its bits and its group size.
+fn grids_by_name() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    for (grid, lines) in [
+        ("nvfp4", ["bits = 4", "group_size = 16"]),
+        ("fp8-e5m2", ["bits = 8", "group_size = 32"]),
+        ("zero-point", ["bits = 4", "group_size = 32"]),
+    ] {
+        let arguments = format!("quantize {NANO} --grid {grid} --print-recipe");
+        let run = lopper(folder.path(), &arguments)?;
+        if run.code != Some(0) || lines.iter().any(|line| !run.out.contains(line)) {
+            return Err(format!("{grid}: {:?} {}{}", run.code, run.out, run.err).into());
+        }
+    }
+    Ok(())
 }
 
 fn bad_codebooks() -> Result<(), Failed> {

@@ -94,6 +94,13 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         std::fs::read_dir(folder).map_err(Error::write(path))?;
     }
     let Some(what) = &arguments.what else {
+        if arguments.compare.is_empty() {
+            return Err(Error::Argument {
+                argument: "bench".into(),
+                expected: "hardware, kernels, model MODEL, or --compare A.json B.json".into(),
+                found: "none of them".into(),
+            });
+        }
         return bench_compare::run(&arguments.compare, output);
     };
     match what {

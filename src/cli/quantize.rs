@@ -1,6 +1,7 @@
 //! `lopper quantize`: a recipe of one stage.
 
 use clap::ValueEnum;
+use clap::builder::PossibleValuesParser;
 
 use super::Global;
 use super::compress::{Common, execute};
@@ -14,7 +15,7 @@ use crate::tensor::{Scale, weight_type};
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
-    /// Bits of a code, 1 to 8 (default 4)
+    /// Bits of a code, 1 to 8 (default 4, or what --grid prescribes)
     #[arg(long, conflicts_with = "ty")]
     bits: Option<u32>,
     /// A weight type instead: int4 (symmetric), uint4z (zero point), uint4m (float minimum), q4_0, q4_1, q5_0, q5_1, q8_0,
@@ -25,8 +26,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     group_size: Option<u32>,
     /// How a group's range becomes a grid (default float-min, or what --type says)
-    #[arg(long)]
-    grid: Option<GridName>,
+    #[arg(long, value_parser = grid_names())]
+    grid: Option<String>,
     /// How codes are found
     #[arg(long, default_value = "rtn")]
     method: Method,
@@ -53,14 +54,6 @@ pub(super) struct Arguments {
     no_eval: bool,
     #[command(flatten)]
     common: Common,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum GridName {
-    AbsmaxSymmetric,
-    SignedMax,
-    ZeroPoint,
-    FloatMin,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -116,15 +109,18 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     )
 }
 
+fn grid_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(Grid::ALL.into_iter().chain(Grid::LEVELED).map(Grid::name))
+}
+
 fn choose(arguments: &Arguments) -> Result<(u32, Grid)> {
-    let asked = arguments.grid.map(|grid| match grid {
-        GridName::AbsmaxSymmetric => Grid::AbsmaxSymmetric,
-        GridName::SignedMax => Grid::SignedMax,
-        GridName::ZeroPoint => Grid::ZeroPoint,
-        GridName::FloatMin => Grid::FloatMin,
-    });
+    let grids = || Grid::ALL.into_iter().chain(Grid::LEVELED);
+    let asked = arguments.grid.as_deref();
+    let asked = asked.and_then(|name| grids().find(|grid| grid.name() == name));
     let Some(name) = &arguments.ty else {
-        return Ok((arguments.bits.unwrap_or(4), asked.unwrap_or_default()));
+        let grid = asked.unwrap_or_default();
+        let natural = level_type(grid).map_or(4, |ty| ty.bits);
+        return Ok((arguments.bits.unwrap_or(natural), grid));
     };
     let wrong = |expected: String, found: String| Error::Argument {
         argument: "--type".into(),

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::{Case, Failure, Kernel, Random, Runner, Sizes, Variant, check_case, fragment};
+use crate::device::{
+    Case, Failure, Kernel, Random, Runner, Sizes, Variant, check_case, fragment, fragments,
+};
 use crate::error::Error;
 use crate::gpu::backend_name;
 use crate::interrupt;
@@ -96,7 +98,9 @@ impl Selection {
         if any || selection.fragment().is_some() {
             return Ok(selection);
         }
-        let mut near: Vec<&str> = TABLE.iter().map(|kernel| kernel.name).collect();
+        let shared = fragments().iter().map(|(name, _)| format!("shared/{name}"));
+        let kernels = TABLE.iter().map(|kernel| kernel.name.to_string());
+        let mut near: Vec<String> = kernels.chain(shared).collect();
         near.sort_by_key(|name| distance(name, text));
         near.truncate(4);
         Err(Error::Argument {
