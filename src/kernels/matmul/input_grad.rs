@@ -234,6 +234,7 @@ fn cases() -> Vec<Case> {
     vec![
         case(65, 97, 67, WHOLE_ROW, ""),
         case(64, 64, 129, 32, ""),
+        case(20, 65, 130, 16, ""),
         case(1, 4, 1, 16, ""),
         case(33, 40, 20, WHOLE_ROW, ",window"),
         case(17, 70, 9, 16, ",accumulate"),
