@@ -42,7 +42,7 @@ fn written_and_measured() -> Result<(), Failed> {
     Ok(())
 }
 
-/// The sums that the models' own pages state.
+/// The models' known sums.
 fn parameters_of_the_shapes() -> Result<(), Failed> {
     for (shape, parameters) in [
         ("smollm2-135m", 134_515_008u64),

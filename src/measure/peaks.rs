@@ -31,7 +31,8 @@ const fn peak(name: &'static str, memory: f64, f32: f64, f16: f64, matrix: f64) 
     }
 }
 
-/// From NVIDIA's, AMD's and Apple's product pages and architecture white papers.
+/// As NVIDIA, AMD and Apple publish them, written down from memory: whoever meets an excess checks the row against the
+/// maker's page first.
 #[rustfmt::skip]
 static PEAKS: &[Peak] = &[
     peak("NVIDIA H200", 4800.0, 66.9, 133.8, 989.4),

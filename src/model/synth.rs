@@ -26,7 +26,7 @@ struct Shape {
     context: usize,
 }
 
-/// The shapes, from the models' own `config.json`.
+/// The shapes, as the models' `config.json` has them.
 const SHAPES: &[Shape] = &[
     Shape {
         name: "smollm2-135m",
