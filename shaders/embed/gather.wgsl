@@ -9,7 +9,7 @@ struct Params {
     group_shift: u32,
 }
 @group(0) @binding(0) var<storage, read> ids: array<u32>;              // (tokens)
-@group(0) @binding(1) var<storage, read> codes: array<u32>;            // (rows, code_words)
+@group(0) @binding(1) var<storage, read> codes: array<code_t>;           // (rows, code_words)
 @group(0) @binding(2) var<storage, read> scales: array<u32>;           // (rows, scale_words)
 @group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (tokens, columns)
 @group(1) @binding(0) var<uniform> params: Params;

@@ -16,7 +16,7 @@ struct Params {
     group_shift: u32,
 }
 @group(0) @binding(0) var<storage, read> grad: array<act>;             // (all tokens, grad_stride)
-@group(0) @binding(1) var<storage, read> codes: array<u32>;            // (rows, code_words)
+@group(0) @binding(1) var<storage, read> codes: array<code_t>;           // (rows, code_words)
 @group(0) @binding(2) var<storage, read> scales: array<u32>;           // (rows, scale_words)
 @group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (all tokens, columns)
 @group(1) @binding(0) var<uniform> params: Params;

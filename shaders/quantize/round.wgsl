@@ -13,6 +13,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> codes: array<u32>;      // (rows, code_words)
 @group(1) @binding(0) var<uniform> params: Params;
 override WORKGROUP: u32;
+#import store_block
 
 // Scale and second number of a column's group; for a symmetric group the second is its zero point.
 fn grid(row: u32, column: u32) -> vec2<f32> {
@@ -69,23 +70,8 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     }
     let first = (index - row * blocks) * 32u;
     let end = min(first + 32u, params.columns);
-    let target_word = row * params.code_words + first / 32u * BITS;
-    var word = 0u;
-    var filled = 0u;
-    var written = 0u;
-    for (var column = first; column < first + 32u; column++) {
-        var code = 0u;
-        if column < end {
-            code = nearest(weight[row * params.columns + column], grid(row, column));
-        }
-        word |= code << filled;
-        filled += BITS;
-        if filled >= 32u {
-            codes[target_word + written] = word;
-            written++;
-            filled -= 32u;
-            // What did not fit goes to the next word: no bit, where all fitted.
-            word = code >> (BITS - filled);
-        }
+    for (var column = first; column < end; column++) {
+        put_code(nearest(weight[row * params.columns + column], grid(row, column)), column - first);
     }
+    store_block(row * params.code_words + first / 32u * BITS);
 }

@@ -16,7 +16,7 @@ struct Params {
     group_shift: u32,
 }
 @group(0) @binding(0) var<storage, read> x: array<act>;                // (all tokens, columns)
-@group(0) @binding(1) var<storage, read> codes: array<u32>;            // (rows, code_words)
+@group(0) @binding(1) var<storage, read> codes: array<code_t>;           // (rows, code_words)
 @group(0) @binding(2) var<storage, read> scales: array<u32>;           // (rows, scale_words)
 @group(0) @binding(3) var<storage, read> bias: array<f32>;             // (out_stride), or one unused value
 @group(0) @binding(4) var<storage, read_write> result: array<out_t>;   // (all tokens, out_stride)

@@ -210,7 +210,23 @@ const FRAGMENTS: &[(&str, &str)] = &[
         "reduce_workgroup",
         include_str!("../../shaders/shared/reduce_workgroup.wgsl"),
     ),
+    (
+        "code_bytes",
+        include_str!("../../shaders/shared/code_bytes.wgsl"),
+    ),
+    (
+        "code_word_one",
+        include_str!("../../shaders/shared/code_word_one.wgsl"),
+    ),
+    (
+        "code_word_vector",
+        include_str!("../../shaders/shared/code_word_vector.wgsl"),
+    ),
     ("codes4", include_str!("../../shaders/shared/codes4.wgsl")),
+    (
+        "store_block",
+        include_str!("../../shaders/shared/store_block.wgsl"),
+    ),
     (
         "group_scale",
         include_str!("../../shaders/shared/group_scale.wgsl"),
@@ -284,8 +300,13 @@ pub fn compose_with<'a>(
             Scale::PowerOfTwo => 5,
             Scale::TwoLevel => 6,
         };
+        // The widest vector of words that a block of codes is a multiple of.
+        let (lanes, words) = match code_lanes(weight) {
+            1 => (1, "u32".to_string()),
+            lanes => (lanes, format!("vec{lanes}<u32>")),
+        };
         text.push_str(&format!(
-            "const BITS: u32 = {}u;\nconst SCALE: u32 = {scale}u;\n",
+            "const BITS: u32 = {}u;\nconst SCALE: u32 = {scale}u;\nalias code_t = {words};\nconst CODE_LANES: u32 = {lanes}u;\n",
             weight.bits
         ));
         text.push_str(&levels(weight));
@@ -331,6 +352,15 @@ fn include<'a>(
     }
 }
 
+/// Words that shaders load of a weight's codes at once: a block of codes is a multiple of it, and so is a row.
+pub fn code_lanes(weight: &WeightType) -> u32 {
+    match weight.bits % 4 {
+        0 => 4,
+        2 => 2,
+        _ => 1,
+    }
+}
+
 /// What `level` needs to know of a type whose codes are levels.
 fn levels(weight: &WeightType) -> String {
     match weight.levels {
@@ -366,6 +396,10 @@ fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
         "level" => match variant.weight.map(|weight| weight.levels) {
             Some(Levels::Table(_)) => "level_table",
             _ => "level_float",
+        },
+        "code_word" => match variant.weight.map(code_lanes) {
+            Some(2 | 4) => "code_word_vector",
+            _ => "code_word_one",
         },
         "reduce" if variant.subgroups => "reduce_subgroup",
         "reduce" => "reduce_workgroup",

@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::tensor::{Levels, WHOLE_ROW, WeightFormat, codebook, weight_type};
 
+/// How codes stand in a packed folder. Version 1 had them as one string of bits.
+pub(super) const PACKED_VERSION: u32 = 2;
+
 /// A format in `config.json`. A user's codebook has no name of its own: its entries stand there.
 pub(super) fn described(format: WeightFormat) -> Value {
     match format.ty.levels {
@@ -36,6 +39,13 @@ pub(super) fn packed_formats(
             path: path.into(),
             what: format!("quant_method {method}"),
             why: "this version reads its own packed folders, plain checkpoints and GGUF".into(),
+        });
+    }
+    if quantization["version"] != PACKED_VERSION {
+        return Err(Error::Unsupported {
+            path: path.into(),
+            what: format!("packed version {}", quantization["version"]),
+            why: format!("codes are ordered as in version {PACKED_VERSION}; quantize the model again"),
         });
     }
     let Some(tensors) = quantization["tensors"].as_object() else {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::checkpoint::{Checkpoint, Weights, to_gguf_order};
 use super::config::{Config, RopeScaling};
-use super::formats::described;
+use super::formats::{PACKED_VERSION, described};
 use super::names::{Role, TensorSpec};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor, Value as Meta};
@@ -108,7 +108,7 @@ pub fn export_packed(
     set_dtype(&mut config);
     config.insert(
         "quantization_config".into(),
-        json!({"quant_method": "lopper", "version": 1, "tensors": formats}),
+        json!({"quant_method": "lopper", "version": PACKED_VERSION, "tensors": formats}),
     );
     write_config(folder, &config)?;
     write_tokenizer(folder, tokenizer)

@@ -1,5 +1,6 @@
 //! Element types, weight formats and host storage. No device, no file format.
 
+pub mod block;
 mod dtype;
 /// Floats of few bits.
 pub mod minifloat;

@@ -1,14 +1,13 @@
 //! A weight matrix on the host in its packed format: the same words that a GPU buffer holds.
 //!
-//! Layout. Row `r` has `code_words_per_row` words. Code `c` of a row stands at bits `[c*b, (c+1)*b)` of the row's
-//! little-endian bit string, `b` the bits of a code, so a code of 3, 5, 6 or 7 bits may straddle two words and 32 codes
-//! fill `b` words exactly. Rows are padded to whole blocks of 32 codes with zero bits. Scales stand apart, group by
-//! group, row by row (see [`Scale`]).
+//! Layout. Row `r` has `code_words_per_row` words: blocks of 32 codes, `b` words each, `b` the bits of a code. Within a
+//! block, codes of up to 8 bits stand as `block` says; wider ones follow one another. Rows are padded to whole blocks
+//! with zero bits. Scales stand apart, group by group, row by row (see [`Scale`]).
 
 use half::f16;
 use rayon::prelude::*;
 
-use super::{Scale, WeightFormat, minifloat};
+use super::{BLOCK, Scale, WeightFormat, block, minifloat};
 
 /// A matrix of shape (rows, columns) in a weight format.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,29 +80,26 @@ impl Packed {
     pub fn code(&self, row: usize, column: usize) -> u32 {
         let bits = self.format.ty.bits as usize;
         let line = &self.codes[row * self.format.code_words_per_row(self.columns)..];
-        let (word, shift) = (column * bits / 32, column * bits % 32);
-        let low = line[word] >> shift;
-        let high = if shift + bits > 32 {
-            line[word + 1] << (32 - shift)
-        } else {
-            0
-        };
-        (low | high) & code_mask(bits)
+        if bits > 8 {
+            return wide(line, bits, column);
+        }
+        block::get(bits, &line[column / BLOCK * bits..], column % BLOCK)
     }
 
     /// Stores a code at a place that holds zero bits.
     pub fn set_code(&mut self, row: usize, column: usize, code: u32) {
         let bits = self.format.ty.bits as usize;
         debug_assert!(
-            code <= code_mask(bits),
+            bits == 32 || code < 1 << bits,
             "code {code} does not fit {bits} bits"
         );
         let start = row * self.format.code_words_per_row(self.columns);
-        let (word, shift) = (start + column * bits / 32, column * bits % 32);
-        self.codes[word] |= code << shift;
-        if shift + bits > 32 {
-            self.codes[word + 1] |= code >> (32 - shift);
+        if bits > 8 {
+            self.codes[start + column * bits / 32] |= code << (column * bits % 32);
+            return;
         }
+        let words = &mut self.codes[start + column / BLOCK * bits..];
+        block::set(bits, words, column % BLOCK, code);
     }
 
     /// The bits of a group's scale (f16, or a byte) and the f16 bits of its second number (zero point or offset; 0 where
@@ -189,25 +185,39 @@ impl Packed {
         let (ty, columns) = (self.format.ty, self.columns);
         let words = self.format.code_words_per_row(columns);
         let line = &self.codes[row * words..(row + 1) * words];
-        let group_columns = self.format.group_columns(columns);
         let bits = ty.bits as usize;
-        for (index, chunk) in out[..columns].chunks_mut(group_columns).enumerate() {
-            let (scale, second) = self.grid(row, index);
-            let start = index * group_columns * bits;
-            let half = (1u64 << (bits - 1)) as f32;
-            match ty.scale {
-                Scale::Symmetric => unpack(line, bits, start, chunk, |code| {
-                    scale * (code as f32 - half)
-                }),
-                Scale::ZeroPoint => unpack(line, bits, start, chunk, |code| {
-                    scale * (code as f32 - second)
-                }),
-                Scale::Offset => unpack(line, bits, start, chunk, |code| {
-                    scale * code as f32 + second
-                }),
-                _ => unpack(line, bits, start, chunk, |code| {
-                    ty.decode(code, scale, second)
-                }),
+        if bits > 8 {
+            for (column, value) in out[..columns].iter_mut().enumerate() {
+                *value = ty.level(wide(line, bits, column));
+            }
+            return;
+        }
+        let group_columns = self.format.group_columns(columns);
+        let half = (1u64 << (bits - 1)) as f32;
+        let blocks = out[..columns].chunks_mut(BLOCK).zip(line.chunks(bits));
+        for (index, (values, words)) in blocks.enumerate() {
+            let codes = block::unpack(bits, words);
+            let (first, mut done) = (index * BLOCK, 0);
+            while done < values.len() {
+                let group = (first + done) / group_columns;
+                let end = ((group + 1) * group_columns - first).min(values.len());
+                let (scale, second) = self.grid(row, group);
+                let places = values[done..end].iter_mut().zip(&codes[done..end]);
+                match ty.scale {
+                    Scale::Symmetric => {
+                        places.for_each(|(value, code)| *value = scale * (f32::from(*code) - half))
+                    }
+                    Scale::ZeroPoint => {
+                        places.for_each(|(value, code)| *value = scale * (f32::from(*code) - second))
+                    }
+                    Scale::Offset => {
+                        places.for_each(|(value, code)| *value = scale * f32::from(*code) + second)
+                    }
+                    _ => places.for_each(|(value, code)| {
+                        *value = ty.decode(u32::from(*code), scale, second)
+                    }),
+                }
+                done = end;
             }
         }
     }
@@ -285,31 +295,8 @@ fn byte(words: &[u32], index: usize) -> u8 {
     (words[index / 4] >> (8 * (index % 4))) as u8
 }
 
-fn code_mask(bits: usize) -> u32 {
-    if bits == 32 {
-        u32::MAX
-    } else {
-        (1 << bits) - 1
-    }
-}
-
-/// Codes of `bits` bits from bit `position` of a row on, each turned into a value.
-fn unpack(
-    line: &[u32],
-    bits: usize,
-    mut position: usize,
-    values: &mut [f32],
-    decode: impl Fn(u32) -> f32,
-) {
-    let mask = code_mask(bits);
-    for value in values {
-        let (word, shift) = (position / 32, position % 32);
-        let high = if shift + bits > 32 {
-            line[word + 1] << (32 - shift)
-        } else {
-            0
-        };
-        *value = decode((line[word] >> shift | high) & mask);
-        position += bits;
-    }
+/// A code of 16 or 32 bits of a row.
+fn wide(line: &[u32], bits: usize, column: usize) -> u32 {
+    let word = line[column * bits / 32] >> (column * bits % 32);
+    if bits == 32 { word } else { word & 0xffff }
 }

@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::{GgmlType, k_quants};
-use crate::tensor::{BLOCK, Packed, Scale, WeightFormat};
+use crate::tensor::{BLOCK, Packed, Scale, WeightFormat, block};
 
 /// Where the parts of a block of 32 codes stand.
 #[derive(Clone, Copy)]
@@ -133,7 +133,7 @@ pub fn pack(packed: &Packed) -> Option<(GgmlType, Vec<u8>)> {
                 if layout.scale == Scale::Offset {
                     block[2..4].copy_from_slice(&second.to_le_bytes());
                 }
-                let codes = codes_from_words(layout.bits, words);
+                let codes = block::unpack(layout.bits as usize, words);
                 write_codes(layout.bits, &codes, &mut block[layout.header()..]);
             }
         });
@@ -185,7 +185,7 @@ fn unpack_affine(
                     scales[group / 2] |= half(0) << (16 * (group % 2));
                 }
                 let codes = read_codes(layout.bits, &block[layout.header()..]);
-                codes_to_words(layout.bits, &codes, words);
+                block::pack(layout.bits as usize, &codes, words);
             }
         });
     packed
@@ -277,36 +277,4 @@ fn write_codes(bits: u32, codes: &[u8; BLOCK], bytes: &mut [u8]) {
             *byte |= (code >> 4) << (j % 8);
         }
     }
-}
-
-/// 32 codes as the little-endian bit string of a packed row: `bits` words.
-fn codes_to_words(bits: u32, codes: &[u8; BLOCK], words: &mut [u32]) {
-    let (mut pending, mut held, mut words) = (0u64, 0, words.iter_mut());
-    for &code in codes {
-        pending |= u64::from(code) << held;
-        held += bits;
-        if held >= 32 {
-            if let Some(word) = words.next() {
-                *word = pending as u32;
-            }
-            pending >>= 32;
-            held -= 32;
-        }
-    }
-}
-
-/// The reverse of [`codes_to_words`].
-fn codes_from_words(bits: u32, words: &[u32]) -> [u8; BLOCK] {
-    let mut codes = [0; BLOCK];
-    let (mut pending, mut held, mut words) = (0u64, 0, words.iter());
-    for code in &mut codes {
-        if held < bits {
-            pending |= u64::from(words.next().copied().unwrap_or(0)) << held;
-            held += 32;
-        }
-        *code = (pending & ((1 << bits) - 1)) as u8;
-        pending >>= bits;
-        held -= bits;
-    }
-    codes
 }

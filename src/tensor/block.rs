@@ -1,0 +1,72 @@
+//! How 32 codes of up to 8 bits stand in their words.
+//!
+//! A code is cut into parts of 8, 4, 2 or 1 bits, the lowest bits first: 3 bits are 2 + 1, 7 are 4 + 2 + 1. A part of `p`
+//! bits fills `p` words, so a block of `b`-bit codes is `b` words and nothing is lost to padding. Within a part, the four
+//! bytes of a word hold neighbouring codes: code `4q + i` stands in byte `i`, `p * (q mod 8/p)` bits up, of word
+//! `q / (8/p)`. So one shift and one mask take four codes out as bytes, which is what integer dot products multiply
+//! (`dot4I8Packed`), and all parts of four codes join with shifts and ors. The shaders' side is `code_bytes`.
+
+use super::BLOCK;
+
+/// The parts of a code of `bits` bits, as (bits of the part, its first word, its lowest bit).
+fn parts(bits: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    let mut start = 0;
+    [8, 4, 2, 1].into_iter().filter_map(move |part| {
+        (bits & part != 0).then(|| {
+            let first = start;
+            start += part;
+            (part, first, first)
+        })
+    })
+}
+
+/// Every byte of a word with its lowest `part` bits set.
+const fn mask(part: usize) -> u32 {
+    0x0101_0101 * ((1 << part) - 1)
+}
+
+/// The code at a place of a block.
+pub(super) fn get(bits: usize, words: &[u32], place: usize) -> u32 {
+    let (quad, byte) = (place / 4, place % 4);
+    let part_of = |(part, word, low): (usize, usize, usize)| {
+        let per_word = 8 / part;
+        let shift = 8 * byte + part * (quad % per_word);
+        (words[word + quad / per_word] >> shift & ((1 << part) - 1)) << low
+    };
+    parts(bits).map(part_of).fold(0, |code, part| code | part)
+}
+
+/// Stores a code at a place that holds zero bits.
+pub(super) fn set(bits: usize, words: &mut [u32], place: usize, code: u32) {
+    let (quad, byte) = (place / 4, place % 4);
+    for (part, word, low) in parts(bits) {
+        let per_word = 8 / part;
+        let shift = 8 * byte + part * (quad % per_word);
+        words[word + quad / per_word] |= (code >> low & ((1 << part) - 1)) << shift;
+    }
+}
+
+/// All codes of a block of `bits` words.
+pub fn unpack(bits: usize, words: &[u32]) -> [u8; BLOCK] {
+    let mut codes = [0; BLOCK];
+    for (part, word, low) in parts(bits) {
+        let per_word = 8 / part;
+        for (quad, target) in codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let four = words[word + quad / per_word] >> (part * (quad % per_word)) & mask(part);
+            *target = (u32::from_le_bytes(*target) | four << low).to_le_bytes();
+        }
+    }
+    codes
+}
+
+/// The reverse of [`unpack`]: every word is written.
+pub fn pack(bits: usize, codes: &[u8; BLOCK], words: &mut [u32]) {
+    words[..bits].fill(0);
+    for (part, word, low) in parts(bits) {
+        let per_word = 8 / part;
+        for (quad, four) in codes.as_chunks::<4>().0.iter().enumerate() {
+            let four = u32::from_le_bytes(*four) >> low & mask(part);
+            words[word + quad / per_word] |= four << (part * (quad % per_word));
+        }
+    }
+}
