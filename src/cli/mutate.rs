@@ -42,8 +42,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         .filter(|kernel| selection.names_kernel(kernel.name))
         .map(|kernel| (kernel.name.to_string(), kernel.source));
     let shared = fragments()
-        .iter()
-        .map(|(name, text)| (format!("shared/{name}"), *text))
+        .map(|(name, text)| (format!("shared/{name}"), text))
         .filter(|(name, _)| {
             arguments
                 .kernel

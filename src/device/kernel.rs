@@ -100,6 +100,12 @@ impl Variant {
         parts.join(",")
     }
 
+    /// The value of a constant; 1 where the variant has none of that name.
+    pub fn constant(&self, name: &str) -> u32 {
+        let found = self.constants.iter().find(|(known, _)| *known == name);
+        found.map_or(1, |(_, value)| *value)
+    }
+
     /// The type of a binding in this variant.
     pub fn dtype(&self, element: Element) -> DType {
         match element {
@@ -203,6 +209,18 @@ const FRAGMENTS: &[(&str, &str)] = &[
         include_str!("../../shaders/shared/matmul_bindings.wgsl"),
     ),
     (
+        "matmul_params",
+        include_str!("../../shaders/shared/matmul_params.wgsl"),
+    ),
+    (
+        "reduce_each_subgroup",
+        include_str!("../../shaders/shared/reduce_each_subgroup.wgsl"),
+    ),
+    (
+        "reduce_each_workgroup",
+        include_str!("../../shaders/shared/reduce_each_workgroup.wgsl"),
+    ),
+    (
         "reduce_subgroup",
         include_str!("../../shaders/shared/reduce_subgroup.wgsl"),
     ),
@@ -262,6 +280,42 @@ const FRAGMENTS: &[(&str, &str)] = &[
     (
         "weight_f32",
         include_str!("../../shaders/shared/weight_f32.wgsl"),
+    ),
+];
+
+/// Codes of 1 to 8 bits as bytes.
+const BLOCK_BYTES: [(&str, &str); 8] = [
+    (
+        "block_bytes_1",
+        include_str!("../../shaders/shared/block_bytes_1.wgsl"),
+    ),
+    (
+        "block_bytes_2",
+        include_str!("../../shaders/shared/block_bytes_2.wgsl"),
+    ),
+    (
+        "block_bytes_3",
+        include_str!("../../shaders/shared/block_bytes_3.wgsl"),
+    ),
+    (
+        "block_bytes_4",
+        include_str!("../../shaders/shared/block_bytes_4.wgsl"),
+    ),
+    (
+        "block_bytes_5",
+        include_str!("../../shaders/shared/block_bytes_5.wgsl"),
+    ),
+    (
+        "block_bytes_6",
+        include_str!("../../shaders/shared/block_bytes_6.wgsl"),
+    ),
+    (
+        "block_bytes_7",
+        include_str!("../../shaders/shared/block_bytes_7.wgsl"),
+    ),
+    (
+        "block_bytes_8",
+        include_str!("../../shaders/shared/block_bytes_8.wgsl"),
     ),
 ];
 
@@ -401,6 +455,11 @@ fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
             Some(2 | 4) => "code_word_vector",
             _ => "code_word_one",
         },
+        "block_bytes" => {
+            BLOCK_BYTES[variant.weight.map_or(8, |weight| weight.bits.min(8)) as usize - 1].0
+        }
+        "reduce_each" if variant.subgroups => "reduce_each_subgroup",
+        "reduce_each" => "reduce_each_workgroup",
         "reduce" if variant.subgroups => "reduce_subgroup",
         "reduce" => "reduce_workgroup",
         other => other,
@@ -409,13 +468,13 @@ fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
 
 /// The fragment of that name; `None` for a name that a user's shader made up.
 pub fn fragment(name: &str) -> Option<&'static str> {
-    let found = FRAGMENTS.iter().find(|(known, _)| *known == name);
-    found.map(|(_, text)| *text)
+    let found = fragments().find(|(known, _)| *known == name);
+    found.map(|(_, text)| text)
 }
 
-/// The shared fragments by name, for tests.
-pub fn fragments() -> &'static [(&'static str, &'static str)] {
-    FRAGMENTS
+/// The shared fragments by name.
+pub fn fragments() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FRAGMENTS.iter().chain(&BLOCK_BYTES).copied()
 }
 
 /// Workgroups for `count` independent pieces of work, folded into two dimensions: a shader finds its piece as

@@ -4,6 +4,7 @@
 
 pub mod attention;
 pub mod bounds;
+pub mod copy;
 pub mod dequantize;
 pub mod embed;
 pub mod gate;
@@ -24,6 +25,7 @@ pub static TABLE: &[&Kernel] = &[
     &embed::gather::KERNEL,
     &norm::rms::KERNEL,
     &matmul::matvec::KERNEL,
+    &matmul::dot4::KERNEL,
     &matmul::tiled::KERNEL,
     &matmul::input_grad::KERNEL,
     &matmul::weight_grad::KERNEL,
@@ -32,7 +34,9 @@ pub static TABLE: &[&Kernel] = &[
     &attention::causal::KERNEL,
     &gate::silu::KERNEL,
     &residual::add::KERNEL,
+    &copy::pad::KERNEL,
     &loss::logsumexp::KERNEL,
+    &quantize::activations::KERNEL,
     &quantize::absmax::KERNEL,
     &quantize::minmax::KERNEL,
     &quantize::round::KERNEL,

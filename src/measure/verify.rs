@@ -98,7 +98,7 @@ impl Selection {
         if any || selection.fragment().is_some() {
             return Ok(selection);
         }
-        let shared = fragments().iter().map(|(name, _)| format!("shared/{name}"));
+        let shared = fragments().map(|(name, _)| format!("shared/{name}"));
         let kernels = TABLE.iter().map(|kernel| kernel.name.to_string());
         let mut near: Vec<String> = kernels.chain(shared).collect();
         near.sort_by_key(|name| distance(name, text));

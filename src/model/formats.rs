@@ -45,7 +45,9 @@ pub(super) fn packed_formats(
         return Err(Error::Unsupported {
             path: path.into(),
             what: format!("packed version {}", quantization["version"]),
-            why: format!("codes are ordered as in version {PACKED_VERSION}; quantize the model again"),
+            why: format!(
+                "codes are ordered as in version {PACKED_VERSION}; quantize the model again"
+            ),
         });
     }
     let Some(tensors) = quantization["tensors"].as_object() else {

@@ -207,9 +207,8 @@ impl Packed {
                     Scale::Symmetric => {
                         places.for_each(|(value, code)| *value = scale * (f32::from(*code) - half))
                     }
-                    Scale::ZeroPoint => {
-                        places.for_each(|(value, code)| *value = scale * (f32::from(*code) - second))
-                    }
+                    Scale::ZeroPoint => places
+                        .for_each(|(value, code)| *value = scale * (f32::from(*code) - second)),
                     Scale::Offset => {
                         places.for_each(|(value, code)| *value = scale * f32::from(*code) + second)
                     }

@@ -1,15 +1,21 @@
 //! `matmul/matvec`: the product with few tokens, bound by reading the weight once.
 
-use glam::UVec3;
-
-use super::{Params, cost, cpu, noted, plain, reference, typed_variants};
-use crate::device::{Args, Case, Kernel, Sizes, Variant, fold};
+use super::cases::{noted, plain};
+use super::reference::{cpu, reference};
+use super::{Params, cost, typed_variants};
+use crate::device::{Case, Kernel, Sizes, Variant};
 use crate::tensor::{DType, WHOLE_ROW};
 
-/// One token per workgroup.
-pub(super) const ONE: &[(&str, u32)] = &[("TOKENS", 1)];
+/// Rows and tokens of a workgroup, and its invocations.
+type Shape = &'static [(&'static str, u32)];
+
+/// One token per workgroup: for rows long and short. The first is what is taken without measurement.
+pub(super) const ONE: [Shape; 2] = [
+    &[("TOKENS", 1), ("ROWS", 2), ("WORKGROUP", 64)],
+    &[("TOKENS", 1), ("ROWS", 4), ("WORKGROUP", 128)],
+];
 /// Four tokens per workgroup.
-pub(super) const FOUR: &[(&str, u32)] = &[("TOKENS", 4)];
+pub(super) const FOUR: [Shape; 1] = [&[("TOKENS", 4), ("ROWS", 2), ("WORKGROUP", 64)]];
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -17,9 +23,9 @@ pub static KERNEL: Kernel = Kernel {
     source: include_str!("../../../shaders/matmul/matvec.wgsl"),
     bindings: super::BINDINGS,
     parameter_bytes: size_of::<Params>(),
-    overrides: &[("WORKGROUP", 64.0)],
+    overrides: &[],
     variants,
-    groups,
+    groups: super::row_blocks,
     cost,
     reference,
     cpu: Some(cpu),
@@ -27,21 +33,10 @@ pub static KERNEL: Kernel = Kernel {
     random,
 };
 
-fn groups(args: &Args<'_>) -> UVec3 {
-    let p: Params = args.parameters();
-    let block = args
-        .variant
-        .constants
-        .iter()
-        .find(|(name, _)| *name == "TOKENS")
-        .map_or(1, |(_, value)| *value);
-    fold(p.rows as usize * p.tokens.div_ceil(block) as usize)
-}
-
 fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();
     for base in typed_variants() {
-        for constants in [ONE, FOUR] {
+        for constants in ONE.into_iter().chain(FOUR) {
             for subgroups in [false, true] {
                 variants.push(Variant {
                     constants,
@@ -93,9 +88,9 @@ fn timed(variant: &Variant) -> bool {
 }
 
 fn one_token(variant: &Variant) -> bool {
-    timed(variant) && variant.subgroups && variant.constants == ONE
+    timed(variant) && variant.subgroups && variant.constant("TOKENS") == 1
 }
 
 fn four_tokens(variant: &Variant) -> bool {
-    timed(variant) && variant.subgroups && variant.constants == FOUR
+    timed(variant) && variant.subgroups && variant.constant("TOKENS") == 4
 }

@@ -2,7 +2,9 @@
 
 use glam::UVec3;
 
-use super::{Params, cost, cpu, noted, plain, reference, typed_variants};
+use super::cases::{noted, plain};
+use super::reference::{cpu, reference};
+use super::{Params, cost, typed_variants};
 use crate::device::{Args, Case, Kernel, Sizes, Variant, fold};
 use crate::tensor::{DType, WHOLE_ROW};
 

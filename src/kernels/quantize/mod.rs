@@ -4,6 +4,7 @@
 //! with the same roundings.
 
 pub mod absmax;
+pub mod activations;
 pub mod minmax;
 pub mod nearest;
 pub mod round;

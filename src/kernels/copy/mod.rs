@@ -1,0 +1,3 @@
+//! The same numbers in another place.
+
+pub mod pad;

@@ -1,0 +1,114 @@
+//! `copy/pad`: rows with zeros behind them, to whole vectors of four, as the products load activations.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
+    Variant, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::tensor::DType;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    columns: u32,
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "copy/pad",
+    source: include_str!("../../../shaders/copy/pad.wgsl"),
+    bindings: &[
+        binding("source", Access::Read, Element::Activation),
+        binding("result", Access::Write, Element::Activation),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 64.0)],
+    variants: || {
+        let half = Variant {
+            activation: DType::F16,
+            ..Variant::BASELINE
+        };
+        vec![Variant::BASELINE, half]
+    },
+    groups: |args| fold(args.tensors[1].len().div_ceil(64)),
+    cost: |args| Cost {
+        operations: 0.0,
+        bytes: (args.tensors[1].len() * 2 * args.tensors[1].dtype.size()) as f64,
+    },
+    reference,
+    cpu: None,
+    cases,
+    random,
+};
+
+/// `source`, rows of `columns`, with every row padded with zeros to a multiple of four columns.
+pub fn pad(device: &Device, source: &Tensor, columns: usize) -> Result<Tensor> {
+    let rows = source.len() / columns;
+    let shape = [rows, columns.next_multiple_of(4)];
+    let result = device.allocate(source.dtype(), &shape, "padded activations")?;
+    let params = Params {
+        rows: rows as u32,
+        columns: columns as u32,
+    };
+    device.run(&Call {
+        kernel: &KERNEL,
+        variant: Variant {
+            activation: source.dtype(),
+            ..Variant::BASELINE
+        },
+        parameters: bytemuck::bytes_of(&params),
+        tensors: &[source, &result],
+    })?;
+    Ok(result)
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let (columns, stride) = (p.columns as usize, (p.columns as usize).next_multiple_of(4));
+    let source = args.tensors[0].to_f64();
+    let mut values = vec![0.0; p.rows as usize * stride];
+    for (target, line) in values.chunks_mut(stride).zip(source.chunks(columns)) {
+        target[..columns].copy_from_slice(line);
+    }
+    vec![Expected::exact(values)]
+}
+
+fn case(rows: usize, columns: usize) -> Case {
+    Case::new(
+        format!("rows={rows},columns={columns}"),
+        move |variant: &Variant| {
+            let mut random = Random::new(9);
+            let params = Params {
+                rows: rows as u32,
+                columns: columns as u32,
+            };
+            let values = random.values(rows * columns, 1.0);
+            CaseData {
+                parameters: bytemuck::bytes_of(&params).to_vec(),
+                tensors: vec![
+                    HostTensor::from_f32(variant.activation, &[rows, columns], &values),
+                    HostTensor::zeros(variant.activation, &[rows, columns.next_multiple_of(4)]),
+                ],
+            }
+        },
+    )
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(sizes.between(0, 1, 70), sizes.between(1, 1, 70))
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        case(1, 1),
+        case(7, 33),
+        case(3, 64),
+        case(5, 2),
+        case(512, 573).bench(),
+    ]
+}

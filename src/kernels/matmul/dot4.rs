@@ -1,0 +1,292 @@
+//! `matmul/dot4`: the product with few tokens in integers: activations of one or two signed bytes
+//! ([`quantize/activations`](crate::kernels::quantize::activations)) times codes as they stand, by `dot4I8Packed`.
+//!
+//! With s, z a group's scale and zero point, a the activations' scale and q their integers, a block of 32 columns gives
+//! s a sum(code q) - s z a sum(q); an offset m gives + m a sum(q). Both sums of integers are exact.
+
+use rayon::prelude::*;
+
+use super::reference::tokens_of;
+use super::{Params, padded};
+use crate::compare::Expected;
+use crate::device::{
+    Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Layout, Random, Sizes, Variant,
+    binding,
+};
+use crate::gpu::{Access, Cost};
+use crate::kernels::bounds::{gamma, storing};
+use crate::kernels::quantize::activations::words;
+use crate::kernels::weights;
+use crate::tensor::{BLOCK, DType, Levels, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightType};
+
+type Shape = &'static [(&'static str, u32)];
+
+/// One token per workgroup, activations of two bytes.
+pub(super) const ONE: [Shape; 2] = [
+    &[("PLANES", 2), ("TOKENS", 1), ("ROWS", 4), ("WORKGROUP", 64)],
+    &[
+        ("PLANES", 2),
+        ("TOKENS", 1),
+        ("ROWS", 2),
+        ("WORKGROUP", 128),
+    ],
+];
+/// Four tokens per workgroup, activations of two bytes.
+pub(super) const FOUR: [Shape; 1] =
+    [&[("PLANES", 2), ("TOKENS", 4), ("ROWS", 4), ("WORKGROUP", 64)]];
+/// The same with activations of one byte.
+pub(super) const ONE_BYTE: [Shape; 2] = [
+    &[("PLANES", 1), ("TOKENS", 1), ("ROWS", 4), ("WORKGROUP", 32)],
+    &[
+        ("PLANES", 1),
+        ("TOKENS", 1),
+        ("ROWS", 4),
+        ("WORKGROUP", 128),
+    ],
+];
+/// The same with activations of one byte, eight tokens per workgroup.
+pub(super) const EIGHT_BYTE: [Shape; 1] =
+    [&[("PLANES", 1), ("TOKENS", 8), ("ROWS", 4), ("WORKGROUP", 64)]];
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "matmul/dot4",
+    source: include_str!("../../../shaders/matmul/dot4.wgsl"),
+    bindings: BINDINGS,
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[],
+    variants,
+    groups: super::row_blocks,
+    cost,
+    reference,
+    cpu: None,
+    cases,
+    random,
+};
+
+const BINDINGS: &[Binding] = &[
+    binding("x_codes", Access::Read, Element::Is(DType::U32)),
+    binding("x_scales", Access::Read, Element::Is(DType::F32)),
+    binding("codes", Access::Read, Element::Is(DType::U32)),
+    binding("scales", Access::Read, Element::Is(DType::U32)),
+    binding("bias", Access::Read, Element::Is(DType::F32)),
+    binding("result", Access::ReadWrite, Element::Output),
+];
+
+/// Whether the kernel multiplies codes of this type: integers, and the ternary levels, which are.
+pub fn takes(weight: &WeightType) -> bool {
+    weight.is_affine() || weight.name == "ternary"
+}
+
+fn variants() -> Vec<Variant> {
+    let mut variants = Vec::new();
+    for weight in WEIGHT_TYPES.iter().copied().filter(|weight| takes(weight)) {
+        for output in [DType::F32, DType::F16] {
+            let base = Variant {
+                output,
+                weight: Some(weight),
+                ..Variant::BASELINE
+            };
+            let with = |constants: Shape, subgroups| Variant {
+                constants,
+                subgroups,
+                ..base.clone()
+            };
+            // One shape of each kind is enough where the tier is the lowest, or the result in f16 as well.
+            let few = [ONE[0], FOUR[0], ONE_BYTE[0], EIGHT_BYTE[0]];
+            variants.extend(few.iter().map(|shape| with(shape, true)));
+            if output == DType::F32 {
+                variants.extend(few.iter().map(|shape| with(shape, false)));
+                let more = [ONE[1], ONE_BYTE[1]];
+                variants.extend(more.iter().map(|shape| with(shape, true)));
+            }
+        }
+    }
+    variants
+}
+
+fn cost(args: &Args<'_>) -> Cost {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (f64::from(p.rows), f64::from(p.columns), f64::from(p.tokens));
+    let planes = f64::from(args.variant.constant("PLANES"));
+    let weight = 4.0 * rows * f64::from(p.layout.code_words + p.layout.scale_words);
+    let results = args.tensors[5].dtype.size() as f64 * tokens * rows;
+    Cost {
+        operations: 2.0 * rows * columns * tokens,
+        bytes: weight + planes * tokens * columns + results,
+    }
+}
+
+/// What the sums are made of: the largest magnitudes that a block's parts may have, for the bound. As the shader takes the
+/// zero point apart from the code, both count, whatever they cancel.
+fn parts(weight: &WeightType, code: u32, (scale, second): (f64, f64)) -> f64 {
+    let less = if weight.bits == 8 { 128.0 } else { 0.0 };
+    let code = (f64::from(code) - less).abs();
+    let zero = match (weight.scale, weight.levels) {
+        (Scale::Symmetric, _) => f64::from(1u32 << (weight.bits - 1)) - less,
+        (Scale::ZeroPoint, _) => (second.abs() + less) * 2.0,
+        (Scale::Level, Levels::Table(_)) => 1.0,
+        _ => return scale.abs() * (code + less * 2.0) + second.abs() * 2.0,
+    };
+    scale.abs() * (code + zero)
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
+    let (row_start, token_start) = (p.row_start as usize, p.token_start as usize);
+    let weight = weights::packed(args, 2, 3, row_start + rows, columns, p.layout)
+        .slice_rows(row_start, row_start + rows);
+    let planes = args.variant.constant("PLANES") as usize;
+    let x = tokens_of(
+        &args.tensors[0],
+        &args.tensors[1],
+        token_start..token_start + tokens,
+        columns,
+        planes,
+    );
+    let bias = args.tensors[4].to_f64();
+    // Per block: the integers' conversion, three products, two sums; then the sums over blocks.
+    let relative = gamma(columns.div_ceil(BLOCK) + 24);
+    let mut expected = Expected::exact(args.tensors[5].to_f64());
+    let stride = p.out_stride as usize;
+    let sums: Vec<Vec<(f64, f64)>> = (0..rows)
+        .into_par_iter()
+        .map(|row| {
+            let decoded: Vec<(f64, f64)> = (0..columns)
+                .map(|column| {
+                    let group = column / weight.format.group_columns(columns);
+                    let (scale, second) = weight.grid(row, group);
+                    let code = weight.code(row, column);
+                    let value = weight.format.ty.decode(code, scale, second);
+                    (
+                        f64::from(value),
+                        parts(weight.format.ty, code, (scale.into(), second.into())),
+                    )
+                })
+                .collect();
+            let of_token = |line: &[f64]| {
+                let zero = (0.0, 0.0);
+                line.iter()
+                    .zip(&decoded)
+                    .fold(zero, |(sum, size), (x, (value, parts))| {
+                        (sum + x * value, size + x.abs() * parts)
+                    })
+            };
+            x.chunks(columns).map(of_token).collect()
+        })
+        .collect();
+    for (row, sums) in sums.iter().enumerate() {
+        let place = p.out_offset as usize + row;
+        let bias = if p.has_bias == 1 { bias[place] } else { 0.0 };
+        for (token, (sum, size)) in sums.iter().enumerate() {
+            let at = (p.result_start as usize + token) * stride + place;
+            expected.values[at] = sum + bias;
+            expected.bounds[at] =
+                relative * (size + bias.abs()) + storing(args.variant.output, sum + bias);
+        }
+    }
+    vec![expected]
+}
+
+fn case(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static str) -> Case {
+    let label = format!("rows={rows},columns={columns},tokens={tokens},group={group}{note}");
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(4);
+        let window = note == ",window";
+        let (before, skipped, offset, stride) = if window {
+            (2, 4, 3, rows + 5)
+        } else {
+            (0, 0, 0, rows)
+        };
+        let mut packed = weights::random(&mut random, variant, skipped + rows, columns, group);
+        let all = before + tokens + before;
+        let mut x = random.values(all * columns, 1.0);
+        match note {
+            ",nan" => x[columns - 1] = f32::NAN,
+            ",zeros" => x.fill(0.0),
+            // Every integer the largest there is, every code too: the sums of a block come near the end of an i32.
+            ",largest" => {
+                x.fill(127.0);
+                packed.codes.fill(u32::MAX);
+            }
+            _ => {}
+        }
+        let has_bias = u32::from(note == ",bias");
+        let bias = random.values(if has_bias == 1 { stride } else { 1 }, 1.0);
+        let params = Params {
+            rows: rows as u32,
+            row_start: skipped as u32,
+            columns: columns as u32,
+            tokens: tokens as u32,
+            token_start: before as u32,
+            result_start: (before / 2) as u32,
+            out_stride: stride as u32,
+            out_offset: offset as u32,
+            has_bias,
+            layout: Layout::new(packed.format, columns),
+        };
+        let old = random.values(all * stride, 1.0);
+        let planes = variant.constant("PLANES");
+        let (x_codes, x_scales) = words(&x, columns, planes);
+        let [codes, scales] = weights::host(&packed);
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_u32(&[x_codes.len()], &x_codes),
+                HostTensor::from_f32(DType::F32, &[x_scales.len()], &x_scales),
+                codes,
+                scales,
+                HostTensor::from_f32(DType::F32, &[bias.len()], &bias),
+                HostTensor::from_f32(variant.output, &[all, stride], &old),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    let group = [WHOLE_ROW, 32, 64, 128][sizes.between(4, 0, 3)];
+    let columns = padded(sizes.between(1, 1, 900)) - sizes.between(2, 0, 3);
+    case(
+        sizes.between(0, 1, 40),
+        columns,
+        sizes.between(3, 1, 17),
+        group,
+        "",
+    )
+}
+
+fn cases() -> Vec<Case> {
+    let single = |variant: &Variant| variant.output == DType::F32;
+    vec![
+        case(5, 97, 1, WHOLE_ROW, ""),
+        case(7, 576, 9, 32, ""),
+        case(3, 4160, 1, 64, "").only(single),
+        case(6, 64, 5, WHOLE_ROW, ",window"),
+        case(4, 96, 2, 32, ",bias").only(single),
+        case(3, 70, 1, 32, ",nan").only(single),
+        case(2, 40, 1, 32, ",zeros").only(single),
+        case(4, 64, 3, WHOLE_ROW, ",largest").only(single),
+        // Products of a Llama-3.1-8B.
+        case(14_336, 4096, 1, 32, "").bench().only(one_token),
+        case(14_336, 4096, 1, 64, "").bench().only(one_token),
+        case(8192, 8192, 1, 64, "").bench().only(one_token),
+        case(14_336, 4096, 8, 32, "").bench().only(more_tokens),
+    ]
+}
+
+/// Weight types worth timing.
+fn timed(variant: &Variant) -> bool {
+    let weight = variant.weight.map_or("", |weight| weight.name);
+    variant.output == DType::F32
+        && variant.subgroups
+        && ["int8", "uint4m", "int3", "int2", "ternary", "int1"].contains(&weight)
+}
+
+fn one_token(variant: &Variant) -> bool {
+    timed(variant) && variant.constant("TOKENS") == 1
+}
+
+fn more_tokens(variant: &Variant) -> bool {
+    timed(variant) && variant.constant("TOKENS") > 1
+}

@@ -1,0 +1,205 @@
+//! What the products must give, and the same in f32 for the CPU device.
+
+use rayon::prelude::*;
+
+use super::{FEW_TOKENS, Params, padded};
+use crate::compare::Expected;
+use crate::device::{Args, Outputs, View};
+use crate::kernels::bounds::{gamma, storing};
+use crate::kernels::weights;
+use crate::tensor::BLOCK;
+
+/// The call's activations without their padding: (tokens, columns).
+fn activations(args: &Args<'_>) -> Vec<f32> {
+    let p: Params = args.parameters();
+    let (columns, tokens) = (p.columns as usize, p.tokens as usize);
+    let stride = padded(columns);
+    let mut x = args.tensors[0].load(p.token_start as usize * stride, tokens * stride);
+    if stride > columns {
+        let mut place = 0;
+        x.retain(|_| {
+            place += 1;
+            (place - 1) % stride < columns
+        });
+    }
+    x
+}
+
+/// Integer activations as numbers, (tokens of the range, columns): what `x_codes` and `x_scales` of
+/// [`activations`](crate::kernels::quantize::activations) hold.
+pub(super) fn tokens_of(
+    codes: &View<'_>,
+    scales: &View<'_>,
+    tokens: std::ops::Range<usize>,
+    columns: usize,
+    planes: usize,
+) -> Vec<f64> {
+    let blocks = columns.div_ceil(BLOCK);
+    let bytes: &[u8] = bytemuck::cast_slice(codes.words);
+    let value = |token: usize, column: usize| {
+        let (block, place) = (column / BLOCK, column % BLOCK);
+        let byte = |plane: usize| {
+            let piece = (token * 2 * planes + 2 * plane + place / 16) * blocks + block;
+            i32::from(bytes[16 * piece + place % 16] as i8)
+        };
+        let integer: i32 = (0..planes).map(|plane| byte(plane) << (8 * plane)).sum();
+        f64::from(integer) * scales.get(2 * (token * blocks + block))
+    };
+    tokens
+        .flat_map(|token| (0..columns).map(move |column| (token, column)))
+        .map(|(token, column)| value(token, column))
+        .collect()
+}
+
+/// Tokens whose sums the reference keeps in registers at once. Each is still summed in plain order over the columns.
+const LANES: usize = 8;
+
+/// Sums and sums of magnitudes of one weight row with [`LANES`] tokens, whose values stand side by side.
+fn dot_lanes(weight: &[f32], x: &[f64]) -> ([f64; LANES], [f64; LANES]) {
+    let (mut sums, mut magnitudes) = ([0.0; LANES], [0.0; LANES]);
+    for (weight, x) in weight.iter().zip(x.chunks_exact(LANES)) {
+        for lane in 0..LANES {
+            let product = f64::from(*weight) * x[lane];
+            sums[lane] += product;
+            magnitudes[lane] += product.abs();
+        }
+    }
+    (sums, magnitudes)
+}
+
+pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
+    let row_start = p.row_start as usize;
+    let weight = weights::packed(args, 1, 2, row_start + rows, columns, p.layout)
+        .slice_rows(row_start, row_start + rows);
+    let bias = args.tensors[3].to_f64();
+    let relative = gamma(columns + 1);
+    let dense = activations(args);
+    let decoded = weight.to_f32();
+    let mut expected = Expected::exact(args.tensors[4].to_f64());
+    let stride = p.out_stride as usize;
+    let region = p.result_start as usize * stride..(p.result_start as usize + tokens) * stride;
+    // Tasks of a few tokens each: a task writes its own rows of the result, and no sum is split.
+    expected.values[region.clone()]
+        .par_chunks_mut(LANES * stride)
+        .zip(expected.bounds[region].par_chunks_mut(LANES * stride))
+        .zip(dense.par_chunks(LANES * columns))
+        .for_each(|((values, bounds), x)| {
+            let mut lanes = vec![0.0f64; columns * LANES];
+            for (lane, line) in x.chunks_exact(columns).enumerate() {
+                for (column, value) in line.iter().enumerate() {
+                    lanes[column * LANES + lane] = f64::from(*value);
+                }
+            }
+            for (row, weight) in decoded.chunks_exact(columns).enumerate() {
+                let (sums, magnitudes) = dot_lanes(weight, &lanes);
+                let place = p.out_offset as usize + row;
+                let bias = if p.has_bias == 1 { bias[place] } else { 0.0 };
+                for lane in 0..x.len() / columns {
+                    let value = sums[lane] + bias;
+                    values[lane * stride + place] = value;
+                    bounds[lane * stride + place] = relative * (magnitudes[lane] + bias.abs())
+                        + storing(args.variant.output, value);
+                }
+            }
+        });
+    vec![expected]
+}
+
+/// Rows that one task decodes and multiplies at a time: enough to reuse the activations, small enough for the cache.
+const ROW_BLOCK: usize = 64;
+
+pub(super) fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
+    let x = activations(args);
+    let blocks: Vec<Vec<f32>> = (0..rows.div_ceil(ROW_BLOCK))
+        .into_par_iter()
+        .map(|block| {
+            let first = block * ROW_BLOCK;
+            let count = ROW_BLOCK.min(rows - first);
+            let mut weight = vec![0.0f32; count * columns];
+            for (offset, line) in weight.chunks_exact_mut(columns).enumerate() {
+                weights::decode_row(
+                    args,
+                    (1, 2),
+                    p.row_start as usize + first + offset,
+                    p.layout,
+                    line,
+                );
+            }
+            multiply(&x, &weight, tokens, columns, count)
+        })
+        .collect();
+    let bias = args.tensors[3].to_f32();
+    for token in 0..tokens {
+        let line =
+            (p.result_start as usize + token) * p.out_stride as usize + p.out_offset as usize;
+        for (block, values) in blocks.iter().enumerate() {
+            let count = ROW_BLOCK.min(rows - block * ROW_BLOCK);
+            let mut values = values[token * count..(token + 1) * count].to_vec();
+            if p.has_bias == 1 {
+                let first = p.out_offset as usize + block * ROW_BLOCK;
+                values
+                    .iter_mut()
+                    .zip(&bias[first..])
+                    .for_each(|(value, bias)| *value += bias);
+            }
+            outputs.store(0, line + block * ROW_BLOCK, &values);
+        }
+    }
+}
+
+/// `x` (tokens, columns) times the transpose of `weight` (rows, columns), in f32: (tokens, rows).
+fn multiply(x: &[f32], weight: &[f32], tokens: usize, columns: usize, rows: usize) -> Vec<f32> {
+    assert!(
+        x.len() == tokens * columns && weight.len() == rows * columns,
+        "operands have the shapes they say"
+    );
+    let mut result = vec![0.0; tokens * rows];
+    if tokens <= FEW_TOKENS {
+        // Too few for blocks of both operands: each weight is read once and used at once.
+        for (row, weight) in weight.chunks_exact(columns).enumerate() {
+            for (token, x) in x.chunks_exact(columns).enumerate() {
+                result[token * rows + row] = dot(x, weight);
+            }
+        }
+        return result;
+    }
+    #[expect(unsafe_code, reason = "matrixmultiply takes raw pointers and strides")]
+    // SAFETY: the strides describe row-major matrices of exactly the lengths asserted above.
+    unsafe {
+        matrixmultiply::sgemm(
+            tokens,
+            columns,
+            rows,
+            1.0,
+            x.as_ptr(),
+            columns as isize,
+            1,
+            weight.as_ptr(),
+            1,
+            columns as isize,
+            0.0,
+            result.as_mut_ptr(),
+            rows as isize,
+            1,
+        );
+    }
+    result
+}
+
+/// A dot product in f32 with sixteen running sums.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..16 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}

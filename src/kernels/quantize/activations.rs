@@ -1,0 +1,219 @@
+//! `quantize/activations`: activations as integers of one or two bytes, in blocks of 32 columns.
+//!
+//! A block's scale is the least power of two for which its largest magnitude fits, so every step but one rounding is
+//! exact and all devices agree. One byte loses up to 2^-7 of the block's largest magnitude, two 2^-15.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
+    Variant, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::tensor::{BLOCK, DType};
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    tokens: u32,
+    token_start: u32,
+    columns: u32,
+}
+
+/// One byte per activation.
+const ONE: &[(&str, u32)] = &[("PLANES", 1)];
+/// Two bytes per activation.
+const TWO: &[(&str, u32)] = &[("PLANES", 2)];
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "quantize/activations",
+    source: include_str!("../../../shaders/quantize/activations.wgsl"),
+    bindings: &[
+        binding("x", Access::Read, Element::Activation),
+        binding("x_codes", Access::Write, Element::Is(DType::U32)),
+        binding("x_scales", Access::Write, Element::Is(DType::F32)),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 64.0)],
+    variants: || {
+        let all = [DType::F32, DType::F16].map(|activation| {
+            [ONE, TWO].map(|constants| Variant {
+                activation,
+                constants,
+                ..Variant::BASELINE
+            })
+        });
+        all.concat()
+    },
+    groups: |args| {
+        let p: Params = args.parameters();
+        fold((p.tokens as usize * (p.columns as usize).div_ceil(BLOCK)).div_ceil(64))
+    },
+    cost: |args| {
+        let p: Params = args.parameters();
+        let values = f64::from(p.tokens) * f64::from(p.columns);
+        let bytes =
+            args.tensors[0].dtype.size() as f64 + f64::from(args.variant.constant("PLANES"));
+        Cost {
+            operations: 8.0 * values,
+            bytes: bytes * values,
+        }
+    },
+    reference,
+    cpu: None,
+    cases,
+    random,
+};
+
+/// Integer activations: codes, u32 (tokens, 2 planes, blocks, 4), and scales, f32 (tokens, blocks, 2), each block's scale and
+/// the scale times the sum of its integers.
+pub fn activations(
+    device: &Device,
+    x: &Tensor,
+    tokens: std::ops::Range<usize>,
+    columns: usize,
+    planes: u32,
+) -> Result<(Tensor, Tensor)> {
+    let (count, blocks) = (tokens.len(), columns.div_ceil(BLOCK));
+    let shape = [count, 2 * planes as usize, blocks, 4];
+    let codes = device.allocate(DType::U32, &shape, "integer activations")?;
+    let scales = device.allocate(DType::F32, &[count, blocks, 2], "scales of activations")?;
+    let params = Params {
+        tokens: count as u32,
+        token_start: tokens.start as u32,
+        columns: columns as u32,
+    };
+    device.run(&Call {
+        kernel: &KERNEL,
+        variant: Variant {
+            activation: x.dtype(),
+            constants: if planes == 1 { ONE } else { TWO },
+            ..Variant::BASELINE
+        },
+        parameters: bytemuck::bytes_of(&params),
+        tensors: &[x, &codes, &scales],
+    })?;
+    Ok((codes, scales))
+}
+
+/// The integers of a block, and its scale.
+pub(crate) fn block(values: &[f32], planes: u32) -> ([i32; BLOCK], f32) {
+    let mut integers = [0; BLOCK];
+    let largest = values
+        .iter()
+        .fold(0.0f32, |largest, v| largest.max(v.abs()));
+    if values.iter().any(|value| !value.is_finite()) {
+        return (integers, f32::NAN);
+    }
+    let limit = if planes == 1 { 127.0 } else { 32639.0 };
+    let above = 8 * planes as i32 - 2;
+    let mut exponent = ((largest.to_bits() >> 23) as i32).max(30) - 127 - above;
+    if largest * f32::powi(2.0, -exponent) > limit {
+        exponent += 1;
+    }
+    for (integer, value) in integers.iter_mut().zip(values) {
+        *integer = (value * f32::powi(2.0, -exponent)).round_ties_even() as i32;
+    }
+    (integers, f32::powi(2.0, exponent))
+}
+
+/// Rows of activations as words of byte planes and scales, as the kernel writes them.
+pub(crate) fn words(x: &[f32], columns: usize, planes: u32) -> (Vec<u32>, Vec<f32>) {
+    let blocks = columns.div_ceil(BLOCK);
+    let (mut words, mut scales) = (Vec::new(), Vec::new());
+    for line in x.chunks(columns) {
+        let mut pieces = vec![[0u8; 16]; 2 * planes as usize * blocks];
+        for (index, values) in line.chunks(BLOCK).enumerate() {
+            let (integers, scale) = block(values, planes);
+            let sum: i32 = integers.iter().sum();
+            scales.extend([scale, scale * sum as f32]);
+            for (place, integer) in integers.iter().enumerate() {
+                let mut rest = *integer;
+                for plane in 0..planes as usize {
+                    let piece = (2 * plane + place / 16) * blocks + index;
+                    pieces[piece][place % 16] = rest as u8;
+                    rest = (rest + 128) >> 8;
+                }
+            }
+        }
+        words.extend(pieces.iter().flat_map(|piece| {
+            let words: [u32; 4] = bytemuck::cast(*piece);
+            words
+        }));
+    }
+    (words, scales)
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let (columns, tokens) = (p.columns as usize, p.tokens as usize);
+    let stride = columns.next_multiple_of(4);
+    let x = args.tensors[0].load(p.token_start as usize * stride, tokens * stride);
+    let rows: Vec<f32> = x
+        .chunks(stride)
+        .flat_map(|line| &line[..columns])
+        .copied()
+        .collect();
+    let (words, scales) = words(&rows, columns, args.variant.constant("PLANES"));
+    vec![
+        Expected::exact(words.into_iter().map(f64::from).collect()),
+        Expected::exact(scales.into_iter().map(f64::from).collect()),
+    ]
+}
+
+fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
+    let label = format!("tokens={tokens},columns={columns}{note}");
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(12);
+        let (before, stride) = (usize::from(note == ",window"), columns.next_multiple_of(4));
+        let mut x = vec![0.0; (before + tokens) * stride];
+        for line in x.chunks_mut(stride) {
+            let size = f32::powi(2.0, random.below(12) as i32 - 6);
+            line[..columns].copy_from_slice(&random.values(columns, size));
+        }
+        match note {
+            ",nan" => x[columns - 1] = f32::NAN,
+            ",infinity" => x[0] = f32::NEG_INFINITY,
+            ",zeros" => x.fill(0.0),
+            // Just below a power of two: the largest integer would not fit the finer scale.
+            ",edge" => x[columns / 2] = -1.999,
+            _ => {}
+        }
+        let (planes, blocks) = (variant.constant("PLANES") as usize, columns.div_ceil(BLOCK));
+        let params = Params {
+            tokens: tokens as u32,
+            token_start: before as u32,
+            columns: columns as u32,
+        };
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(variant.activation, &[before + tokens, stride], &x),
+                HostTensor::zeros(DType::U32, &[tokens, 2 * planes, blocks, 4]),
+                HostTensor::zeros(DType::F32, &[tokens, blocks, 2]),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(sizes.between(0, 1, 20), sizes.between(1, 1, 300), "")
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        case(1, 32, ""),
+        case(3, 97, ""),
+        case(2, 576, ""),
+        case(2, 64, ",window"),
+        case(2, 40, ",zeros"),
+        case(1, 70, ",edge"),
+        case(2, 33, ",nan"),
+        case(1, 64, ",infinity"),
+        case(1, 4096, "").bench(),
+        case(512, 4096, "").bench(),
+    ]
+}
