@@ -112,8 +112,8 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
     ),
     (
         "matmul/tiled",
-        "+ line] = values[i]",
-        "+ line] = values[3u - i]",
+        "weight_tile[(quad + {e}u)",
+        "weight_tile[(quad + 3u - {e}u)",
     ),
     (
         "matmul/matvec",

@@ -68,9 +68,12 @@ fn translate(kernel: &Kernel, variant: &Variant) -> Result<(), String> {
         bindings: &accesses,
         overrides: kernel.overrides,
     };
-    // What WebGPU promises everywhere: the baseline must fit it.
-    let module =
-        check_limits(&shader, &wgpu::Limits::default()).map_err(|error| error.to_string())?;
+    // What WebGPU promises everywhere: all must fit it but what only machines with matrix units run.
+    let mut limits = wgpu::Limits::default();
+    if variant.coop > 0 {
+        limits.max_compute_workgroup_storage_size = 32 << 10;
+    }
+    let module = check_limits(&shader, &limits).map_err(|error| error.to_string())?;
     let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
     let info = validator
         .validate(&module)

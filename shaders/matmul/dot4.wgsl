@@ -50,7 +50,7 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
         var grids: array<vec2<f32>, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
             let row = params.row_start + min(first_row + r, params.rows - 1u);
-            bytes[r] = block_bytes(row, block);
+            bytes[r] = block_bytes(block_load(row, block));
             if SCALE == 4u {
                 // Ternary codes of 3 stand for 0, as 1 does.
                 for (var quad = 0u; quad < 8u; quad++) {

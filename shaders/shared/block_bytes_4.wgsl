@@ -1,15 +1,21 @@
-// A block of 32 codes of 4 bits as bytes, four in a word (src/tensor/block.rs). Needs: codes, params.code_words.
-fn block_bytes(row: u32, block: u32) -> array<u32, 8> {
+// A block of 32 codes of 4 bits as bytes, four in a word (src/tensor/block.rs).
+// Loading and taking apart are two steps, so that other work may stand between. Needs: codes, params.code_words.
+alias block_t = array<code_t, 1>;
+
+fn block_load(row: u32, block: u32) -> block_t {
     let first = (row * params.code_words + block * 4u) / 4u;
-    let v0 = codes[first];
+    return block_t(codes[first]);
+}
+
+fn block_bytes(words: block_t) -> array<u32, 8> {
     return array<u32, 8>(
-        v0.x & 0x0f0f0f0fu,
-        (v0.x >> 4u) & 0x0f0f0f0fu,
-        v0.y & 0x0f0f0f0fu,
-        (v0.y >> 4u) & 0x0f0f0f0fu,
-        v0.z & 0x0f0f0f0fu,
-        (v0.z >> 4u) & 0x0f0f0f0fu,
-        v0.w & 0x0f0f0f0fu,
-        (v0.w >> 4u) & 0x0f0f0f0fu,
+        words[0].x & 0x0f0f0f0fu,
+        (words[0].x >> 4u) & 0x0f0f0f0fu,
+        words[0].y & 0x0f0f0f0fu,
+        (words[0].y >> 4u) & 0x0f0f0f0fu,
+        words[0].z & 0x0f0f0f0fu,
+        (words[0].z >> 4u) & 0x0f0f0f0fu,
+        words[0].w & 0x0f0f0f0fu,
+        (words[0].w >> 4u) & 0x0f0f0f0fu,
     );
 }

@@ -105,13 +105,12 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     };
     match what {
         What::Hardware { output: format } => {
-            let timed = open(global, true, Tier::F16)?;
+            let timed = open(global, Some(Tier::F16))?;
             let has_coop = timed.gpu().adapter().capabilities.cooperative_matrix > 0;
             let coop = has_coop
-                .then(|| open(global, true, Tier::Coop))
+                .then(|| open(global, Some(Tier::Coop)))
                 .transpose()?;
-            let plain = open(global, false, Tier::F16)?;
-            let devices = Devices { timed, plain, coop };
+            let devices = Devices { timed, coop };
             let rows = bench_hardware::hardware(&devices, output)?;
             write_page(arguments, output, || bench_html::hardware(&rows))?;
             print(&rows, *format, output)
@@ -123,7 +122,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             output: format,
         } => {
             let selection = Selection::new(kernel.as_deref())?;
-            let runner = open(global, true, Tier::F16)?;
+            // With everything that the adapter has, as a model would run.
+            let runner = open(global, None)?;
             let ceilings = ceilings(&runner, output)?;
             let runner = match replacement(kernel.as_deref(), shader.as_deref())? {
                 Some((name, source)) => runner.with_source(&name, source),
@@ -165,7 +165,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
 }
 
-fn open(global: &Global, profile: bool, tier: Tier) -> Result<Runner> {
+/// The device to time on, at a tier or the highest the adapter has.
+fn open(global: &Global, tier: Option<Tier>) -> Result<Runner> {
     let backend = global.backend.as_deref().map(parse_backend).transpose()?;
     let adapter = choose(
         &Selector {
@@ -183,9 +184,8 @@ fn open(global: &Global, profile: bool, tier: Tier) -> Result<Runner> {
         });
     }
     let options = Options {
-        tier,
+        tier: tier.unwrap_or(adapter.tier()),
         budget: global.vram_budget,
-        profile,
         ..Options::default()
     };
     Gpu::open(adapter, options).map(Runner::new)

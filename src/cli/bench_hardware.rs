@@ -54,12 +54,10 @@ impl Figure {
     }
 }
 
-/// The devices that the figures are taken on. Cooperative matrices and untimed dispatches need one of their own.
+/// The devices that the figures are taken on.
 pub(super) struct Devices {
-    /// Times every dispatch.
+    /// Without cooperative matrices, which change the memory model of all shaders.
     pub(super) timed: Runner,
-    /// Times whole submits.
-    pub(super) plain: Runner,
     /// With cooperative matrices, where the adapter has them.
     pub(super) coop: Option<Runner>,
 }
@@ -90,7 +88,7 @@ pub(super) fn hardware(devices: &Devices, output: &Output) -> Result<Vec<Map<Str
     }
     for (what, samples, unit, note) in host_costs(runner)?
         .into_iter()
-        .chain(chained(&devices.plain)?)
+        .chain(chained(&devices.timed)?)
     {
         let (value, spread) = median(samples);
         figures.push(Figure {

@@ -82,6 +82,11 @@ impl Random {
         (0..count).map(|_| self.value() * scale).collect()
     }
 
+    /// 32 bits.
+    pub fn word(&mut self) -> u32 {
+        self.0.next_u32()
+    }
+
     /// Uniform below `limit`.
     pub fn below(&mut self, limit: u32) -> u32 {
         ((u64::from(self.0.next_u32()) * u64::from(limit)) >> 32) as u32

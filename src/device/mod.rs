@@ -5,6 +5,7 @@
 
 mod case;
 mod check;
+mod compose;
 mod host;
 mod kernel;
 mod matrix;
@@ -14,10 +15,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 pub use case::{Case, CaseData, Random, Sizes};
 pub use check::{Failure, UploadedCase, check_case, check_cpu_case, guard_word, upload_case};
+pub use compose::{compose, compose_with, fragment, fragments};
 pub use host::{Args, HostTensor, Outputs, View};
-pub use kernel::{
-    Binding, Element, Kernel, Variant, binding, compose, compose_with, fold, fragment, fragments,
-};
+pub use kernel::{Binding, Element, Kernel, Variant, binding, fold};
 pub use matrix::{Chunk, Layout, Matrix, rows_per_chunk};
 pub use runner::Runner;
 

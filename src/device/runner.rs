@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::compose::{compose_with, fragment};
 use super::host::{Args, View};
-use super::kernel::{Kernel, Variant, compose_with, fragment};
+use super::kernel::{Kernel, Variant};
 use super::{Call, Tensor};
 use crate::error::Result;
 use crate::gpu::{Access, Buffer, Gpu, Pipeline, Shader};

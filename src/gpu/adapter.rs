@@ -13,6 +13,8 @@ pub struct Capabilities {
     pub f16: bool,
     /// Subgroup operations. Their width varies by adapter and even by pipeline; no kernel takes it for a constant.
     pub subgroups: bool,
+    /// Lanes of a subgroup where that is the same for every pipeline; 0 where it varies.
+    pub subgroup_size: u32,
     /// Timestamps around compute passes.
     pub timestamps: bool,
     /// Edge of the f16 cooperative matrices with f32 accumulation, 16 or 8; 0: it has none. Recorded here; opened as a
@@ -145,6 +147,11 @@ impl Adapter {
         let capabilities = Capabilities {
             f16: features.contains(wgpu::Features::SHADER_F16),
             subgroups: features.contains(wgpu::Features::SUBGROUP),
+            subgroup_size: if info.subgroup_min_size == info.subgroup_max_size {
+                info.subgroup_max_size
+            } else {
+                0
+            },
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             cooperative_matrix: edge,
         };
@@ -225,6 +232,8 @@ pub fn adapters(selector: &Selector) -> Vec<Adapter> {
 fn adapters_of(backends: wgpu::Backends, selector: &Selector) -> Vec<Adapter> {
     let descriptor = wgpu::InstanceDescriptor {
         backends,
+        // No dispatch here is indirect, and what wgpu compiles to check them costs every device some time.
+        flags: wgpu::InstanceFlags::default() - wgpu::InstanceFlags::VALIDATION_INDIRECT_CALL,
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     };
     let instance = wgpu::Instance::new(descriptor);

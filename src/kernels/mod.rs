@@ -27,6 +27,7 @@ pub static TABLE: &[&Kernel] = &[
     &matmul::matvec::KERNEL,
     &matmul::dot4::KERNEL,
     &matmul::tiled::KERNEL,
+    &matmul::coop::KERNEL,
     &matmul::input_grad::KERNEL,
     &matmul::weight_grad::KERNEL,
     &rope::rotate::KERNEL,

@@ -3,7 +3,9 @@
 use half::f16;
 
 use crate::device::{Args, HostTensor, Layout, Random, Variant};
-use crate::tensor::{DType, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType};
+use crate::tensor::{
+    BLOCK, DType, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType,
+};
 
 /// The f32 variant that decodes this type.
 pub fn variant(ty: &'static WeightType) -> Variant {
@@ -118,6 +120,12 @@ pub fn random(
                 _ => 0.1 * random.value(),
             };
             packed.set_group(row, index, scale, f16::from_f32(second).to_bits());
+        }
+        // Every code of an integer type stands for a number: whole words are drawn at once.
+        if ty.is_affine() && columns.is_multiple_of(BLOCK) {
+            let words = format.code_words_per_row(columns);
+            packed.codes[row * words..(row + 1) * words].fill_with(|| random.word());
+            continue;
         }
         for column in 0..columns {
             let code = random.below(ty.codes());

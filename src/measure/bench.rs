@@ -26,7 +26,7 @@ const MEASURE: Duration = Duration::from_millis(400);
 const ROTATED_BYTES: u64 = 256 << 20;
 
 /// Inputs that rotate at most.
-const MAX_SETS: u64 = 8;
+const MAX_SETS: u64 = 24;
 
 /// What a device was measured to reach.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -66,8 +66,8 @@ pub struct Timing {
     pub reason: String,
 }
 
-/// Times one variant of a kernel on one shape; `None` if the adapter cannot hold it. The runner's device times every
-/// dispatch on its own.
+/// Times one variant of a kernel on one shape; `None` if the adapter cannot hold it. The runner's device times whole
+/// submits: calls follow one another, each waiting for the one before, as in a model, and share the time of their submit.
 pub fn time(
     runner: &Runner,
     kernel: &'static Kernel,
@@ -109,28 +109,35 @@ pub fn time(
         .map(|tensor| 4 * tensor.words.len() as u64)
         .sum();
     let sets = (ROTATED_BYTES / bytes.max(1) + 1).clamp(2, MAX_SETS);
-    let calls = (0..sets)
-        .map(|_| upload_case(runner, kernel, variant, &data))
-        .collect::<Result<Vec<_>>>()?;
-    // A slow call is not repeated sixteen times just to fill a submit.
+    let mut calls = vec![upload_case(runner, kernel, variant, &data)?];
+    for _ in 1..sets {
+        calls.push(upload_case(runner, kernel, variant, &data)?.writing_to(&calls[0]));
+    }
+    // Submits of about 20 ms, so that what a timestamp costs does not count, nor a slow call repeated for nothing.
     let start = Instant::now();
     calls[0].run(runner)?;
     runner.gpu().profile()?;
-    let batch = (MEASURE.as_secs_f64() / 4.0 / start.elapsed().as_secs_f64()).clamp(1.0, 16.0);
+    let batch = (0.02 / start.elapsed().as_secs_f64()).clamp(1.0, 16.0) as usize;
     let mut next = 0;
-    let mut run = |limit: Duration| -> Result<Vec<f64>> {
-        let before = runner.gpu().profile()?.samples.len();
-        let start = Instant::now();
-        // At least three batches, or there is no spread.
-        for _ in (0u32..).take_while(|batches| *batches < 3 || start.elapsed() < limit) {
-            interrupt::check()?;
-            for _ in 0..batch as usize {
-                calls[next % calls.len()].run(runner)?;
-                next += 1;
-            }
-            runner.gpu().profile()?;
+    let mut submit = |batch: usize| -> Result<f64> {
+        let before = runner.gpu().profile()?.seconds();
+        for _ in 0..batch {
+            calls[next % calls.len()].run(runner)?;
+            next += 1;
         }
-        Ok(runner.gpu().profile()?.samples.split_off(before))
+        Ok((runner.gpu().profile()?.seconds() - before) / batch as f64)
+    };
+    let once = submit(batch)?;
+    let batch = (0.02 / once.max(1e-7)).clamp(1.0, 240.0) as usize;
+    let mut run = |limit: Duration| -> Result<Vec<f64>> {
+        let start = Instant::now();
+        let mut samples = Vec::new();
+        // At least three batches, or there is no spread.
+        while samples.len() < 3 || start.elapsed() < limit {
+            interrupt::check()?;
+            samples.push(submit(batch)?);
+        }
+        Ok(samples)
     };
     let software = runner.gpu().adapter().type_name() == "cpu";
     run(if software { WARM_UP_SOFTWARE } else { WARM_UP })?;

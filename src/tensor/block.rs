@@ -11,12 +11,13 @@ use super::BLOCK;
 /// The parts of a code of `bits` bits, as (bits of the part, its first word, its lowest bit).
 fn parts(bits: usize) -> impl Iterator<Item = (usize, usize, usize)> {
     let mut start = 0;
-    [8, 4, 2, 1].into_iter().filter_map(move |part| {
-        (bits & part != 0).then(|| {
-            let first = start;
-            start += part;
-            (part, first, first)
-        })
+    let held = [8, 4, 2, 1]
+        .into_iter()
+        .filter(move |part| bits & part != 0);
+    held.map(move |part| {
+        let first = start;
+        start += part;
+        (part, first, first)
     })
 }
 

@@ -268,9 +268,16 @@ fn cases() -> Vec<Case> {
         case(2, 40, 1, 32, ",zeros").only(single),
         case(4, 64, 3, WHOLE_ROW, ",largest").only(single),
         // Products of a Llama-3.1-8B.
-        case(14_336, 4096, 1, 32, "").bench().only(one_token),
-        case(14_336, 4096, 1, 64, "").bench().only(one_token),
-        case(8192, 8192, 1, 64, "").bench().only(one_token),
+        case(14_336, 4096, 1, 32, "")
+            .bench()
+            .only(four_bits_and_more),
+        case(8192, 8192, 1, 32, "").bench().only(four_bits_and_more),
+        case(14_336, 4096, 1, 64, "")
+            .bench()
+            .only(three_bits_and_less),
+        case(8192, 8192, 1, 64, "")
+            .bench()
+            .only(three_bits_and_less),
         case(14_336, 4096, 8, 32, "").bench().only(more_tokens),
     ]
 }
@@ -283,8 +290,14 @@ fn timed(variant: &Variant) -> bool {
         && ["int8", "uint4m", "int3", "int2", "ternary", "int1"].contains(&weight)
 }
 
-fn one_token(variant: &Variant) -> bool {
-    timed(variant) && variant.constant("TOKENS") == 1
+fn four_bits_and_more(variant: &Variant) -> bool {
+    let wide = variant.weight.is_some_and(|weight| weight.bits >= 4);
+    timed(variant) && wide && variant.constant("TOKENS") == 1
+}
+
+fn three_bits_and_less(variant: &Variant) -> bool {
+    let narrow = variant.weight.is_some_and(|weight| weight.bits < 4);
+    timed(variant) && narrow && variant.constant("TOKENS") == 1
 }
 
 fn more_tokens(variant: &Variant) -> bool {

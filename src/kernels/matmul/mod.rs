@@ -3,6 +3,7 @@
 //! One family of kernels over the same bindings. [`linear`] chooses among them and cuts long work along tokens.
 
 mod cases;
+pub mod coop;
 pub mod dot4;
 pub mod input_grad;
 pub mod matvec;
@@ -184,7 +185,14 @@ pub fn choose(
         ..Variant::BASELINE
     };
     if tokens > FEW_TOKENS {
-        return (&tiled::KERNEL, variant);
+        let constants = tiled::TILES[0];
+        return (
+            &tiled::KERNEL,
+            Variant {
+                constants,
+                ..variant
+            },
+        );
     }
     let constants = if tokens == 1 {
         matvec::ONE[0]

@@ -8,8 +8,8 @@ use super::{Params, cost, typed_variants};
 use crate::device::{Args, Case, Kernel, Sizes, Variant, fold};
 use crate::tensor::{DType, WHOLE_ROW};
 
-/// Weight rows and tokens of one workgroup's tile, as in the shader.
-const TILE: u32 = 64;
+/// Tiles of 64 and of 128 weight rows and tokens: a workgroup's, 64 * QUADS in the shader.
+pub(super) const TILES: [&[(&str, u32)]; 2] = [&[("QUADS", 1)], &[("QUADS", 2)]];
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -18,7 +18,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: super::BINDINGS,
     parameter_bytes: size_of::<Params>(),
     overrides: &[],
-    variants: typed_variants,
+    variants,
     groups,
     cost,
     reference,
@@ -29,7 +29,33 @@ pub static KERNEL: Kernel = Kernel {
 
 fn groups(args: &Args<'_>) -> UVec3 {
     let p: Params = args.parameters();
-    fold(p.rows.div_ceil(TILE) as usize * p.tokens.div_ceil(TILE) as usize)
+    let tile = 64 * args.variant.constant("QUADS");
+    fold(p.rows.div_ceil(tile) as usize * p.tokens.div_ceil(tile) as usize)
+}
+
+fn variants() -> Vec<Variant> {
+    let mut variants = Vec::new();
+    for base in typed_variants() {
+        let tiles = if large(&base) {
+            &TILES[..]
+        } else {
+            &TILES[..1]
+        };
+        variants.extend(tiles.iter().map(|constants| Variant {
+            constants,
+            ..base.clone()
+        }));
+    }
+    variants
+}
+
+/// Whether the large tile is there: for products that are mostly this kernel's, where there are no matrix units.
+fn large(variant: &Variant) -> bool {
+    let types = ["f32", "f16", "bf16", "int8", "int4", "uint4m"];
+    variant.activation == DType::F32
+        && variant
+            .weight
+            .is_some_and(|weight| types.contains(&weight.name))
 }
 
 fn random(sizes: &Sizes) -> Case {
@@ -57,6 +83,7 @@ fn cases() -> Vec<Case> {
         // Products of a Llama-3.1-8B and of SmolLM2.
         plain(14_336, 4096, 512, 32).bench().only(timed),
         plain(1536, 576, 2048, 32).bench().only(timed),
+        plain(4096, 4096, 4096, 32).bench().only(half),
     ]
 }
 
@@ -64,4 +91,8 @@ fn cases() -> Vec<Case> {
 fn timed(variant: &Variant) -> bool {
     let weight = variant.weight.map_or("", |weight| weight.name);
     variant.activation == DType::F32 && ["f16", "int8", "uint4m"].contains(&weight)
+}
+
+fn half(variant: &Variant) -> bool {
+    timed(variant) && variant.weight.is_some_and(|weight| weight.name == "f16")
 }

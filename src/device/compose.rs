@@ -1,0 +1,275 @@
+//! From a kernel's source to the WGSL text of a variant: constants in front, imports and repetitions in place.
+
+use super::kernel::Variant;
+use crate::tensor::{DType, Levels, Scale, WeightType};
+
+macro_rules! fragments {
+    ($($name:literal)*) => {
+        &[$(($name, include_str!(concat!("../../shaders/shared/", $name, ".wgsl")))),*]
+    };
+}
+
+/// The texts of `shaders/shared`.
+const FRAGMENTS: &[(&str, &str)] = fragments! {
+    "block_bytes_1"
+    "block_bytes_2"
+    "block_bytes_3"
+    "block_bytes_4"
+    "block_bytes_5"
+    "block_bytes_6"
+    "block_bytes_7"
+    "block_bytes_8"
+    "code_bytes"
+    "code_word_one"
+    "code_word_vector"
+    "coop_direct"
+    "coop_staged"
+    "coop_staged_only"
+    "coop_weight_bf16"
+    "coop_weight_blocks"
+    "coop_weight_f16"
+    "coop_weight_f32"
+    "f16_bits"
+    "group_scale"
+    "is_nan"
+    "level_float"
+    "level_table"
+    "matmul_bindings"
+    "matmul_params"
+    "minifloat"
+    "quad_affine"
+    "quad_levels"
+    "reduce_each_subgroup"
+    "reduce_each_workgroup"
+    "reduce_subgroup"
+    "reduce_workgroup"
+    "store_block"
+    "weight_affine"
+    "weight_bf16"
+    "weight_f16"
+    "weight_f32"
+    "weight_levels"
+};
+
+/// Codes of 1 to 8 bits as bytes.
+const BLOCK_BYTES: [&str; 8] = [
+    "block_bytes_1",
+    "block_bytes_2",
+    "block_bytes_3",
+    "block_bytes_4",
+    "block_bytes_5",
+    "block_bytes_6",
+    "block_bytes_7",
+    "block_bytes_8",
+];
+
+/// The whole WGSL text of a kernel variant: `enable`s, aliases, constants, then the source with its imports in place.
+///
+/// A line `#import NAME` becomes the fragment `shaders/shared/NAME.wgsl`; `weight` and `reduce` stand for the fragment
+/// that the variant asks for.
+pub fn compose(source: &str, variant: &Variant) -> String {
+    compose_with(source, variant, &|name| fragment(name))
+}
+
+/// The same, with fragments from elsewhere.
+pub fn compose_with<'a>(
+    source: &str,
+    variant: &Variant,
+    fragment: &dyn Fn(&str) -> Option<&'a str>,
+) -> String {
+    let mut text = String::new();
+    if variant.uses_f16() {
+        text.push_str("enable f16;\n");
+    }
+    if variant.coop > 0 {
+        text.push_str("enable wgpu_cooperative_matrix;\n");
+    }
+    text.push_str(&format!(
+        "alias act = {};\nalias out_t = {};\n",
+        variant.activation, variant.output
+    ));
+    if let Some(weight) = variant.weight {
+        let scale = match weight.scale {
+            Scale::None => 0,
+            Scale::Symmetric => 1,
+            Scale::ZeroPoint => 2,
+            Scale::Offset => 3,
+            Scale::Level => 4,
+            Scale::PowerOfTwo => 5,
+            Scale::TwoLevel => 6,
+        };
+        // The widest vector of words that a block of codes is a multiple of.
+        let (lanes, words) = match code_lanes(weight) {
+            // Cooperative matrices are loaded from f16: 16-bit floats are bound as what they are.
+            _ if variant.coop > 0 && weight.levels == Levels::F16 => (1, "vec4<f16>".to_string()),
+            _ if variant.coop > 0 && weight.levels == Levels::Bf16 => (2, "vec2<u32>".to_string()),
+            1 => (1, "u32".to_string()),
+            lanes => (lanes, format!("vec{lanes}<u32>")),
+        };
+        text.push_str(&format!(
+            "const BITS: u32 = {}u;\nconst SCALE: u32 = {scale}u;\nalias code_t = {words};\nconst CODE_LANES: u32 = {lanes}u;\n",
+            weight.bits
+        ));
+        text.push_str(&levels(weight));
+    }
+    if variant.coop > 0 {
+        let edge = variant.coop;
+        let matrix = format!("coop_mat{edge}x{edge}");
+        text.push_str(&format!(
+            "alias coop_a = {matrix}<f16, A>;\nalias coop_b = {matrix}<f16, B>;\nalias coop_c = {matrix}<f32, C>;\nconst COOP: u32 = {edge}u;\n"
+        ));
+    }
+    for (name, value) in variant.constants {
+        text.push_str(&format!("const {name}: u32 = {value}u;\n"));
+    }
+    include(&mut text, source, variant, fragment, &mut Vec::new());
+    if text.contains("#for ") {
+        repeat(&text, variant)
+    } else {
+        text
+    }
+}
+
+/// Writes out `#for NAME in COUNT` ... `#end`: the lines between, once for each number below a constant of the variant (or
+/// a number), with `{NAME}` replaced. Loops may nest. What must stay in registers, such as an array of cooperative
+/// matrices, cannot be left to a compiler's unrolling.
+fn repeat(text: &str, variant: &Variant) -> String {
+    let mut out = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let header = line.trim().strip_prefix("#for ");
+        let Some((name, count)) = header.and_then(|header| header.split_once(" in ")) else {
+            out.push_str(line);
+            out.push('\n');
+            continue;
+        };
+        let mut body = String::new();
+        let mut depth = 1;
+        for line in lines.by_ref() {
+            depth += i32::from(line.trim().starts_with("#for "));
+            depth -= i32::from(line.trim() == "#end");
+            if depth == 0 {
+                break;
+            }
+            body.push_str(line);
+            body.push('\n');
+        }
+        let count = count.parse().unwrap_or_else(|_| variant.constant(count));
+        for number in 0..count {
+            let copy = body.replace(&format!("{{{name}}}"), &number.to_string());
+            out.push_str(&repeat(&copy, variant));
+        }
+    }
+    out
+}
+
+/// Appends a text with its imports in place, each fragment once.
+fn include<'a>(
+    text: &mut String,
+    source: &str,
+    variant: &Variant,
+    fragment: &dyn Fn(&str) -> Option<&'a str>,
+    known: &mut Vec<String>,
+) {
+    for line in source.lines() {
+        let name = line
+            .strip_prefix("#import ")
+            .map(|name| resolve(name.trim(), variant));
+        match name.and_then(|name| Some((name, fragment(name)?))) {
+            Some((name, _)) if known.iter().any(|seen| seen == name) => {}
+            Some((name, imported)) => {
+                known.push(name.to_string());
+                include(text, imported, variant, fragment, known);
+            }
+            // An unknown import stays in the text, where the parser names it: shaders may come from users.
+            None => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+}
+
+/// Words that shaders load of a weight's codes at once: a block of codes is a multiple of it, and so is a row.
+pub fn code_lanes(weight: &WeightType) -> u32 {
+    match weight.bits % 4 {
+        0 => 4,
+        2 => 2,
+        _ => 1,
+    }
+}
+
+/// What `level` needs to know of a type whose codes are levels.
+fn levels(weight: &WeightType) -> String {
+    match weight.levels {
+        Levels::Float { exponent, mantissa } => {
+            format!(
+                "const EXPONENT: u32 = {exponent}u;\nconst MANTISSA: u32 = {mantissa}u;\nconst LEVELS: u32 = {}u;\n",
+                weight.codes()
+            )
+        }
+        Levels::Table(table) => {
+            // Places behind the end of a codebook hold 0. Nine digits tell any f32 apart.
+            let entries: Vec<String> = (0..1u32 << weight.bits)
+                .map(|code| format!("{:.9e}f", weight.level(code)))
+                .collect();
+            format!(
+                "const LEVELS: u32 = {}u;\nvar<private> level_table: array<f32, {}> = array<f32, {}>({});\n",
+                table.len(),
+                entries.len(),
+                entries.len(),
+                entries.join(", ")
+            )
+        }
+        _ => String::new(),
+    }
+}
+
+/// The name of the fragment that an import stands for in a variant.
+pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
+    match name {
+        "weight" => variant
+            .weight
+            .map_or("weight_f32", |weight| weight.fragment),
+        "level" => match variant.weight.map(|weight| weight.levels) {
+            Some(Levels::Table(_)) => "level_table",
+            _ => "level_float",
+        },
+        "code_word" => match variant.weight.map(code_lanes) {
+            Some(2 | 4) => "code_word_vector",
+            _ => "code_word_one",
+        },
+        "coop_weight" => match variant.weight.map(|weight| weight.levels) {
+            Some(Levels::F32) => "coop_weight_f32",
+            Some(Levels::F16) => "coop_weight_f16",
+            Some(Levels::Bf16) => "coop_weight_bf16",
+            _ => "coop_weight_blocks",
+        },
+        "coop_direct" if variant.output == DType::F32 => "coop_direct",
+        "coop_direct" => "coop_staged_only",
+        "quad" => match variant.weight {
+            Some(weight) if weight.is_affine() => "quad_affine",
+            _ => "quad_levels",
+        },
+        "block_bytes" => {
+            let bits = variant.weight.map_or(8, |weight| weight.bits.min(8));
+            BLOCK_BYTES[bits as usize - 1]
+        }
+        "reduce_each" if variant.subgroups => "reduce_each_subgroup",
+        "reduce_each" => "reduce_each_workgroup",
+        "reduce" if variant.subgroups => "reduce_subgroup",
+        "reduce" => "reduce_workgroup",
+        other => other,
+    }
+}
+
+/// The fragment of that name; `None` for a name that a user's shader made up.
+pub fn fragment(name: &str) -> Option<&'static str> {
+    let found = FRAGMENTS.iter().find(|(known, _)| *known == name);
+    found.map(|(_, text)| *text)
+}
+
+/// The shared fragments by name.
+pub fn fragments() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FRAGMENTS.iter().copied()
+}
