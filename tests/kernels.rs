@@ -4,8 +4,8 @@ use libtest_mimic::{Failed, Trial};
 use lopper::device::{Kernel, Sizes, Variant, check_case, check_cpu_case};
 use lopper::gpu::{Capabilities, Tier};
 use lopper::kernels::TABLE;
-use lopper::kernels::matmul::choose;
-use lopper::tensor::{DType, WEIGHT_TYPES};
+use lopper::kernels::matmul::plan::Product;
+use lopper::tensor::{DType, WEIGHT_TYPES, WHOLE_ROW, WeightFormat};
 
 use proptest::prelude::any;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
@@ -115,29 +115,50 @@ fn random_shapes(kernel: &'static Kernel) -> Result<(), Failed> {
         .map_err(|error| error.to_string().into())
 }
 
-/// Whatever the planner of products answers is a variant that the trials above check.
+/// Whatever the planner of products may answer is a variant that the trials above check, and runs on the device asked for.
 fn choices_are_in_the_table() -> Result<(), Failed> {
-    for subgroups in [false, true] {
+    let pairs = [
+        (DType::F32, DType::F32),
+        (DType::F16, DType::F16),
+        (DType::F16, DType::F32),
+    ];
+    for bits in 0..8 {
         let capabilities = Capabilities {
             f16: true,
-            subgroups,
+            subgroups: bits & 1 == 1,
+            integer_dot: bits & 2 == 2,
+            subgroup_size: 32,
+            cooperative_matrix: if bits & 5 == 5 { 16 } else { 0 },
             ..Capabilities::default()
         };
-        for dtypes in [
-            (DType::F32, DType::F32),
-            (DType::F16, DType::F16),
-            (DType::F16, DType::F32),
-        ] {
-            for weight in WEIGHT_TYPES {
-                for tokens in [1, 2, 8, 9, 4096] {
-                    let (kernel, variant) = choose(capabilities, dtypes, weight, tokens);
-                    if !(kernel.variants)().contains(&variant) {
-                        return Err(format!(
-                            "{} [{}] is not in the table",
-                            kernel.name,
-                            variant.label()
-                        )
-                        .into());
+        for (activation, output) in pairs {
+            for ty in WEIGHT_TYPES {
+                let group_size = if ty.has_scales() { 32 } else { WHOLE_ROW };
+                let weight = WeightFormat { ty, group_size };
+                for tokens in [1, 2, 8, 9, 64, 4096] {
+                    let product = Product {
+                        activation,
+                        output,
+                        weight,
+                        rows: 4096,
+                        columns: 4096,
+                        tokens,
+                    };
+                    let candidates = product.candidates(capabilities);
+                    if candidates.is_empty() {
+                        return Err(format!("nothing computes {product:?}").into());
+                    }
+                    for choice in candidates {
+                        let known = (choice.kernel.variants)().contains(&choice.variant);
+                        if !known || !choice.variant.runs_on(capabilities) {
+                            return Err(format!("{}: {product:?}", choice.label()).into());
+                        }
+                        let again = product.choose(capabilities, Some(&choice.label()));
+                        if again != choice {
+                            return Err(
+                                format!("{} is not found by its name", choice.label()).into()
+                            );
+                        }
                     }
                 }
             }

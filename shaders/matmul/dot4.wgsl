@@ -51,6 +51,11 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
         for (var r = 0u; r < ROWS; r++) {
             let row = params.row_start + min(first_row + r, params.rows - 1u);
             bytes[r] = block_bytes(block_load(row, block));
+            if BITS == 8u {
+                for (var quad = 0u; quad < 8u; quad++) {
+                    bytes[r][quad] ^= 0x80808080u;
+                }
+            }
             if SCALE == 4u {
                 // Ternary codes of 3 stand for 0, as 1 does.
                 for (var quad = 0u; quad < 8u; quad++) {

@@ -4,8 +4,11 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::output::{Output, bytes, table};
+use crate::device::tuned::{self, Winners};
 use crate::error::Result;
 use crate::gpu::{Adapter, Selector, adapters, backend_name, parse_backend};
+use crate::kernels::matmul::plan::Product;
+use crate::tensor::{DType, WHOLE_ROW, WeightFormat, weight_type};
 
 pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
     let backend = global.backend.as_deref().map(parse_backend).transpose()?;
@@ -60,8 +63,64 @@ pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
                 bytes(limits.max_buffer_size),
                 if adapter.cooperative.is_empty() { "none".into() } else { adapter.cooperative.join(", ") },
             ));
+            choices(global, adapter, output)?;
         }
     }
+    Ok(())
+}
+
+/// Which kernels would compute some products of 4096 x 4096, and how many winners tuning has found.
+fn choices(global: &Global, adapter: &Adapter, output: &Output) -> Result<()> {
+    let winners = if global.no_autotune {
+        Winners::new()
+    } else {
+        tuned::load(adapter)?
+    };
+    let capabilities = adapter.capabilities;
+    let activation = if capabilities.f16 {
+        DType::F16
+    } else {
+        DType::F32
+    };
+    let mut rows = vec![
+        ["weight", "tokens", "kernel", "chosen"]
+            .map(String::from)
+            .to_vec(),
+    ];
+    for (name, group_size) in [
+        ("f16", WHOLE_ROW),
+        ("int8", 32),
+        ("uint4m", 32),
+        ("int2", 64),
+    ] {
+        let Some(ty) = weight_type(name) else {
+            continue;
+        };
+        let weight = WeightFormat { ty, group_size };
+        for tokens in [1, 8, 512] {
+            let product = Product {
+                activation,
+                output: activation,
+                weight,
+                rows: 4096,
+                columns: 4096,
+                tokens,
+            };
+            let winner = winners.get(&product.class()).map(String::as_str);
+            let choice = product.choose(capabilities, winner).label();
+            let how = if winner == Some(&choice) {
+                "by tuning"
+            } else {
+                "by analysis"
+            };
+            rows.push(vec![weight.label(), tokens.to_string(), choice, how.into()]);
+        }
+    }
+    output.line(format!(
+        "products of 4096 x 4096 with {activation} activations ({} classes tuned):",
+        winners.len()
+    ));
+    output.text(&table(&rows));
     Ok(())
 }
 

@@ -17,6 +17,7 @@ mod output;
 mod quantize;
 mod session;
 mod synth;
+mod tune;
 mod verify;
 mod verify_child;
 
@@ -37,7 +38,7 @@ struct Cli {
 }
 
 /// Flags that every command takes.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 struct Global {
     /// Where kernels run. `checked` runs each on the GPU and on the CPU reference and stops at the first difference
@@ -61,7 +62,7 @@ struct Global {
     /// Most device memory that may be used: 6GiB, 800MiB
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size)]
     vram_budget: Option<u64>,
-    /// Use the analytic choice of kernel variants (this version has no other)
+    /// Use the analytic choice of kernel variants, whatever tune-device found
     #[arg(long, global = true)]
     no_autotune: bool,
     /// Write the results as JSON, to a file or (-) to standard output
@@ -107,6 +108,8 @@ enum Command {
     Export(export::Arguments),
     /// Check every kernel on every adapter against the CPU reference
     Verify(verify::Arguments),
+    /// Measure which kernels are quickest on the device, and keep the winners
+    TuneDevice(tune::Arguments),
     /// Measure the device, and what the kernels make of it
     Bench(bench::Arguments),
     /// Write a model of a real shape with random weights
@@ -163,6 +166,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Logits(arguments) => logits::run(&cli.global, arguments, output),
         Command::Export(arguments) => export::run(arguments, output),
         Command::Verify(arguments) => verify::run(&cli.global, arguments, output),
+        Command::TuneDevice(arguments) => tune::run(&cli.global, arguments, output),
         Command::Bench(arguments) => bench::run(&cli.global, arguments, output),
         Command::Synth(arguments) => synth::run(&cli.global, arguments, output),
         Command::Mutate(arguments) => mutate::run(&cli.global, arguments, output),

@@ -4,10 +4,11 @@ use super::output::{Output, bytes};
 use super::{Compute, DeviceChoice, Global};
 use std::path::Path;
 
-use crate::device::{Device, Runner, fragment};
+use crate::device::{Device, Failure, Runner, check_case, fragment, tuned};
 use crate::error::{Error, Result};
-use crate::gpu::{Adapter, Gpu, Options, Selector, choose, parse_backend};
+use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose, parse_backend};
 use crate::kernels::TABLE;
+use crate::kernels::matmul::coop;
 use crate::tensor::DType;
 
 /// Opens the device, saying in one line where `auto` landed if that may surprise.
@@ -42,7 +43,7 @@ pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
         return Ok(Device::Cpu);
     }
     let checked = global.device == DeviceChoice::Checked;
-    let runner = open_gpu(global, adapter, checked)?;
+    let runner = open_gpu(global, adapter, checked, output)?;
     tracing::info!("{:?}, tier {}", runner.gpu(), runner.gpu().tier().name());
     Ok(if checked {
         Device::Checked(runner)
@@ -78,14 +79,9 @@ pub(super) fn replacement(
     Ok(Some((name.into(), text)))
 }
 
-fn open_gpu(global: &Global, adapter: Adapter, checked: bool) -> Result<Runner> {
-    let options = Options {
-        checked,
-        budget: global.vram_budget,
-        profile: global.verbose >= 2,
-        ..Options::default()
-    };
-    if global.compute == Compute::F16 && !adapter.capabilities.f16 {
+fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -> Result<Runner> {
+    let half = global.compute == Compute::F16;
+    if half && !adapter.capabilities.f16 {
         return Err(Error::Limit {
             kernel: "--compute f16".into(),
             variant: adapter.info.name.clone(),
@@ -93,7 +89,90 @@ fn open_gpu(global: &Global, adapter: Adapter, checked: bool) -> Result<Runner> 
             has: "none; use --compute f32".into(),
         });
     }
-    Gpu::open(adapter, options).map(Runner::new)
+    // Matrix units multiply f16, and change the memory model of every shader on their device.
+    let tier = if half { adapter.tier() } else { Tier::F16 };
+    let options = Options {
+        tier,
+        checked,
+        budget: global.vram_budget,
+        profile: global.verbose >= 2,
+        ..Options::default()
+    };
+    let name = adapter.info.name.clone();
+    let runner = Gpu::open(adapter, options.clone()).map(Runner::new)?;
+    let runner = match trusted(&runner) {
+        Ok(()) => runner,
+        Err(failure) => {
+            output.note(format!(
+                "note: matrix units of {name} are left out, a check of them failed: {failure}"
+            ));
+            let selector = Selector {
+                name: Some(name),
+                backend: Some(runner.gpu().adapter().info.backend),
+            };
+            drop(runner);
+            let options = Options {
+                tier: Tier::F16,
+                ..options
+            };
+            Gpu::open(choose(&selector)?, options).map(Runner::new)?
+        }
+    };
+    if global.no_autotune {
+        return Ok(runner);
+    }
+    let winners = tuned::load(runner.gpu().adapter())?;
+    Ok(runner.with_winners(winners))
+}
+
+/// Products by matrix units that are checked before a device with them is trusted: whole tiles and edges, in f16 and in
+/// four bits.
+fn trusted(runner: &Runner) -> std::result::Result<(), Failure> {
+    if runner.gpu().capabilities().cooperative_matrix == 0 {
+        return Ok(());
+    }
+    for variant in (coop::KERNEL.variants)() {
+        let types = ["f16", "uint4m"];
+        let asked = variant
+            .weight
+            .is_some_and(|weight| types.contains(&weight.name));
+        if asked && variant.runs_on(runner.gpu().capabilities()) {
+            for case in coop::KERNEL.checks(&variant).iter().take(2) {
+                check_case(runner, &coop::KERNEL, &variant, case)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The GPU that the flags ask for, with everything it has, for `tune-device`.
+pub(super) fn open_tuning(global: &Global, output: &Output) -> Result<Runner> {
+    let backend = global.backend.as_deref().map(parse_backend).transpose()?;
+    let asked = Selector {
+        name: global.adapter.clone(),
+        backend,
+    };
+    let adapter = choose(&asked.or_environment()?)?;
+    if !adapter.capabilities.timestamps {
+        return Err(Error::Limit {
+            kernel: "tune-device".into(),
+            variant: adapter.info.name.clone(),
+            needs: "timestamps".into(),
+            has: "none".into(),
+        });
+    }
+    let compute = if adapter.capabilities.f16 {
+        Compute::F16
+    } else {
+        Compute::F32
+    };
+    let global = Global {
+        compute,
+        verbose: 0,
+        no_autotune: true,
+        ..global.clone()
+    };
+    open_gpu(&global, adapter, false, output)
 }
 
 /// The type of activations. `auto` is f32: this version's kernels multiply in f32 either way.

@@ -10,6 +10,7 @@ mod host;
 mod kernel;
 mod matrix;
 mod runner;
+pub mod tuned;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -182,6 +183,15 @@ impl Device {
                 ..Capabilities::default()
             },
         }
+    }
+
+    /// The winners that tuning found on it, where there are any.
+    pub fn winners(&self) -> Option<&tuned::Winners> {
+        let winners = match self {
+            Device::Cpu => return None,
+            Device::Gpu(runner) | Device::Checked(runner) => runner.winners(),
+        };
+        (!winners.is_empty()).then_some(winners)
     }
 
     /// What one call may ask for, so that it stays short enough to be one submit.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::compose::{compose_with, fragment};
 use super::host::{Args, View};
 use super::kernel::{Kernel, Variant};
+use super::tuned::Winners;
 use super::{Call, Tensor};
 use crate::error::Result;
 use crate::gpu::{Access, Buffer, Gpu, Pipeline, Shader};
@@ -16,6 +17,7 @@ pub struct Runner {
     gpu: Gpu,
     pipelines: Mutex<HashMap<(&'static str, Variant), Arc<Pipeline>>>,
     replaced: HashMap<String, String>,
+    winners: Winners,
 }
 
 impl Runner {
@@ -25,6 +27,7 @@ impl Runner {
             gpu,
             pipelines: Mutex::default(),
             replaced: HashMap::new(),
+            winners: Winners::new(),
         }
     }
 
@@ -32,6 +35,17 @@ impl Runner {
     pub fn with_source(mut self, name: &str, source: String) -> Self {
         self.replaced.insert(name.into(), source);
         self
+    }
+
+    /// The same, with kernels chosen as tuning found best.
+    pub fn with_winners(mut self, winners: Winners) -> Self {
+        self.winners = winners;
+        self
+    }
+
+    /// What tuning found best, by class of product.
+    pub fn winners(&self) -> &Winners {
+        &self.winners
     }
 
     /// The GPU.

@@ -15,6 +15,8 @@ pub struct Capabilities {
     pub subgroups: bool,
     /// Lanes of a subgroup where that is the same for every pipeline; 0 where it varies.
     pub subgroup_size: u32,
+    /// Whether packed integer dot products are worth trying first: a real GPU, not a processor that plays one.
+    pub integer_dot: bool,
     /// Timestamps around compute passes.
     pub timestamps: bool,
     /// Edge of the f16 cooperative matrices with f32 accumulation, 16 or 8; 0: it has none. Recorded here; opened as a
@@ -152,6 +154,7 @@ impl Adapter {
             } else {
                 0
             },
+            integer_dot: info.device_type != wgpu::DeviceType::Cpu,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             cooperative_matrix: edge,
         };
@@ -240,6 +243,12 @@ fn adapters_of(backends: wgpu::Backends, selector: &Selector) -> Vec<Adapter> {
     let wanted = selector.name.as_ref().map(|name| name.to_lowercase());
     let mut found: Vec<Adapter> = pollster::block_on(instance.enumerate_adapters(backends))
         .into_iter()
+        // wgpu opens OpenGL 3.3 where EGL offers desktop OpenGL; drivers that give no more than is asked for, NVIDIA's for
+        // one, have no compute shaders then.
+        .filter(|adapter| {
+            let flags = adapter.get_downlevel_capabilities().flags;
+            flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+        })
         .map(|adapter| Adapter::new(adapter, &instance))
         .filter(|a| {
             wanted

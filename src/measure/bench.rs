@@ -96,6 +96,20 @@ pub fn time(
             return Ok(Some(timing));
         }
     }
+    let (mut samples, cost) = measure(runner, kernel, variant, case, MEASURE)?;
+    fill(&mut timing, &mut samples, cost, ceilings);
+    Ok(Some(timing))
+}
+
+/// Seconds of calls of a variant on a case, one per submit, measured for about `limit`; and what a call costs. The result is
+/// not checked.
+pub fn measure(
+    runner: &Runner,
+    kernel: &'static Kernel,
+    variant: &Variant,
+    case: &Case,
+    limit: Duration,
+) -> Result<(Vec<f64>, Cost)> {
     let data = (case.make)(variant);
     let args = Args {
         variant,
@@ -141,9 +155,7 @@ pub fn time(
     };
     let software = runner.gpu().adapter().type_name() == "cpu";
     run(if software { WARM_UP_SOFTWARE } else { WARM_UP })?;
-    let mut samples = run(MEASURE)?;
-    fill(&mut timing, &mut samples, cost, ceilings);
-    Ok(Some(timing))
+    Ok((run(limit)?, cost))
 }
 
 fn fill(timing: &mut Timing, samples: &mut [f64], cost: Cost, ceilings: Option<Ceilings>) {

@@ -9,3 +9,4 @@ pub mod speed;
 pub mod verify;
 
 pub use perplexity::{Convention, Perplexity, perplexity};
+pub mod tune;

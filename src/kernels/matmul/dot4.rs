@@ -244,6 +244,11 @@ fn case(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static s
     })
 }
 
+/// A case of that shape.
+pub(super) fn shaped(rows: usize, columns: usize, tokens: usize, group: u32) -> Case {
+    case(rows, columns, tokens, group, "")
+}
+
 fn random(sizes: &Sizes) -> Case {
     let group = [WHOLE_ROW, 32, 64, 128][sizes.between(4, 0, 3)];
     let columns = padded(sizes.between(1, 1, 900)) - sizes.between(2, 0, 3);

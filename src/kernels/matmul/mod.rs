@@ -1,12 +1,13 @@
 //! Matrix products: result[t, r] = sum_c x[t, c] * weight[r, c] (+ bias[r]), accumulated in f32.
 //!
-//! One family of kernels over the same bindings. [`linear`] chooses among them and cuts long work along tokens.
+//! One family of kernels; [`plan`] chooses among them, and [`linear`] cuts long work along tokens and rows.
 
 mod cases;
 pub mod coop;
 pub mod dot4;
 pub mod input_grad;
 pub mod matvec;
+pub mod plan;
 mod reference;
 pub mod tiled;
 pub mod weight_grad;
@@ -15,13 +16,15 @@ use bytemuck::{Pod, Zeroable};
 use glam::UVec3;
 
 use crate::device::{
-    Args, Binding, Call, Device, Element, Kernel, Layout, Matrix, Tensor, Variant, binding, fold,
+    Args, Binding, Call, Device, Element, Layout, Matrix, Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
-use crate::gpu::{Access, Capabilities, Cost};
+use crate::gpu::{Access, Cost};
 use crate::kernels::copy::pad::pad;
+use crate::kernels::quantize::activations::activations;
 use crate::kernels::weights;
-use crate::tensor::{DType, WeightType};
+use crate::tensor::DType;
+use plan::Product;
 
 /// Parameters of every kernel of the family.
 #[repr(C)]
@@ -93,8 +96,23 @@ pub fn linear_rows(
         let (token_step, row_step) = call_tile(device, tokens, chunk.rows, columns);
         for (start, row) in tiles(tokens, token_step, chunk.rows, row_step) {
             let count = token_step.min(tokens - start);
-            let params = Params {
-                rows: row_step.min(chunk.rows - row) as u32,
+            let product = Product {
+                activation: x.dtype(),
+                output,
+                weight: weight.format(),
+                rows: row_step.min(chunk.rows - row),
+                columns,
+                tokens: count,
+            };
+            let choice = match device.winners() {
+                Some(winners) => {
+                    let winner = winners.get(&product.class());
+                    product.choose(device.capabilities(), winner.map(String::as_str))
+                }
+                None => product.choose(device.capabilities(), None),
+            };
+            let mut params = Params {
+                rows: product.rows as u32,
                 row_start: row as u32,
                 columns: columns as u32,
                 tokens: count as u32,
@@ -105,18 +123,26 @@ pub fn linear_rows(
                 has_bias: u32::from(bias.is_some()),
                 layout: weight.layout(),
             };
-            let (kernel, variant) = choose(
-                device.capabilities(),
-                (x.dtype(), output),
-                weight.format().ty,
-                count,
-            );
-            device.run(&Call {
-                kernel,
-                variant,
-                parameters: bytemuck::bytes_of(&params),
-                tensors: &[x, &chunk.codes, &chunk.scales, bias_tensor, &result],
-            })?;
+            let (codes, scales) = (&chunk.codes, &chunk.scales);
+            match choice.planes() {
+                None => device.run(&Call {
+                    kernel: choice.kernel,
+                    variant: choice.variant,
+                    parameters: bytemuck::bytes_of(&params),
+                    tensors: &[x, codes, scales, bias_tensor, &result],
+                })?,
+                Some(planes) => {
+                    let tokens = range.start + start..range.start + start + count;
+                    let (x_codes, x_scales) = activations(device, x, tokens, columns, planes)?;
+                    params.token_start = 0;
+                    device.run(&Call {
+                        kernel: choice.kernel,
+                        variant: choice.variant,
+                        parameters: bytemuck::bytes_of(&params),
+                        tensors: &[&x_codes, &x_scales, codes, scales, bias_tensor, &result],
+                    })?;
+                }
+            }
         }
     }
     Ok(result)
@@ -168,45 +194,6 @@ fn tiles(
             .step_by(row_step.max(1))
             .map(move |row| (start, row))
     })
-}
-
-/// The kernel and variant for a product on a device with these capabilities. Every answer is a variant of its kernel's
-/// table, so each has been checked (a test holds that).
-pub fn choose(
-    capabilities: Capabilities,
-    (activation, output): (DType, DType),
-    weight: &'static WeightType,
-    tokens: usize,
-) -> (&'static Kernel, Variant) {
-    let variant = Variant {
-        activation,
-        output,
-        weight: Some(weight),
-        ..Variant::BASELINE
-    };
-    if tokens > FEW_TOKENS {
-        let constants = tiled::TILES[0];
-        return (
-            &tiled::KERNEL,
-            Variant {
-                constants,
-                ..variant
-            },
-        );
-    }
-    let constants = if tokens == 1 {
-        matvec::ONE[0]
-    } else {
-        matvec::FOUR[0]
-    };
-    (
-        &matvec::KERNEL,
-        Variant {
-            subgroups: capabilities.subgroups,
-            constants,
-            ..variant
-        },
-    )
 }
 
 /// Every weight type with every pair of activation and output that a model asks for.

@@ -50,7 +50,7 @@ fn variants() -> Vec<Variant> {
 }
 
 /// Whether the large tile is there: for products that are mostly this kernel's, where there are no matrix units.
-fn large(variant: &Variant) -> bool {
+pub(super) fn large(variant: &Variant) -> bool {
     let types = ["f32", "f16", "bf16", "int8", "int4", "uint4m"];
     variant.activation == DType::F32
         && variant

@@ -88,15 +88,25 @@ pub fn activations(
     };
     device.run(&Call {
         kernel: &KERNEL,
-        variant: Variant {
-            activation: x.dtype(),
-            constants: if planes == 1 { ONE } else { TWO },
-            ..Variant::BASELINE
-        },
+        variant: variant(x.dtype(), planes),
         parameters: bytemuck::bytes_of(&params),
         tensors: &[x, &codes, &scales],
     })?;
     Ok((codes, scales))
+}
+
+/// The variant for activations of a type, in so many bytes.
+pub fn variant(activation: DType, planes: u32) -> Variant {
+    Variant {
+        activation,
+        constants: if planes == 1 { ONE } else { TWO },
+        ..Variant::BASELINE
+    }
+}
+
+/// A case of that shape, for measurements.
+pub fn shaped(tokens: usize, columns: usize) -> Case {
+    case(tokens, columns, "")
 }
 
 /// The integers of a block, and its scale.

@@ -1,0 +1,159 @@
+//! `lopper tune-device`: measures which kernel is quickest for which product, and keeps the winners.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::output::{Output, table};
+use super::session::open_tuning;
+use super::{Global, bench};
+use crate::device::tuned::{self, Winners};
+use crate::error::{Error, Result};
+use crate::kernels::matmul::plan::Product;
+use crate::measure::tune::tune_all;
+use crate::tensor::{DType, WHOLE_ROW, WeightFormat, weight_type};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Weight formats to tune for, with their group sizes: uint4m-g32, f16, int8-row
+    #[arg(
+        long = "type",
+        value_name = "FORMAT",
+        value_delimiter = ',',
+        default_value = "f16,int8-g32,uint4m-g32,int4-g32"
+    )]
+    formats: Vec<String>,
+    /// Output x input features of the products: 4096x4096
+    #[arg(
+        long,
+        value_name = "ROWSxCOLUMNS",
+        value_delimiter = ',',
+        default_value = "1024x1024,4096x4096,14336x4096,4096x14336"
+    )]
+    shape: Vec<String>,
+    /// Tokens at once
+    #[arg(long, value_delimiter = ',', default_value = "1,4,8,16,64,512", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    tokens: Vec<u32>,
+    /// Start no further product after this time
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    budget: Duration,
+}
+
+fn parse_format(text: &str) -> Result<WeightFormat> {
+    let wrong = || Error::Argument {
+        argument: "--type".into(),
+        expected: "a weight type with its group size, such as uint4m-g32, int8-row or f16".into(),
+        found: text.into(),
+    };
+    let (name, group_size) = match text.rsplit_once('-') {
+        Some((name, "row")) => (name, WHOLE_ROW),
+        Some((name, group)) => {
+            let size = group.strip_prefix('g').and_then(|g| g.parse::<u32>().ok());
+            let size = size.filter(|size| *size >= 16 && size.is_power_of_two());
+            (name, size.ok_or_else(wrong)?)
+        }
+        None => (text, WHOLE_ROW),
+    };
+    let ty = weight_type(name).ok_or_else(wrong)?;
+    if ty.has_scales() != text.contains('-') {
+        return Err(wrong());
+    }
+    Ok(WeightFormat { ty, group_size })
+}
+
+fn parse_shape(text: &str) -> Result<(usize, usize)> {
+    let numbers = text.split_once('x').and_then(|(rows, columns)| {
+        let number = |text: &str| {
+            text.parse::<usize>()
+                .ok()
+                .filter(|n| (1..=1 << 18).contains(n))
+        };
+        Some((number(rows)?, number(columns)?))
+    });
+    numbers.ok_or_else(|| Error::Argument {
+        argument: "--shape".into(),
+        expected: "rows and columns, such as 4096x4096".into(),
+        found: text.into(),
+    })
+}
+
+pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    let formats: Vec<_> = arguments
+        .formats
+        .iter()
+        .map(|text| parse_format(text))
+        .collect::<Result<_>>()?;
+    let shapes: Vec<_> = arguments
+        .shape
+        .iter()
+        .map(|text| parse_shape(text))
+        .collect::<Result<_>>()?;
+    let runner = open_tuning(global, output)?;
+    let activations: &[DType] = if runner.gpu().capabilities().f16 {
+        &[DType::F32, DType::F16]
+    } else {
+        &[DType::F32]
+    };
+    let mut products = Vec::new();
+    for weight in formats {
+        for (rows, columns) in &shapes {
+            for tokens in &arguments.tokens {
+                products.extend(activations.iter().map(|activation| Product {
+                    activation: *activation,
+                    output: *activation,
+                    weight,
+                    rows: *rows,
+                    columns: *columns,
+                    tokens: *tokens as usize,
+                }));
+            }
+        }
+    }
+    let (found, left) = tune_all(&runner, &products, arguments.budget, |index, product| {
+        output.progress(
+            &format!("tuning {}", product.class()),
+            index,
+            products.len(),
+        );
+    })?;
+    let mut rows = vec![
+        ["product", "analytic choice", "us", "winner", "us"]
+            .map(String::from)
+            .to_vec(),
+    ];
+    for tuned in &found {
+        let same = tuned.winner.0 == tuned.analytic.0;
+        rows.push(vec![
+            tuned.class.clone(),
+            tuned.analytic.0.clone(),
+            bench::round(tuned.analytic.1).to_string(),
+            if same {
+                "the same".into()
+            } else {
+                tuned.winner.0.clone()
+            },
+            bench::round(tuned.winner.1).to_string(),
+        ]);
+    }
+    let json = found.iter().map(|t| {
+        json!({
+            "class": t.class, "candidates": t.candidates,
+            "analytic": t.analytic.0, "analytic_us": t.analytic.1,
+            "winner": t.winner.0, "winner_us": t.winner.1,
+        })
+    });
+    output.json(&Value::Array(json.collect()))?;
+    output.text(&table(&rows));
+    if left > 0 {
+        output.note(format!(
+            "{left} of {} products not reached in the time; --budget gives more",
+            products.len()
+        ));
+    }
+    let winners: Winners = found.into_iter().map(|t| (t.class, t.winner.0)).collect();
+    match tuned::store(runner.gpu().adapter(), winners)? {
+        Some(path) => output.note(format!("kept in {}", path.display())),
+        None => output.note("not kept: the system names no place for caches; set LOPPER_CACHE"),
+    }
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! Which kernel computes a product: an analytic order of the candidates, best first, and the measured winner where the device
+//! was tuned.
+
+use super::{FEW_TOKENS, coop, dot4, matvec, tiled};
+use crate::device::{Case, Kernel, Variant};
+use crate::gpu::Capabilities;
+use crate::tensor::{BLOCK, DType, WHOLE_ROW, WeightFormat};
+
+/// A product, as far as the choice of its kernel goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// Type of the activations.
+    pub activation: DType,
+    /// Type of the result.
+    pub output: DType,
+    /// How the weight is stored.
+    pub weight: WeightFormat,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub columns: usize,
+    /// Rows of activations.
+    pub tokens: usize,
+}
+
+/// A kernel and a variant of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The kernel.
+    pub kernel: &'static Kernel,
+    /// A variant of its table, so that it has been checked (a test holds that).
+    pub variant: Variant,
+}
+
+impl PartialEq for Kernel {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+impl Eq for Kernel {}
+
+impl Choice {
+    /// The text that names it in reports and in the table of winners.
+    pub fn label(&self) -> String {
+        format!("{} [{}]", self.kernel.name, self.variant.label())
+    }
+
+    /// Bytes of an activation where the kernel takes integers; `None` where it takes them as they are.
+    pub fn planes(&self) -> Option<u32> {
+        (self.kernel.name == dot4::KERNEL.name).then(|| self.variant.constant("PLANES"))
+    }
+
+    /// A case of that shape, for the checks and the measurement of tuning.
+    pub fn case(&self, product: &Product) -> Case {
+        let Product {
+            rows,
+            columns,
+            tokens,
+            weight,
+            ..
+        } = *product;
+        let group = weight.group_size;
+        match self.planes() {
+            Some(_) => dot4::shaped(rows, columns, tokens, group),
+            None => super::cases::plain(rows, columns, tokens, group),
+        }
+    }
+}
+
+impl Product {
+    /// Products that share a winner: sizes up to the same power of two, tokens up to the same step.
+    pub fn class(&self) -> String {
+        const STEPS: [usize; 7] = [1, 4, 8, 16, 32, 64, 128];
+        let tokens = STEPS
+            .iter()
+            .find(|step| self.tokens <= **step)
+            .unwrap_or(&512);
+        format!(
+            "act={},out={},weight={},tokens={tokens},rows={},columns={}",
+            self.activation,
+            self.output,
+            self.weight.label(),
+            self.rows.next_power_of_two(),
+            self.columns.next_power_of_two()
+        )
+    }
+
+    /// Every way to compute it on a device with these capabilities, the analytic choice first.
+    pub fn candidates(&self, capabilities: Capabilities) -> Vec<Choice> {
+        let few = self.tokens <= FEW_TOKENS;
+        let matrix_units = self.on_matrix_units(capabilities);
+        let integers = if few {
+            self.in_integers(capabilities)
+        } else {
+            Vec::new()
+        };
+        let floats = self.in_floats(capabilities);
+        // Where the weight's bytes are the limit, integers: they take least work apart from loading.
+        [integers, matrix_units, floats].concat()
+    }
+
+    /// By cooperative matrices: tiles that leave enough workgroups to fill a large device, then the larger ones.
+    fn on_matrix_units(&self, capabilities: Capabilities) -> Vec<Choice> {
+        const ENOUGH: usize = 128;
+        let base = Variant {
+            output: self.output,
+            weight: Some(self.weight.ty),
+            ..Variant::BASELINE
+        };
+        let mut fitting = Vec::new();
+        for tile in &coop::TILES {
+            let variant = coop::with_tile(&base, tile);
+            if self.activation != DType::F16 || !variant.runs_on(capabilities) {
+                return Vec::new();
+            }
+            let tokens = coop::tile_tokens(&variant) as usize;
+            // No tile of which more than half would be empty.
+            if tokens <= 16 || self.tokens > tokens / 2 {
+                let workgroups = self.tokens.div_ceil(tokens) * self.rows.div_ceil(128);
+                fitting.push((workgroups >= ENOUGH, variant));
+            }
+        }
+        let place = fitting.iter().position(|(enough, _)| *enough);
+        let best = fitting.remove(place.unwrap_or(fitting.len() - 1));
+        let rest = fitting.into_iter().map(|(_, variant)| variant);
+        std::iter::once(best.1)
+            .chain(rest)
+            .map(|variant| Choice {
+                kernel: &coop::KERNEL,
+                variant,
+            })
+            .collect()
+    }
+
+    /// By integer dot products of activations in two bytes, which lose less than f16 does: where that is what they are.
+    fn in_integers(&self, capabilities: Capabilities) -> Vec<Choice> {
+        let group = self.weight.group_size as usize;
+        let whole_blocks = self.weight.group_size == WHOLE_ROW || group.is_multiple_of(BLOCK);
+        if self.activation != DType::F16 || !dot4::takes(self.weight.ty) || !whole_blocks {
+            return Vec::new();
+        }
+        let shapes: &[_] = if self.tokens == 1 {
+            &dot4::ONE
+        } else {
+            &dot4::FOUR
+        };
+        // The table has further shapes for f32 results with subgroups only.
+        let all = self.output == DType::F32 && capabilities.subgroups;
+        let shapes = if all { shapes } else { &shapes[..1] };
+        let variants = shapes.iter().map(|constants| Variant {
+            output: self.output,
+            weight: Some(self.weight.ty),
+            subgroups: capabilities.subgroups,
+            constants,
+            ..Variant::BASELINE
+        });
+        if self.output != DType::F32 && !capabilities.subgroups {
+            return Vec::new();
+        }
+        variants
+            .map(|variant| Choice {
+                kernel: &dot4::KERNEL,
+                variant,
+            })
+            .collect()
+    }
+
+    /// By multiply-adds in f32. Runs everywhere.
+    fn in_floats(&self, capabilities: Capabilities) -> Vec<Choice> {
+        let base = Variant {
+            activation: self.activation,
+            output: self.output,
+            weight: Some(self.weight.ty),
+            ..Variant::BASELINE
+        };
+        if self.tokens > FEW_TOKENS {
+            // The large tile where it leaves enough workgroups to fill a large device; a processor has few cores to fill.
+            let workgroups = self.rows.div_ceil(128) * self.tokens.div_ceil(128);
+            let enough = if capabilities.integer_dot { 128 } else { 2 };
+            let mut tiles = tiled::TILES.to_vec();
+            if workgroups >= enough && self.tokens > 64 {
+                tiles.reverse();
+            }
+            return tiles
+                .into_iter()
+                .filter(|constants| tiled::large(&base) || *constants == tiled::TILES[0])
+                .map(|constants| Choice {
+                    kernel: &tiled::KERNEL,
+                    variant: Variant {
+                        constants,
+                        ..base.clone()
+                    },
+                })
+                .collect();
+        }
+        let shapes: &[_] = if self.tokens == 1 {
+            &matvec::ONE
+        } else {
+            &matvec::FOUR
+        };
+        shapes
+            .iter()
+            .map(|constants| Choice {
+                kernel: &matvec::KERNEL,
+                variant: Variant {
+                    constants,
+                    subgroups: capabilities.subgroups,
+                    ..base.clone()
+                },
+            })
+            .collect()
+    }
+
+    /// The kernel to run: the winner that tuning found for the class, or else the analytic choice.
+    pub fn choose(&self, capabilities: Capabilities, winner: Option<&str>) -> Choice {
+        let mut candidates = self.candidates(capabilities);
+        let place = winner.and_then(|winner| candidates.iter().position(|c| c.label() == winner));
+        candidates.swap_remove(place.unwrap_or(0))
+    }
+}

@@ -1,0 +1,102 @@
+//! Tuning a device: every candidate for a class of products checked, then timed; the quickest wins.
+
+use std::time::{Duration, Instant};
+
+use crate::device::{Failure, Runner, check_case};
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::kernels::matmul::plan::{Choice, Product};
+use crate::kernels::quantize::activations;
+use crate::measure::bench::measure;
+
+/// Seconds that one candidate is timed.
+const EACH: Duration = Duration::from_millis(60);
+
+/// Rows and tokens of the smaller product that a candidate is checked on: the check computes it on the processor.
+const CHECKED: (usize, usize) = (300, 20);
+
+/// What tuning found for a class.
+#[derive(Clone, Debug)]
+pub struct Tuned {
+    /// The class.
+    pub class: String,
+    /// The analytic choice, and its microseconds.
+    pub analytic: (String, f64),
+    /// The quickest, and its microseconds.
+    pub winner: (String, f64),
+    /// Candidates timed.
+    pub candidates: usize,
+}
+
+/// Times the candidates for a product; `None` where there is but one, or none that the device holds. A candidate with a
+/// wrong result is an error: no tuning may hide it.
+pub fn tune(runner: &Runner, product: &Product) -> Result<Option<Tuned>> {
+    let candidates = product.candidates(runner.gpu().capabilities());
+    if candidates.len() < 2 {
+        return Ok(None);
+    }
+    let small = Product {
+        rows: product.rows.min(CHECKED.0),
+        tokens: product.tokens.min(CHECKED.1),
+        ..*product
+    };
+    let mut timed: Vec<(String, f64)> = Vec::new();
+    for choice in &candidates {
+        interrupt::check()?;
+        match check_case(runner, choice.kernel, &choice.variant, &choice.case(&small)) {
+            Ok(_) => timed.push((choice.label(), seconds(runner, choice, product)? * 1e6)),
+            Err(Failure::Error(Error::Limit { .. })) => {}
+            Err(failure) => {
+                return Err(Error::Device {
+                    during: format!("the check of {}", choice.label()),
+                    reason: failure.to_string(),
+                });
+            }
+        }
+    }
+    let Some(winner) = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1)).cloned() else {
+        return Ok(None);
+    };
+    Ok(Some(Tuned {
+        class: product.class(),
+        analytic: timed[0].clone(),
+        winner,
+        candidates: timed.len(),
+    }))
+}
+
+/// The median time of a product that way, with the quantization of its activations where there is one.
+fn seconds(runner: &Runner, choice: &Choice, product: &Product) -> Result<f64> {
+    let median = |mut samples: Vec<f64>| {
+        samples.sort_by(f64::total_cmp);
+        samples[samples.len() / 2]
+    };
+    let case = choice.case(product);
+    let (samples, _) = measure(runner, choice.kernel, &choice.variant, &case, EACH)?;
+    let Some(planes) = choice.planes() else {
+        return Ok(median(samples));
+    };
+    let before = activations::shaped(product.tokens, product.columns);
+    let variant = activations::variant(product.activation, planes);
+    let (quantizing, _) = measure(runner, &activations::KERNEL, &variant, &before, EACH)?;
+    Ok(median(samples) + median(quantizing))
+}
+
+/// Tunes products until the time is up. Returns what was found, and how many products were left out.
+pub fn tune_all(
+    runner: &Runner,
+    products: &[Product],
+    budget: Duration,
+    mut progress: impl FnMut(usize, &Product),
+) -> Result<(Vec<Tuned>, usize)> {
+    let start = Instant::now();
+    let mut found = Vec::new();
+    for (index, product) in products.iter().enumerate() {
+        if start.elapsed() > budget {
+            return Ok((found, products.len() - index));
+        }
+        progress(index, product);
+        found.extend(tune(runner, product)?);
+    }
+    Ok((found, 0))
+}
