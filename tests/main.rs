@@ -21,6 +21,7 @@ mod shaders;
 mod synth;
 mod text;
 mod text_hostile;
+mod tuning;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -42,6 +43,7 @@ fn main() {
     trials.extend(cli_interrupt::trials());
     trials.extend(cli_pages::trials());
     trials.extend(cli_verify::trials());
+    trials.extend(tuning::trials());
     trials.extend(machine::plain_trials(formats::TESTS));
     trials.extend(machine::plain_trials(text::TESTS));
     trials.extend(machine::plain_trials(text_hostile::TESTS));

@@ -190,6 +190,14 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             ",zeros" => x.fill(0.0),
             // Just below a power of two: the largest integer would not fit the finer scale.
             ",edge" => x[columns / 2] = -1.999,
+            // Exactly the largest integer, which the finer scale holds.
+            ",limit" => {
+                x[0] = if variant.constant("PLANES") == 1 {
+                    127.0
+                } else {
+                    127.496_093_75
+                }
+            }
             _ => {}
         }
         let (planes, blocks) = (variant.constant("PLANES") as usize, columns.div_ceil(BLOCK));
@@ -221,6 +229,7 @@ fn cases() -> Vec<Case> {
         case(2, 64, ",window"),
         case(2, 40, ",zeros"),
         case(1, 70, ",edge"),
+        case(1, 32, ",limit"),
         case(2, 33, ",nan"),
         case(1, 64, ",infinity"),
         case(1, 4096, "").bench(),
