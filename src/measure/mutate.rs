@@ -71,6 +71,7 @@ const GUARDED: &str = "an early way out: the stores behind it are guarded on the
 const SAME_VALUE: &str = "other lanes hold and store the same value";
 const NOT_STORED: &str = "what is computed besides is not stored";
 const TIMES_ZERO: &str = "only ever multiplied by zero";
+const LAST: &str = "one element past the array, which the run-time checks of `verify` take for the last: the right one";
 const CHECKED: &str =
     "one element past the array, which the run-time checks of `verify` turn into nothing";
 const LONGER: &str = "the search is longer and ends at the same place";
@@ -79,28 +80,95 @@ const LONGER: &str = "the search is longer and ends at the same place";
 pub static EQUIVALENT: &[Equivalent] = &[
     equivalent(
         "matmul/matvec",
-        "if first >= params.tokens {",
-        "if first > params.tokens {",
+        "if first_token >= params.tokens {",
+        "if first_token > params.tokens {",
         GUARDED,
     ),
     equivalent(
         "matmul/matvec",
-        "if first + t < params.tokens {",
-        "if first + t <= params.tokens {",
+        "…min(first_row + r, params.rows - 1u);",
+        "…min(first_row + r, params.rows + 1u);",
         NOT_STORED,
     ),
     equivalent(
         "matmul/matvec",
-        "if lane.index == 0u &&…",
-        "if lane.index != 0u &&…",
-        SAME_VALUE,
+        "…min(first_token + t, params.tokens - 1u);",
+        "…min(first_token + t, params.tokens + 1u);",
+        NOT_STORED,
     ),
     equivalent(
         "matmul/matvec",
-        "if lane.index == 0u &&…",
-        "if lane.index == 1u &&…",
-        SAME_VALUE,
+        "high[r] = select(vec4(0.0), …",
+        "high[r] = select(vec4(0.5), …",
+        TIMES_ZERO,
     ),
+    equivalent(
+        "matmul/matvec",
+        "high[r] = …column + 4u), more);",
+        "high[r] = …column + 5u), more);",
+        "the same vector: a column that is a multiple of four, by four",
+    ),
+    equivalent(
+        "matmul/matvec",
+        "var x_high = vec4(0.0);",
+        "var x_high = vec4(0.5);",
+        TIMES_ZERO,
+    ),
+    equivalent(
+        "matmul/matvec",
+        "x_high = x4(token, column + 4u);",
+        "x_high = x4(token, column + 5u);",
+        "the same vector: a column that is a multiple of four, by four",
+    ),
+    equivalent(
+        "matmul/dot4",
+        "if first_token >= params.tokens {",
+        "if first_token > params.tokens {",
+        GUARDED,
+    ),
+    equivalent(
+        "matmul/dot4",
+        "…min(first_row + r, params.rows - 1u);",
+        "…min(first_row + r, params.rows + 1u);",
+        NOT_STORED,
+    ),
+    equivalent(
+        "matmul/dot4",
+        "…min(first_token + t, params.tokens - 1u);",
+        "…min(first_token + t, params.tokens + 1u);",
+        NOT_STORED,
+    ),
+    equivalent(
+        "matmul/dot4",
+        "for (var quad = 0u; quad < 8u; quad++) {",
+        "for (var quad = 0u; quad <= 8u; quad++) {",
+        CHECKED,
+    ),
+    equivalent(
+        "matmul/dot4",
+        "+ dot4I8Packed(bytes[r][4u * half + 3u], four.w);",
+        "+ dot4I8Packed(bytes[r][5u * half + 3u], four.w);",
+        LAST,
+    ),
+    equivalent(
+        "quantize/activations",
+        "var largest = 0u;",
+        "var largest = 1u;",
+        "the least subnormal: exponents that small are raised anyway",
+    ),
+    equivalent(
+        "quantize/activations",
+        "var planes: array<vec4<u32>, 2u * PLANES>;",
+        "var planes: array<vec4<u32>, …",
+        "a longer array",
+    ),
+    equivalent(
+        "shared/store_block",
+        "if (BITS & 1u) != 0u {",
+        "if (BITS | 1u) != 0u {",
+        "adds the part of a code above its bits, which is 0",
+    ),
+    equivalent("shared/store_block", "word += 2u;", "word += 3u;", LAST),
     equivalent(
         "matmul/tiled",
         "const PITCH: u32 = TILE + 1u;",

@@ -63,6 +63,8 @@ fn cases() -> Vec<Case> {
     vec![
         plain(5, 97, 1, WHOLE_ROW),
         plain(3, 576, 3, 32),
+        // One column in the second vector of an invocation.
+        plain(3, 21, 2, WHOLE_ROW),
         plain(2, 4096, 1, 128),
         plain(1, 16, 8, 16),
         noted(",window", 5),

@@ -195,7 +195,7 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
                 x[0] = if variant.constant("PLANES") == 1 {
                     127.0
                 } else {
-                    127.496_093_75
+                    32639.0 / 256.0
                 }
             }
             _ => {}
