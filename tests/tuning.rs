@@ -57,6 +57,7 @@ fn wrong_arguments() -> Result<(), Failed> {
         ("tune-device --type f16-g32", "f16-g32"),
         ("tune-device --shape 4096", "4096x4096"),
         ("tune-device --shape 0x8", "0x8"),
+        ("tune-device --device cpu", "a GPU"),
     ] {
         let run = lopper(folder.path(), arguments)?;
         if run.code == Some(0) || !run.err.contains(wanted) {

@@ -147,6 +147,13 @@ fn trusted(runner: &Runner) -> std::result::Result<(), Failure> {
 
 /// The GPU that the flags ask for, with everything it has, for `tune-device`.
 pub(super) fn open_tuning(global: &Global, output: &Output) -> Result<Runner> {
+    if global.device == DeviceChoice::Cpu {
+        return Err(Error::Argument {
+            argument: "--device".into(),
+            expected: "a GPU: the CPU has one way to multiply".into(),
+            found: "cpu".into(),
+        });
+    }
     let backend = global.backend.as_deref().map(parse_backend).transpose()?;
     let asked = Selector {
         name: global.adapter.clone(),

@@ -121,6 +121,36 @@ pub static EQUIVALENT: &[Equivalent] = &[
         "the same vector: a column that is a multiple of four, by four",
     ),
     equivalent(
+        "matmul/tiled",
+        "…lane < 2u * LOADERS;",
+        "…lane <= 2u * LOADERS;",
+        SAME_VALUE,
+    ),
+    equivalent(
+        "matmul/tiled",
+        "…lane < 2u * LOADERS;",
+        "…lane < 3u * LOADERS;",
+        SAME_VALUE,
+    ),
+    equivalent(
+        "matmul/tiled",
+        "if brings_weights && …< params.rows {",
+        "if brings_weights && …<= params.rows {",
+        NOT_STORED,
+    ),
+    equivalent(
+        "matmul/tiled",
+        "if brings_weights && …",
+        "if brings_weights || …",
+        "what loads activations loads them over the weight, or belongs to no token",
+    ),
+    equivalent(
+        "matmul/tiled",
+        "if brings_x && …< params.tokens {",
+        "if brings_x && …<= params.tokens {",
+        NOT_STORED,
+    ),
+    equivalent(
         "matmul/dot4",
         "if first_token >= params.tokens {",
         "if first_token > params.tokens {",
@@ -171,12 +201,6 @@ pub static EQUIVALENT: &[Equivalent] = &[
     equivalent("shared/store_block", "word += 2u;", "word += 3u;", LAST),
     equivalent(
         "matmul/tiled",
-        "const PITCH: u32 = TILE + 1u;",
-        "const PITCH: u32 = TILE + 2u;",
-        "another pitch of the tile in workgroup memory",
-    ),
-    equivalent(
-        "matmul/tiled",
         "if first_token >= params.tokens {",
         "if first_token > params.tokens {",
         GUARDED,
@@ -186,36 +210,6 @@ pub static EQUIVALENT: &[Equivalent] = &[
         "for (var start = 0u; start < params.columns;…",
         "for (var start = 0u; start <= params.columns;…",
         "one more tile, of zeros",
-    ),
-    equivalent(
-        "matmul/tiled",
-        "var weights = vec4(0.0);",
-        "var weights = vec4(0.5);",
-        TIMES_ZERO,
-    ),
-    equivalent(
-        "matmul/tiled",
-        "var values = vec4(0.0);",
-        "var values = vec4(0.5);",
-        TIMES_ZERO,
-    ),
-    equivalent(
-        "matmul/tiled",
-        "if column < params.columns {",
-        "if column <= params.columns {",
-        "weights there are padding, activations zero",
-    ),
-    equivalent(
-        "matmul/tiled",
-        "if first_row + line < params.rows {",
-        "if first_row + line <= params.rows {",
-        NOT_STORED,
-    ),
-    equivalent(
-        "matmul/tiled",
-        "if first_token + line < params.tokens {",
-        "if first_token + line <= params.tokens {",
-        NOT_STORED,
     ),
     equivalent(
         "matmul/tiled",
