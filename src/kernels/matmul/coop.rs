@@ -130,7 +130,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 /// Tokens of a tile.
-pub(super) fn tile_tokens(variant: &Variant) -> u32 {
+pub fn tile_tokens(variant: &Variant) -> u32 {
     variant.coop * variant.constant("TM") * variant.constant("WM")
 }
 
