@@ -11,6 +11,7 @@ mod cli_verify;
 mod formats;
 mod golden;
 mod gradients;
+mod integers;
 mod kernels;
 mod layers;
 mod levels;
@@ -36,6 +37,7 @@ fn main() {
     trials.extend(recipes::trials());
     trials.extend(layers::trials());
     trials.extend(gradients::trials());
+    trials.extend(integers::trials());
     trials.extend(levels::trials());
     trials.extend(synth::trials());
     trials.extend(cli::trials());

@@ -13,7 +13,7 @@ use super::{bench_compare, bench_hardware, bench_html, bench_model};
 use crate::device::Runner;
 use crate::error::{Error, Result};
 use crate::formats::replace_file;
-use crate::gpu::{Gpu, Options, Selector, Tier, backend_name, choose, parse_backend};
+use crate::gpu::{Gpu, Options, Tier, backend_name, choose};
 use crate::kernels::TABLE;
 use crate::measure::bench::{Ceilings, Timing, time};
 use crate::measure::speed::Test;
@@ -175,14 +175,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
 
 /// The device to time on, at a tier or the highest the adapter has.
 fn open(global: &Global, tier: Option<Tier>) -> Result<Runner> {
-    let backend = global.backend.as_deref().map(parse_backend).transpose()?;
-    let adapter = choose(
-        &Selector {
-            name: global.adapter.clone(),
-            backend,
-        }
-        .or_environment()?,
-    )?;
+    let adapter = choose(&global.selector()?.or_environment()?)?;
     if !adapter.capabilities.timestamps {
         return Err(Error::Limit {
             kernel: "bench".into(),

@@ -6,19 +6,16 @@ use super::Global;
 use super::output::{Output, bytes, table};
 use crate::device::tuned::{self, Winners};
 use crate::error::Result;
-use crate::gpu::{Adapter, Selector, adapters, backend_name, parse_backend};
+use crate::gpu::{Adapter, adapters, backend_name};
 use crate::kernels::matmul::plan::Product;
 use crate::tensor::{DType, WHOLE_ROW, WeightFormat, weight_type};
 
 pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
-    let backend = global.backend.as_deref().map(parse_backend).transpose()?;
-    let found = adapters(&Selector {
-        name: global.adapter.clone(),
-        backend,
-    });
+    let asked = global.selector()?;
+    let found = adapters(&asked);
     output.json(&Value::Array(found.iter().map(describe).collect()))?;
     if found.is_empty() {
-        output.line(if global.adapter.is_some() || backend.is_some() {
+        output.line(if asked.name.is_some() || asked.backend.is_some() {
             "no adapter matches; without --adapter and --backend all are listed"
         } else {
             "no adapter found; on Debian `apt-get install mesa-vulkan-drivers` gives a software one"

@@ -24,7 +24,7 @@ mod verify_child;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::error::Result;
-use crate::gpu::parse_backend;
+use crate::gpu::{Selector, parse_backend};
 use output::Output;
 
 /// Makes language models small on the GPU you already own.
@@ -71,6 +71,15 @@ struct Global {
     /// Say more; twice: say what the device does
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+}
+
+impl Global {
+    /// The adapter that the flags ask for.
+    fn selector(&self) -> Result<Selector> {
+        let backend = self.backend.as_deref().map(parse_backend).transpose()?;
+        let name = self.adapter.clone();
+        Ok(Selector { name, backend })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -151,11 +160,7 @@ fn fail(error: &crate::error::Error) -> u8 {
 
 fn run(cli: &Cli, output: &Output) -> Result<()> {
     // Wrong is wrong, whether or not the command comes to need it.
-    cli.global
-        .backend
-        .as_deref()
-        .map(parse_backend)
-        .transpose()?;
+    cli.global.selector()?;
     match &cli.command {
         Command::Devices => devices::run(&cli.global, output),
         Command::Inspect(arguments) => inspect::run(arguments, output),

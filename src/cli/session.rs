@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::device::{Device, Failure, Runner, check_case, fragment, tuned};
 use crate::error::{Error, Result};
-use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose, parse_backend};
+use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose};
 use crate::kernels::TABLE;
 use crate::kernels::matmul::coop;
 use crate::tensor::DType;
@@ -16,11 +16,7 @@ pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
     if global.device == DeviceChoice::Cpu {
         return Ok(Device::Cpu);
     }
-    let backend = global.backend.as_deref().map(parse_backend).transpose()?;
-    let asked = Selector {
-        name: global.adapter.clone(),
-        backend,
-    };
+    let asked = global.selector()?;
     let named = asked.name.is_some() || asked.backend.is_some();
     let selector = asked.or_environment()?;
     let named = named || selector.name.is_some() || selector.backend.is_some();
@@ -157,12 +153,7 @@ pub(super) fn open_tuning(global: &Global, output: &Output) -> Result<Runner> {
             found: "cpu".into(),
         });
     }
-    let backend = global.backend.as_deref().map(parse_backend).transpose()?;
-    let asked = Selector {
-        name: global.adapter.clone(),
-        backend,
-    };
-    let adapter = choose(&asked.or_environment()?)?;
+    let adapter = choose(&global.selector()?.or_environment()?)?;
     if !adapter.capabilities.timestamps {
         return Err(Error::Limit {
             kernel: "tune-device".into(),

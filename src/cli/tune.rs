@@ -11,7 +11,7 @@ use crate::device::tuned::{self, Winners};
 use crate::error::{Error, Result};
 use crate::kernels::matmul::plan::Product;
 use crate::measure::tune::tune_all;
-use crate::tensor::{DType, WHOLE_ROW, WeightFormat, weight_type};
+use crate::tensor::{DType, WeightFormat};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -40,25 +40,11 @@ pub(super) struct Arguments {
 }
 
 fn parse_format(text: &str) -> Result<WeightFormat> {
-    let wrong = || Error::Argument {
+    WeightFormat::from_label(text).ok_or_else(|| Error::Argument {
         argument: "--type".into(),
         expected: "a weight type with its group size, such as uint4m-g32, int8-row or f16".into(),
         found: text.into(),
-    };
-    let (name, group_size) = match text.rsplit_once('-') {
-        Some((name, "row")) => (name, WHOLE_ROW),
-        Some((name, group)) => {
-            let size = group.strip_prefix('g').and_then(|g| g.parse::<u32>().ok());
-            let size = size.filter(|size| *size >= 16 && size.is_power_of_two());
-            (name, size.ok_or_else(wrong)?)
-        }
-        None => (text, WHOLE_ROW),
-    };
-    let ty = weight_type(name).ok_or_else(wrong)?;
-    if ty.has_scales() != text.contains('-') {
-        return Err(wrong());
-    }
-    Ok(WeightFormat { ty, group_size })
+    })
 }
 
 fn parse_shape(text: &str) -> Result<(usize, usize)> {

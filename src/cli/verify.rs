@@ -12,7 +12,7 @@ use super::session::replacement;
 use super::verify_child::{run_child, watch};
 use crate::error::{Error, Result};
 use crate::formats::replace_file;
-use crate::gpu::{Adapter, Selector, Tier, adapters, backend_name, choose, parse_backend};
+use crate::gpu::{Adapter, Selector, Tier, adapters, backend_name, choose};
 use crate::kernels::TABLE;
 use crate::measure::page::page;
 use crate::measure::verify::{RandomCases, Row, Selection, Status};
@@ -236,8 +236,7 @@ fn has_tier(adapter: &Adapter, tier: Tier) -> bool {
 }
 
 fn select_adapters(global: &Global) -> Result<Vec<Adapter>> {
-    let backend = global.backend.as_deref().map(parse_backend).transpose()?;
-    let name = global.adapter.clone();
+    let Selector { name, backend } = global.selector()?;
     if name.as_deref() == Some("all") {
         let found = adapters(&Selector {
             name: None,

@@ -13,7 +13,7 @@ use super::output::Output;
 use super::verify::{Arguments, TierChoice};
 use crate::device::Runner;
 use crate::error::{Error, Result};
-use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, backend_name, choose, parse_backend};
+use crate::gpu::{Adapter, Gpu, Options, Tier, backend_name, choose};
 use crate::interrupt;
 use crate::measure::verify::{Row, Selection, Status, judge_known, verify};
 
@@ -83,11 +83,7 @@ fn inject(how: Option<&str>, index: usize) {
 }
 
 fn open(global: &Global, tier: Tier, arguments: &Arguments) -> Result<Runner> {
-    let backend = global.backend.as_deref().map(parse_backend).transpose()?;
-    let adapter = choose(&Selector {
-        name: global.adapter.clone(),
-        backend,
-    })?;
+    let adapter = choose(&global.selector()?)?;
     let options = Options {
         tier,
         checked: true,

@@ -24,7 +24,6 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "code_word_vector"
     "coop_direct"
     "coop_staged"
-    "coop_staged_only"
     "coop_weight_bf16"
     "coop_weight_blocks"
     "coop_weight_f16"
@@ -138,7 +137,14 @@ fn repeat(text: &str, variant: &Variant) -> String {
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         let header = line.trim().strip_prefix("#for ");
-        let Some((name, count)) = header.and_then(|header| header.split_once(" in ")) else {
+        let known = |count: &str| {
+            let constant = variant.constants.iter().find(|(known, _)| *known == count);
+            constant.map(|(_, value)| *value).or(count.parse().ok())
+        };
+        let parts = header.and_then(|header| header.split_once(" in "));
+        // A count that is neither stays in the text, where the parser names it.
+        let Some((name, count)) = parts.and_then(|(name, count)| Some((name, known(count)?)))
+        else {
             out.push_str(line);
             out.push('\n');
             continue;
@@ -154,7 +160,6 @@ fn repeat(text: &str, variant: &Variant) -> String {
             body.push_str(line);
             body.push('\n');
         }
-        let count = count.parse().unwrap_or_else(|_| variant.constant(count));
         for number in 0..count {
             let copy = body.replace(&format!("{{{name}}}"), &number.to_string());
             out.push_str(&repeat(&copy, variant));
@@ -246,7 +251,7 @@ pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
             _ => "coop_weight_blocks",
         },
         "coop_direct" if variant.output == DType::F32 => "coop_direct",
-        "coop_direct" => "coop_staged_only",
+        "coop_direct" => "coop_staged",
         "quad" => match variant.weight {
             Some(weight) if weight.is_affine() => "quad_affine",
             _ => "quad_levels",

@@ -150,6 +150,13 @@ pub struct Kernel {
     pub random: fn(&Sizes) -> Case,
 }
 
+impl PartialEq for Kernel {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+impl Eq for Kernel {}
+
 impl Kernel {
     /// The cases to check a variant on.
     pub fn checks(&self, variant: &Variant) -> Vec<Case> {

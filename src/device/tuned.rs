@@ -89,9 +89,8 @@ pub fn store(adapter: &Adapter, winners: Winners) -> Result<Option<PathBuf>> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(Error::write(folder))?;
     }
-    let text = serde_json::to_string_pretty(&file).expect("texts become JSON");
     replace_file(&path, |out| {
-        out.write_all(text.as_bytes()).map_err(Error::write(&path))
+        serde_json::to_writer_pretty(out, &file).map_err(|error| Error::write(&path)(error.into()))
     })?;
     Ok(Some(path))
 }

@@ -11,12 +11,15 @@ use crate::error::{Error, Result};
 pub struct Capabilities {
     /// `enable f16;`: storage and arithmetic in f16.
     pub f16: bool,
-    /// Subgroup operations. Their width varies by adapter and even by pipeline; no kernel takes it for a constant.
+    /// Subgroup operations. Their width varies by adapter and even by pipeline; only variants that name a `SUBGROUP` take
+    /// it for a constant.
     pub subgroups: bool,
     /// Lanes of a subgroup where that is the same for every pipeline; 0 where it varies.
     pub subgroup_size: u32,
-    /// Whether packed integer dot products are worth trying first: a real GPU, not a processor that plays one.
+    /// Packed integer dot products in shaders: every adapter has them, natively or not. The CPU device multiplies in floats.
     pub integer_dot: bool,
+    /// A processor that plays a GPU: few cores to fill.
+    pub processor: bool,
     /// Timestamps around compute passes.
     pub timestamps: bool,
     /// Edge of the f16 cooperative matrices with f32 accumulation, 16 or 8; 0: it has none. Recorded here; opened as a
@@ -154,7 +157,8 @@ impl Adapter {
             } else {
                 0
             },
-            integer_dot: info.device_type != wgpu::DeviceType::Cpu,
+            integer_dot: true,
+            processor: info.device_type == wgpu::DeviceType::Cpu,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             cooperative_matrix: edge,
         };

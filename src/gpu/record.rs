@@ -36,8 +36,6 @@ pub struct Cost {
 pub struct Profile {
     /// Seconds and dispatches by kernel; with whole-submit timing the only key is `all`.
     pub by_kernel: BTreeMap<String, (f64, u64)>,
-    /// Seconds of each dispatch in order, where dispatches are timed one by one.
-    pub samples: Vec<f64>,
     /// Submits made.
     pub submits: u64,
     /// Dispatches recorded.
@@ -279,9 +277,6 @@ impl Recorder {
             for (name, pair) in names.into_iter().zip(ticks.chunks_exact(2)) {
                 let seconds = pair[1].saturating_sub(pair[0]) as f64 * timestamps.period * 1e-9;
                 measured += seconds;
-                if self.each {
-                    self.profile.samples.push(seconds);
-                }
                 let entry = self.profile.by_kernel.entry(name).or_default();
                 *entry = (entry.0 + seconds, entry.1 + 1);
             }

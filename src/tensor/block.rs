@@ -8,8 +8,9 @@
 
 use super::BLOCK;
 
-/// The parts of a code of `bits` bits, as (bits of the part, its first word, its lowest bit).
-fn parts(bits: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+/// The parts of a code of `bits` bits, as (bits of the part, bits below it). As a part fills as many words as it has bits,
+/// the bits below it are its first word as well.
+fn parts(bits: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut start = 0;
     let held = [8, 4, 2, 1]
         .into_iter()
@@ -17,7 +18,7 @@ fn parts(bits: usize) -> impl Iterator<Item = (usize, usize, usize)> {
     held.map(move |part| {
         let first = start;
         start += part;
-        (part, first, first)
+        (part, first)
     })
 }
 
@@ -29,10 +30,10 @@ const fn mask(part: usize) -> u32 {
 /// The code at a place of a block.
 pub(super) fn get(bits: usize, words: &[u32], place: usize) -> u32 {
     let (quad, byte) = (place / 4, place % 4);
-    let part_of = |(part, word, low): (usize, usize, usize)| {
+    let part_of = |(part, low): (usize, usize)| {
         let per_word = 8 / part;
         let shift = 8 * byte + part * (quad % per_word);
-        (words[word + quad / per_word] >> shift & ((1 << part) - 1)) << low
+        (words[low + quad / per_word] >> shift & ((1 << part) - 1)) << low
     };
     parts(bits).map(part_of).fold(0, |code, part| code | part)
 }
@@ -40,20 +41,20 @@ pub(super) fn get(bits: usize, words: &[u32], place: usize) -> u32 {
 /// Stores a code at a place that holds zero bits.
 pub(super) fn set(bits: usize, words: &mut [u32], place: usize, code: u32) {
     let (quad, byte) = (place / 4, place % 4);
-    for (part, word, low) in parts(bits) {
+    for (part, low) in parts(bits) {
         let per_word = 8 / part;
         let shift = 8 * byte + part * (quad % per_word);
-        words[word + quad / per_word] |= (code >> low & ((1 << part) - 1)) << shift;
+        words[low + quad / per_word] |= (code >> low & ((1 << part) - 1)) << shift;
     }
 }
 
 /// All codes of a block of `bits` words.
 pub fn unpack(bits: usize, words: &[u32]) -> [u8; BLOCK] {
     let mut codes = [0; BLOCK];
-    for (part, word, low) in parts(bits) {
+    for (part, low) in parts(bits) {
         let per_word = 8 / part;
         for (quad, target) in codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            let four = words[word + quad / per_word] >> (part * (quad % per_word)) & mask(part);
+            let four = words[low + quad / per_word] >> (part * (quad % per_word)) & mask(part);
             *target = (u32::from_le_bytes(*target) | four << low).to_le_bytes();
         }
     }
@@ -63,11 +64,11 @@ pub fn unpack(bits: usize, words: &[u32]) -> [u8; BLOCK] {
 /// The reverse of [`unpack`]: every word is written.
 pub fn pack(bits: usize, codes: &[u8; BLOCK], words: &mut [u32]) {
     words[..bits].fill(0);
-    for (part, word, low) in parts(bits) {
+    for (part, low) in parts(bits) {
         let per_word = 8 / part;
         for (quad, four) in codes.as_chunks::<4>().0.iter().enumerate() {
             let four = u32::from_le_bytes(*four) >> low & mask(part);
-            words[word + quad / per_word] |= four << (part * (quad % per_word));
+            words[low + quad / per_word] |= four << (part * (quad % per_word));
         }
     }
 }

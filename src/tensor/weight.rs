@@ -390,6 +390,24 @@ impl WeightFormat {
             * (self.code_words_per_row(columns) + self.scale_words_per_row(columns)) as u64
     }
 
+    /// The format that a label names: what [`WeightFormat::label`] writes. `None` for any other text.
+    pub fn from_label(text: &str) -> Option<Self> {
+        let (name, group) = match text.rsplit_once('-') {
+            Some((name, group)) => (name, Some(group)),
+            None => (text, None),
+        };
+        let ty = weight_type(name)?;
+        let group_size = match group {
+            None | Some("row") => WHOLE_ROW,
+            Some(group) => group.strip_prefix('g')?.parse().ok()?,
+        };
+        let whole = group_size == WHOLE_ROW;
+        let valid = whole || (group_size >= 16 && group_size.is_power_of_two());
+        let format = Self { ty, group_size };
+        // `g0` and `g032` are no labels, nor is a type that needs a group without one.
+        (valid && format.label() == text).then_some(format)
+    }
+
     /// The name with its group size: `uint4m-g32`, `f16`, `int8-row`.
     pub fn label(self) -> String {
         match (self.ty.has_scales(), self.group_size) {

@@ -5,41 +5,59 @@ use crate::device::{Case, CaseData, HostTensor, Layout, Random, Variant};
 use crate::kernels::weights;
 use crate::tensor::{DType, WHOLE_ROW};
 
-struct Shape {
-    rows: usize,
-    columns: usize,
-    tokens: usize,
-    group: u32,
-    note: &'static str,
+/// A product to try, and what is special about it.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) tokens: usize,
+    pub(super) group: u32,
+    pub(super) note: &'static str,
 }
 
-fn case(shape: Shape) -> Case {
-    let Shape {
-        rows,
-        columns,
-        tokens,
-        group,
-        note,
-    } = shape;
-    let label = format!("rows={rows},columns={columns},tokens={tokens},group={group}{note}");
-    Case::new(label, move |variant: &Variant| {
+impl Shape {
+    /// The case's text.
+    pub(super) fn label(&self) -> String {
+        let Shape {
+            rows,
+            columns,
+            tokens,
+            group,
+            note,
+        } = self;
+        format!("rows={rows},columns={columns},tokens={tokens},group={group}{note}")
+    }
+
+    /// The call's parameters, all activations (all tokens, columns), and the tensors behind them: codes, scales, bias, result.
+    pub(super) fn data(&self, variant: &Variant) -> (Params, Vec<f32>, Vec<HostTensor>) {
+        let Shape {
+            rows,
+            columns,
+            tokens,
+            group,
+            note,
+        } = *self;
         let mut random = Random::new(3);
         // A call covers a window of tokens, of weight rows and of result columns; what is outside must stay.
-        let window = note == ",window";
-        let (before, skipped, offset, stride) = if window {
+        let (before, skipped, offset, stride) = if note == ",window" {
             (2, 4, 3, rows + 5)
         } else {
             (0, 0, 0, rows)
         };
         let mut packed = weights::random(&mut random, variant, skipped + rows, columns, group);
-        if note == ",row of NaN" {
-            // Only that row's results may be NaN: whoever reads beyond the end of a row meets the next.
-            let words = packed.codes.len() / (skipped + rows);
-            packed.codes[3 * words..4 * words].fill(0x7fff_7fff);
-        }
         let all = before + tokens + before;
         let mut x = random.values(all * columns, 1.0);
         match note {
+            // Only that row's results may be NaN: whoever reads beyond the end of a row meets the next.
+            ",row of NaN" => {
+                let words = packed.codes.len() / (skipped + rows);
+                packed.codes[3 * words..4 * words].fill(0x7fff_7fff);
+            }
+            // Every integer and every code the largest there is: sums of integers come near the end of an i32.
+            ",largest" => {
+                x.fill(127.0);
+                packed.codes.fill(u32::MAX);
+            }
             ",infinity" => x[columns / 2] = f32::INFINITY,
             ",nan" => x[columns - 1] = f32::NAN,
             ",zeros" => x.fill(0.0),
@@ -60,20 +78,22 @@ fn case(shape: Shape) -> Case {
             layout: Layout::new(packed.format, columns),
         };
         let old = random.values(all * stride, 1.0);
-        let [codes, scales] = weights::host(&packed);
+        let mut tensors = weights::host(&packed).to_vec();
+        tensors.push(HostTensor::from_f32(DType::F32, &[bias.len()], &bias));
+        tensors.push(HostTensor::from_f32(variant.output, &[all, stride], &old));
+        (params, x, tensors)
+    }
+}
+
+fn case(shape: Shape) -> Case {
+    Case::new(shape.label(), move |variant: &Variant| {
+        let (params, x, rest) = shape.data(variant);
+        let (columns, stride) = (shape.columns, padded(shape.columns));
+        let rows = padded_rows(&x, columns);
+        let x = HostTensor::from_f32(variant.activation, &[x.len() / columns, stride], &rows);
         CaseData {
             parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(
-                    variant.activation,
-                    &[all, padded(columns)],
-                    &padded_rows(&x, columns),
-                ),
-                codes,
-                scales,
-                HostTensor::from_f32(DType::F32, &[bias.len()], &bias),
-                HostTensor::from_f32(variant.output, &[all, stride], &old),
-            ],
+            tensors: [vec![x], rest].concat(),
         }
     })
 }

@@ -12,106 +12,37 @@ use crate::tensor::{DType, WEIGHT_TYPES, WHOLE_ROW};
 
 type Shape = &'static [(&'static str, u32)];
 
-/// Tiles of 128 tokens x 128 rows by 2 x 2 subgroups; then of 64, 32 and 16 tokens x 128 rows by 1 x 4 subgroups. Steps of
-/// 32 columns for the first, of 64 for the others. Counts of pieces: 16-bit and 32-bit weights, then blocks of codes.
-const LARGE: [Shape; 2] = [
-    &[
-        ("TM", 4),
-        ("TN", 4),
-        ("WM", 2),
-        ("WN", 2),
-        ("STEP", 32),
-        ("PARTS", 2),
-        ("X_PIECES", 8),
-        ("W_PIECES", 8),
-        ("SUBGROUP", 32),
-    ],
-    &[
-        ("TM", 4),
-        ("TN", 4),
-        ("WM", 2),
-        ("WN", 2),
-        ("STEP", 32),
-        ("PARTS", 2),
-        ("X_PIECES", 8),
-        ("W_PIECES", 1),
-        ("SUBGROUP", 32),
-    ],
+/// A tile by WM x WN subgroups of TM x TN matrices each, in steps of columns. Pieces that an invocation loads of the
+/// activations, and of the weight: of 16-bit and 32-bit weights, then of blocks of codes.
+macro_rules! tile {
+    ($tm:literal $tn:literal, $wm:literal $wn:literal, $step:literal, $x:literal, $wide:literal $blocks:literal) => {
+        [
+            tile!(@ $tm $tn, $wm $wn, $step, $x, $wide),
+            tile!(@ $tm $tn, $wm $wn, $step, $x, $blocks),
+        ]
+    };
+    (@ $tm:literal $tn:literal, $wm:literal $wn:literal, $step:literal, $x:literal, $w:literal) => {
+        &[
+            ("TM", $tm),
+            ("TN", $tn),
+            ("WM", $wm),
+            ("WN", $wn),
+            ("STEP", $step),
+            ("PARTS", $step / 16),
+            ("X_PIECES", $x),
+            ("W_PIECES", $w),
+            ("SUBGROUP", 32),
+        ]
+    };
+}
+
+/// Every tile: 128, 64, 32 and 16 tokens, by 128 rows.
+pub(super) const TILES: [[Shape; 2]; 4] = [
+    tile!(4 4, 2 2, 32, 8, 8 1),
+    tile!(4 2, 1 4, 64, 8, 16 2),
+    tile!(2 2, 1 4, 64, 4, 16 2),
+    tile!(1 2, 1 4, 64, 2, 16 2),
 ];
-const FEW_64: [Shape; 2] = [
-    &[
-        ("TM", 4),
-        ("TN", 2),
-        ("WM", 1),
-        ("WN", 4),
-        ("STEP", 64),
-        ("PARTS", 4),
-        ("X_PIECES", 8),
-        ("W_PIECES", 16),
-        ("SUBGROUP", 32),
-    ],
-    &[
-        ("TM", 4),
-        ("TN", 2),
-        ("WM", 1),
-        ("WN", 4),
-        ("STEP", 64),
-        ("PARTS", 4),
-        ("X_PIECES", 8),
-        ("W_PIECES", 2),
-        ("SUBGROUP", 32),
-    ],
-];
-const FEW_32: [Shape; 2] = [
-    &[
-        ("TM", 2),
-        ("TN", 2),
-        ("WM", 1),
-        ("WN", 4),
-        ("STEP", 64),
-        ("PARTS", 4),
-        ("X_PIECES", 4),
-        ("W_PIECES", 16),
-        ("SUBGROUP", 32),
-    ],
-    &[
-        ("TM", 2),
-        ("TN", 2),
-        ("WM", 1),
-        ("WN", 4),
-        ("STEP", 64),
-        ("PARTS", 4),
-        ("X_PIECES", 4),
-        ("W_PIECES", 2),
-        ("SUBGROUP", 32),
-    ],
-];
-const FEW_16: [Shape; 2] = [
-    &[
-        ("TM", 1),
-        ("TN", 2),
-        ("WM", 1),
-        ("WN", 4),
-        ("STEP", 64),
-        ("PARTS", 4),
-        ("X_PIECES", 2),
-        ("W_PIECES", 16),
-        ("SUBGROUP", 32),
-    ],
-    &[
-        ("TM", 1),
-        ("TN", 2),
-        ("WM", 1),
-        ("WN", 4),
-        ("STEP", 64),
-        ("PARTS", 4),
-        ("X_PIECES", 2),
-        ("W_PIECES", 2),
-        ("SUBGROUP", 32),
-    ],
-];
-/// Every tile, the largest first.
-pub(super) const TILES: [[Shape; 2]; 4] = [LARGE, FEW_64, FEW_32, FEW_16];
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {

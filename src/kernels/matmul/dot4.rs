@@ -6,12 +6,12 @@
 
 use rayon::prelude::*;
 
+use super::cases::Shape;
 use super::reference::tokens_of;
 use super::{Params, padded};
 use crate::compare::Expected;
 use crate::device::{
-    Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Layout, Random, Sizes, Variant,
-    binding,
+    Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding,
 };
 use crate::gpu::{Access, Cost};
 use crate::kernels::bounds::{gamma, storing};
@@ -19,10 +19,10 @@ use crate::kernels::quantize::activations::words;
 use crate::kernels::weights;
 use crate::tensor::{BLOCK, DType, Levels, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightType};
 
-type Shape = &'static [(&'static str, u32)];
+type Constants = &'static [(&'static str, u32)];
 
 /// One token per workgroup, activations of two bytes.
-pub(super) const ONE: [Shape; 2] = [
+pub(super) const ONE: [Constants; 2] = [
     &[("PLANES", 2), ("TOKENS", 1), ("ROWS", 4), ("WORKGROUP", 64)],
     &[
         ("PLANES", 2),
@@ -32,10 +32,10 @@ pub(super) const ONE: [Shape; 2] = [
     ],
 ];
 /// Four tokens per workgroup, activations of two bytes.
-pub(super) const FOUR: [Shape; 1] =
+pub(super) const FOUR: [Constants; 1] =
     [&[("PLANES", 2), ("TOKENS", 4), ("ROWS", 4), ("WORKGROUP", 64)]];
 /// The same with activations of one byte.
-pub(super) const ONE_BYTE: [Shape; 2] = [
+pub(super) const ONE_BYTE: [Constants; 2] = [
     &[("PLANES", 1), ("TOKENS", 1), ("ROWS", 4), ("WORKGROUP", 32)],
     &[
         ("PLANES", 1),
@@ -45,7 +45,7 @@ pub(super) const ONE_BYTE: [Shape; 2] = [
     ],
 ];
 /// The same with activations of one byte, eight tokens per workgroup.
-pub(super) const EIGHT_BYTE: [Shape; 1] =
+pub(super) const EIGHT_BYTE: [Constants; 1] =
     [&[("PLANES", 1), ("TOKENS", 8), ("ROWS", 4), ("WORKGROUP", 64)]];
 
 /// The row of the kernel table.
@@ -87,7 +87,7 @@ fn variants() -> Vec<Variant> {
                 weight: Some(weight),
                 ..Variant::BASELINE
             };
-            let with = |constants: Shape, subgroups| Variant {
+            let with = |constants: Constants, subgroups| Variant {
                 constants,
                 subgroups,
                 ..base.clone()
@@ -190,56 +190,23 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 }
 
 fn case(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static str) -> Case {
-    let label = format!("rows={rows},columns={columns},tokens={tokens},group={group}{note}");
-    Case::new(label, move |variant: &Variant| {
-        let mut random = Random::new(4);
-        let window = note == ",window";
-        let (before, skipped, offset, stride) = if window {
-            (2, 4, 3, rows + 5)
-        } else {
-            (0, 0, 0, rows)
-        };
-        let mut packed = weights::random(&mut random, variant, skipped + rows, columns, group);
-        let all = before + tokens + before;
-        let mut x = random.values(all * columns, 1.0);
-        match note {
-            ",nan" => x[columns - 1] = f32::NAN,
-            ",zeros" => x.fill(0.0),
-            // Every integer the largest there is, every code too: the sums of a block come near the end of an i32.
-            ",largest" => {
-                x.fill(127.0);
-                packed.codes.fill(u32::MAX);
-            }
-            _ => {}
-        }
-        let has_bias = u32::from(note == ",bias");
-        let bias = random.values(if has_bias == 1 { stride } else { 1 }, 1.0);
-        let params = Params {
-            rows: rows as u32,
-            row_start: skipped as u32,
-            columns: columns as u32,
-            tokens: tokens as u32,
-            token_start: before as u32,
-            result_start: (before / 2) as u32,
-            out_stride: stride as u32,
-            out_offset: offset as u32,
-            has_bias,
-            layout: Layout::new(packed.format, columns),
-        };
-        let old = random.values(all * stride, 1.0);
-        let planes = variant.constant("PLANES");
-        let (x_codes, x_scales) = words(&x, columns, planes);
-        let [codes, scales] = weights::host(&packed);
+    let shape = Shape {
+        rows,
+        columns,
+        tokens,
+        group,
+        note,
+    };
+    Case::new(shape.label(), move |variant: &Variant| {
+        let (params, x, rest) = shape.data(variant);
+        let (x_codes, x_scales) = words(&x, columns, variant.constant("PLANES"));
+        let x = vec![
+            HostTensor::from_u32(&[x_codes.len()], &x_codes),
+            HostTensor::from_f32(DType::F32, &[x_scales.len()], &x_scales),
+        ];
         CaseData {
             parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_u32(&[x_codes.len()], &x_codes),
-                HostTensor::from_f32(DType::F32, &[x_scales.len()], &x_scales),
-                codes,
-                scales,
-                HostTensor::from_f32(DType::F32, &[bias.len()], &bias),
-                HostTensor::from_f32(variant.output, &[all, stride], &old),
-            ],
+            tensors: [x, rest].concat(),
         }
     })
 }

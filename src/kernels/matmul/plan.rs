@@ -32,13 +32,6 @@ pub struct Choice {
     pub variant: Variant,
 }
 
-impl PartialEq for Kernel {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-    }
-}
-impl Eq for Kernel {}
-
 impl Choice {
     /// The text that names it in reports and in the table of winners.
     pub fn label(&self) -> String {
@@ -47,7 +40,7 @@ impl Choice {
 
     /// Bytes of an activation where the kernel takes integers; `None` where it takes them as they are.
     pub fn planes(&self) -> Option<u32> {
-        (self.kernel.name == dot4::KERNEL.name).then(|| self.variant.constant("PLANES"))
+        (*self.kernel == dot4::KERNEL).then(|| self.variant.constant("PLANES"))
     }
 
     /// A case of that shape, for the checks and the measurement of tuning.
@@ -132,11 +125,15 @@ impl Product {
             .collect()
     }
 
-    /// By integer dot products of activations in two bytes, which lose less than f16 does: where that is what they are.
+    /// By integer dot products of activations in two bytes: only where activations are f16, beside whose rounding theirs is
+    /// small (a test measures both).
     fn in_integers(&self, capabilities: Capabilities) -> Vec<Choice> {
         let group = self.weight.group_size as usize;
         let whole_blocks = self.weight.group_size == WHOLE_ROW || group.is_multiple_of(BLOCK);
-        if self.activation != DType::F16 || !dot4::takes(self.weight.ty) || !whole_blocks {
+        // The table has f16 results with subgroups only, and further shapes for f32 results with them.
+        let known = self.output == DType::F32 || capabilities.subgroups;
+        let asked = self.activation == DType::F16 && capabilities.integer_dot && known;
+        if !asked || !dot4::takes(self.weight.ty) || !whole_blocks {
             return Vec::new();
         }
         let shapes: &[_] = if self.tokens == 1 {
@@ -144,20 +141,18 @@ impl Product {
         } else {
             &dot4::FOUR
         };
-        // The table has further shapes for f32 results with subgroups only.
         let all = self.output == DType::F32 && capabilities.subgroups;
         let shapes = if all { shapes } else { &shapes[..1] };
-        let variants = shapes.iter().map(|constants| Variant {
+        let variant = |constants: &&'static [_]| Variant {
             output: self.output,
             weight: Some(self.weight.ty),
             subgroups: capabilities.subgroups,
             constants,
             ..Variant::BASELINE
-        });
-        if self.output != DType::F32 && !capabilities.subgroups {
-            return Vec::new();
-        }
-        variants
+        };
+        shapes
+            .iter()
+            .map(variant)
             .map(|variant| Choice {
                 kernel: &dot4::KERNEL,
                 variant,
@@ -176,7 +171,7 @@ impl Product {
         if self.tokens > FEW_TOKENS {
             // The large tile where it leaves enough workgroups to fill a large device; a processor has few cores to fill.
             let workgroups = self.rows.div_ceil(128) * self.tokens.div_ceil(128);
-            let enough = if capabilities.integer_dot { 128 } else { 2 };
+            let enough = if capabilities.processor { 2 } else { 128 };
             let mut tiles = tiled::TILES.to_vec();
             if workgroups >= enough && self.tokens > 64 {
                 tiles.reverse();

@@ -1,0 +1,108 @@
+//! Products in integers: what the rounding of activations loses, on real activations.
+
+use libtest_mimic::{Failed, Trial};
+use lopper::device::{Device, HostTensor};
+use lopper::kernels::quantize::activations::activations;
+use lopper::model::{Checkpoint, Llama, Pass};
+use lopper::tensor::{BLOCK, DType, WEIGHT_TYPES, WeightFormat};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        Trial::test("integers::rounding_of_activations", rounding),
+        Trial::test("integers::formats_by_label", labels),
+    ]
+}
+
+/// Squared error over squared size.
+fn nmse(found: &[f64], exact: &[f32]) -> f64 {
+    let pairs = found.iter().zip(exact);
+    let error: f64 = pairs.map(|(a, b)| (a - f64::from(*b)).powi(2)).sum();
+    error / exact.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>()
+}
+
+/// What integers of `planes` bytes stand for: `kernels/quantize/activations` tells the layout.
+fn rounded(x: &HostTensor, columns: usize, planes: u32) -> Result<Vec<f64>, Failed> {
+    let device = Device::Cpu;
+    let (tokens, blocks) = (x.to_f32().len() / columns, columns.div_ceil(BLOCK));
+    let x = device.upload(x, "x")?;
+    let (codes, scales) = activations(&device, &x, 0..tokens, columns, planes)?;
+    let (codes, scales) = (device.read(&codes)?, device.read(&scales)?.to_f32());
+    let bytes: &[i8] = bytemuck::cast_slice(&codes.words);
+    let value = |token: usize, column: usize| {
+        let (block, place) = (column / BLOCK, column % BLOCK);
+        let byte = |plane: usize| {
+            let piece = (token * 2 * planes as usize + 2 * plane + place / 16) * blocks + block;
+            f64::from(bytes[16 * piece + place % 16])
+        };
+        let integer: f64 = (0..planes as usize)
+            .map(|plane| byte(plane) * f64::powi(256.0, plane as i32))
+            .sum();
+        integer * f64::from(scales[2 * (token * blocks + block)])
+    };
+    let all = (0..tokens).flat_map(|token| (0..columns).map(move |column| (token, column)));
+    Ok(all.map(|(token, column)| value(token, column)).collect())
+}
+
+/// The inputs of tiny-llama's blocks: one byte keeps within 2e-3, two lose less than storing in f16 does.
+fn rounding() -> Result<(), Failed> {
+    let checkpoint = Checkpoint::open("embedded:tiny-llama")?;
+    let llama = Llama::load(&Device::Cpu, &checkpoint, |_, _| Ok(()))?;
+    let columns = llama.config().hidden_size;
+    let ids: Vec<u32> = (1..129).collect();
+    let pass = Pass {
+        device: &Device::Cpu,
+        activation: DType::F32,
+    };
+    let (states, _) = llama.trace(&pass, &ids, 1, true)?;
+    for (layer, state) in states.iter().enumerate() {
+        let exact = state.to_f32();
+        let shape = [exact.len() / columns, columns];
+        let half = HostTensor::from_f32(DType::F16, &shape, &exact).to_f32();
+        let half: Vec<f64> = half.into_iter().map(f64::from).collect();
+        let [one, two] = [1, 2].map(|planes| rounded(state, columns, planes));
+        let losses = [
+            nmse(&one?, &exact),
+            nmse(&two?, &exact),
+            nmse(&half, &exact),
+        ];
+        // The embedding is f16 as stored, so that f16 loses nothing of it.
+        if !(losses[0] < 2e-3 && (layer == 0 || losses[1] < losses[2])) {
+            return Err(format!("layer {layer}: {losses:?}").into());
+        }
+    }
+    Ok(())
+}
+
+/// Every format's label names it, and nothing else does.
+fn labels() -> Result<(), Failed> {
+    for ty in WEIGHT_TYPES.iter().copied() {
+        let groups: &[u32] = if ty.has_scales() {
+            &[0, 16, 32, 4096]
+        } else {
+            &[0]
+        };
+        for &group_size in groups {
+            let format = WeightFormat { ty, group_size };
+            if WeightFormat::from_label(&format.label()) != Some(format) {
+                return Err(format!("{} names no format, or another", format.label()).into());
+            }
+        }
+    }
+    for wrong in [
+        "",
+        "int4",
+        "int4-g",
+        "int4-g0",
+        "int4-g24",
+        "int4-g032",
+        "int4-g8",
+        "f16-g32",
+        "f16-row",
+        "int9-g32",
+    ] {
+        if let Some(format) = WeightFormat::from_label(wrong) {
+            return Err(format!("`{wrong}` names {}", format.label()).into());
+        }
+    }
+    Ok(())
+}
