@@ -20,11 +20,12 @@ use crate::interrupt;
 use crate::measure::{Convention, Perplexity, perplexity};
 use crate::methods::quantize::rtn::rtn;
 use crate::model::{
-    Checkpoint, Config, Llama, Pass, TensorSpec, Weights, export_gguf, export_hf, export_packed,
+    Checkpoint, Compute, Config, Llama, Pass, TensorSpec, Weights, export_gguf, export_hf,
+    export_packed,
 };
 use crate::plan::Plan;
 use crate::recipe::{Evaluate, ExportFormat, Recipe};
-use crate::tensor::{DType, Packed, WeightFormat};
+use crate::tensor::{Packed, WeightFormat};
 use crate::text::Tokenizer;
 use files::{hex, list_inputs, list_outputs};
 
@@ -148,8 +149,8 @@ pub struct Options<'a> {
     pub out: &'a Path,
     /// Replace it if it is there.
     pub force: bool,
-    /// Type of activations in evaluations.
-    pub activation: DType,
+    /// What evaluations compute in.
+    pub compute: Compute,
 }
 
 /// Runs a plan and writes the artifact. Returns its manifest.
@@ -176,7 +177,7 @@ pub fn run(
     check_exports(parent, recipe, tokenizer.as_ref())?;
     let pass = Pass {
         device,
-        activation: options.activation,
+        compute: options.compute,
     };
     let evaluation = match &recipe.evaluate {
         Some(evaluate) => Some((evaluate, tokens(evaluate, parent, tokenizer.as_ref())?)),

@@ -11,7 +11,7 @@ use lopper::gpu::{Options, Tier};
 use lopper::measure::{Convention, perplexity};
 use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
-use lopper::model::{Checkpoint, Config, Llama, Pass, Role, TensorSpec, Weights};
+use lopper::model::{Checkpoint, Compute, Config, Llama, Pass, Role, TensorSpec, Weights};
 use lopper::recipe::Grid;
 use lopper::tensor::{DType, Packed, WeightFormat};
 
@@ -170,7 +170,15 @@ fn agrees_with(
         .map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]]))
         .collect();
     let model = Llama::load(device, weights, |_, _| Ok(()))?;
-    let (hidden, logits) = model.trace(&Pass { device, activation }, &ids, sequences, true)?;
+    let (hidden, logits) = model.trace(
+        &Pass {
+            device,
+            compute: Compute::with(activation),
+        },
+        &ids,
+        sequences,
+        true,
+    )?;
     let states = hidden
         .iter()
         .enumerate()
@@ -264,7 +272,7 @@ fn quality(
     let model = Llama::load(&Device::Cpu, weights, |_, _| Ok(()))?;
     let pass = Pass {
         device: &Device::Cpu,
-        activation: DType::F32,
+        compute: Compute::F32,
     };
     let figure = perplexity(
         &model,

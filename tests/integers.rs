@@ -3,7 +3,7 @@
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor};
 use lopper::kernels::quantize::activations::activations;
-use lopper::model::{Checkpoint, Llama, Pass};
+use lopper::model::{Checkpoint, Compute, Llama, Pass};
 use lopper::tensor::{BLOCK, DType, WEIGHT_TYPES, WeightFormat};
 
 pub fn trials() -> Vec<Trial> {
@@ -25,8 +25,9 @@ fn rounded(x: &HostTensor, columns: usize, planes: u32) -> Result<Vec<f64>, Fail
     let device = Device::Cpu;
     let (tokens, blocks) = (x.to_f32().len() / columns, columns.div_ceil(BLOCK));
     let x = device.upload(x, "x")?;
-    let (codes, scales) = activations(&device, &x, 0..tokens, columns, planes)?;
-    let (codes, scales) = (device.read(&codes)?, device.read(&scales)?.to_f32());
+    let integers = activations(&device, &x, 0..tokens, columns, planes)?;
+    let codes = device.read(&integers.codes)?;
+    let scales = device.read(&integers.scales)?.to_f32();
     let bytes: &[i8] = bytemuck::cast_slice(&codes.words);
     let value = |token: usize, column: usize| {
         let (block, place) = (column / BLOCK, column % BLOCK);
@@ -51,7 +52,7 @@ fn rounding() -> Result<(), Failed> {
     let ids: Vec<u32> = (1..129).collect();
     let pass = Pass {
         device: &Device::Cpu,
-        activation: DType::F32,
+        compute: Compute::F32,
     };
     let (states, _) = llama.trace(&pass, &ids, 1, true)?;
     for (layer, state) in states.iter().enumerate() {

@@ -131,13 +131,15 @@ fn choices_are_in_the_table() -> Result<(), Failed> {
             cooperative_matrix: if bits & 5 == 5 { 16 } else { 0 },
             ..Capabilities::default()
         };
-        for (activation, output) in pairs {
+        let bytes = [1, 2];
+        for ((activation, output), bytes) in pairs.into_iter().flat_map(|p| bytes.map(|b| (p, b))) {
             for ty in WEIGHT_TYPES {
                 let group_size = if ty.has_scales() { 32 } else { WHOLE_ROW };
                 let weight = WeightFormat { ty, group_size };
                 for tokens in [1, 2, 8, 9, 64, 4096] {
                     let product = Product {
                         activation,
+                        bytes,
                         output,
                         weight,
                         rows: 4096,

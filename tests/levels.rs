@@ -7,7 +7,7 @@ use lopper::device::{Device, HostTensor, Matrix, Random};
 use lopper::formats::Source;
 use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options;
-use lopper::kernels::matmul::linear;
+use lopper::kernels::matmul::{Destination, Input, linear};
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Scheme, level_type, prescribed_group_size};
 use lopper::recipe::Grid;
@@ -212,7 +212,9 @@ fn codebooks_on_the_gpu() -> Result<(), Failed> {
         for tokens in [1, 3, 40] {
             let x = HostTensor::from_f32(DType::F32, &[tokens, 160], &entries(tokens * 160));
             // `checked` compares with the reference.
-            linear(&device, &device.upload(&x, "x")?, &matrix, None, DType::F32)?;
+            let input = Input::new(device.upload(&x, "x")?, 160, 2);
+            let new = Destination::New(DType::F32);
+            linear(&device, &input, &matrix, None, new)?;
         }
     }
     Ok(())

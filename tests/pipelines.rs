@@ -12,7 +12,9 @@ use lopper::kernels::gate::silu;
 use lopper::measure::{Convention, perplexity};
 use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
-use lopper::model::{Checkpoint, Llama, Pass, Role, Sampling, Weights, export_gguf, generate};
+use lopper::model::{
+    Checkpoint, Compute, Llama, Pass, Role, Sampling, Weights, export_gguf, generate,
+};
 use lopper::plan::Plan;
 use lopper::recipe::{EMBEDDED, Grid, Recipe};
 use lopper::run::{Manifest, Options, Target, run};
@@ -87,7 +89,7 @@ fn run_recipe(recipe: &Recipe, parent: &Checkpoint, out: &Path) -> Result<Manife
         recipe_text: &text,
         out,
         force: false,
-        activation: DType::F32,
+        compute: Compute::F32,
     };
     Ok(run(
         recipe,
@@ -105,7 +107,8 @@ fn measure(device: &Device, weights: &dyn Weights, activation: DType) -> Result<
     let mut tokens = tokenizer.encode(&read_text("embedded:heldout-2026")?, false)?;
     tokens.truncate(1024);
     let model = Llama::load(device, weights, |_, _| Ok(()))?;
-    let pass = Pass { device, activation };
+    let compute = Compute::with(activation);
+    let pass = Pass { device, compute };
     Ok(perplexity(
         &model,
         &pass,
@@ -354,7 +357,7 @@ fn cache_equals_whole_pass(device: &Device) -> Result<(), Failed> {
     let model = Llama::load(device, &checkpoint, |_, _| Ok(()))?;
     let pass = Pass {
         device,
-        activation: DType::F32,
+        compute: Compute::F32,
     };
     let prompt = checkpoint
         .tokenizer()?
@@ -404,7 +407,7 @@ fn batches_do_not_matter() -> Result<(), Failed> {
     let model = Llama::load(&Device::Cpu, &checkpoint, |_, _| Ok(()))?;
     let pass = Pass {
         device: &Device::Cpu,
-        activation: DType::F32,
+        compute: Compute::F32,
     };
     let figure = |tokens: &[u32]| -> Result<(f64, f64), Failed> {
         let p = perplexity(

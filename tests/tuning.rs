@@ -4,8 +4,8 @@
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{HostTensor, Matrix, Random, tuned};
 use lopper::gpu::{Options, backend_name};
-use lopper::kernels::matmul::linear;
 use lopper::kernels::matmul::plan::Product;
+use lopper::kernels::matmul::{Destination, Input, linear};
 use lopper::kernels::weights;
 use lopper::tensor::{DType, WeightFormat, weight_type};
 
@@ -39,6 +39,7 @@ fn winners_are_kept() -> Result<(), Failed> {
     };
     let product = Product {
         activation,
+        bytes: 2,
         output: activation,
         weight: WeightFormat::from_label("int8-g32").ok_or("a format")?,
         rows: 4096,
@@ -115,13 +116,9 @@ fn odd_rows() -> Result<(), Failed> {
             let half = device.capabilities().f16.then_some(DType::F16);
             for dtype in [DType::F32].into_iter().chain(half) {
                 let host = HostTensor::from_f32(dtype, &[tokens, columns], &values);
-                let result = linear(
-                    &device,
-                    &device.upload(&host, "x")?,
-                    &matrix,
-                    None,
-                    DType::F32,
-                )?;
+                let input = Input::new(device.upload(&host, "x")?, columns, 2);
+                let new = Destination::New(DType::F32);
+                let result = linear(&device, &input, &matrix, None, new)?;
                 let (result, x) = (device.read(&result)?.to_f32(), host.to_f32());
                 for (place, found) in result.iter().enumerate() {
                     let (token, row) = (place / ROWS, place % ROWS);

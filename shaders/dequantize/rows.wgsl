@@ -12,9 +12,11 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 override WORKGROUP: u32;
 #import weight
+#import prepare
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    prepare_levels(lane, WORKGROUP);
     let index = (group.y * groups.x + group.x) * WORKGROUP + lane;
     let quads = (params.columns + 3u) / 4u;
     let row = index / quads;

@@ -14,30 +14,40 @@ const LINES: u32 = THREADS / QUADS;
 // Tiles of tokens that are worked on together: their activations and the weights they meet stay in the cache.
 const BAND: u32 = 8u;
 const SCRATCH: u32 = COOP + 4u;
+const AT_ONCE: u32 = WM * WN / TURNS;
 var<workgroup> x_tile: array<vec4<f16>, BM * PITCH>;           // (BM tokens, STEP columns)
 var<workgroup> weight_tile: array<vec4<f16>, BN * PITCH>;      // (BN rows, STEP columns)
-var<workgroup> scratch: array<f32, WM * WN * COOP * SCRATCH>;  // a matrix of each subgroup
+var<workgroup> scratch: array<f32, AT_ONCE * COOP * SCRATCH>;  // a matrix of each of AT_ONCE subgroups
 #import coop_weight
+#import prepare
 
 // Rows four apart go to neighbouring lanes, so that what they store falls into different banks.
 fn spread(line: u32) -> u32 {
     return (line & 0xfffffff8u) | ((line & 1u) << 2u) | ((line >> 1u) & 3u);
 }
 
-fn load_x(token: u32, column: u32) -> vec4<f16> {
+// Where a token's activations begin.
+fn token_place(token: u32) -> u32 {
+    return (params.token_start + min(token, params.tokens - 1u)) * ((params.columns + 3u) / 4u);
+}
+
+fn load_x_edge(place: u32, column: u32) -> vec4<f16> {
     if column >= params.columns {
         return vec4<f16>();
     }
-    let fours = (params.columns + 3u) / 4u;
-    return x[(params.token_start + min(token, params.tokens - 1u)) * fours + column / 4u];
+    return x[place];
 }
 
 @compute @workgroup_size(THREADS)
-fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) within: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgroup: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    prepare_levels(lane, THREADS);
     let row_tiles = (params.rows + BN - 1u) / BN;
     let token_tiles = (params.tokens + BM - 1u) / BM;
-    // Workgroups beyond the last tile do it again.
-    let index = min(group.y * groups.x + group.x, row_tiles * token_tiles - 1u);
+    // Workgroups beyond the last tile do nothing; the whole workgroup agrees.
+    let index = group.y * groups.x + group.x;
+    if index >= row_tiles * token_tiles {
+        return;
+    }
     let band = index / (BAND * row_tiles);
     let in_band = index - band * BAND * row_tiles;
     let height = min(BAND, token_tiles - band * BAND);
@@ -53,11 +63,14 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
     var sum{i}_{j} = coop_c();
 #end
 #end
+#import coop_before
 #for i in X_PIECES
-    var x_next{i} = load_x(first_token + spread(line + {i}u * LINES), 4u * quad);
+    let x_place{i} = token_place(first_token + spread(line + {i}u * LINES)) + quad;
+    var x_next{i} = load_x_edge(x_place{i}, 4u * quad);
 #end
 #for i in W_PIECES
-    var weight_next{i} = load_weight(lane, {i}u, first_row, 0u);
+    let weight_place{i} = weight_place(lane, {i}u, first_row);
+    var weight_next{i} = load_weight_edge(weight_place{i}, lane, 0u);
 #end
     for (var start = 0u; start < params.columns; start += STEP) {
         workgroupBarrier();
@@ -69,12 +82,19 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
 #end
         workgroupBarrier();
         let next = start + STEP;
-        if next < params.columns {
+        if next + STEP <= params.columns {
 #for i in X_PIECES
-            x_next{i} = load_x(first_token + spread(line + {i}u * LINES), next + 4u * quad);
+            x_next{i} = x[x_place{i} + next / 4u];
 #end
 #for i in W_PIECES
-            weight_next{i} = load_weight(lane, {i}u, first_row, next);
+            weight_next{i} = load_weight(weight_place{i}, lane, next);
+#end
+        } else if next < params.columns {
+#for i in X_PIECES
+            x_next{i} = load_x_edge(x_place{i} + next / 4u, next + 4u * quad);
+#end
+#for i in W_PIECES
+            weight_next{i} = load_weight_edge(weight_place{i}, lane, next);
 #end
         }
 #for s in PARTS

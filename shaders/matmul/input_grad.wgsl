@@ -21,6 +21,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (all tokens, columns)
 @group(1) @binding(0) var<uniform> params: Params;
 #import weight
+#import prepare
 
 const TILE: u32 = 64u;
 const STEP: u32 = 16u;
@@ -30,6 +31,7 @@ var<workgroup> grad_tile: array<f32, STEP * PITCH>;     // (STEP weight rows, TI
 
 @compute @workgroup_size(256)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    prepare_levels(lane, 256u);
     let index = group.y * groups.x + group.x;
     let column_tiles = (params.columns + TILE - 1u) / TILE;
     let token_tile = index / column_tiles;

@@ -2,11 +2,13 @@
 // eight columns at a time, so that 16-bit weights come in loads of 16 bytes, of ROWS rows at once.
 #import matmul_bindings
 #import weight
+#import prepare
 const SUMS: u32 = ROWS * TOKENS;
 #import reduce_each
 
 @compute @workgroup_size(WORKGROUP)
 fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    prepare_levels(lane.index, WORKGROUP);
     let index = group.y * groups.x + group.x;
     let row_blocks = (params.rows + ROWS - 1u) / ROWS;
     let token_block = index / row_blocks;

@@ -3,6 +3,7 @@
 // that load bring weights, half activations: four columns of four rows each, turned so that rows stand side by side.
 #import matmul_bindings
 #import weight
+#import prepare
 
 const TILE: u32 = 64u * QUADS;
 const STEP: u32 = 16u;
@@ -15,6 +16,7 @@ var<workgroup> x_tile: array<vec4<f32>, STEP * PITCH>;        // (STEP columns, 
 
 @compute @workgroup_size(256)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    prepare_levels(lane, 256u);
     let index = group.y * groups.x + group.x;
     let row_tiles = (params.rows + TILE - 1u) / TILE;
     let token_tile = index / row_tiles;

@@ -15,6 +15,7 @@ struct Params {
 override WORKGROUP: u32;
 #import store_block
 #import level
+#import prepare
 #import group_scale
 
 // The upper 12 bits of a significand, and the rest.
@@ -44,6 +45,7 @@ fn nearest_level(value: f32, scale: vec2<f32>) -> u32 {
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    prepare_levels(lane, WORKGROUP);
     let index = (group.y * groups.x + group.x) * WORKGROUP + lane;
     let blocks = (params.columns + 31u) / 32u;
     let row = index / blocks;

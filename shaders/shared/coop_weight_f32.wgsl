@@ -1,13 +1,23 @@
 // Weights on their way into a tile: f32, rounded to f16, four columns of a row at a time.
-fn load_weight(lane: u32, piece: u32, first_row: u32, start: u32) -> code_t {
+alias Loaded = code_t;
+
+// Where an invocation's pieces begin.
+fn weight_place(lane: u32, piece: u32, first_row: u32) -> u32 {
     let row = params.row_start + min(first_row + spread(lane / QUADS + piece * LINES), params.rows - 1u);
-    let column = start + lane % QUADS * 4u;
-    if column >= params.columns {
-        return code_t();
-    }
-    return codes[(row * params.code_words + column) / 4u];
+    return row * (params.code_words / 4u) + lane % QUADS;
 }
 
-fn store_weight(lane: u32, piece: u32, loaded: code_t) {
+fn load_weight(place: u32, lane: u32, start: u32) -> Loaded {
+    return codes[place + start / 4u];
+}
+
+fn load_weight_edge(place: u32, lane: u32, start: u32) -> Loaded {
+    if start + lane % QUADS * 4u >= params.columns {
+        return Loaded();
+    }
+    return codes[place + start / 4u];
+}
+
+fn store_weight(lane: u32, piece: u32, loaded: Loaded) {
     weight_tile[spread(lane / QUADS + piece * LINES) * PITCH + lane % QUADS] = vec4<f16>(bitcast<vec4<f32>>(loaded));
 }

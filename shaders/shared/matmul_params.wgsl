@@ -1,4 +1,4 @@
-// What the products share: result = x * weight^T (+ bias). A call covers tokens [token_start, token_start + tokens), whose
+// What the products share: result = x * weight^T, and what is made of it (EPILOGUE_). A call covers tokens [token_start, token_start + tokens), whose
 // results stand from row result_start on, and rows of the weight from row_start on, whose results stand from column
 // out_offset on. Needs: bias, result.
 struct Params {
@@ -10,18 +10,32 @@ struct Params {
     result_start: u32,
     out_stride: u32,
     out_offset: u32,
-    has_bias: u32,
+    epilogue: u32,
     code_words: u32,
     scale_words: u32,
     group_shift: u32,
 }
 @group(1) @binding(0) var<uniform> params: Params;
 
+// Bits of the epilogue: a bias is added; what stands in the result is added; the result holds a gate g, and the product
+// is multiplied by silu(g) = g / (1 + exp(-g)).
+const EPILOGUE_BIAS: u32 = 1u;
+const EPILOGUE_ADD: u32 = 2u;
+const EPILOGUE_GATE: u32 = 4u;
+
 fn store_result(token: u32, row: u32, sum: f32) {
     let place = params.out_offset + row;
+    let at = (params.result_start + token) * params.out_stride + place;
     var value = sum;
-    if params.has_bias == 1u {
+    if (params.epilogue & EPILOGUE_BIAS) != 0u {
         value += bias[place];
     }
-    result[(params.result_start + token) * params.out_stride + place] = out_t(value);
+    if (params.epilogue & EPILOGUE_ADD) != 0u {
+        value += f32(result[at]);
+    }
+    if (params.epilogue & EPILOGUE_GATE) != 0u {
+        let gate = f32(result[at]);
+        value *= gate / (1.0 + exp(-gate));
+    }
+    result[at] = out_t(value);
 }

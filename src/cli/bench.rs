@@ -9,8 +9,8 @@ use super::Global;
 use super::bench_hardware::Devices;
 use super::output::{Output, table};
 use super::session::replacement;
-use super::{bench_compare, bench_hardware, bench_html, bench_model};
-use crate::device::Runner;
+use super::{bench_compare, bench_hardware, bench_html, bench_model, bench_types};
+use crate::device::{Runner, Variant};
 use crate::error::{Error, Result};
 use crate::formats::replace_file;
 use crate::gpu::{Gpu, Options, Tier, backend_name, choose};
@@ -48,9 +48,20 @@ enum What {
         /// Only shapes that contain this text
         #[arg(long)]
         shape: Option<String>,
+        /// Only variants that contain this text (weight=uint4m)
+        #[arg(long)]
+        variant: Option<String>,
         /// Put this WGSL file in the place of the kernel that --kernel names
         #[arg(long, value_name = "FILE", requires = "kernel")]
         shader: Option<PathBuf>,
+        /// How the table is written
+        #[arg(short, long, default_value = "md")]
+        output: Format,
+    },
+    /// Products by weight type, each by its quickest kernel, beside this device's own f16 product
+    Types {
+        #[command(flatten)]
+        arguments: bench_types::Arguments,
         /// How the table is written
         #[arg(short, long, default_value = "md")]
         output: Format,
@@ -118,6 +129,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         What::Kernels {
             kernel,
             shape,
+            variant,
             shader,
             output: format,
         } => {
@@ -129,7 +141,13 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 Some((name, source)) => runner.with_source(&name, source),
                 None => runner,
             };
-            let timings = kernels(&runner, &selection, shape.as_deref(), ceilings, output)?;
+            let timings = kernels(
+                &runner,
+                &selection,
+                [shape.as_deref(), variant.as_deref()],
+                ceilings,
+                output,
+            )?;
             let rows: Vec<_> = timings.iter().map(|timing| row(&runner, timing)).collect();
             write_page(arguments, output, || {
                 let right = timings.iter().filter(|timing| timing.verified);
@@ -143,6 +161,14 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 0 => Ok(()),
                 failed => Err(Error::CheckFailed(failed, timings.len())),
             }
+        }
+        What::Types {
+            arguments: types,
+            output: format,
+        } => {
+            let runner = open(global, None)?;
+            let rows = bench_types::rows(global, &runner, types, output)?;
+            print(&rows, *format, output)
         }
         What::Model {
             model,
@@ -195,7 +221,7 @@ fn open(global: &Global, tier: Option<Tier>) -> Result<Runner> {
 /// Every variant of the selected kernels that the device runs, on every shape.
 pub(super) fn timings(
     runner: &Runner,
-    selected: impl Fn(&str, &str) -> bool,
+    selected: impl Fn(&str, &str, &Variant) -> bool,
     ceilings: Option<Ceilings>,
     output: &Output,
 ) -> Result<Vec<Timing>> {
@@ -206,7 +232,7 @@ pub(super) fn timings(
                 continue;
             }
             for case in kernel.shapes(&variant) {
-                if selected(kernel.name, &case.label) {
+                if selected(kernel.name, &case.label, &variant) {
                     output.progress(
                         &format!("timing {}", kernel.name),
                         rows.len(),
@@ -223,7 +249,7 @@ pub(super) fn timings(
 fn ceilings(runner: &Runner, output: &Output) -> Result<Ceilings> {
     let probes = timings(
         runner,
-        |kernel, _| ["probe/read", "probe/copy", "probe/fma"].contains(&kernel),
+        |kernel, _, _| ["probe/read", "probe/copy", "probe/fma"].contains(&kernel),
         None,
         output,
     )?;
@@ -254,14 +280,15 @@ pub(super) fn place(runner: &Runner) -> Map<String, Value> {
 fn kernels(
     runner: &Runner,
     selection: &Selection,
-    shape: Option<&str>,
+    [shape, variant]: [Option<&str>; 2],
     ceilings: Ceilings,
     output: &Output,
 ) -> Result<Vec<Timing>> {
-    let selected = |kernel: &str, label: &str| {
+    let selected = |kernel: &str, label: &str, of: &Variant| {
         !kernel.starts_with("probe/")
             && selection.names_kernel(kernel)
             && shape.is_none_or(|shape| label.contains(shape))
+            && variant.is_none_or(|variant| of.label().contains(variant))
     };
     let timings = timings(runner, selected, Some(ceilings), output)?;
     output.note(format!(

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::bench::{place, round, timings};
 use super::output::Output;
-use crate::device::Runner;
+use crate::device::{Runner, Variant};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::measure::bench::Timing;
@@ -66,12 +66,12 @@ pub(super) struct Devices {
 pub(super) fn hardware(devices: &Devices, output: &Output) -> Result<Vec<Map<String, Value>>> {
     let runner = &devices.timed;
     let peak = peaks::of(&runner.gpu().adapter().info.name);
-    let probe = |kernel: &str, _: &str| kernel.starts_with("probe/");
+    let probe = |kernel: &str, _: &str, _: &Variant| kernel.starts_with("probe/");
     let mut probes = timings(runner, probe, None, output)?;
     if let Some(coop) = &devices.coop {
         probes.extend(timings(
             coop,
-            |kernel, _| kernel == "probe/coop",
+            |kernel, _, _| kernel == "probe/coop",
             None,
             output,
         )?);

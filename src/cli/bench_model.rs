@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::Global;
 use super::output::Output;
-use super::session::{activation, open_device};
+use super::session::{compute, open_device};
 use crate::error::{Error, Result};
 use crate::gpu::backend_name;
 use crate::interrupt;
@@ -38,7 +38,7 @@ pub(super) fn rows(
     })?;
     let pass = Pass {
         device: &device,
-        activation: activation(global),
+        compute: compute(global, &device)?,
     };
     let adapter = device.gpu().map(|gpu| gpu.adapter());
     let mut rows = Vec::new();
@@ -58,7 +58,7 @@ pub(super) fn rows(
             "model_filename": model,
             "model_type": format!("llama {:.1}M {}", checkpoint.parameters() as f64 / 1e6, main_type(&checkpoint)),
             "model_size": checkpoint.total_stored_bytes(), "model_n_params": checkpoint.parameters(),
-            "compute": pass.activation.name(),
+            "compute": pass.compute.name(),
             "n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": test.n_depth, "test": test.name(),
             "test_time": started,
             "avg_ns": avg_ns.round() as u64, "stddev_ns": stddev_ns.round() as u64,

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Global;
 use super::output::{Output, bytes, table};
-use super::session::{activation, open_device, report_device};
+use super::session::{compute, open_device, report_device};
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
 use crate::plan::Plan;
@@ -97,7 +97,7 @@ pub(super) fn execute(
         recipe_text: text,
         out: &common.out,
         force: common.force,
-        activation: activation(global),
+        compute: compute(global, &device)?,
     };
     let mut listen = |event: Event<'_>| match event {
         Event::Progress { step, done, total } => output.progress(step, done, total),

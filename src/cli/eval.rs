@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Global;
 use super::output::Output;
-use super::session::{activation, open_device, report_device};
+use super::session::{compute, open_device, report_device};
 use crate::data::read_text;
 use crate::error::Result;
 use crate::interrupt;
@@ -61,7 +61,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let model = Llama::load(&device, &checkpoint, loading)?;
     let pass = Pass {
         device: &device,
-        activation: activation(global),
+        compute: compute(global, &device)?,
     };
     let bos = tokenizer.bos.filter(|_| tokenizer.add_bos);
     let start = Instant::now();
@@ -84,7 +84,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     output.json(&json!({
         "schema": 1, "model": arguments.model, "perplexity": figure, "text": arguments.ppl,
         "device": device.name(), "tokens_per_second": rate, "seconds": seconds.as_secs_f64(),
-        "compute": pass.activation.name(),
+        "compute": pass.compute.name(),
     }))?;
     output.line(format!("{}: {figure}", arguments.model));
     output.line(format!(

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::Global;
 use super::output::Output;
-use super::session::{activation, open_device, report_device};
+use super::session::{compute, open_device, report_device};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::{Checkpoint, Llama, Pass, Sampling, Weights, generate};
@@ -66,7 +66,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     })?;
     let pass = Pass {
         device: &device,
-        activation: activation(global),
+        compute: compute(global, &device)?,
     };
     if !arguments.chat {
         output.text(&arguments.prompt);

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Global;
 use super::output::Output;
-use super::session::{activation, open_device};
+use super::session::{compute, open_device};
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
@@ -66,7 +66,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let model = Llama::load(&device, &checkpoint, |_, _| interrupt::check())?;
     let pass = Pass {
         device: &device,
-        activation: activation(global),
+        compute: compute(global, &device)?,
     };
     let (hidden, logits) = model.trace(&pass, &ids, 1, arguments.hidden)?;
     let wide: Vec<u8> = ids

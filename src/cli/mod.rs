@@ -5,6 +5,7 @@ mod bench_compare;
 mod bench_hardware;
 mod bench_html;
 mod bench_model;
+mod bench_types;
 mod compress;
 mod devices;
 mod eval;
@@ -50,9 +51,9 @@ struct Global {
     /// Use this graphics backend only: vulkan, metal, dx12 or gl
     #[arg(long, global = true)]
     backend: Option<String>,
-    /// Type of activations
+    /// Type of activations; i8: integers of one byte where few tokens meet quantized weights
     #[arg(long, global = true, default_value = "auto")]
-    compute: Compute,
+    compute: ComputeChoice,
     /// Seed of everything random
     #[arg(long, global = true)]
     seed: Option<u64>,
@@ -91,10 +92,11 @@ enum DeviceChoice {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Compute {
+enum ComputeChoice {
     Auto,
     F32,
     F16,
+    I8,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,7 +1,7 @@
 //! Opening the device that the flags ask for.
 
 use super::output::{Output, bytes};
-use super::{Compute, DeviceChoice, Global};
+use super::{ComputeChoice, DeviceChoice, Global};
 use std::path::Path;
 
 use crate::device::{Device, Failure, Runner, check_case, fragment, tuned};
@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose};
 use crate::kernels::TABLE;
 use crate::kernels::matmul::coop;
+use crate::model::Compute;
 use crate::tensor::DType;
 
 /// Opens the device, saying in one line where `auto` landed if that may surprise.
@@ -76,7 +77,7 @@ pub(super) fn replacement(
 }
 
 fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -> Result<Runner> {
-    let half = global.compute == Compute::F16;
+    let half = global.compute == ComputeChoice::F16;
     if half && !adapter.capabilities.f16 {
         return Err(Error::Limit {
             kernel: "--compute f16".into(),
@@ -86,7 +87,10 @@ fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -
         });
     }
     // Matrix units multiply f16, and change the memory model of every shader on their device.
-    let tier = if half { adapter.tier() } else { Tier::F16 };
+    let tier = match global.compute {
+        ComputeChoice::F16 | ComputeChoice::I8 => adapter.tier(),
+        ComputeChoice::Auto | ComputeChoice::F32 => Tier::F16,
+    };
     let options = Options {
         tier,
         checked,
@@ -163,9 +167,9 @@ pub(super) fn open_tuning(global: &Global, output: &Output) -> Result<Runner> {
         });
     }
     let compute = if adapter.capabilities.f16 {
-        Compute::F16
+        ComputeChoice::F16
     } else {
-        Compute::F32
+        ComputeChoice::F32
     };
     let global = Global {
         compute,
@@ -176,13 +180,32 @@ pub(super) fn open_tuning(global: &Global, output: &Output) -> Result<Runner> {
     open_gpu(&global, adapter, false, output)
 }
 
-/// The type of activations. `auto` is f32: this version's kernels multiply in f32 either way.
-pub(super) fn activation(global: &Global) -> DType {
-    if global.compute == Compute::F16 {
-        DType::F16
-    } else {
-        DType::F32
-    }
+/// What a pass computes in. `auto` is f32; `i8` takes the bytes of integer products from what activations the device has.
+pub(super) fn compute(global: &Global, device: &Device) -> Result<Compute> {
+    Ok(match global.compute {
+        ComputeChoice::Auto | ComputeChoice::F32 => Compute::F32,
+        ComputeChoice::F16 => Compute::F16,
+        ComputeChoice::I8 => {
+            let capabilities = device.capabilities();
+            if !capabilities.integer_dot {
+                return Err(Error::Limit {
+                    kernel: "--compute i8".into(),
+                    variant: device.name(),
+                    needs: "integer products".into(),
+                    has: "none; use --compute f32".into(),
+                });
+            }
+            let base = if capabilities.f16 {
+                Compute::F16
+            } else {
+                Compute::F32
+            };
+            Compute {
+                integer_bytes: 1,
+                ..base
+            }
+        }
+    })
 }
 
 /// With `-v`, says what the device did.

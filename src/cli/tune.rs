@@ -39,7 +39,7 @@ pub(super) struct Arguments {
     budget: Duration,
 }
 
-fn parse_format(text: &str) -> Result<WeightFormat> {
+pub(super) fn parse_format(text: &str) -> Result<WeightFormat> {
     WeightFormat::from_label(text).ok_or_else(|| Error::Argument {
         argument: "--type".into(),
         expected: "a weight type with its group size, such as uint4m-g32, int8-row or f16".into(),
@@ -47,7 +47,7 @@ fn parse_format(text: &str) -> Result<WeightFormat> {
     })
 }
 
-fn parse_shape(text: &str) -> Result<(usize, usize)> {
+pub(super) fn parse_shape(text: &str) -> Result<(usize, usize)> {
     let numbers = text.split_once('x').and_then(|(rows, columns)| {
         let number = |text: &str| {
             text.parse::<usize>()
@@ -63,38 +63,44 @@ fn parse_shape(text: &str) -> Result<(usize, usize)> {
     })
 }
 
+/// Every text of a list, parsed.
+pub(super) fn parse_all<T>(texts: &[String], parse: fn(&str) -> Result<T>) -> Result<Vec<T>> {
+    texts.iter().map(|text| parse(text)).collect()
+}
+
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
-    let formats: Vec<_> = arguments
-        .formats
-        .iter()
-        .map(|text| parse_format(text))
-        .collect::<Result<_>>()?;
-    let shapes: Vec<_> = arguments
-        .shape
-        .iter()
-        .map(|text| parse_shape(text))
-        .collect::<Result<_>>()?;
+    let formats = parse_all(&arguments.formats, parse_format)?;
+    let shapes = parse_all(&arguments.shape, parse_shape)?;
     let runner = open_tuning(global, output)?;
-    let activations: &[DType] = if runner.gpu().capabilities().f16 {
-        &[DType::F32, DType::F16]
+    // Activations, and bytes of them in integer products: --compute f32, f16, i8.
+    let computes: &[(DType, u32)] = if runner.gpu().capabilities().f16 {
+        &[(DType::F32, 2), (DType::F16, 2), (DType::F16, 1)]
     } else {
-        &[DType::F32]
+        &[(DType::F32, 2), (DType::F32, 1)]
     };
-    let mut products = Vec::new();
+    let mut products: Vec<Product> = Vec::new();
     for weight in formats {
         for (rows, columns) in &shapes {
             for tokens in &arguments.tokens {
-                products.extend(activations.iter().map(|activation| Product {
+                let product = |(activation, bytes): &(DType, u32)| Product {
                     activation: *activation,
+                    bytes: *bytes,
                     output: *activation,
                     weight,
                     rows: *rows,
                     columns: *columns,
                     tokens: *tokens as usize,
-                }));
+                };
+                products.extend(computes.iter().map(product));
             }
         }
     }
+    let capabilities = runner.gpu().capabilities();
+    // Bytes matter where integers are a candidate only.
+    products.retain(|product| {
+        let candidates = product.candidates(capabilities);
+        product.bytes == 2 || candidates.iter().any(|choice| choice.planes().is_some())
+    });
     let (found, left) = tune_all(&runner, &products, arguments.budget, |index, product| {
         output.progress(
             &format!("tuning {}", product.class()),

@@ -22,6 +22,8 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "code_bytes"
     "code_word_one"
     "code_word_vector"
+    "coop_before"
+    "coop_before_none"
     "coop_direct"
     "coop_staged"
     "coop_weight_bf16"
@@ -36,6 +38,8 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "matmul_bindings"
     "matmul_params"
     "minifloat"
+    "prepare_nothing"
+    "prepare_table"
     "quad_affine"
     "quad_levels"
     "reduce_each_subgroup"
@@ -204,30 +208,36 @@ pub fn code_lanes(weight: &WeightType) -> u32 {
     }
 }
 
+/// Whether levels are looked up: codebooks, and floats of so few bits that a table is quicker than arithmetic.
+fn tabled(weight: &WeightType) -> bool {
+    match weight.levels {
+        Levels::Table(_) => true,
+        Levels::Float { .. } => weight.bits <= 4,
+        _ => false,
+    }
+}
+
 /// What `level` needs to know of a type whose codes are levels.
 fn levels(weight: &WeightType) -> String {
-    match weight.levels {
-        Levels::Float { exponent, mantissa } => {
-            format!(
-                "const EXPONENT: u32 = {exponent}u;\nconst MANTISSA: u32 = {mantissa}u;\nconst LEVELS: u32 = {}u;\n",
-                weight.codes()
-            )
-        }
-        Levels::Table(table) => {
-            // Places behind the end of a codebook hold 0. Nine digits tell any f32 apart.
-            let entries: Vec<String> = (0..1u32 << weight.bits)
-                .map(|code| format!("{:.9e}f", weight.level(code)))
-                .collect();
-            format!(
-                "const LEVELS: u32 = {}u;\nvar<private> level_table: array<f32, {}> = array<f32, {}>({});\n",
-                table.len(),
-                entries.len(),
-                entries.len(),
-                entries.join(", ")
-            )
-        }
-        _ => String::new(),
+    if !matches!(weight.levels, Levels::Float { .. } | Levels::Table(_)) {
+        return String::new();
     }
+    let mut text = format!("const LEVELS: u32 = {}u;\n", weight.codes());
+    if tabled(weight) {
+        // Places behind the end of a codebook hold 0. Nine digits tell any f32 apart.
+        let entries: Vec<String> = (0..1u32 << weight.bits)
+            .map(|code| format!("{:.9e}f", weight.level(code)))
+            .collect();
+        let (count, entries) = (entries.len(), entries.join(", "));
+        text.push_str(&format!(
+            "var<private> level_entries: array<f32, {count}> = array<f32, {count}>({entries});\n"
+        ));
+    } else if let Levels::Float { exponent, mantissa } = weight.levels {
+        text.push_str(&format!(
+            "const EXPONENT: u32 = {exponent}u;\nconst MANTISSA: u32 = {mantissa}u;\n"
+        ));
+    }
+    text
 }
 
 /// The name of the fragment that an import stands for in a variant.
@@ -236,10 +246,10 @@ pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
         "weight" => variant
             .weight
             .map_or("weight_f32", |weight| weight.fragment),
-        "level" => match variant.weight.map(|weight| weight.levels) {
-            Some(Levels::Table(_)) => "level_table",
-            _ => "level_float",
-        },
+        "prepare" if variant.weight.is_some_and(tabled) => "prepare_table",
+        "prepare" => "prepare_nothing",
+        "level" if variant.weight.is_some_and(tabled) => "level_table",
+        "level" => "level_float",
         "code_word" => match variant.weight.map(code_lanes) {
             Some(2 | 4) => "code_word_vector",
             _ => "code_word_one",
@@ -250,6 +260,7 @@ pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
             Some(Levels::Bf16) => "coop_weight_bf16",
             _ => "coop_weight_blocks",
         },
+        "coop_before" if variant.output != DType::F32 => "coop_before_none",
         "coop_direct" if variant.output == DType::F32 => "coop_direct",
         "coop_direct" => "coop_staged",
         "quad" => match variant.weight {

@@ -116,7 +116,7 @@ pub fn perplexity(
                     model.config(),
                     group.len(),
                     ctx,
-                    pass.activation,
+                    pass.compute.activation,
                 )?;
                 &slot.insert((group.len(), new)).1
             }

@@ -42,7 +42,13 @@ impl Test {
 /// been read back, as a sampler needs them.
 pub fn speed(model: &Llama, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Vec<f64>> {
     let capacity = test.n_depth + test.tokens();
-    let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.activation)?;
+    let mut cache = Cache::new(
+        pass.device,
+        model.config(),
+        1,
+        capacity,
+        pass.compute.activation,
+    )?;
     let mut seconds = Vec::with_capacity(repetitions);
     for repetition in 0..=repetitions {
         cache.clear(pass.device)?;

@@ -28,23 +28,22 @@ pub struct Tuned {
     pub candidates: usize,
 }
 
-/// Times the candidates for a product; `None` where there is but one, or none that the device holds. A candidate with a
-/// wrong result is an error: no tuning may hide it.
-pub fn tune(runner: &Runner, product: &Product) -> Result<Option<Tuned>> {
-    let candidates = product.candidates(runner.gpu().capabilities());
-    if candidates.len() < 2 {
-        return Ok(None);
-    }
+/// Every candidate for a product that the device can hold, with its microseconds. A candidate with a wrong result is an
+/// error: no measurement may hide it.
+pub fn candidates(runner: &Runner, product: &Product) -> Result<Vec<(Choice, f64)>> {
     let small = Product {
         rows: product.rows.min(CHECKED.0),
         tokens: product.tokens.min(CHECKED.1),
         ..*product
     };
-    let mut timed: Vec<(String, f64)> = Vec::new();
-    for choice in &candidates {
+    let mut timed = Vec::new();
+    for choice in product.candidates(runner.gpu().capabilities()) {
         interrupt::check()?;
         match check_case(runner, choice.kernel, &choice.variant, &choice.case(&small)) {
-            Ok(_) => timed.push((choice.label(), seconds(runner, choice, product)? * 1e6)),
+            Ok(_) => {
+                let us = seconds(runner, &choice, product)? * 1e6;
+                timed.push((choice, us));
+            }
             Err(Failure::Error(Error::Limit { .. })) => {}
             Err(failure) => {
                 return Err(Error::Device {
@@ -54,6 +53,19 @@ pub fn tune(runner: &Runner, product: &Product) -> Result<Option<Tuned>> {
             }
         }
     }
+    Ok(timed)
+}
+
+/// Times the candidates for a product; `None` where there is but one, or none that the device holds.
+pub fn tune(runner: &Runner, product: &Product) -> Result<Option<Tuned>> {
+    if product.candidates(runner.gpu().capabilities()).len() < 2 {
+        return Ok(None);
+    }
+    let timed = candidates(runner, product)?;
+    let timed: Vec<_> = timed
+        .iter()
+        .map(|(choice, us)| (choice.label(), *us))
+        .collect();
     let Some(winner) = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1)).cloned() else {
         return Ok(None);
     };

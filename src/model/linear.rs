@@ -5,7 +5,7 @@ use super::checkpoint::Weights;
 use super::names::{Role, TensorSpec};
 use crate::device::{Device, Matrix, Tensor};
 use crate::error::Result;
-use crate::kernels::matmul;
+use crate::kernels::matmul::{Destination, Input, linear_rows};
 use crate::tensor::DType;
 
 /// A linear layer on a device.
@@ -24,8 +24,54 @@ pub struct Linear {
 pub struct Pass<'a> {
     /// Where it runs.
     pub device: &'a Device,
-    /// The type of activations between kernels. The residual stream is f32 always.
+    /// What it computes in.
+    pub compute: Compute,
+}
+
+/// What a forward pass computes in. The residual stream is f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compute {
+    /// The type of activations between kernels.
     pub activation: DType,
+    /// Bytes of an activation in products of integers: 2, which lose less than f16 does, or 1.
+    pub integer_bytes: u32,
+}
+
+impl Compute {
+    /// Activations in f32.
+    pub const F32: Compute = Compute {
+        activation: DType::F32,
+        integer_bytes: 2,
+    };
+    /// Activations in f16.
+    pub const F16: Compute = Compute {
+        activation: DType::F16,
+        integer_bytes: 2,
+    };
+
+    /// With activations of this type.
+    pub fn with(activation: DType) -> Self {
+        Self {
+            activation,
+            ..Self::F32
+        }
+    }
+
+    /// Its name in flags and reports.
+    pub fn name(self) -> &'static str {
+        if self.integer_bytes == 1 {
+            "i8"
+        } else {
+            self.activation.name()
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// Activations of so many columns, for products.
+    pub fn input(&self, x: Tensor, columns: usize) -> Input {
+        Input::new(x, columns, self.compute.integer_bytes)
+    }
 }
 
 impl Linear {
@@ -48,28 +94,26 @@ impl Linear {
         })
     }
 
-    /// x (tokens, input features) to (tokens, output features) of type `output`.
-    pub fn apply(&self, pass: &Pass<'_>, x: &Tensor, output: DType) -> Result<Tensor> {
-        let tokens = x.len() / self.weight.columns();
-        self.apply_rows(pass, x, 0..tokens, output)
+    /// x (tokens, input features) to (tokens, output features) in its destination.
+    pub fn apply(
+        &self,
+        pass: &Pass<'_>,
+        x: &Input,
+        destination: Destination<'_>,
+    ) -> Result<Tensor> {
+        self.apply_rows(pass, x, 0..x.tokens(), destination)
     }
 
     /// The same for some of the tokens only.
     pub fn apply_rows(
         &self,
         pass: &Pass<'_>,
-        x: &Tensor,
+        x: &Input,
         tokens: std::ops::Range<usize>,
-        output: DType,
+        destination: Destination<'_>,
     ) -> Result<Tensor> {
-        matmul::linear_rows(
-            pass.device,
-            x,
-            tokens,
-            &self.weight,
-            self.bias.as_ref(),
-            output,
-        )
+        let bias = self.bias.as_ref();
+        linear_rows(pass.device, x, tokens, &self.weight, bias, destination)
     }
 }
 

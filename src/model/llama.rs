@@ -9,10 +9,9 @@ use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::kernels::attention::causal::{Heads, causal};
 use crate::kernels::embed::gather::gather;
-use crate::kernels::gate::silu::silu;
 use crate::kernels::kv::append::append;
+use crate::kernels::matmul::Destination;
 use crate::kernels::norm::rms::rms;
-use crate::kernels::residual::add::add;
 use crate::kernels::rope::rotate::{Target, rotate};
 use crate::tensor::DType;
 
@@ -135,17 +134,19 @@ impl Llama {
     /// Block `layer`: changes the residual stream `x` in place and appends to the cache's layer.
     pub fn block(&self, pass: &Pass<'_>, layer: usize, x: &Tensor, cache: &Cache) -> Result<()> {
         let (block, config, device) = (&self.blocks[layer], &self.config, pass.device);
-        let (epsilon, dtype) = (config.rms_norm_eps as f32, pass.activation);
+        let (epsilon, dtype) = (config.rms_norm_eps as f32, pass.compute.activation);
         let tokens = x.shape()[0] / cache.lengths().len();
         let held = cache.lengths().iter().copied().max().unwrap_or(0) as usize;
         assert!(
             held + tokens <= cache.capacity(),
             "a pass fits its cache: {held} + {tokens} tokens"
         );
+        let (hidden, new) = (config.hidden_size, Destination::New(dtype));
         let normed = rms(device, x, &block.attention_norm, epsilon, dtype)?;
-        let query = block.query.apply(pass, &normed, dtype)?;
-        let key = block.key.apply(pass, &normed, dtype)?;
-        let value = block.value.apply(pass, &normed, dtype)?;
+        let normed = pass.input(normed, hidden);
+        let query = block.query.apply(pass, &normed, new)?;
+        let key = block.key.apply(pass, &normed, new)?;
+        let value = block.value.apply(pass, &normed, new)?;
         let (keys, values) = cache.layer(layer);
         let (past, capacity) = (&cache.past, cache.capacity());
         let query = rotate(
@@ -171,13 +172,16 @@ impl Llama {
             dim: config.head_dim,
         };
         let mixed = causal(device, &query, (keys, values), past, heads, capacity)?;
-        add(device, &block.output.apply(pass, &mixed, DType::F32)?, x)?;
+        let mixed = pass.input(mixed, config.heads * config.head_dim);
+        block.output.apply(pass, &mixed, Destination::Add(x))?;
 
         let normed = rms(device, x, &block.feed_forward_norm, epsilon, dtype)?;
-        let gate = block.gate.apply(pass, &normed, dtype)?;
-        let up = block.up.apply(pass, &normed, dtype)?;
-        let gated = silu(device, &gate, &up)?;
-        add(device, &block.down.apply(pass, &gated, DType::F32)?, x)
+        let normed = pass.input(normed, hidden);
+        let gated = block.gate.apply(pass, &normed, new)?;
+        block.up.apply(pass, &normed, Destination::Gate(&gated))?;
+        let gated = pass.input(gated, config.intermediate_size);
+        block.down.apply(pass, &gated, Destination::Add(x))?;
+        Ok(())
     }
 
     /// The residual stream after the last block to the head's input: the final norm.
@@ -187,7 +191,7 @@ impl Llama {
             x,
             &self.norm,
             self.config.rms_norm_eps as f32,
-            pass.activation,
+            pass.compute.activation,
         )
     }
 
@@ -198,7 +202,9 @@ impl Llama {
         normed: &Tensor,
         tokens: std::ops::Range<usize>,
     ) -> Result<Tensor> {
-        self.head.apply_rows(pass, normed, tokens, DType::F32)
+        let normed = pass.input(normed.clone(), self.config.hidden_size);
+        let new = Destination::New(DType::F32);
+        self.head.apply_rows(pass, &normed, tokens, new)
     }
 
     /// Tokens whose logits fit one binding, and 256 MiB.
@@ -232,7 +238,7 @@ impl Llama {
             &self.config,
             sequences,
             length,
-            pass.activation,
+            pass.compute.activation,
         )?;
         let x = self.embed(pass, ids)?;
         let mut states = Vec::new();

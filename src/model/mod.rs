@@ -17,7 +17,7 @@ pub use checkpoint::{Checkpoint, Weights};
 pub use config::{Config, RopeScaling};
 pub use embedded::EMBEDDED;
 pub use generate::{Generation, Sampling, generate};
-pub use linear::{Linear, Pass};
+pub use linear::{Compute, Linear, Pass};
 pub use llama::Llama;
 pub use names::{Role, TensorSpec, tensor_specs};
 pub use save::{export_gguf, export_hf, export_packed, gguf_type};

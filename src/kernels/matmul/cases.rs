@@ -1,6 +1,6 @@
 //! Inputs to try the products on.
 
-use super::{Params, padded};
+use super::{EPILOGUE_ADD, EPILOGUE_BIAS, EPILOGUE_GATE, Params, padded};
 use crate::device::{Case, CaseData, HostTensor, Layout, Random, Variant};
 use crate::kernels::weights;
 use crate::tensor::{DType, WHOLE_ROW};
@@ -63,8 +63,14 @@ impl Shape {
             ",zeros" => x.fill(0.0),
             _ => {}
         }
-        let has_bias = u32::from(note == ",bias");
-        let bias = random.values(if has_bias == 1 { stride } else { 1 }, 1.0);
+        let epilogue = match note {
+            ",bias" => EPILOGUE_BIAS,
+            ",add" => EPILOGUE_ADD,
+            ",gate" => EPILOGUE_GATE,
+            _ => 0,
+        };
+        let biases = if epilogue == EPILOGUE_BIAS { stride } else { 1 };
+        let bias = random.values(biases, 1.0);
         let params = Params {
             rows: rows as u32,
             row_start: skipped as u32,
@@ -74,10 +80,10 @@ impl Shape {
             result_start: (before / 2) as u32,
             out_stride: stride as u32,
             out_offset: offset as u32,
-            has_bias,
+            epilogue,
             layout: Layout::new(packed.format, columns),
         };
-        let old = random.values(all * stride, 1.0);
+        let old = random.values(all * stride, if note == ",gate" { 6.0 } else { 1.0 });
         let mut tensors = weights::host(&packed).to_vec();
         tensors.push(HostTensor::from_f32(DType::F32, &[bias.len()], &bias));
         tensors.push(HostTensor::from_f32(variant.output, &[all, stride], &old));

@@ -7,14 +7,14 @@
 use rayon::prelude::*;
 
 use super::cases::Shape;
-use super::reference::tokens_of;
-use super::{Params, padded};
+use super::reference::{Finish, tokens_of};
+use super::{EPILOGUE_BIAS, Params, padded};
 use crate::compare::Expected;
 use crate::device::{
     Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding,
 };
 use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{gamma, storing};
+use crate::kernels::bounds::gamma;
 use crate::kernels::quantize::activations::words;
 use crate::kernels::weights;
 use crate::tensor::{BLOCK, DType, Levels, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightType};
@@ -149,6 +149,12 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     // Per block: the integers' conversion, three products, two sums; then the sums over blocks.
     let relative = gamma(columns.div_ceil(BLOCK) + 24);
     let mut expected = Expected::exact(args.tensors[5].to_f64());
+    let finish = Finish {
+        epilogue: p.epilogue,
+        output: args.variant.output,
+        relative,
+        lost: 0.0,
+    };
     let stride = p.out_stride as usize;
     let sums: Vec<Vec<(f64, f64)>> = (0..rows)
         .into_par_iter()
@@ -178,12 +184,15 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         .collect();
     for (row, sums) in sums.iter().enumerate() {
         let place = p.out_offset as usize + row;
-        let bias = if p.has_bias == 1 { bias[place] } else { 0.0 };
+        let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
+            bias[place]
+        } else {
+            0.0
+        };
         for (token, (sum, size)) in sums.iter().enumerate() {
             let at = (p.result_start as usize + token) * stride + place;
-            expected.values[at] = sum + bias;
-            expected.bounds[at] =
-                relative * (size + bias.abs()) + storing(args.variant.output, sum + bias);
+            (expected.values[at], expected.bounds[at]) =
+                finish.value(*sum, *size, bias, expected.values[at]);
         }
     }
     vec![expected]
@@ -236,6 +245,8 @@ fn cases() -> Vec<Case> {
         case(3, 4160, 1, 64, "").only(single),
         case(6, 64, 5, WHOLE_ROW, ",window"),
         case(4, 96, 2, 32, ",bias").only(single),
+        case(5, 64, 3, 32, ",add"),
+        case(5, 64, 3, 32, ",gate"),
         case(3, 70, 1, 32, ",nan").only(single),
         case(2, 40, 1, 32, ",zeros").only(single),
         case(4, 64, 3, WHOLE_ROW, ",largest").only(single),

@@ -69,6 +69,8 @@ fn cases() -> Vec<Case> {
         plain(1, 16, 8, 16),
         noted(",window", 5),
         noted(",bias", 2),
+        noted(",add", 2),
+        noted(",gate", 2),
         noted(",infinity", 1).only(extremes),
         noted(",nan", 1).only(extremes),
         noted(",zeros", 1).only(extremes),

@@ -1,10 +1,11 @@
-//! Matrix products: result[t, r] = sum_c x[t, c] * weight[r, c] (+ bias[r]), accumulated in f32.
+//! Matrix products: result[t, r] = sum_c x[t, c] * weight[r, c] (+ bias[r]), accumulated in f32, and what becomes of them.
 //!
 //! One family of kernels; [`plan`] chooses among them, and [`linear`] cuts long work along tokens and rows.
 
 mod cases;
 pub mod coop;
 pub mod dot4;
+mod input;
 pub mod input_grad;
 pub mod matvec;
 pub mod plan;
@@ -20,10 +21,9 @@ use crate::device::{
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
-use crate::kernels::copy::pad::pad;
-use crate::kernels::quantize::activations::activations;
 use crate::kernels::weights;
 use crate::tensor::DType;
+pub use input::Input;
 use plan::Product;
 
 /// Parameters of every kernel of the family.
@@ -38,9 +38,16 @@ struct Params {
     result_start: u32,
     out_stride: u32,
     out_offset: u32,
-    has_bias: u32,
+    epilogue: u32,
     layout: Layout,
 }
+
+/// A bias is added.
+const EPILOGUE_BIAS: u32 = 1;
+/// What stands in the result is added.
+const EPILOGUE_ADD: u32 = 2;
+/// The result holds a gate.
+const EPILOGUE_GATE: u32 = 4;
 
 const BINDINGS: &[Binding] = &[
     binding("x", Access::Read, Element::Activation),
@@ -53,37 +60,59 @@ const BINDINGS: &[Binding] = &[
 /// Up to this many tokens, reading the weight is what takes the time.
 const FEW_TOKENS: usize = 8;
 
-/// The product of `x`, (tokens, columns), with a weight of (rows, columns): (tokens, rows) in type `output`.
+/// What becomes of a product.
+#[derive(Clone, Copy, Debug)]
+pub enum Destination<'a> {
+    /// A new tensor of this type.
+    New(DType),
+    /// It is added to this tensor, (tokens, rows).
+    Add(&'a Tensor),
+    /// With g what stands in this tensor, (tokens, rows), the product times silu(g) takes its place: the gate of a Llama
+    /// feed-forward (Shazeer 2020).
+    Gate(&'a Tensor),
+}
+
+impl Destination<'_> {
+    fn epilogue(self) -> u32 {
+        match self {
+            Destination::New(_) => 0,
+            Destination::Add(_) => EPILOGUE_ADD,
+            Destination::Gate(_) => EPILOGUE_GATE,
+        }
+    }
+}
+
+/// The product of all tokens of `x` with a weight of (rows, columns), in its destination.
 pub fn linear(
     device: &Device,
-    x: &Tensor,
+    x: &Input,
     weight: &Matrix,
     bias: Option<&Tensor>,
-    output: DType,
+    destination: Destination<'_>,
 ) -> Result<Tensor> {
-    let tokens = x.len() / weight.columns();
-    linear_rows(device, x, 0..tokens, weight, bias, output)
+    linear_rows(device, x, 0..x.tokens(), weight, bias, destination)
 }
 
 /// The same for some of the tokens only: the result has as many rows as `range`.
 pub fn linear_rows(
     device: &Device,
-    x: &Tensor,
+    x: &Input,
     range: std::ops::Range<usize>,
     weight: &Matrix,
     bias: Option<&Tensor>,
-    output: DType,
+    destination: Destination<'_>,
 ) -> Result<Tensor> {
     let columns = weight.columns();
     let tokens = range.len();
-    let padding;
-    let x = if columns == padded(columns) {
-        x
-    } else {
-        padding = pad(device, x, columns)?;
-        &padding
+    let result = match destination {
+        Destination::New(dtype) => device.allocate(dtype, &[tokens, weight.rows()], "a product")?,
+        Destination::Add(tensor) | Destination::Gate(tensor) => tensor.clone(),
     };
-    let result = device.allocate(output, &[tokens, weight.rows()], "a product")?;
+    assert_eq!(
+        result.len(),
+        tokens * weight.rows(),
+        "a product fits its destination"
+    );
     let unused;
     let bias_tensor = match bias {
         Some(bias) => bias,
@@ -98,29 +127,26 @@ pub fn linear_rows(
             let count = token_step.min(tokens - start);
             let product = Product {
                 activation: x.dtype(),
-                output,
+                bytes: x.bytes(),
+                output: result.dtype(),
                 weight: weight.format(),
                 rows: row_step.min(chunk.rows - row),
                 columns,
                 tokens: count,
             };
-            let choice = match device.winners() {
-                Some(winners) => {
-                    let winner = winners.get(&product.class());
-                    product.choose(device.capabilities(), winner.map(String::as_str))
-                }
-                None => product.choose(device.capabilities(), None),
-            };
+            let winner = device.winners().and_then(|all| all.get(&product.class()));
+            let choice = product.choose(device.capabilities(), winner.map(String::as_str));
+            let first = range.start + start;
             let mut params = Params {
                 rows: product.rows as u32,
                 row_start: row as u32,
                 columns: columns as u32,
                 tokens: count as u32,
-                token_start: (range.start + start) as u32,
+                token_start: first as u32,
                 result_start: start as u32,
                 out_stride: weight.rows() as u32,
                 out_offset: (chunk.start + row) as u32,
-                has_bias: u32::from(bias.is_some()),
+                epilogue: destination.epilogue() | (u32::from(bias.is_some()) * EPILOGUE_BIAS),
                 layout: weight.layout(),
             };
             let (codes, scales) = (&chunk.codes, &chunk.scales);
@@ -129,17 +155,16 @@ pub fn linear_rows(
                     kernel: choice.kernel,
                     variant: choice.variant,
                     parameters: bytemuck::bytes_of(&params),
-                    tensors: &[x, codes, scales, bias_tensor, &result],
+                    tensors: &[&x.plain(device)?, codes, scales, bias_tensor, &result],
                 })?,
                 Some(planes) => {
-                    let tokens = range.start + start..range.start + start + count;
-                    let (x_codes, x_scales) = activations(device, x, tokens, columns, planes)?;
+                    let x = x.integers(device, first..first + count, planes)?;
                     params.token_start = 0;
                     device.run(&Call {
                         kernel: choice.kernel,
                         variant: choice.variant,
                         parameters: bytemuck::bytes_of(&params),
-                        tensors: &[&x_codes, &x_scales, codes, scales, bias_tensor, &result],
+                        tensors: &[&x.codes, &x.scales, codes, scales, bias_tensor, &result],
                     })?;
                 }
             }

@@ -11,6 +11,8 @@ use crate::tensor::{BLOCK, DType, WHOLE_ROW, WeightFormat};
 pub struct Product {
     /// Type of the activations.
     pub activation: DType,
+    /// Bytes of an activation in integer products.
+    pub bytes: u32,
     /// Type of the result.
     pub output: DType,
     /// How the weight is stored.
@@ -69,8 +71,9 @@ impl Product {
             .find(|step| self.tokens <= **step)
             .unwrap_or(&512);
         format!(
-            "act={},out={},weight={},tokens={tokens},rows={},columns={}",
+            "act={},bytes={},out={},weight={},tokens={tokens},rows={},columns={}",
             self.activation,
+            self.bytes,
             self.output,
             self.weight.label(),
             self.rows.next_power_of_two(),
@@ -125,21 +128,23 @@ impl Product {
             .collect()
     }
 
-    /// By integer dot products of activations in two bytes: only where activations are f16, beside whose rounding theirs is
-    /// small (a test measures both).
+    /// By integer dot products: of activations in two bytes only where they are f16, beside whose rounding theirs is small (a
+    /// test measures both); in one byte wherever that was asked for.
     fn in_integers(&self, capabilities: Capabilities) -> Vec<Choice> {
         let group = self.weight.group_size as usize;
         let whole_blocks = self.weight.group_size == WHOLE_ROW || group.is_multiple_of(BLOCK);
         // The table has f16 results with subgroups only, and further shapes for f32 results with them.
         let known = self.output == DType::F32 || capabilities.subgroups;
-        let asked = self.activation == DType::F16 && capabilities.integer_dot && known;
-        if !asked || !dot4::takes(self.weight.ty) || !whole_blocks {
+        let asked = self.activation == DType::F16 || self.bytes == 1;
+        let can = capabilities.integer_dot && known && whole_blocks;
+        if !asked || !can || !dot4::takes(self.weight.ty) {
             return Vec::new();
         }
-        let shapes: &[_] = if self.tokens == 1 {
-            &dot4::ONE
-        } else {
-            &dot4::FOUR
+        let shapes: &[_] = match (self.bytes, self.tokens) {
+            (1, 1) => &dot4::ONE_BYTE,
+            (1, _) => &dot4::EIGHT_BYTE,
+            (_, 1) => &dot4::ONE,
+            _ => &dot4::FOUR,
         };
         let all = self.output == DType::F32 && capabilities.subgroups;
         let shapes = if all { shapes } else { &shapes[..1] };

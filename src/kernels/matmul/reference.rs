@@ -2,12 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::{FEW_TOKENS, Params, padded};
+use super::{EPILOGUE_ADD, EPILOGUE_BIAS, EPILOGUE_GATE, FEW_TOKENS, Params, padded};
 use crate::compare::Expected;
 use crate::device::{Args, Outputs, View};
 use crate::kernels::bounds::{gamma, storing};
+use crate::kernels::gate::silu::silu_with_bound;
 use crate::kernels::weights;
-use crate::tensor::BLOCK;
+use crate::tensor::{BLOCK, DType};
 
 /// The call's activations without their padding: (tokens, columns).
 fn activations(args: &Args<'_>) -> Vec<f32> {
@@ -67,6 +68,34 @@ fn dot_lanes(weight: &[f32], x: &[f64]) -> ([f64; LANES], [f64; LANES]) {
     (sums, magnitudes)
 }
 
+/// What the epilogue makes of a sum, and the bound of that: `relative` and `lost` are the error of the sum alone.
+pub(super) struct Finish {
+    pub(super) epilogue: u32,
+    pub(super) output: DType,
+    pub(super) relative: f64,
+    pub(super) lost: f64,
+}
+
+impl Finish {
+    /// `before` is what stands in the result.
+    pub(super) fn value(&self, sum: f64, magnitude: f64, bias: f64, before: f64) -> (f64, f64) {
+        let added = if self.epilogue & EPILOGUE_ADD > 0 {
+            before
+        } else {
+            0.0
+        };
+        let value = sum + bias + added;
+        let bound = self.relative * (magnitude + bias.abs() + added.abs()) + self.lost;
+        let (value, bound) = if self.epilogue & EPILOGUE_GATE > 0 {
+            let (silu, loss) = silu_with_bound(before);
+            (value * silu, bound * silu.abs() + loss * value.abs())
+        } else {
+            (value, bound)
+        };
+        (value, bound + storing(self.output, value))
+    }
+}
+
 pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
     let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
@@ -91,6 +120,12 @@ pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
         0.0
     };
     let mut expected = Expected::exact(args.tensors[4].to_f64());
+    let finish = Finish {
+        epilogue: p.epilogue,
+        output: args.variant.output,
+        relative,
+        lost,
+    };
     let stride = p.out_stride as usize;
     let region = p.result_start as usize * stride..(p.result_start as usize + tokens) * stride;
     // Tasks of a few tokens each: a task writes its own rows of the result, and no sum is split.
@@ -108,13 +143,15 @@ pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
             for (row, weight) in decoded.chunks_exact(columns).enumerate() {
                 let (sums, magnitudes) = dot_lanes(weight, &lanes);
                 let place = p.out_offset as usize + row;
-                let bias = if p.has_bias == 1 { bias[place] } else { 0.0 };
+                let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
+                    bias[place]
+                } else {
+                    0.0
+                };
                 for lane in 0..x.len() / columns {
-                    let value = sums[lane] + bias;
-                    values[lane * stride + place] = value;
-                    bounds[lane * stride + place] = relative * (magnitudes[lane] + bias.abs())
-                        + lost
-                        + storing(args.variant.output, value);
+                    let at = lane * stride + place;
+                    (values[at], bounds[at]) =
+                        finish.value(sums[lane], magnitudes[lane], bias, values[at]);
                 }
             }
         });
@@ -153,14 +190,23 @@ pub(super) fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
         for (block, values) in blocks.iter().enumerate() {
             let count = ROW_BLOCK.min(rows - block * ROW_BLOCK);
             let mut values = values[token * count..(token + 1) * count].to_vec();
-            if p.has_bias == 1 {
-                let first = p.out_offset as usize + block * ROW_BLOCK;
-                values
-                    .iter_mut()
-                    .zip(&bias[first..])
-                    .for_each(|(value, bias)| *value += bias);
+            let first = line + block * ROW_BLOCK;
+            if p.epilogue & EPILOGUE_BIAS > 0 {
+                let bias = &bias[p.out_offset as usize + block * ROW_BLOCK..];
+                let pairs = values.iter_mut().zip(bias);
+                pairs.for_each(|(value, bias)| *value += bias);
             }
-            outputs.store(0, line + block * ROW_BLOCK, &values);
+            if p.epilogue & (EPILOGUE_ADD | EPILOGUE_GATE) > 0 {
+                let gate = p.epilogue & EPILOGUE_GATE > 0;
+                for (value, before) in values.iter_mut().zip(outputs.load(0, first, count)) {
+                    *value = if gate {
+                        *value * (before / (1.0 + (-before).exp()))
+                    } else {
+                        *value + before
+                    };
+                }
+            }
+            outputs.store(0, first, &values);
         }
     }
 }

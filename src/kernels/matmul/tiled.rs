@@ -77,6 +77,8 @@ fn cases() -> Vec<Case> {
         plain(1, 4, 1, WHOLE_ROW),
         noted(",window", 70),
         noted(",bias", 33),
+        noted(",add", 33),
+        noted(",gate", 33),
         noted(",infinity", 20).only(extremes),
         noted(",nan", 20).only(extremes),
         noted(",zeros", 20).only(extremes),

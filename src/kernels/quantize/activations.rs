@@ -68,15 +68,23 @@ pub static KERNEL: Kernel = Kernel {
     random,
 };
 
-/// Integer activations: codes, u32 (tokens, 2 planes, blocks, 4), and scales, f32 (tokens, blocks, 2), each block's scale and
-/// the scale times the sum of its integers.
+/// Integer activations.
+#[derive(Clone, Debug)]
+pub struct Integers {
+    /// u32 (tokens, 2 planes, blocks, 4): bytes of the lowest plane first.
+    pub codes: Tensor,
+    /// f32 (tokens, blocks, 2): each block's scale, and the scale times the sum of its integers.
+    pub scales: Tensor,
+}
+
+/// Tokens of `x`, whose rows are padded to whole vectors of four, as integers.
 pub fn activations(
     device: &Device,
     x: &Tensor,
     tokens: std::ops::Range<usize>,
     columns: usize,
     planes: u32,
-) -> Result<(Tensor, Tensor)> {
+) -> Result<Integers> {
     let (count, blocks) = (tokens.len(), columns.div_ceil(BLOCK));
     let shape = [count, 2 * planes as usize, blocks, 4];
     let codes = device.allocate(DType::U32, &shape, "integer activations")?;
@@ -92,7 +100,7 @@ pub fn activations(
         parameters: bytemuck::bytes_of(&params),
         tensors: &[x, &codes, &scales],
     })?;
-    Ok((codes, scales))
+    Ok(Integers { codes, scales })
 }
 
 /// The variant for activations of a type, in so many bytes.

@@ -1,0 +1,105 @@
+//! `lopper bench types`: products by weight type, each by its quickest kernel, beside this device's own f16 product.
+
+use serde_json::{Map, Value, json};
+
+use super::output::Output;
+use super::{ComputeChoice, Global, bench, tune};
+use crate::device::Runner;
+use crate::error::Result;
+use crate::kernels::matmul::plan::Product;
+use crate::measure::tune::candidates;
+use crate::tensor::DType;
+
+/// What to time.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Weight formats with their group sizes; the first is what the others are compared with
+    #[arg(
+        long = "type",
+        value_name = "FORMAT",
+        value_delimiter = ',',
+        default_value = "f16,int8-g32,uint4m-g32,int3-g64,int2-g64,ternary-g64,int1-g64,nf4-g64,fp4-g32,fp8_e4m3-g32,fp8_e5m2-g32,mxfp4-g32,nvfp4-g16"
+    )]
+    formats: Vec<String>,
+    /// Output x input features of the products
+    #[arg(
+        long,
+        value_name = "ROWSxCOLUMNS",
+        value_delimiter = ',',
+        default_value = "14336x4096"
+    )]
+    shape: Vec<String>,
+    /// Tokens at once
+    #[arg(long, value_delimiter = ',', default_value = "1,8,64,512", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    tokens: Vec<u32>,
+}
+
+/// A row for each shape, number of tokens and type.
+pub(super) fn rows(
+    global: &Global,
+    runner: &Runner,
+    arguments: &Arguments,
+    output: &Output,
+) -> Result<Vec<Map<String, Value>>> {
+    let formats = tune::parse_all(&arguments.formats, tune::parse_format)?;
+    let shapes = tune::parse_all(&arguments.shape, tune::parse_shape)?;
+    let half = runner.gpu().capabilities().f16 && global.compute != ComputeChoice::F32;
+    let activation = if half { DType::F16 } else { DType::F32 };
+    let bytes = if global.compute == ComputeChoice::I8 {
+        1
+    } else {
+        2
+    };
+    let total = formats.len() * shapes.len() * arguments.tokens.len();
+    let mut rows = Vec::new();
+    for (height, columns) in shapes {
+        for tokens in &arguments.tokens {
+            let mut beside: Option<f64> = None;
+            for weight in &formats {
+                output.progress(&format!("timing {}", weight.label()), rows.len(), total);
+                let product = Product {
+                    activation,
+                    bytes,
+                    output: activation,
+                    weight: *weight,
+                    rows: height,
+                    columns,
+                    tokens: *tokens as usize,
+                };
+                let timed = candidates(runner, &product)?;
+                let best = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+                let Some((choice, us)) = best else {
+                    output.note(format!("{}: too large for this device", product.class()));
+                    continue;
+                };
+                let first = *beside.get_or_insert(*us);
+                rows.push(row(&product, &choice.label(), *us, first));
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn row(product: &Product, kernel: &str, us: f64, first: f64) -> Map<String, Value> {
+    let Product {
+        weight,
+        rows,
+        columns,
+        tokens,
+        ..
+    } = *product;
+    let bytes = weight.bytes(rows, columns) as f64;
+    let operations = 2.0 * (rows * columns * tokens) as f64;
+    let fields = json!({
+        "weight": weight.label(),
+        "bits_per_weight": bench::round(8.0 * bytes / (rows * columns) as f64),
+        "shape": format!("{rows}x{columns}"),
+        "tokens": tokens,
+        "us": bench::round(us),
+        "times_as_fast": bench::round(first / us),
+        "gbps": bench::round(bytes / us / 1e3),
+        "tflops": bench::round(operations / us / 1e6),
+        "kernel": kernel,
+    });
+    fields.as_object().cloned().unwrap_or_default()
+}
