@@ -131,7 +131,7 @@ fn choices_are_in_the_table() -> Result<(), Failed> {
             cooperative_matrix: if bits & 5 == 5 { 16 } else { 0 },
             ..Capabilities::default()
         };
-        let bytes = [1, 2];
+        let bytes = [1, 2, 3];
         for ((activation, output), bytes) in pairs.into_iter().flat_map(|p| bytes.map(|b| (p, b))) {
             for ty in WEIGHT_TYPES {
                 let group_size = if ty.has_scales() { 32 } else { WHOLE_ROW };

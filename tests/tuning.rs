@@ -39,7 +39,7 @@ fn winners_are_kept() -> Result<(), Failed> {
     };
     let product = Product {
         activation,
-        bytes: 2,
+        bytes: if device.capabilities().f16 { 2 } else { 3 },
         output: activation,
         weight: WeightFormat::from_label("int8-g32").ok_or("a format")?,
         rows: 4096,
@@ -116,7 +116,8 @@ fn odd_rows() -> Result<(), Failed> {
             let half = device.capabilities().f16.then_some(DType::F16);
             for dtype in [DType::F32].into_iter().chain(half) {
                 let host = HostTensor::from_f32(dtype, &[tokens, columns], &values);
-                let input = Input::new(device.upload(&host, "x")?, columns, 2);
+                let bytes = if dtype == DType::F16 { 2 } else { 3 };
+                let input = Input::new(device.upload(&host, "x")?, columns, bytes);
                 let new = Destination::New(DType::F32);
                 let result = linear(&device, &input, &matrix, None, new)?;
                 let (result, x) = (device.read(&result)?.to_f32(), host.to_f32());

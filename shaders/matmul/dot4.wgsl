@@ -68,9 +68,15 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
         for (var t = 0u; t < TOKENS; t++) {
             let token = params.token_start + min(first_token + t, params.tokens - 1u);
             var dots: array<i32, ROWS>;
-            // The highest plane first: what is summed so far counts 256 times as much as the next.
+            var highest: array<f32, ROWS>;
+            // The highest plane first: what is summed so far counts 256 times as much as the next. Of three planes the
+            // highest is kept apart, for an integer of 32 bits does not hold them all.
             for (var plane = 0u; plane < PLANES; plane++) {
                 for (var r = 0u; r < ROWS; r++) {
+                    if PLANES == 3u && plane == 1u {
+                        highest[r] = 65536.0 * f32(dots[r]);
+                        dots[r] = 0;
+                    }
                     dots[r] *= 256;
                 }
                 for (var half = 0u; half < 2u; half++) {
@@ -86,7 +92,7 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
             }
             let scale = x_scales[token * blocks + block];
             for (var r = 0u; r < ROWS; r++) {
-                sums[t * ROWS + r] += grids[r].x * (scale.x * f32(dots[r])) + grids[r].y * scale.y;
+                sums[t * ROWS + r] += grids[r].x * (scale.x * (highest[r] + f32(dots[r]))) + grids[r].y * scale.y;
             }
         }
     }

@@ -13,7 +13,7 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 override WORKGROUP: u32;
 // The largest integer of PLANES signed bytes, and the exponent of the largest magnitude beside the scale's.
-const LARGEST: f32 = select(32639.0, 127.0, PLANES == 1u);
+const LARGEST: f32 = select(select(8355711.0, 32639.0, PLANES == 2u), 127.0, PLANES == 1u);
 const ABOVE: u32 = 8u * PLANES - 2u;
 // Smaller magnitudes, below 2^-97, become 0 rather than meet a scale that is no normal f32.
 const LEAST: u32 = 30u;

@@ -45,10 +45,10 @@ pub(super) fn rows(
     let shapes = tune::parse_all(&arguments.shape, tune::parse_shape)?;
     let half = runner.gpu().capabilities().f16 && global.compute != ComputeChoice::F32;
     let activation = if half { DType::F16 } else { DType::F32 };
-    let bytes = if global.compute == ComputeChoice::I8 {
-        1
-    } else {
-        2
+    let bytes = match (global.compute, half) {
+        (ComputeChoice::I8, _) => 1,
+        (_, true) => 2,
+        (_, false) => 3,
     };
     let total = formats.len() * shapes.len() * arguments.tokens.len();
     let mut rows = Vec::new();

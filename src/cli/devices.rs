@@ -97,7 +97,7 @@ fn choices(global: &Global, adapter: &Adapter, output: &Output) -> Result<()> {
         for tokens in [1, 8, 512] {
             let product = Product {
                 activation,
-                bytes: 2,
+                bytes: if capabilities.f16 { 2 } else { 3 },
                 output: activation,
                 weight,
                 rows: 4096,

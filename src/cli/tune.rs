@@ -74,9 +74,9 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let runner = open_tuning(global, output)?;
     // Activations, and bytes of them in integer products: --compute f32, f16, i8.
     let computes: &[(DType, u32)] = if runner.gpu().capabilities().f16 {
-        &[(DType::F32, 2), (DType::F16, 2), (DType::F16, 1)]
+        &[(DType::F32, 3), (DType::F16, 2), (DType::F16, 1)]
     } else {
-        &[(DType::F32, 2), (DType::F32, 1)]
+        &[(DType::F32, 3), (DType::F32, 1)]
     };
     let mut products: Vec<Product> = Vec::new();
     for weight in formats {
@@ -99,7 +99,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     // Bytes matter where integers are a candidate only.
     products.retain(|product| {
         let candidates = product.candidates(capabilities);
-        product.bytes == 2 || candidates.iter().any(|choice| choice.planes().is_some())
+        product.bytes > 1 || candidates.iter().any(|choice| choice.planes().is_some())
     });
     let (found, left) = tune_all(&runner, &products, arguments.budget, |index, product| {
         output.progress(

@@ -11,11 +11,14 @@ use super::{Call, Tensor};
 use crate::error::Result;
 use crate::gpu::{Access, Buffer, Gpu, Pipeline, Shader};
 
+/// A pipeline, once it is compiled. Locked while it is.
+type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
+
 /// A GPU with the pipelines compiled on it.
 #[derive(Debug)]
 pub struct Runner {
     gpu: Gpu,
-    pipelines: Mutex<HashMap<(&'static str, Variant), Arc<Pipeline>>>,
+    pipelines: Mutex<HashMap<(&'static str, Variant), Slot>>,
     replaced: HashMap<String, String>,
     winners: Winners,
 }
@@ -77,12 +80,22 @@ impl Runner {
             .dispatch(&pipeline, &buffers, call.parameters, groups, cost)
     }
 
+    /// Compiles a variant, so that its first call need not wait. Any number of threads may.
+    pub fn prepare(&self, kernel: &'static Kernel, variant: &Variant) -> Result<()> {
+        self.pipeline(kernel, variant).map(|_| ())
+    }
+
     fn pipeline(&self, kernel: &'static Kernel, variant: &Variant) -> Result<Arc<Pipeline>> {
-        let mut pipelines = self
-            .pipelines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(pipeline) = pipelines.get(&(kernel.name, variant.clone())) {
+        let slot = {
+            let mut slots = self
+                .pipelines
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let slot = slots.entry((kernel.name, variant.clone())).or_default();
+            Arc::clone(slot)
+        };
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = &*slot {
             return Ok(Arc::clone(pipeline));
         }
         let source = self
@@ -105,7 +118,6 @@ impl Runner {
             bindings: &accesses,
             overrides: kernel.overrides,
         })?);
-        pipelines.insert((kernel.name, variant.clone()), Arc::clone(&pipeline));
-        Ok(pipeline)
+        Ok(Arc::clone(slot.insert(pipeline)))
     }
 }

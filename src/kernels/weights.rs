@@ -92,6 +92,29 @@ pub fn random(
     columns: usize,
     group: u32,
 ) -> Packed {
+    // What is as large as a model's, for benches, repeats: drawing it all would take longer than timing it.
+    const DISTINCT: usize = 1021;
+    let mut packed = random_rows(random, variant, rows.min(DISTINCT), columns, group);
+    if rows > DISTINCT {
+        let repeat = |words: &[u32], per_row: usize| {
+            let words = words.iter().copied().cycle();
+            words.take(rows * per_row).collect()
+        };
+        let format = packed.format;
+        packed.codes = repeat(&packed.codes, format.code_words_per_row(columns));
+        packed.scales = repeat(&packed.scales, format.scale_words_per_row(columns));
+        packed.rows = rows;
+    }
+    packed
+}
+
+fn random_rows(
+    random: &mut Random,
+    variant: &Variant,
+    rows: usize,
+    columns: usize,
+    group: u32,
+) -> Packed {
     let ty = variant
         .weight
         .expect("a variant of a kernel with a weight names its type");

@@ -1,5 +1,7 @@
 //! Cross-checking kernels on an adapter: every kernel x variant x case against the CPU reference.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde::{Deserialize, Serialize};
 
 use crate::device::{
@@ -203,22 +205,51 @@ pub fn verify(
 ) -> Result<(), Error> {
     let mut index = 0;
     for kernel in TABLE.iter().copied() {
+        let mut work: Vec<(Variant, Vec<(String, Case)>)> = Vec::new();
         for variant in (kernel.variants)() {
-            if !variant.runs_on(runner.gpu().capabilities()) {
-                continue;
-            }
-            for (text, case) in &selection.cases(kernel, &variant, random) {
-                index += 1;
-                if index <= skip {
-                    continue;
-                }
-                interrupt::check()?;
-                starting(text);
-                done(row(runner, kernel, &variant, case)?);
+            if variant.runs_on(runner.gpu().capabilities()) {
+                let cases = selection.cases(kernel, &variant, random);
+                work.push((variant, cases));
             }
         }
+        work.retain(|(_, cases)| !cases.is_empty());
+        // Drivers take longer to compile a variant than to run its cases. After a break (cases to skip) nothing is compiled
+        // ahead, so that whatever breaks next is the case that was named.
+        let ahead = if skip == 0 { compilers() } else { 0 };
+        let (next, work) = (AtomicUsize::new(0), &work);
+        std::thread::scope(|scope| {
+            for _ in 0..ahead {
+                scope.spawn(|| {
+                    while let Some((variant, _)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        // Whoever runs it meets the error again, and reports it.
+                        let _ = runner.prepare(kernel, variant);
+                    }
+                });
+            }
+            let mut run = || {
+                for (variant, cases) in work {
+                    for (text, case) in cases {
+                        index += 1;
+                        if index > skip {
+                            interrupt::check()?;
+                            starting(text);
+                            done(row(runner, kernel, variant, case)?);
+                        }
+                    }
+                }
+                Ok(())
+            };
+            let result = run();
+            next.store(usize::MAX / 2, Ordering::Relaxed);
+            result
+        })?;
     }
     Ok(())
+}
+
+/// Threads that compile ahead.
+fn compilers() -> usize {
+    std::thread::available_parallelism().map_or(0, |count| count.get().saturating_sub(1).min(12))
 }
 
 fn row(

@@ -33,7 +33,7 @@ pub struct Pass<'a> {
 pub struct Compute {
     /// The type of activations between kernels.
     pub activation: DType,
-    /// Bytes of an activation in products of integers: 2, which lose less than f16 does, or 1.
+    /// Bytes of an activation in products of integers: 3 beside f32; 2, which lose less than f16 does; or 1.
     pub integer_bytes: u32,
 }
 
@@ -41,7 +41,7 @@ impl Compute {
     /// Activations in f32.
     pub const F32: Compute = Compute {
         activation: DType::F32,
-        integer_bytes: 2,
+        integer_bytes: 3,
     };
     /// Activations in f16.
     pub const F16: Compute = Compute {
@@ -51,9 +51,12 @@ impl Compute {
 
     /// With activations of this type.
     pub fn with(activation: DType) -> Self {
-        Self {
-            activation,
-            ..Self::F32
+        match activation {
+            DType::F16 => Self::F16,
+            _ => Self {
+                activation,
+                ..Self::F32
+            },
         }
     }
 

@@ -21,32 +21,37 @@ use crate::tensor::{BLOCK, DType, Levels, Scale, WEIGHT_TYPES, WHOLE_ROW, Weight
 
 type Constants = &'static [(&'static str, u32)];
 
-/// One token per workgroup, activations of two bytes.
-pub(super) const ONE: [Constants; 2] = [
-    &[("PLANES", 2), ("TOKENS", 1), ("ROWS", 4), ("WORKGROUP", 64)],
-    &[
-        ("PLANES", 2),
-        ("TOKENS", 1),
-        ("ROWS", 2),
-        ("WORKGROUP", 128),
-    ],
+/// A workgroup's rows, tokens and invocations, and the bytes of an activation.
+macro_rules! shape {
+    ($planes:literal bytes, $tokens:literal x $rows:literal, $workgroup:literal) => {
+        &[
+            ("PLANES", $planes),
+            ("TOKENS", $tokens),
+            ("ROWS", $rows),
+            ("WORKGROUP", $workgroup),
+        ]
+    };
+}
+
+/// For one token, by bytes less one. The first is what is taken without measurement.
+const ONE: [&[Constants]; 3] = [
+    &[shape!(1 bytes, 1 x 4, 32), shape!(1 bytes, 1 x 4, 128)],
+    &[shape!(2 bytes, 1 x 4, 64), shape!(2 bytes, 1 x 2, 128)],
+    &[shape!(3 bytes, 1 x 4, 64), shape!(3 bytes, 1 x 2, 64)],
 ];
-/// Four tokens per workgroup, activations of two bytes.
-pub(super) const FOUR: [Constants; 1] =
-    [&[("PLANES", 2), ("TOKENS", 4), ("ROWS", 4), ("WORKGROUP", 64)]];
-/// The same with activations of one byte.
-pub(super) const ONE_BYTE: [Constants; 2] = [
-    &[("PLANES", 1), ("TOKENS", 1), ("ROWS", 4), ("WORKGROUP", 32)],
-    &[
-        ("PLANES", 1),
-        ("TOKENS", 1),
-        ("ROWS", 4),
-        ("WORKGROUP", 128),
-    ],
+/// For more tokens.
+const MORE: [&[Constants]; 3] = [
+    &[shape!(1 bytes, 8 x 4, 64)],
+    &[shape!(2 bytes, 4 x 4, 64)],
+    &[shape!(3 bytes, 4 x 2, 64)],
 ];
-/// The same with activations of one byte, eight tokens per workgroup.
-pub(super) const EIGHT_BYTE: [Constants; 1] =
-    [&[("PLANES", 1), ("TOKENS", 8), ("ROWS", 4), ("WORKGROUP", 64)]];
+
+/// Shapes for so many tokens, with activations of so many bytes. Where the tier is the lowest, or the result f16, only the
+/// first is in the table.
+pub(super) fn shapes(bytes: u32, tokens: usize) -> &'static [Constants] {
+    let place = bytes as usize - 1;
+    if tokens == 1 { ONE[place] } else { MORE[place] }
+}
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -92,13 +97,19 @@ fn variants() -> Vec<Variant> {
                 subgroups,
                 ..base.clone()
             };
-            // One shape of each kind is enough where the tier is the lowest, or the result in f16 as well.
-            let few = [ONE[0], FOUR[0], ONE_BYTE[0], EIGHT_BYTE[0]];
-            variants.extend(few.iter().map(|shape| with(shape, true)));
-            if output == DType::F32 {
-                variants.extend(few.iter().map(|shape| with(shape, false)));
-                let more = [ONE[1], ONE_BYTE[1]];
-                variants.extend(more.iter().map(|shape| with(shape, true)));
+            for bytes in 1..=3 {
+                for tokens in [1, 2] {
+                    let all = shapes(bytes, tokens);
+                    // Three bytes stand for f32, whose products are f32.
+                    if bytes == 3 && output == DType::F16 {
+                        continue;
+                    }
+                    let known = if output == DType::F32 { all } else { &all[..1] };
+                    variants.extend(known.iter().map(|shape| with(shape, true)));
+                    if output == DType::F32 {
+                        variants.push(with(all[0], false));
+                    }
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::tensor::{BLOCK, DType, WHOLE_ROW, WeightFormat};
 pub struct Product {
     /// Type of the activations.
     pub activation: DType,
-    /// Bytes of an activation in integer products.
+    /// Bytes of an activation in integer products, 1 to 3.
     pub bytes: u32,
     /// Type of the result.
     pub output: DType,
@@ -128,24 +128,17 @@ impl Product {
             .collect()
     }
 
-    /// By integer dot products: of activations in two bytes only where they are f16, beside whose rounding theirs is small (a
-    /// test measures both); in one byte wherever that was asked for.
+    /// By integer dot products of activations in so many bytes as were asked for.
     fn in_integers(&self, capabilities: Capabilities) -> Vec<Choice> {
         let group = self.weight.group_size as usize;
         let whole_blocks = self.weight.group_size == WHOLE_ROW || group.is_multiple_of(BLOCK);
-        // The table has f16 results with subgroups only, and further shapes for f32 results with them.
-        let known = self.output == DType::F32 || capabilities.subgroups;
-        let asked = self.activation == DType::F16 || self.bytes == 1;
+        // The table has f16 results with subgroups and of up to two bytes only.
+        let known = self.output == DType::F32 || (capabilities.subgroups && self.bytes < 3);
         let can = capabilities.integer_dot && known && whole_blocks;
-        if !asked || !can || !dot4::takes(self.weight.ty) {
+        if !can || !dot4::takes(self.weight.ty) {
             return Vec::new();
         }
-        let shapes: &[_] = match (self.bytes, self.tokens) {
-            (1, 1) => &dot4::ONE_BYTE,
-            (1, _) => &dot4::EIGHT_BYTE,
-            (_, 1) => &dot4::ONE,
-            _ => &dot4::FOUR,
-        };
+        let shapes = dot4::shapes(self.bytes, self.tokens);
         let all = self.output == DType::F32 && capabilities.subgroups;
         let shapes = if all { shapes } else { &shapes[..1] };
         let variant = |constants: &&'static [_]| Variant {

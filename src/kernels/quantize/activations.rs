@@ -1,7 +1,7 @@
-//! `quantize/activations`: activations as integers of one or two bytes, in blocks of 32 columns.
+//! `quantize/activations`: activations as integers of one to three bytes, in blocks of 32 columns.
 //!
 //! A block's scale is the least power of two for which its largest magnitude fits, so every step but one rounding is
-//! exact and all devices agree. One byte loses up to 2^-7 of the block's largest magnitude, two 2^-15.
+//! exact and all devices agree. One byte loses up to 2^-7 of the block's largest magnitude, two 2^-15, three 2^-23.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -26,6 +26,8 @@ struct Params {
 const ONE: &[(&str, u32)] = &[("PLANES", 1)];
 /// Two bytes per activation.
 const TWO: &[(&str, u32)] = &[("PLANES", 2)];
+/// Three bytes per activation.
+const THREE: &[(&str, u32)] = &[("PLANES", 3)];
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -40,7 +42,7 @@ pub static KERNEL: Kernel = Kernel {
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let all = [DType::F32, DType::F16].map(|activation| {
-            [ONE, TWO].map(|constants| Variant {
+            [ONE, TWO, THREE].map(|constants| Variant {
                 activation,
                 constants,
                 ..Variant::BASELINE
@@ -107,7 +109,7 @@ pub fn activations(
 pub fn variant(activation: DType, planes: u32) -> Variant {
     Variant {
         activation,
-        constants: if planes == 1 { ONE } else { TWO },
+        constants: [ONE, TWO, THREE][planes as usize - 1],
         ..Variant::BASELINE
     }
 }
@@ -116,6 +118,9 @@ pub fn variant(activation: DType, planes: u32) -> Variant {
 pub fn shaped(tokens: usize, columns: usize) -> Case {
     case(tokens, columns, "")
 }
+
+/// The largest integer of one, two and three signed bytes.
+const LARGEST: [f32; 3] = [127.0, 32_639.0, 8_355_711.0];
 
 /// The integers of a block, and its scale.
 pub(crate) fn block(values: &[f32], planes: u32) -> ([i32; BLOCK], f32) {
@@ -126,7 +131,7 @@ pub(crate) fn block(values: &[f32], planes: u32) -> ([i32; BLOCK], f32) {
     if values.iter().any(|value| !value.is_finite()) {
         return (integers, f32::NAN);
     }
-    let limit = if planes == 1 { 127.0 } else { 32639.0 };
+    let limit = LARGEST[planes as usize - 1];
     let above = 8 * planes as i32 - 2;
     let mut exponent = ((largest.to_bits() >> 23) as i32).max(30) - 127 - above;
     if largest * f32::powi(2.0, -exponent) > limit {
@@ -200,10 +205,9 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             ",edge" => x[columns / 2] = -1.999,
             // Exactly the largest integer, which the finer scale holds.
             ",limit" => {
-                x[0] = if variant.constant("PLANES") == 1 {
-                    127.0
-                } else {
-                    32639.0 / 256.0
+                x[0] = match variant.constant("PLANES") {
+                    1 => 127.0,
+                    planes => LARGEST[planes as usize - 1] / 256.0,
                 }
             }
             _ => {}
