@@ -45,11 +45,18 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
     let token_tiles = (params.tokens + BM - 1u) / BM;
     // Workgroups beyond the last tile do nothing; the whole workgroup agrees.
     let index = group.y * groups.x + group.x;
-    if index >= row_tiles * token_tiles {
+    if index >= row_tiles * token_tiles * params.splits {
         return;
     }
-    let band = index / (BAND * row_tiles);
-    let in_band = index - band * BAND * row_tiles;
+    // Sums of a part stand as further tokens.
+    let part = index / (row_tiles * token_tiles);
+    let part_tokens = part * params.tokens;
+    let steps = (params.columns + STEP - 1u) / STEP;
+    let first_column = part * steps / params.splits * STEP;
+    let end = min((part + 1u) * steps / params.splits * STEP, params.columns);
+    let tile = index - part * row_tiles * token_tiles;
+    let band = tile / (BAND * row_tiles);
+    let in_band = tile - band * BAND * row_tiles;
     let height = min(BAND, token_tiles - band * BAND);
     let row_tile = in_band / height;
     let first_row = row_tile * BN;
@@ -66,13 +73,13 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
 #import coop_before
 #for i in X_PIECES
     let x_place{i} = token_place(first_token + spread(line + {i}u * LINES)) + quad;
-    var x_next{i} = load_x_edge(x_place{i}, 4u * quad);
+    var x_next{i} = load_x_edge(x_place{i} + first_column / 4u, first_column + 4u * quad);
 #end
 #for i in W_PIECES
     let weight_place{i} = weight_place(lane, {i}u, first_row);
-    var weight_next{i} = load_weight_edge(weight_place{i}, lane, 0u);
+    var weight_next{i} = load_weight_edge(weight_place{i}, lane, first_column);
 #end
-    for (var start = 0u; start < params.columns; start += STEP) {
+    for (var start = first_column; start < end; start += STEP) {
         workgroupBarrier();
 #for i in X_PIECES
         x_tile[spread(line + {i}u * LINES) * PITCH + quad] = x_next{i};
@@ -82,14 +89,14 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
 #end
         workgroupBarrier();
         let next = start + STEP;
-        if next + STEP <= params.columns {
+        if next + STEP <= end {
 #for i in X_PIECES
             x_next{i} = x[x_place{i} + next / 4u];
 #end
 #for i in W_PIECES
             weight_next{i} = load_weight(weight_place{i}, lane, next);
 #end
-        } else if next < params.columns {
+        } else if next < end {
 #for i in X_PIECES
             x_next{i} = load_x_edge(x_place{i} + next / 4u, next + 4u * quad);
 #end

@@ -3,7 +3,7 @@
     let stride = params.out_stride;
     let aligned = ((stride | params.out_offset) & 3u) == 0u;
     let direct = aligned & ((params.epilogue & ~EPILOGUE_ADD) == 0u) & (first_token + BM <= params.tokens) & (first_row + BN <= params.rows);
-    let corner = (params.result_start + first_token + token_part) * stride + params.out_offset + first_row + row_part;
+    let corner = (params.result_start + part_tokens + first_token + token_part) * stride + params.out_offset + first_row + row_part;
     if direct & (params.epilogue == EPILOGUE_ADD) {
 #for i in TM
 #for j in TN

@@ -17,7 +17,7 @@
             let token = first_token + (owner / WN * TM + {i}u) * COOP + line_of % COOP;
             let row = first_row + (owner % WN * TN + {j}u) * COOP + e % COOP;
             if token < params.tokens && row < params.rows {
-                store_result(token, row, scratch[line_of * SCRATCH + e % COOP]);
+                store_result(part_tokens + token, row, scratch[line_of * SCRATCH + e % COOP]);
             }
         }
 #end

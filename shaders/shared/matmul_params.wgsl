@@ -11,6 +11,8 @@ struct Params {
     out_stride: u32,
     out_offset: u32,
     epilogue: u32,
+    // Parts that the columns are split in, whose sums are added up afterwards (merge); 1: none.
+    splits: u32,
     code_words: u32,
     scale_words: u32,
     group_shift: u32,

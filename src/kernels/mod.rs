@@ -28,6 +28,7 @@ pub static TABLE: &[&Kernel] = &[
     &matmul::dot4::KERNEL,
     &matmul::tiled::KERNEL,
     &matmul::coop::KERNEL,
+    &matmul::merge::KERNEL,
     &matmul::input_grad::KERNEL,
     &matmul::weight_grad::KERNEL,
     &rope::rotate::KERNEL,

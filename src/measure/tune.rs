@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::device::{Failure, Runner, check_case};
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::kernels::matmul::merge;
 use crate::kernels::matmul::plan::{Choice, Product};
 use crate::kernels::quantize::activations;
 use crate::measure::bench::measure;
@@ -77,7 +78,8 @@ pub fn tune(runner: &Runner, product: &Product) -> Result<Option<Tuned>> {
     }))
 }
 
-/// The median time of a product that way, with the quantization of its activations where there is one.
+/// The median time of a product that way, with the quantization of its activations and the merging of its parts where
+/// there is one.
 fn seconds(runner: &Runner, choice: &Choice, product: &Product) -> Result<f64> {
     let median = |mut samples: Vec<f64>| {
         samples.sort_by(f64::total_cmp);
@@ -85,13 +87,18 @@ fn seconds(runner: &Runner, choice: &Choice, product: &Product) -> Result<f64> {
     };
     let case = choice.case(product);
     let (samples, _) = measure(runner, choice.kernel, &choice.variant, &case, EACH)?;
-    let Some(planes) = choice.planes() else {
-        return Ok(median(samples));
-    };
-    let before = activations::shaped(product.tokens, product.columns);
-    let variant = activations::variant(product.activation, planes);
-    let (quantizing, _) = measure(runner, &activations::KERNEL, &variant, &before, EACH)?;
-    Ok(median(samples) + median(quantizing))
+    let mut seconds = median(samples);
+    if let Some(planes) = choice.planes() {
+        let before = activations::shaped(product.tokens, product.columns);
+        let variant = activations::variant(product.activation, planes);
+        seconds += median(measure(runner, &activations::KERNEL, &variant, &before, EACH)?.0);
+    }
+    if choice.splits > 1 {
+        let after = merge::shaped(product.tokens, product.rows, choice.splits as usize);
+        let variant = merge::variant(product.output);
+        seconds += median(measure(runner, &merge::KERNEL, &variant, &after, EACH)?.0);
+    }
+    Ok(seconds)
 }
 
 /// Tunes products until the time is up. Returns what was found, and how many products were left out.

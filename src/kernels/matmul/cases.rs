@@ -13,6 +13,8 @@ pub(super) struct Shape {
     pub(super) tokens: usize,
     pub(super) group: u32,
     pub(super) note: &'static str,
+    /// Parts that the columns are split in.
+    pub(super) splits: usize,
 }
 
 impl Shape {
@@ -24,8 +26,14 @@ impl Shape {
             tokens,
             group,
             note,
+            splits,
         } = self;
-        format!("rows={rows},columns={columns},tokens={tokens},group={group}{note}")
+        let label = format!("rows={rows},columns={columns},tokens={tokens},group={group}{note}");
+        if *splits > 1 {
+            format!("{label},splits={splits}")
+        } else {
+            label
+        }
     }
 
     /// The call's parameters, all activations (all tokens, columns), and the tensors behind them: codes, scales, bias, result.
@@ -36,6 +44,7 @@ impl Shape {
             tokens,
             group,
             note,
+            splits,
         } = *self;
         let mut random = Random::new(3);
         // A call covers a window of tokens, of weight rows and of result columns; what is outside must stay.
@@ -81,12 +90,14 @@ impl Shape {
             out_stride: stride as u32,
             out_offset: offset as u32,
             epilogue,
+            splits: splits as u32,
             layout: Layout::new(packed.format, columns),
         };
-        let old = random.values(all * stride, if note == ",gate" { 6.0 } else { 1.0 });
+        let lines = all * splits;
+        let old = random.values(lines * stride, if note == ",gate" { 6.0 } else { 1.0 });
         let mut tensors = weights::host(&packed).to_vec();
         tensors.push(HostTensor::from_f32(DType::F32, &[bias.len()], &bias));
-        tensors.push(HostTensor::from_f32(variant.output, &[all, stride], &old));
+        tensors.push(HostTensor::from_f32(variant.output, &[lines, stride], &old));
         (params, x, tensors)
     }
 }
@@ -120,6 +131,7 @@ pub(super) fn plain(rows: usize, columns: usize, tokens: usize, group: u32) -> C
         tokens,
         group,
         note: "",
+        splits: 1,
     })
 }
 
@@ -130,5 +142,18 @@ pub(super) fn noted(note: &'static str, tokens: usize) -> Case {
         tokens,
         group: WHOLE_ROW,
         note,
+        splits: 1,
+    })
+}
+
+/// A product whose columns are split in parts, each part's sums for themselves.
+pub(super) fn split(rows: usize, columns: usize, tokens: usize, splits: usize) -> Case {
+    case(Shape {
+        rows,
+        columns,
+        tokens,
+        group: 32,
+        note: "",
+        splits,
     })
 }

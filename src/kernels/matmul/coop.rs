@@ -4,7 +4,7 @@
 
 use glam::UVec3;
 
-use super::cases::{noted, plain};
+use super::cases::{noted, plain, split};
 use super::reference::reference;
 use super::{Params, cost};
 use crate::device::{Args, Case, Kernel, Sizes, Variant, fold};
@@ -71,7 +71,8 @@ fn groups(args: &Args<'_>) -> UVec3 {
     let p: Params = args.parameters();
     let rows = args.variant.coop * args.variant.constant("TN") * args.variant.constant("WN");
     let tokens = tile_tokens(args.variant);
-    fold(p.rows.div_ceil(rows) as usize * p.tokens.div_ceil(tokens) as usize)
+    let tiles = p.rows.div_ceil(rows) as usize * p.tokens.div_ceil(tokens) as usize;
+    fold(tiles * p.splits as usize)
 }
 
 /// The variant with a tile of [`TILES`].
@@ -122,11 +123,14 @@ fn cases() -> Vec<Case> {
         noted(",bias", 33),
         noted(",add", 33),
         noted(",gate", 33),
+        split(40, 640, 19, 2),
+        split(130, 1000, 130, 3),
         noted(",infinity", 20).only(extremes),
         noted(",nan", 20).only(extremes),
         noted(",zeros", 20).only(extremes),
         noted(",row of NaN", 20).only(extremes),
         // Products of a Llama-3.1-8B.
+        split(14_336, 4096, 8, 4).bench().only(few),
         plain(14_336, 4096, 8, 32).bench().only(few),
         plain(14_336, 4096, 64, 32).bench().only(few),
         plain(14_336, 4096, 512, 32).bench().only(large),

@@ -216,6 +216,7 @@ fn case(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static s
         tokens,
         group,
         note,
+        splits: 1,
     };
     Case::new(shape.label(), move |variant: &Variant| {
         let (params, x, rest) = shape.data(variant);

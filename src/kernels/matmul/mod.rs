@@ -8,6 +8,7 @@ pub mod dot4;
 mod input;
 pub mod input_grad;
 pub mod matvec;
+pub mod merge;
 pub mod plan;
 mod reference;
 pub mod tiled;
@@ -24,7 +25,7 @@ use crate::gpu::{Access, Cost};
 use crate::kernels::weights;
 use crate::tensor::DType;
 pub use input::Input;
-use plan::Product;
+use plan::{Choice, Product};
 
 /// Parameters of every kernel of the family.
 #[repr(C)]
@@ -39,6 +40,7 @@ struct Params {
     out_stride: u32,
     out_offset: u32,
     epilogue: u32,
+    splits: u32,
     layout: Layout,
 }
 
@@ -147,26 +149,41 @@ pub fn linear_rows(
                 out_stride: weight.rows() as u32,
                 out_offset: (chunk.start + row) as u32,
                 epilogue: destination.epilogue() | (u32::from(bias.is_some()) * EPILOGUE_BIAS),
+                splits: choice.splits,
                 layout: weight.layout(),
             };
-            let (codes, scales) = (&chunk.codes, &chunk.scales);
-            match choice.planes() {
-                None => device.run(&Call {
+            let weight = [&chunk.codes, &chunk.scales, bias_tensor];
+            let run = |choice: &Choice, params: &Params, x: &[&Tensor], result: &Tensor| {
+                device.run(&Call {
                     kernel: choice.kernel,
-                    variant: choice.variant,
+                    variant: choice.variant.clone(),
+                    parameters: bytemuck::bytes_of(params),
+                    tensors: &[x, &weight, &[result]].concat(),
+                })
+            };
+            if let Some(planes) = choice.planes() {
+                let x = x.integers(device, first..first + count, planes)?;
+                params.token_start = 0;
+                run(&choice, &params, &[&x.codes, &x.scales], &result)?;
+            } else if choice.splits == 1 {
+                run(&choice, &params, &[&x.plain(device)?], &result)?;
+            } else {
+                let parts = [choice.splits as usize, count, product.rows];
+                let sums = device.allocate(DType::F32, &parts, "parts of a product")?;
+                let part = Params {
+                    result_start: 0,
+                    out_stride: params.rows,
+                    out_offset: 0,
+                    epilogue: 0,
+                    ..params
+                };
+                run(&choice, &part, &[&x.plain(device)?], &sums)?;
+                device.run(&Call {
+                    kernel: &merge::KERNEL,
+                    variant: merge::variant(result.dtype()),
                     parameters: bytemuck::bytes_of(&params),
-                    tensors: &[&x.plain(device)?, codes, scales, bias_tensor, &result],
-                })?,
-                Some(planes) => {
-                    let x = x.integers(device, first..first + count, planes)?;
-                    params.token_start = 0;
-                    device.run(&Call {
-                        kernel: choice.kernel,
-                        variant: choice.variant,
-                        parameters: bytemuck::bytes_of(&params),
-                        tensors: &[&x.codes, &x.scales, codes, scales, bias_tensor, &result],
-                    })?;
-                }
+                    tensors: &[&sums, bias_tensor, &result],
+                })?;
             }
         }
     }

@@ -32,12 +32,19 @@ pub struct Choice {
     pub kernel: &'static Kernel,
     /// A variant of its table, so that it has been checked (a test holds that).
     pub variant: Variant,
+    /// Parts that the columns are split in, to have more workgroups; [`merge`](super::merge) adds up their sums.
+    pub splits: u32,
 }
 
 impl Choice {
     /// The text that names it in reports and in the table of winners.
     pub fn label(&self) -> String {
-        format!("{} [{}]", self.kernel.name, self.variant.label())
+        let label = format!("{} [{}]", self.kernel.name, self.variant.label());
+        if self.splits > 1 {
+            format!("{label} splits={}", self.splits)
+        } else {
+            label
+        }
     }
 
     /// Bytes of an activation where the kernel takes integers; `None` where it takes them as they are.
@@ -57,6 +64,9 @@ impl Choice {
         let group = weight.group_size;
         match self.planes() {
             Some(_) => dot4::shaped(rows, columns, tokens, group),
+            None if self.splits > 1 => {
+                super::cases::split(rows, columns, tokens, self.splits as usize)
+            }
             None => super::cases::plain(rows, columns, tokens, group),
         }
     }
@@ -90,42 +100,64 @@ impl Product {
         } else {
             Vec::new()
         };
-        let floats = self.in_floats(capabilities);
+        // Many tokens are many times as quick on matrix units.
+        let floats = if few || matrix_units.is_empty() {
+            self.in_floats(capabilities)
+        } else {
+            Vec::new()
+        };
         // Where the weight's bytes are the limit, integers: they take least work apart from loading.
         [integers, matrix_units, floats].concat()
     }
 
-    /// By cooperative matrices: tiles that leave enough workgroups to fill a large device, then the larger ones.
+    /// By cooperative matrices: the largest tile that, split along the columns if need be, leaves enough workgroups to fill a
+    /// large device; then what else may be quickest.
     fn on_matrix_units(&self, capabilities: Capabilities) -> Vec<Choice> {
         const ENOUGH: usize = 128;
-        let base = Variant {
-            output: self.output,
-            weight: Some(self.weight.ty),
-            ..Variant::BASELINE
-        };
-        let mut fitting = Vec::new();
+        // Columns of a part, so that what a part costs beside its products stays small.
+        const LEAST: usize = 512;
+        let mut choices: Vec<(bool, Choice)> = Vec::new();
         for tile in &coop::TILES {
-            let variant = coop::with_tile(&base, tile);
-            if self.activation != DType::F16 || !variant.runs_on(capabilities) {
+            let variant = |output| {
+                let base = Variant {
+                    output,
+                    weight: Some(self.weight.ty),
+                    ..Variant::BASELINE
+                };
+                coop::with_tile(&base, tile)
+            };
+            let whole = variant(self.output);
+            if self.activation != DType::F16 || !whole.runs_on(capabilities) {
                 return Vec::new();
             }
-            let tokens = coop::tile_tokens(&variant) as usize;
-            // No tile of which more than half would be empty.
-            if tokens <= 16 || self.tokens > tokens / 2 {
-                let workgroups = self.tokens.div_ceil(tokens) * self.rows.div_ceil(128);
-                fitting.push((workgroups >= ENOUGH, variant));
+            let tokens = coop::tile_tokens(&whole) as usize;
+            // No tile of which more than half would be empty, nor a small one beside a larger that fills the device.
+            let small = tokens * 4 < self.tokens && choices.iter().any(|(enough, _)| *enough);
+            if small || (tokens > 16 && self.tokens <= tokens / 2) {
+                continue;
             }
+            let workgroups = self.tokens.div_ceil(tokens) * self.rows.div_ceil(128);
+            let most = (self.columns / LEAST).clamp(1, 8);
+            let wanted = ENOUGH.div_ceil(workgroups).next_power_of_two();
+            let mut splits = vec![wanted.min(most)];
+            if wanted > 1 {
+                splits.extend([(2 * wanted).min(most), 1]);
+            }
+            splits.dedup();
+            choices.extend(splits.into_iter().map(|splits| {
+                let split = splits > 1;
+                let choice = Choice {
+                    kernel: &coop::KERNEL,
+                    variant: variant(if split { DType::F32 } else { self.output }),
+                    splits: splits as u32,
+                };
+                (workgroups * splits >= ENOUGH, choice)
+            }));
         }
-        let place = fitting.iter().position(|(enough, _)| *enough);
-        let best = fitting.remove(place.unwrap_or(fitting.len() - 1));
-        let rest = fitting.into_iter().map(|(_, variant)| variant);
-        std::iter::once(best.1)
-            .chain(rest)
-            .map(|variant| Choice {
-                kernel: &coop::KERNEL,
-                variant,
-            })
-            .collect()
+        let best = choices.iter().position(|(enough, _)| *enough);
+        let best = best.unwrap_or(choices.len() - 1);
+        choices[..=best].rotate_right(1);
+        choices.into_iter().map(|(_, choice)| choice).collect()
     }
 
     /// By integer dot products of activations in so many bytes as were asked for.
@@ -154,6 +186,7 @@ impl Product {
             .map(|variant| Choice {
                 kernel: &dot4::KERNEL,
                 variant,
+                splits: 1,
             })
             .collect()
     }
@@ -183,6 +216,7 @@ impl Product {
                         constants,
                         ..base.clone()
                     },
+                    splits: 1,
                 })
                 .collect();
         }
@@ -200,6 +234,7 @@ impl Product {
                     subgroups: capabilities.subgroups,
                     ..base.clone()
                 },
+                splits: 1,
             })
             .collect()
     }

@@ -127,34 +127,43 @@ pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
         lost,
     };
     let stride = p.out_stride as usize;
-    let region = p.result_start as usize * stride..(p.result_start as usize + tokens) * stride;
-    // Tasks of a few tokens each: a task writes its own rows of the result, and no sum is split.
-    expected.values[region.clone()]
-        .par_chunks_mut(LANES * stride)
-        .zip(expected.bounds[region].par_chunks_mut(LANES * stride))
-        .zip(dense.par_chunks(LANES * columns))
-        .for_each(|((values, bounds), x)| {
-            let mut lanes = vec![0.0f64; columns * LANES];
-            for (lane, line) in x.chunks_exact(columns).enumerate() {
-                for (column, value) in line.iter().enumerate() {
-                    lanes[column * LANES + lane] = f64::from(*value);
+    // Parts of the columns have sums of their own, one part's tokens behind the other's.
+    let (splits, step) = (p.splits as usize, args.variant.constant("STEP") as usize);
+    let steps = columns.div_ceil(step);
+    for part in 0..splits {
+        let first = p.result_start as usize + part * tokens;
+        let region = first * stride..(first + tokens) * stride;
+        let place = |part: usize| (part * steps / splits * step).min(columns);
+        let (start, end) = (place(part), place(part + 1));
+        // Tasks of a few tokens each: a task writes its own rows of the result, and no sum is split.
+        expected.values[region.clone()]
+            .par_chunks_mut(LANES * stride)
+            .zip(expected.bounds[region].par_chunks_mut(LANES * stride))
+            .zip(dense.par_chunks(LANES * columns))
+            .for_each(|((values, bounds), x)| {
+                let mut lanes = vec![0.0f64; columns * LANES];
+                for (lane, line) in x.chunks_exact(columns).enumerate() {
+                    for (column, value) in line.iter().enumerate() {
+                        lanes[column * LANES + lane] = f64::from(*value);
+                    }
                 }
-            }
-            for (row, weight) in decoded.chunks_exact(columns).enumerate() {
-                let (sums, magnitudes) = dot_lanes(weight, &lanes);
-                let place = p.out_offset as usize + row;
-                let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
-                    bias[place]
-                } else {
-                    0.0
-                };
-                for lane in 0..x.len() / columns {
-                    let at = lane * stride + place;
-                    (values[at], bounds[at]) =
-                        finish.value(sums[lane], magnitudes[lane], bias, values[at]);
+                let lanes = &lanes[start * LANES..end * LANES];
+                for (row, weight) in decoded.chunks_exact(columns).enumerate() {
+                    let (sums, magnitudes) = dot_lanes(&weight[start..end], lanes);
+                    let place = p.out_offset as usize + row;
+                    let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
+                        bias[place]
+                    } else {
+                        0.0
+                    };
+                    for lane in 0..x.len() / columns {
+                        let at = lane * stride + place;
+                        (values[at], bounds[at]) =
+                            finish.value(sums[lane], magnitudes[lane], bias, values[at]);
+                    }
                 }
-            }
-        });
+            });
+    }
     vec![expected]
 }
 
