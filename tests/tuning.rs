@@ -16,6 +16,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         gpu_trial("tuning::winners_are_kept_and_used".into(), winners_are_kept),
         gpu_trial("tuning::odd_rows_in_every_precision".into(), odd_rows),
+        gpu_trial("tuning::a_model_before_it_runs".into(), before_it_runs),
         Trial::test("tuning::wrong_arguments", wrong_arguments),
     ]
 }
@@ -80,6 +81,24 @@ fn winners_are_kept() -> Result<(), Failed> {
     let broken = lopper(folder.path(), "devices -v")?;
     if broken.code == Some(0) || !broken.err.contains("tuned.json") {
         return Err(format!("{:?}: {}", broken.code, broken.err).into());
+    }
+    Ok(())
+}
+
+/// --autotune tunes what the model needs and was never tuned, once, and what it generates stays the same.
+fn before_it_runs() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let generate = "generate embedded:nano-llama --prompt The -n 6 --device gpu";
+    let plain = lopper(folder.path(), generate)?;
+    let tuned = lopper(folder.path(), &format!("{generate} --autotune 20s"))?;
+    let again = lopper(folder.path(), &format!("{generate} --autotune 20s"))?;
+    let kept = folder.path().join("tuned.json").exists();
+    let texts = [&plain.out, &tuned.out, &again.out];
+    if !kept || texts.iter().any(|text| **text != plain.out) || plain.code != Some(0) {
+        return Err(format!("kept {kept}: {texts:?} {}", tuned.err).into());
+    }
+    if !tuned.err.contains("tuned") || again.err.contains("tuned") {
+        return Err(format!("first: {} then: {}", tuned.err, again.err).into());
     }
     Ok(())
 }

@@ -4,12 +4,11 @@ use serde_json::{Map, Value, json};
 
 use super::Global;
 use super::output::Output;
-use super::session::{compute, open_device};
+use super::session::{compute, load_model, open_device};
 use crate::error::{Error, Result};
 use crate::gpu::backend_name;
-use crate::interrupt;
 use crate::measure::speed::{Test, speed};
-use crate::model::{Checkpoint, Llama, Pass, Weights};
+use crate::model::{Checkpoint, Pass, Weights};
 
 /// A row per test.
 pub(super) fn rows(
@@ -32,13 +31,14 @@ pub(super) fn rows(
         });
     }
     let device = open_device(global, output)?;
-    let loaded = Llama::load(&device, &checkpoint, |done, total| {
-        output.progress("loading", done, total);
-        interrupt::check()
-    })?;
+    let compute = compute(global, &device)?;
+    let of_test = |test: &Test| [test.n_prompt, usize::from(test.n_gen > 0)];
+    let mut tokens: Vec<usize> = tests.iter().flat_map(of_test).collect();
+    tokens.retain(|count| *count > 0);
+    let loaded = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
     let pass = Pass {
         device: &device,
-        compute: compute(global, &device)?,
+        compute,
     };
     let adapter = device.gpu().map(|gpu| gpu.adapter());
     let mut rows = Vec::new();

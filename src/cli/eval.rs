@@ -7,12 +7,12 @@ use serde_json::json;
 
 use super::Global;
 use super::output::Output;
-use super::session::{compute, open_device, report_device};
+use super::session::{compute, load_model, open_device, report_device};
 use crate::data::read_text;
 use crate::error::Result;
 use crate::interrupt;
 use crate::measure::{Convention, perplexity};
-use crate::model::{Checkpoint, Llama, Pass, Weights};
+use crate::model::{Checkpoint, Pass, Weights};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -54,14 +54,19 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         output.note(format!("warning: {warning}"));
     }
     let device = open_device(global, output)?;
-    let loading = |done: usize, total: usize| {
-        output.progress("loading", done, total);
-        interrupt::check()
-    };
-    let model = Llama::load(&device, &checkpoint, loading)?;
+    let compute = compute(global, &device)?;
+    let tokens_at_once = [arguments.ctx];
+    let model = load_model(
+        global,
+        &device,
+        &checkpoint,
+        compute,
+        &tokens_at_once,
+        output,
+    )?;
     let pass = Pass {
         device: &device,
-        compute: compute(global, &device)?,
+        compute,
     };
     let bos = tokenizer.bos.filter(|_| tokenizer.add_bos);
     let start = Instant::now();

@@ -4,10 +4,10 @@ use serde_json::json;
 
 use super::Global;
 use super::output::Output;
-use super::session::{compute, open_device, report_device};
+use super::session::{compute, load_model, open_device, report_device};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::{Checkpoint, Llama, Pass, Sampling, Weights, generate};
+use crate::model::{Checkpoint, Pass, Sampling, Weights, generate};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -60,13 +60,12 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
     let count = arguments.n.min(context - prompt.len());
     let device = open_device(global, output)?;
-    let model = Llama::load(&device, &checkpoint, |done, total| {
-        output.progress("loading", done, total);
-        interrupt::check()
-    })?;
+    let compute = compute(global, &device)?;
+    let tokens = [1, prompt.len()];
+    let model = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
     let pass = Pass {
         device: &device,
-        compute: compute(global, &device)?,
+        compute,
     };
     if !arguments.chat {
         output.text(&arguments.prompt);

@@ -66,6 +66,9 @@ struct Global {
     /// Use the analytic choice of kernel variants, whatever tune-device found
     #[arg(long, global = true)]
     no_autotune: bool,
+    /// Before a model runs, tune its products that never were, for at most this long (10s), and keep the winners
+    #[arg(long, global = true, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "no_autotune")]
+    autotune: Option<std::time::Duration>,
     /// Write the results as JSON, to a file or (-) to standard output
     #[arg(long, global = true, value_name = "FILE", require_equals = true)]
     json: Option<String>,

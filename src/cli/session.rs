@@ -1,15 +1,20 @@
 //! Opening the device that the flags ask for.
 
-use super::output::{Output, bytes};
-use super::{ComputeChoice, DeviceChoice, Global};
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::output::{Output, bytes};
+use super::{ComputeChoice, DeviceChoice, Global};
+use crate::device::tuned::Winners;
 use crate::device::{Device, Failure, Runner, check_case, fragment, tuned};
 use crate::error::{Error, Result};
 use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose};
+use crate::interrupt;
 use crate::kernels::TABLE;
 use crate::kernels::matmul::coop;
-use crate::model::Compute;
+use crate::kernels::matmul::plan::Product;
+use crate::measure::tune::tune_all;
+use crate::model::{Checkpoint, Compute, Llama};
 use crate::tensor::DType;
 
 /// Opens the device, saying in one line where `auto` landed if that may surprise.
@@ -121,8 +126,57 @@ fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -
     if global.no_autotune {
         return Ok(runner);
     }
-    let winners = tuned::load(runner.gpu().adapter())?;
-    Ok(runner.with_winners(winners))
+    runner.learn(tuned::load(runner.gpu().adapter())?);
+    Ok(runner)
+}
+
+/// A model on the device. With `--autotune`, the products of passes of so many tokens that were never tuned are tuned first,
+/// as far as the time goes, and the winners kept.
+pub(super) fn load_model(
+    global: &Global,
+    device: &Device,
+    checkpoint: &Checkpoint,
+    compute: Compute,
+    tokens: &[usize],
+    output: &Output,
+) -> Result<Llama> {
+    let model = Llama::load(device, checkpoint, |done, total| {
+        output.progress("loading", done, total);
+        interrupt::check()
+    })?;
+    let Some(runner) = device.runner() else {
+        return Ok(model);
+    };
+    if let (Some(budget), true) = (global.autotune, runner.gpu().capabilities().timestamps) {
+        let mut products: BTreeMap<String, Product> = BTreeMap::new();
+        for product in tokens.iter().flat_map(|n| model.products(compute, *n)) {
+            if runner.winner(|| product.class()).is_none() {
+                products.insert(product.class(), product);
+            }
+        }
+        let products: Vec<_> = products.into_values().collect();
+        let (found, _) = tune_all(runner, &products, budget, |index, product| {
+            output.progress(
+                &format!("tuning {}", product.class()),
+                index,
+                products.len(),
+            );
+        })?;
+        let winners: Winners = found.into_iter().map(|t| (t.class, t.winner.0)).collect();
+        if !products.is_empty() {
+            output.note(format!(
+                "tuned {} of {} classes of products",
+                winners.len(),
+                products.len()
+            ));
+        }
+        runner.gpu().forget_profile()?;
+        tuned::store(runner.gpu().adapter(), winners.clone())?;
+        runner.learn(winners);
+    }
+    // Reading back the time of every submit would itself take time.
+    runner.gpu().sample_times(global.verbose == 0);
+    Ok(model)
 }
 
 /// Products by matrix units that are checked before a device with them is trusted: whole tiles and edges, in f16 and in

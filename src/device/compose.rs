@@ -32,6 +32,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "coop_weight_f32"
     "f16_bits"
     "group_scale"
+    "integer_block"
     "is_nan"
     "level_float"
     "level_table"

@@ -168,10 +168,7 @@ enum Source {
 impl Device {
     /// The GPU behind it, if there is one.
     pub fn gpu(&self) -> Option<&Gpu> {
-        match self {
-            Device::Cpu => None,
-            Device::Gpu(runner) | Device::Checked(runner) => Some(runner.gpu()),
-        }
+        self.runner().map(Runner::gpu)
     }
 
     /// What kernel variants may use. The CPU runs them all.
@@ -185,13 +182,12 @@ impl Device {
         }
     }
 
-    /// The winners that tuning found on it, where there are any.
-    pub fn winners(&self) -> Option<&tuned::Winners> {
-        let winners = match self {
-            Device::Cpu => return None,
-            Device::Gpu(runner) | Device::Checked(runner) => runner.winners(),
-        };
-        (!winners.is_empty()).then_some(winners)
+    /// What runs its shaders, if it is a GPU.
+    pub fn runner(&self) -> Option<&Runner> {
+        match self {
+            Device::Cpu => None,
+            Device::Gpu(runner) | Device::Checked(runner) => Some(runner),
+        }
     }
 
     /// What one call may ask for, so that it stays short enough to be one submit.

@@ -1,7 +1,7 @@
 //! Running kernel calls on a GPU: from a variant to a compiled pipeline, from tensors to buffers.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::compose::{compose_with, fragment};
 use super::host::{Args, View};
@@ -20,7 +20,7 @@ pub struct Runner {
     gpu: Gpu,
     pipelines: Mutex<HashMap<(&'static str, Variant), Slot>>,
     replaced: HashMap<String, String>,
-    winners: Winners,
+    winners: RwLock<Winners>,
 }
 
 impl Runner {
@@ -30,7 +30,7 @@ impl Runner {
             gpu,
             pipelines: Mutex::default(),
             replaced: HashMap::new(),
-            winners: Winners::new(),
+            winners: RwLock::default(),
         }
     }
 
@@ -40,15 +40,19 @@ impl Runner {
         self
     }
 
-    /// The same, with kernels chosen as tuning found best.
-    pub fn with_winners(mut self, winners: Winners) -> Self {
-        self.winners = winners;
-        self
+    /// Takes over what tuning found best, by class of product.
+    pub fn learn(&self, winners: Winners) {
+        let mut known = self.winners.write().unwrap_or_else(PoisonError::into_inner);
+        known.extend(winners);
     }
 
-    /// What tuning found best, by class of product.
-    pub fn winners(&self) -> &Winners {
-        &self.winners
+    /// What tuning found best for a class of products.
+    pub fn winner(&self, class: impl FnOnce() -> String) -> Option<String> {
+        let known = self.winners.read().unwrap_or_else(PoisonError::into_inner);
+        if known.is_empty() {
+            return None;
+        }
+        known.get(&class()).cloned()
     }
 
     /// The GPU.

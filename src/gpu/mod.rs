@@ -180,6 +180,18 @@ impl Gpu {
         Ok(recorder.profile.clone())
     }
 
+    /// Begins the profile anew.
+    pub fn forget_profile(&self) -> Result<()> {
+        self.profile()?;
+        lock(&self.recorder).profile = Profile::default();
+        Ok(())
+    }
+
+    /// Whether only some submits are timed, which is quicker: the profile then tells less than all.
+    pub fn sample_times(&self, only_some: bool) {
+        lock(&self.recorder).sampled = only_some;
+    }
+
     /// A buffer of `bytes` with undefined contents.
     pub fn allocate(&self, bytes: u64, what: &str) -> Result<Buffer> {
         let limit = self.max_binding();

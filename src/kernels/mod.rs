@@ -39,6 +39,7 @@ pub static TABLE: &[&Kernel] = &[
     &copy::pad::KERNEL,
     &loss::logsumexp::KERNEL,
     &quantize::activations::KERNEL,
+    &quantize::normed::KERNEL,
     &quantize::absmax::KERNEL,
     &quantize::minmax::KERNEL,
     &quantize::round::KERNEL,

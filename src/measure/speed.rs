@@ -84,8 +84,9 @@ fn step(model: &Llama, pass: &Pass<'_>, cache: &mut Cache, ids: &[u32]) -> Resul
     interrupt::check()?;
     let normed = model.hidden(pass, ids, cache)?;
     let logits = model.head(pass, &normed, ids.len() - 1..ids.len())?;
+    let logits = pass.device.read_later(&logits)?;
     cache.advance(pass.device, ids.len())?;
-    pass.device.read(&logits).map(drop)
+    pass.device.finish(logits).map(drop)
 }
 
 /// Token ids that are the same every time and differ from place to place.

@@ -5,7 +5,7 @@ use super::checkpoint::Weights;
 use super::names::{Role, TensorSpec};
 use crate::device::{Device, Matrix, Tensor};
 use crate::error::Result;
-use crate::kernels::matmul::{Destination, Input, linear_rows};
+use crate::kernels::matmul::{Destination, Input, Norm, linear_rows};
 use crate::tensor::DType;
 
 /// A linear layer on a device.
@@ -74,6 +74,16 @@ impl Pass<'_> {
     /// Activations of so many columns, for products.
     pub fn input(&self, x: Tensor, columns: usize) -> Input {
         Input::new(x, columns, self.compute.integer_bytes)
+    }
+
+    /// The residual stream, normalized on its way into products.
+    pub fn normed(&self, x: &Tensor, gain: &Tensor, epsilon: f32) -> Input {
+        let Compute {
+            activation,
+            integer_bytes,
+        } = self.compute;
+        let gain = gain.clone();
+        Input::normed(x.clone(), Norm { gain, epsilon }, activation, integer_bytes)
     }
 }
 

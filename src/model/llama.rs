@@ -3,7 +3,7 @@
 use super::cache::Cache;
 use super::checkpoint::Weights;
 use super::config::Config;
-use super::linear::{Linear, Pass, load, vector};
+use super::linear::{Compute, Linear, Pass, load, vector};
 use crate::device::{Device, HostTensor, Matrix, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -11,6 +11,7 @@ use crate::kernels::attention::causal::{Heads, causal};
 use crate::kernels::embed::gather::gather;
 use crate::kernels::kv::append::append;
 use crate::kernels::matmul::Destination;
+use crate::kernels::matmul::plan::Product;
 use crate::kernels::norm::rms::rms;
 use crate::kernels::rope::rotate::{Target, rotate};
 use crate::tensor::DType;
@@ -115,6 +116,40 @@ impl Llama {
         &self.config
     }
 
+    /// The products of a pass over so many tokens, one of each shape and type.
+    pub fn products(&self, compute: Compute, tokens: usize) -> Vec<Product> {
+        let mut products: Vec<Product> = Vec::new();
+        let mut add = |linear: &Linear, output: DType| {
+            let product = Product {
+                activation: compute.activation,
+                bytes: compute.integer_bytes,
+                output,
+                weight: linear.weight.format(),
+                rows: linear.weight.rows(),
+                columns: linear.weight.columns(),
+                tokens,
+            };
+            if !products.contains(&product) {
+                products.push(product);
+            }
+        };
+        for block in &self.blocks {
+            for linear in [
+                &block.query,
+                &block.key,
+                &block.value,
+                &block.gate,
+                &block.up,
+            ] {
+                add(linear, compute.activation);
+            }
+            add(&block.output, DType::F32);
+            add(&block.down, DType::F32);
+        }
+        add(&self.head, DType::F32);
+        products
+    }
+
     /// Token ids, (sequences * tokens) in sequence order, to the residual stream, f32 (sequences * tokens, hidden).
     pub fn embed(&self, pass: &Pass<'_>, ids: &[u32]) -> Result<Tensor> {
         let vocabulary = self.config.vocab_size;
@@ -141,9 +176,8 @@ impl Llama {
             held + tokens <= cache.capacity(),
             "a pass fits its cache: {held} + {tokens} tokens"
         );
-        let (hidden, new) = (config.hidden_size, Destination::New(dtype));
-        let normed = rms(device, x, &block.attention_norm, epsilon, dtype)?;
-        let normed = pass.input(normed, hidden);
+        let new = Destination::New(dtype);
+        let normed = pass.normed(x, &block.attention_norm, epsilon);
         let query = block.query.apply(pass, &normed, new)?;
         let key = block.key.apply(pass, &normed, new)?;
         let value = block.value.apply(pass, &normed, new)?;
@@ -175,8 +209,7 @@ impl Llama {
         let mixed = pass.input(mixed, config.heads * config.head_dim);
         block.output.apply(pass, &mixed, Destination::Add(x))?;
 
-        let normed = rms(device, x, &block.feed_forward_norm, epsilon, dtype)?;
-        let normed = pass.input(normed, hidden);
+        let normed = pass.normed(x, &block.feed_forward_norm, epsilon);
         let gated = block.gate.apply(pass, &normed, new)?;
         block.up.apply(pass, &normed, Destination::Gate(&gated))?;
         let gated = pass.input(gated, config.intermediate_size);

@@ -7,7 +7,9 @@ use super::padded;
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::kernels::copy::pad::pad;
+use crate::kernels::norm::rms::rms;
 use crate::kernels::quantize::activations::{Integers, activations};
+use crate::kernels::quantize::normed::normed;
 use crate::tensor::DType;
 
 /// Activations, (tokens, columns), in the forms that products take. A form is made when the first product asks for it, and
@@ -15,10 +17,21 @@ use crate::tensor::DType;
 #[derive(Debug)]
 pub struct Input {
     x: Tensor,
+    norm: Option<Norm>,
+    dtype: DType,
     columns: usize,
     bytes: u32,
-    padded: RefCell<Option<Tensor>>,
+    plain: RefCell<Option<Tensor>>,
     integers: RefCell<Option<(Range<usize>, u32, Integers)>>,
+}
+
+/// A root-mean-square normalization that is still to be done: its gain, f32 (columns), and epsilon.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// What normalized columns are multiplied by.
+    pub gain: Tensor,
+    /// What is added to the mean of the squares.
+    pub epsilon: f32,
 }
 
 impl Input {
@@ -26,11 +39,24 @@ impl Input {
     /// does, 3 about what f32 sums do.
     pub fn new(x: Tensor, columns: usize, bytes: u32) -> Self {
         Self {
+            dtype: x.dtype(),
             x,
+            norm: None,
             columns,
             bytes,
-            padded: RefCell::default(),
+            plain: RefCell::default(),
             integers: RefCell::default(),
+        }
+    }
+
+    /// The residual stream `x`, f32 (tokens, columns), normalized on its way: activations of type `dtype`, or integers at
+    /// once.
+    pub fn normed(x: Tensor, norm: Norm, dtype: DType, bytes: u32) -> Self {
+        let columns = norm.gain.len();
+        Self {
+            norm: Some(norm),
+            dtype,
+            ..Self::new(x, columns, bytes)
         }
     }
 
@@ -41,7 +67,7 @@ impl Input {
 
     /// Type of the activations as they are.
     pub fn dtype(&self) -> DType {
-        self.x.dtype()
+        self.dtype
     }
 
     /// Bytes of an activation in integer products.
@@ -51,14 +77,24 @@ impl Input {
 
     /// As they are, in rows padded to whole vectors of four.
     pub(super) fn plain(&self, device: &Device) -> Result<Tensor> {
-        if self.columns == padded(self.columns) {
+        let whole = self.columns == padded(self.columns);
+        if self.norm.is_none() && whole {
             return Ok(self.x.clone());
         }
-        let mut kept = self.padded.borrow_mut();
+        let mut kept = self.plain.borrow_mut();
         if let Some(kept) = &*kept {
             return Ok(kept.clone());
         }
-        Ok(kept.insert(pad(device, &self.x, self.columns)?).clone())
+        let x = match &self.norm {
+            Some(Norm { gain, epsilon }) => rms(device, &self.x, gain, *epsilon, self.dtype)?,
+            None => self.x.clone(),
+        };
+        let x = if whole {
+            x
+        } else {
+            pad(device, &x, self.columns)?
+        };
+        Ok(kept.insert(x).clone())
     }
 
     /// Those of some tokens as integers of so many bytes.
@@ -74,8 +110,13 @@ impl Input {
         {
             return Ok(kept.clone());
         }
-        let plain = self.plain(device)?;
-        let made = activations(device, &plain, tokens.clone(), self.columns, planes)?;
+        let range = tokens.clone();
+        let made = match &self.norm {
+            Some(Norm { gain, epsilon }) if self.columns == padded(self.columns) => {
+                normed(device, &self.x, gain, *epsilon, range, planes)?
+            }
+            _ => activations(device, &self.plain(device)?, range, self.columns, planes)?,
+        };
         Ok(kept.insert((tokens, planes, made)).2.clone())
     }
 }

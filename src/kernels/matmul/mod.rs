@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::gpu::{Access, Cost};
 use crate::kernels::weights;
 use crate::tensor::DType;
-pub use input::Input;
+pub use input::{Input, Norm};
 use plan::{Choice, Product};
 
 /// Parameters of every kernel of the family.
@@ -136,8 +136,9 @@ pub fn linear_rows(
                 columns,
                 tokens: count,
             };
-            let winner = device.winners().and_then(|all| all.get(&product.class()));
-            let choice = product.choose(device.capabilities(), winner.map(String::as_str));
+            let runner = device.runner();
+            let winner = runner.and_then(|runner| runner.winner(|| product.class()));
+            let choice = product.choose(device.capabilities(), winner.as_deref());
             let first = range.start + start;
             let mut params = Params {
                 rows: product.rows as u32,

@@ -7,6 +7,7 @@ pub mod absmax;
 pub mod activations;
 pub mod minmax;
 pub mod nearest;
+pub mod normed;
 pub mod round;
 
 use half::f16;
