@@ -14,7 +14,16 @@ const GRANULE: u64 = 256;
 pub(super) struct Pool {
     state: Mutex<PoolState>,
     budget: u64,
+    /// The largest buffer that the device makes.
+    limit: u64,
 }
+
+/// A layout, and the buffers bound to it with the bytes that kernels see.
+type GroupKey = (wgpu::BindGroupLayout, Vec<(wgpu::Buffer, u64)>);
+
+/// Bind groups that are kept. A pass over a model binds the same buffers again and again, for the pool hands them out in the
+/// same order.
+const KEPT_GROUPS: usize = 4096;
 
 #[derive(Debug, Default)]
 struct PoolState {
@@ -22,6 +31,16 @@ struct PoolState {
     peak: u64,
     idle: u64,
     free: HashMap<u64, Vec<wgpu::Buffer>>,
+    groups: HashMap<GroupKey, wgpu::BindGroup>,
+}
+
+impl PoolState {
+    /// Gives up the buffers kept for reuse, and the bind groups, which hold them.
+    fn empty(&mut self) {
+        self.free.clear();
+        self.groups.clear();
+        self.idle = 0;
+    }
 }
 
 /// Usages of every tensor buffer.
@@ -30,10 +49,11 @@ const TENSOR_USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
     .union(wgpu::BufferUsages::COPY_DST);
 
 impl Pool {
-    pub(super) fn new(budget: u64) -> Arc<Self> {
+    pub(super) fn new(budget: u64, limit: u64) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             budget,
+            limit,
         })
     }
 
@@ -48,11 +68,36 @@ impl Pool {
         (state.used, state.peak)
     }
 
-    /// Gives up the buffers kept for reuse.
-    fn empty(&self) {
+    /// A bind group of buffers in order.
+    pub(super) fn group(
+        &self,
+        device: &wgpu::Device,
+        layout: &wgpu::BindGroupLayout,
+        buffers: &[&Buffer],
+    ) -> wgpu::BindGroup {
+        let bound = |buffer: &&Buffer| (buffer.raw().clone(), buffer.bytes);
+        let key = (layout.clone(), buffers.iter().map(bound).collect());
         let mut state = self.lock();
-        state.free.clear();
-        state.idle = 0;
+        if let Some(group) = state.groups.get(&key) {
+            return group.clone();
+        }
+        let entries: Vec<_> = (0u32..)
+            .zip(buffers)
+            .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                binding,
+                resource: buffer.binding(),
+            })
+            .collect();
+        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout,
+            entries: &entries,
+        });
+        if state.groups.len() >= KEPT_GROUPS {
+            state.groups.clear();
+        }
+        state.groups.insert(key, group.clone());
+        group
     }
 
     /// A buffer of at least `bytes`. Work already recorded may still use a reused buffer's old contents: the queue runs
@@ -64,7 +109,7 @@ impl Pool {
         what: &str,
     ) -> Result<Buffer> {
         let size = bytes.max(4).next_multiple_of(GRANULE);
-        let limit = device.limits().max_buffer_size;
+        let limit = self.limit;
         let refuse = |used: u64| Error::OutOfMemory {
             what: what.to_string(),
             bytes,
@@ -85,8 +130,7 @@ impl Pool {
                 return Err(refuse(state.used));
             }
             if state.used + state.idle + size > self.budget {
-                state.free.clear();
-                state.idle = 0;
+                state.empty();
             }
             let reused = state.free.get_mut(&size).and_then(Vec::pop);
             state.idle -= if reused.is_some() { size } else { 0 };
@@ -99,7 +143,7 @@ impl Pool {
             None => create(device, size)
                 .or_else(|_| {
                     // Memory that only stands ready for reuse goes back to the driver once its work is done; then once more.
-                    self.empty();
+                    self.lock().empty();
                     let wait = wgpu::PollType::Wait {
                         submission_index: None,
                         timeout: Some(DEVICE_TIMEOUT),
@@ -160,7 +204,7 @@ impl Buffer {
     }
 
     /// The part that kernels see: what was asked for, rounded up to a word.
-    pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
+    fn binding(&self) -> wgpu::BindingResource<'_> {
         let size = wgpu::BufferSize::new(self.bytes.max(4).next_multiple_of(4));
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: self.raw(),

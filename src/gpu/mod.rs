@@ -53,6 +53,7 @@ pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     options: Options,
+    limits: wgpu::Limits,
     capabilities: Capabilities,
     pool: Arc<buffer::Pool>,
     recorder: Mutex<record::Recorder>,
@@ -116,7 +117,8 @@ impl Gpu {
                 lock(&sink).get_or_insert(format!("device lost: {text}"));
             }
         });
-        let pool = buffer::Pool::new(options.budget.unwrap_or(u64::MAX));
+        let limits = device.limits();
+        let pool = buffer::Pool::new(options.budget.unwrap_or(u64::MAX), limits.max_buffer_size);
         let recorder = record::Recorder::new(
             &device,
             &queue,
@@ -129,6 +131,7 @@ impl Gpu {
             device,
             queue,
             options,
+            limits,
             capabilities,
             pool,
             recorder: Mutex::new(recorder),
@@ -154,7 +157,7 @@ impl Gpu {
     /// The largest storage binding in bytes, a multiple of 256. Below 4 GiB on every adapter: shaders find their elements,
     /// and Metal and DX12 their bytes, with 32 bits.
     pub fn max_binding(&self) -> u64 {
-        let limits = self.device.limits();
+        let limits = &self.limits;
         let adapter = limits
             .max_storage_buffer_binding_size
             .min(limits.max_buffer_size)
@@ -259,7 +262,7 @@ impl Gpu {
         groups: glam::UVec3,
         cost: Cost,
     ) -> Result<()> {
-        let limit = self.device.limits().max_compute_workgroups_per_dimension;
+        let limit = self.limits.max_compute_workgroups_per_dimension;
         if groups.max_element() > limit {
             return Err(Error::Limit {
                 kernel: pipeline.kernel.clone(),
@@ -268,18 +271,7 @@ impl Gpu {
                 has: format!("{limit} per dimension"),
             });
         }
-        let entries: Vec<_> = (0u32..)
-            .zip(buffers)
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding,
-                resource: buffer.binding(),
-            })
-            .collect();
-        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &pipeline.storage,
-            entries: &entries,
-        });
+        let group = self.pool.group(&self.device, &pipeline.storage, buffers);
         let mut recorder = lock(&self.recorder);
         recorder.dispatch(
             &self.device,

@@ -203,7 +203,8 @@ impl Recorder {
             .encoder
             .get_or_insert_with(|| device.create_command_encoder(&Default::default()));
         // The first submits teach how long work takes; later ones are checked now and then.
-        let timed = !self.sampled || self.profile.submits < 16 || self.profile.submits % 16 == 0;
+        let timed =
+            !self.sampled || self.profile.submits < 16 || self.profile.submits.is_multiple_of(16);
         let timestamps = self.timestamps.as_mut().filter(|_| timed);
         let timestamp_writes = timestamps.map(|timestamps| {
             let first = 2 * timestamps.names.len() as u32;
