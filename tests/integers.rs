@@ -3,13 +3,15 @@
 use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Device, HostTensor};
+use lopper::device::{Device, HostTensor, Matrix, Random};
 use lopper::formats::Source;
 use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options;
+use lopper::kernels::matmul::{Destination, Input, linear};
 use lopper::kernels::quantize::activations::activations;
+use lopper::kernels::weights;
 use lopper::model::{Checkpoint, Compute, Llama, Pass};
-use lopper::tensor::{BLOCK, DType, WEIGHT_TYPES, WeightFormat};
+use lopper::tensor::{BLOCK, DType, WEIGHT_TYPES, WeightFormat, weight_type};
 
 use crate::cli::lopper;
 use crate::machine::{device, gpu_trial};
@@ -19,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("integers::rounding_of_activations", rounding),
         Trial::test("integers::formats_by_label", labels),
         gpu_trial("integers::a_model_in_every_precision".into(), model),
+        gpu_trial("integers::split_by_rows".into(), split_by_rows),
         Trial::test("integers::the_cpu_has_none", cpu_has_none),
     ]
 }
@@ -119,6 +122,44 @@ fn model() -> Result<(), Failed> {
                 return Err(format!("{flags}: {error}, not {limit}").into());
             }
         }
+    }
+    Ok(())
+}
+
+/// A matrix beyond what one binding may be is split by rows, with the same result: in integers, in floats and where the
+/// product is added to what stands there.
+fn split_by_rows() -> Result<(), Failed> {
+    const COLUMNS: usize = 160;
+    let mut random = Random::new(31);
+    let ty = weight_type("uint4m").ok_or("a type of the table")?;
+    let packed = weights::random(&mut random, &weights::variant(ty), 900, COLUMNS, 32);
+    let results = [None, Some(33 << 10)].map(|max_binding| -> Result<_, Failed> {
+        let device = device(Options {
+            max_binding,
+            ..Options::default()
+        })?;
+        let matrix = Matrix::upload(&device, &packed, "w")?;
+        let mut random = Random::new(37);
+        let mut results = Vec::new();
+        for tokens in [1, 3, 9] {
+            let x = HostTensor::from_f32(
+                DType::F32,
+                &[tokens, COLUMNS],
+                &random.values(tokens * COLUMNS, 1.0),
+            );
+            let old = random.values(tokens * 900, 1.0);
+            let old = HostTensor::from_f32(DType::F32, &[tokens, 900], &old);
+            let sums = device.upload(&old, "sums")?;
+            let input = Input::new(device.upload(&x, "x")?, COLUMNS, 3);
+            linear(&device, &input, &matrix, None, Destination::Add(&sums))?;
+            results.push(device.read(&sums)?.to_f32());
+        }
+        Ok((matrix.chunks().len(), results))
+    });
+    let [whole, split] = results;
+    let (whole, split) = (whole?, split?);
+    if whole.0 != 1 || split.0 < 2 || whole.1 != split.1 {
+        return Err(format!("{} and {} chunks, or not the same", whole.0, split.0).into());
     }
     Ok(())
 }

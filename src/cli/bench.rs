@@ -291,6 +291,14 @@ fn kernels(
             && variant.is_none_or(|variant| of.label().contains(variant))
     };
     let timings = timings(runner, selected, Some(ceilings), output)?;
+    if timings.is_empty() {
+        return Err(Error::Argument {
+            argument: "--kernel / --shape / --variant".into(),
+            expected: "texts that name a variant this device runs, and a shape to time it on"
+                .into(),
+            found: "none such".into(),
+        });
+    }
     output.note(format!(
         "measured ceilings: read {:.0} GB/s, copy {:.0} GB/s, f32 {:.2} TFLOP/s",
         ceilings.read / 1e9,
