@@ -152,9 +152,9 @@ fn size_is_a_feature() -> Result<(), Failed> {
     }
     let long: Vec<_> = lines.iter().filter(|(_, count)| **count > 500).collect();
     let total: usize = lines.values().sum();
-    // Raised with a reason only: what a change adds should be worth reading. 32 000: seven kernels of the products' family,
-    // each with its reference and cases, their planner, its tuning and its table by weight type.
-    if !long.is_empty() || total > 32_000 {
+    // Raised with a reason only: what a change adds should be worth reading. 33 000: eight kernels of the products' family,
+    // each with its reference and cases, their planner, its tuning and its table by weight type; attention of many tokens.
+    if !long.is_empty() || total > 33_000 {
         return Err(format!("over 500 lines: {long:?}; {total} lines in all").into());
     }
     Ok(())

@@ -34,6 +34,7 @@ pub static TABLE: &[&Kernel] = &[
     &rope::rotate::KERNEL,
     &kv::append::KERNEL,
     &attention::causal::KERNEL,
+    &attention::tiled::KERNEL,
     &gate::silu::KERNEL,
     &residual::add::KERNEL,
     &copy::pad::KERNEL,

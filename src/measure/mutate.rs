@@ -169,10 +169,22 @@ pub static EQUIVALENT: &[Equivalent] = &[
         NOT_STORED,
     ),
     equivalent(
-        "matmul/dot4",
-        "for (var quad = 0u; quad < 8u; quad++) {",
-        "for (var quad = 0u; quad <= 8u; quad++) {",
-        CHECKED,
+        "attention/tiled",
+        "const PITCH: u32 = DIM / 4u + 1u;",
+        "const PITCH: u32 = DIM / 4u + 2u;",
+        "rows further apart",
+    ),
+    equivalent(
+        "attention/tiled",
+        "if index >= params.tiles * params.heads {",
+        "if index > params.tiles * params.heads {",
+        GUARDED,
+    ),
+    equivalent(
+        "attention/tiled",
+        "var total = vec2(0.0);",
+        "var total = vec2(0.5);",
+        TIMES_ZERO,
     ),
     equivalent(
         "matmul/dot4",

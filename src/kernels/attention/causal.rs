@@ -5,10 +5,11 @@
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
+use super::tiled::tiled;
 use crate::compare::Expected;
 use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
+    Args, Binding, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random,
+    Sizes, Tensor, Variant, binding, fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
@@ -20,28 +21,22 @@ pub const MAX_HEAD_DIM: usize = 256;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    tokens: u32,
-    token_start: u32,
-    tokens_per_sequence: u32,
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    capacity: u32,
-    scale: f32,
+pub(super) struct Params {
+    pub(super) tokens: u32,
+    pub(super) token_start: u32,
+    pub(super) tokens_per_sequence: u32,
+    pub(super) heads: u32,
+    pub(super) kv_heads: u32,
+    pub(super) head_dim: u32,
+    pub(super) capacity: u32,
+    pub(super) scale: f32,
 }
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "attention/causal",
     source: include_str!("../../../shaders/attention/causal.wgsl"),
-    bindings: &[
-        binding("query", Access::Read, Element::Activation),
-        binding("key", Access::Read, Element::Activation),
-        binding("value", Access::Read, Element::Activation),
-        binding("past", Access::Read, Element::Is(DType::U32)),
-        binding("result", Access::ReadWrite, Element::Activation),
-    ],
+    bindings: BINDINGS,
     parameter_bytes: size_of::<Params>(),
     overrides: &[("WORKGROUP", 64.0)],
     variants,
@@ -55,6 +50,14 @@ pub static KERNEL: Kernel = Kernel {
     cases,
     random,
 };
+
+pub(super) const BINDINGS: &[Binding] = &[
+    binding("query", Access::Read, Element::Activation),
+    binding("key", Access::Read, Element::Activation),
+    binding("value", Access::Read, Element::Activation),
+    binding("past", Access::Read, Element::Is(DType::U32)),
+    binding("result", Access::ReadWrite, Element::Activation),
+];
 
 /// Heads and sizes of an attention layer.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +80,12 @@ pub fn causal(
     heads: Heads,
     capacity: usize,
 ) -> Result<Tensor> {
+    // The CPU has a version of its own, for any number of tokens.
+    if device.gpu().is_some()
+        && let Some(result) = tiled(device, query, (key, value), past, heads, capacity)?
+    {
+        return Ok(result);
+    }
     let tokens = query.shape()[0];
     let result = device.allocate(query.dtype(), query.shape(), "attention")?;
     // No token sees more keys than the cache holds.
@@ -159,7 +168,13 @@ fn place(p: &Params, past: &[u32], index: usize) -> Place {
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
-    let p: Params = args.parameters();
+    let mut expected = Expected::exact(args.tensors[4].to_f64());
+    expect(args, &args.parameters(), &mut expected);
+    vec![expected]
+}
+
+/// Writes what the parameters' window of tokens must give.
+pub(super) fn expect(args: &Args<'_>, p: &Params, expected: &mut Expected) {
     let (query, key, value) = (
         args.tensors[0].to_f64(),
         args.tensors[1].to_f64(),
@@ -170,27 +185,24 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let lines: Vec<(usize, Vec<(f64, f64)>)> = (0..p.tokens as usize * p.heads as usize)
         .into_par_iter()
         .map(|index| {
-            let place = place(&p, past, index);
-            (
-                place.query,
-                head_reference(
-                    &place,
-                    head_dim,
-                    f64::from(p.scale),
-                    [&query, &key, &value],
-                    args.variant,
-                ),
-            )
+            let place = place(p, past, index);
+            let scale = f64::from(p.scale);
+            let line = head_reference(
+                &place,
+                head_dim,
+                scale,
+                [&query, &key, &value],
+                args.variant,
+            );
+            (place.query, line)
         })
         .collect();
-    let mut expected = Expected::exact(args.tensors[4].to_f64());
     for (start, line) in lines {
         for (column, (value, bound)) in line.into_iter().enumerate() {
             expected.values[start + column] = value;
             expected.bounds[start + column] = bound;
         }
     }
-    vec![expected]
 }
 
 /// The weighted sum of one head, with bounds.
@@ -287,7 +299,13 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     }
 }
 
-fn case(sequences: usize, each: usize, heads: Heads, past: u32, note: &'static str) -> Case {
+pub(super) fn case(
+    sequences: usize,
+    each: usize,
+    heads: Heads,
+    past: u32,
+    note: &'static str,
+) -> Case {
     let Heads { query, kv, dim } = heads;
     let label = format!(
         "sequences={sequences},tokens={each},heads={query}/{kv},head_dim={dim},past={past}{note}"

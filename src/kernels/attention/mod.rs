@@ -1,3 +1,4 @@
 //! Attention.
 
 pub mod causal;
+pub mod tiled;
