@@ -169,27 +169,31 @@ fn place(p: &Params, past: &[u32], index: usize) -> Place {
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let mut expected = Expected::exact(args.tensors[4].to_f64());
-    expect(args, &args.parameters(), &mut expected);
+    expect(args, &[args.parameters()], &mut expected);
     vec![expected]
 }
 
-/// Writes what the parameters' window of tokens must give.
-pub(super) fn expect(args: &Args<'_>, p: &Params, expected: &mut Expected) {
+/// Writes what windows of tokens must give.
+pub(super) fn expect(args: &Args<'_>, windows: &[Params], expected: &mut Expected) {
     let (query, key, value) = (
         args.tensors[0].to_f64(),
         args.tensors[1].to_f64(),
         args.tensors[2].to_f64(),
     );
     let past = args.tensors[3].u32s();
-    let head_dim = p.head_dim as usize;
-    let lines: Vec<(usize, Vec<(f64, f64)>)> = (0..p.tokens as usize * p.heads as usize)
+    let heads = windows.iter().flat_map(|p| {
+        let heads = p.tokens as usize * p.heads as usize;
+        (0..heads).map(move |index| (p, index))
+    });
+    let lines: Vec<(usize, Vec<(f64, f64)>)> = heads
+        .collect::<Vec<_>>()
         .into_par_iter()
-        .map(|index| {
+        .map(|(p, index)| {
             let place = place(p, past, index);
             let scale = f64::from(p.scale);
             let line = head_reference(
                 &place,
-                head_dim,
+                p.head_dim as usize,
                 scale,
                 [&query, &key, &value],
                 args.variant,

@@ -123,9 +123,10 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let each = p.tokens_per_sequence as usize;
     let tiles = each.div_ceil(TOKENS);
     let mut expected = Expected::exact(args.tensors[4].to_f64());
-    for tile in p.tile_start as usize..(p.tile_start + p.tiles) as usize {
+    let range = p.tile_start as usize..(p.tile_start + p.tiles) as usize;
+    let window = |tile: usize| {
         let first = tile % tiles * TOKENS;
-        let window = causal::Params {
+        causal::Params {
             tokens: TOKENS.min(each - first) as u32,
             token_start: (tile / tiles * each + first) as u32,
             tokens_per_sequence: p.tokens_per_sequence,
@@ -134,9 +135,10 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             head_dim: p.head_dim,
             capacity: p.capacity,
             scale: p.scale,
-        };
-        causal::expect(args, &window, &mut expected);
-    }
+        }
+    };
+    let windows: Vec<_> = range.map(window).collect();
+    causal::expect(args, &windows, &mut expected);
     vec![expected]
 }
 
