@@ -112,6 +112,7 @@ fn wrong_arguments() -> Result<(), Failed> {
         ("tune-device --shape 4096", "4096x4096"),
         ("tune-device --shape 0x8", "0x8"),
         ("tune-device --device cpu", "a GPU"),
+        ("inspect embedded:nano-llama --autotune 1s", "--autotune"),
     ] {
         let run = lopper(folder.path(), arguments)?;
         if run.code == Some(0) || !run.err.contains(wanted) {

@@ -7,7 +7,7 @@ use super::{ComputeChoice, Global, bench, tune};
 use crate::device::Runner;
 use crate::error::Result;
 use crate::kernels::matmul::plan::Product;
-use crate::measure::tune::candidates;
+use crate::measure::tune::{candidates, warm_up};
 use crate::tensor::DType;
 
 /// What to time.
@@ -66,6 +66,9 @@ pub(super) fn rows(
                     columns,
                     tokens: *tokens as usize,
                 };
+                if rows.is_empty() {
+                    warm_up(runner, &product)?;
+                }
                 let timed = candidates(runner, &product)?;
                 let best = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1));
                 let Some((choice, us)) = best else {

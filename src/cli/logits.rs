@@ -6,12 +6,11 @@ use serde_json::json;
 
 use super::Global;
 use super::output::Output;
-use super::session::{compute, open_device};
+use super::session::{compute, load_model, open_device};
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
-use crate::interrupt;
-use crate::model::{Checkpoint, Llama, Pass};
+use crate::model::{Checkpoint, Pass};
 use crate::run::Target;
 use crate::tensor::DType;
 
@@ -63,10 +62,11 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         });
     }
     let device = open_device(global, output)?;
-    let model = Llama::load(&device, &checkpoint, |_, _| interrupt::check())?;
+    let compute = compute(global, &device)?;
+    let model = load_model(global, &device, &checkpoint, compute, &[ids.len()], output)?;
     let pass = Pass {
         device: &device,
-        compute: compute(global, &device)?,
+        compute,
     };
     let (hidden, logits) = model.trace(&pass, &ids, 1, arguments.hidden)?;
     let wide: Vec<u8> = ids

@@ -166,6 +166,17 @@ fn fail(error: &crate::error::Error) -> u8 {
 fn run(cli: &Cli, output: &Output) -> Result<()> {
     // Wrong is wrong, whether or not the command comes to need it.
     cli.global.selector()?;
+    let runs_a_model = matches!(
+        cli.command,
+        Command::Eval(_) | Command::Generate(_) | Command::Logits(_) | Command::Bench(_)
+    );
+    if cli.global.autotune.is_some() && !runs_a_model {
+        return Err(crate::error::Error::Argument {
+            argument: "--autotune".into(),
+            expected: "eval, generate, logits or bench model".into(),
+            found: "another command; tune-device tunes by itself".into(),
+        });
+    }
     match &cli.command {
         Command::Devices => devices::run(&cli.global, output),
         Command::Inspect(arguments) => inspect::run(arguments, output),

@@ -145,9 +145,14 @@ pub(super) fn load_model(
         interrupt::check()
     })?;
     let Some(runner) = device.runner() else {
+        if global.autotune.is_some() {
+            output.note("note: nothing to tune, the CPU has one way to multiply");
+        }
         return Ok(model);
     };
-    if let (Some(budget), true) = (global.autotune, runner.gpu().capabilities().timestamps) {
+    if global.autotune.is_some() && !runner.gpu().capabilities().timestamps {
+        output.note("note: this adapter has no timestamps, nothing is tuned");
+    } else if let Some(budget) = global.autotune {
         let mut products: BTreeMap<String, Product> = BTreeMap::new();
         for product in tokens.iter().flat_map(|n| model.products(compute, *n)) {
             if runner.winner(|| product.class()).is_none() {

@@ -26,10 +26,11 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "coop_before_none"
     "coop_direct"
     "coop_staged"
-    "coop_weight_bf16"
     "coop_weight_blocks"
-    "coop_weight_f16"
-    "coop_weight_f32"
+    "coop_weight_wide"
+    "coop_wide_bf16"
+    "coop_wide_f16"
+    "coop_wide_f32"
     "f16_bits"
     "group_scale"
     "integer_block"
@@ -256,10 +257,13 @@ pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
             _ => "code_word_one",
         },
         "coop_weight" => match variant.weight.map(|weight| weight.levels) {
-            Some(Levels::F32) => "coop_weight_f32",
-            Some(Levels::F16) => "coop_weight_f16",
-            Some(Levels::Bf16) => "coop_weight_bf16",
+            Some(Levels::F32 | Levels::F16 | Levels::Bf16) => "coop_weight_wide",
             _ => "coop_weight_blocks",
+        },
+        "coop_wide" => match variant.weight.map(|weight| weight.levels) {
+            Some(Levels::F16) => "coop_wide_f16",
+            Some(Levels::Bf16) => "coop_wide_bf16",
+            _ => "coop_wide_f32",
         },
         "coop_before" if variant.output != DType::F32 => "coop_before_none",
         "coop_direct" if variant.output == DType::F32 => "coop_direct",

@@ -22,12 +22,9 @@ struct Params {
     columns: u32,
 }
 
-/// One byte per activation.
-const ONE: &[(&str, u32)] = &[("PLANES", 1)];
-/// Two bytes per activation.
-const TWO: &[(&str, u32)] = &[("PLANES", 2)];
-/// Three bytes per activation.
-const THREE: &[(&str, u32)] = &[("PLANES", 3)];
+/// Bytes per activation.
+pub(super) const PLANES: [&[(&str, u32)]; 3] =
+    [&[("PLANES", 1)], &[("PLANES", 2)], &[("PLANES", 3)]];
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -42,7 +39,7 @@ pub static KERNEL: Kernel = Kernel {
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let all = [DType::F32, DType::F16].map(|activation| {
-            [ONE, TWO, THREE].map(|constants| Variant {
+            PLANES.map(|constants| Variant {
                 activation,
                 constants,
                 ..Variant::BASELINE
@@ -109,7 +106,7 @@ pub fn activations(
 pub fn variant(activation: DType, planes: u32) -> Variant {
     Variant {
         activation,
-        constants: [ONE, TWO, THREE][planes as usize - 1],
+        constants: PLANES[planes as usize - 1],
         ..Variant::BASELINE
     }
 }

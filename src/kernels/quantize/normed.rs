@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::activations::{Integers, words};
+use super::activations::{Integers, PLANES, words};
 use crate::compare::Expected;
 use crate::device::{
     Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
@@ -22,9 +22,6 @@ struct Params {
     columns: u32,
     epsilon: f32,
 }
-
-/// Bytes per activation.
-const PLANES: [&[(&str, u32)]; 3] = [&[("PLANES", 1)], &[("PLANES", 2)], &[("PLANES", 3)]];
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {

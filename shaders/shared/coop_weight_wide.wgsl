@@ -1,10 +1,11 @@
-// Weights on their way into a tile: f32, rounded to f16, four columns of a row at a time.
+// Weights on their way into a tile: numbers of 16 and 32 bits, four columns of a row at a time, rounded to f16.
+#import coop_wide
 alias Loaded = code_t;
 
 // Where an invocation's pieces begin.
 fn weight_place(lane: u32, piece: u32, first_row: u32) -> u32 {
     let row = params.row_start + min(first_row + spread(lane / QUADS + piece * LINES), params.rows - 1u);
-    return row * (params.code_words / 4u) + lane % QUADS;
+    return row * (params.code_words / WIDE_WORDS) + lane % QUADS;
 }
 
 fn load_weight(place: u32, lane: u32, start: u32) -> Loaded {
@@ -19,5 +20,5 @@ fn load_weight_edge(place: u32, lane: u32, start: u32) -> Loaded {
 }
 
 fn store_weight(lane: u32, piece: u32, loaded: Loaded) {
-    weight_tile[spread(lane / QUADS + piece * LINES) * PITCH + lane % QUADS] = vec4<f16>(bitcast<vec4<f32>>(loaded));
+    weight_tile[spread(lane / QUADS + piece * LINES) * PITCH + lane % QUADS] = wide_values(loaded);
 }
