@@ -1,6 +1,7 @@
 //! `verify` and `bench`: what they report, and what they do when a driver misbehaves.
 
 use libtest_mimic::{Failed, Trial};
+use lopper::gpu::{Selector, adapters};
 use serde_json::Value;
 
 use crate::cli::lopper;
@@ -31,6 +32,9 @@ pub fn trials() -> Vec<Trial> {
             user_shader_is_judged,
         ),
         gpu_trial("cli_verify::bench_rows".into(), bench_rows),
+        // Of Mesa, which can be told what version to give; CI installs it.
+        Trial::test("cli_verify::opengl_es_where_opengl_is_old", old_opengl)
+            .with_ignored_flag(!mesa_opengl()),
         Trial::test("cli_verify::bench_model_rows", bench_model_rows),
         Trial::test("cli_verify::bench_compare_judges_noise", bench_compare),
     ]
@@ -107,6 +111,36 @@ fn rows_of_the_contract() -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+fn mesa_opengl() -> bool {
+    let selector = Selector {
+        backend: Some(wgpu::Backend::Gl),
+        name: None,
+    };
+    let found = adapters(&selector);
+    found
+        .iter()
+        .any(|adapter| adapter.driver().contains("Mesa"))
+}
+
+/// Where desktop OpenGL is older than compute shaders, OpenGL ES takes its place, by a context that is not wgpu's.
+fn old_opengl() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let arguments = "verify --backend gl --kernel norm/rms --json=-";
+    let mut command = crate::cli::command(folder.path(), arguments);
+    let output = command.env("MESA_GL_VERSION_OVERRIDE", "3.3").output()?;
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let rows = rows(&report)?;
+    let es = |row: &Value| {
+        let driver = row["driver"].as_str().unwrap_or_default();
+        driver.contains("OpenGL ES 3") && row["status"] == "pass"
+    };
+    if !rows.is_empty() && rows.iter().all(es) {
+        Ok(())
+    } else {
+        Err(report.to_string().into())
+    }
 }
 
 fn a_case_is_accepted_back() -> Result<(), Failed> {

@@ -73,6 +73,9 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
             sums[slot] = sum;
             slot++;
         }
+        // Before the reductions overwrite what other lanes still read. Theirs would do, but NVIDIA's OpenGL loses a barrier
+        // that opens a loop.
+        workgroupBarrier();
     }
     var slot = 0u;
     for (var mine = lane.index; mine < params.head_dim; mine += WORKGROUP) {

@@ -63,7 +63,6 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     var high_sums: array<vec4<f32>, CHUNKS>;
     for (var start = 0u; start < last; start += KEYS) {
         let present = min(KEYS, last - start);
-        workgroupBarrier();
         for (var place = lane; place < present * fours; place += 64u) {
             let row = place / fours;
             let four = place - row * fours;
@@ -121,6 +120,8 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
                 }
             }
         }
+        // Here, not where the next begins: NVIDIA's OpenGL loses a barrier that opens a loop.
+        workgroupBarrier();
     }
     for (var c = 0u; c < CHUNKS; c++) {
         let four = part + 8u * c;

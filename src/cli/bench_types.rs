@@ -7,8 +7,8 @@ use super::{ComputeChoice, Global, bench, tune};
 use crate::device::Runner;
 use crate::error::Result;
 use crate::kernels::matmul::plan::Product;
-use crate::measure::tune::{candidates, warm_up};
-use crate::tensor::DType;
+use crate::measure::tune::{candidates, prepare};
+use crate::tensor::{DType, WeightFormat};
 
 /// What to time.
 #[derive(Debug, clap::Args)]
@@ -50,25 +50,38 @@ pub(super) fn rows(
         (_, true) => 2,
         (_, false) => 3,
     };
+    let product = |weight: WeightFormat, (rows, columns): (usize, usize), tokens: u32| Product {
+        activation,
+        bytes,
+        output: activation,
+        weight,
+        rows,
+        columns,
+        tokens: tokens as usize,
+    };
+    // All at once before the first is timed: a device that waits for compilers slows down.
+    output.progress("compiling", 0, 1);
+    let every = shapes.iter().flat_map(|shape| {
+        let tokens = arguments.tokens.iter();
+        let each = tokens.flat_map(|tokens| {
+            let formats = formats.iter();
+            formats.map(|weight| product(*weight, *shape, *tokens))
+        });
+        each.collect::<Vec<_>>()
+    });
+    let capabilities = runner.gpu().capabilities();
+    let choices: Vec<_> = every
+        .flat_map(|product| product.candidates(capabilities))
+        .collect();
+    prepare(runner, &choices);
     let total = formats.len() * shapes.len() * arguments.tokens.len();
     let mut rows = Vec::new();
-    for (height, columns) in shapes {
+    for shape in shapes.iter().copied() {
         for tokens in &arguments.tokens {
             let mut beside: Option<f64> = None;
             for weight in &formats {
                 output.progress(&format!("timing {}", weight.label()), rows.len(), total);
-                let product = Product {
-                    activation,
-                    bytes,
-                    output: activation,
-                    weight: *weight,
-                    rows: height,
-                    columns,
-                    tokens: *tokens as usize,
-                };
-                if rows.is_empty() {
-                    warm_up(runner, &product)?;
-                }
+                let product = product(*weight, shape, *tokens);
                 let timed = candidates(runner, &product)?;
                 let best = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1));
                 let Some((choice, us)) = best else {

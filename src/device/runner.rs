@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use rayon::prelude::*;
+
 use super::compose::{compose_with, fragment};
 use super::host::{Args, View};
 use super::kernel::{Kernel, Variant};
@@ -87,6 +89,15 @@ impl Runner {
     /// Compiles a variant, so that its first call need not wait. Any number of threads may.
     pub fn prepare(&self, kernel: &'static Kernel, variant: &Variant) -> Result<()> {
         self.pipeline(kernel, variant).map(|_| ())
+    }
+
+    /// Compiles variants, several at a time. What does not compile says so when it is run.
+    pub fn prepare_all(&self, variants: &[(&'static Kernel, Variant)]) {
+        if !self.gpu.adapter().one_thread {
+            variants.par_iter().for_each(|(kernel, variant)| {
+                let _ = self.prepare(kernel, variant);
+            });
+        }
     }
 
     fn pipeline(&self, kernel: &'static Kernel, variant: &Variant) -> Result<Arc<Pipeline>> {

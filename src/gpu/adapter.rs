@@ -130,10 +130,12 @@ pub struct Adapter {
     pub limits: wgpu::Limits,
     /// The cooperative-matrix shapes it lists, as text: `16x16x16 F16->F32`.
     pub cooperative: Vec<String>,
+    /// It may be used by the thread that found it only.
+    pub one_thread: bool,
 }
 
 impl Adapter {
-    fn new(inner: wgpu::Adapter, instance: &wgpu::Instance) -> Self {
+    fn new(inner: wgpu::Adapter, instance: &wgpu::Instance, one_thread: bool) -> Self {
         let (info, features) = (inner.get_info(), inner.features());
         let shapes = inner.cooperative_matrix_properties();
         let usable = |p: &&wgpu::CooperativeMatrixProperties| {
@@ -177,6 +179,7 @@ impl Adapter {
             capabilities,
             limits,
             cooperative,
+            one_thread,
         }
     }
 
@@ -236,6 +239,21 @@ pub fn adapters(selector: &Selector) -> Vec<Adapter> {
     adapters_of(selector.backend.map_or(all, wgpu::Backends::from), selector)
 }
 
+/// Whether naga's GLSL has compute shaders in the adapter's version: OpenGL from 4.3, OpenGL ES from 3.1. (A driver of OpenGL
+/// 3.3 may have the extension; the shading language that wgpu then writes has not.)
+fn computes(adapter: &wgpu::Adapter) -> bool {
+    let info = adapter.get_info();
+    let desktop = |text: &str| {
+        let mut parts = text.split(|c: char| !c.is_ascii_digit());
+        let mut part = || parts.next().and_then(|part| part.parse::<u32>().ok());
+        part().zip(part())
+    };
+    let flags = adapter.get_downlevel_capabilities().flags;
+    let version = desktop(&info.driver_info).unwrap_or((u32::MAX, 0));
+    flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+        && (info.backend != wgpu::Backend::Gl || version >= (4, 3))
+}
+
 fn adapters_of(backends: wgpu::Backends, selector: &Selector) -> Vec<Adapter> {
     let descriptor = wgpu::InstanceDescriptor {
         backends,
@@ -245,15 +263,23 @@ fn adapters_of(backends: wgpu::Backends, selector: &Selector) -> Vec<Adapter> {
     };
     let instance = wgpu::Instance::new(descriptor);
     let wanted = selector.name.as_ref().map(|name| name.to_lowercase());
-    let mut found: Vec<Adapter> = pollster::block_on(instance.enumerate_adapters(backends))
+    let (listed, without): (Vec<_>, Vec<_>) =
+        pollster::block_on(instance.enumerate_adapters(backends))
+            .into_iter()
+            .partition(computes);
+    let mut listed: Vec<(wgpu::Adapter, bool)> =
+        listed.into_iter().map(|adapter| (adapter, false)).collect();
+    if without
+        .iter()
+        .any(|a| a.get_info().backend == wgpu::Backend::Gl)
+    {
+        // Two contexts must not take turns on this thread.
+        drop(without);
+        listed.extend(gles(&instance).map(|adapter| (adapter, true)));
+    }
+    let mut found: Vec<Adapter> = listed
         .into_iter()
-        // wgpu opens OpenGL 3.3 where EGL offers desktop OpenGL; drivers that give no more than is asked for, NVIDIA's for
-        // one, have no compute shaders then.
-        .filter(|adapter| {
-            let flags = adapter.get_downlevel_capabilities().flags;
-            flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
-        })
-        .map(|adapter| Adapter::new(adapter, &instance))
+        .map(|(adapter, one_thread)| Adapter::new(adapter, &instance, one_thread))
         .filter(|a| {
             wanted
                 .as_ref()
@@ -272,6 +298,15 @@ fn adapters_of(backends: wgpu::Backends, selector: &Selector) -> Vec<Adapter> {
     };
     found.sort_by_key(rank);
     found
+}
+
+#[cfg(target_os = "linux")]
+use super::gles::adapter as gles;
+
+/// Contexts of our own are made through EGL only.
+#[cfg(not(target_os = "linux"))]
+fn gles(_instance: &wgpu::Instance) -> Option<wgpu::Adapter> {
+    None
 }
 
 /// The best adapter that matches, or the reason there is none.

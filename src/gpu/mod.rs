@@ -5,6 +5,8 @@
 
 mod adapter;
 mod buffer;
+#[cfg(target_os = "linux")]
+mod gles;
 mod pipeline;
 mod record;
 

@@ -154,9 +154,12 @@ pub fn measure(
         Ok(samples)
     };
     let software = runner.gpu().adapter().type_name() == "cpu";
-    // Short measurements follow one another closely, and find the device warm.
-    let most = if software { WARM_UP_SOFTWARE } else { WARM_UP };
-    run(most.min(limit * 2))?;
+    // In full even before a short measurement: the host has compiled, checked and made inputs in between.
+    run(if software {
+        WARM_UP_SOFTWARE.min(limit * 2)
+    } else {
+        WARM_UP
+    })?;
     Ok((run(limit)?, cost))
 }
 

@@ -13,9 +13,6 @@ use crate::measure::bench::measure;
 /// Seconds that one candidate is timed.
 const EACH: Duration = Duration::from_millis(60);
 
-/// Seconds that a device is kept busy before the first candidate.
-const WARM_UP: Duration = Duration::from_millis(400);
-
 /// Rows and tokens of the smaller product that a candidate is checked on: the check computes it on the processor.
 const CHECKED: (usize, usize) = (300, 20);
 
@@ -41,7 +38,9 @@ pub fn candidates(runner: &Runner, product: &Product) -> Result<Vec<(Choice, f64
         ..*product
     };
     let mut timed = Vec::new();
-    for choice in product.candidates(runner.gpu().capabilities()) {
+    let choices = product.candidates(runner.gpu().capabilities());
+    prepare(runner, &choices);
+    for choice in choices {
         interrupt::check()?;
         match check_case(runner, choice.kernel, &choice.variant, &choice.case(&small)) {
             Ok(_) => {
@@ -60,18 +59,13 @@ pub fn candidates(runner: &Runner, product: &Product) -> Result<Vec<(Choice, f64
     Ok(timed)
 }
 
-/// Runs a product until the device's clocks are up: what is measured first is compared with what comes after.
-pub fn warm_up(runner: &Runner, product: &Product) -> Result<()> {
-    let choice = product.choose(runner.gpu().capabilities(), None);
-    // A processor that plays a GPU has no clocks of its own.
-    if runner.gpu().capabilities().processor {
-        return Ok(());
-    }
-    let case = choice.case(product);
-    match measure(runner, choice.kernel, &choice.variant, &case, WARM_UP) {
-        Ok(_) | Err(Error::Limit { .. }) => Ok(()),
-        Err(error) => Err(error),
-    }
+/// Compiles candidates, several at a time: a driver may take seconds for each.
+pub fn prepare(runner: &Runner, choices: &[Choice]) {
+    let variants: Vec<_> = choices
+        .iter()
+        .map(|choice| (choice.kernel, choice.variant.clone()))
+        .collect();
+    runner.prepare_all(&variants);
 }
 
 /// Times the candidates for a product; `None` where there is but one, or none that the device holds.
@@ -127,9 +121,6 @@ pub fn tune_all(
 ) -> Result<(Vec<Tuned>, usize)> {
     let start = Instant::now();
     let mut found = Vec::new();
-    if let Some(product) = products.first() {
-        warm_up(runner, product)?;
-    }
     for (index, product) in products.iter().enumerate() {
         if start.elapsed() > budget {
             return Ok((found, products.len() - index));

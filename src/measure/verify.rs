@@ -215,7 +215,8 @@ pub fn verify(
         work.retain(|(_, cases)| !cases.is_empty());
         // Drivers take longer to compile a variant than to run its cases. After a break (cases to skip) nothing is compiled
         // ahead, so that whatever breaks next is the case that was named.
-        let ahead = if skip == 0 { compilers() } else { 0 };
+        let alone = skip > 0 || runner.gpu().adapter().one_thread;
+        let ahead = if alone { 0 } else { compilers() };
         let (next, work) = (AtomicUsize::new(0), &work);
         std::thread::scope(|scope| {
             for _ in 0..ahead {
