@@ -77,6 +77,16 @@ impl Tensor {
         (self.len() * self.dtype.size()) as u64
     }
 
+    /// The same elements as 32-bit words, (rows, words): the codes of a matrix of plain numbers. Rows are whole words.
+    pub fn words(&self) -> Tensor {
+        let words = self.len() * self.dtype.size() / 4;
+        Tensor {
+            dtype: DType::U32,
+            shape: vec![self.shape[0], words / self.shape[0]],
+            storage: self.storage.clone(),
+        }
+    }
+
     fn host(&self) -> Arc<RwLock<Vec<u32>>> {
         match &self.storage {
             Storage::Host(host) => Arc::clone(host),

@@ -38,6 +38,7 @@ pub static TABLE: &[&Kernel] = &[
     &gate::silu::KERNEL,
     &residual::add::KERNEL,
     &copy::pad::KERNEL,
+    &copy::transpose::KERNEL,
     &loss::logsumexp::KERNEL,
     &quantize::activations::KERNEL,
     &quantize::normed::KERNEL,

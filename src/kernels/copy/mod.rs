@@ -1,3 +1,4 @@
 //! The same numbers in another place.
 
 pub mod pad;
+pub mod transpose;

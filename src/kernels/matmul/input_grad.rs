@@ -241,5 +241,8 @@ fn cases() -> Vec<Case> {
         case(37, 64, 20, WHOLE_ROW, ",infinity").only(float),
         case(37, 64, 20, WHOLE_ROW, ",nan").only(float),
         case(37, 64, 20, WHOLE_ROW, ",zeros").only(float),
+        case(14_336, 4096, 512, 32, "")
+            .bench()
+            .only(|variant| variant.weight.is_some_and(|weight| weight.name == "f16")),
     ]
 }

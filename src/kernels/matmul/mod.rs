@@ -2,6 +2,7 @@
 //!
 //! One family of kernels; [`plan`] chooses among them, and [`linear`] cuts long work along tokens and rows.
 
+pub mod backward;
 mod cases;
 pub mod coop;
 pub mod dot4;
@@ -67,6 +68,8 @@ const FEW_TOKENS: usize = 8;
 pub enum Destination<'a> {
     /// A new tensor of this type.
     New(DType),
+    /// It takes the place of what this tensor, (tokens, rows), held.
+    Into(&'a Tensor),
     /// It is added to this tensor, (tokens, rows).
     Add(&'a Tensor),
     /// With g what stands in this tensor, (tokens, rows), the product times silu(g) takes its place: the gate of a Llama
@@ -77,7 +80,7 @@ pub enum Destination<'a> {
 impl Destination<'_> {
     fn epilogue(self) -> u32 {
         match self {
-            Destination::New(_) => 0,
+            Destination::New(_) | Destination::Into(_) => 0,
             Destination::Add(_) => EPILOGUE_ADD,
             Destination::Gate(_) => EPILOGUE_GATE,
         }
@@ -108,7 +111,9 @@ pub fn linear_rows(
     let tokens = range.len();
     let result = match destination {
         Destination::New(dtype) => device.allocate(dtype, &[tokens, weight.rows()], "a product")?,
-        Destination::Add(tensor) | Destination::Gate(tensor) => tensor.clone(),
+        Destination::Into(tensor) | Destination::Add(tensor) | Destination::Gate(tensor) => {
+            tensor.clone()
+        }
     };
     assert_eq!(
         result.len(),

@@ -209,5 +209,6 @@ fn cases() -> Vec<Case> {
         case(37, 64, 20, ",infinity"),
         case(37, 64, 20, ",nan"),
         case(37, 64, 20, ",zeros"),
+        case(4096, 4096, 512, "").bench(),
     ]
 }

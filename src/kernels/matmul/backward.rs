@@ -1,0 +1,108 @@
+//! Backward products: the gradients of a product's input, dX = dY * W, and of its weight, dW = dYᵗ * X.
+//!
+//! With transposed operands they are products like the forward one, and get its kernels, tuning and matrix units. What
+//! transposing costs (a pass over the operands) is little beside many tokens; for few, and where a binding cannot hold the
+//! weight whole, the direct kernels serve.
+
+use super::{Destination, Input, input_grad, linear, weight_grad};
+use crate::device::{Chunk, Device, Matrix, Tensor};
+use crate::error::Result;
+use crate::kernels::copy::transpose::transpose;
+use crate::tensor::{BLOCK, DType, WeightFormat};
+
+/// From so many tokens on, transposing pays.
+const MANY: usize = 64;
+
+/// The gradient of the input of a product with a weight of (rows, columns), given that of its result, (tokens, rows):
+/// (tokens, columns) in f32. With gradients in f16, the weight is rounded to f16.
+pub fn input(device: &Device, grad: &Tensor, weight: &Matrix) -> Result<Tensor> {
+    let (rows, columns) = (weight.rows(), weight.columns());
+    let tokens = grad.len() / rows;
+    let [chunk] = weight.chunks() else {
+        return input_grad::input_grad(device, grad, weight);
+    };
+    if tokens < MANY || !fits(device, columns, rows, grad.dtype()) {
+        return input_grad::input_grad(device, grad, weight);
+    }
+    let parts = [&chunk.codes, &chunk.scales];
+    let turned = transpose(
+        device,
+        parts,
+        weight.format(),
+        (rows, columns),
+        grad.dtype(),
+    )?;
+    let turned = matrix(device, &turned, rows)?;
+    let grad = Input::new(grad.clone(), rows, 3);
+    linear(device, &grad, &turned, None, Destination::New(DType::F32))
+}
+
+/// Adds the gradient of a product's weight to `result`, f32 of (rows, columns), or writes it there: from the gradient of
+/// the product's result, (tokens, rows), and its input, (tokens, columns), both of one type.
+pub fn weight(
+    device: &Device,
+    grad: &Tensor,
+    x: &Tensor,
+    result: &Tensor,
+    accumulate: bool,
+) -> Result<()> {
+    let (rows, columns) = (result.shape()[0], result.shape()[1]);
+    let tokens = grad.len() / rows;
+    let dtype = grad.dtype();
+    // Rows of activations are rows of a matrix where they are whole blocks.
+    let blocks = rows.is_multiple_of(BLOCK) && columns.is_multiple_of(BLOCK);
+    let fit = fits(device, rows.max(columns), tokens, dtype);
+    if tokens < MANY || !blocks || !fit {
+        return weight_grad::weight_grad(device, grad, x, result, accumulate);
+    }
+    let unused = device.allocate(DType::U32, &[1], "unused scales")?;
+    let turn = |values: &Tensor, width: usize| {
+        let words = values.words();
+        transpose(
+            device,
+            [&words, &unused],
+            plain(dtype),
+            (tokens, width),
+            dtype,
+        )
+    };
+    let (grad, x) = (turn(grad, rows)?, turn(x, columns)?);
+    let stride = grad.shape()[1];
+    let x = matrix(device, &x, stride)?;
+    let destination = if accumulate {
+        Destination::Add(result)
+    } else {
+        Destination::Into(result)
+    };
+    linear(device, &Input::new(grad, stride, 3), &x, None, destination)?;
+    Ok(())
+}
+
+fn plain(dtype: DType) -> WeightFormat {
+    match dtype {
+        DType::F16 => WeightFormat::f16(),
+        _ => WeightFormat::f32(),
+    }
+}
+
+/// Whether a transposed matrix of (rows, columns) fits a binding of a GPU. The processor has no use for one.
+fn fits(device: &Device, rows: usize, columns: usize, dtype: DType) -> bool {
+    let bytes = rows * columns.next_multiple_of(BLOCK) * dtype.size();
+    device.runner().is_some() && bytes as u64 <= device.max_tensor_bytes()
+}
+
+/// Plain numbers, (rows, columns padded to whole blocks), as a matrix of so many columns.
+fn matrix(device: &Device, values: &Tensor, columns: usize) -> Result<Matrix> {
+    let rows = values.shape()[0];
+    let chunk = Chunk {
+        start: 0,
+        rows,
+        codes: values.words(),
+        scales: device.allocate(DType::U32, &[1], "unused scales")?,
+    };
+    Ok(Matrix::from_chunks(
+        plain(values.dtype()),
+        columns,
+        vec![chunk],
+    ))
+}
