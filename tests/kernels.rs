@@ -1,7 +1,7 @@
 //! Every kernel x variant x case against its reference: on the CPU device, on the adapter, and with the baseline forced.
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Kernel, Sizes, Variant, check_case, check_cpu_case};
+use lopper::device::{Engine, Kernel, Sizes, Variant, check_case, check_cpu_case};
 use lopper::gpu::{Capabilities, Tier};
 use lopper::kernels::TABLE;
 use lopper::kernels::matmul::plan::Product;
@@ -141,6 +141,7 @@ fn choices_are_in_the_table() -> Result<(), Failed> {
                         activation,
                         bytes,
                         output,
+                        engine: Engine::Auto,
                         weight,
                         rows: 4096,
                         columns: 4096,

@@ -15,6 +15,7 @@ mod integers;
 mod kernels;
 mod layers;
 mod levels;
+mod lut;
 mod machine;
 mod pipelines;
 mod recipes;
@@ -38,6 +39,7 @@ fn main() {
     trials.extend(layers::trials());
     trials.extend(gradients::trials());
     trials.extend(integers::trials());
+    trials.extend(lut::trials());
     trials.extend(levels::trials());
     trials.extend(synth::trials());
     trials.extend(cli::trials());

@@ -2,7 +2,7 @@
 //! a vector.
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{HostTensor, Matrix, Random, tuned};
+use lopper::device::{Engine, HostTensor, Matrix, Random, tuned};
 use lopper::gpu::{Options, backend_name};
 use lopper::kernels::matmul::plan::Product;
 use lopper::kernels::matmul::{Destination, Input, linear};
@@ -42,6 +42,7 @@ fn winners_are_kept() -> Result<(), Failed> {
         activation,
         bytes: if device.capabilities().f16 { 2 } else { 3 },
         output: activation,
+        engine: Engine::Auto,
         weight: WeightFormat::from_label("int8-g32").ok_or("a format")?,
         rows: 4096,
         columns: 4096,

@@ -10,28 +10,9 @@
 @group(0) @binding(4) var<storage, read> bias: array<f32>;             // (out_stride), or one unused value
 @group(0) @binding(5) var<storage, read_write> result: array<out_t>;   // (all tokens, out_stride)
 #import block_bytes
+#import block_grid
 const SUMS: u32 = ROWS * TOKENS;
 #import reduce_each
-
-// Codes of eight bits are taken as signed bytes, 128 less.
-const LESS: f32 = select(0.0, 128.0, BITS == 8u);
-
-// What a block's sum of codes is multiplied by, and what the sum of its activations is.
-fn block_grid(row: u32, block: u32) -> vec2<f32> {
-    let group = (block * 32u) >> params.group_shift;
-    if SCALE == 1u || SCALE == 4u {
-        let pair = unpack2x16float(scales[row * params.scale_words + (group >> 1u)]);
-        let scale = select(pair.x, pair.y, (group & 1u) == 1u);
-        // Levels are ternary: -1, 0, 1.
-        let zero = select(f32(1u << (BITS - 1u)), 1.0, SCALE == 4u);
-        return vec2(scale, -scale * (zero - LESS));
-    }
-    let pair = unpack2x16float(scales[row * params.scale_words + group]);
-    if SCALE == 2u {
-        return vec2(pair.x, -pair.x * (pair.y - LESS));
-    }
-    return vec2(pair.x, pair.y + pair.x * LESS);
-}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {

@@ -54,6 +54,9 @@ enum What {
         /// Put this WGSL file in the place of the kernel that --kernel names
         #[arg(long, value_name = "FILE", requires = "kernel")]
         shader: Option<PathBuf>,
+        /// Do not measure the device's own rates first: quicker, for trying one kernel after another
+        #[arg(long)]
+        no_ceilings: bool,
         /// How the table is written
         #[arg(short, long, default_value = "md")]
         output: Format,
@@ -131,12 +134,23 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             shape,
             variant,
             shader,
+            no_ceilings,
             output: format,
         } => {
+            if *no_ceilings && arguments.html.is_some() {
+                return Err(Error::Argument {
+                    argument: "--no-ceilings".into(),
+                    expected: "no --html, whose page shows them".into(),
+                    found: "both".into(),
+                });
+            }
             let selection = Selection::new(kernel.as_deref())?;
             // With everything that the adapter has, as a model would run.
             let runner = open(global, None)?;
-            let ceilings = ceilings(&runner, output)?;
+            let ceilings = match no_ceilings {
+                true => None,
+                false => Some(ceilings(&runner, output)?),
+            };
             let runner = match replacement(kernel.as_deref(), shader.as_deref())? {
                 Some((name, source)) => runner.with_source(&name, source),
                 None => runner,
@@ -153,7 +167,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 let right = timings.iter().filter(|timing| timing.verified);
                 let right: Vec<Timing> = right.cloned().collect();
                 let rows: Vec<_> = right.iter().map(|timing| row(&runner, timing)).collect();
-                bench_html::kernels(&rows, &right, ceilings)
+                bench_html::kernels(&rows, &right, ceilings.unwrap_or_default())
             })?;
             print(&rows, *format, output)?;
             // What is right was timed and is shown; what is wrong still fails the run.
@@ -281,7 +295,7 @@ fn kernels(
     runner: &Runner,
     selection: &Selection,
     [shape, variant]: [Option<&str>; 2],
-    ceilings: Ceilings,
+    ceilings: Option<Ceilings>,
     output: &Output,
 ) -> Result<Vec<Timing>> {
     let selected = |kernel: &str, label: &str, of: &Variant| {
@@ -290,7 +304,7 @@ fn kernels(
             && shape.is_none_or(|shape| label.contains(shape))
             && variant.is_none_or(|variant| of.label().contains(variant))
     };
-    let timings = timings(runner, selected, Some(ceilings), output)?;
+    let timings = timings(runner, selected, ceilings, output)?;
     if timings.is_empty() {
         return Err(Error::Argument {
             argument: "--kernel / --shape / --variant".into(),
@@ -299,12 +313,14 @@ fn kernels(
             found: "none such".into(),
         });
     }
-    output.note(format!(
-        "measured ceilings: read {:.0} GB/s, copy {:.0} GB/s, f32 {:.2} TFLOP/s",
-        ceilings.read / 1e9,
-        ceilings.copy / 1e9,
-        ceilings.f32 / 1e12
-    ));
+    if let Some(ceilings) = ceilings {
+        output.note(format!(
+            "measured ceilings: read {:.0} GB/s, copy {:.0} GB/s, f32 {:.2} TFLOP/s",
+            ceilings.read / 1e9,
+            ceilings.copy / 1e9,
+            ceilings.f32 / 1e12
+        ));
+    }
     for timing in timings.iter().filter(|timing| !timing.verified) {
         output.note(format!(
             "not timed: {} [{}] {}: {}",

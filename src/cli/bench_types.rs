@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::output::Output;
 use super::{ComputeChoice, Global, bench, tune};
-use crate::device::Runner;
+use crate::device::{Engine, Runner};
 use crate::error::Result;
 use crate::kernels::matmul::plan::Product;
 use crate::measure::tune::{candidates, prepare};
@@ -54,6 +54,7 @@ pub(super) fn rows(
         activation,
         bytes,
         output: activation,
+        engine: Engine::Auto,
         weight,
         rows,
         columns,

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::output::{Output, bytes, table};
+use crate::device::Engine;
 use crate::device::tuned::{self, Winners};
 use crate::error::Result;
 use crate::gpu::{Adapter, adapters, backend_name};
@@ -99,6 +100,7 @@ fn choices(global: &Global, adapter: &Adapter, output: &Output) -> Result<()> {
                 activation,
                 bytes: if capabilities.f16 { 2 } else { 3 },
                 output: activation,
+                engine: Engine::Auto,
                 weight,
                 rows: 4096,
                 columns: 4096,

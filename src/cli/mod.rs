@@ -24,6 +24,7 @@ mod verify_child;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::device::Engine;
 use crate::error::Result;
 use crate::gpu::{Selector, parse_backend};
 use output::Output;
@@ -63,6 +64,9 @@ struct Global {
     /// Most device memory that may be used: 6GiB, 800MiB
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size)]
     vram_budget: Option<u64>,
+    /// How products of quantized weights are computed
+    #[arg(long, global = true, default_value = "auto")]
+    engine: EngineChoice,
     /// Use the analytic choice of kernel variants, whatever tune-device found
     #[arg(long, global = true)]
     no_autotune: bool,
@@ -100,6 +104,26 @@ enum ComputeChoice {
     F32,
     F16,
     I8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum EngineChoice {
+    /// By whatever is quickest: what tune-device found, or else multiplied
+    Auto,
+    /// Decoded, or as integers, and multiplied
+    Mul,
+    /// By lookup in tables of sums of activations (T-MAC), where weights have 1 to 4 bits on an even grid
+    Lut,
+}
+
+impl From<EngineChoice> for Engine {
+    fn from(choice: EngineChoice) -> Self {
+        match choice {
+            EngineChoice::Auto => Engine::Auto,
+            EngineChoice::Mul => Engine::Mul,
+            EngineChoice::Lut => Engine::Lut,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -175,6 +199,14 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
             argument: "--autotune".into(),
             expected: "eval, generate, logits or bench model".into(),
             found: "another command; tune-device tunes by itself".into(),
+        });
+    }
+    let compresses = matches!(cli.command, Command::Quantize(_) | Command::Compress(_));
+    if cli.global.engine != EngineChoice::Auto && !runs_a_model && !compresses {
+        return Err(crate::error::Error::Argument {
+            argument: "--engine".into(),
+            expected: "a command that runs a model".into(),
+            found: "one that does not".into(),
         });
     }
     match &cli.command {

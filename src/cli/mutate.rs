@@ -23,6 +23,12 @@ pub(super) struct Arguments {
     /// Seconds that a mutant's case may take before it counts as killed: it hangs
     #[arg(long, default_value_t = 20)]
     case_timeout: u64,
+    /// Try mutants on the cases that match only ('matmul/coop [*weight=f16,*'), where all would take too long
+    #[arg(long, value_name = "PATTERN", requires = "kernel")]
+    cases: Option<String>,
+    /// Mutants tried at once
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: u32,
 }
 
 /// How a shader's mutants fared.
@@ -44,10 +50,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let shared = fragments()
         .map(|(name, text)| (format!("shared/{name}"), text))
         .filter(|(name, _)| {
-            arguments
-                .kernel
-                .as_ref()
-                .is_none_or(|k| k == name || k == "*")
+            let pattern = arguments.kernel.as_deref().unwrap_or("*");
+            glob::Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(name))
         });
     let shaders: Vec<(String, &str)> = kernels.chain(shared).collect();
     let mut scores = Vec::new();
@@ -124,7 +128,7 @@ fn percent(part: usize, whole: usize) -> String {
     format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
 }
 
-/// Tries the mutants that compile, two at a time: a mutant is killed when any case fails, aborts or hangs.
+/// Tries the mutants that compile, some at a time: a mutant is killed when any case fails, aborts or hangs.
 fn score(
     global: &Global,
     arguments: &Arguments,
@@ -137,6 +141,17 @@ fn score(
         .into_iter()
         .filter(|mutant| compiles(shader, &mutant.source))
         .collect();
+    // What cannot run here would count as killed.
+    let path = folder.path().join("original.wgsl");
+    std::fs::write(&path, source).map_err(Error::write(&path))?;
+    let original = try_mutant(global, arguments, shader, &path).status();
+    if !original.map_err(Error::read("verify"))?.success() {
+        return Err(Error::Argument {
+            argument: "--kernel".into(),
+            expected: "a shader whose cases pass on this adapter before it is mutated".into(),
+            found: shader.into(),
+        });
+    }
     let mut score = Score {
         shader: shader.into(),
         mutants: mutants.len(),
@@ -144,11 +159,12 @@ fn score(
         survivors: Vec::new(),
         mistaken: Vec::new(),
     };
-    for (index, pair) in mutants.chunks(2).enumerate() {
+    let jobs = arguments.jobs as usize;
+    for (index, some) in mutants.chunks(jobs).enumerate() {
         interrupt::check()?;
-        output.progress(shader, 2 * index, mutants.len());
+        output.progress(shader, jobs * index, mutants.len());
         let mut children = Vec::new();
-        for (place, mutant) in pair.iter().enumerate() {
+        for (place, mutant) in some.iter().enumerate() {
             let path = folder.path().join(format!("{place}.wgsl"));
             std::fs::write(&path, &mutant.source).map_err(Error::write(&path))?;
             let child = try_mutant(global, arguments, shader, &path).spawn();
@@ -178,14 +194,16 @@ fn try_mutant(global: &Global, arguments: &Arguments, shader: &str, path: &Path)
     // A program that cannot name itself cannot be started either; the caller reports that.
     let program = std::env::current_exe().unwrap_or_default();
     let mut command = Command::new(program);
-    // A fragment stands in variants of every tier.
-    let tier = if shader.starts_with("shared/") {
-        "all"
-    } else {
-        "baseline"
+    let kernel = TABLE.iter().find(|kernel| kernel.name == shader);
+    let tier = match kernel {
+        // A fragment stands in variants of every tier.
+        None => "all",
+        Some(kernel) if (kernel.variants)().iter().all(|variant| variant.coop > 0) => "coop",
+        Some(_) => "baseline",
     };
     command.args(["verify", "--fail-fast", "--random", "2", "--tier", tier]);
-    command.args(["--kernel", shader, "--shader"]).arg(path);
+    let cases = arguments.cases.as_deref().unwrap_or(shader);
+    command.args(["--kernel", cases, "--shader"]).arg(path);
     command.args(["--case-timeout", &arguments.case_timeout.to_string()]);
     if let Some(adapter) = &global.adapter {
         command.args(["--adapter", adapter]);
@@ -209,9 +227,10 @@ fn compiles(shader: &str, source: &str) -> bool {
     for kernel in TABLE.iter().copied() {
         let holds = |variant: &&crate::device::Variant| match shader.strip_prefix("shared/") {
             Some(name) => kernel.imports(variant, name),
-            None => kernel.name == shader && !variant.uses_f16() && !variant.subgroups,
+            None => kernel.name == shader,
         };
-        let variants = (kernel.variants)();
+        let mut variants = (kernel.variants)();
+        variants.sort_by_key(|variant| variant.uses_f16() || variant.subgroups);
         let Some(variant) = variants.iter().find(holds) else {
             continue;
         };
@@ -232,7 +251,12 @@ fn compiles(shader: &str, source: &str) -> bool {
             bindings: &accesses,
             overrides: kernel.overrides,
         };
-        return check_limits(&composed, &wgpu::Limits::default()).is_ok();
+        // What cards with matrix units have is more than WebGPU promises.
+        let limits = wgpu::Limits {
+            max_compute_workgroup_storage_size: 48 << 10,
+            ..wgpu::Limits::default()
+        };
+        return check_limits(&composed, &limits).is_ok();
     }
     false
 }

@@ -3,9 +3,9 @@
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 
-use super::Global;
 use super::compress::{Common, execute};
 use super::output::Output;
+use super::{EngineChoice, Global};
 use crate::error::{Error, Result};
 use crate::methods::quantize::{level_type, prescribed_group_size};
 use crate::recipe::{Evaluate, Export, Grid, Quantize, QuantizeMethod, Recipe, Stage};
@@ -31,9 +31,6 @@ pub(super) struct Arguments {
     /// How codes are found
     #[arg(long, default_value = "rtn")]
     method: Method,
-    /// How the result is multiplied when Lopper runs it
-    #[arg(long, default_value = "auto")]
-    engine: Engine,
     /// Quantize modules that match (* stands for anything; default: the linear layers of the blocks)
     #[arg(long)]
     include: Vec<String>,
@@ -61,16 +58,19 @@ enum Method {
     Rtn,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Engine {
-    /// The fastest that this version has
-    Auto,
-    /// Dequantize and multiply
-    Mul,
-}
-
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let (bits, grid) = choose(arguments)?;
+    let leveled = level_type(grid).is_some();
+    let narrow = arguments
+        .group_size
+        .is_some_and(|size| (1..32).contains(&size));
+    if global.engine == EngineChoice::Lut && (bits > 4 || leveled || narrow) {
+        return Err(Error::Argument {
+            argument: "--engine lut".into(),
+            expected: "codes of 1 to 4 bits on an even grid, in groups of 32 or more".into(),
+            found: format!("{bits} bits, grid {}", grid.name()),
+        });
+    }
     let default_include = || vec!["model.layers.*".to_string()];
     let recipe = Recipe {
         model: arguments.model.clone(),

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::output::{Output, bytes};
-use super::{ComputeChoice, DeviceChoice, Global};
+use super::{ComputeChoice, DeviceChoice, EngineChoice, Global};
 use crate::device::tuned::Winners;
-use crate::device::{Device, Failure, Runner, check_case, fragment, tuned};
+use crate::device::{Device, Engine, Failure, Runner, check_case, fragment, tuned};
 use crate::error::{Error, Result};
 use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose};
 use crate::interrupt;
 use crate::kernels::TABLE;
 use crate::kernels::matmul::coop;
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::plan::{Choice, Product};
 use crate::measure::tune::tune_all;
 use crate::model::{Checkpoint, Compute, Llama};
 use crate::tensor::DType;
@@ -20,6 +20,7 @@ use crate::tensor::DType;
 /// Opens the device, saying in one line where `auto` landed if that may surprise.
 pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
     if global.device == DeviceChoice::Cpu {
+        only_multiplies(global)?;
         return Ok(Device::Cpu);
     }
     let asked = global.selector()?;
@@ -29,6 +30,7 @@ pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
     let adapter = match (choose(&selector), global.device) {
         (Ok(adapter), _) => adapter,
         (Err(error), DeviceChoice::Auto) if !named => {
+            only_multiplies(global)?;
             output.note(format!("note: {error}; using the CPU"));
             return Ok(Device::Cpu);
         }
@@ -38,6 +40,7 @@ pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
         && !named
         && adapter.info.device_type == wgpu::DeviceType::Cpu
     {
+        only_multiplies(global)?;
         let name = &adapter.info.name;
         output.note(format!(
             "note: the only adapter is software ({name}); using the CPU (--device gpu to use it)"
@@ -52,6 +55,18 @@ pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
     } else {
         Device::Gpu(runner)
     })
+}
+
+/// The CPU device has one way to compute a product.
+fn only_multiplies(global: &Global) -> Result<()> {
+    match global.engine {
+        EngineChoice::Auto | EngineChoice::Mul => Ok(()),
+        EngineChoice::Lut => Err(Error::Argument {
+            argument: "--engine lut".into(),
+            expected: "a GPU (--device gpu takes a software one too)".into(),
+            found: "the CPU, which multiplies".into(),
+        }),
+    }
 }
 
 /// The user's WGSL and what it stands in for: a kernel, or a shared fragment. Only together with `--kernel`.
@@ -123,6 +138,7 @@ fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -
             Gpu::open(choose(&selector)?, options).map(Runner::new)?
         }
     };
+    let runner = runner.with_engine(global.engine.into());
     if global.no_autotune {
         return Ok(runner);
     }
@@ -140,10 +156,27 @@ pub(super) fn load_model(
     tokens: &[usize],
     output: &Output,
 ) -> Result<Llama> {
+    let engine = global.engine.into();
     let model = Llama::load(device, checkpoint, |done, total| {
         output.progress("loading", done, total);
         interrupt::check()
     })?;
+    if engine == Engine::Lut {
+        let products = model.products(compute, engine, 1);
+        let any = products.iter().any(|product| {
+            let choices = product.candidates(device.capabilities());
+            choices.iter().any(Choice::looks_up)
+        });
+        if !any {
+            return Err(Error::Argument {
+                argument: "--engine lut".into(),
+                expected:
+                    "a model with weights of 1 to 4 bits on an even grid, in groups of 32 or more"
+                        .into(),
+                found: "none such".into(),
+            });
+        }
+    }
     let Some(runner) = device.runner() else {
         if global.autotune.is_some() {
             output.note("note: nothing to tune, the CPU has one way to multiply");
@@ -154,7 +187,10 @@ pub(super) fn load_model(
         output.note("note: this adapter has no timestamps, nothing is tuned");
     } else if let Some(budget) = global.autotune {
         let mut products: BTreeMap<String, Product> = BTreeMap::new();
-        for product in tokens.iter().flat_map(|n| model.products(compute, *n)) {
+        for product in tokens
+            .iter()
+            .flat_map(|n| model.products(compute, runner.engine(), *n))
+        {
             if runner.winner(|| product.class()).is_none() {
                 products.insert(product.class(), product);
             }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::output::{Output, table};
 use super::session::open_tuning;
 use super::{Global, bench};
+use crate::device::Engine;
 use crate::device::tuned::{self, Winners};
 use crate::error::{Error, Result};
 use crate::kernels::matmul::plan::Product;
@@ -86,6 +87,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                     activation: *activation,
                     bytes: *bytes,
                     output: *activation,
+                    engine: Engine::Auto,
                     weight,
                     rows: *rows,
                     columns: *columns,

@@ -19,6 +19,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "block_bytes_6"
     "block_bytes_7"
     "block_bytes_8"
+    "block_grid"
     "code_bytes"
     "code_word_one"
     "code_word_vector"

@@ -1,5 +1,7 @@
 //! A packed weight matrix on a device, split by rows where a binding cannot hold it whole.
 
+use std::sync::{Arc, OnceLock};
+
 use super::{Device, Tensor};
 use crate::error::Result;
 use crate::tensor::{BLOCK, DType, Packed, Scale, WHOLE_ROW, WeightFormat};
@@ -24,6 +26,36 @@ pub struct Chunk {
     pub codes: Tensor,
     /// (rows, scale_words) u32, or one unused word for types without scales.
     pub scales: Tensor,
+    /// The codes as bit planes, once a product by lookup asked for them.
+    pub planes: Later,
+}
+
+impl Chunk {
+    /// Rows from `start` on.
+    pub fn new(start: usize, rows: usize, codes: Tensor, scales: Tensor) -> Self {
+        Self {
+            start,
+            rows,
+            codes,
+            scales,
+            planes: Later::default(),
+        }
+    }
+}
+
+/// A tensor that is made when it is first asked for. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Later(Arc<OnceLock<Tensor>>);
+
+impl Later {
+    /// The tensor, made now if it was not before.
+    pub fn get_or_make(&self, make: impl FnOnce() -> Result<Tensor>) -> Result<&Tensor> {
+        if let Some(made) = self.0.get() {
+            return Ok(made);
+        }
+        let made = make()?;
+        Ok(self.0.get_or_init(|| made))
+    }
 }
 
 /// The words a shader needs to find a code and its scale: the tail of every parameter struct with a weight.
@@ -83,12 +115,9 @@ impl Matrix {
             } else {
                 vec![count, scales]
             };
-            chunks.push(Chunk {
-                start,
-                rows: count,
-                codes: device.upload_words(DType::U32, &[count, codes], code_words, name)?,
-                scales: device.upload_words(DType::U32, &scale_shape, scale_words, name)?,
-            });
+            let codes = device.upload_words(DType::U32, &[count, codes], code_words, name)?;
+            let scales = device.upload_words(DType::U32, &scale_shape, scale_words, name)?;
+            chunks.push(Chunk::new(start, count, codes, scales));
         }
         Ok(Self {
             format,

@@ -20,7 +20,7 @@ pub use compose::{compose, compose_with, fragment, fragments};
 pub use host::{Args, HostTensor, Outputs, View};
 pub use kernel::{Binding, Element, Kernel, Variant, binding, fold};
 pub use matrix::{Chunk, Layout, Matrix, rows_per_chunk};
-pub use runner::Runner;
+pub use runner::{Engine, Runner};
 
 use crate::error::Result;
 use crate::gpu::{Buffer, Capabilities, Cost, Gpu, Pending};

@@ -13,6 +13,18 @@ use super::{Call, Tensor};
 use crate::error::Result;
 use crate::gpu::{Access, Buffer, Gpu, Pipeline, Shader};
 
+/// How products of quantized weights are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// By whatever is quickest.
+    #[default]
+    Auto,
+    /// Decoded, or as integers, and multiplied.
+    Mul,
+    /// By lookup, with any number of tokens, wherever the weight's type can be looked up; multiplied elsewhere.
+    Lut,
+}
+
 /// A pipeline, once it is compiled. Locked while it is.
 type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
 
@@ -23,6 +35,7 @@ pub struct Runner {
     pipelines: Mutex<HashMap<(&'static str, Variant), Slot>>,
     replaced: HashMap<String, String>,
     winners: RwLock<Winners>,
+    engine: Engine,
 }
 
 impl Runner {
@@ -33,7 +46,19 @@ impl Runner {
             pipelines: Mutex::default(),
             replaced: HashMap::new(),
             winners: RwLock::default(),
+            engine: Engine::default(),
         }
+    }
+
+    /// The same, with products of quantized weights computed this way.
+    pub fn with_engine(mut self, engine: Engine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// How products of quantized weights are computed.
+    pub fn engine(&self) -> Engine {
+        self.engine
     }
 
     /// The same, with another WGSL text in the place of a kernel, or of a shared fragment (`shared/NAME`).

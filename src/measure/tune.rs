@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use crate::device::{Failure, Runner, check_case};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::kernels::matmul::merge;
 use crate::kernels::matmul::plan::{Choice, Product};
+use crate::kernels::matmul::{merge, tables};
 use crate::kernels::quantize::activations;
 use crate::measure::bench::measure;
 
@@ -103,6 +103,11 @@ fn seconds(runner: &Runner, choice: &Choice, product: &Product) -> Result<f64> {
         let before = activations::shaped(product.tokens, product.columns);
         let variant = activations::variant(product.activation, planes);
         seconds += median(measure(runner, &activations::KERNEL, &variant, &before, EACH)?.0);
+    }
+    if choice.looks_up() {
+        let before = tables::shaped(product.tokens, product.columns);
+        let variant = tables::variant(product.activation, choice.variant.activation);
+        seconds += median(measure(runner, &tables::KERNEL, &variant, &before, EACH)?.0);
     }
     if choice.splits > 1 {
         let after = merge::shaped(product.tokens, product.rows, choice.splits as usize);

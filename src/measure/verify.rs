@@ -74,10 +74,12 @@ pub struct KnownFailure {
 pub static KNOWN: &[KnownFailure] = &[];
 
 /// The cases that a pattern selects: `*`-patterns of kernel names, the kernels that hold a fragment (`shared/NAME`), or
-/// the exact text of one case.
+/// the text of one case, which may hold `*` too.
 #[derive(Clone, Debug)]
 pub struct Selection {
     pattern: Option<glob::Pattern>,
+    /// The same for whole texts, where a bracket is a bracket.
+    texts: Option<glob::Pattern>,
     text: String,
 }
 
@@ -87,11 +89,13 @@ impl Selection {
         let Some(text) = pattern else {
             return Ok(Self {
                 pattern: None,
+                texts: None,
                 text: String::new(),
             });
         };
         let selection = Self {
             pattern: glob::Pattern::new(text).ok(),
+            texts: glob::Pattern::new(&text.replace('[', "[[]")).ok(),
             text: text.to_string(),
         };
         let any = TABLE
@@ -136,6 +140,7 @@ impl Selection {
     fn selects(&self, kernel: &Kernel, variant: &Variant, text: &str) -> bool {
         self.names(kernel)
             || self.text == text
+            || self.texts.as_ref().is_some_and(|texts| texts.matches(text))
             || self
                 .fragment()
                 .is_some_and(|name| kernel.imports(variant, name))

@@ -4,7 +4,7 @@ use super::cache::Cache;
 use super::checkpoint::Weights;
 use super::config::Config;
 use super::linear::{Compute, Linear, Pass, load, vector};
-use crate::device::{Device, HostTensor, Matrix, Tensor};
+use crate::device::{Device, Engine, HostTensor, Matrix, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::kernels::attention::causal::{Heads, causal};
@@ -117,7 +117,7 @@ impl Llama {
     }
 
     /// The products of a pass over so many tokens, one of each shape and type.
-    pub fn products(&self, compute: Compute, tokens: usize) -> Vec<Product> {
+    pub fn products(&self, compute: Compute, engine: Engine, tokens: usize) -> Vec<Product> {
         let mut products: Vec<Product> = Vec::new();
         let mut add = |linear: &Linear, output: DType| {
             let product = Product {
@@ -125,6 +125,7 @@ impl Llama {
                 bytes: compute.integer_bytes,
                 output,
                 weight: linear.weight.format(),
+                engine,
                 rows: linear.weight.rows(),
                 columns: linear.weight.columns(),
                 tokens,

@@ -1,4 +1,5 @@
 //! The same numbers in another place.
 
 pub mod pad;
+pub mod planes;
 pub mod transpose;

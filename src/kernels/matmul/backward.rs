@@ -94,12 +94,8 @@ fn fits(device: &Device, rows: usize, columns: usize, dtype: DType) -> bool {
 /// Plain numbers, (rows, columns padded to whole blocks), as a matrix of so many columns.
 fn matrix(device: &Device, values: &Tensor, columns: usize) -> Result<Matrix> {
     let rows = values.shape()[0];
-    let chunk = Chunk {
-        start: 0,
-        rows,
-        codes: values.words(),
-        scales: device.allocate(DType::U32, &[1], "unused scales")?,
-    };
+    let unused = device.allocate(DType::U32, &[1], "unused scales")?;
+    let chunk = Chunk::new(0, rows, values.words(), unused);
     Ok(Matrix::from_chunks(
         plain(values.dtype()),
         columns,

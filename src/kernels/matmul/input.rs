@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::padded;
+use super::tables::{Tables, tables};
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::kernels::copy::pad::pad;
@@ -23,6 +24,7 @@ pub struct Input {
     bytes: u32,
     plain: RefCell<Option<Tensor>>,
     integers: RefCell<Option<(Range<usize>, u32, Integers)>>,
+    tables: RefCell<Option<(Range<usize>, Tables)>>,
 }
 
 /// A root-mean-square normalization that is still to be done: its gain, f32 (columns), and epsilon.
@@ -46,6 +48,7 @@ impl Input {
             bytes,
             plain: RefCell::default(),
             integers: RefCell::default(),
+            tables: RefCell::default(),
         }
     }
 
@@ -95,6 +98,24 @@ impl Input {
             pad(device, &x, self.columns)?
         };
         Ok(kept.insert(x).clone())
+    }
+
+    /// Those of some tokens as tables for lookup.
+    pub(super) fn tables(
+        &self,
+        device: &Device,
+        tokens: Range<usize>,
+        dtype: DType,
+    ) -> Result<Tables> {
+        let mut kept = self.tables.borrow_mut();
+        if let Some((range, kept)) = &*kept
+            && (range, kept.tables.dtype()) == (&tokens, dtype)
+        {
+            return Ok(kept.clone());
+        }
+        let x = self.plain(device)?;
+        let made = tables(device, &x, tokens.clone(), self.columns, dtype)?;
+        Ok(kept.insert((tokens, made)).1.clone())
     }
 
     /// Those of some tokens as integers of so many bytes.

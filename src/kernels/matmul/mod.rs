@@ -8,10 +8,12 @@ pub mod coop;
 pub mod dot4;
 mod input;
 pub mod input_grad;
+pub mod lut;
 pub mod matvec;
 pub mod merge;
 pub mod plan;
 mod reference;
+pub mod tables;
 pub mod tiled;
 pub mod weight_grad;
 
@@ -19,10 +21,12 @@ use bytemuck::{Pod, Zeroable};
 use glam::UVec3;
 
 use crate::device::{
-    Args, Binding, Call, Device, Element, Layout, Matrix, Tensor, Variant, binding, fold,
+    Args, Binding, Call, Chunk, Device, Element, Engine, Layout, Matrix, Tensor, Variant, binding,
+    fold,
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
+use crate::kernels::copy::planes::{self, planes};
 use crate::kernels::weights;
 use crate::tensor::DType;
 pub use input::{Input, Norm};
@@ -130,6 +134,11 @@ pub fn linear_rows(
     };
     for chunk in weight.chunks() {
         let (token_step, row_step) = call_tile(device, tokens, chunk.rows, columns);
+        let engine = match device.runner() {
+            // Planes are padded, and may not fit a binding where the codes do.
+            Some(runner) if planes_fit(device, weight, chunk) => runner.engine(),
+            _ => Engine::Mul,
+        };
         for (start, row) in tiles(tokens, token_step, chunk.rows, row_step) {
             let count = token_step.min(tokens - start);
             let product = Product {
@@ -137,6 +146,7 @@ pub fn linear_rows(
                 bytes: x.bytes(),
                 output: result.dtype(),
                 weight: weight.format(),
+                engine,
                 rows: row_step.min(chunk.rows - row),
                 columns,
                 tokens: count,
@@ -158,7 +168,14 @@ pub fn linear_rows(
                 splits: choice.splits,
                 layout: weight.layout(),
             };
-            let weight = [&chunk.codes, &chunk.scales, bias_tensor];
+            // Planes are made by the first product that asks for them, and stay.
+            let codes = if choice.looks_up() {
+                let make = || planes(device, &chunk.codes, weight.format(), (chunk.rows, columns));
+                chunk.planes.get_or_make(make)?
+            } else {
+                &chunk.codes
+            };
+            let weight = [codes, &chunk.scales, bias_tensor];
             let run = |choice: &Choice, params: &Params, x: &[&Tensor], result: &Tensor| {
                 device.run(&Call {
                     kernel: choice.kernel,
@@ -171,6 +188,10 @@ pub fn linear_rows(
                 let x = x.integers(device, first..first + count, planes)?;
                 params.token_start = 0;
                 run(&choice, &params, &[&x.codes, &x.scales], &result)?;
+            } else if choice.looks_up() {
+                let x = x.tables(device, first..first + count, choice.variant.activation)?;
+                params.token_start = 0;
+                run(&choice, &params, &[&x.tables, &x.halves], &result)?;
             } else if choice.splits == 1 {
                 run(&choice, &params, &[&x.plain(device)?], &result)?;
             } else {
@@ -194,6 +215,11 @@ pub fn linear_rows(
         }
     }
     Ok(result)
+}
+
+fn planes_fit(device: &Device, weight: &Matrix, chunk: &Chunk) -> bool {
+    let bits = weight.format().ty.bits as usize;
+    4 * planes::words(chunk.rows, weight.columns(), bits) as u64 <= device.max_tensor_bytes()
 }
 
 /// Workgroups of a kernel whose variants say how many ROWS and TOKENS a workgroup has.

@@ -1,9 +1,10 @@
 //! Which kernel computes a product: an analytic order of the candidates, best first, and the measured winner where the device
 //! was tuned.
 
-use super::{FEW_TOKENS, coop, dot4, matvec, tiled};
-use crate::device::{Case, Kernel, Variant};
+use super::{FEW_TOKENS, coop, dot4, lut, matvec, tiled};
+use crate::device::{Case, Engine, Kernel, Variant};
 use crate::gpu::Capabilities;
+use crate::kernels::copy::planes;
 use crate::tensor::{BLOCK, DType, WHOLE_ROW, WeightFormat};
 
 /// A product, as far as the choice of its kernel goes.
@@ -17,6 +18,8 @@ pub struct Product {
     pub output: DType,
     /// How the weight is stored.
     pub weight: WeightFormat,
+    /// How it is to be computed.
+    pub engine: Engine,
     /// Output features.
     pub rows: usize,
     /// Input features.
@@ -52,6 +55,11 @@ impl Choice {
         (*self.kernel == dot4::KERNEL).then(|| self.variant.constant("PLANES"))
     }
 
+    /// Whether the kernel takes the weight as bit planes.
+    pub fn looks_up(&self) -> bool {
+        *self.kernel == lut::KERNEL
+    }
+
     /// A case of that shape, for the checks and the measurement of tuning.
     pub fn case(&self, product: &Product) -> Case {
         let Product {
@@ -67,6 +75,7 @@ impl Choice {
             None if self.splits > 1 => {
                 super::cases::split(rows, columns, tokens, self.splits as usize)
             }
+            None if self.looks_up() => lut::shaped(rows, columns, tokens, group),
             None => super::cases::plain(rows, columns, tokens, group),
         }
     }
@@ -94,6 +103,14 @@ impl Product {
     /// Every way to compute it on a device with these capabilities, the analytic choice first.
     pub fn candidates(&self, capabilities: Capabilities) -> Vec<Choice> {
         let few = self.tokens <= FEW_TOKENS;
+        let tables = match self.engine {
+            Engine::Auto if few => self.by_lookup(),
+            Engine::Auto | Engine::Mul => Vec::new(),
+            Engine::Lut => self.by_lookup(),
+        };
+        if self.engine == Engine::Lut && !tables.is_empty() {
+            return tables;
+        }
         let matrix_units = self.on_matrix_units(capabilities);
         let integers = if few {
             self.in_integers(capabilities)
@@ -107,7 +124,35 @@ impl Product {
             Vec::new()
         };
         // Where the weight's bytes are the limit, integers: they take least work apart from loading.
-        [integers, matrix_units, floats].concat()
+        [integers, matrix_units, floats, tables].concat()
+    }
+
+    /// By tables of sums of activations.
+    fn by_lookup(&self) -> Vec<Choice> {
+        let group = self.weight.group_size as usize;
+        let whole_blocks = self.weight.group_size == WHOLE_ROW || group.is_multiple_of(BLOCK);
+        if !planes::takes(self.weight.ty) || !whole_blocks {
+            return Vec::new();
+        }
+        let choice = |tables: DType, constants: &'static [(&'static str, u32)]| Choice {
+            kernel: &lut::KERNEL,
+            variant: Variant {
+                activation: tables,
+                output: self.output,
+                weight: Some(self.weight.ty),
+                constants,
+                ..Variant::BASELINE
+            },
+            splits: 1,
+        };
+        // Tables in f32 lose nothing; those in f16 are for activations that were rounded already.
+        let types = [DType::F32, self.activation];
+        let types = &types[..1 + usize::from(self.activation == DType::F16)];
+        let choices = types.iter().flat_map(|tables| {
+            let shapes = lut::shapes(*tables).iter();
+            shapes.map(|constants| choice(*tables, constants))
+        });
+        choices.collect()
     }
 
     /// By cooperative matrices: the largest tile that, split along the columns if need be, leaves enough workgroups to fill a

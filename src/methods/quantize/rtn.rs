@@ -85,12 +85,7 @@ fn quantize_levels(
     let scales = device.upload(&HostTensor::from_u32(&shape, &words), name)?;
     let weight = device.upload(dense, name)?;
     let codes = nearest(device, &weight, &scales, format)?;
-    Ok(Chunk {
-        start,
-        rows,
-        codes,
-        scales,
-    })
+    Ok(Chunk::new(start, rows, codes, scales))
 }
 
 fn quantize_rows(
@@ -127,10 +122,5 @@ fn quantize_rows(
         _ => minmax(device, &weight, group_columns, scheme.bits, true)?,
     };
     let codes = round(device, &weight, &scales, format)?;
-    Ok(Chunk {
-        start,
-        rows,
-        codes,
-        scales,
-    })
+    Ok(Chunk::new(start, rows, codes, scales))
 }

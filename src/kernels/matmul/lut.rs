@@ -1,0 +1,268 @@
+//! `matmul/lut`: the product with few tokens by lookup instead of multiplication (T-MAC, arXiv 2407.00088; LUT-GEMM, arXiv
+//! 2206.09557), for integer codes of 1 to 4 bits as bit planes ([`planes`](crate::kernels::copy::planes)).
+//!
+//! With bits b_p of a code, sum(code x) = sum_p 2^p sum(b_p x), and sum(b x) = (sum(x) + sum(±x)) / 2, + where b is set. The
+//! signed sum of four activations is one of sixteen, looked up in a table ([`tables`](super::tables)) that all rows share. A
+//! group's scale and offset meet the sums block by block, in f32. Tables are f32, or f16, which rounds
+//! their entries.
+
+use rayon::prelude::*;
+
+use super::cases::Shape;
+use super::reference::Finish;
+use super::{EPILOGUE_BIAS, Params, padded, tables};
+use crate::compare::Expected;
+use crate::device::{
+    Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding, fold,
+};
+use crate::gpu::{Access, Cost};
+use crate::kernels::bounds::gamma;
+use crate::kernels::copy::planes::{arrange, block_planes, takes};
+use crate::kernels::weights;
+use crate::tensor::{BLOCK, DType, Packed, Scale, WHOLE_ROW, WeightFormat};
+
+/// Rows of a lane and subgroups of lanes that share a tile.
+type Constants = &'static [(&'static str, u32)];
+
+/// The first is what is taken without measurement.
+pub(super) fn shapes(tables: DType) -> &'static [Constants] {
+    match tables {
+        // As many parts as have their tables in the 16 KiB of workgroup memory that every adapter has.
+        DType::F16 => &[&[("EACH", 1), ("PARTS", 8)], &[("EACH", 2), ("PARTS", 8)]],
+        _ => &[&[("EACH", 1), ("PARTS", 7)], &[("EACH", 2), ("PARTS", 4)]],
+    }
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "matmul/lut",
+    source: include_str!("../../../shaders/matmul/lut.wgsl"),
+    bindings: BINDINGS,
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[],
+    variants,
+    groups: |args| {
+        let p: Params = args.parameters();
+        let rows = 32 * args.variant.constant("EACH");
+        fold(p.rows.div_ceil(rows) as usize * p.tokens as usize)
+    },
+    cost,
+    reference,
+    cpu: None,
+    cases,
+    random,
+};
+
+const BINDINGS: &[Binding] = &[
+    binding("tables", Access::Read, Element::Activation),
+    binding("halves", Access::Read, Element::Is(DType::F32)),
+    binding("planes", Access::Read, Element::Is(DType::U32)),
+    binding("scales", Access::Read, Element::Is(DType::U32)),
+    binding("bias", Access::Read, Element::Is(DType::F32)),
+    binding("result", Access::ReadWrite, Element::Output),
+];
+
+fn variants() -> Vec<Variant> {
+    let pairs = [
+        (DType::F32, DType::F32),
+        (DType::F32, DType::F16),
+        (DType::F16, DType::F16),
+        (DType::F16, DType::F32),
+    ];
+    let typed = weights::one_per_type().into_iter();
+    let typed = typed.filter(|variant| variant.weight.is_some_and(takes));
+    typed
+        .flat_map(|base| {
+            pairs.into_iter().flat_map(move |(activation, output)| {
+                let base = base.clone();
+                shapes(activation).iter().map(move |constants| Variant {
+                    activation,
+                    output,
+                    constants,
+                    ..base.clone()
+                })
+            })
+        })
+        .collect()
+}
+
+fn cost(args: &Args<'_>) -> Cost {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (f64::from(p.rows), f64::from(p.columns), f64::from(p.tokens));
+    let weight = 4.0 * rows * f64::from(p.layout.code_words + p.layout.scale_words);
+    let size = args.tensors[5].dtype.size() as f64;
+    let tables = args.tensors[0].dtype.size() as f64 * 4.0 + 0.25;
+    Cost {
+        operations: 2.0 * rows * columns * tokens,
+        bytes: weight + tokens * (tables * columns + size * rows),
+    }
+}
+
+/// The algorithm itself, with the tables as they are given, in f64.
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
+    let (row_start, token_start) = (p.row_start as usize, p.token_start as usize);
+    let format = WeightFormat {
+        ty: args.variant.weight.expect("a variant names its weight"),
+        group_size: if p.layout.group_shift == 31 {
+            WHOLE_ROW
+        } else {
+            1 << p.layout.group_shift
+        },
+    };
+    let all = row_start + rows;
+    let weight = Packed {
+        scales: args.tensors[3].words[..all * p.layout.scale_words as usize].to_vec(),
+        ..Packed::zeros(format, all, columns)
+    };
+    let planes = args.tensors[2].words;
+    let (tables, halves) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
+    // Eight entries make a plane of a block; then planes, blocks and parts.
+    let relative = gamma(columns.div_ceil(BLOCK) + 24);
+    let stride = p.out_stride as usize;
+    let per_token = (tables::entries(columns), tables::halves(columns));
+    let sums: Vec<Vec<(f64, f64)>> = (0..rows)
+        .into_par_iter()
+        .map(|row| {
+            let row = row_start + row;
+            let of_token = |token: usize| {
+                let token = token_start + token;
+                let tables = &tables[token * per_token.0..][..per_token.0];
+                let halves = &halves[token * per_token.1..][..per_token.1];
+                let blocks = (0..columns.div_ceil(BLOCK)).map(|block| {
+                    let words = block_planes(planes, (row, block), columns, format.ty.bits);
+                    let tables = &tables[block * 8 * 16..][..8 * 16];
+                    let all = halves[2 * block] + halves[2 * block + 1];
+                    block_sum(&words, tables, all, grid(&weight, row, block * BLOCK))
+                });
+                blocks.fold((0.0, 0.0), |sum, block| (sum.0 + block.0, sum.1 + block.1))
+            };
+            (0..tokens).map(of_token).collect()
+        })
+        .collect();
+    let bias = args.tensors[4].to_f64();
+    let mut expected = Expected::exact(args.tensors[5].to_f64());
+    let finish = Finish {
+        epilogue: p.epilogue,
+        output: args.variant.output,
+        relative,
+        lost: 0.0,
+    };
+    for (row, sums) in sums.iter().enumerate() {
+        let place = p.out_offset as usize + row;
+        let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
+            bias[place]
+        } else {
+            0.0
+        };
+        for (token, (sum, magnitude)) in sums.iter().enumerate() {
+            let at = (p.result_start as usize + token) * stride + place;
+            (expected.values[at], expected.bounds[at]) =
+                finish.value(*sum, *magnitude, bias, expected.values[at]);
+        }
+    }
+    vec![expected]
+}
+
+/// A block's scale, and what its sum of activations is multiplied by.
+fn grid(weight: &Packed, row: usize, column: usize) -> (f64, f64) {
+    let group = column / weight.format.group_columns(weight.columns);
+    let (scale, second) = weight.grid(row, group);
+    let (scale, second) = (f64::from(scale), f64::from(second));
+    let offset = match weight.format.ty.scale {
+        Scale::Symmetric => -scale * f64::from(1u32 << (weight.format.ty.bits - 1)),
+        Scale::ZeroPoint => -scale * second,
+        _ => second,
+    };
+    (scale, offset)
+}
+
+/// A block's sum of products, and the magnitude of what makes it: of its planes' words, its eight tables, the sum of its
+/// activations and its grid.
+fn block_sum(words: &[u32], tables: &[f64], all: f64, (scale, offset): (f64, f64)) -> (f64, f64) {
+    let (mut signed, mut magnitude) = (0.0, 0.0);
+    for (plane, word) in words.iter().enumerate() {
+        for (nibble, table) in tables.chunks(16).enumerate() {
+            let found = table[(word >> (4 * nibble) & 15) as usize] * f64::from(2u32 << plane);
+            signed += found;
+            magnitude += found.abs();
+        }
+    }
+    let half = f64::from((1u32 << words.len()) - 1) / 2.0;
+    let value = scale * (signed + half * all) + offset * all;
+    let size = scale.abs() * (magnitude + half * all.abs()) + (offset * all).abs();
+    (value, size)
+}
+
+fn case(shape: Shape) -> Case {
+    Case::new(shape.label(), move |variant: &Variant| {
+        let (params, x, rest) = shape.data(variant);
+        let columns = shape.columns;
+        let format = WeightFormat {
+            ty: variant.weight.expect("a variant names its weight"),
+            group_size: shape.group,
+        };
+        let codes = Packed {
+            codes: rest[0].words.clone(),
+            ..Packed::zeros(format, (params.row_start + params.rows) as usize, columns)
+        };
+        let planes = arrange(&codes);
+        let (tables, halves) = tables::of_rows(&x, columns);
+        let before = vec![
+            HostTensor::from_f32(variant.activation, &[tables.len()], &tables),
+            HostTensor::from_f32(DType::F32, &[halves.len()], &halves),
+            HostTensor::from_u32(&[planes.len()], &planes),
+        ];
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: [before, rest[1..].to_vec()].concat(),
+        }
+    })
+}
+
+/// A case of that shape.
+pub(super) fn shaped(rows: usize, columns: usize, tokens: usize, group: u32) -> Case {
+    noted(rows, columns, tokens, group, "")
+}
+
+fn noted(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static str) -> Case {
+    case(Shape {
+        rows,
+        columns,
+        tokens,
+        group,
+        note,
+        splits: 1,
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    let group = [WHOLE_ROW, 32, 64, 128][sizes.between(4, 0, 3)];
+    let columns = padded(sizes.between(1, 1, 1300)) - sizes.between(2, 0, 3);
+    let (rows, tokens) = (sizes.between(0, 1, 100), sizes.between(3, 1, 5));
+    shaped(rows, columns, tokens, group)
+}
+
+fn cases() -> Vec<Case> {
+    let timed = |variant: &Variant| {
+        let weight = variant.weight.map_or("", |weight| weight.name);
+        variant.output == DType::F32 && ["int1", "int2", "int3", "int4", "uint4m"].contains(&weight)
+    };
+    vec![
+        shaped(5, 97, 1, WHOLE_ROW),
+        shaped(70, 576, 3, 32),
+        shaped(33, 1160, 2, 64),
+        shaped(1, 4, 1, 128),
+        noted(37, 64, 5, WHOLE_ROW, ",window"),
+        noted(37, 64, 2, WHOLE_ROW, ",bias"),
+        noted(37, 64, 2, WHOLE_ROW, ",add"),
+        noted(37, 64, 2, WHOLE_ROW, ",gate"),
+        noted(9, 70, 1, WHOLE_ROW, ",nan"),
+        noted(9, 64, 1, WHOLE_ROW, ",zeros"),
+        // Products of a Llama-3.1-8B.
+        shaped(14_336, 4096, 1, 64).bench().only(timed),
+        shaped(8192, 8192, 1, 64).bench().only(timed),
+        shaped(14_336, 4096, 8, 64).bench().only(timed),
+    ]
+}
