@@ -15,7 +15,9 @@ pub fn trials() -> Vec<Trial> {
     vec![
         gpu_trial("lut::planes_and_back".into(), planes_and_back),
         gpu_trial("lut::gives_what_multiplying_gives".into(), same_product),
+        gpu_trial("lut::counting_bits_is_exact".into(), counted),
         gpu_trial("lut::a_model_of_two_bits".into(), same_perplexity),
+        gpu_trial("lut::bench_rows".into(), bench_rows),
         Trial::test("lut::only_where_it_can", refused),
     ]
 }
@@ -81,6 +83,76 @@ fn same_product() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Activations that are integers of a block's scale lose nothing when they become bits, so that counting gives the product
+/// itself; others lose what eight bits lose.
+fn counted() -> Result<(), Failed> {
+    let (rows, columns, tokens) = (70, 300, 2);
+    let weight = weights::random(&mut Random::new(54), &variant("int3")?, rows, columns, 32);
+    let dense = weight.to_f32();
+    let mut random = Random::new(55);
+    let integers: Vec<f32> = (0..tokens * columns)
+        .map(|_| random.below(127) as f32 - 63.0)
+        .collect();
+    let others = random.values(tokens * columns, 2.0);
+    let device = Device::Gpu(open(Options::default())?.with_engine(Engine::BitSerial));
+    let matrix = Matrix::upload(&device, &weight, "w")?;
+    for (values, bound) in [(integers, 1e-12), (others, 2e-3)] {
+        let x = HostTensor::from_f32(DType::F32, &[tokens, columns], &values);
+        let input = Input::new(device.upload(&x, "x")?, columns, 3);
+        let destination = Destination::New(DType::F32);
+        let result = linear(&device, &input, &matrix, None, destination)?;
+        let found = device.read(&result)?.to_f32();
+        let (mut error, mut size) = (0.0, 0.0);
+        for (place, found) in found.iter().enumerate() {
+            let (x, w) = (
+                &values[place / rows * columns..],
+                &dense[place % rows * columns..],
+            );
+            let terms = x[..columns].iter().zip(&w[..columns]);
+            let exact: f64 = terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            error += (f64::from(*found) - exact).powi(2);
+            size += exact.powi(2);
+        }
+        let nmse = error / size;
+        let lossy = bound > 1e-6;
+        if nmse.is_nan() || nmse > bound || (lossy && nmse < 1e-9) {
+            return Err(format!("squared error {nmse:e} of squared size").into());
+        }
+    }
+    Ok(())
+}
+
+/// What `bench lut` reports: f16 once, then every engine for every width, one of them the quickest.
+fn bench_rows() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let arguments = "bench lut --shape 64x128 --tokens 2 --bits 1,3 --html lut.html --json=-";
+    let run = lopper(folder.path(), arguments)?;
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&run.out)?;
+    let of = |weight: &str, key: &str| -> Vec<String> {
+        let same = rows.iter().filter(|row| row["weight"] == weight);
+        same.map(|row| row[key].to_string()).collect()
+    };
+    let engines = [r#""mul""#, r#""lut""#, r#""bitserial""#];
+    for weight in ["int1-g64", "int3-g64"] {
+        let quickest = of(weight, "quickest")
+            .iter()
+            .filter(|q| *q == "true")
+            .count();
+        if of(weight, "engine") != engines || quickest != 1 {
+            return Err(run.out.into());
+        }
+    }
+    let timed = rows
+        .iter()
+        .all(|row| row["us"].as_f64().is_some_and(|us| us > 0.0));
+    let page = std::fs::read_to_string(folder.path().join("lut.html"))?;
+    if rows.len() == 7 && timed && page.contains("bitserial") {
+        Ok(())
+    } else {
+        Err(run.out.into())
+    }
+}
+
 /// tiny-llama in two bits, end to end.
 fn same_perplexity() -> Result<(), Failed> {
     let perplexity = |engine: &str| -> Result<f64, Failed> {
@@ -115,6 +187,8 @@ fn refused() -> Result<(), Failed> {
             "groups of 32",
         ),
         (format!("{quantize} --bits 2 --device cpu"), "a GPU"),
+        ("bench lut --bits 5".into(), "1..=4"),
+        ("bench lut --group-size 16".into(), "32 or more"),
         (
             "inspect embedded:tiny-llama --engine lut".into(),
             "runs a model",

@@ -9,7 +9,7 @@ use super::Global;
 use super::bench_hardware::Devices;
 use super::output::{Output, table};
 use super::session::replacement;
-use super::{bench_compare, bench_hardware, bench_html, bench_model, bench_types};
+use super::{bench_compare, bench_hardware, bench_html, bench_lut, bench_model, bench_types};
 use crate::device::{Runner, Variant};
 use crate::error::{Error, Result};
 use crate::formats::replace_file;
@@ -65,6 +65,14 @@ enum What {
     Types {
         #[command(flatten)]
         arguments: bench_types::Arguments,
+        /// How the table is written
+        #[arg(short, long, default_value = "md")]
+        output: Format,
+    },
+    /// Weights of 1 to 4 bits by lookup and by multiplying, beside this device's own f16 product
+    Lut {
+        #[command(flatten)]
+        arguments: bench_lut::Arguments,
         /// How the table is written
         #[arg(short, long, default_value = "md")]
         output: Format,
@@ -182,6 +190,21 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         } => {
             let runner = open(global, None)?;
             let rows = bench_types::rows(global, &runner, types, output)?;
+            write_page(arguments, output, || {
+                bench_html::products("Products by weight type", &rows, "weight", &[])
+            })?;
+            print(&rows, *format, output)
+        }
+        What::Lut {
+            arguments: lut,
+            output: format,
+        } => {
+            let runner = open(global, None)?;
+            let rows = bench_lut::rows(global, &runner, lut, output)?;
+            write_page(arguments, output, || {
+                let title = "Products by lookup and by multiplying";
+                bench_html::products(title, &rows, "weight", &bench_lut::ENGINES)
+            })?;
             print(&rows, *format, output)
         }
         What::Model {

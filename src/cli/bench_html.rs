@@ -177,6 +177,42 @@ fn page(title: &str, rows: &[Row], body: &str) -> String {
     )
 }
 
+/// The page of `bench types` and `bench lut`: bars of time, a chart for each shape and number of tokens, coloured by engine.
+pub(super) fn products(title: &str, rows: &[Row], label: &str, engines: &[&str]) -> String {
+    let place = |row: &Row| {
+        let tokens = number(row, "tokens").unwrap_or_default();
+        let plural = if tokens > 1.0 { "s" } else { "" };
+        format!("{}, {tokens} token{plural} at once", text(row, "shape"))
+    };
+    let mut charts: Vec<String> = rows.iter().map(place).collect();
+    charts.dedup();
+    let mut body = legend(engines);
+    for chart in charts {
+        let _ = write!(
+            body,
+            "<h2>{}</h2><p>Microseconds; less is better.</p>",
+            escape(&chart)
+        );
+        let of_chart = rows.iter().filter(|row| place(row) == chart);
+        let bars = of_chart.map(|row| {
+            let engine = text(row, "engine");
+            let us = number(row, "us").unwrap_or_default();
+            Bar {
+                label: format!("{} {engine}", text(row, label)),
+                value: us,
+                text: format!("{} µs", round(us)),
+                ceiling: None,
+                series: engines
+                    .iter()
+                    .position(|known| *known == engine)
+                    .unwrap_or(0),
+            }
+        });
+        body.push_str(&bar_chart(bars.collect()));
+    }
+    page(title, rows, &body)
+}
+
 fn legend(names: &[&str]) -> String {
     let entry = |(index, name): (usize, &&str)| {
         format!(

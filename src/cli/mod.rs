@@ -4,6 +4,7 @@ mod bench;
 mod bench_compare;
 mod bench_hardware;
 mod bench_html;
+mod bench_lut;
 mod bench_model;
 mod bench_types;
 mod compress;
@@ -114,6 +115,16 @@ enum EngineChoice {
     Mul,
     /// By lookup in tables of sums of activations (T-MAC), where weights have 1 to 4 bits on an even grid
     Lut,
+    /// By counting bits, with activations rounded to 8, where weights have 1 to 4 bits on an even grid
+    #[value(name = "bitserial")]
+    BitSerial,
+}
+
+impl EngineChoice {
+    /// Whether weights are taken as bit planes.
+    fn takes_planes(self) -> bool {
+        matches!(self, EngineChoice::Lut | EngineChoice::BitSerial)
+    }
 }
 
 impl From<EngineChoice> for Engine {
@@ -122,6 +133,7 @@ impl From<EngineChoice> for Engine {
             EngineChoice::Auto => Engine::Auto,
             EngineChoice::Mul => Engine::Mul,
             EngineChoice::Lut => Engine::Lut,
+            EngineChoice::BitSerial => Engine::BitSerial,
         }
     }
 }

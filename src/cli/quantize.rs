@@ -3,9 +3,9 @@
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 
+use super::Global;
 use super::compress::{Common, execute};
 use super::output::Output;
-use super::{EngineChoice, Global};
 use crate::error::{Error, Result};
 use crate::methods::quantize::{level_type, prescribed_group_size};
 use crate::recipe::{Evaluate, Export, Grid, Quantize, QuantizeMethod, Recipe, Stage};
@@ -64,9 +64,9 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let narrow = arguments
         .group_size
         .is_some_and(|size| (1..32).contains(&size));
-    if global.engine == EngineChoice::Lut && (bits > 4 || leveled || narrow) {
+    if global.engine.takes_planes() && (bits > 4 || leveled || narrow) {
         return Err(Error::Argument {
-            argument: "--engine lut".into(),
+            argument: "--engine lut / bitserial".into(),
             expected: "codes of 1 to 4 bits on an even grid, in groups of 32 or more".into(),
             found: format!("{bits} bits, grid {}", grid.name()),
         });

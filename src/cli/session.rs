@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::output::{Output, bytes};
-use super::{ComputeChoice, DeviceChoice, EngineChoice, Global};
+use super::{ComputeChoice, DeviceChoice, Global};
 use crate::device::tuned::Winners;
-use crate::device::{Device, Engine, Failure, Runner, check_case, fragment, tuned};
+use crate::device::{Device, Failure, Runner, check_case, fragment, tuned};
 use crate::error::{Error, Result};
 use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose};
 use crate::interrupt;
@@ -59,14 +59,14 @@ pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
 
 /// The CPU device has one way to compute a product.
 fn only_multiplies(global: &Global) -> Result<()> {
-    match global.engine {
-        EngineChoice::Auto | EngineChoice::Mul => Ok(()),
-        EngineChoice::Lut => Err(Error::Argument {
-            argument: "--engine lut".into(),
-            expected: "a GPU (--device gpu takes a software one too)".into(),
-            found: "the CPU, which multiplies".into(),
-        }),
+    if !global.engine.takes_planes() {
+        return Ok(());
     }
+    Err(Error::Argument {
+        argument: "--engine lut / bitserial".into(),
+        expected: "a GPU (--device gpu takes a software one too)".into(),
+        found: "the CPU, which multiplies".into(),
+    })
 }
 
 /// The user's WGSL and what it stands in for: a kernel, or a shared fragment. Only together with `--kernel`.
@@ -161,15 +161,15 @@ pub(super) fn load_model(
         output.progress("loading", done, total);
         interrupt::check()
     })?;
-    if engine == Engine::Lut {
+    if global.engine.takes_planes() {
         let products = model.products(compute, engine, 1);
         let any = products.iter().any(|product| {
             let choices = product.candidates(device.capabilities());
-            choices.iter().any(Choice::looks_up)
+            choices.iter().any(Choice::takes_planes)
         });
         if !any {
             return Err(Error::Argument {
-                argument: "--engine lut".into(),
+                argument: "--engine lut / bitserial".into(),
                 expected:
                     "a model with weights of 1 to 4 bits on an even grid, in groups of 32 or more"
                         .into(),

@@ -23,6 +23,8 @@ pub enum Engine {
     Mul,
     /// By lookup, with any number of tokens, wherever the weight's type can be looked up; multiplied elsewhere.
     Lut,
+    /// By counting the bits of integer activations of eight, with any number of tokens, where the weight's type has planes.
+    BitSerial,
 }
 
 /// A pipeline, once it is compiled. Locked while it is.

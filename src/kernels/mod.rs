@@ -30,6 +30,8 @@ pub static TABLE: &[&Kernel] = &[
     &matmul::coop::KERNEL,
     &matmul::lut::KERNEL,
     &matmul::tables::KERNEL,
+    &matmul::bitserial::KERNEL,
+    &matmul::bits::KERNEL,
     &matmul::merge::KERNEL,
     &matmul::input_grad::KERNEL,
     &matmul::weight_grad::KERNEL,

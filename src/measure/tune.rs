@@ -6,7 +6,7 @@ use crate::device::{Failure, Runner, check_case};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::kernels::matmul::plan::{Choice, Product};
-use crate::kernels::matmul::{merge, tables};
+use crate::kernels::matmul::{bits, merge, tables};
 use crate::kernels::quantize::activations;
 use crate::measure::bench::measure;
 
@@ -108,6 +108,11 @@ fn seconds(runner: &Runner, choice: &Choice, product: &Product) -> Result<f64> {
         let before = tables::shaped(product.tokens, product.columns);
         let variant = tables::variant(product.activation, choice.variant.activation);
         seconds += median(measure(runner, &tables::KERNEL, &variant, &before, EACH)?.0);
+    }
+    if choice.counts_bits() {
+        let before = bits::shaped(product.tokens, product.columns);
+        let variant = bits::variant(product.activation);
+        seconds += median(measure(runner, &bits::KERNEL, &variant, &before, EACH)?.0);
     }
     if choice.splits > 1 {
         let after = merge::shaped(product.tokens, product.rows, choice.splits as usize);

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::bits::{Bits, bits};
 use super::padded;
 use super::tables::{Tables, tables};
 use crate::device::{Device, Tensor};
@@ -25,6 +26,7 @@ pub struct Input {
     plain: RefCell<Option<Tensor>>,
     integers: RefCell<Option<(Range<usize>, u32, Integers)>>,
     tables: RefCell<Option<(Range<usize>, Tables)>>,
+    bits: RefCell<Option<(Range<usize>, Bits)>>,
 }
 
 /// A root-mean-square normalization that is still to be done: its gain, f32 (columns), and epsilon.
@@ -49,6 +51,7 @@ impl Input {
             plain: RefCell::default(),
             integers: RefCell::default(),
             tables: RefCell::default(),
+            bits: RefCell::default(),
         }
     }
 
@@ -115,6 +118,18 @@ impl Input {
         }
         let x = self.plain(device)?;
         let made = tables(device, &x, tokens.clone(), self.columns, dtype)?;
+        Ok(kept.insert((tokens, made)).1.clone())
+    }
+
+    /// Those of some tokens as bit planes.
+    pub(super) fn bits(&self, device: &Device, tokens: Range<usize>) -> Result<Bits> {
+        let mut kept = self.bits.borrow_mut();
+        if let Some((range, kept)) = &*kept
+            && *range == tokens
+        {
+            return Ok(kept.clone());
+        }
+        let made = bits(device, &self.plain(device)?, tokens.clone(), self.columns)?;
         Ok(kept.insert((tokens, made)).1.clone())
     }
 

@@ -103,19 +103,8 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
     let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
     let (row_start, token_start) = (p.row_start as usize, p.token_start as usize);
-    let format = WeightFormat {
-        ty: args.variant.weight.expect("a variant names its weight"),
-        group_size: if p.layout.group_shift == 31 {
-            WHOLE_ROW
-        } else {
-            1 << p.layout.group_shift
-        },
-    };
-    let all = row_start + rows;
-    let weight = Packed {
-        scales: args.tensors[3].words[..all * p.layout.scale_words as usize].to_vec(),
-        ..Packed::zeros(format, all, columns)
-    };
+    let weight = planes_of(args);
+    let bits = weight.format.ty.bits;
     let planes = args.tensors[2].words;
     let (tables, halves) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
     // Eight entries make a plane of a block; then planes, blocks and parts.
@@ -131,7 +120,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
                 let tables = &tables[token * per_token.0..][..per_token.0];
                 let halves = &halves[token * per_token.1..][..per_token.1];
                 let blocks = (0..columns.div_ceil(BLOCK)).map(|block| {
-                    let words = block_planes(planes, (row, block), columns, format.ty.bits);
+                    let words = block_planes(planes, (row, block), columns, bits);
                     let tables = &tables[block * 8 * 16..][..8 * 16];
                     let all = halves[2 * block] + halves[2 * block + 1];
                     block_sum(&words, tables, all, grid(&weight, row, block * BLOCK))
@@ -165,8 +154,26 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![expected]
 }
 
+/// The weight of a call that takes bit planes, with its scales and without its codes.
+pub(super) fn planes_of(args: &Args<'_>) -> Packed {
+    let p: Params = args.parameters();
+    let format = WeightFormat {
+        ty: args.variant.weight.expect("a variant names its weight"),
+        group_size: if p.layout.group_shift == 31 {
+            WHOLE_ROW
+        } else {
+            1 << p.layout.group_shift
+        },
+    };
+    let all = (p.row_start + p.rows) as usize;
+    Packed {
+        scales: args.tensors[3].words[..all * p.layout.scale_words as usize].to_vec(),
+        ..Packed::zeros(format, all, p.columns as usize)
+    }
+}
+
 /// A block's scale, and what its sum of activations is multiplied by.
-fn grid(weight: &Packed, row: usize, column: usize) -> (f64, f64) {
+pub(super) fn grid(weight: &Packed, row: usize, column: usize) -> (f64, f64) {
     let group = column / weight.format.group_columns(weight.columns);
     let (scale, second) = weight.grid(row, group);
     let (scale, second) = (f64::from(scale), f64::from(second));
@@ -198,27 +205,38 @@ fn block_sum(words: &[u32], tables: &[f64], all: f64, (scale, offset): (f64, f64
 fn case(shape: Shape) -> Case {
     Case::new(shape.label(), move |variant: &Variant| {
         let (params, x, rest) = shape.data(variant);
-        let columns = shape.columns;
-        let format = WeightFormat {
-            ty: variant.weight.expect("a variant names its weight"),
-            group_size: shape.group,
-        };
-        let codes = Packed {
-            codes: rest[0].words.clone(),
-            ..Packed::zeros(format, (params.row_start + params.rows) as usize, columns)
-        };
-        let planes = arrange(&codes);
-        let (tables, halves) = tables::of_rows(&x, columns);
+        let planes = arranged(&shape, variant, &params, &rest[0]);
+        let (tables, halves) = tables::of_rows(&x, shape.columns);
         let before = vec![
             HostTensor::from_f32(variant.activation, &[tables.len()], &tables),
             HostTensor::from_f32(DType::F32, &[halves.len()], &halves),
-            HostTensor::from_u32(&[planes.len()], &planes),
+            planes,
         ];
         CaseData {
             parameters: bytemuck::bytes_of(&params).to_vec(),
             tensors: [before, rest[1..].to_vec()].concat(),
         }
     })
+}
+
+/// The codes of a case as planes.
+pub(super) fn arranged(
+    shape: &Shape,
+    variant: &Variant,
+    params: &Params,
+    codes: &HostTensor,
+) -> HostTensor {
+    let format = WeightFormat {
+        ty: variant.weight.expect("a variant names its weight"),
+        group_size: shape.group,
+    };
+    let rows = (params.row_start + params.rows) as usize;
+    let codes = Packed {
+        codes: codes.words.clone(),
+        ..Packed::zeros(format, rows, shape.columns)
+    };
+    let planes = arrange(&codes);
+    HostTensor::from_u32(&[planes.len()], &planes)
 }
 
 /// A case of that shape.

@@ -3,6 +3,8 @@
 //! One family of kernels; [`plan`] chooses among them, and [`linear`] cuts long work along tokens and rows.
 
 pub mod backward;
+pub mod bits;
+pub mod bitserial;
 mod cases;
 pub mod coop;
 pub mod dot4;
@@ -169,7 +171,7 @@ pub fn linear_rows(
                 layout: weight.layout(),
             };
             // Planes are made by the first product that asks for them, and stay.
-            let codes = if choice.looks_up() {
+            let codes = if choice.takes_planes() {
                 let make = || planes(device, &chunk.codes, weight.format(), (chunk.rows, columns));
                 chunk.planes.get_or_make(make)?
             } else {
@@ -192,6 +194,10 @@ pub fn linear_rows(
                 let x = x.tables(device, first..first + count, choice.variant.activation)?;
                 params.token_start = 0;
                 run(&choice, &params, &[&x.tables, &x.halves], &result)?;
+            } else if choice.counts_bits() {
+                let x = x.bits(device, first..first + count)?;
+                params.token_start = 0;
+                run(&choice, &params, &[&x.planes, &x.scales], &result)?;
             } else if choice.splits == 1 {
                 run(&choice, &params, &[&x.plain(device)?], &result)?;
             } else {

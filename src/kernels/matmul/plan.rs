@@ -1,7 +1,7 @@
 //! Which kernel computes a product: an analytic order of the candidates, best first, and the measured winner where the device
 //! was tuned.
 
-use super::{FEW_TOKENS, coop, dot4, lut, matvec, tiled};
+use super::{FEW_TOKENS, bitserial, coop, dot4, lut, matvec, tiled};
 use crate::device::{Case, Engine, Kernel, Variant};
 use crate::gpu::Capabilities;
 use crate::kernels::copy::planes;
@@ -55,9 +55,19 @@ impl Choice {
         (*self.kernel == dot4::KERNEL).then(|| self.variant.constant("PLANES"))
     }
 
-    /// Whether the kernel takes the weight as bit planes.
+    /// Whether the kernel takes the activations as tables.
     pub fn looks_up(&self) -> bool {
         *self.kernel == lut::KERNEL
+    }
+
+    /// Whether the kernel takes the activations as bit planes.
+    pub fn counts_bits(&self) -> bool {
+        *self.kernel == bitserial::KERNEL
+    }
+
+    /// Whether the kernel takes the weight as bit planes.
+    pub fn takes_planes(&self) -> bool {
+        self.looks_up() || self.counts_bits()
     }
 
     /// A case of that shape, for the checks and the measurement of tuning.
@@ -76,6 +86,7 @@ impl Choice {
                 super::cases::split(rows, columns, tokens, self.splits as usize)
             }
             None if self.looks_up() => lut::shaped(rows, columns, tokens, group),
+            None if self.counts_bits() => bitserial::shaped(rows, columns, tokens, group),
             None => super::cases::plain(rows, columns, tokens, group),
         }
     }
@@ -103,13 +114,18 @@ impl Product {
     /// Every way to compute it on a device with these capabilities, the analytic choice first.
     pub fn candidates(&self, capabilities: Capabilities) -> Vec<Choice> {
         let few = self.tokens <= FEW_TOKENS;
-        let tables = match self.engine {
+        let planes = match self.engine {
+            // Bits of activations are eight: not where more were asked for.
+            Engine::Auto if few && self.bytes == 1 => {
+                [self.by_lookup(), self.by_counting()].concat()
+            }
             Engine::Auto if few => self.by_lookup(),
             Engine::Auto | Engine::Mul => Vec::new(),
             Engine::Lut => self.by_lookup(),
+            Engine::BitSerial => self.by_counting(),
         };
-        if self.engine == Engine::Lut && !tables.is_empty() {
-            return tables;
+        if self.engine != Engine::Auto && !planes.is_empty() {
+            return planes;
         }
         let matrix_units = self.on_matrix_units(capabilities);
         let integers = if few {
@@ -124,14 +140,35 @@ impl Product {
             Vec::new()
         };
         // Where the weight's bytes are the limit, integers: they take least work apart from loading.
-        [integers, matrix_units, floats, tables].concat()
+        [integers, matrix_units, floats, planes].concat()
+    }
+
+    /// Whether the weight can stand as bit planes, in groups of whole blocks.
+    fn has_planes(&self) -> bool {
+        let group = self.weight.group_size as usize;
+        let whole_blocks = self.weight.group_size == WHOLE_ROW || group.is_multiple_of(BLOCK);
+        planes::takes(self.weight.ty) && whole_blocks
+    }
+
+    /// By counting the bits of activations of eight.
+    fn by_counting(&self) -> Vec<Choice> {
+        let choice = |constants: &'static [(&'static str, u32)]| Choice {
+            kernel: &bitserial::KERNEL,
+            variant: Variant {
+                output: self.output,
+                weight: Some(self.weight.ty),
+                constants,
+                ..Variant::BASELINE
+            },
+            splits: 1,
+        };
+        let shapes = bitserial::SHAPES.into_iter();
+        shapes.filter(|_| self.has_planes()).map(choice).collect()
     }
 
     /// By tables of sums of activations.
     fn by_lookup(&self) -> Vec<Choice> {
-        let group = self.weight.group_size as usize;
-        let whole_blocks = self.weight.group_size == WHOLE_ROW || group.is_multiple_of(BLOCK);
-        if !planes::takes(self.weight.ty) || !whole_blocks {
+        if !self.has_planes() {
             return Vec::new();
         }
         let choice = |tables: DType, constants: &'static [(&'static str, u32)]| Choice {
