@@ -197,6 +197,8 @@ fn cases() -> Vec<Case> {
     };
     vec![
         shaped(5, 97, 1, WHOLE_ROW),
+        // The last group is one column.
+        shaped(5, 97, 1, 32),
         shaped(70, 576, 3, 32),
         shaped(33, 1160, 2, 64),
         shaped(1, 4, 1, 128),
