@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
-use super::Global;
+use super::{DeviceChoice, Global};
 use super::bench_hardware::Devices;
 use super::output::{Output, table};
 use super::session::replacement;
@@ -97,6 +97,13 @@ enum What {
         #[arg(short, long, default_value = "md")]
         output: Format,
     },
+}
+
+impl Arguments {
+    /// Whether a model runs, rather than kernels.
+    pub(super) fn runs_a_model(&self) -> bool {
+        matches!(self.what, Some(What::Model { .. }))
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -238,6 +245,13 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
 
 /// The device to time on, at a tier or the highest the adapter has.
 fn open(global: &Global, tier: Option<Tier>) -> Result<Runner> {
+    if global.device == DeviceChoice::Cpu {
+        return Err(Error::Argument {
+            argument: "--device".into(),
+            expected: "a GPU: what is measured here are shaders".into(),
+            found: "cpu".into(),
+        });
+    }
     let adapter = choose(&global.selector()?.or_environment()?)?;
     if !adapter.capabilities.timestamps {
         return Err(Error::Limit {

@@ -44,18 +44,18 @@ pub(super) fn rows(
     output: &Output,
 ) -> Result<Vec<Map<String, Value>>> {
     let shapes = tune::parse_all(&arguments.shape, tune::parse_shape)?;
+    if arguments.group_size < 32 || !arguments.group_size.is_power_of_two() {
+        return Err(crate::error::Error::Argument {
+            argument: "--group-size".into(),
+            expected: "a power of two, 32 or more".into(),
+            found: arguments.group_size.to_string(),
+        });
+    }
     let mut weights: Vec<(&str, WeightFormat, Engine)> =
         vec![(ENGINES[0], WeightFormat::f16(), Engine::Mul)];
     for bits in &arguments.bits {
-        let label = format!("int{bits}-g{}", arguments.group_size.max(1));
+        let label = format!("int{bits}-g{}", arguments.group_size);
         let format = tune::parse_format(&label)?;
-        if arguments.group_size < 32 {
-            return Err(crate::error::Error::Argument {
-                argument: "--group-size".into(),
-                expected: "32 or more".into(),
-                found: arguments.group_size.to_string(),
-            });
-        }
         weights.push((ENGINES[1], format, Engine::Mul));
         weights.push((ENGINES[2], format, Engine::Lut));
         weights.push((ENGINES[3], format, Engine::BitSerial));

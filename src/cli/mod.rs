@@ -202,10 +202,11 @@ fn fail(error: &crate::error::Error) -> u8 {
 fn run(cli: &Cli, output: &Output) -> Result<()> {
     // Wrong is wrong, whether or not the command comes to need it.
     cli.global.selector()?;
-    let runs_a_model = matches!(
-        cli.command,
-        Command::Eval(_) | Command::Generate(_) | Command::Logits(_) | Command::Bench(_)
-    );
+    let runs_a_model = match &cli.command {
+        Command::Eval(_) | Command::Generate(_) | Command::Logits(_) => true,
+        Command::Bench(arguments) => arguments.runs_a_model(),
+        _ => false,
+    };
     if cli.global.autotune.is_some() && !runs_a_model {
         return Err(crate::error::Error::Argument {
             argument: "--autotune".into(),

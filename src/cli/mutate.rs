@@ -54,6 +54,17 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             glob::Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(name))
         });
     let shaders: Vec<(String, &str)> = kernels.chain(shared).collect();
+    let fits = |cases: &String| {
+        let name = cases.split(" [").next();
+        shaders.len() == 1 && name == shaders.first().map(|shader| shader.0.as_str())
+    };
+    if let Some(cases) = arguments.cases.as_ref().filter(|cases| !fits(cases)) {
+        return Err(Error::Argument {
+            argument: "--cases".into(),
+            expected: "cases of the one kernel that --kernel names".into(),
+            found: cases.clone(),
+        });
+    }
     let mut scores = Vec::new();
     for (name, source) in shaders {
         scores.push(score(global, arguments, &name, source, output)?);

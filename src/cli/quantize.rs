@@ -68,7 +68,10 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         return Err(Error::Argument {
             argument: "--engine lut / bitserial".into(),
             expected: "codes of 1 to 4 bits on an even grid, in groups of 32 or more".into(),
-            found: format!("{bits} bits, grid {}", grid.name()),
+            found: match arguments.group_size {
+                Some(size) if narrow => format!("groups of {size}"),
+                _ => format!("{bits} bits, grid {}", grid.name()),
+            },
         });
     }
     let default_include = || vec!["model.layers.*".to_string()];

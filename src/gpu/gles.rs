@@ -4,6 +4,7 @@
 //! asked for (NVIDIA's) then has no compute shaders, though its OpenGL ES 3.2 has. Such an adapter belongs to the thread
 //! that opened it: the context has to be current wherever it is used.
 
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::ptr::null;
 
@@ -12,8 +13,9 @@ use khronos_egl as egl;
 type Instance = egl::DynamicInstance<egl::EGL1_4>;
 
 thread_local! {
-    /// The context stays for as long as its thread; adapters asked for later share it.
-    static CONTEXT: Option<Context> = Context::open();
+    /// The context of this thread's adapters, which share it. wgpu closes the display with its last instance, and the
+    /// context with it; the next one to ask then opens another.
+    static CONTEXT: RefCell<Option<Context>> = const { RefCell::new(None) };
 }
 
 struct Context {
@@ -84,9 +86,13 @@ fn display(egl: &Instance) -> Option<egl::Display> {
     reason = "wgpu marks contexts made outside it as unsafe to take"
 )]
 pub(super) fn adapter(instance: &wgpu::Instance) -> Option<wgpu::Adapter> {
-    CONTEXT.with(|context| {
-        let context = context.as_ref()?;
-        context.make_current()?;
+    CONTEXT.with(|kept| {
+        let mut kept = kept.borrow_mut();
+        if kept.as_ref().and_then(Context::make_current).is_none() {
+            *kept = Context::open();
+            kept.as_ref()?.make_current()?;
+        }
+        let context = kept.as_ref()?;
         let find = |name: &str| {
             let function = context.egl.get_proc_address(name);
             function.map_or(null(), |function| function as *const c_void)

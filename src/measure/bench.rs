@@ -28,6 +28,15 @@ const ROTATED_BYTES: u64 = 256 << 20;
 /// Inputs that rotate at most.
 const MAX_SETS: u64 = 24;
 
+/// How a device is made ready for a measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// The host has compiled, checked or waited in between: loaded until its clocks are up.
+    Full,
+    /// It was measured a moment ago.
+    Short,
+}
+
 /// What a device was measured to reach.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Ceilings {
@@ -96,7 +105,7 @@ pub fn time(
             return Ok(Some(timing));
         }
     }
-    let (mut samples, cost) = measure(runner, kernel, variant, case, MEASURE)?;
+    let (mut samples, cost) = measure(runner, kernel, variant, case, MEASURE, Load::Full)?;
     fill(&mut timing, &mut samples, cost, ceilings);
     Ok(Some(timing))
 }
@@ -109,6 +118,7 @@ pub fn measure(
     variant: &Variant,
     case: &Case,
     limit: Duration,
+    load: Load,
 ) -> Result<(Vec<f64>, Cost)> {
     let data = (case.make)(variant);
     let args = Args {
@@ -154,11 +164,10 @@ pub fn measure(
         Ok(samples)
     };
     let software = runner.gpu().adapter().type_name() == "cpu";
-    // In full even before a short measurement: the host has compiled, checked and made inputs in between.
-    run(if software {
-        WARM_UP_SOFTWARE.min(limit * 2)
-    } else {
-        WARM_UP
+    run(match load {
+        _ if software => WARM_UP_SOFTWARE.min(limit * 2),
+        Load::Full => WARM_UP,
+        Load::Short => WARM_UP.min(limit * 2),
     })?;
     Ok((run(limit)?, cost))
 }

@@ -8,7 +8,7 @@ use crate::interrupt;
 use crate::kernels::matmul::plan::{Choice, Product};
 use crate::kernels::matmul::{bits, merge, tables};
 use crate::kernels::quantize::activations;
-use crate::measure::bench::measure;
+use crate::measure::bench::{Load, measure};
 
 /// Seconds that one candidate is timed.
 const EACH: Duration = Duration::from_millis(60);
@@ -40,13 +40,12 @@ pub fn candidates(runner: &Runner, product: &Product) -> Result<Vec<(Choice, f64
     let mut timed = Vec::new();
     let choices = product.candidates(runner.gpu().capabilities());
     prepare(runner, &choices);
+    // All are checked before the first is timed: meanwhile the device's clocks fall.
+    let mut right = Vec::new();
     for choice in choices {
         interrupt::check()?;
         match check_case(runner, choice.kernel, &choice.variant, &choice.case(&small)) {
-            Ok(_) => {
-                let us = seconds(runner, &choice, product)? * 1e6;
-                timed.push((choice, us));
-            }
+            Ok(_) => right.push(choice),
             Err(Failure::Error(Error::Limit { .. })) => {}
             Err(failure) => {
                 return Err(Error::Device {
@@ -54,6 +53,20 @@ pub fn candidates(runner: &Runner, product: &Product) -> Result<Vec<(Choice, f64
                     reason: failure.to_string(),
                 });
             }
+        }
+    }
+    for choice in right {
+        interrupt::check()?;
+        let load = if timed.is_empty() {
+            Load::Full
+        } else {
+            Load::Short
+        };
+        match seconds(runner, &choice, product, load) {
+            Ok(seconds) => timed.push((choice, seconds * 1e6)),
+            // The small case fitted, this shape does not.
+            Err(Error::Limit { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(timed)
@@ -91,33 +104,53 @@ pub fn tune(runner: &Runner, product: &Product) -> Result<Option<Tuned>> {
 
 /// The median time of a product that way, with the quantization of its activations and the merging of its parts where
 /// there is one.
-fn seconds(runner: &Runner, choice: &Choice, product: &Product) -> Result<f64> {
+fn seconds(runner: &Runner, choice: &Choice, product: &Product, load: Load) -> Result<f64> {
     let median = |mut samples: Vec<f64>| {
         samples.sort_by(f64::total_cmp);
         samples[samples.len() / 2]
     };
     let case = choice.case(product);
-    let (samples, _) = measure(runner, choice.kernel, &choice.variant, &case, EACH)?;
+    let (samples, _) = measure(runner, choice.kernel, &choice.variant, &case, EACH, load)?;
     let mut seconds = median(samples);
     if let Some(planes) = choice.planes() {
         let before = activations::shaped(product.tokens, product.columns);
         let variant = activations::variant(product.activation, planes);
-        seconds += median(measure(runner, &activations::KERNEL, &variant, &before, EACH)?.0);
+        seconds += median(
+            measure(
+                runner,
+                &activations::KERNEL,
+                &variant,
+                &before,
+                EACH,
+                Load::Short,
+            )?
+            .0,
+        );
     }
     if choice.looks_up() {
         let before = tables::shaped(product.tokens, product.columns);
         let variant = tables::variant(product.activation, choice.variant.activation);
-        seconds += median(measure(runner, &tables::KERNEL, &variant, &before, EACH)?.0);
+        seconds += median(
+            measure(
+                runner,
+                &tables::KERNEL,
+                &variant,
+                &before,
+                EACH,
+                Load::Short,
+            )?
+            .0,
+        );
     }
     if choice.counts_bits() {
         let before = bits::shaped(product.tokens, product.columns);
         let variant = bits::variant(product.activation);
-        seconds += median(measure(runner, &bits::KERNEL, &variant, &before, EACH)?.0);
+        seconds += median(measure(runner, &bits::KERNEL, &variant, &before, EACH, Load::Short)?.0);
     }
     if choice.splits > 1 {
         let after = merge::shaped(product.tokens, product.rows, choice.splits as usize);
         let variant = merge::variant(product.output);
-        seconds += median(measure(runner, &merge::KERNEL, &variant, &after, EACH)?.0);
+        seconds += median(measure(runner, &merge::KERNEL, &variant, &after, EACH, Load::Short)?.0);
     }
     Ok(seconds)
 }

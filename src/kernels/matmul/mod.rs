@@ -136,10 +136,16 @@ pub fn linear_rows(
     };
     for chunk in weight.chunks() {
         let (token_step, row_step) = call_tile(device, tokens, chunk.rows, columns);
+        // Tables are sixteen times as large as activations.
+        let fit = device.max_tensor_bytes() as usize / (4 * tables::entries(columns));
         let engine = match device.runner() {
             // Planes are padded, and may not fit a binding where the codes do.
             Some(runner) if planes_fit(device, weight, chunk) => runner.engine(),
             _ => Engine::Mul,
+        };
+        let token_step = match engine {
+            Engine::Lut => token_step.min(fit.max(1)),
+            _ => token_step,
         };
         for (start, row) in tiles(tokens, token_step, chunk.rows, row_step) {
             let count = token_step.min(tokens - start);

@@ -100,8 +100,14 @@ impl Product {
             .iter()
             .find(|step| self.tokens <= **step)
             .unwrap_or(&512);
+        // Winners among all engines are what `auto` asks for; those of one engine are its own.
+        let engine = match self.engine {
+            Engine::Auto | Engine::Mul => "",
+            Engine::Lut => "engine=lut,",
+            Engine::BitSerial => "engine=bitserial,",
+        };
         format!(
-            "act={},bytes={},out={},weight={},tokens={tokens},rows={},columns={}",
+            "{engine}act={},bytes={},out={},weight={},tokens={tokens},rows={},columns={}",
             self.activation,
             self.bytes,
             self.output,
