@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
-use super::{DeviceChoice, Global};
 use super::bench_hardware::Devices;
 use super::output::{Output, table};
 use super::session::replacement;
+use super::{DeviceChoice, Global};
 use super::{bench_compare, bench_hardware, bench_html, bench_lut, bench_model, bench_types};
 use crate::device::{Runner, Variant};
 use crate::error::{Error, Result};
