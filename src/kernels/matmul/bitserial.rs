@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use super::bits::words;
 use super::cases::Shape;
 use super::lut::{grid, planes_of};
-use super::reference::Finish;
-use super::{EPILOGUE_BIAS, Params, padded};
+use super::reference::finished;
+use super::{Params, padded};
 use crate::compare::Expected;
 use crate::device::{
     Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding, fold,
@@ -129,28 +129,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             (token_start..token_start + tokens).map(of_token).collect()
         })
         .collect();
-    let bias = args.tensors[4].to_f64();
-    let mut expected = Expected::exact(args.tensors[5].to_f64());
-    let finish = Finish {
-        epilogue: p.epilogue,
-        output: args.variant.output,
-        relative,
-        lost: 0.0,
-    };
-    for (row, sums) in sums.iter().enumerate() {
-        let place = p.out_offset as usize + row;
-        let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
-            bias[place]
-        } else {
-            0.0
-        };
-        for (token, (sum, magnitude)) in sums.iter().enumerate() {
-            let at = (p.result_start as usize + token) * p.out_stride as usize + place;
-            (expected.values[at], expected.bounds[at]) =
-                finish.value(*sum, *magnitude, bias, expected.values[at]);
-        }
-    }
-    vec![expected]
+    finished(args, &sums, relative)
 }
 
 /// A case of that shape.

@@ -7,8 +7,8 @@
 use rayon::prelude::*;
 
 use super::cases::Shape;
-use super::reference::{Finish, tokens_of};
-use super::{EPILOGUE_BIAS, Params, padded};
+use super::reference::{finished, tokens_of};
+use super::{Params, padded};
 use crate::compare::Expected;
 use crate::device::{
     Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding,
@@ -156,17 +156,8 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         columns,
         planes,
     );
-    let bias = args.tensors[4].to_f64();
     // Per block: the integers' conversion, three products, two sums; then the sums over blocks.
     let relative = gamma(columns.div_ceil(BLOCK) + 24);
-    let mut expected = Expected::exact(args.tensors[5].to_f64());
-    let finish = Finish {
-        epilogue: p.epilogue,
-        output: args.variant.output,
-        relative,
-        lost: 0.0,
-    };
-    let stride = p.out_stride as usize;
     let sums: Vec<Vec<(f64, f64)>> = (0..rows)
         .into_par_iter()
         .map(|row| {
@@ -193,20 +184,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             x.chunks(columns).map(of_token).collect()
         })
         .collect();
-    for (row, sums) in sums.iter().enumerate() {
-        let place = p.out_offset as usize + row;
-        let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
-            bias[place]
-        } else {
-            0.0
-        };
-        for (token, (sum, size)) in sums.iter().enumerate() {
-            let at = (p.result_start as usize + token) * stride + place;
-            (expected.values[at], expected.bounds[at]) =
-                finish.value(*sum, *size, bias, expected.values[at]);
-        }
-    }
-    vec![expected]
+    finished(args, &sums, relative)
 }
 
 fn case(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static str) -> Case {

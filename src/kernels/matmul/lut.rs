@@ -9,8 +9,8 @@
 use rayon::prelude::*;
 
 use super::cases::Shape;
-use super::reference::Finish;
-use super::{EPILOGUE_BIAS, Params, padded, tables};
+use super::reference::finished;
+use super::{Params, padded, tables};
 use crate::compare::Expected;
 use crate::device::{
     Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding, fold,
@@ -109,7 +109,6 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (tables, halves) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
     // Eight entries make a plane of a block; then planes, blocks and parts.
     let relative = gamma(columns.div_ceil(BLOCK) + 24);
-    let stride = p.out_stride as usize;
     let per_token = (tables::entries(columns), tables::halves(columns));
     let sums: Vec<Vec<(f64, f64)>> = (0..rows)
         .into_par_iter()
@@ -130,28 +129,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             (0..tokens).map(of_token).collect()
         })
         .collect();
-    let bias = args.tensors[4].to_f64();
-    let mut expected = Expected::exact(args.tensors[5].to_f64());
-    let finish = Finish {
-        epilogue: p.epilogue,
-        output: args.variant.output,
-        relative,
-        lost: 0.0,
-    };
-    for (row, sums) in sums.iter().enumerate() {
-        let place = p.out_offset as usize + row;
-        let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
-            bias[place]
-        } else {
-            0.0
-        };
-        for (token, (sum, magnitude)) in sums.iter().enumerate() {
-            let at = (p.result_start as usize + token) * stride + place;
-            (expected.values[at], expected.bounds[at]) =
-                finish.value(*sum, *magnitude, bias, expected.values[at]);
-        }
-    }
-    vec![expected]
+    finished(args, &sums, relative)
 }
 
 /// The weight of a call that takes bit planes, with its scales and without its codes.

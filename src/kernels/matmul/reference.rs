@@ -96,6 +96,34 @@ impl Finish {
     }
 }
 
+/// What a call whose bias and result are its fifth and sixth tensors must give: of each row's and token's sum and the
+/// magnitude of what it is made of, of which `relative` may be lost.
+pub(super) fn finished(args: &Args<'_>, sums: &[Vec<(f64, f64)>], relative: f64) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let bias = args.tensors[4].to_f64();
+    let mut expected = Expected::exact(args.tensors[5].to_f64());
+    let finish = Finish {
+        epilogue: p.epilogue,
+        output: args.variant.output,
+        relative,
+        lost: 0.0,
+    };
+    for (row, sums) in sums.iter().enumerate() {
+        let place = p.out_offset as usize + row;
+        let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
+            bias[place]
+        } else {
+            0.0
+        };
+        for (token, (sum, magnitude)) in sums.iter().enumerate() {
+            let at = (p.result_start as usize + token) * p.out_stride as usize + place;
+            (expected.values[at], expected.bounds[at]) =
+                finish.value(*sum, *magnitude, bias, expected.values[at]);
+        }
+    }
+    vec![expected]
+}
+
 pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
     let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
