@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::gpu::{Access, Shader, check_limits};
 use crate::interrupt;
 use crate::kernels::TABLE;
-use crate::measure::mutate::{EQUIVALENT, Mutant, mutants};
+use crate::measure::equivalent::EQUIVALENT;
+use crate::measure::mutate::{Mutant, mutants};
 use crate::measure::verify::Selection;
 
 #[derive(Debug, clap::Args)]

@@ -1,6 +1,7 @@
 //! Measuring: how well a model predicts a text, whether a device computes what the reference says.
 
 pub mod bench;
+pub mod equivalent;
 pub mod mutate;
 pub mod page;
 pub mod peaks;
