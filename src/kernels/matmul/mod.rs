@@ -136,7 +136,7 @@ pub fn linear_rows(
     };
     for chunk in weight.chunks() {
         let (token_step, row_step) = call_tile(device, tokens, chunk.rows, columns);
-        // Tables are sixteen times as large as activations.
+        // Tables are four entries an activation, in f32 at most.
         let fit = device.max_tensor_bytes() as usize / (4 * tables::entries(columns));
         let engine = match device.runner() {
             // Planes are padded, and may not fit a binding where the codes do.
@@ -230,8 +230,10 @@ pub fn linear_rows(
 }
 
 fn planes_fit(device: &Device, weight: &Matrix, chunk: &Chunk) -> bool {
-    let bits = weight.format().ty.bits as usize;
-    4 * planes::words(chunk.rows, weight.columns(), bits) as u64 <= device.max_tensor_bytes()
+    let ty = weight.format().ty;
+    let bits = ty.bits as usize;
+    !planes::takes(ty)
+        || 4 * planes::words(chunk.rows, weight.columns(), bits) as u64 <= device.max_tensor_bytes()
 }
 
 /// Workgroups of a kernel whose variants say how many ROWS and TOKENS a workgroup has.

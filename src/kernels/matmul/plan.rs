@@ -102,7 +102,8 @@ impl Product {
             .unwrap_or(&512);
         // Winners among all engines are what `auto` asks for; those of one engine are its own.
         let engine = match self.engine {
-            Engine::Auto | Engine::Mul => "",
+            Engine::Auto => "",
+            Engine::Mul => "engine=mul,",
             Engine::Lut => "engine=lut,",
             Engine::BitSerial => "engine=bitserial,",
         };
