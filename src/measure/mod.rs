@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod equivalent;
 pub mod mutate;
+pub mod outcome;
 pub mod page;
 pub mod peaks;
 mod perplexity;
