@@ -8,7 +8,7 @@ struct Params {
 }
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;                  // (all tokens, columns); columns in fours
 @group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;               // (columns)
-@group(0) @binding(2) var<storage, read_write> x_codes: array<vec4<u32>>;      // (tokens, 2 PLANES, blocks)
+@group(0) @binding(2) var<storage, read_write> x_codes: array<vec4<u32>>;      // (tokens, 2 SPAN PLANES, blocks)
 @group(0) @binding(3) var<storage, read_write> x_scales: array<vec2<f32>>;     // (tokens, blocks)
 @group(1) @binding(0) var<uniform> params: Params;
 override WORKGROUP: u32;
@@ -29,11 +29,11 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     }
     let mean = reduce_sum(squares, lane) / f32(params.columns);
     let divided = inverseSqrt(mean + params.epsilon);
-    let blocks = (params.columns + 31u) / 32u;
+    let blocks = (params.columns + 32u * SPAN - 1u) / (32u * SPAN);
     for (var block = lane.index; block < blocks; block += WORKGROUP) {
-        var values: array<vec4<f32>, 8>;
-        for (var i = 0u; i < 8u; i++) {
-            let four = block * 8u + i;
+        var values: array<vec4<f32>, 8u * SPAN>;
+        for (var i = 0u; i < 8u * SPAN; i++) {
+            let four = block * 8u * SPAN + i;
             if four < fours {
                 values[i] = x[base + four] * gain[four];
             }

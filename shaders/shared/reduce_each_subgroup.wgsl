@@ -1,17 +1,40 @@
-// SUMS sums over a workgroup at once: lane i gets the total of value i. Every lane must call. Subgroups have at least four
-// lanes. Needs: WORKGROUP, SUMS.
+// SUMS sums over a workgroup at once: lane i gets the total of value i. Every lane must call, once. SUMS is a power of two up
+// to 32, subgroups have at least four lanes and are full. Needs: WORKGROUP, SUMS.
+//
+// A subgroup of SUMS lanes or more halves what each lane holds with every exchange: SUMS - 1 exchanges where a sum of its
+// own for each value takes as many times the logarithm of the width (on an H100, 2-bit products 9.6 us instead of 8.8).
 #import reduce
 var<workgroup> reduce_parts: array<f32, SUMS * (WORKGROUP / 4u)>;
 
 fn reduce_each(values: array<f32, SUMS>, lane: Lane) -> f32 {
     var parts = values;
-    for (var i = 0u; i < SUMS; i++) {
-        parts[i] = subgroupAdd(parts[i]);
-    }
-    workgroupBarrier();
-    if lane.within == 0u {
+    let width = WORKGROUP / lane.subgroups;
+    if width >= SUMS {
+#for STEP in 5
+        if (SUMS >> {STEP}u) > 1u {
+            let half = SUMS >> ({STEP}u + 1u);
+            let upper = (lane.within & half) != 0u;
+            for (var i = 0u; i < half; i++) {
+                let given = select(parts[i + half], parts[i], upper);
+                parts[i] = select(parts[i], parts[i + half], upper) + subgroupShuffleXor(given, half);
+            }
+        }
+#end
+        for (var distance = SUMS; distance < width; distance *= 2u) {
+            parts[0] += subgroupShuffleXor(parts[0], distance);
+        }
+        if lane.subgroups == 1u {
+            return parts[0];
+        }
+        if lane.within < SUMS {
+            reduce_parts[lane.subgroup * SUMS + lane.within] = parts[0];
+        }
+    } else {
         for (var i = 0u; i < SUMS; i++) {
-            reduce_parts[lane.subgroup * SUMS + i] = parts[i];
+            let sum = subgroupAdd(parts[i]);
+            if lane.within == 0u {
+                reduce_parts[lane.subgroup * SUMS + i] = sum;
+            }
         }
     }
     workgroupBarrier();

@@ -101,7 +101,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     // Bytes matter where integers are a candidate only.
     products.retain(|product| {
         let candidates = product.candidates(capabilities);
-        product.bytes > 1 || candidates.iter().any(|choice| choice.planes().is_some())
+        product.bytes > 1 || candidates.iter().any(|choice| choice.rounding().is_some())
     });
     let (found, left) = tune_all(&runner, &products, arguments.budget, |index, product| {
         output.progress(

@@ -20,6 +20,10 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "block_bytes_7"
     "block_bytes_8"
     "block_grid"
+    "block_parts_1"
+    "block_parts_2"
+    "block_parts_3"
+    "block_parts_bytes"
     "code_bytes"
     "code_word_one"
     "code_word_vector"
@@ -68,6 +72,9 @@ const BLOCK_BYTES: [&str; 8] = [
     "block_bytes_7",
     "block_bytes_8",
 ];
+
+/// Codes of 1 to 3 bits as parts of bytes.
+const BLOCK_PARTS: [&str; 3] = ["block_parts_1", "block_parts_2", "block_parts_3"];
 
 /// The whole WGSL text of a kernel variant: `enable`s, aliases, constants, then the source with its imports in place.
 ///
@@ -277,6 +284,12 @@ pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
             let bits = variant.weight.map_or(8, |weight| weight.bits.min(8));
             BLOCK_BYTES[bits as usize - 1]
         }
+        "block_parts" => match variant.weight.filter(|_| variant.constant("TOKENS") == 1) {
+            Some(weight) if weight.is_affine() && weight.bits <= 3 => {
+                BLOCK_PARTS[weight.bits as usize - 1]
+            }
+            _ => "block_parts_bytes",
+        },
         "reduce_each" if variant.subgroups => "reduce_each_subgroup",
         "reduce_each" => "reduce_each_workgroup",
         "reduce" if variant.subgroups => "reduce_subgroup",

@@ -112,9 +112,9 @@ fn seconds(runner: &Runner, choice: &Choice, product: &Product, load: Load) -> R
     let case = choice.case(product);
     let (samples, _) = measure(runner, choice.kernel, &choice.variant, &case, EACH, load)?;
     let mut seconds = median(samples);
-    if let Some(planes) = choice.planes() {
+    if let Some(rounding) = choice.rounding() {
         let before = activations::shaped(product.tokens, product.columns);
-        let variant = activations::variant(product.activation, planes);
+        let variant = activations::variant(product.activation, rounding);
         seconds += median(
             measure(
                 runner,

@@ -15,17 +15,21 @@ use crate::device::{
 };
 use crate::gpu::{Access, Cost};
 use crate::kernels::bounds::gamma;
-use crate::kernels::quantize::activations::words;
+use crate::kernels::quantize::activations::{Rounding, words};
 use crate::kernels::weights;
 use crate::tensor::{BLOCK, DType, Levels, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightType};
 
 type Constants = &'static [(&'static str, u32)];
 
-/// A workgroup's rows, tokens and invocations, and the bytes of an activation.
+/// A workgroup's rows, tokens and invocations, the bytes of an activation, and the blocks that share a scale.
 macro_rules! shape {
     ($planes:literal bytes, $tokens:literal x $rows:literal, $workgroup:literal) => {
+        shape!($planes bytes, 1 blocks, $tokens x $rows, $workgroup)
+    };
+    ($planes:literal bytes, $span:literal blocks, $tokens:literal x $rows:literal, $workgroup:literal) => {
         &[
             ("PLANES", $planes),
+            ("SPAN", $span),
             ("TOKENS", $tokens),
             ("ROWS", $rows),
             ("WORKGROUP", $workgroup),
@@ -45,6 +49,29 @@ const MORE: [&[Constants]; 3] = [
     &[shape!(2 bytes, 4 x 4, 64)],
     &[shape!(3 bytes, 4 x 2, 64)],
 ];
+
+/// For one token, groups of 64 columns or more and codes of up to four bits, by bytes less one: blocks share scales in
+/// pairs, which leaves less to do beside the products.
+const PAIRS: [&[Constants]; 2] = [
+    &[
+        shape!(1 bytes, 2 blocks, 1 x 4, 32),
+        shape!(1 bytes, 2 blocks, 1 x 4, 64),
+        shape!(1 bytes, 2 blocks, 1 x 2, 32),
+    ],
+    &[
+        shape!(2 bytes, 2 blocks, 1 x 4, 32),
+        shape!(2 bytes, 2 blocks, 1 x 4, 64),
+    ],
+];
+
+/// Those of [`PAIRS`] for so many bytes and tokens.
+pub(super) fn pairs(weight: &WeightType, bytes: u32, tokens: usize) -> &'static [Constants] {
+    let known = tokens == 1 && weight.bits <= 4;
+    PAIRS
+        .get(bytes as usize - 1)
+        .filter(|_| known)
+        .unwrap_or(&&[][..])
+}
 
 /// Shapes for so many tokens, with activations of so many bytes. Where the tier is the lowest, or the result f16, only the
 /// first is in the table.
@@ -104,10 +131,17 @@ fn variants() -> Vec<Variant> {
                     if bytes == 3 && output == DType::F16 {
                         continue;
                     }
-                    let known = if output == DType::F32 { all } else { &all[..1] };
-                    variants.extend(known.iter().map(|shape| with(shape, true)));
-                    if output == DType::F32 {
-                        variants.push(with(all[0], false));
+                    let pairs = pairs(weight, bytes, tokens);
+                    let single = output == DType::F32;
+                    let of = |shapes: &'static [Constants]| {
+                        let first = shapes.len().min(1);
+                        &shapes[..if single { shapes.len() } else { first }]
+                    };
+                    let known = of(all).iter().chain(of(pairs));
+                    variants.extend(known.map(|shape| with(shape, true)));
+                    if single {
+                        let first = all.iter().take(1).chain(pairs.iter().take(1));
+                        variants.extend(first.map(|shape| with(shape, false)));
                     }
                 }
             }
@@ -148,13 +182,12 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (row_start, token_start) = (p.row_start as usize, p.token_start as usize);
     let weight = weights::packed(args, 2, 3, row_start + rows, columns, p.layout)
         .slice_rows(row_start, row_start + rows);
-    let planes = args.variant.constant("PLANES") as usize;
     let x = tokens_of(
         &args.tensors[0],
         &args.tensors[1],
         token_start..token_start + tokens,
         columns,
-        planes,
+        Rounding::of(args.variant),
     );
     // Per block: the integers' conversion, three products, two sums; then the sums over blocks.
     let relative = gamma(columns.div_ceil(BLOCK) + 24);
@@ -198,7 +231,7 @@ fn case(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static s
     };
     Case::new(shape.label(), move |variant: &Variant| {
         let (params, x, rest) = shape.data(variant);
-        let (x_codes, x_scales) = words(&x, columns, variant.constant("PLANES"));
+        let (x_codes, x_scales) = words(&x, columns, Rounding::of(variant));
         let x = vec![
             HostTensor::from_u32(&[x_codes.len()], &x_codes),
             HostTensor::from_f32(DType::F32, &[x_scales.len()], &x_scales),
@@ -218,33 +251,40 @@ pub(super) fn shaped(rows: usize, columns: usize, tokens: usize, group: u32) -> 
 fn random(sizes: &Sizes) -> Case {
     let group = [WHOLE_ROW, 32, 64, 128][sizes.between(4, 0, 3)];
     let columns = padded(sizes.between(1, 1, 900)) - sizes.between(2, 0, 3);
-    case(
-        sizes.between(0, 1, 40),
-        columns,
-        sizes.between(3, 1, 17),
-        group,
-        "",
-    )
+    let (rows, tokens) = (sizes.between(0, 1, 40), sizes.between(3, 1, 17));
+    let drawn = case(rows, columns, tokens, group, "");
+    // Pairs of blocks are for whole pairs only: the next shape that has them.
+    let group = if group == 32 { 64 } else { group };
+    let pairs = case(rows, columns.next_multiple_of(2 * BLOCK), tokens, group, "");
+    Case::new(drawn.label.clone(), move |variant: &Variant| {
+        let case = if alone(variant) { &drawn } else { &pairs };
+        (case.make)(variant)
+    })
 }
 
 fn cases() -> Vec<Case> {
-    let single = |variant: &Variant| variant.output == DType::F32;
     vec![
-        case(5, 97, 1, WHOLE_ROW, ""),
-        case(7, 576, 9, 32, ""),
+        case(5, 97, 1, WHOLE_ROW, "").only(alone),
+        case(5, 192, 1, WHOLE_ROW, ""),
+        case(7, 576, 9, 32, "").only(alone),
+        case(7, 576, 9, 64, ""),
         case(3, 4160, 1, 64, "").only(single),
         case(6, 64, 5, WHOLE_ROW, ",window"),
-        case(4, 96, 2, 32, ",bias").only(single),
-        case(5, 64, 3, 32, ",add"),
-        case(5, 64, 3, 32, ",gate"),
-        case(3, 70, 1, 32, ",nan").only(single),
-        case(2, 40, 1, 32, ",zeros").only(single),
+        case(4, 128, 2, 64, ",bias").only(single),
+        case(5, 64, 3, 64, ",add"),
+        case(5, 64, 3, 64, ",gate"),
+        case(3, 70, 1, 32, ",nan").only(single_and_alone),
+        case(3, 128, 1, 64, ",nan").only(single),
+        case(2, 64, 1, 64, ",zeros").only(single),
         case(4, 64, 3, WHOLE_ROW, ",largest").only(single),
         // Products of a Llama-3.1-8B.
         case(14_336, 4096, 1, 32, "")
             .bench()
             .only(four_bits_and_more),
         case(8192, 8192, 1, 32, "").bench().only(four_bits_and_more),
+        case(14_336, 4096, 1, 64, "")
+            .bench()
+            .only(four_bits_in_pairs),
         case(14_336, 4096, 1, 64, "")
             .bench()
             .only(three_bits_and_less),
@@ -263,9 +303,27 @@ fn timed(variant: &Variant) -> bool {
         && ["int8", "uint4m", "int3", "int2", "ternary", "int1"].contains(&weight)
 }
 
+fn single(variant: &Variant) -> bool {
+    variant.output == DType::F32
+}
+
+/// Whether every block has a scale of its own.
+fn alone(variant: &Variant) -> bool {
+    variant.constant("SPAN") == 1
+}
+
+fn single_and_alone(variant: &Variant) -> bool {
+    single(variant) && alone(variant)
+}
+
 fn four_bits_and_more(variant: &Variant) -> bool {
     let wide = variant.weight.is_some_and(|weight| weight.bits >= 4);
-    timed(variant) && wide && variant.constant("TOKENS") == 1
+    timed(variant) && wide && variant.constant("TOKENS") == 1 && alone(variant)
+}
+
+fn four_bits_in_pairs(variant: &Variant) -> bool {
+    let wide = variant.weight.is_some_and(|weight| weight.bits >= 4);
+    timed(variant) && wide && !alone(variant)
 }
 
 fn three_bits_and_less(variant: &Variant) -> bool {

@@ -10,7 +10,7 @@ use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::kernels::copy::pad::pad;
 use crate::kernels::norm::rms::rms;
-use crate::kernels::quantize::activations::{Integers, activations};
+use crate::kernels::quantize::activations::{Integers, Rounding, activations};
 use crate::kernels::quantize::normed::normed;
 use crate::tensor::DType;
 
@@ -24,7 +24,7 @@ pub struct Input {
     columns: usize,
     bytes: u32,
     plain: RefCell<Option<Tensor>>,
-    integers: RefCell<Option<(Range<usize>, u32, Integers)>>,
+    integers: RefCell<Option<(Range<usize>, Rounding, Integers)>>,
     tables: RefCell<Option<(Range<usize>, Tables)>>,
     bits: RefCell<Option<(Range<usize>, Bits)>>,
 }
@@ -133,26 +133,26 @@ impl Input {
         Ok(kept.insert((tokens, made)).1.clone())
     }
 
-    /// Those of some tokens as integers of so many bytes.
+    /// Those of some tokens as integers.
     pub(super) fn integers(
         &self,
         device: &Device,
         tokens: Range<usize>,
-        planes: u32,
+        rounding: Rounding,
     ) -> Result<Integers> {
         let mut kept = self.integers.borrow_mut();
-        if let Some((range, bytes, kept)) = &*kept
-            && (range, *bytes) == (&tokens, planes)
+        if let Some((range, known, kept)) = &*kept
+            && (range, *known) == (&tokens, rounding)
         {
             return Ok(kept.clone());
         }
         let range = tokens.clone();
         let made = match &self.norm {
             Some(Norm { gain, epsilon }) if self.columns == padded(self.columns) => {
-                normed(device, &self.x, gain, *epsilon, range, planes)?
+                normed(device, &self.x, gain, *epsilon, range, rounding)?
             }
-            _ => activations(device, &self.plain(device)?, range, self.columns, planes)?,
+            _ => activations(device, &self.plain(device)?, range, self.columns, rounding)?,
         };
-        Ok(kept.insert((tokens, planes, made)).2.clone())
+        Ok(kept.insert((tokens, rounding, made)).2.clone())
     }
 }

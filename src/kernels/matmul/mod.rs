@@ -192,8 +192,8 @@ pub fn linear_rows(
                     tensors: &[x, &weight, &[result]].concat(),
                 })
             };
-            if let Some(planes) = choice.planes() {
-                let x = x.integers(device, first..first + count, planes)?;
+            if let Some(rounding) = choice.rounding() {
+                let x = x.integers(device, first..first + count, rounding)?;
                 params.token_start = 0;
                 run(&choice, &params, &[&x.codes, &x.scales], &result)?;
             } else if choice.looks_up() {

@@ -5,6 +5,7 @@ use super::{FEW_TOKENS, bitserial, coop, dot4, lut, matvec, tiled};
 use crate::device::{Case, Engine, Kernel, Variant};
 use crate::gpu::Capabilities;
 use crate::kernels::copy::planes;
+use crate::kernels::quantize::activations::Rounding;
 use crate::tensor::{BLOCK, DType, WHOLE_ROW, WeightFormat};
 
 /// A product, as far as the choice of its kernel goes.
@@ -50,9 +51,9 @@ impl Choice {
         }
     }
 
-    /// Bytes of an activation where the kernel takes integers; `None` where it takes them as they are.
-    pub fn planes(&self) -> Option<u32> {
-        (*self.kernel == dot4::KERNEL).then(|| self.variant.constant("PLANES"))
+    /// How activations are rounded where the kernel takes integers; `None` where it takes them as they are.
+    pub fn rounding(&self) -> Option<Rounding> {
+        (*self.kernel == dot4::KERNEL).then(|| Rounding::of(&self.variant))
     }
 
     /// Whether the kernel takes the activations as tables.
@@ -80,7 +81,7 @@ impl Choice {
             ..
         } = *product;
         let group = weight.group_size;
-        match self.planes() {
+        match self.rounding() {
             Some(_) => dot4::shaped(rows, columns, tokens, group),
             None if self.splits > 1 => {
                 super::cases::split(rows, columns, tokens, self.splits as usize)
@@ -259,9 +260,17 @@ impl Product {
         if !can || !dot4::takes(self.weight.ty) {
             return Vec::new();
         }
-        let shapes = dot4::shapes(self.bytes, self.tokens);
         let all = self.output == DType::F32 && capabilities.subgroups;
+        let shapes = dot4::shapes(self.bytes, self.tokens);
         let shapes = if all { shapes } else { &shapes[..1] };
+        let wide = self.columns.is_multiple_of(2 * BLOCK) && (group == 0 || group > BLOCK);
+        let pairs = dot4::pairs(self.weight.ty, self.bytes, self.tokens);
+        let pairs = match (wide, all) {
+            (true, true) => pairs,
+            // The first is in the table for f16 results too.
+            (true, false) => &pairs[..pairs.len().min(1)],
+            (false, _) => &[],
+        };
         let variant = |constants: &&'static [_]| Variant {
             output: self.output,
             weight: Some(self.weight.ty),
@@ -269,8 +278,9 @@ impl Product {
             constants,
             ..Variant::BASELINE
         };
-        shapes
+        pairs
             .iter()
+            .chain(shapes)
             .map(variant)
             .map(|variant| Choice {
                 kernel: &dot4::KERNEL,

@@ -7,8 +7,9 @@ use crate::compare::Expected;
 use crate::device::{Args, Outputs, View};
 use crate::kernels::bounds::{gamma, storing};
 use crate::kernels::gate::silu::silu_with_bound;
+use crate::kernels::quantize::activations::Rounding;
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, DType};
+use crate::tensor::DType;
 
 /// The call's activations without their padding: (tokens, columns).
 fn activations(args: &Args<'_>) -> Vec<f32> {
@@ -33,14 +34,15 @@ pub(super) fn tokens_of(
     scales: &View<'_>,
     tokens: std::ops::Range<usize>,
     columns: usize,
-    planes: usize,
+    rounding: Rounding,
 ) -> Vec<f64> {
-    let blocks = columns.div_ceil(BLOCK);
+    let blocks = columns.div_ceil(rounding.columns());
+    let (planes, halves) = (rounding.bytes as usize, 2 * rounding.span as usize);
     let bytes: &[u8] = bytemuck::cast_slice(codes.words);
     let value = |token: usize, column: usize| {
-        let (block, place) = (column / BLOCK, column % BLOCK);
+        let (block, place) = (column / rounding.columns(), column % rounding.columns());
         let byte = |plane: usize| {
-            let piece = (token * 2 * planes + 2 * plane + place / 16) * blocks + block;
+            let piece = (token * rounding.pieces() + halves * plane + place / 16) * blocks + block;
             i32::from(bytes[16 * piece + place % 16] as i8)
         };
         let integer: i32 = (0..planes).map(|plane| byte(plane) << (8 * plane)).sum();

@@ -1,4 +1,4 @@
-//! `quantize/activations`: activations as integers of one to three bytes, in blocks of 32 columns.
+//! `quantize/activations`: activations as integers of one to three bytes, in blocks of 32 or 64 columns.
 //!
 //! A block's scale is the least power of two for which its largest magnitude fits, so every step but one rounding is
 //! exact and all devices agree. One byte loses up to 2^-7 of the block's largest magnitude, two 2^-15, three 2^-23.
@@ -22,9 +22,63 @@ struct Params {
     columns: u32,
 }
 
-/// Bytes per activation.
-pub(super) const PLANES: [&[(&str, u32)]; 3] =
-    [&[("PLANES", 1)], &[("PLANES", 2)], &[("PLANES", 3)]];
+/// How activations become integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rounding {
+    /// Bytes of an integer, 1 to 3.
+    pub bytes: u32,
+    /// Blocks of 32 columns that share a scale, 1 or (up to two bytes) 2.
+    pub span: u32,
+}
+
+/// A rounding and the constants that say it to a shader.
+type Row = (Rounding, &'static [(&'static str, u32)]);
+
+macro_rules! rounding {
+    ($bytes:literal, $span:literal) => {
+        (
+            Rounding {
+                bytes: $bytes,
+                span: $span,
+            },
+            &[("PLANES", $bytes), ("SPAN", $span)],
+        )
+    };
+}
+
+/// Every rounding there is.
+pub(super) const ROUNDINGS: [Row; 5] = [
+    rounding!(1, 1),
+    rounding!(2, 1),
+    rounding!(3, 1),
+    rounding!(1, 2),
+    rounding!(2, 2),
+];
+
+impl Rounding {
+    /// What a variant's constants say.
+    pub(crate) fn of(variant: &Variant) -> Self {
+        Self {
+            bytes: variant.constant("PLANES"),
+            span: variant.constant("SPAN"),
+        }
+    }
+
+    pub(super) fn constants(self) -> &'static [(&'static str, u32)] {
+        let row = ROUNDINGS.iter().find(|(known, _)| *known == self);
+        row.expect("a rounding of the table").1
+    }
+
+    /// Columns that share a scale.
+    pub(crate) fn columns(self) -> usize {
+        BLOCK * self.span as usize
+    }
+
+    /// Vectors of sixteen bytes that an integer's block has.
+    pub(crate) fn pieces(self) -> usize {
+        2 * (self.span * self.bytes) as usize
+    }
+}
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -39,7 +93,7 @@ pub static KERNEL: Kernel = Kernel {
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let all = [DType::F32, DType::F16].map(|activation| {
-            PLANES.map(|constants| Variant {
+            ROUNDINGS.map(|(_, constants)| Variant {
                 activation,
                 constants,
                 ..Variant::BASELINE
@@ -49,7 +103,8 @@ pub static KERNEL: Kernel = Kernel {
     },
     groups: |args| {
         let p: Params = args.parameters();
-        fold((p.tokens as usize * (p.columns as usize).div_ceil(BLOCK)).div_ceil(64))
+        let block = Rounding::of(args.variant).columns();
+        fold((p.tokens as usize * (p.columns as usize).div_ceil(block)).div_ceil(64))
     },
     cost: |args| {
         let p: Params = args.parameters();
@@ -70,7 +125,7 @@ pub static KERNEL: Kernel = Kernel {
 /// Integer activations.
 #[derive(Clone, Debug)]
 pub struct Integers {
-    /// u32 (tokens, 2 planes, blocks, 4): bytes of the lowest plane first.
+    /// u32 (tokens, 2 span bytes, blocks, 4): the lowest bytes first.
     pub codes: Tensor,
     /// f32 (tokens, blocks, 2): each block's scale, and the scale times the sum of its integers.
     pub scales: Tensor,
@@ -82,10 +137,10 @@ pub fn activations(
     x: &Tensor,
     tokens: std::ops::Range<usize>,
     columns: usize,
-    planes: u32,
+    rounding: Rounding,
 ) -> Result<Integers> {
-    let (count, blocks) = (tokens.len(), columns.div_ceil(BLOCK));
-    let shape = [count, 2 * planes as usize, blocks, 4];
+    let (count, blocks) = (tokens.len(), columns.div_ceil(rounding.columns()));
+    let shape = [count, rounding.pieces(), blocks, 4];
     let codes = device.allocate(DType::U32, &shape, "integer activations")?;
     let scales = device.allocate(DType::F32, &[count, blocks, 2], "scales of activations")?;
     let params = Params {
@@ -95,18 +150,18 @@ pub fn activations(
     };
     device.run(&Call {
         kernel: &KERNEL,
-        variant: variant(x.dtype(), planes),
+        variant: variant(x.dtype(), rounding),
         parameters: bytemuck::bytes_of(&params),
         tensors: &[x, &codes, &scales],
     })?;
     Ok(Integers { codes, scales })
 }
 
-/// The variant for activations of a type, in so many bytes.
-pub fn variant(activation: DType, planes: u32) -> Variant {
+/// The variant for activations of a type.
+pub fn variant(activation: DType, rounding: Rounding) -> Variant {
     Variant {
         activation,
-        constants: PLANES[planes as usize - 1],
+        constants: rounding.constants(),
         ..Variant::BASELINE
     }
 }
@@ -120,8 +175,8 @@ pub fn shaped(tokens: usize, columns: usize) -> Case {
 const LARGEST: [f32; 3] = [127.0, 32_639.0, 8_355_711.0];
 
 /// The integers of a block, and its scale.
-pub(crate) fn block(values: &[f32], planes: u32) -> ([i32; BLOCK], f32) {
-    let mut integers = [0; BLOCK];
+pub(crate) fn block(values: &[f32], planes: u32) -> (Vec<i32>, f32) {
+    let mut integers = vec![0; values.len()];
     let largest = values
         .iter()
         .fold(0.0f32, |largest, v| largest.max(v.abs()));
@@ -141,19 +196,20 @@ pub(crate) fn block(values: &[f32], planes: u32) -> ([i32; BLOCK], f32) {
 }
 
 /// Rows of activations as words of byte planes and scales, as the kernel writes them.
-pub(crate) fn words(x: &[f32], columns: usize, planes: u32) -> (Vec<u32>, Vec<f32>) {
-    let blocks = columns.div_ceil(BLOCK);
+pub(crate) fn words(x: &[f32], columns: usize, rounding: Rounding) -> (Vec<u32>, Vec<f32>) {
+    let (planes, blocks) = (rounding.bytes, columns.div_ceil(rounding.columns()));
+    let halves = 2 * rounding.span as usize;
     let (mut words, mut scales) = (Vec::new(), Vec::new());
     for line in x.chunks(columns) {
-        let mut pieces = vec![[0u8; 16]; 2 * planes as usize * blocks];
-        for (index, values) in line.chunks(BLOCK).enumerate() {
+        let mut pieces = vec![[0u8; 16]; rounding.pieces() * blocks];
+        for (index, values) in line.chunks(rounding.columns()).enumerate() {
             let (integers, scale) = block(values, planes);
             let sum: i32 = integers.iter().sum();
             scales.extend([scale, scale * sum as f32]);
             for (place, integer) in integers.iter().enumerate() {
                 let mut rest = *integer;
                 for plane in 0..planes as usize {
-                    let piece = (2 * plane + place / 16) * blocks + index;
+                    let piece = (halves * plane + place / 16) * blocks + index;
                     pieces[piece][place % 16] = rest as u8;
                     rest = (rest + 128) >> 8;
                 }
@@ -177,7 +233,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         .flat_map(|line| &line[..columns])
         .copied()
         .collect();
-    let (words, scales) = words(&rows, columns, args.variant.constant("PLANES"));
+    let (words, scales) = words(&rows, columns, Rounding::of(args.variant));
     vec![
         Expected::exact(words.into_iter().map(f64::from).collect()),
         Expected::exact(scales.into_iter().map(f64::from).collect()),
@@ -209,7 +265,8 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             }
             _ => {}
         }
-        let (planes, blocks) = (variant.constant("PLANES") as usize, columns.div_ceil(BLOCK));
+        let rounding = Rounding::of(variant);
+        let blocks = columns.div_ceil(rounding.columns());
         let params = Params {
             tokens: tokens as u32,
             token_start: before as u32,
@@ -219,7 +276,7 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             parameters: bytemuck::bytes_of(&params).to_vec(),
             tensors: vec![
                 HostTensor::from_f32(variant.activation, &[before + tokens, stride], &x),
-                HostTensor::zeros(DType::U32, &[tokens, 2 * planes, blocks, 4]),
+                HostTensor::zeros(DType::U32, &[tokens, rounding.pieces(), blocks, 4]),
                 HostTensor::zeros(DType::F32, &[tokens, blocks, 2]),
             ],
         }

@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::activations::{Integers, PLANES, words};
+use super::activations::{Integers, ROUNDINGS, Rounding, words};
 use crate::compare::Expected;
 use crate::device::{
     Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
@@ -12,7 +12,7 @@ use crate::device::{
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
 use crate::kernels::bounds::{U, gamma, storing};
-use crate::tensor::{BLOCK, DType};
+use crate::tensor::DType;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -37,7 +37,7 @@ pub static KERNEL: Kernel = Kernel {
     overrides: &[("WORKGROUP", 128.0)],
     variants: || {
         let with = |subgroups| {
-            PLANES.map(|constants| Variant {
+            ROUNDINGS.map(|(_, constants)| Variant {
                 constants,
                 subgroups,
                 ..Variant::BASELINE
@@ -67,15 +67,15 @@ pub fn normed(
     gain: &Tensor,
     epsilon: f32,
     tokens: std::ops::Range<usize>,
-    planes: u32,
+    rounding: Rounding,
 ) -> Result<Integers> {
     let (count, columns) = (tokens.len(), gain.len());
     assert!(
         columns.is_multiple_of(4),
         "the shader loads four columns at a time"
     );
-    let blocks = columns.div_ceil(BLOCK);
-    let shape = [count, 2 * planes as usize, blocks, 4];
+    let blocks = columns.div_ceil(rounding.columns());
+    let shape = [count, rounding.pieces(), blocks, 4];
     let codes = device.allocate(DType::U32, &shape, "integer activations")?;
     let scales = device.allocate(DType::F32, &[count, blocks, 2], "scales of activations")?;
     let params = Params {
@@ -87,7 +87,7 @@ pub fn normed(
     device.run(&Call {
         kernel: &KERNEL,
         variant: Variant {
-            constants: PLANES[planes as usize - 1],
+            constants: rounding.constants(),
             subgroups: device.capabilities().subgroups,
             ..Variant::BASELINE
         },
@@ -106,11 +106,11 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         .chunks_exact(columns)
         .flat_map(|line| line.iter().zip(&gain).map(|(x, gain)| x * gain))
         .collect();
-    let (words, scales) = words(&products, columns, args.variant.constant("PLANES"));
+    let (words, scales) = words(&products, columns, Rounding::of(args.variant));
     // As of norm/rms, and one product.
     let relative = gamma(columns + 2) / 2.0 + 12.0 * U;
     let mut expected = Expected::default();
-    let of_token = 2 * columns.div_ceil(BLOCK);
+    let of_token = 2 * columns.div_ceil(Rounding::of(args.variant).columns());
     for (line, scales) in x.chunks_exact(columns).zip(scales.chunks_exact(of_token)) {
         let squares = line.iter().map(|v| f64::from(*v) * f64::from(*v));
         let mean = squares.sum::<f64>() / columns as f64;
@@ -147,14 +147,15 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             // Large beside the squares of some tokens, so that leaving it out shows.
             epsilon: 1e-3,
         };
-        let (planes, blocks) = (variant.constant("PLANES") as usize, columns.div_ceil(BLOCK));
+        let rounding = Rounding::of(variant);
+        let blocks = columns.div_ceil(rounding.columns());
         let gain = random.values(columns, 1.5);
         CaseData {
             parameters: bytemuck::bytes_of(&params).to_vec(),
             tensors: vec![
                 HostTensor::from_f32(DType::F32, &[before + tokens, columns], &x),
                 HostTensor::from_f32(DType::F32, &[columns], &gain),
-                HostTensor::zeros(DType::U32, &[tokens, 2 * planes, blocks, 4]),
+                HostTensor::zeros(DType::U32, &[tokens, rounding.pieces(), blocks, 4]),
                 HostTensor::zeros(DType::F32, &[tokens, blocks, 2]),
             ],
         }
