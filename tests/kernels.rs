@@ -152,7 +152,7 @@ fn choices_are_in_the_table() -> Result<(), Failed> {
                         return Err(format!("nothing computes {product:?}").into());
                     }
                     for choice in candidates {
-                        if choice.planes().is_some() && !capabilities.integer_dot {
+                        if choice.rounding().is_some() && !capabilities.integer_dot {
                             return Err(format!("{} without integers", choice.label()).into());
                         }
                         let known = (choice.kernel.variants)().contains(&choice.variant);

@@ -46,36 +46,40 @@ fn planes_and_back() -> Result<(), Failed> {
     Ok(())
 }
 
-/// A product by each engine, of a weight in one binding and in several: tables in f32 lose nothing but f32's own rounding.
+/// A product by each engine, of a weight in one binding and in several: tables in f32 lose nothing but f32's own rounding,
+/// tables of bytes at most a thousandth.
 fn same_product() -> Result<(), Failed> {
     let (rows, columns, tokens) = (300, 512, 3);
     for name in ["int1", "int2", "uint3m", "uint4z"] {
         let weight = weights::random(&mut Random::new(52), &variant(name)?, rows, columns, 64);
         let values = Random::new(53).values(tokens * columns, 2.0);
         let x = HostTensor::from_f32(DType::F32, &[tokens, columns], &values);
-        let product = |engine: Engine, max_binding: Option<u64>| -> Result<Vec<f32>, Failed> {
-            let options = Options {
-                max_binding,
-                ..Options::default()
+        let product =
+            |engine: Engine, max_binding: Option<u64>, bytes: u32| -> Result<Vec<f32>, Failed> {
+                let options = Options {
+                    max_binding,
+                    ..Options::default()
+                };
+                let device = Device::Gpu(open(options)?.with_engine(engine));
+                let matrix = Matrix::upload(&device, &weight, "w")?;
+                let input = Input::new(device.upload(&x, "x")?, columns, bytes);
+                let destination = Destination::New(DType::F32);
+                let result = linear(&device, &input, &matrix, None, destination)?;
+                Ok(device.read(&result)?.to_f32())
             };
-            let device = Device::Gpu(open(options)?.with_engine(engine));
-            let matrix = Matrix::upload(&device, &weight, "w")?;
-            let input = Input::new(device.upload(&x, "x")?, columns, 3);
-            let destination = Destination::New(DType::F32);
-            let result = linear(&device, &input, &matrix, None, destination)?;
-            Ok(device.read(&result)?.to_f32())
-        };
-        let exact = product(Engine::Mul, None)?;
-        for found in [
-            product(Engine::Lut, None)?,
+        let exact = product(Engine::Mul, None, 3)?;
+        for (found, limit) in [
+            (product(Engine::Lut, None, 3)?, 0.0..1e-12),
             // Cut in two or three; where padding makes the planes of a part too large, that part is multiplied.
-            product(Engine::Lut, Some(32 << 10))?,
+            (product(Engine::Lut, Some(32 << 10), 3)?, 0.0..1e-12),
+            // Tables of bytes lose something, but not much.
+            (product(Engine::Lut, None, 1)?, 1e-9..1e-3),
         ] {
             let squares =
                 |values: &[f32]| -> f64 { values.iter().map(|v| f64::from(*v).powi(2)).sum() };
             let errors: Vec<f32> = found.iter().zip(&exact).map(|(a, b)| a - b).collect();
             let error = squares(&errors) / squares(&exact);
-            if found.len() != exact.len() || error.is_nan() || error > 1e-12 {
+            if found.len() != exact.len() || !limit.contains(&error) {
                 return Err(format!("{name}: squared error {error:e} of squared size").into());
             }
         }

@@ -1,6 +1,7 @@
 // Activations as bit planes, for products by counting bits. One invocation: one block of 32 columns of one token, as integers
 // of ACT_BITS bits in two's complement with a power of two as scale: the least for which the largest magnitude fits, so that
-// only the rounding to integers loses anything. Blocks with NaN or infinity get the scale NaN.
+// only the rounding to integers loses anything. One bit is a sign, set below zero, and the scale the mean of the
+// magnitudes. Blocks with NaN or infinity get the scale NaN.
 struct Params {
     tokens: u32,
     token_start: u32,
@@ -14,9 +15,25 @@ override WORKGROUP: u32;
 
 // The largest integer, and the exponent of the largest magnitude beside the scale's.
 const LARGEST: f32 = f32((1u << (ACT_BITS - 1u)) - 1u);
-const ABOVE: u32 = ACT_BITS - 2u;
+const ABOVE: u32 = max(ACT_BITS, 2u) - 2u;
 // Smaller magnitudes, below 2^-97, become 0 rather than meet a scale that is no normal f32.
 const LEAST: u32 = 30u;
+
+// Signs of a block's first `count` columns, what is behind them being zero.
+fn store_signs(values: array<vec4<f32>, 8>, unit: u32, index: u32, count: u32, finite: bool) {
+    var all = values;
+    var word = 0u;
+    var total = 0.0;
+    for (var quad = 0u; quad < 8u; quad++) {
+        let below = select(vec4(0u), vec4(1u), all[quad] < vec4(0.0));
+        word |= dot(below, vec4(1u, 1u << 8u, 1u << 16u, 1u << 24u)) << quad;
+        total += dot(abs(all[quad]), vec4(1.0));
+    }
+    x_planes[unit * 4u + index % 4u] = select(0u, word, finite);
+    let mean = total / f32(max(count, 1u));
+    let scale = bitcast<f32>(select(0x7fc00000u, bitcast<u32>(mean), finite));
+    x_scales[index] = vec2(scale, scale * (f32(count) - 2.0 * f32(countOneBits(word))));
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -37,8 +54,14 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         let magnitudes = bitcast<vec4<u32>>(values[i]) & vec4(0x7fffffffu);
         largest = max(largest, max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w)));
     }
-    var exponent = max(largest >> 23u, LEAST) - ABOVE;
     let finite = largest < 0x7f800000u;
+    let unit = index / 4u;
+    if ACT_BITS == 1u {
+        let first = min(block * 32u, params.columns);
+        store_signs(values, unit, index, min(params.columns - first, 32u), finite);
+        return;
+    }
+    var exponent = max(largest >> 23u, LEAST) - ABOVE;
     if finite && bitcast<f32>(largest) * bitcast<f32>((254u - exponent) << 23u) > LARGEST {
         exponent++;
     }
@@ -57,7 +80,6 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
             words[plane] |= dot(bits, vec4(1u, 1u << 8u, 1u << 16u, 1u << 24u)) << quad;
         }
     }
-    let unit = index / 4u;
     for (var plane = 0u; plane < ACT_BITS; plane++) {
         x_planes[(unit * ACT_BITS + plane) * 4u + index % 4u] = words[plane];
     }

@@ -38,6 +38,10 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
                 let count = vec4<i32>(countOneBits(both)) << vec4(a);
                 // The highest bit of two's complement counts below zero.
                 sum += select(count, -count, a == ACT_BITS - 1u);
+                if ACT_BITS == 1u {
+                    // A sign: 1 where no bit is set, -1 where one is.
+                    sum += vec4<i32>(countOneBits(word)) - vec4<i32>(countOneBits(both));
+                }
             }
             dots += sum << vec4(plane);
         }

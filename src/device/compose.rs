@@ -42,6 +42,8 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "is_nan"
     "level_float"
     "level_table"
+    "lut_four"
+    "lut_one"
     "matmul_bindings"
     "matmul_params"
     "minifloat"
@@ -284,6 +286,8 @@ pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
             let bits = variant.weight.map_or(8, |weight| weight.bits.min(8));
             BLOCK_BYTES[bits as usize - 1]
         }
+        "lut_tokens" if variant.constant("AT_ONCE") == 4 => "lut_four",
+        "lut_tokens" => "lut_one",
         "block_parts" => match variant.weight.filter(|_| variant.constant("TOKENS") == 1) {
             Some(weight) if weight.is_affine() && weight.bits <= 3 => {
                 BLOCK_PARTS[weight.bits as usize - 1]

@@ -30,6 +30,8 @@ pub static TABLE: &[&Kernel] = &[
     &matmul::coop::KERNEL,
     &matmul::lut::KERNEL,
     &matmul::tables::KERNEL,
+    &matmul::lut8::KERNEL,
+    &matmul::tables8::KERNEL,
     &matmul::bitserial::KERNEL,
     &matmul::bits::KERNEL,
     &matmul::merge::KERNEL,

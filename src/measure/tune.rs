@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::device::{Failure, Runner, check_case};
+use crate::device::{Failure, Runner, Variant, check_case};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::kernels::matmul::plan::{Choice, Product};
-use crate::kernels::matmul::{bits, merge, tables};
+use crate::kernels::matmul::{bits, merge, tables, tables8};
 use crate::kernels::quantize::activations;
 use crate::measure::bench::{Load, measure};
 
@@ -112,20 +112,20 @@ fn seconds(runner: &Runner, choice: &Choice, product: &Product, load: Load) -> R
     let case = choice.case(product);
     let (samples, _) = measure(runner, choice.kernel, &choice.variant, &case, EACH, load)?;
     let mut seconds = median(samples);
-    if let Some(rounding) = choice.rounding() {
+    let rounding = match choice.looks_up_bytes() {
+        true => Some(tables8::ROUNDING),
+        false => choice.rounding(),
+    };
+    if let Some(rounding) = rounding {
         let before = activations::shaped(product.tokens, product.columns);
         let variant = activations::variant(product.activation, rounding);
-        seconds += median(
-            measure(
-                runner,
-                &activations::KERNEL,
-                &variant,
-                &before,
-                EACH,
-                Load::Short,
-            )?
-            .0,
-        );
+        let kernel = &activations::KERNEL;
+        seconds += median(measure(runner, kernel, &variant, &before, EACH, Load::Short)?.0);
+    }
+    if choice.looks_up_bytes() {
+        let before = tables8::shaped(product.tokens, product.columns);
+        let (kernel, variant) = (&tables8::KERNEL, Variant::BASELINE);
+        seconds += median(measure(runner, kernel, &variant, &before, EACH, Load::Short)?.0);
     }
     if choice.looks_up() {
         let before = tables::shaped(product.tokens, product.columns);

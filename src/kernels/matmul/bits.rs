@@ -1,7 +1,7 @@
 //! `matmul/bits`: activations as bit planes, for products by counting bits ([`bitserial`](super::bitserial)).
 //!
 //! A block of 32 columns becomes integers of 2 to 8 bits in two's complement, with the least power of two as scale for which
-//! the largest magnitude fits. Plane by plane, a word holds the 32 columns in the order of [`planes`](crate::kernels::copy::planes).
+//! the largest magnitude fits; or signs, with the mean of the magnitudes as scale (XNOR-Net, arXiv 1603.05279). Plane by plane, a word holds the 32 columns in the order of [`planes`](crate::kernels::copy::planes).
 
 use bytemuck::{Pod, Zeroable};
 
@@ -13,6 +13,7 @@ use crate::device::{
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
+use crate::kernels::bounds::{gamma, storing};
 use crate::kernels::copy::planes::UNIT;
 use crate::tensor::{BLOCK, DType};
 
@@ -25,7 +26,16 @@ struct Params {
 }
 
 /// Bits of an activation.
-const WIDTHS: [&[(&str, u32)]; 3] = [&[("ACT_BITS", 8)], &[("ACT_BITS", 4)], &[("ACT_BITS", 2)]];
+const WIDTHS: [&[(&str, u32)]; 8] = [
+    &[("ACT_BITS", 8)],
+    &[("ACT_BITS", 7)],
+    &[("ACT_BITS", 6)],
+    &[("ACT_BITS", 5)],
+    &[("ACT_BITS", 4)],
+    &[("ACT_BITS", 3)],
+    &[("ACT_BITS", 2)],
+    &[("ACT_BITS", 1)],
+];
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -123,6 +133,13 @@ fn block(values: &[f32], bits: u32) -> ([i32; BLOCK], f32) {
     if values.iter().any(|value| !value.is_finite()) {
         return (integers, f32::NAN);
     }
+    if bits == 1 {
+        for (integer, value) in integers.iter_mut().zip(values) {
+            *integer = if *value < 0.0 { -1 } else { 1 };
+        }
+        let total: f64 = values.iter().map(|value| f64::from(value.abs())).sum();
+        return (integers, (total / values.len().max(1) as f64) as f32);
+    }
     let mut exponent = ((largest.to_bits() >> 23) as i32).max(30) - 127 - (bits as i32 - 2);
     if largest * f32::powi(2.0, -exponent) > ((1 << (bits - 1)) - 1) as f32 {
         exponent += 1;
@@ -145,7 +162,13 @@ pub(super) fn words(x: &[f32], columns: usize, bits: u32) -> (Vec<u32>, Vec<f32>
             scales.extend([scale, scale * integers.iter().sum::<i32>() as f32]);
             for plane in 0..bits {
                 let word = (0..BLOCK).map(|column| {
-                    let bit = integers[column] as u32 >> plane & 1;
+                    let integer = integers[column];
+                    // Of a sign, the bit says that it is below zero.
+                    let bit = if bits == 1 {
+                        u32::from(integer < 0)
+                    } else {
+                        integer as u32 >> plane & 1
+                    };
                     bit << (8 * (column % 4) + column / 4)
                 });
                 let at = (index / 4 * bits as usize + plane as usize) * 4 + index % 4;
@@ -164,9 +187,16 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let lines = x.chunks(stride).flat_map(|line| &line[..columns]);
     let rows: Vec<f32> = lines.copied().collect();
     let (words, scales) = words(&rows, columns, args.variant.constant("ACT_BITS"));
+    let mut scales = Expected::exact(scales.into_iter().map(f64::from).collect());
+    if args.variant.constant("ACT_BITS") == 1 {
+        // The sum of 32 magnitudes, a division and a product.
+        for (bound, value) in scales.bounds.iter_mut().zip(&scales.values) {
+            *bound = gamma(36) * value.abs() + storing(DType::F32, *value);
+        }
+    }
     vec![
         Expected::exact(words.into_iter().map(f64::from).collect()),
-        Expected::exact(scales.into_iter().map(f64::from).collect()),
+        scales,
     ]
 }
 

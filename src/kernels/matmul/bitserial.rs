@@ -1,5 +1,5 @@
 //! `matmul/bitserial`: the product with few tokens by counting bits, for integer codes of 1 to 4 bits as bit planes
-//! ([`planes`](crate::kernels::copy::planes)) and activations of 2 to 8 ([`bits`](super::bits)).
+//! ([`planes`](crate::kernels::copy::planes)) and activations of 1 to 8 ([`bits`](super::bits)).
 //!
 //! With bits w_p of a code and x_a of an activation, sum(code x) = sum_p sum_a 2^p 2^a popcount(w_p & x_a), the highest a
 //! below zero: integers, exact. A group's scale and offset meet a block's sums as in [`dot4`](super::dot4).
@@ -19,7 +19,7 @@ use crate::gpu::{Access, Cost};
 use crate::kernels::bounds::gamma;
 use crate::kernels::copy::planes::{block_planes, takes};
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, DType, WHOLE_ROW};
+use crate::tensor::{BLOCK, DType, Scale, WHOLE_ROW};
 
 /// Bits of an activation, and subgroups of lanes that share a row.
 type Constants = &'static [(&'static str, u32)];
@@ -29,10 +29,15 @@ pub(super) const SHAPES: [Constants; 2] = [
     &[("ACT_BITS", 8), ("PARTS", 4)],
     &[("ACT_BITS", 8), ("PARTS", 8)],
 ];
-/// Narrower activations, for whoever measures.
-const NARROW: [Constants; 2] = [
+/// Narrower activations, for whoever measures: signs alone too. The last five are for symmetric weights only.
+const NARROW: [Constants; 7] = [
     &[("ACT_BITS", 4), ("PARTS", 4)],
     &[("ACT_BITS", 2), ("PARTS", 4)],
+    &[("ACT_BITS", 1), ("PARTS", 4)],
+    &[("ACT_BITS", 3), ("PARTS", 4)],
+    &[("ACT_BITS", 5), ("PARTS", 4)],
+    &[("ACT_BITS", 6), ("PARTS", 4)],
+    &[("ACT_BITS", 7), ("PARTS", 4)],
 ];
 
 /// The row of the kernel table.
@@ -72,7 +77,11 @@ fn variants() -> Vec<Variant> {
             ..base.clone()
         };
         let shaped = |base: Variant, constants| Variant { constants, ..base };
-        let wide = SHAPES.into_iter().chain(NARROW);
+        let symmetric = base
+            .weight
+            .is_some_and(|weight| weight.scale == Scale::Symmetric);
+        let narrow = NARROW.into_iter().take(if symmetric { 7 } else { 2 });
+        let wide = SHAPES.into_iter().chain(narrow);
         let mut all: Vec<Variant> = wide.map(|shape| shaped(base.clone(), shape)).collect();
         all.extend(SHAPES.map(|shape| shaped(half.clone(), shape)));
         all
@@ -111,7 +120,12 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         for (plane, word) in words.iter().enumerate() {
             for a in 0..act_bits {
                 let count = i64::from((word & x[first + 4 * a]).count_ones()) << (plane + a);
-                dot += if a + 1 == act_bits { -count } else { count };
+                dot += match act_bits {
+                    // A sign: 1 where no bit is set, -1 where one is.
+                    1 => (i64::from(word.count_ones()) << plane) - 2 * count,
+                    _ if a + 1 == act_bits => -count,
+                    _ => count,
+                };
             }
         }
         let (scale, offset) = grid(&weight, row, block * BLOCK);

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::bits::{Bits, bits};
 use super::padded;
 use super::tables::{Tables, tables};
+use super::tables8::{self, ByteTables, byte_tables};
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::kernels::copy::pad::pad;
@@ -26,6 +27,7 @@ pub struct Input {
     plain: RefCell<Option<Tensor>>,
     integers: RefCell<Option<(Range<usize>, Rounding, Integers)>>,
     tables: RefCell<Option<(Range<usize>, Tables)>>,
+    byte_tables: RefCell<Option<(Range<usize>, ByteTables)>>,
     bits: RefCell<Option<(Range<usize>, Bits)>>,
 }
 
@@ -51,6 +53,7 @@ impl Input {
             plain: RefCell::default(),
             integers: RefCell::default(),
             tables: RefCell::default(),
+            byte_tables: RefCell::default(),
             bits: RefCell::default(),
         }
     }
@@ -118,6 +121,19 @@ impl Input {
         }
         let x = self.plain(device)?;
         let made = tables(device, &x, tokens.clone(), self.columns, dtype)?;
+        Ok(kept.insert((tokens, made)).1.clone())
+    }
+
+    /// Those of some tokens as tables of bytes.
+    pub(super) fn byte_tables(&self, device: &Device, tokens: Range<usize>) -> Result<ByteTables> {
+        let mut kept = self.byte_tables.borrow_mut();
+        if let Some((range, kept)) = &*kept
+            && *range == tokens
+        {
+            return Ok(kept.clone());
+        }
+        let x = self.integers(device, tokens.clone(), tables8::ROUNDING)?;
+        let made = byte_tables(device, &x, tokens.len(), self.columns)?;
         Ok(kept.insert((tokens, made)).1.clone())
     }
 

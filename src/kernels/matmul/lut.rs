@@ -21,15 +21,37 @@ use crate::kernels::copy::planes::{arrange, block_planes, takes};
 use crate::kernels::weights;
 use crate::tensor::{BLOCK, DType, Packed, Scale, WHOLE_ROW, WeightFormat};
 
-/// Rows of a lane and subgroups of lanes that share a tile.
 type Constants = &'static [(&'static str, u32)];
 
-/// The first is what is taken without measurement.
-pub(super) fn shapes(tables: DType) -> &'static [Constants] {
-    match tables {
-        // As many parts as have their tables in the 16 KiB of workgroup memory that every adapter has.
-        DType::F16 => &[&[("EACH", 1), ("PARTS", 8)], &[("EACH", 2), ("PARTS", 8)]],
-        _ => &[&[("EACH", 1), ("PARTS", 7)], &[("EACH", 2), ("PARTS", 4)]],
+/// Rows of a lane, parts of the columns, sets of 32 lanes that share a part, and tokens at once. A workgroup's tables, and
+/// its sums, fit the 16 KiB of workgroup memory that every adapter has.
+macro_rules! shape {
+    ($each:literal rows, $parts:literal parts, $sets:literal sets, $tokens:literal tokens) => {
+        &[
+            ("EACH", $each),
+            ("PARTS", $parts),
+            ("SETS", $sets),
+            ("AT_ONCE", $tokens),
+        ]
+    };
+}
+
+/// Shapes for so many tokens. The first is what is taken without measurement.
+pub(super) fn shapes(tables: DType, tokens: usize) -> &'static [Constants] {
+    match (tables, tokens) {
+        (DType::F16, 1) => &[
+            shape!(1 rows, 8 parts, 1 sets, 1 tokens),
+            shape!(2 rows, 8 parts, 1 sets, 1 tokens),
+        ],
+        (_, 1) => &[
+            shape!(1 rows, 7 parts, 1 sets, 1 tokens),
+            shape!(2 rows, 4 parts, 1 sets, 1 tokens),
+        ],
+        (DType::F16, _) => &[
+            shape!(2 rows, 2 parts, 2 sets, 4 tokens),
+            shape!(2 rows, 1 parts, 4 sets, 4 tokens),
+        ],
+        _ => &[shape!(2 rows, 1 parts, 4 sets, 4 tokens)],
     }
 }
 
@@ -43,8 +65,9 @@ pub static KERNEL: Kernel = Kernel {
     variants,
     groups: |args| {
         let p: Params = args.parameters();
-        let rows = 32 * args.variant.constant("EACH");
-        fold(p.rows.div_ceil(rows) as usize * p.tokens as usize)
+        let constant = |name| args.variant.constant(name);
+        let rows = 32 * constant("SETS") * constant("EACH");
+        fold(p.rows.div_ceil(rows) as usize * p.tokens.div_ceil(constant("AT_ONCE")) as usize)
     },
     cost,
     reference,
@@ -75,7 +98,8 @@ fn variants() -> Vec<Variant> {
         .flat_map(|base| {
             pairs.into_iter().flat_map(move |(activation, output)| {
                 let base = base.clone();
-                shapes(activation).iter().map(move |constants| Variant {
+                let all = [1, 4].map(|tokens| shapes(activation, tokens));
+                all.into_iter().flatten().map(move |constants| Variant {
                     activation,
                     output,
                     constants,
@@ -98,35 +122,53 @@ fn cost(args: &Args<'_>) -> Cost {
     }
 }
 
+/// What a product by lookup knows of a token.
+pub(super) struct Tokens {
+    /// Sixteen entries, quarters of sums, of every table.
+    pub(super) tables: Vec<f64>,
+    /// The sum of each block's activations.
+    pub(super) blocks: Vec<f64>,
+}
+
 /// The algorithm itself, with the tables as they are given, in f64.
 fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let columns = args.parameters::<Params>().columns as usize;
+    let (tables, halves) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
+    let per_token = (tables::entries(columns), tables::halves(columns));
+    looked_up(args, |token| Tokens {
+        tables: tables[token * per_token.0..][..per_token.0].to_vec(),
+        blocks: halves[token * per_token.1..][..per_token.1]
+            .chunks(2)
+            .map(|pair| pair[0] + pair[1])
+            .collect(),
+    })
+}
+
+/// The same for whatever tables `of_token` finds.
+pub(super) fn looked_up(args: &Args<'_>, of_token: impl Fn(usize) -> Tokens) -> Vec<Expected> {
     let p: Params = args.parameters();
     let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
     let (row_start, token_start) = (p.row_start as usize, p.token_start as usize);
     let weight = planes_of(args);
     let bits = weight.format.ty.bits;
     let planes = args.tensors[2].words;
-    let (tables, halves) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
     // Eight entries make a plane of a block; then planes, blocks and parts.
     let relative = gamma(columns.div_ceil(BLOCK) + 24);
-    let per_token = (tables::entries(columns), tables::halves(columns));
+    let known: Vec<Tokens> = (token_start..token_start + tokens).map(of_token).collect();
     let sums: Vec<Vec<(f64, f64)>> = (0..rows)
         .into_par_iter()
         .map(|row| {
             let row = row_start + row;
-            let of_token = |token: usize| {
-                let token = token_start + token;
-                let tables = &tables[token * per_token.0..][..per_token.0];
-                let halves = &halves[token * per_token.1..][..per_token.1];
+            let of_token = |token: &Tokens| {
                 let blocks = (0..columns.div_ceil(BLOCK)).map(|block| {
                     let words = block_planes(planes, (row, block), columns, bits);
-                    let tables = &tables[block * 8 * 16..][..8 * 16];
-                    let all = halves[2 * block] + halves[2 * block + 1];
-                    block_sum(&words, tables, all, grid(&weight, row, block * BLOCK))
+                    let tables = &token.tables[block * 8 * 16..][..8 * 16];
+                    let grid = grid(&weight, row, block * BLOCK);
+                    block_sum(&words, tables, token.blocks[block], grid)
                 });
                 blocks.fold((0.0, 0.0), |sum, block| (sum.0 + block.0, sum.1 + block.1))
             };
-            (0..tokens).map(of_token).collect()
+            known.iter().map(of_token).collect()
         })
         .collect();
     finished(args, &sums, relative)

@@ -11,11 +11,13 @@ pub mod dot4;
 mod input;
 pub mod input_grad;
 pub mod lut;
+pub mod lut8;
 pub mod matvec;
 pub mod merge;
 pub mod plan;
 mod reference;
 pub mod tables;
+pub mod tables8;
 pub mod tiled;
 pub mod weight_grad;
 
@@ -200,6 +202,10 @@ pub fn linear_rows(
                 let x = x.tables(device, first..first + count, choice.variant.activation)?;
                 params.token_start = 0;
                 run(&choice, &params, &[&x.tables, &x.halves], &result)?;
+            } else if choice.looks_up_bytes() {
+                let x = x.byte_tables(device, first..first + count)?;
+                params.token_start = 0;
+                run(&choice, &params, &[&x.tables, &x.sums], &result)?;
             } else if choice.counts_bits() {
                 let x = x.bits(device, first..first + count)?;
                 params.token_start = 0;

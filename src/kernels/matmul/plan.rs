@@ -1,7 +1,7 @@
 //! Which kernel computes a product: an analytic order of the candidates, best first, and the measured winner where the device
 //! was tuned.
 
-use super::{FEW_TOKENS, bitserial, coop, dot4, lut, matvec, tiled};
+use super::{FEW_TOKENS, bitserial, coop, dot4, lut, lut8, matvec, tiled};
 use crate::device::{Case, Engine, Kernel, Variant};
 use crate::gpu::Capabilities;
 use crate::kernels::copy::planes;
@@ -61,6 +61,11 @@ impl Choice {
         *self.kernel == lut::KERNEL
     }
 
+    /// Whether the kernel takes the activations as tables of bytes.
+    pub fn looks_up_bytes(&self) -> bool {
+        *self.kernel == lut8::KERNEL
+    }
+
     /// Whether the kernel takes the activations as bit planes.
     pub fn counts_bits(&self) -> bool {
         *self.kernel == bitserial::KERNEL
@@ -68,7 +73,7 @@ impl Choice {
 
     /// Whether the kernel takes the weight as bit planes.
     pub fn takes_planes(&self) -> bool {
-        self.looks_up() || self.counts_bits()
+        self.looks_up() || self.looks_up_bytes() || self.counts_bits()
     }
 
     /// A case of that shape, for the checks and the measurement of tuning.
@@ -87,6 +92,7 @@ impl Choice {
                 super::cases::split(rows, columns, tokens, self.splits as usize)
             }
             None if self.looks_up() => lut::shaped(rows, columns, tokens, group),
+            None if self.looks_up_bytes() => lut8::shaped(rows, columns, tokens, group),
             None if self.counts_bits() => bitserial::shaped(rows, columns, tokens, group),
             None => super::cases::plain(rows, columns, tokens, group),
         }
@@ -174,7 +180,7 @@ impl Product {
         shapes.filter(|_| self.has_planes()).map(choice).collect()
     }
 
-    /// By tables of sums of activations.
+    /// By tables of sums of activations: of bytes where activations of one byte were asked for.
     fn by_lookup(&self) -> Vec<Choice> {
         if !self.has_planes() {
             return Vec::new();
@@ -190,11 +196,24 @@ impl Product {
             },
             splits: 1,
         };
+        if self.bytes == 1 {
+            let choice = |constants| Choice {
+                kernel: &lut8::KERNEL,
+                variant: Variant {
+                    output: self.output,
+                    weight: Some(self.weight.ty),
+                    constants,
+                    ..Variant::BASELINE
+                },
+                splits: 1,
+            };
+            return lut8::SHAPES.into_iter().map(choice).collect();
+        }
         // Tables in f32 lose nothing; those in f16 are for activations that were rounded already.
         let types = [DType::F32, self.activation];
         let types = &types[..1 + usize::from(self.activation == DType::F16)];
         let choices = types.iter().flat_map(|tables| {
-            let shapes = lut::shapes(*tables).iter();
+            let shapes = lut::shapes(*tables, self.tokens).iter();
             shapes.map(|constants| choice(*tables, constants))
         });
         choices.collect()

@@ -27,8 +27,27 @@ fn activations(args: &Args<'_>) -> Vec<f32> {
     x
 }
 
-/// Integer activations as numbers, (tokens of the range, columns): what `x_codes` and `x_scales` of
-/// [`activations`](crate::kernels::quantize::activations) hold.
+/// The integer that stands for a column of a token: `kernels/quantize/activations` tells the layout.
+pub(super) fn integer(
+    codes: &View<'_>,
+    token: usize,
+    column: usize,
+    columns: usize,
+    rounding: Rounding,
+) -> i32 {
+    let bytes: &[u8] = bytemuck::cast_slice(codes.words);
+    let blocks = columns.div_ceil(rounding.columns());
+    let (block, place) = (column / rounding.columns(), column % rounding.columns());
+    let halves = 2 * rounding.span as usize;
+    let byte = |plane: usize| {
+        let piece = token * rounding.pieces() + halves * plane + place / 16;
+        i32::from(bytes[16 * (piece * blocks + block) + place % 16] as i8)
+    };
+    let planes = 0..rounding.bytes as usize;
+    planes.map(|plane| byte(plane) << (8 * plane)).sum()
+}
+
+/// What integer activations stand for, (tokens, columns).
 pub(super) fn tokens_of(
     codes: &View<'_>,
     scales: &View<'_>,
@@ -37,16 +56,9 @@ pub(super) fn tokens_of(
     rounding: Rounding,
 ) -> Vec<f64> {
     let blocks = columns.div_ceil(rounding.columns());
-    let (planes, halves) = (rounding.bytes as usize, 2 * rounding.span as usize);
-    let bytes: &[u8] = bytemuck::cast_slice(codes.words);
     let value = |token: usize, column: usize| {
-        let (block, place) = (column / rounding.columns(), column % rounding.columns());
-        let byte = |plane: usize| {
-            let piece = (token * rounding.pieces() + halves * plane + place / 16) * blocks + block;
-            i32::from(bytes[16 * piece + place % 16] as i8)
-        };
-        let integer: i32 = (0..planes).map(|plane| byte(plane) << (8 * plane)).sum();
-        f64::from(integer) * scales.get(2 * (token * blocks + block))
+        let scale = scales.get(2 * (token * blocks + column / rounding.columns()));
+        f64::from(integer(codes, token, column, columns, rounding)) * scale
     };
     tokens
         .flat_map(|token| (0..columns).map(move |column| (token, column)))

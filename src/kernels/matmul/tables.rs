@@ -119,7 +119,7 @@ pub fn tables(
 }
 
 /// The columns of a table, by its place among a token's.
-fn columns_of(place: usize) -> [usize; 4] {
+pub(super) fn columns_of(place: usize) -> [usize; 4] {
     let (nibble, block) = (place % 8, place / 8);
     std::array::from_fn(|i| block * BLOCK + nibble % 2 * 16 + 4 * i + nibble / 2)
 }
