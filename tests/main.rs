@@ -21,6 +21,9 @@ mod pipelines;
 mod recipes;
 mod shaders;
 mod synth;
+mod task_layouts;
+mod task_rules;
+mod tasks;
 mod text;
 mod text_hostile;
 mod tuning;
@@ -42,6 +45,8 @@ fn main() {
     trials.extend(lut::trials());
     trials.extend(levels::trials());
     trials.extend(synth::trials());
+    trials.extend(tasks::trials());
+    trials.extend(task_rules::trials());
     trials.extend(cli::trials());
     trials.extend(cli_bad_input::trials());
     trials.extend(cli_interrupt::trials());
@@ -49,6 +54,7 @@ fn main() {
     trials.extend(cli_verify::trials());
     trials.extend(tuning::trials());
     trials.extend(machine::plain_trials(formats::TESTS));
+    trials.extend(machine::plain_trials(task_layouts::TESTS));
     trials.extend(machine::plain_trials(text::TESTS));
     trials.extend(machine::plain_trials(text_hostile::TESTS));
     libtest_mimic::run(&arguments, trials).exit();
