@@ -7,6 +7,7 @@ mod cli;
 mod cli_bad_input;
 mod cli_interrupt;
 mod cli_pages;
+mod cli_tasks;
 mod cli_verify;
 mod formats;
 mod golden;
@@ -51,6 +52,7 @@ fn main() {
     trials.extend(cli_bad_input::trials());
     trials.extend(cli_interrupt::trials());
     trials.extend(cli_pages::trials());
+    trials.extend(cli_tasks::trials());
     trials.extend(cli_verify::trials());
     trials.extend(tuning::trials());
     trials.extend(machine::plain_trials(formats::TESTS));

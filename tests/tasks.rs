@@ -21,14 +21,14 @@ pub fn trials() -> Vec<Trial> {
         }),
         gpu_trial(
             "tasks::tiny_llama_picks_as_the_oracle_on_the_gpu".into(),
-            || tiny_llama_picks(&device(GpuOptions::default())?, 60, 6),
+            || tiny_llama_picks(&device(GpuOptions::default())?, 8, 2),
         ),
         Trial::test("tasks::batches_and_order_do_not_matter", || {
             batches_and_order(&Device::Cpu, 24)
         }),
         gpu_trial(
             "tasks::batches_and_order_do_not_matter_on_the_gpu".into(),
-            || batches_and_order(&device(GpuOptions::default())?, 6),
+            || batches_and_order(&device(GpuOptions::default())?, 4),
         ),
         gpu_trial("tasks::sharing_in_f16".into(), sharing_in_f16),
         gpu_trial("tasks::checked_evaluation".into(), checked_evaluation),

@@ -17,11 +17,12 @@ use crate::measure::{Convention, perplexity};
 use crate::model::{Checkpoint, Pass, Weights};
 
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("measured").args(["ppl", "task"]).required(true).multiple(true)))]
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
     /// Measure perplexity on this text: a file, or embedded:heldout-2026, embedded:heldout-older, embedded:calibration
-    #[arg(long, value_name = "FILE", required_unless_present = "task")]
+    #[arg(long, value_name = "FILE")]
     ppl: Option<String>,
     /// Tokens of a window
     #[arg(long, default_value_t = 512)]

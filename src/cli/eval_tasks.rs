@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::Global;
 use super::output::{Output, table};
-use crate::data::shots::Selection;
+use crate::data::shots::{Selection, available};
 use crate::data::{Task, read_task};
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -82,6 +82,18 @@ impl TaskArguments {
                     argument: "--task".into(),
                     expected: "tasks with names of their own".into(),
                     found: format!("`{}` twice", task.name),
+                });
+            }
+            let most = self.shots.iter().copied().max().unwrap_or(0);
+            if most > available(&task) {
+                return Err(Error::Argument {
+                    argument: "--shots".into(),
+                    expected: format!(
+                        "at most the {} examples that task `{}` has for every question",
+                        available(&task),
+                        task.name
+                    ),
+                    found: most.to_string(),
                 });
             }
             tasks.push(task);

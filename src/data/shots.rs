@@ -43,6 +43,23 @@ pub fn pool(task: &Task) -> &[Item] {
     task.pool.as_deref().unwrap_or(&task.items)
 }
 
+/// Examples that every question of a task can have.
+pub fn available(task: &Task) -> usize {
+    let pool = pool(task);
+    let own = usize::from(task.pool.is_none());
+    let mut groups: HashMap<Option<&str>, usize> = HashMap::new();
+    for example in pool {
+        *groups.entry(example.group.as_deref()).or_default() += 1;
+    }
+    let grouped = groups.keys().any(Option::is_some);
+    let of = |item: &Item| match &item.group {
+        Some(group) if grouped => groups.get(&Some(group.as_str())).copied().unwrap_or(0),
+        _ => pool.len(),
+    };
+    let least = task.items.iter().map(of).min();
+    least.unwrap_or(0).saturating_sub(own)
+}
+
 /// Places in the pool, best first, by the seed: all of them, or a question's ranking.
 pub fn shuffled(count: usize, seed: u64) -> Vec<usize> {
     // Fisher and Yates, written out so that a seed means the same in every version of a library.

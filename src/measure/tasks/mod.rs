@@ -5,6 +5,7 @@ mod figures;
 mod generation;
 mod orders;
 mod score;
+mod split;
 
 pub use encode::encode;
 pub use figures::Figures;

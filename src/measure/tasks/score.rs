@@ -7,6 +7,7 @@
 
 use std::cmp::Reverse;
 
+use super::split::{Sizes, Split, common, common_prefix, families, fitting};
 use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -27,13 +28,13 @@ pub struct Request {
 
 impl Request {
     /// Tokens that the model is given: all but the last, behind which nothing is scored.
-    fn input(&self) -> impl Iterator<Item = u32> + '_ {
+    pub fn input(&self) -> impl Iterator<Item = u32> + '_ {
         let all = self.context.iter().chain(&self.continuation);
         all.copied().take(self.inputs())
     }
 
     /// How many those are.
-    fn inputs(&self) -> usize {
+    pub fn inputs(&self) -> usize {
         self.context.len() + self.continuation.len() - 1
     }
 
@@ -70,8 +71,6 @@ pub struct Batching {
     pub share: bool,
 }
 
-/// Tokens of a pass at most, where the number of questions is not given.
-const BATCH_TOKENS: usize = 4096;
 /// A common beginning shorter than this is not worth a cache.
 const LEAST_PREFIX: usize = 8;
 
@@ -137,41 +136,6 @@ pub fn score(
     Ok(scores)
 }
 
-/// Places of questions by family, in the order of their first; those that are alone are put together.
-fn families(questions: &[Question]) -> Vec<Vec<usize>> {
-    let count = questions.iter().map(|q| q.family + 1).max().unwrap_or(0);
-    let mut families: Vec<Vec<usize>> = vec![Vec::new(); count];
-    for (index, question) in questions.iter().enumerate() {
-        families[question.family].push(index);
-    }
-    let (alone, mut families): (Vec<_>, Vec<_>) =
-        families.into_iter().partition(|family| family.len() == 1);
-    if !alone.is_empty() {
-        families.push(alone.concat());
-    }
-    families.retain(|family| !family.is_empty());
-    families
-}
-
-/// How many tokens the inputs of requests begin with in common.
-fn common<'a>(requests: impl Iterator<Item = &'a Request> + Clone) -> usize {
-    let mut others = requests.clone();
-    let Some(first) = others.next() else {
-        return 0;
-    };
-    others.fold(first.inputs(), |length, other| {
-        let equal = first.input().zip(other.input()).take(length);
-        equal.take_while(|(a, b)| a == b).count()
-    })
-}
-
-/// The tokens that all inputs of a family begin with, but for the place behind which the first token is scored.
-fn common_prefix(questions: &[Question], family: &[usize]) -> usize {
-    let requests = family.iter().flat_map(|index| &questions[*index].requests);
-    let shortest = requests.clone().map(|request| request.context.len() - 1);
-    common(requests.clone()).min(shortest.min().unwrap_or(0))
-}
-
 fn prefix_cache(
     model: &Llama,
     pass: &Pass<'_>,
@@ -187,93 +151,6 @@ fn prefix_cache(
     model.hidden(pass, &ids, &cache)?;
     cache.advance(device, prefix)?;
     Ok(Some(cache))
-}
-
-/// A question, and how many tokens its choices have in common; 0 where nothing is shared.
-struct Split<'a> {
-    index: usize,
-    question: &'a Question,
-    stem: usize,
-}
-
-impl Split<'_> {
-    fn longest(&self) -> usize {
-        let inputs = self.question.requests.iter().map(Request::inputs);
-        inputs.max().unwrap_or(0)
-    }
-
-    /// Requests that go on behind the stem.
-    fn branches(&self) -> impl Iterator<Item = (usize, &Request)> {
-        let requests = self.question.requests.iter().enumerate();
-        requests.filter(|(_, request)| request.inputs() > self.stem)
-    }
-}
-
-/// Sizes of the rows that questions make.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sizes {
-    questions: usize,
-    /// Most tokens of a stem behind the prefix.
-    stem: usize,
-    /// Most tokens of a stem with the prefix.
-    held: usize,
-    branches: usize,
-    /// Most tokens of a branch behind its stem.
-    branch: usize,
-}
-
-impl Sizes {
-    fn add(&mut self, split: &Split<'_>, prefix: usize) {
-        self.questions += 1;
-        self.stem = self.stem.max(split.stem - prefix);
-        self.held = self.held.max(split.stem);
-        for (_, request) in split.branches() {
-            self.branches += 1;
-            self.branch = self.branch.max(request.inputs() - split.stem);
-        }
-        // Where a prefix covers every question whole, a token of filling carries it to the choices.
-        if prefix > 0 {
-            self.stem = self.stem.max(1);
-        }
-    }
-
-    fn tokens(&self) -> usize {
-        self.questions * self.stem + self.branches * self.branch
-    }
-
-    /// Tokens that caches hold: of questions, and of choices.
-    fn cached(&self, prefix: usize) -> (usize, usize) {
-        let stems = self.questions * (prefix + self.stem);
-        (stems, self.branches * (self.held + self.branch))
-    }
-}
-
-/// How many of the next questions make a pass: at least one.
-fn fitting(
-    model: &Llama,
-    pass: &Pass<'_>,
-    splits: &[Split<'_>],
-    prefix: usize,
-    batching: Batching,
-) -> usize {
-    let config = model.config();
-    let widest = config.hidden_size.max(config.intermediate_size);
-    let cached = config.kv_heads * config.head_dim;
-    let most = (pass.device.max_tensor_bytes() / 4) as usize;
-    let mut sizes = Sizes::default();
-    for (count, split) in splits.iter().enumerate() {
-        sizes.add(split, prefix);
-        let full = match batching.batch {
-            Some(batch) => count >= batch.max(1),
-            None => sizes.tokens() > BATCH_TOKENS,
-        };
-        let (stems, branches) = sizes.cached(prefix);
-        let large = stems.max(branches) * cached > most || sizes.tokens() * widest > most;
-        if count > 0 && (full || large) {
-            return count;
-        }
-    }
-    splits.len()
 }
 
 /// Caches that passes of the same size use again.
@@ -308,6 +185,7 @@ struct Segment<'a> {
     x: Tensor,
     cache: &'a mut Cache,
     copies: Option<Rows>,
+    wanted: Vec<Wanted>,
 }
 
 /// A row of a pass whose next token is scored: (row of a segment, token, question, request).
@@ -322,63 +200,26 @@ fn record(
     caches: &mut Caches,
 ) -> Result<Vec<PendingRows>> {
     let device = pass.device;
-    let held = prefix.map_or(0, |cache| cache.lengths()[0] as usize);
-    let mut wanted: [Vec<Wanted>; 2] = Default::default();
     let mut sizes = Sizes::default();
+    let held = prefix.map_or(0, |cache| cache.lengths()[0] as usize);
     group.iter().for_each(|split| sizes.add(split, held));
-    let stems = if sizes.stem > 0 {
-        let (count, each) = (sizes.questions, sizes.stem);
-        let cache = ready(&mut caches.stems, model, pass, count, held + each)?;
-        cache.hold(device, &vec![held as u32; count])?;
-        let copies = match prefix {
-            Some(prefix) => cache.copies(device, prefix, &vec![(0, held); count])?,
-            None => None,
-        };
-        let mut ids = Vec::with_capacity(count * each);
-        for (row, split) in group.iter().enumerate() {
-            let input = split.question.requests[0].input();
-            ids.extend(input.take(split.stem).skip(held));
-            ids.resize((row + 1) * each, 0);
-            for (number, request) in split.question.requests.iter().enumerate() {
-                want(
-                    split,
-                    number,
-                    request,
-                    (held, split.stem),
-                    row * each,
-                    &mut wanted[0],
-                );
-            }
-        }
-        let x = model.embed(pass, &ids)?;
-        Some(Segment { x, cache, copies })
-    } else {
-        None
+    let stems = match sizes.stem {
+        0 => None,
+        _ => Some(stems(model, pass, group, sizes, prefix, &mut caches.stems)?),
     };
-    let branches = if sizes.branches > 0 {
-        let (count, each) = (sizes.branches, sizes.branch);
-        let cache = ready(&mut caches.branches, model, pass, count, sizes.held + each)?;
-        let (mut ids, mut sources) = (Vec::with_capacity(count * each), Vec::new());
-        for (place, split) in group.iter().enumerate() {
-            for (number, request) in split.branches() {
-                let row = sources.len();
-                sources.push((place, split.stem));
-                ids.extend(request.input().skip(split.stem));
-                ids.resize((row + 1) * each, 0);
-                let span = (split.stem, request.inputs());
-                want(split, number, request, span, row * each, &mut wanted[1]);
-            }
+    let branches = match sizes.branches {
+        0 => None,
+        _ => {
+            let from = stems.as_ref().map(|stems| &*stems.cache);
+            Some(branches(
+                model,
+                pass,
+                group,
+                sizes,
+                from,
+                &mut caches.branches,
+            )?)
         }
-        let lengths: Vec<u32> = sources.iter().map(|(_, stem)| *stem as u32).collect();
-        cache.hold(device, &lengths)?;
-        let copies = match &stems {
-            Some(stems) => cache.copies(device, stems.cache, &sources)?,
-            None => None,
-        };
-        let x = model.embed(pass, &ids)?;
-        Some(Segment { x, cache, copies })
-    } else {
-        None
     };
     for layer in 0..model.config().layers {
         interrupt::check()?;
@@ -395,7 +236,80 @@ fn record(
             model.block(pass, layer, &branches.x, branches.cache)?;
         }
     }
-    losses(model, pass, [stems, branches], &wanted)
+    let segments: Vec<Segment<'_>> = stems.into_iter().chain(branches).collect();
+    losses(model, pass, &segments)
+}
+
+/// What the choices of each question have in common, behind the prefix: a row for each question.
+fn stems<'a>(
+    model: &Llama,
+    pass: &Pass<'_>,
+    group: &[Split<'_>],
+    sizes: Sizes,
+    prefix: Option<&Cache>,
+    slot: &'a mut Option<Cache>,
+) -> Result<Segment<'a>> {
+    let (count, each) = (sizes.questions, sizes.stem);
+    let held = prefix.map_or(0, |cache| cache.lengths()[0] as usize);
+    let cache = ready(slot, model, pass, count, held + each)?;
+    cache.hold(pass.device, &vec![held as u32; count])?;
+    let copies = match prefix {
+        Some(prefix) => cache.copies(pass.device, prefix, &vec![(0, held); count])?,
+        None => None,
+    };
+    let (mut ids, mut wanted) = (Vec::with_capacity(count * each), Vec::new());
+    for (row, split) in group.iter().enumerate() {
+        let input = split.question.requests[0].input();
+        ids.extend(input.take(split.stem).skip(held));
+        ids.resize((row + 1) * each, 0);
+        for (number, request) in split.question.requests.iter().enumerate() {
+            let span = (held, split.stem);
+            want(split, number, request, span, row * each, &mut wanted);
+        }
+    }
+    Ok(Segment {
+        x: model.embed(pass, &ids)?,
+        cache,
+        copies,
+        wanted,
+    })
+}
+
+/// The choices behind their questions, whose keys and values are in `from`: a row for each that goes on.
+fn branches<'a>(
+    model: &Llama,
+    pass: &Pass<'_>,
+    group: &[Split<'_>],
+    sizes: Sizes,
+    from: Option<&Cache>,
+    slot: &'a mut Option<Cache>,
+) -> Result<Segment<'a>> {
+    let (count, each) = (sizes.branches, sizes.branch);
+    let cache = ready(slot, model, pass, count, sizes.held + each)?;
+    let (mut ids, mut wanted) = (Vec::with_capacity(count * each), Vec::new());
+    let mut sources = Vec::with_capacity(count);
+    for (place, split) in group.iter().enumerate() {
+        for (number, request) in split.branches() {
+            let row = sources.len();
+            sources.push((place, split.stem));
+            ids.extend(request.input().skip(split.stem));
+            ids.resize((row + 1) * each, 0);
+            let span = (split.stem, request.inputs());
+            want(split, number, request, span, row * each, &mut wanted);
+        }
+    }
+    let lengths: Vec<u32> = sources.iter().map(|(_, stem)| *stem as u32).collect();
+    cache.hold(pass.device, &lengths)?;
+    let copies = match from {
+        Some(from) => cache.copies(pass.device, from, &sources)?,
+        None => None,
+    };
+    Ok(Segment {
+        x: model.embed(pass, &ids)?,
+        cache,
+        copies,
+        wanted,
+    })
 }
 
 /// Lists the rows of a segment's span of positions behind which tokens of a request are scored. `base`: the row of the
@@ -425,28 +339,21 @@ struct PendingRows {
     best: Reading,
 }
 
-/// The head over the wanted rows of both segments.
-fn losses(
-    model: &Llama,
-    pass: &Pass<'_>,
-    segments: [Option<Segment<'_>>; 2],
-    wanted: &[Vec<Wanted>; 2],
-) -> Result<Vec<PendingRows>> {
+/// The head over the wanted rows of all segments.
+fn losses(model: &Llama, pass: &Pass<'_>, segments: &[Segment<'_>]) -> Result<Vec<PendingRows>> {
     let (device, hidden) = (pass.device, model.config().hidden_size);
-    let total = wanted[0].len() + wanted[1].len();
+    let total: usize = segments.iter().map(|segment| segment.wanted.len()).sum();
     let gathered = device.allocate(DType::F32, &[total, hidden], "scored rows")?;
-    let mut first = 0;
-    for (segment, list) in segments.iter().zip(wanted) {
-        if let (Some(segment), false) = (segment, list.is_empty()) {
-            let to = first as u32..;
-            let pairs: Vec<(u32, u32)> = list.iter().map(|row| row.0).zip(to).collect();
-            let list = Rows::upload(device, &pairs)?;
-            rows(device, &segment.x, &gathered, hidden, &list)?;
+    let mut all: Vec<Wanted> = Vec::with_capacity(total);
+    for Segment { x, wanted, .. } in segments {
+        if !wanted.is_empty() {
+            let to = all.len() as u32..;
+            let pairs: Vec<(u32, u32)> = wanted.iter().map(|row| row.0).zip(to).collect();
+            rows(device, x, &gathered, hidden, &Rows::upload(device, &pairs)?)?;
         }
-        first += list.len();
+        all.extend(wanted);
     }
     let normed = model.final_norm(pass, &gathered)?;
-    let all: Vec<Wanted> = wanted.concat();
     let mut pending = Vec::new();
     let step = model.head_rows(device);
     for first in (0..total).step_by(step) {
