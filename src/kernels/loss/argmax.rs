@@ -161,7 +161,8 @@ fn cases() -> Vec<Case> {
         case(3, 130, ",below"),
         case(300, 300, ",equals"),
         case(2, 97, ",infinity"),
-        case(66_001, 3, ""),
+        // More rows than one dimension of a dispatch holds; a software adapter takes long for so many workgroups.
+        case(66_001, 3, "").only(|variant| !variant.subgroups),
         case(512, 49_152, "").bench(),
     ]
 }
