@@ -10,6 +10,7 @@ mod bench_types;
 mod compress;
 mod devices;
 mod eval;
+mod eval_tasks;
 mod export;
 mod generate;
 mod inspect;

@@ -1,4 +1,4 @@
-//! Measuring: how well a model predicts a text, whether a device computes what the reference says.
+//! Measuring: how well a model predicts a text and answers questions, whether a device computes what the reference says.
 
 pub mod bench;
 pub mod equivalent;
@@ -8,6 +8,7 @@ pub mod page;
 pub mod peaks;
 mod perplexity;
 pub mod speed;
+pub mod tasks;
 pub mod verify;
 
 pub use perplexity::{Convention, Perplexity, perplexity};

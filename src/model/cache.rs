@@ -3,6 +3,7 @@
 use super::config::Config;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
+use crate::kernels::copy::rows::{Rows, rows};
 use crate::tensor::DType;
 
 /// Keys and values of every layer, and the rotations of the positions they may hold.
@@ -83,6 +84,40 @@ impl Cache {
     pub(super) fn layer(&self, index: usize) -> (&Tensor, &Tensor) {
         let (key, value) = &self.layers[index % self.layers.len()];
         (key, value)
+    }
+
+    /// Says how many tokens each sequence holds: what was copied there, or those of its tokens that count where sequences
+    /// of several lengths were passed as rows of one. What stands behind them is never read before it is replaced.
+    pub fn hold(&mut self, device: &Device, lengths: &[u32]) -> Result<()> {
+        assert_eq!(lengths.len(), self.lengths.len(), "a length a sequence");
+        self.lengths.copy_from_slice(lengths);
+        device.write(&self.past, &self.lengths)
+    }
+
+    /// What [`Cache::copy`] copies: for every sequence here, a sequence of `from` and how many of its first tokens.
+    /// `None`: nothing.
+    pub fn copies(
+        &self,
+        device: &Device,
+        from: &Cache,
+        sources: &[(usize, usize)],
+    ) -> Result<Option<Rows>> {
+        let mut pairs = Vec::new();
+        for (sequence, (source, tokens)) in sources.iter().enumerate() {
+            assert!(*tokens <= self.capacity, "a prefix fits its cache");
+            let (there, here) = (source * from.capacity, sequence * self.capacity);
+            pairs.extend((0..*tokens).map(|t| ((there + t) as u32, (here + t) as u32)));
+        }
+        let pairs = (!pairs.is_empty()).then_some(pairs);
+        pairs.map(|pairs| Rows::upload(device, &pairs)).transpose()
+    }
+
+    /// Copies a layer's keys and values of `from`, the rows that [`Cache::copies`] listed.
+    pub fn copy(&self, device: &Device, layer: usize, from: &Cache, list: &Rows) -> Result<()> {
+        let ((keys, values), (from_keys, from_values)) = (self.layer(layer), from.layer(layer));
+        let width = keys.shape()[2];
+        rows(device, from_keys, keys, width, list)?;
+        rows(device, from_values, values, width, list)
     }
 
     /// Counts `tokens` new tokens in every sequence, after their pass has been recorded.

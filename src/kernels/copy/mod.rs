@@ -2,4 +2,5 @@
 
 pub mod pad;
 pub mod planes;
+pub mod rows;
 pub mod transpose;

@@ -1,3 +1,4 @@
 //! Losses over the vocabulary.
 
+pub mod argmax;
 pub mod logsumexp;

@@ -1,0 +1,108 @@
+//! Questions that all have the same choices, and passages without their last word.
+
+use super::super::source::Source;
+use super::super::task::{Choice, Item, Record, wrong};
+use super::Layout;
+use crate::error::Result;
+
+/// Financial PhraseBank's.
+pub const SENTIMENTS: &[&str] = &["negative", "neutral", "positive"];
+
+pub fn boolq(record: &Record<'_>) -> Result<Item> {
+    let key = if record.has(&["answer"]) {
+        "answer"
+    } else {
+        "label"
+    };
+    let answer = match record.value(key)?.as_bool() {
+        Some(yes) => usize::from(yes),
+        None => record.place(key, 0, 2)?,
+    };
+    Ok(Item {
+        query: format!(
+            "{}\nQuestion: {}?\nAnswer:",
+            record.some_text("passage")?,
+            record.some_text("question")?
+        ),
+        choices: vec![Choice::new("no"), Choice::new("yes")],
+        answer,
+        ..Item::default()
+    })
+}
+
+/// A passage without its last word, and that word.
+pub fn last_word(passage: &str) -> Option<Item> {
+    let (query, word) = passage.trim_end().rsplit_once(' ')?;
+    Some(Item {
+        query: query.into(),
+        choices: vec![Choice::new(word)],
+        ..Item::default()
+    })
+}
+
+pub fn lambada(source: &Source) -> Result<Vec<Item>> {
+    let item = |line: usize, text: &str| {
+        last_word(text)
+            .ok_or_else(|| wrong(&source.path, line, "a passage of two words or more", text))
+    };
+    if source.is_json() {
+        let records = source.records()?;
+        return records
+            .iter()
+            .map(|record| item(record.line, record.some_text("text")?))
+            .collect();
+    }
+    source.unicode()?;
+    source
+        .lines()
+        .map(|(line, text)| item(line, text))
+        .collect()
+}
+
+fn sentiment(text: &str, labels: &[&str], answer: usize) -> Item {
+    Item {
+        query: format!("Sentence: {}\nSentiment:", text.trim()),
+        choices: labels.iter().map(|label| Choice::new(*label)).collect(),
+        answer,
+        ..Item::default()
+    }
+}
+
+pub fn phrasebank(source: &Source) -> Result<Vec<Item>> {
+    let item = |(line, text): (usize, &str)| {
+        let expected = format!("a sentence, @ and one of {}", SENTIMENTS.join(", "));
+        let Some((sentence, label)) = text.trim_end().rsplit_once('@') else {
+            return Err(wrong(&source.path, line, expected, text));
+        };
+        let answer = SENTIMENTS.iter().position(|known| *known == label);
+        let answer = answer.ok_or_else(|| wrong(&source.path, line, expected, label))?;
+        Ok(sentiment(sentence, SENTIMENTS, answer))
+    };
+    source.lines().map(item).collect()
+}
+
+pub fn twitter(source: &Source) -> Result<Vec<Item>> {
+    let labels = Layout::named("twitter-financial").map_or(&[] as &[&str], |layout| layout.labels);
+    let records = source.named_rows()?;
+    records
+        .iter()
+        .map(|record| {
+            let answer = record.place("label", 0, labels.len())?;
+            Ok(sentiment(record.some_text("text")?, labels, answer))
+        })
+        .collect()
+}
+
+pub fn headline(record: &Record<'_>) -> Result<Item> {
+    let answer = match record.text("label")? {
+        "no" => 0,
+        "yes" => 1,
+        other => return Err(record.wrong("yes or no in `label`", other)),
+    };
+    Ok(Item {
+        query: format!("Headline: {}\nSarcastic:", record.some_text("text")?),
+        choices: vec![Choice::new("no"), Choice::new("yes")],
+        answer,
+        ..Item::default()
+    })
+}

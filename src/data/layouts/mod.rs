@@ -1,0 +1,224 @@
+//! Questions as their authors publish them, each file layout with lm-evaluation-harness's prompt for it.
+
+mod choices;
+mod labels;
+
+use std::path::Path;
+
+use self::choices::{
+    arc, hellaswag, is_logiqa_text, is_mmlu_table, logiqa, mmlu, openbookqa, piqa, winogrande,
+};
+pub(super) use self::labels::last_word;
+use self::labels::{SENTIMENTS, boolq, headline, lambada, phrasebank, twitter};
+use super::source::Source;
+use super::task::{Item, Record, Scoring};
+use crate::error::{Error, Result};
+
+/// A published layout: a row of [`LAYOUTS`].
+#[derive(Debug)]
+pub struct Layout {
+    /// What stands before the colon in `LAYOUT:FILE`.
+    pub name: &'static str,
+    /// What such a file looks like.
+    pub shape: &'static str,
+    /// The labels that every item has, if it is a classification.
+    labels: &'static [&'static str],
+    last_word: bool,
+    detect: fn(&Source) -> bool,
+    read: fn(&Source) -> Result<Vec<Item>>,
+}
+
+const BASE: Layout = Layout {
+    name: "",
+    shape: "",
+    labels: &[],
+    last_word: false,
+    detect: |_| false,
+    read: |_| Ok(Vec::new()),
+};
+
+/// Every published layout.
+pub static LAYOUTS: &[Layout] = &[
+    Layout {
+        name: "mmlu",
+        shape: "CSV question,A,B,C,D,letter; or JSONL question, choices, answer (from 0), subject",
+        detect: |source| match has(source, &["question", "choices", "answer"]) {
+            Some(found) => found,
+            None => is_mmlu_table(source),
+        },
+        read: mmlu,
+        ..BASE
+    },
+    Layout {
+        name: "hellaswag",
+        shape: "JSONL ctx_a, ctx_b (or ctx), activity_label, endings, label",
+        detect: |source| has(source, &["endings", "label"]) == Some(true),
+        read: |source| each(source, hellaswag),
+        ..BASE
+    },
+    Layout {
+        name: "arc",
+        shape: "JSONL question.stem and question.choices, or question and choices.text; answerKey (A to E, or 1 to 5)",
+        // With question.stem it could be OpenBookQA too.
+        detect: |source| {
+            let first = source.first_record().ok().flatten();
+            first.is_some_and(|record| {
+                record.has(&["choices", "answerKey"]) && record.text("question").is_ok()
+            })
+        },
+        read: |source| each(source, arc),
+        ..BASE
+    },
+    Layout {
+        name: "openbookqa",
+        shape: "JSONL question.stem and question.choices, or question_stem and choices.text; answerKey",
+        detect: |source| has(source, &["question_stem", "choices", "answerKey"]) == Some(true),
+        read: |source| each(source, openbookqa),
+        ..BASE
+    },
+    Layout {
+        name: "logiqa",
+        shape: "text: blank line, letter, passage, question, four options; or JSONL context, question (query), options, label (correct_option)",
+        detect: |source| match has(source, &["context", "options"]) {
+            Some(found) => found,
+            None => is_logiqa_text(source),
+        },
+        read: logiqa,
+        ..BASE
+    },
+    Layout {
+        name: "piqa",
+        shape: "JSONL goal, sol1, sol2; label (0 or 1) in it or a line each in NAME-labels.lst beside it",
+        detect: |source| has(source, &["goal", "sol1", "sol2"]) == Some(true),
+        read: piqa,
+        ..BASE
+    },
+    Layout {
+        name: "boolq",
+        shape: "JSONL question, passage, answer (true or false) or label (1 or 0)",
+        labels: &["no", "yes"],
+        detect: |source| has(source, &["question", "passage"]) == Some(true),
+        read: |source| each(source, boolq),
+        ..BASE
+    },
+    Layout {
+        name: "winogrande",
+        shape: "JSONL sentence with _, option1, option2, answer (1 or 2)",
+        detect: |source| has(source, &["sentence", "option1", "option2"]) == Some(true),
+        read: |source| each(source, winogrande),
+        ..BASE
+    },
+    Layout {
+        name: "lambada",
+        shape: "JSONL text; or a passage a line",
+        last_word: true,
+        detect: |source| {
+            let first = source.first_record().ok().flatten();
+            first.is_some_and(|record| record.has(&["text"]) && !record.has(&["label"]))
+        },
+        read: lambada,
+        ..BASE
+    },
+    Layout {
+        name: "phrasebank",
+        shape: "lines sentence@positive, @negative or @neutral; Latin-1 or UTF-8",
+        labels: SENTIMENTS,
+        detect: |source| {
+            let mut lines = source.lines().take(3).peekable();
+            let labelled = |text: &str| {
+                SENTIMENTS
+                    .iter()
+                    .any(|l| text.trim_end().ends_with(&format!("@{l}")))
+            };
+            lines.peek().is_some() && lines.all(|(_, text)| labelled(text))
+        },
+        read: phrasebank,
+        ..BASE
+    },
+    Layout {
+        name: "twitter-financial",
+        shape: "CSV with columns text, label (0 bearish, 1 bullish, 2 neutral)",
+        labels: &["bearish", "bullish", "neutral"],
+        detect: |source| {
+            let first = source.text.lines().next().unwrap_or_default();
+            first.trim().replace('"', "") == "text,label"
+        },
+        read: twitter,
+        ..BASE
+    },
+    Layout {
+        name: "headlines",
+        shape: "JSONL text, label (yes or no: whether the headline is sarcastic)",
+        labels: &["no", "yes"],
+        read: |source| each(source, headline),
+        ..BASE
+    },
+];
+
+impl Layout {
+    /// The layout of this name.
+    pub fn named(name: &str) -> Option<&'static Layout> {
+        LAYOUTS.iter().find(|layout| layout.name == name)
+    }
+
+    /// The layout that a file's content shows, if it is one's alone.
+    pub(super) fn detect(source: &Source) -> Result<&'static Layout> {
+        // A broken first line is no other layout but a broken line.
+        if source.is_json() {
+            source.first_record()?;
+        }
+        let mut fitting = LAYOUTS.iter().filter(|layout| (layout.detect)(source));
+        if let (Some(layout), None) = (fitting.next(), fitting.next()) {
+            return Ok(layout);
+        }
+        let list: Vec<_> = LAYOUTS
+            .iter()
+            .map(|layout| format!("{}:FILE ({})", layout.name, layout.shape))
+            .collect();
+        Err(Error::Unsupported {
+            path: source.path.clone(),
+            what: "a layout that its content does not tell for sure".into(),
+            why: format!(
+                "say which with one of {}; or describe it in a .toml task file",
+                list.join("; ")
+            ),
+        })
+    }
+
+    /// How its answers are found.
+    pub(super) fn scoring(&self) -> Scoring {
+        if self.last_word {
+            Scoring::LastWord
+        } else if self.labels.is_empty() {
+            Scoring::Choices
+        } else {
+            Scoring::Labels(self.labels.iter().map(|label| label.to_string()).collect())
+        }
+    }
+
+    /// The questions of a file.
+    pub(super) fn read(&self, source: &Source) -> Result<Vec<Item>> {
+        (self.read)(source)
+    }
+}
+
+/// Whether the first record has these fields; `None` where the file has no JSON records.
+fn has(source: &Source, keys: &[&str]) -> Option<bool> {
+    if !source.is_json() {
+        return None;
+    }
+    let first = source.first_record().ok().flatten();
+    Some(first.is_some_and(|record| record.has(keys)))
+}
+
+fn each(source: &Source, item: fn(&Record<'_>) -> Result<Item>) -> Result<Vec<Item>> {
+    source.records()?.iter().map(item).collect()
+}
+
+/// What a file's name calls the task.
+pub(super) fn name_of(path: &Path) -> String {
+    path.file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}

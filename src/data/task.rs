@@ -1,0 +1,265 @@
+//! A task: questions and their answers, as text. Every question of every layout becomes an [`Item`]; what a model then sees
+//! is the same text for all of them: `front`, examples joined by a blank line, the query, a space and a choice.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// What stands between two examples, and between the last one and the question.
+pub const SEPARATOR: &str = "\n\n";
+
+/// A set of questions.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// The key of every report.
+    pub name: String,
+    /// How answers are found.
+    pub scoring: Scoring,
+    /// The questions.
+    pub items: Vec<Item>,
+    /// What examples are drawn from; `None`: the questions themselves, each without the one that is asked.
+    pub pool: Option<Vec<Item>>,
+    /// What stands between a query and what follows it: a space.
+    pub delimiter: String,
+}
+
+/// How a task's answers are found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scoring {
+    /// The likeliest choice.
+    Choices,
+    /// The likeliest choice, where every item has these choices.
+    Labels(Vec<String>),
+    /// The one choice is what greedy decoding gives.
+    LastWord,
+    /// A text is generated and compared with the one choice.
+    Generated(Generated),
+}
+
+/// How a generated text becomes an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    /// Tokens at most.
+    pub max_tokens: usize,
+    /// Texts that end it; they are not part of it.
+    pub stop: Vec<String>,
+    /// What the answer is taken from.
+    pub extract: Extract,
+    /// What is made equal before answers are compared.
+    pub normalize: Vec<Normalize>,
+}
+
+/// Where in a generated text the answer stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Extract {
+    /// All of it is the answer.
+    Whole,
+    /// What follows the last of these; nothing, if it is not there.
+    After(String),
+    /// The first group of the pattern's last match, or the whole match if it has no group. A text that compiles.
+    Pattern(String),
+}
+
+/// What is made equal in a generated answer and its target before they are compared. White space at both ends never counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Normalize {
+    /// Upper and lower case.
+    Case,
+    /// A run of white space and a single space.
+    Spaces,
+    /// ASCII punctuation is left out.
+    Punctuation,
+    /// The English articles `a`, `an`, `the` are left out.
+    Articles,
+    /// Commas and currency signs are left out of numbers, and a full stop behind them.
+    Numbers,
+}
+
+/// A question.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Item {
+    /// What stands in front of the examples.
+    pub front: String,
+    /// The question as the model sees it, without a space at its end.
+    pub query: String,
+    /// What may follow; the target alone where nothing is chosen.
+    pub choices: Vec<Choice>,
+    /// The place of the right one.
+    pub answer: usize,
+    /// What an example shows behind its query instead of the right choice: a rationale that ends in the answer.
+    pub shown: Option<String>,
+    /// Examples come from items of the same group, where the pool has groups.
+    pub group: Option<String>,
+}
+
+/// A text that may follow a query.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Choice {
+    /// The query in front of this choice, where the choices differ in that and not in what follows (WinoGrande).
+    pub query: Option<String>,
+    /// The text, without the space between it and the query.
+    pub text: String,
+}
+
+impl Choice {
+    /// A choice that follows its item's query.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self {
+            query: None,
+            text: text.into(),
+        }
+    }
+}
+
+impl Item {
+    /// The text of the right choice.
+    pub fn target(&self) -> &str {
+        &self.choices[self.answer].text
+    }
+
+    /// The query in front of a choice.
+    pub fn query_of(&self, choice: usize) -> &str {
+        self.choices[choice].query.as_ref().unwrap_or(&self.query)
+    }
+
+    /// The item as an example: its query and its answer.
+    pub fn example(&self, delimiter: &str) -> String {
+        let answer = self.shown.as_deref().unwrap_or(self.target());
+        format!("{}{delimiter}{answer}", self.query_of(self.answer))
+    }
+
+    /// What is compared to find similar items: the question without its choices' texts.
+    pub fn topic(&self) -> &str {
+        self.query_of(0)
+    }
+}
+
+impl Task {
+    /// A task that has items, each with a right choice.
+    pub fn new(path: &Path, name: &str, scoring: Scoring, items: Vec<Item>) -> Result<Self> {
+        if items.is_empty() {
+            return Err(Error::Malformed {
+                path: path.into(),
+                what: format!("task `{name}`"),
+                offset: None,
+                expected: "at least one question".into(),
+                found: "none".into(),
+            });
+        }
+        Ok(Self {
+            name: name.into(),
+            scoring,
+            items,
+            pool: None,
+            delimiter: " ".into(),
+        })
+    }
+}
+
+/// A mistake in a line, counted from 1.
+pub(super) fn wrong(
+    path: &Path,
+    line: usize,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+) -> Error {
+    let mut found: String = found.into();
+    if found.chars().count() > 120 {
+        found = found.chars().take(120).chain(['…']).collect();
+    }
+    Error::Malformed {
+        path: path.into(),
+        what: format!("line {line}"),
+        offset: None,
+        expected: expected.into(),
+        found,
+    }
+}
+
+/// A line of a file with named fields.
+#[derive(Clone, Debug)]
+pub(super) struct Record<'a> {
+    pub path: &'a Path,
+    pub line: usize,
+    pub fields: Map<String, Value>,
+}
+
+impl Record<'_> {
+    pub fn wrong(&self, expected: impl Into<String>, found: impl Into<String>) -> Error {
+        wrong(self.path, self.line, expected, found)
+    }
+
+    pub fn has(&self, keys: &[&str]) -> bool {
+        keys.iter().all(|key| self.fields.contains_key(*key))
+    }
+
+    pub fn value(&self, key: &str) -> Result<&Value> {
+        let value = self.fields.get(key);
+        value.ok_or_else(|| self.wrong(format!("a field `{key}`"), "none"))
+    }
+
+    pub fn text(&self, key: &str) -> Result<&str> {
+        let value = self.value(key)?;
+        let text = value.as_str();
+        text.ok_or_else(|| self.wrong(format!("a text in `{key}`"), value.to_string()))
+    }
+
+    /// A text that is not blank.
+    pub fn some_text(&self, key: &str) -> Result<&str> {
+        let text = self.text(key)?;
+        if text.trim().is_empty() {
+            return Err(self.wrong(format!("a text in `{key}`"), "an empty one"));
+        }
+        Ok(text)
+    }
+
+    pub fn texts(&self, key: &str) -> Result<Vec<String>> {
+        let value = self.value(key)?;
+        let list = value.as_array().filter(|list| !list.is_empty());
+        let texts = list.and_then(|list| {
+            list.iter()
+                .map(|text| text.as_str().map(str::to_string))
+                .collect()
+        });
+        texts.ok_or_else(|| self.wrong(format!("a list of texts in `{key}`"), value.to_string()))
+    }
+
+    /// A whole number, written as one or as a text.
+    pub fn integer(&self, key: &str) -> Result<i64> {
+        let value = self.value(key)?;
+        let number = match value {
+            Value::String(text) => text.trim().parse().ok(),
+            _ => value.as_i64(),
+        };
+        number.ok_or_else(|| self.wrong(format!("a whole number in `{key}`"), value.to_string()))
+    }
+
+    /// The place of an answer among `count` choices, from a number that begins at `first`.
+    pub fn place(&self, key: &str, first: i64, count: usize) -> Result<usize> {
+        let number = self.integer(key)?;
+        let place = usize::try_from(number - first).ok();
+        place.filter(|place| *place < count).ok_or_else(|| {
+            let last = first + count as i64 - 1;
+            let expected =
+                format!("an answer from {first} to {last} in `{key}`, for {count} choices");
+            self.wrong(expected, number.to_string())
+        })
+    }
+
+    /// The place of a letter (`A`, `b`) among `count` choices.
+    pub fn letter(&self, key: &str, letter: &str, count: usize) -> Result<usize> {
+        let upper = letter.trim().to_ascii_uppercase();
+        let place = match upper.as_bytes() {
+            [letter @ b'A'..=b'Z'] => Some(usize::from(letter - b'A')),
+            _ => None,
+        };
+        place.filter(|place| *place < count).ok_or_else(|| {
+            let last = char::from(b'A' + count.clamp(1, 26) as u8 - 1);
+            let expected = format!("a letter from A to {last} in `{key}`, for {count} choices");
+            self.wrong(expected, letter)
+        })
+    }
+}
