@@ -45,6 +45,7 @@ pub static TABLE: &[&Kernel] = &[
     &copy::planes::KERNEL,
     &copy::transpose::KERNEL,
     &loss::logsumexp::KERNEL,
+    &loss::divergence::KERNEL,
     &quantize::activations::KERNEL,
     &quantize::normed::KERNEL,
     &quantize::absmax::KERNEL,

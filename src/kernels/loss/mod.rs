@@ -1,3 +1,4 @@
 //! Losses over the vocabulary.
 
+pub mod divergence;
 pub mod logsumexp;
