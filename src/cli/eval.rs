@@ -5,19 +5,22 @@ use std::time::Instant;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::Global;
 use super::output::Output;
+use super::pair::Text;
 use super::session::{compute, load_model, open_device, report_device};
-use crate::data::read_text;
+use super::{Global, eval_base};
 use crate::error::Result;
 use crate::interrupt;
-use crate::measure::{Convention, perplexity};
+use crate::measure::{Convention, losses};
 use crate::model::{Checkpoint, Pass, Weights};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
+    /// Compare with this model, its parent: divergence, change of perplexity
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
     /// Measure perplexity on this text: a file, or embedded:heldout-2026, embedded:heldout-older, embedded:calibration
     #[arg(long, value_name = "FILE", required = true)]
     ppl: String,
@@ -33,23 +36,34 @@ pub(super) struct Arguments {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum ConventionName {
+pub(super) enum ConventionName {
     Lopper,
     #[value(name = "llama.cpp")]
     LlamaCpp,
 }
 
+impl From<ConventionName> for Convention {
+    fn from(name: ConventionName) -> Self {
+        match name {
+            ConventionName::Lopper => Convention::AllButFirst,
+            ConventionName::LlamaCpp => Convention::SecondHalf,
+        }
+    }
+}
+
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
-    let checkpoint = Checkpoint::open(&arguments.model)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let text = read_text(&arguments.ppl)?;
-    let convention = match arguments.convention {
-        ConventionName::Lopper => Convention::AllButFirst,
-        ConventionName::LlamaCpp => Convention::SecondHalf,
+    let text = Text {
+        source: &arguments.ppl,
+        ctx: arguments.ctx,
+        max_tokens: arguments.max_tokens,
+        convention: arguments.convention.into(),
     };
-    // llama-perplexity cuts its windows from a text that begins with BOS, where the vocabulary asks for it.
-    let mut tokens = tokenizer.encode(&text, convention == Convention::SecondHalf)?;
-    tokens.truncate(arguments.max_tokens.unwrap_or(usize::MAX));
+    if let Some(base) = &arguments.base {
+        return eval_base::run(global, &arguments.model, base, &text, output);
+    }
+    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let cut = text.cut(&checkpoint.tokenizer()?)?;
+    let windows = cut.windows(&text)?;
     if let Some(warning) = checkpoint.config().beyond_context(arguments.ctx) {
         output.note(format!("warning: {warning}"));
     }
@@ -68,30 +82,26 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         device: &device,
         compute,
     };
-    let bos = tokenizer.bos.filter(|_| tokenizer.add_bos);
     let start = Instant::now();
     let progress = |done: usize, total: usize| {
         output.progress("evaluating", done, total);
         interrupt::check()
     };
-    let figure = perplexity(
-        &model,
-        &pass,
-        &tokens,
-        arguments.ctx,
-        convention,
-        bos,
-        progress,
-    )?;
+    let losses = losses(&model, &pass, &windows, progress)?;
+    let figure = losses.perplexity();
+    let bits = losses.bits_per_byte(windows.scored_bytes(&cut.ends));
     let seconds = start.elapsed();
-    let used = tokens.len() / arguments.ctx * arguments.ctx;
+    let used = windows.count() * arguments.ctx;
     let rate = used as f64 / seconds.as_secs_f64();
     output.json(&json!({
-        "schema": 1, "model": arguments.model, "perplexity": figure, "text": arguments.ppl,
+        "schema": 1, "model": arguments.model, "perplexity": figure, "bits_per_byte": bits, "text": arguments.ppl,
         "device": device.name(), "tokens_per_second": rate, "seconds": seconds.as_secs_f64(),
         "compute": pass.compute.name(),
     }))?;
     output.line(format!("{}: {figure}", arguments.model));
+    if let Some(bits) = bits {
+        output.line(bits.to_string());
+    }
     output.line(format!(
         "{used} tokens in {:.2} s on {}: {rate:.0} tokens/s",
         seconds.as_secs_f64(),
