@@ -420,7 +420,7 @@ fn compare_answers() -> Result<(), Failed> {
     let printed = succeeds(folder.path(), arguments)?.out;
     for words in [
         "t acc (100 items, 2 shots)",
-        "-15.0 % (95 %: -2",
+        "-15.0 points (95 %: -2",
         "[p.jsonl]",
         "within two standard errors of chance: dull",
     ] {

@@ -244,14 +244,14 @@ fn size_rows(a: &Size, b: &Size, row: Row<'_>) {
 }
 
 /// `+4.12 % (95 %: +3.60 to +4.64)`
-fn change(value: f64, interval: Option<Interval>, digits: usize) -> String {
+fn change(value: f64, unit: &str, interval: Option<Interval>, digits: usize) -> String {
     let interval = interval.map_or("no interval, too few".into(), |interval| {
         format!(
             "95 %: {:+.digits$} to {:+.digits$}",
             interval.low, interval.high
         )
     });
-    format!("{value:+.digits$} % ({interval})")
+    format!("{value:+.digits$} {unit} ({interval})")
 }
 
 fn text_rows(text: &TextComparison, row: Row<'_>) {
@@ -266,7 +266,9 @@ fn text_rows(text: &TextComparison, row: Row<'_>) {
         "perplexity",
         perplexity(&text.parent),
         perplexity(&text.child),
-        against.map_or("-".into(), |c| change(c.percent, c.percent_interval, 2)),
+        against.map_or("-".into(), |c| {
+            change(c.percent, "%", c.percent_interval, 2)
+        }),
     );
     if let (Some(a), Some(b)) = (text.parent.bits_per_byte, text.child.bits_per_byte) {
         row(
@@ -302,7 +304,7 @@ fn task_rows(tasks: &TasksComparison, whose: &str, row: Row<'_>) {
             &name,
             percent(paired.parent, paired.parent_stderr),
             percent(paired.child, paired.child_stderr),
-            change(100.0 * paired.difference, interval, 1),
+            change(100.0 * paired.difference, "points", interval, 1),
         );
     };
     for task in &tasks.tasks {
@@ -341,6 +343,16 @@ fn notes(found: &Found) -> Vec<String> {
             figure.ctx,
             figure.convention.name()
         ));
+        if let (Some(_), Some(a), Some(b)) = (
+            &text.impossible,
+            text.parent.bits_per_byte,
+            text.child.bits_per_byte,
+        ) {
+            let (a, b) = (a.bytes, b.bytes);
+            notes.push(format!(
+                "bits per byte: over {a} bytes of A's windows, {b} of B's"
+            ));
+        }
         notes.extend(
             text.impossible
                 .iter()

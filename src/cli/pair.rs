@@ -81,7 +81,7 @@ impl<'a> Pair<'a> {
     ) -> Result<Self> {
         let checkpoints = [parent, child];
         let tokenizers = [parent.tokenizer()?, child.tokenizer()?];
-        let cuts = [text.cut(&tokenizers[0])?, text.cut(&tokenizers[1])?];
+        let mut cuts = [text.cut(&tokenizers[0])?, text.cut(&tokenizers[1])?];
         for (checkpoint, cut) in checkpoints.iter().zip(&cuts) {
             cut.windows(text)?;
             if let Some(warning) = checkpoint.config().beyond_context(text.ctx) {
@@ -91,6 +91,9 @@ impl<'a> Pair<'a> {
         let other = other_tokens(&tokenizers, &cuts);
         let sizes = checkpoints.map(|checkpoint| checkpoint.config().vocab_size);
         let same_tokens = other.is_none();
+        if !same_tokens {
+            same_bytes(&mut cuts, text.ctx);
+        }
         let impossible = match other {
             Some(why) => Some(format!(
                 "no KL divergence, no change of perplexity or of the text's probabilities: the parent has another tokenizer \
@@ -177,6 +180,16 @@ impl<'a> Pair<'a> {
             impossible: self.impossible.clone(),
         };
         Ok((comparison, time))
+    }
+}
+
+/// Cuts off what only one of them would read: up to a window, both are then measured on the same bytes.
+fn same_bytes(cuts: &mut [Cut; 2], ctx: usize) {
+    let whole = |cut: &Cut| cut.ends[cut.tokens.len() / ctx * ctx - 1];
+    let common = whole(&cuts[0]).min(whole(&cuts[1]));
+    for cut in cuts {
+        let fits = cut.ends.partition_point(|end| *end <= common);
+        cut.tokens.truncate(fits.max(ctx));
     }
 }
 
