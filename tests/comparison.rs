@@ -111,7 +111,7 @@ fn share_by_hand() -> Result<(), Failed> {
     ];
     let found = compare_tasks(&parent, &child, SEED)?;
     let share = found.share.clone().ok_or("two tasks tell")?;
-    let interval = share.interval.ok_or("enough items")?;
+    let ends = share.interval.ok_or("enough items")?;
     check(
         near(share.value, 0.875)
             && share.tasks == ["one", "two"]
@@ -119,8 +119,8 @@ fn share_by_hand() -> Result<(), Failed> {
         || format!("{found:?}"),
     )?;
     check(
-        interval.low < 0.875 && interval.high > 0.875 && interval.high - interval.low < 0.6,
-        || format!("{interval:?}"),
+        ends.low < 0.875 && ends.high > 0.875 && ends.high - ends.low < 0.6,
+        || format!("{ends:?}"),
     )?;
     // 0.25 + 2 * sqrt(0.34 * 0.66 / 99) = 0.3452: 34 of 100 is within two standard errors, 35 is not.
     for (right, told) in [(34, false), (35, true)] {
@@ -156,10 +156,8 @@ fn pairs_are_items() -> Result<(), Failed> {
             && found.unpaired == ["alone", "new"],
         || format!("{found:?}"),
     )?;
-    let interval = t.acc.interval.ok_or("enough items")?;
-    check(interval.low < 0.14 && 0.14 < interval.high, || {
-        format!("{interval:?}")
-    })?;
+    let ends = t.acc.interval.ok_or("enough items")?;
+    check(ends.low < 0.14 && 0.14 < ends.high, || format!("{ends:?}"))?;
     child[0].shots = 0;
     let shots = compare_tasks(&parent, &child, SEED).map_err(|error| error.to_string());
     check(
@@ -231,7 +229,11 @@ fn samples_return() -> Result<(), Failed> {
         (outcome.answer, outcome.pick, outcome.pick_norm) = (Some(answer), Some(1 - answer), None);
         outcome.correct_norm = None;
     }
-    let tasks = [task("t", 40, |i| i < 30), cloze, sums, two];
+    let mut again = task("t", 40, |i| i < 20);
+    again.shots = 8;
+    let tasks = [task("t", 40, |i| i < 30), cloze, sums, two, again];
+    let both = compare_tasks(&tasks, &tasks, SEED)?;
+    check(both.tasks[4].shots == 8, || format!("{both:?}"))?;
     let text = samples(&tasks);
     let back = read_samples(Path::new("s.jsonl"), &text)?;
     check(back == tasks, || format!("{back:#?}"))?;

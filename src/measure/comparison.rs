@@ -73,16 +73,21 @@ pub struct TasksComparison {
     pub unpaired: Vec<String>,
 }
 
-/// Compares a child with its parent. Tasks are paired by name, items by their place.
+/// Compares a child with its parent. Tasks are paired by name and number of shots, items by their place. A task that the
+/// child answered with other numbers of shots only is an error.
 pub fn compare_tasks(
     parent: &[TaskOutcome],
     child: &[TaskOutcome],
     bootstrap: Bootstrap,
 ) -> Result<TasksComparison> {
-    let find = |name: &str| child.iter().find(|task| task.task == name);
+    let find = |wanted: &TaskOutcome| {
+        let mut named = child.iter().filter(|task| task.task == wanted.task);
+        let same = named.clone().find(|task| task.shots == wanted.shots);
+        same.or_else(|| named.next())
+    };
     let (mut tasks, mut unpaired, mut at_chance, mut telling) = (vec![], vec![], vec![], vec![]);
     for before in parent {
-        let Some(after) = find(&before.task) else {
+        let Some(after) = find(before) else {
             unpaired.push(before.task.clone());
             continue;
         };

@@ -20,7 +20,7 @@ pub struct Origin {
 /// know (a task's size before a limit) is null.
 pub fn results(tasks: &[TaskOutcome], origin: &Origin) -> Value {
     let by_task = |make: &dyn Fn(&TaskOutcome) -> Value| -> Value {
-        let pairs = tasks.iter().map(|task| (task.task.clone(), make(task)));
+        let pairs = tasks.iter().map(|task| (key(tasks, task), make(task)));
         Value::Object(pairs.collect())
     };
     json!({
@@ -52,6 +52,16 @@ pub fn results(tasks: &[TaskOutcome], origin: &Origin) -> Value {
         "model_name": origin.model,
         "lopper_version": env!("CARGO_PKG_VERSION"),
     })
+}
+
+/// A task's key: its name, or where it was answered with several numbers of shots, the name and theirs.
+fn key(tasks: &[TaskOutcome], task: &TaskOutcome) -> String {
+    let named = tasks.iter().filter(|other| other.task == task.task);
+    if named.count() > 1 {
+        format!("{}_{}shot", task.task, task.shots)
+    } else {
+        task.task.clone()
+    }
 }
 
 /// The samples file: one line of JSON for each item. Beside lm-evaluation-harness's own keys, whose numbers are text in

@@ -25,7 +25,9 @@ pub fn read_samples(path: &Path, text: &str) -> Result<Vec<TaskOutcome>> {
             "multiple-choice, classification, cloze or generation",
         )?;
         let (shots, labels) = (line.parse("shots", "a count")?, line.optional("labels")?);
-        let place = tasks.iter().position(|task| task.task == name);
+        let place = tasks
+            .iter()
+            .position(|task| task.task == name && task.shots == shots);
         let place = place.unwrap_or_else(|| {
             tasks.push(TaskOutcome {
                 task: name.clone(),
@@ -38,12 +40,9 @@ pub fn read_samples(path: &Path, text: &str) -> Result<Vec<TaskOutcome>> {
             tasks.len() - 1
         });
         let task = &mut tasks[place];
-        if (task.form, task.shots) != (form, shots) {
-            let expected = format!(
-                "{:?} with {} shots as in its first line",
-                task.form, task.shots
-            );
-            return Err(line.wrong(&expected, format!("{form:?} with {shots}")));
+        if task.form != form {
+            let expected = format!("{:?} as in its first line", task.form);
+            return Err(line.wrong(&expected, format!("{form:?}")));
         }
         let outcome = own_outcome(&line, form)?;
         if !seen.insert((place, outcome.item)) {
