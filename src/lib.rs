@@ -11,7 +11,7 @@
 //! - [`device`]: what a kernel is, and the CPU, GPU and checked devices that run one.
 //! - [`kernels`]: one formula each, with the reference that defines it.
 //! - [`model`]: checkpoints, the blocks of each family, generation, saving.
-//! - [`measure`]: how well a model predicts a text and answers questions.
+//! - [`measure`]: how well a model predicts a text and answers questions, how far it is from its parent.
 //! - [`methods`]: the compression maths, without wgpu.
 //! - [`plan`]: recipe and headers to decisions and bytes; pure.
 //! - [`run`]: executes a plan and writes the artifact.

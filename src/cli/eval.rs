@@ -5,15 +5,16 @@ use std::time::Instant;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::Global;
-use super::eval_tasks::{TaskArguments, json_of, text_of};
+use super::eval_tasks::{Answering, TaskArguments, json_of, text_of};
 use super::output::Output;
+use super::pair::Text;
 use super::session::{compute, load_model, open_device, report_device};
-use crate::data::read_text;
+use super::task_files::TaskFiles;
+use super::{Global, eval_base};
 use crate::error::Result;
 use crate::interrupt;
 use crate::measure::tasks::Setup;
-use crate::measure::{Convention, perplexity};
+use crate::measure::{Convention, losses};
 use crate::model::{Checkpoint, Pass, Weights};
 
 #[derive(Debug, clap::Args)]
@@ -21,6 +22,9 @@ use crate::model::{Checkpoint, Pass, Weights};
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
+    /// Compare with this model, its parent: divergence, change of perplexity, answers to tasks
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
     /// Measure perplexity on this text: a file, or embedded:heldout-2026, embedded:heldout-older, embedded:calibration
     #[arg(long, value_name = "FILE")]
     ppl: Option<String>,
@@ -35,36 +39,60 @@ pub(super) struct Arguments {
     convention: ConventionName,
     #[command(flatten)]
     tasks: TaskArguments,
+    #[command(flatten)]
+    files: TaskFiles,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum ConventionName {
+pub(super) enum ConventionName {
     Lopper,
     #[value(name = "llama.cpp")]
     LlamaCpp,
 }
 
+impl From<ConventionName> for Convention {
+    fn from(name: ConventionName) -> Self {
+        match name {
+            ConventionName::Lopper => Convention::AllButFirst,
+            ConventionName::LlamaCpp => Convention::SecondHalf,
+        }
+    }
+}
+
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    let tasks = arguments.tasks.read()?;
+    arguments.files.check(!tasks.is_empty())?;
+    let text = arguments.ppl.as_deref().map(|source| Text {
+        source,
+        ctx: arguments.ctx,
+        max_tokens: arguments.max_tokens,
+        convention: arguments.convention.into(),
+    });
+    let answering = Answering {
+        arguments: &arguments.tasks,
+        tasks: &tasks,
+        files: &arguments.files,
+    };
+    if let Some(base) = &arguments.base {
+        return eval_base::run(
+            global,
+            &arguments.model,
+            base,
+            text.as_ref(),
+            answering,
+            output,
+        );
+    }
     let checkpoint = Checkpoint::open(&arguments.model)?;
     let tokenizer = checkpoint.tokenizer()?;
-    let tasks = arguments.tasks.read()?;
-    let convention = match arguments.convention {
-        ConventionName::Lopper => Convention::AllButFirst,
-        ConventionName::LlamaCpp => Convention::SecondHalf,
+    let cut = text.as_ref().map(|text| text.cut(&tokenizer)).transpose()?;
+    let windows = match (&text, &cut) {
+        (Some(text), Some(cut)) => Some((cut, cut.windows(text)?)),
+        _ => None,
     };
-    // llama-perplexity cuts its windows from a text that begins with BOS, where the vocabulary asks for it.
-    let with_bos = convention == Convention::SecondHalf;
-    let tokens = match &arguments.ppl {
-        None => None,
-        Some(ppl) => {
-            let mut tokens = tokenizer.encode(&read_text(ppl)?, with_bos)?;
-            tokens.truncate(arguments.max_tokens.unwrap_or(usize::MAX));
-            if let Some(warning) = checkpoint.config().beyond_context(arguments.ctx) {
-                output.note(format!("warning: {warning}"));
-            }
-            Some(tokens)
-        }
-    };
+    if let (Some(_), Some(warning)) = (&text, checkpoint.config().beyond_context(arguments.ctx)) {
+        output.note(format!("warning: {warning}"));
+    }
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?;
     let tokens_at_once = [arguments.ctx];
@@ -80,23 +108,27 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         device: &device,
         compute,
     };
-    let bos = tokenizer.bos.filter(|_| tokenizer.add_bos);
     let start = Instant::now();
     let mut json = json!({ "schema": 1, "model": arguments.model });
-    if let Some(tokens) = tokens {
+    if let Some((cut, windows)) = &windows {
         let progress = |done: usize, total: usize| {
             output.progress("evaluating", done, total);
             interrupt::check()
         };
-        let ctx = arguments.ctx;
-        let figure = perplexity(&model, &pass, &tokens, ctx, convention, bos, progress)?;
+        let losses = losses(&model, &pass, windows, progress)?;
+        let figure = losses.perplexity();
+        let bits = losses.bits_per_byte(windows.scored_bytes(&cut.ends));
         let seconds = start.elapsed().as_secs_f64();
-        let used = tokens.len() / ctx * ctx;
+        let used = windows.count() * arguments.ctx;
         let rate = used as f64 / seconds;
         json["perplexity"] = json!(figure);
+        json["bits_per_byte"] = json!(bits);
         json["text"] = json!(arguments.ppl);
         json["tokens_per_second"] = json!(rate);
         output.line(format!("{}: {figure}", arguments.model));
+        if let Some(bits) = bits {
+            output.line(bits.to_string());
+        }
         let device = device.name();
         output.line(format!(
             "{used} tokens in {seconds:.2} s on {device}: {rate:.0} tokens/s"
@@ -112,6 +144,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         let began = Instant::now();
         let outcomes = arguments.tasks.evaluate(global, &setup, &tasks, output)?;
         let seconds = began.elapsed().as_secs_f64();
+        arguments.files.write(global, &arguments.model, &outcomes)?;
         let questions: usize = outcomes.iter().map(|task| task.outcomes.len()).sum();
         let rate = questions as f64 / seconds;
         json["tasks"] = json_of(&outcomes);

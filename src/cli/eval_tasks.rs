@@ -9,12 +9,16 @@ use serde_json::{Map, Value, json};
 
 use super::Global;
 use super::output::{Output, table};
+use super::session::{compute, load_model};
+use super::task_files::TaskFiles;
 use crate::data::shots::{Selection, available};
 use crate::data::{Task, read_task};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::measure::outcome::TaskOutcome;
 use crate::measure::tasks::{Batching, Event, Figures, Options, Setup, evaluate};
+use crate::model::{Checkpoint, Pass};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct TaskArguments {
@@ -48,6 +52,35 @@ pub(super) struct TaskArguments {
     /// Compute examples and questions anew for every choice, for comparison
     #[arg(long, requires = "task")]
     no_prefix_sharing: bool,
+}
+
+/// Tasks that were read, how they are answered, and where the answers go.
+#[derive(Clone, Copy)]
+pub(super) struct Answering<'a> {
+    pub(super) arguments: &'a TaskArguments,
+    pub(super) tasks: &'a [Task],
+    pub(super) files: &'a TaskFiles,
+}
+
+impl Answering<'_> {
+    /// Loads a model and lets it answer.
+    pub(super) fn answers(
+        &self,
+        global: &Global,
+        device: &Device,
+        checkpoint: &Checkpoint,
+        output: &Output,
+    ) -> Result<Vec<TaskOutcome>> {
+        let compute = compute(global, device)?;
+        // A question's choices and the questions of a batch differ in length: no one number of tokens is worth tuning.
+        let model = load_model(global, device, checkpoint, compute, &[], output)?;
+        let setup = Setup {
+            model: &model,
+            pass: &Pass { device, compute },
+            tokenizer: &checkpoint.tokenizer()?,
+        };
+        self.arguments.evaluate(global, &setup, self.tasks, output)
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -7,9 +7,11 @@ mod bench_html;
 mod bench_lut;
 mod bench_model;
 mod bench_types;
+mod compare;
 mod compress;
 mod devices;
 mod eval;
+mod eval_base;
 mod eval_tasks;
 mod export;
 mod generate;
@@ -17,9 +19,11 @@ mod inspect;
 mod logits;
 mod mutate;
 mod output;
+mod pair;
 mod quantize;
 mod session;
 mod synth;
+mod task_files;
 mod tune;
 mod verify;
 mod verify_child;
@@ -151,6 +155,8 @@ enum Command {
     Quantize(quantize::Arguments),
     /// Measure a model's quality
     Eval(eval::Arguments),
+    /// Put two models side by side: size, text, tasks
+    Compare(compare::Arguments),
     /// Continue a text
     Generate(generate::Arguments),
     /// Write a model's logits for given tokens
@@ -204,14 +210,14 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
     // Wrong is wrong, whether or not the command comes to need it.
     cli.global.selector()?;
     let runs_a_model = match &cli.command {
-        Command::Eval(_) | Command::Generate(_) | Command::Logits(_) => true,
+        Command::Eval(_) | Command::Compare(_) | Command::Generate(_) | Command::Logits(_) => true,
         Command::Bench(arguments) => arguments.runs_a_model(),
         _ => false,
     };
     if cli.global.autotune.is_some() && !runs_a_model {
         return Err(crate::error::Error::Argument {
             argument: "--autotune".into(),
-            expected: "eval, generate, logits or bench model".into(),
+            expected: "eval, compare, generate, logits or bench model".into(),
             found: "another command; tune-device tunes by itself".into(),
         });
     }
@@ -229,6 +235,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Compress(arguments) => compress::run(&cli.global, arguments, output),
         Command::Quantize(arguments) => quantize::run(&cli.global, arguments, output),
         Command::Eval(arguments) => eval::run(&cli.global, arguments, output),
+        Command::Compare(arguments) => compare::run(&cli.global, arguments, output),
         Command::Generate(arguments) => generate::run(&cli.global, arguments, output),
         Command::Logits(arguments) => logits::run(&cli.global, arguments, output),
         Command::Export(arguments) => export::run(arguments, output),

@@ -33,11 +33,7 @@ impl Output {
             Some("-") => Some(JsonTarget::Stdout),
             Some(path) => {
                 let path = PathBuf::from(path);
-                if path.is_dir() {
-                    let reason = std::io::ErrorKind::IsADirectory;
-                    return Err(Error::write(path)(reason.into()));
-                }
-                tempfile::NamedTempFile::new_in(folder_of(&path)).map_err(Error::write(&path))?;
+                check_writable(&path)?;
                 Some(JsonTarget::File(path))
             }
         };
@@ -80,16 +76,7 @@ impl Output {
                 let _ = std::io::stdout().write_all(text.as_bytes());
                 Ok(())
             }
-            Some(JsonTarget::File(path)) => {
-                let mut file =
-                    tempfile::NamedTempFile::new_in(folder_of(path)).map_err(Error::write(path))?;
-                file.write_all(text.as_bytes())
-                    .map_err(Error::write(path))?;
-                make_ordinary(file.path());
-                file.persist(path)
-                    .map_err(|error| Error::write(path)(error.error))?;
-                Ok(())
-            }
+            Some(JsonTarget::File(path)) => write_whole(path, &text),
         }
     }
 
@@ -136,6 +123,27 @@ impl Output {
             bar.finish_and_clear();
         }
     }
+}
+
+/// An error if no file can be made there.
+pub(super) fn check_writable(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        let reason = std::io::ErrorKind::IsADirectory;
+        return Err(Error::write(path)(reason.into()));
+    }
+    let made = tempfile::NamedTempFile::new_in(folder_of(path));
+    made.map(drop).map_err(Error::write(path))
+}
+
+/// Writes a file that appears whole or not at all.
+pub(super) fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(folder_of(path)).map_err(Error::write(path))?;
+    file.write_all(text.as_bytes())
+        .map_err(Error::write(path))?;
+    make_ordinary(file.path());
+    let kept = file.persist(path);
+    kept.map(drop)
+        .map_err(|error| Error::write(path)(error.error))
 }
 
 fn folder_of(path: &Path) -> PathBuf {

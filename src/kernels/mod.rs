@@ -49,6 +49,7 @@ pub static TABLE: &[&Kernel] = &[
     &copy::transpose::KERNEL,
     &loss::logsumexp::KERNEL,
     &loss::argmax::KERNEL,
+    &loss::divergence::KERNEL,
     &quantize::activations::KERNEL,
     &quantize::normed::KERNEL,
     &quantize::absmax::KERNEL,

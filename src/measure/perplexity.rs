@@ -2,41 +2,12 @@
 
 use serde::Serialize;
 
-use crate::data::windows;
+use super::statistics::mean_and_error;
+use super::windows::{Convention, Passing, Windows};
 use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::kernels::loss::logsumexp::logsumexp;
-use crate::model::{Cache, Llama, Pass};
-
-/// Which tokens of a window count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub enum Convention {
-    /// Every token of a window but its first.
-    #[serde(rename = "lopper")]
-    AllButFirst,
-    /// llama-perplexity's: only the second half, behind a first half that is context. Where the vocabulary wants BOS, it
-    /// stands in place of each window's first token.
-    #[serde(rename = "llama.cpp")]
-    SecondHalf,
-}
-
-impl Convention {
-    /// The name in the command contract.
-    pub fn name(self) -> &'static str {
-        match self {
-            Convention::AllButFirst => "lopper",
-            Convention::SecondHalf => "llama.cpp",
-        }
-    }
-
-    /// Positions of a window whose next token is scored.
-    fn scored(self, ctx: usize) -> std::ops::Range<usize> {
-        match self {
-            Convention::AllButFirst => 0..ctx - 1,
-            Convention::SecondHalf => ctx / 2..ctx - 1,
-        }
-    }
-}
+use crate::model::{Llama, Pass};
 
 /// A perplexity with everything that it depends on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -70,8 +41,99 @@ impl std::fmt::Display for Perplexity {
     }
 }
 
-/// Tokens of one pass at most. Windows are batched up to this.
-const BATCH_TOKENS: usize = 2048;
+/// What a text costs per byte, whatever the tokenizer: the figure that models with other vocabularies can be compared by.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct BitsPerByte {
+    /// Negative log-likelihood of the scored tokens in bits, divided by the bytes of text that they stand for.
+    pub value: f64,
+    /// Standard error of the value, from that of the mean per token.
+    pub stderr: f64,
+    /// Bytes of text that the scored tokens stand for.
+    pub bytes: usize,
+}
+
+impl std::fmt::Display for BitsPerByte {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            value,
+            stderr,
+            bytes,
+        } = self;
+        write!(
+            f,
+            "{value:.4} ± {stderr:.4} bits per byte ({bytes} bytes scored)"
+        )
+    }
+}
+
+/// The negative log-likelihood of every scored token of a text, in nats and in the text's order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Losses {
+    values: Vec<f64>,
+    each: usize,
+    ctx: usize,
+    convention: Convention,
+}
+
+impl Losses {
+    pub(super) fn new(windows: &Windows<'_>) -> Self {
+        Self {
+            values: Vec::with_capacity(windows.count() * windows.scored_each()),
+            each: windows.scored_each(),
+            ctx: windows.ctx(),
+            convention: windows.convention(),
+        }
+    }
+
+    /// Counts one more token's loss. A loss that is not finite is an overflow of the computation, and no figure.
+    pub(super) fn push(&mut self, loss: f64) -> Result<()> {
+        if !loss.is_finite() {
+            return Err(Error::Device {
+                during: "evaluation".into(),
+                reason: format!(
+                    "the loss of scored token {} is {loss}; try --compute f32",
+                    self.values.len()
+                ),
+            });
+        }
+        self.values.push(loss);
+        Ok(())
+    }
+
+    /// The losses.
+    pub fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// The mean loss of each window, whose tokens are not independent of each other.
+    pub fn window_means(&self) -> Vec<f64> {
+        let mean = |window: &[f64]| window.iter().sum::<f64>() / window.len() as f64;
+        self.values.chunks_exact(self.each).map(mean).collect()
+    }
+
+    /// The figure that they make.
+    pub fn perplexity(&self) -> Perplexity {
+        let (mean, error) = mean_and_error(&self.values);
+        Perplexity {
+            value: mean.exp(),
+            stderr: mean.exp() * error,
+            ctx: self.ctx,
+            tokens_scored: self.values.len(),
+            convention: self.convention,
+        }
+    }
+
+    /// The figure that they make, where the scored tokens stand for so many bytes; none for no bytes.
+    pub fn bits_per_byte(&self, bytes: usize) -> Option<BitsPerByte> {
+        let (mean, error) = mean_and_error(&self.values);
+        let per_byte = self.values.len() as f64 / bytes as f64 / std::f64::consts::LN_2;
+        (bytes > 0).then_some(BitsPerByte {
+            value: mean * per_byte,
+            stderr: error * per_byte,
+            bytes,
+        })
+    }
+}
 
 /// The perplexity of `model` on a tokenized text. `bos` stands in for each window's first token under the llama.cpp
 /// convention. `progress` is told (windows done, windows) and may stop the rest by an error.
@@ -82,157 +144,109 @@ pub fn perplexity(
     ctx: usize,
     convention: Convention,
     bos: Option<u32>,
-    mut progress: impl FnMut(usize, usize) -> Result<()>,
+    progress: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Perplexity> {
-    let scored = convention.scored(ctx.max(2));
-    if ctx < 2 || scored.is_empty() {
-        let expected = "at least 2 tokens (4 under the llama.cpp convention)".into();
-        return Err(Error::Argument {
-            argument: "--ctx".into(),
-            expected,
-            found: ctx.to_string(),
-        });
-    }
-    let windows = windows(tokens, ctx);
-    if windows.is_empty() {
-        return Err(Error::Argument {
-            argument: "text".into(),
-            expected: format!("at least one window of {ctx} tokens"),
-            found: format!("{} tokens", tokens.len()),
-        });
-    }
-    let mut losses = Losses::default();
+    let windows = Windows::new(tokens, ctx, convention, bos)?;
+    Ok(losses(model, pass, &windows, progress)?.perplexity())
+}
+
+/// The losses of `model` on a text's windows. `progress` is told (windows done, windows) and may stop the rest by an error.
+pub fn losses(
+    model: &Llama,
+    pass: &Pass<'_>,
+    windows: &Windows<'_>,
+    mut progress: impl FnMut(usize, usize) -> Result<()>,
+) -> Result<Losses> {
+    let mut losses = Losses::new(windows);
     let mut pending: Option<Vec<PendingRows>> = None;
-    let mut cache = None;
-    let batch = (BATCH_TOKENS / ctx).max(1);
+    let mut passing = Passing::new(model);
     let mut done = 0;
-    for group in windows.chunks(batch) {
-        progress(done, windows.len())?;
-        let cache = match &mut cache {
-            Some((size, cache)) if *size == group.len() => &*cache,
-            slot => {
-                let new = Cache::passing(
-                    pass.device,
-                    model.config(),
-                    group.len(),
-                    ctx,
-                    pass.compute.activation,
-                )?;
-                &slot.insert((group.len(), new)).1
-            }
-        };
-        let rows = record(model, pass, group, cache, convention, bos)?;
+    for group in windows.groups() {
+        progress(done, windows.count())?;
+        let rows = record(&mut passing, pass, windows, group)?;
         // The rows of the pass before are fetched while this one runs.
-        losses.add(pass, pending.replace(rows), ctx, &scored)?;
+        add(&mut losses, pass, pending.replace(rows), windows)?;
         done += group.len();
     }
-    losses.add(pass, pending, ctx, &scored)?;
-    progress(done, windows.len())?;
-    losses.finish(ctx, convention)
+    add(&mut losses, pass, pending, windows)?;
+    progress(done, windows.count())?;
+    Ok(losses)
 }
 
 /// Losses of consecutive rows of a pass, on their way back.
-struct PendingRows {
+pub(super) struct PendingRows {
     first: usize,
     lse: Reading,
     picked: Reading,
 }
 
-/// Records a pass over some windows and starts reading its losses back.
-fn record(
-    model: &Llama,
-    pass: &Pass<'_>,
-    group: &[&[u32]],
-    cache: &Cache,
-    convention: Convention,
-    bos: Option<u32>,
-) -> Result<Vec<PendingRows>> {
-    let targets: Vec<u32> = group
-        .iter()
-        .flat_map(|window| {
-            window[1..]
-                .iter()
-                .copied()
-                .chain([window[window.len() - 1]])
-        })
-        .collect();
-    let mut ids: Vec<u32> = group.concat();
-    if let (Convention::SecondHalf, Some(bos)) = (convention, bos) {
-        ids.chunks_exact_mut(group[0].len())
-            .for_each(|window| window[0] = bos);
-    }
-    let normed: Tensor = model.hidden(pass, &ids, cache)?;
-    let mut rows = Vec::new();
-    let step = model.head_rows(pass.device);
-    for first in (0..ids.len()).step_by(step) {
-        let range = first..(first + step).min(ids.len());
-        let logits = model.head(pass, &normed, range.clone())?;
-        let wanted = HostTensor::from_u32(&[range.len()], &targets[range.clone()]);
-        let wanted = pass.device.upload(&wanted, "targets")?;
-        let (lse, picked) = logsumexp(pass.device, &logits, &wanted)?;
-        rows.push(PendingRows {
+impl PendingRows {
+    /// Starts reading back the losses of the targets under the logits of rows from `first` on.
+    pub(super) fn start(
+        pass: &Pass<'_>,
+        first: usize,
+        logits: &Tensor,
+        targets: &Tensor,
+    ) -> Result<Self> {
+        let (lse, picked) = logsumexp(pass.device, logits, targets)?;
+        Ok(Self {
             first,
             lse: pass.device.read_later(&lse)?,
             picked: pass.device.read_later(&picked)?,
-        });
+        })
+    }
+
+    /// Counts those that are scored.
+    pub(super) fn finish(
+        self,
+        losses: &mut Losses,
+        pass: &Pass<'_>,
+        windows: &Windows<'_>,
+    ) -> Result<()> {
+        let (lse, picked) = (
+            pass.device.finish(self.lse)?,
+            pass.device.finish(self.picked)?,
+        );
+        for index in (0..lse.len()).filter(|index| windows.counts(self.first + index)) {
+            losses.push(lse.view().get(index) - picked.view().get(index))?;
+        }
+        Ok(())
+    }
+}
+
+/// Records a pass over some windows and starts reading its losses back.
+fn record(
+    passing: &mut Passing<'_>,
+    pass: &Pass<'_>,
+    windows: &Windows<'_>,
+    group: &[&[u32]],
+) -> Result<Vec<PendingRows>> {
+    let (ids, targets) = windows.inputs(group);
+    let normed = passing.hidden(pass, &ids, windows.ctx())?;
+    let mut rows = Vec::new();
+    let step = passing.model().head_rows(pass.device);
+    for first in (0..ids.len()).step_by(step) {
+        let range = first..(first + step).min(ids.len());
+        let logits = passing.model().head(pass, &normed, range.clone())?;
+        let wanted = upload_targets(pass, &targets[range])?;
+        rows.push(PendingRows::start(pass, first, &logits, &wanted)?);
     }
     Ok(rows)
 }
 
-#[derive(Default)]
-struct Losses {
-    count: usize,
-    sum: f64,
-    squares: f64,
+/// The tokens that follow the rows of a call.
+pub(super) fn upload_targets(pass: &Pass<'_>, targets: &[u32]) -> Result<Tensor> {
+    let wanted = HostTensor::from_u32(&[targets.len()], targets);
+    pass.device.upload(&wanted, "targets")
 }
 
-impl Losses {
-    fn add(
-        &mut self,
-        pass: &Pass<'_>,
-        rows: Option<Vec<PendingRows>>,
-        ctx: usize,
-        scored: &std::ops::Range<usize>,
-    ) -> Result<()> {
-        for PendingRows { first, lse, picked } in rows.into_iter().flatten() {
-            let (lse, picked) = (pass.device.finish(lse)?, pass.device.finish(picked)?);
-            for index in 0..lse.len() {
-                if !scored.contains(&((first + index) % ctx)) {
-                    continue;
-                }
-                let loss = lse.view().get(index) - picked.view().get(index);
-                if !loss.is_finite() {
-                    return Err(Error::Device {
-                        during: "evaluation".into(),
-                        reason: format!(
-                            "the loss of token {} is {loss}; try --compute f32",
-                            first + index
-                        ),
-                    });
-                }
-                self.count += 1;
-                self.sum += loss;
-                self.squares += loss * loss;
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(&self, ctx: usize, convention: Convention) -> Result<Perplexity> {
-        let n = self.count as f64;
-        let mean = self.sum / n;
-        let variance = if self.count > 1 {
-            (self.squares - n * mean * mean).max(0.0) / (n - 1.0)
-        } else {
-            0.0
-        };
-        let value = mean.exp();
-        Ok(Perplexity {
-            value,
-            stderr: value * (variance / n).sqrt(),
-            ctx,
-            tokens_scored: self.count,
-            convention,
-        })
-    }
+fn add(
+    losses: &mut Losses,
+    pass: &Pass<'_>,
+    rows: Option<Vec<PendingRows>>,
+    windows: &Windows<'_>,
+) -> Result<()> {
+    rows.into_iter()
+        .flatten()
+        .try_for_each(|rows| rows.finish(losses, pass, windows))
 }

@@ -76,6 +76,39 @@ impl Tokenizer {
         Ok(out)
     }
 
+    /// The token ids of a text, as [`encode`](Self::encode) gives them, and for each the place in the text's bytes up to
+    /// which the tokens so far have spelled it. It never falls: of the tokens that share a character the first has its bytes,
+    /// and BOS has none.
+    pub fn encode_with_ends(
+        &self,
+        text: &str,
+        add_special: bool,
+    ) -> Result<(Vec<u32>, Vec<usize>)> {
+        let encoding = self
+            .inner
+            .encode(text, false)
+            .map_err(|e| malformed(&self.path, "tokenizer", "a text it can encode", e))?;
+        let mut ids = encoding.get_ids().to_vec();
+        let mut ends: Vec<usize> = Vec::with_capacity(ids.len() + 1);
+        for (_, end) in encoding.get_offsets() {
+            ends.push((*end).max(ends.last().copied().unwrap_or(0)));
+        }
+        if let (true, true, Some(bos)) = (add_special, self.add_bos, self.bos)
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
+            ends.insert(0, 0);
+        }
+        Ok((ids, ends))
+    }
+
+    /// The first id that the other vocabulary spells otherwise, or does not have; None where both are the same.
+    pub fn first_difference(&self, other: &Tokenizer) -> Option<u32> {
+        let ids = 0..self.vocab_size.max(other.vocab_size) as u32;
+        let mut ids = ids.filter(|id| self.token(*id) != other.token(*id));
+        ids.next()
+    }
+
     /// The text of token ids. Ids that the vocabulary does not have, as a padded embedding can produce, are left out.
     /// Bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {

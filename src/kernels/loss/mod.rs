@@ -1,4 +1,5 @@
 //! Losses over the vocabulary.
 
 pub mod argmax;
+pub mod divergence;
 pub mod logsumexp;
