@@ -3,12 +3,13 @@
 use libtest_mimic::{Failed, Trial};
 use serde_json::Value;
 
-use crate::cli::{NANO, TEXT, check, lopper, succeeds};
+use crate::cli::{NANO, TEXT, TINY, check, lopper, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     vec![
         Trial::test("cli_tasks::figures", figures),
         Trial::test("cli_tasks::mistakes", mistakes),
+        Trial::test("cli_tasks::a_parent_and_its_child", pair),
     ]
 }
 
@@ -45,6 +46,52 @@ fn figures() -> Result<(), Failed> {
     )?;
     let found = text.out.contains("macro F1") && text.out.contains("right \\ picked");
     check(found, || text.out.clone())
+}
+
+/// Both models answer the same questions, in `compare` and in `eval --base`; what they answered can be compared again.
+fn pair() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let text = "--ctx 128 --max-tokens 384";
+    let tasks = "--task headlines,cloze --limit 30";
+    let compare = format!(
+        "compare {TINY} {NANO} {text} {tasks} --samples child.jsonl --lm-eval child.json --json=-"
+    );
+    let run = succeeds(folder.path(), &compare)?;
+    let compared: Value = serde_json::from_str(&run.out)?;
+    check(
+        compared["text"]["kl"]["mean"].as_f64() > Some(0.0)
+            && compared["tasks"].as_array().map(Vec::len) == Some(2)
+            && compared["summary"]
+                .as_str()
+                .is_some_and(|words| words.contains("smaller")),
+        || run.out.clone(),
+    )?;
+    let results = std::fs::read_to_string(folder.path().join("child.json"))?;
+    let results: Value = serde_json::from_str(&results)?;
+    check(results["results"]["headlines"]["acc,none"].is_f64(), || {
+        results.to_string()
+    })?;
+
+    let eval = format!("eval {NANO} --base {TINY} {tasks} --samples again.jsonl --json=-");
+    let run = succeeds(folder.path(), &eval)?;
+    let based: Value = serde_json::from_str(&run.out)?;
+    check(
+        based["task_changes"] == compared["tasks"]
+            && based["share"] == compared["share"]
+            && based["base_tasks"]["cloze"]["n"] == 30
+            && based["perplexity"].is_null(),
+        || run.out.clone(),
+    )?;
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name));
+    check(read("child.jsonl")? == read("again.jsonl")?, || {
+        "the same answers, other samples".into()
+    })?;
+
+    // A model answers beside what is in a file.
+    let mixed = format!("compare {TINY} child.jsonl {tasks} --json=-");
+    let run = succeeds(folder.path(), &mixed)?;
+    let mixed: Value = serde_json::from_str(&run.out)?;
+    check(mixed["tasks"] == compared["tasks"], || run.out.clone())
 }
 
 fn mistakes() -> Result<(), Failed> {

@@ -451,7 +451,7 @@ fn compare_refuses() -> Result<(), Failed> {
         (
             format!("a.jsonl {NANO}"),
             2,
-            "two models, or two files of answers",
+            "two models, two files of answers",
         ),
         (
             "a.jsonl a.jsonl --ppl embedded:heldout-2026".into(),

@@ -106,24 +106,26 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         .count();
     let answered = models == 0 || !tasks.is_empty();
     arguments.files.check(answered)?;
-    let wrong = |expected: &str| {
+    let wrong = |argument: &str, expected: &str| {
         Err(Error::Argument {
-            argument: "compare".into(),
+            argument: argument.into(),
             expected: expected.into(),
             found: format!("{} and {}", arguments.parent, arguments.child),
         })
     };
     if models < 2 && (arguments.ppl.is_some() || !answered) {
         return wrong(
+            "compare",
             "two models, two files of answers (.jsonl), or one of each and --task; a text needs two models",
         );
     }
     if models == 0 && !tasks.is_empty() {
-        return wrong("a model to answer --task");
+        return wrong("--task", "a model to answer them");
     }
     if !answered && !arguments.predictions.is_empty() {
         return wrong(
-            "answers to tasks beside --predictions: --task, or files of answers (.jsonl)",
+            "--predictions",
+            "answers to tasks: --task, or files of answers (.jsonl)",
         );
     }
     let text = Text {

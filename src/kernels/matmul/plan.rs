@@ -213,7 +213,7 @@ impl Product {
         let types = [DType::F32, self.activation];
         let types = &types[..1 + usize::from(self.activation == DType::F16)];
         let choices = types.iter().flat_map(|tables| {
-            let shapes = lut::shapes(*tables, self.tokens).iter();
+            let shapes = lut::shapes(self.weight.ty, *tables, self.tokens);
             shapes.map(|constants| choice(*tables, constants))
         });
         choices.collect()
