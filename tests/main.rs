@@ -23,6 +23,7 @@ mod shaders;
 mod synth;
 mod text;
 mod text_hostile;
+mod trits;
 mod tuning;
 
 use libtest_mimic::{Arguments, Trial};
@@ -40,6 +41,7 @@ fn main() {
     trials.extend(gradients::trials());
     trials.extend(integers::trials());
     trials.extend(lut::trials());
+    trials.extend(trits::trials());
     trials.extend(levels::trials());
     trials.extend(synth::trials());
     trials.extend(cli::trials());

@@ -3,3 +3,4 @@
 pub mod pad;
 pub mod planes;
 pub mod transpose;
+pub mod trits;
