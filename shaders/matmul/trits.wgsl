@@ -1,7 +1,7 @@
 // Product with few tokens of ternary weights by lookup (bitnet.cpp's TL1 and TL2, arXiv 2502.11880): an index (copy/trits)
 // finds, in the table of its TRITS columns, the sum of their integer activations (quantize/activations, 128 columns a scale)
 // that it asks for. Sums are integers and exact until the scales meet them; needs neither f16 nor integer dot products. One
-// workgroup: EACH rows of each of 32 lanes, one token; PARTS subgroups of lanes take 128 columns each at a time, whose tables
+// workgroup: a row of each of SETS times 32 lanes, one token; PARTS of such sets take 128 columns each at a time, whose tables
 // they build. All lanes of a part read the same table at a time: words in different banks.
 @group(0) @binding(0) var<storage, read> x_codes: array<u32>;          // (tokens, 8 PLANES, units, 4)
 @group(0) @binding(1) var<storage, read> x_scales: array<vec2<f32>>;   // (tokens, units): scale, scale * sum
@@ -12,13 +12,17 @@
 #import matmul_params
 #import group_scale
 
-const WORKGROUP: u32 = 32u * PARTS;
+// Lanes that share a part, and lanes of the workgroup.
+const SET: u32 = 32u * SETS;
+const WORKGROUP: u32 = SET * PARTS;
+// Tables that a lane builds, at most.
+const COPIES: u32 = 2u / SETS;
 const WORDS: u32 = 10u - TRITS;
 // Tables of a unit, and words of one: an odd number, so that what neighbouring lanes write falls into different banks.
 const TABLES: u32 = select(43u, 64u, TRITS == 2u);
 const PITCH: u32 = select(15u, 9u, TRITS == 2u);
 var<workgroup> table: array<i32, PARTS * TABLES * PITCH>;
-var<workgroup> parts: array<f32, WORKGROUP * EACH>;
+var<workgroup> parts: array<f32, WORKGROUP>;
 
 // An activation of a unit of 128 columns.
 fn integer_at(token: u32, unit: u32, units: u32, within: u32) -> i32 {
@@ -91,70 +95,61 @@ fn unit_sum(words: array<u32, WORDS>, first: u32) -> i32 {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let index = group.y * groups.x + group.x;
-    let row_blocks = (params.rows + 32u * EACH - 1u) / (32u * EACH);
+    let row_blocks = (params.rows + SET - 1u) / SET;
     let token = index / row_blocks;
     if token >= params.tokens {
         return;
     }
-    let first_row = (index - token * row_blocks) * 32u * EACH;
-    let part = lane / 32u;
+    let first_row = (index - token * row_blocks) * SET;
+    let part = lane / SET;
+    let own = lane % SET;
     let units = (params.columns + 127u) / 128u;
     let token_at = params.token_start + token;
     let tables = part * TABLES * PITCH;
-    var rows: array<u32, EACH>;
-    var places: array<u32, EACH>;
-    var words: array<array<u32, WORDS>, EACH>;
-    var next: array<vec3<i32>, 2>;
-    for (var r = 0u; r < EACH; r++) {
-        rows[r] = params.row_start + min(first_row + 32u * r + lane % 32u, params.rows - 1u);
-        places[r] = rows[r] / 32u * units * WORDS * 32u + rows[r] % 32u;
-        for (var w = 0u; w < WORDS; w++) {
-            words[r][w] = trits[places[r] + (min(part, units - 1u) * WORDS + w) * 32u];
-        }
+    let row = params.row_start + min(first_row + own, params.rows - 1u);
+    let place = row / 32u * units * WORDS * 32u + row % 32u;
+    var words: array<u32, WORDS>;
+    var next: array<vec3<i32>, COPIES>;
+    for (var w = 0u; w < WORDS; w++) {
+        words[w] = trits[place + (min(part, units - 1u) * WORDS + w) * 32u];
     }
-    for (var i = 0u; i < 2u; i++) {
-        next[i] = integers_of(token_at, min(part, units - 1u), units, 32u * i + lane % 32u);
+    for (var i = 0u; i < COPIES; i++) {
+        next[i] = integers_of(token_at, min(part, units - 1u), units, i * SET + own);
     }
-    var sums: array<f32, EACH>;
+    var sum = 0.0;
     for (var start = 0u; start < units; start += PARTS) {
-        for (var i = 0u; i < 2u; i++) {
-            let place = 32u * i + lane % 32u;
-            if place < TABLES {
-                store_table(tables + place * PITCH, next[i]);
+        for (var i = 0u; i < COPIES; i++) {
+            let at = i * SET + own;
+            if at < TABLES {
+                store_table(tables + at * PITCH, next[i]);
             }
         }
         let current = words;
         // What comes next is on its way while this is looked up.
         let ahead = min(start + PARTS + part, units - 1u);
-        for (var r = 0u; r < EACH; r++) {
-            for (var w = 0u; w < WORDS; w++) {
-                words[r][w] = trits[places[r] + (ahead * WORDS + w) * 32u];
-            }
+        for (var w = 0u; w < WORDS; w++) {
+            words[w] = trits[place + (ahead * WORDS + w) * 32u];
         }
-        for (var i = 0u; i < 2u; i++) {
-            next[i] = integers_of(token_at, ahead, units, 32u * i + lane % 32u);
+        for (var i = 0u; i < COPIES; i++) {
+            next[i] = integers_of(token_at, ahead, units, i * SET + own);
         }
         workgroupBarrier();
         let unit = start + part;
         if unit < units {
-            let scale = x_scales[token_at * units + unit].x;
-            for (var r = 0u; r < EACH; r++) {
-                sums[r] += group_scale(rows[r], unit * 128u) * (scale * f32(unit_sum(current[r], tables)));
-            }
+            let scale = group_scale(row, unit * 128u);
+            sum += scale * (x_scales[token_at * units + unit].x * f32(unit_sum(current, tables)));
         }
         workgroupBarrier();
     }
-    for (var r = 0u; r < EACH; r++) {
-        parts[(part * EACH + r) * 32u + lane % 32u] = sums[r];
-    }
+    parts[lane] = sum;
     workgroupBarrier();
-    for (var place = lane; place < 32u * EACH; place += WORKGROUP) {
+    if lane < SET {
         var total = 0.0;
         for (var p = 0u; p < PARTS; p++) {
-            total += parts[p * 32u * EACH + place];
+            total += parts[p * SET + lane];
         }
-        if first_row + place < params.rows {
-            store_result(token, first_row + place, total);
+        if first_row + lane < params.rows {
+            store_result(token, first_row + lane, total);
         }
     }
 }

@@ -27,15 +27,15 @@ use crate::tensor::{DType, Packed, WHOLE_ROW, WeightFormat};
 
 type Constants = &'static [(&'static str, u32)];
 
-/// Weights of an index, bytes of an activation, rows of a lane. Four subgroups of lanes, so that the tables of a part each fit
+/// Weights of an index, bytes of an activation, sets of 32 lanes that share tables. Four parts of the columns, whose tables fit
 /// the 16 KiB of workgroup memory that every adapter has.
 macro_rules! shape {
-    ($trits:literal trits, $bytes:literal bytes, $each:literal rows) => {
+    ($trits:literal trits, $bytes:literal bytes, $sets:literal sets) => {
         &[
             ("TRITS", $trits),
             ("PLANES", $bytes),
             ("SPAN", 4),
-            ("EACH", $each),
+            ("SETS", $sets),
             ("PARTS", 4),
         ]
     };
@@ -44,32 +44,31 @@ macro_rules! shape {
 /// By bytes less one. The first is what is taken without measurement.
 const SHAPES: [[Constants; 4]; 3] = [
     [
-        shape!(2 trits, 1 bytes, 1 rows),
-        shape!(3 trits, 1 bytes, 1 rows),
-        shape!(2 trits, 1 bytes, 2 rows),
-        shape!(3 trits, 1 bytes, 2 rows),
+        shape!(2 trits, 1 bytes, 1 sets),
+        shape!(3 trits, 1 bytes, 1 sets),
+        shape!(2 trits, 1 bytes, 2 sets),
+        shape!(3 trits, 1 bytes, 2 sets),
     ],
     [
-        shape!(2 trits, 2 bytes, 1 rows),
-        shape!(3 trits, 2 bytes, 1 rows),
-        shape!(2 trits, 2 bytes, 2 rows),
-        shape!(3 trits, 2 bytes, 2 rows),
+        shape!(2 trits, 2 bytes, 1 sets),
+        shape!(3 trits, 2 bytes, 1 sets),
+        shape!(2 trits, 2 bytes, 2 sets),
+        shape!(3 trits, 2 bytes, 2 sets),
     ],
     [
-        shape!(2 trits, 3 bytes, 1 rows),
-        shape!(3 trits, 3 bytes, 1 rows),
-        shape!(2 trits, 3 bytes, 2 rows),
-        shape!(3 trits, 3 bytes, 2 rows),
+        shape!(2 trits, 3 bytes, 1 sets),
+        shape!(3 trits, 3 bytes, 1 sets),
+        shape!(2 trits, 3 bytes, 2 sets),
+        shape!(3 trits, 3 bytes, 2 sets),
     ],
 ];
 
-/// Shapes for activations of so many bytes: of f16 results one per layout, and none of three bytes, which stand for f32.
+/// Shapes for activations of so many bytes; none for f16 results of three, which stand for f32.
 pub(super) fn shapes(bytes: u32, output: DType) -> &'static [Constants] {
     let all = &SHAPES[bytes as usize - 1];
     match (output, bytes) {
-        (DType::F32, _) => all,
-        (_, 3) => &[],
-        _ => &all[..2],
+        (DType::F16, 3) => &[],
+        _ => all,
     }
 }
 
@@ -83,7 +82,7 @@ pub static KERNEL: Kernel = Kernel {
     variants,
     groups: |args| {
         let p: Params = args.parameters();
-        let rows = 32 * args.variant.constant("EACH");
+        let rows = 32 * args.variant.constant("SETS");
         fold(p.rows.div_ceil(rows) as usize * p.tokens as usize)
     },
     cost,
