@@ -120,6 +120,10 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
         "column < params.columns;",
         "column + 4u < params.columns;",
     ),
+    ("matmul/trits", "] ^ below", "] | below"),
+    ("matmul/trits", "words[5] >> 12u", "words[5] >> 13u"),
+    ("matmul/trits", "unit < units", "unit + 1u < units"),
+    ("copy/trits", "code == 3u", "false"),
     (
         "embed/gather",
         "column + i < params.columns",

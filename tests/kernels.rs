@@ -134,9 +134,12 @@ fn choices_are_in_the_table() -> Result<(), Failed> {
         let bytes = [1, 2, 3];
         for ((activation, output), bytes) in pairs.into_iter().flat_map(|p| bytes.map(|b| (p, b))) {
             for ty in WEIGHT_TYPES {
-                let group_size = if ty.has_scales() { 32 } else { WHOLE_ROW };
-                let weight = WeightFormat { ty, group_size };
-                for tokens in [1, 2, 8, 9, 64, 4096] {
+                for (tokens, group) in [1, 2, 8, 9, 64, 4096]
+                    .into_iter()
+                    .flat_map(|tokens| [(tokens, 32), (tokens, 128)])
+                {
+                    let group_size = if ty.has_scales() { group } else { WHOLE_ROW };
+                    let weight = WeightFormat { ty, group_size };
                     let product = Product {
                         activation,
                         bytes,
@@ -152,7 +155,8 @@ fn choices_are_in_the_table() -> Result<(), Failed> {
                         return Err(format!("nothing computes {product:?}").into());
                     }
                     for choice in candidates {
-                        if choice.rounding().is_some() && !capabilities.integer_dot {
+                        let dot4 = choice.kernel.name == "matmul/dot4";
+                        if dot4 && !capabilities.integer_dot {
                             return Err(format!("{} without integers", choice.label()).into());
                         }
                         let known = (choice.kernel.variants)().contains(&choice.variant);

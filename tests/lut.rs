@@ -126,7 +126,8 @@ fn counted() -> Result<(), Failed> {
     Ok(())
 }
 
-/// What `bench lut` reports: f16 once, then every engine for every width, one of them the quickest.
+/// What `bench lut` reports: f16 once, then every engine for every width, one of them the quickest, and two for ternary
+/// weights.
 fn bench_rows() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let arguments = "bench lut --shape 64x128 --tokens 2 --bits 1,3 --html lut.html --json=-";
@@ -150,7 +151,8 @@ fn bench_rows() -> Result<(), Failed> {
         .iter()
         .all(|row| row["us"].as_f64().is_some_and(|us| us > 0.0));
     let page = std::fs::read_to_string(folder.path().join("lut.html"))?;
-    if rows.len() == 7 && timed && page.contains("bitserial") {
+    let ternary = of("ternary-g128", "engine") == engines[..2];
+    if rows.len() == 9 && timed && ternary && page.contains("bitserial") {
         Ok(())
     } else {
         Err(run.out.into())

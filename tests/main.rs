@@ -30,6 +30,7 @@ mod task_rules;
 mod tasks;
 mod text;
 mod text_hostile;
+mod trits;
 mod tuning;
 
 use libtest_mimic::{Arguments, Trial};
@@ -47,6 +48,7 @@ fn main() {
     trials.extend(gradients::trials());
     trials.extend(integers::trials());
     trials.extend(lut::trials());
+    trials.extend(trits::trials());
     trials.extend(levels::trials());
     trials.extend(synth::trials());
     trials.extend(tasks::trials());

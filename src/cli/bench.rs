@@ -69,7 +69,7 @@ enum What {
         #[arg(short, long, default_value = "md")]
         output: Format,
     },
-    /// Weights of 1 to 4 bits by lookup and by multiplying, beside this device's own f16 product
+    /// Weights of 1 to 4 bits, and ternary ones, by lookup and by multiplying, beside this device's own f16 product
     Lut {
         #[command(flatten)]
         arguments: bench_lut::Arguments,

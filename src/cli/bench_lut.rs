@@ -1,5 +1,5 @@
-//! `lopper bench lut`: products of weights of 1 to 4 bits by lookup, by counting bits and by multiplying, beside this device's own f16
-//! product.
+//! `lopper bench lut`: products of weights of 1 to 4 bits by lookup, by counting bits and by multiplying, and of ternary ones
+//! by lookup and by multiplying, beside this device's own f16 product.
 
 use serde_json::{Map, Value, json};
 
@@ -17,7 +17,7 @@ pub(super) struct Arguments {
     /// Bits of the weights
     #[arg(long, value_delimiter = ',', default_value = "1,2,3,4", value_parser = clap::value_parser!(u32).range(1..=4))]
     bits: Vec<u32>,
-    /// Columns that share a scale: a power of two from 32
+    /// Columns that share a scale: a power of two from 32; of ternary weights 128 or more
     #[arg(long, default_value_t = 64)]
     group_size: u32,
     /// Output x input features of the products; the default is what T-MAC publishes
@@ -60,6 +60,9 @@ pub(super) fn rows(
         weights.push((ENGINES[2], format, Engine::Lut));
         weights.push((ENGINES[3], format, Engine::BitSerial));
     }
+    let ternary = tune::parse_format(&format!("ternary-g{}", arguments.group_size.max(128)))?;
+    weights.push((ENGINES[1], ternary, Engine::Mul));
+    weights.push((ENGINES[2], ternary, Engine::Lut));
     let capabilities = runner.gpu().capabilities();
     let half = capabilities.f16 && global.compute != ComputeChoice::F32;
     let activation = if half { DType::F16 } else { DType::F32 };

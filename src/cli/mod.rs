@@ -118,7 +118,8 @@ enum EngineChoice {
     Auto,
     /// Decoded, or as integers, and multiplied
     Mul,
-    /// By lookup in tables of sums of activations (T-MAC), where weights have 1 to 4 bits on an even grid
+    /// By lookup in tables of sums of activations, where weights have 1 to 4 bits on an even grid (T-MAC) or are ternary
+    /// (bitnet.cpp's TL1 and TL2)
     Lut,
     /// By counting bits, with activations rounded to 8, where weights have 1 to 4 bits on an even grid
     #[value(name = "bitserial")]

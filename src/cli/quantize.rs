@@ -3,9 +3,9 @@
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 
-use super::Global;
 use super::compress::{Common, execute};
 use super::output::Output;
+use super::{EngineChoice, Global};
 use crate::error::{Error, Result};
 use crate::methods::quantize::{level_type, prescribed_group_size};
 use crate::recipe::{Evaluate, Export, Grid, Quantize, QuantizeMethod, Recipe, Stage};
@@ -61,16 +61,19 @@ enum Method {
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let (bits, grid) = choose(arguments)?;
     let leveled = level_type(grid).is_some();
-    let narrow = arguments
-        .group_size
-        .is_some_and(|size| (1..32).contains(&size));
-    if global.engine.takes_planes() && (bits > 4 || leveled || narrow) {
+    // Ternary weights are looked up, in wider groups.
+    let ternary = global.engine == EngineChoice::Lut && grid == Grid::Ternary;
+    let least = if ternary { 128 } else { 32 };
+    let group = arguments.group_size.unwrap_or(32);
+    let narrow = (1..least).contains(&group);
+    if global.engine.takes_planes() && (bits > 4 || (leveled && !ternary) || narrow) {
         return Err(Error::Argument {
             argument: "--engine lut / bitserial".into(),
-            expected: "codes of 1 to 4 bits on an even grid, in groups of 32 or more".into(),
-            found: match arguments.group_size {
-                Some(size) if narrow => format!("groups of {size}"),
-                _ => format!("{bits} bits, grid {}", grid.name()),
+            expected: "codes of 1 to 4 bits on an even grid, in groups of 32 or more (lut: or ternary, in groups of 128 or more)".into(),
+            found: if narrow {
+                format!("groups of {group}")
+            } else {
+                format!("{bits} bits, grid {}", grid.name())
             },
         });
     }

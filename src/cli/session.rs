@@ -12,7 +12,7 @@ use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose};
 use crate::interrupt;
 use crate::kernels::TABLE;
 use crate::kernels::matmul::coop;
-use crate::kernels::matmul::plan::{Choice, Product};
+use crate::kernels::matmul::plan::Product;
 use crate::measure::tune::tune_all;
 use crate::model::{Checkpoint, Compute, Llama};
 use crate::tensor::DType;
@@ -165,13 +165,15 @@ pub(super) fn load_model(
         let products = model.products(compute, engine, 1);
         let any = products.iter().any(|product| {
             let choices = product.candidates(device.capabilities());
-            choices.iter().any(Choice::takes_planes)
+            choices
+                .iter()
+                .any(|c| c.takes_planes() || c.trits().is_some())
         });
         if !any {
             return Err(Error::Argument {
                 argument: "--engine lut / bitserial".into(),
                 expected:
-                    "a model with weights of 1 to 4 bits on an even grid, in groups of 32 or more"
+                    "a model with weights of 1 to 4 bits on an even grid, in groups of 32 or more (or, by lookup, ternary ones in groups of 128 or more)"
                         .into(),
                 found: "none such".into(),
             });

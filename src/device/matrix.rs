@@ -28,6 +28,8 @@ pub struct Chunk {
     pub scales: Tensor,
     /// The codes as bit planes, once a product by lookup asked for them.
     pub planes: Later,
+    /// Ternary codes as indices of sums of two and of three weights, once a product by lookup asked for them.
+    pub trits: [Later; 2],
 }
 
 impl Chunk {
@@ -39,6 +41,7 @@ impl Chunk {
             codes,
             scales,
             planes: Later::default(),
+            trits: Default::default(),
         }
     }
 }

@@ -4,3 +4,4 @@ pub mod pad;
 pub mod planes;
 pub mod rows;
 pub mod transpose;
+pub mod trits;

@@ -19,6 +19,7 @@ mod reference;
 pub mod tables;
 pub mod tables8;
 pub mod tiled;
+pub mod trits;
 pub mod weight_grad;
 
 use bytemuck::{Pod, Zeroable};
@@ -31,6 +32,7 @@ use crate::device::{
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
 use crate::kernels::copy::planes::{self, planes};
+use crate::kernels::copy::trits as ternary;
 use crate::kernels::weights;
 use crate::tensor::DType;
 pub use input::{Input, Norm};
@@ -178,8 +180,12 @@ pub fn linear_rows(
                 splits: choice.splits,
                 layout: weight.layout(),
             };
-            // Planes are made by the first product that asks for them, and stay.
-            let codes = if choice.takes_planes() {
+            // Other layouts are made by the first product that asks for them, and stay.
+            let codes = if let Some(trits) = choice.trits() {
+                let shape = (chunk.rows, columns);
+                let make = || ternary::trits(device, &chunk.codes, weight.format(), shape, trits);
+                chunk.trits[trits - 2].get_or_make(make)?
+            } else if choice.takes_planes() {
                 let make = || planes(device, &chunk.codes, weight.format(), (chunk.rows, columns));
                 chunk.planes.get_or_make(make)?
             } else {
@@ -237,9 +243,13 @@ pub fn linear_rows(
 
 fn planes_fit(device: &Device, weight: &Matrix, chunk: &Chunk) -> bool {
     let ty = weight.format().ty;
-    let bits = ty.bits as usize;
-    !planes::takes(ty)
-        || 4 * planes::words(chunk.rows, weight.columns(), bits) as u64 <= device.max_tensor_bytes()
+    let (rows, columns) = (chunk.rows, weight.columns());
+    let words = match ty {
+        _ if planes::takes(ty) => planes::words(rows, columns, ty.bits as usize),
+        _ if ternary::takes(ty) => ternary::words(rows, columns, 2),
+        _ => 0,
+    };
+    4 * words as u64 <= device.max_tensor_bytes()
 }
 
 /// Workgroups of a kernel whose variants say how many ROWS and TOKENS a workgroup has.

@@ -1,7 +1,7 @@
 //! Which kernel computes a product: an analytic order of the candidates, best first, and the measured winner where the device
 //! was tuned.
 
-use super::{FEW_TOKENS, bitserial, coop, dot4, lut, lut8, matvec, tiled};
+use super::{FEW_TOKENS, bitserial, coop, dot4, lut, lut8, matvec, tiled, trits};
 use crate::device::{Case, Engine, Kernel, Variant};
 use crate::gpu::Capabilities;
 use crate::kernels::copy::planes;
@@ -53,7 +53,8 @@ impl Choice {
 
     /// How activations are rounded where the kernel takes integers; `None` where it takes them as they are.
     pub fn rounding(&self) -> Option<Rounding> {
-        (*self.kernel == dot4::KERNEL).then(|| Rounding::of(&self.variant))
+        let integers = *self.kernel == dot4::KERNEL || self.trits().is_some();
+        integers.then(|| Rounding::of(&self.variant))
     }
 
     /// Whether the kernel takes the activations as tables.
@@ -76,6 +77,11 @@ impl Choice {
         self.looks_up() || self.looks_up_bytes() || self.counts_bits()
     }
 
+    /// Weights to an index, 2 or 3, where the kernel takes ternary codes as those of sums.
+    pub fn trits(&self) -> Option<usize> {
+        (*self.kernel == trits::KERNEL).then(|| self.variant.constant("TRITS") as usize)
+    }
+
     /// A case of that shape, for the checks and the measurement of tuning.
     pub fn case(&self, product: &Product) -> Case {
         let Product {
@@ -87,6 +93,7 @@ impl Choice {
         } = *product;
         let group = weight.group_size;
         match self.rounding() {
+            Some(_) if self.trits().is_some() => trits::shaped(rows, columns, tokens, group),
             Some(_) => dot4::shaped(rows, columns, tokens, group),
             None if self.splits > 1 => {
                 super::cases::split(rows, columns, tokens, self.splits as usize)
@@ -182,6 +189,9 @@ impl Product {
 
     /// By tables of sums of activations: of bytes where activations of one byte were asked for.
     fn by_lookup(&self) -> Vec<Choice> {
+        if trits::multiplies(self.weight) {
+            return self.by_ternary_lookup();
+        }
         if !self.has_planes() {
             return Vec::new();
         }
@@ -217,6 +227,22 @@ impl Product {
             shapes.map(|constants| choice(*tables, constants))
         });
         choices.collect()
+    }
+
+    /// By tables of sums of integers, where weights are ternary.
+    fn by_ternary_lookup(&self) -> Vec<Choice> {
+        let choice = |constants: &&'static [(&'static str, u32)]| Choice {
+            kernel: &trits::KERNEL,
+            variant: Variant {
+                output: self.output,
+                weight: Some(self.weight.ty),
+                constants,
+                ..Variant::BASELINE
+            },
+            splits: 1,
+        };
+        let shapes = trits::shapes(self.bytes, self.output).iter();
+        shapes.map(choice).collect()
     }
 
     /// By cooperative matrices: the largest tile that, split along the columns if need be, leaves enough workgroups to fill a

@@ -1,4 +1,4 @@
-//! `quantize/activations`: activations as integers of one to three bytes, in blocks of 32 or 64 columns.
+//! `quantize/activations`: activations as integers of one to three bytes, in blocks of 32, 64 or 128 columns.
 //!
 //! A block's scale is the least power of two for which its largest magnitude fits, so every step but one rounding is
 //! exact and all devices agree. One byte loses up to 2^-7 of the block's largest magnitude, two 2^-15, three 2^-23.
@@ -27,7 +27,7 @@ struct Params {
 pub struct Rounding {
     /// Bytes of an integer, 1 to 3.
     pub bytes: u32,
-    /// Blocks of 32 columns that share a scale, 1 or (up to two bytes) 2.
+    /// Blocks of 32 columns that share a scale: 1, 2 (up to two bytes), or 4 (for ternary weights).
     pub span: u32,
 }
 
@@ -47,12 +47,15 @@ macro_rules! rounding {
 }
 
 /// Every rounding there is.
-pub(super) const ROUNDINGS: [Row; 5] = [
+pub(super) const ROUNDINGS: [Row; 8] = [
     rounding!(1, 1),
     rounding!(2, 1),
     rounding!(3, 1),
     rounding!(1, 2),
     rounding!(2, 2),
+    rounding!(1, 4),
+    rounding!(2, 4),
+    rounding!(3, 4),
 ];
 
 impl Rounding {

@@ -1,0 +1,251 @@
+//! `matmul/trits`: the product with few tokens of ternary weights by lookup instead of multiplication, two (TL1) or three
+//! (TL2) weights to an index ([`trits`](crate::kernels::copy::trits); bitnet.cpp, arXiv 2502.11880).
+//!
+//! Activations are integers of one to three bytes, of which 128 columns share a scale
+//! ([`activations`](crate::kernels::quantize::activations)); the sums that two or three of them have with weights of -1, 0
+//! and 1 stand in a table of nine, or of fourteen and their negatives. With s a group's scale and a the activations', 128
+//! columns give s a sum, a sum of integers and exact (below 2^30 for three bytes): what is lost is f32's rounding of that
+//! product and of the sum over units. Groups are multiples of 128 columns, or rows.
+
+use rayon::prelude::*;
+
+use super::cases::Shape;
+use super::lut::planes_of;
+use super::reference::{finished, tokens_of};
+use super::{Params, padded};
+use crate::compare::Expected;
+use crate::device::{
+    Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding, fold,
+};
+use crate::gpu::{Access, Cost};
+use crate::kernels::bounds::gamma;
+use crate::kernels::copy::planes::UNIT;
+use crate::kernels::copy::trits::{arrange, restore, takes, unit_words};
+use crate::kernels::quantize::activations::{Rounding, words};
+use crate::kernels::weights;
+use crate::tensor::{DType, Packed, WHOLE_ROW, WeightFormat};
+
+type Constants = &'static [(&'static str, u32)];
+
+/// Weights of an index, bytes of an activation, sets of 32 lanes that share tables. Four parts of the columns, whose tables fit
+/// the 16 KiB of workgroup memory that every adapter has.
+macro_rules! shape {
+    ($trits:literal trits, $bytes:literal bytes, $sets:literal sets) => {
+        &[
+            ("TRITS", $trits),
+            ("PLANES", $bytes),
+            ("SPAN", 4),
+            ("SETS", $sets),
+            ("PARTS", 4),
+        ]
+    };
+}
+
+/// By bytes less one. The first is what is taken without measurement.
+const SHAPES: [[Constants; 4]; 3] = [
+    [
+        shape!(2 trits, 1 bytes, 1 sets),
+        shape!(3 trits, 1 bytes, 1 sets),
+        shape!(2 trits, 1 bytes, 2 sets),
+        shape!(3 trits, 1 bytes, 2 sets),
+    ],
+    [
+        shape!(2 trits, 2 bytes, 1 sets),
+        shape!(3 trits, 2 bytes, 1 sets),
+        shape!(2 trits, 2 bytes, 2 sets),
+        shape!(3 trits, 2 bytes, 2 sets),
+    ],
+    [
+        shape!(2 trits, 3 bytes, 1 sets),
+        shape!(3 trits, 3 bytes, 1 sets),
+        shape!(2 trits, 3 bytes, 2 sets),
+        shape!(3 trits, 3 bytes, 2 sets),
+    ],
+];
+
+/// Shapes for activations of so many bytes; none for f16 results of three, which stand for f32.
+pub(super) fn shapes(bytes: u32, output: DType) -> &'static [Constants] {
+    let all = &SHAPES[bytes as usize - 1];
+    match (output, bytes) {
+        (DType::F16, 3) => &[],
+        _ => all,
+    }
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "matmul/trits",
+    source: include_str!("../../../shaders/matmul/trits.wgsl"),
+    bindings: BINDINGS,
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[],
+    variants,
+    groups: |args| {
+        let p: Params = args.parameters();
+        let rows = 32 * args.variant.constant("SETS");
+        fold(p.rows.div_ceil(rows) as usize * p.tokens as usize)
+    },
+    cost,
+    reference,
+    cpu: None,
+    cases,
+    random,
+};
+
+const BINDINGS: &[Binding] = &[
+    binding("x_codes", Access::Read, Element::Is(DType::U32)),
+    binding("x_scales", Access::Read, Element::Is(DType::F32)),
+    binding("trits", Access::Read, Element::Is(DType::U32)),
+    binding("scales", Access::Read, Element::Is(DType::U32)),
+    binding("bias", Access::Read, Element::Is(DType::F32)),
+    binding("result", Access::ReadWrite, Element::Output),
+];
+
+fn variants() -> Vec<Variant> {
+    let typed = weights::one_per_type().into_iter();
+    let typed = typed.filter(|variant| variant.weight.is_some_and(takes));
+    let with = |base: Variant| {
+        let mut all = Vec::new();
+        for output in [DType::F32, DType::F16] {
+            let shapes = (1..=3).flat_map(|bytes| shapes(bytes, output));
+            all.extend(shapes.map(|constants| Variant {
+                output,
+                constants,
+                ..base.clone()
+            }));
+        }
+        all
+    };
+    typed.flat_map(with).collect()
+}
+
+/// Whether the kernel multiplies weights of this format.
+pub(super) fn multiplies(format: WeightFormat) -> bool {
+    let group = format.group_size;
+    takes(format.ty) && (group == WHOLE_ROW || (group as usize).is_multiple_of(UNIT))
+}
+
+fn cost(args: &Args<'_>) -> Cost {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (f64::from(p.rows), f64::from(p.columns), f64::from(p.tokens));
+    let constant = |name| args.variant.constant(name);
+    let units = p.columns.div_ceil(UNIT as u32) as usize;
+    let words = units * unit_words(constant("TRITS") as usize) + p.layout.scale_words as usize;
+    let results = args.tensors[5].dtype.size() as f64 * tokens * rows;
+    Cost {
+        operations: 2.0 * rows * columns * tokens,
+        bytes: 4.0 * rows * words as f64
+            + f64::from(constant("PLANES")) * tokens * columns
+            + results,
+    }
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
+    let (row_start, token_start) = (p.row_start as usize, p.token_start as usize);
+    let scaled = planes_of(args);
+    let (indices, all) = (args.tensors[2].words, (scaled.rows, columns));
+    let trits = args.variant.constant("TRITS") as usize;
+    let weight = Packed {
+        codes: restore(indices, scaled.format, all, trits).codes,
+        ..scaled
+    };
+    let x = tokens_of(
+        &args.tensors[0],
+        &args.tensors[1],
+        token_start..token_start + tokens,
+        columns,
+        Rounding::of(args.variant),
+    );
+    // Per unit: the integer's conversion and two products; then the sums over units and parts.
+    let relative = gamma(columns.div_ceil(UNIT) + 16);
+    let sums: Vec<Vec<(f64, f64)>> = (row_start..row_start + rows)
+        .into_par_iter()
+        .map(|row| {
+            let mut decoded = vec![0.0; columns];
+            weight.decode_row(row, &mut decoded);
+            let of_token = |line: &[f64]| {
+                let products = line.iter().zip(&decoded);
+                let products = products.map(|(x, weight)| x * f64::from(*weight));
+                products.fold((0.0, 0.0), |(sum, size), product| {
+                    (sum + product, size + product.abs())
+                })
+            };
+            x.chunks(columns).map(of_token).collect()
+        })
+        .collect();
+    finished(args, &sums, relative)
+}
+
+/// A case of that shape.
+pub(super) fn shaped(rows: usize, columns: usize, tokens: usize, group: u32) -> Case {
+    noted(rows, columns, tokens, group, "")
+}
+
+fn noted(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static str) -> Case {
+    let shape = Shape {
+        rows,
+        columns,
+        tokens,
+        group,
+        note,
+        splits: 1,
+    };
+    Case::new(shape.label(), move |variant: &Variant| {
+        let (params, x, rest) = shape.data(variant);
+        let format = WeightFormat {
+            ty: variant.weight.expect("a variant names its weight"),
+            group_size: group,
+        };
+        let mut codes = rest[0].words.clone();
+        if note == ",largest" {
+            // All weights 1.
+            codes.fill(0xaaaa_aaaa);
+        }
+        let rows = (params.row_start + params.rows) as usize;
+        let packed = Packed {
+            codes,
+            ..Packed::zeros(format, rows, columns)
+        };
+        let indices = arrange(&packed, variant.constant("TRITS") as usize);
+        let (x_codes, x_scales) = words(&x, columns, Rounding::of(variant));
+        let before = vec![
+            HostTensor::from_u32(&[x_codes.len()], &x_codes),
+            HostTensor::from_f32(DType::F32, &[x_scales.len()], &x_scales),
+            HostTensor::from_u32(&[indices.len()], &indices),
+        ];
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: [before, rest[1..].to_vec()].concat(),
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    let group = [WHOLE_ROW, 128, 256, 512][sizes.between(4, 0, 3)];
+    let columns = padded(sizes.between(1, 1, 1300)) - sizes.between(2, 0, 3);
+    let (rows, tokens) = (sizes.between(0, 1, 100), sizes.between(3, 1, 5));
+    shaped(rows, columns, tokens, group)
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        shaped(5, 97, 1, WHOLE_ROW),
+        // The last group is 8 columns.
+        shaped(33, 1160, 2, 128),
+        shaped(70, 576, 3, 256),
+        shaped(1, 4, 1, 128),
+        noted(37, 64, 5, WHOLE_ROW, ",window"),
+        noted(37, 64, 2, WHOLE_ROW, ",bias"),
+        noted(37, 64, 2, WHOLE_ROW, ",add"),
+        noted(37, 64, 2, WHOLE_ROW, ",gate"),
+        noted(9, 70, 1, WHOLE_ROW, ",nan"),
+        noted(9, 64, 1, WHOLE_ROW, ",zeros"),
+        noted(9, 256, 1, WHOLE_ROW, ",largest"),
+        // A product of a Llama-3.1-8B.
+        shaped(14_336, 4096, 1, 128)
+            .bench()
+            .only(|variant| variant.output == DType::F32),
+    ]
+}
