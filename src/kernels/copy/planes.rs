@@ -5,6 +5,7 @@
 //! `4q + i` is bit `8i + q`, so that a nibble is four columns four apart. Rows and columns beyond the end are zero bits.
 
 use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
 
 use crate::compare::Expected;
 use crate::device::{
@@ -106,15 +107,20 @@ pub fn arrange(packed: &Packed) -> Vec<u32> {
     let bits = packed.format.ty.bits as usize;
     let units = columns.div_ceil(UNIT);
     let mut planes = vec![0; words(rows, columns, bits)];
-    for row in 0..rows {
-        for column in 0..columns {
-            let (code, within) = (packed.code(row, column), column % BLOCK);
-            for plane in 0..bits {
-                let at = place(row, column / UNIT, plane, units, bits) + column % UNIT / BLOCK;
-                planes[at] |= (code >> plane & 1) << (8 * (within % 4) + within / 4);
+    let per_tile = units * bits * TILE * 4;
+    let tiles = planes.par_chunks_mut(per_tile.max(1)).enumerate();
+    tiles.for_each(|(tile, planes)| {
+        for row in tile * TILE..rows.min((tile + 1) * TILE) {
+            for column in 0..columns {
+                let (code, within) = (packed.code(row, column), column % BLOCK);
+                for plane in 0..bits {
+                    let unit = place(row % TILE, column / UNIT, plane, units, bits);
+                    let at = unit + column % UNIT / BLOCK;
+                    planes[at] |= (code >> plane & 1) << (8 * (within % 4) + within / 4);
+                }
             }
         }
-    }
+    });
     planes
 }
 

@@ -12,6 +12,7 @@
 //! Columns and rows beyond the end are weights of 0. Codes of 3, which stand for 0, come back as 1: all others as they were.
 
 use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
 
 use super::planes::{TILE, UNIT};
 use crate::compare::Expected;
@@ -147,9 +148,12 @@ pub fn arrange(packed: &Packed, trits: usize) -> Vec<u32> {
             0
         }
     };
-    for row in 0..rows.next_multiple_of(TILE) {
-        for unit in 0..units {
-            let first = start(row, unit, units, trits);
+    let per_tile = units * unit_words(trits) * TILE;
+    let tiles = result.par_chunks_mut(per_tile.max(1)).enumerate();
+    tiles.for_each(|(tile, result)| {
+        for (within, unit) in (0..TILE).flat_map(|row| (0..units).map(move |unit| (row, unit))) {
+            let row = tile * TILE + within;
+            let first = start(within, unit, units, trits);
             for place in 0..UNIT.div_ceil(trits) {
                 let each = (0..trits).map(|i| weight(row, unit, place * trits + i));
                 let value = each.fold(0, |sum, weight| 3 * sum + weight);
@@ -161,7 +165,7 @@ pub fn arrange(packed: &Packed, trits: usize) -> Vec<u32> {
                 }
             }
         }
-    }
+    });
     result
 }
 

@@ -219,9 +219,11 @@ impl Product {
             };
             return lut8::SHAPES.into_iter().map(choice).collect();
         }
-        // Tables in f32 lose nothing; those in f16 are for activations that were rounded already.
-        let types = [DType::F32, self.activation];
-        let types = &types[..1 + usize::from(self.activation == DType::F16)];
+        // Tables in f32 lose nothing; those in f16 are for activations that were rounded already, and hold four tokens.
+        let types: &[DType] = match self.activation {
+            DType::F16 => &[DType::F16, DType::F32],
+            _ => &[DType::F32],
+        };
         let choices = types.iter().flat_map(|tables| {
             let shapes = lut::shapes(self.weight.ty, *tables, self.tokens);
             shapes.map(|constants| choice(*tables, constants))
