@@ -144,6 +144,16 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
     ("attention/causal", "mine <= position)", "mine < position)"),
     ("attention/causal", "sums[slot] * correction", "sums[slot]"),
     ("gate/silu", "exp(-g)", "exp(g)"),
+    ("gate/silu_grad", "1.0 + g * (1.0 - sigmoid)", "1.0"),
+    ("norm/rms_grad", "- x[at] * pull", ""),
+    ("norm/gain_grad", "share < SHARES", "share < SHARES - 1u"),
+    ("loss/cross_entropy_grad", "exp(logit) - one", "exp(logit)"),
+    (
+        "embed/scatter",
+        "place < starts[row + 1u]",
+        "place + 1u < starts[row + 1u]",
+    ),
+    ("copy/cast", "* params.factor", "* 1.0"),
     ("residual/add", "+= f32", "= f32"),
     ("loss/logsumexp", "maximum + log(sum)", "log(sum)"),
     (

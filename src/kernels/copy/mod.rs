@@ -1,5 +1,6 @@
 //! The same numbers in another place.
 
+pub mod cast;
 pub mod pad;
 pub mod planes;
 pub mod rows;

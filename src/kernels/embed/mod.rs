@@ -1,3 +1,4 @@
 //! Embedding tables.
 
 pub mod gather;
+pub mod scatter;

@@ -1,3 +1,4 @@
 //! Gated activations.
 
 pub mod silu;
+pub mod silu_grad;

@@ -1,5 +1,6 @@
 //! Losses over the vocabulary.
 
 pub mod argmax;
+pub mod cross_entropy_grad;
 pub mod divergence;
 pub mod logsumexp;

@@ -1,0 +1,151 @@
+//! `copy/cast`: values times a factor in another type: gradients on their way into products of f16, which are scaled so that
+//! small ones are not lost.
+
+use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
+
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::kernels::bounds::storing;
+use crate::tensor::DType;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    count: u32,
+    factor: f32,
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "copy/cast",
+    source: include_str!("../../../shaders/copy/cast.wgsl"),
+    bindings: &[
+        binding("x", Access::Read, Element::Activation),
+        binding("result", Access::Write, Element::Output),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 64.0)],
+    variants: || {
+        let pairs = [
+            (DType::F32, DType::F32),
+            (DType::F32, DType::F16),
+            (DType::F16, DType::F32),
+        ];
+        let variant = |(activation, output)| Variant {
+            activation,
+            output,
+            ..Variant::BASELINE
+        };
+        pairs.map(variant).to_vec()
+    },
+    groups: |args| fold(args.tensors[0].len().div_ceil(64)),
+    cost: |args| {
+        let [x, result] = [0, 1].map(|index| args.tensors[index]);
+        Cost {
+            operations: x.len() as f64,
+            bytes: (x.len() * (x.dtype.size() + result.dtype.size())) as f64,
+        }
+    },
+    reference,
+    cpu: Some(cpu),
+    cases,
+    random,
+};
+
+/// A new tensor of `x`'s shape: its values times `factor`, in type `output`.
+pub fn scaled(device: &Device, x: &Tensor, factor: f32, output: DType) -> Result<Tensor> {
+    let result = device.allocate(output, x.shape(), "a copy")?;
+    let params = Params {
+        count: x.len() as u32,
+        factor,
+    };
+    device.run(&Call {
+        kernel: &KERNEL,
+        variant: Variant {
+            activation: x.dtype(),
+            output,
+            ..Variant::BASELINE
+        },
+        parameters: bytemuck::bytes_of(&params),
+        tensors: &[x, &result],
+    })?;
+    Ok(result)
+}
+
+/// `x` in type `output`: itself if it has that type.
+pub fn cast(device: &Device, x: &Tensor, output: DType) -> Result<Tensor> {
+    if x.dtype() == output {
+        return Ok(x.clone());
+    }
+    scaled(device, x, 1.0, output)
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let mut expected = Expected::default();
+    for value in args.tensors[0].to_f64() {
+        let value = value * f64::from(p.factor);
+        expected.push(value, storing(args.variant.output, value));
+    }
+    vec![expected]
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let mut values = args.tensors[0].to_f32();
+    values
+        .par_iter_mut()
+        .with_min_len(1 << 14)
+        .for_each(|value| *value *= p.factor);
+    outputs.store(0, 0, &values);
+}
+
+fn case(count: usize, factor: f32, note: &'static str) -> Case {
+    let label = format!("count={count},factor={factor}{note}");
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(36);
+        let mut x = random.values(count, 2.0);
+        match note {
+            ",infinity" => x[0] = f32::NEG_INFINITY,
+            ",nan" => x[0] = f32::NAN,
+            _ => {}
+        }
+        let params = Params {
+            count: count as u32,
+            factor,
+        };
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(variant.activation, &[count], &x),
+                HostTensor::zeros(variant.output, &[count]),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(
+        sizes.between(0, 1, 70) * sizes.between(1, 1, 70),
+        [1.0, 0.125, 1000.0][sizes.between(2, 0, 2)],
+        "",
+    )
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        case(1, 1.0, ""),
+        case(1001, 0.125, ""),
+        case(1001, 3.0, ""),
+        case(5, 1.0, ",infinity"),
+        case(5, 1.0, ",nan"),
+        case(4_200_001, 1.0, "").only(|variant| variant.output == DType::F32),
+        case(2048 * 4096, 1.0, "").bench(),
+    ]
+}

@@ -1,0 +1,176 @@
+//! `gate/silu_grad`: the gradients of [`gate/silu`](super::silu) at its two factors. With s = 1 / (1 + exp(-gate)):
+//! grad * up * s (1 + gate (1 - s)) and grad * gate s.
+
+use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
+
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::kernels::bounds::{U, storing};
+use crate::tensor::DType;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    count: u32,
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "gate/silu_grad",
+    source: include_str!("../../../shaders/gate/silu_grad.wgsl"),
+    bindings: &[
+        binding("gate", Access::Read, Element::Activation),
+        binding("up", Access::Read, Element::Activation),
+        binding("grad", Access::Read, Element::Is(DType::F32)),
+        binding("gate_grad", Access::Write, Element::Activation),
+        binding("up_grad", Access::Write, Element::Activation),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[("WORKGROUP", 64.0)],
+    variants: || {
+        let half = Variant {
+            activation: DType::F16,
+            output: DType::F16,
+            ..Variant::BASELINE
+        };
+        vec![Variant::BASELINE, half]
+    },
+    groups: |args| fold(args.tensors[0].len().div_ceil(64)),
+    cost: |args| {
+        let values = args.tensors[0].len() as f64;
+        Cost {
+            operations: 14.0 * values,
+            bytes: values * (4 + 4 * args.tensors[0].dtype.size()) as f64,
+        }
+    },
+    reference,
+    cpu: Some(cpu),
+    cases,
+    random,
+};
+
+/// The gradients of `gate` and `up`, in their type, from those of silu(gate) * up in f32; all of one shape.
+pub fn silu_grad(
+    device: &Device,
+    gate: &Tensor,
+    up: &Tensor,
+    grad: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let new = || device.allocate(gate.dtype(), gate.shape(), "a gradient");
+    let (gate_grad, up_grad) = (new()?, new()?);
+    let params = Params {
+        count: gate.len() as u32,
+    };
+    device.run(&Call {
+        kernel: &KERNEL,
+        variant: Variant {
+            activation: gate.dtype(),
+            output: gate.dtype(),
+            ..Variant::BASELINE
+        },
+        parameters: bytemuck::bytes_of(&params),
+        tensors: &[gate, up, grad, &gate_grad, &up_grad],
+    })?;
+    Ok((gate_grad, up_grad))
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let (gate, up) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
+    let grad = args.tensors[2].to_f64();
+    let dtype = args.variant.activation;
+    let (mut of_gate, mut of_up) = (Expected::default(), Expected::default());
+    for ((gate, up), grad) in gate.iter().zip(&up).zip(&grad) {
+        let sigmoid = 1.0 / (1.0 + (-gate).exp());
+        // As of silu: exp is off by (3 + 2 |x|) ulp, and a division by more than 2^126 may give zero.
+        let relative = if *gate < -87.0 {
+            1.0
+        } else {
+            (20.0 + 6.0 * gate.abs().min(100.0)) * U
+        };
+        let slope = sigmoid * (1.0 + gate * (1.0 - sigmoid));
+        // 1 - s is as exact as s is, and what it is multiplied by may cancel the 1.
+        let rest = (gate * sigmoid).abs();
+        let slope_bound = relative * (slope.abs() + sigmoid + rest * (1.0 + sigmoid));
+        let value = grad * up * slope;
+        of_gate.push(
+            value,
+            (grad * up).abs() * slope_bound + storing(dtype, value),
+        );
+        let value = grad * gate * sigmoid;
+        of_up.push(value, relative * value.abs() + storing(dtype, value));
+    }
+    vec![of_gate, of_up]
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let (mut gate, mut up) = (args.tensors[0].to_f32(), args.tensors[1].to_f32());
+    let grad = args.tensors[2].to_f32();
+    gate.par_iter_mut()
+        .with_min_len(1 << 12)
+        .zip(&mut up)
+        .zip(&grad)
+        .for_each(|((gate, up), grad)| {
+            let (g, u) = (*gate, *up);
+            let sigmoid = 1.0 / (1.0 + (-g).exp());
+            *gate = grad * u * (sigmoid * (1.0 + g * (1.0 - sigmoid)));
+            *up = grad * (g * sigmoid);
+        });
+    outputs.store(0, 0, &gate);
+    outputs.store(1, 0, &up);
+}
+
+fn case(count: usize, scale: f32, note: &'static str) -> Case {
+    let label = format!("count={count},scale={scale}{note}");
+    Case::new(label, move |variant: &Variant| {
+        let mut random = Random::new(33);
+        let mut gate = random.values(count, scale);
+        let mut grad = random.values(count, 1.0);
+        match note {
+            ",zeros" => gate.fill(0.0),
+            ",infinity" => grad[0] = f32::INFINITY,
+            ",nan" => gate[0] = f32::NAN,
+            _ => {}
+        }
+        let dtype = variant.activation;
+        CaseData {
+            parameters: bytemuck::bytes_of(&Params {
+                count: count as u32,
+            })
+            .to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(dtype, &[count], &gate),
+                HostTensor::from_f32(dtype, &[count], &random.values(count, 2.0)),
+                HostTensor::from_f32(DType::F32, &[count], &grad),
+                HostTensor::zeros(dtype, &[count]),
+                HostTensor::zeros(dtype, &[count]),
+            ],
+        }
+    })
+}
+
+fn random(sizes: &Sizes) -> Case {
+    case(
+        sizes.between(0, 1, 70) * sizes.between(1, 1, 70),
+        [0.1, 4.0, 80.0][sizes.between(2, 0, 2)],
+        "",
+    )
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        case(1, 1.0, ""),
+        case(1001, 4.0, ""),
+        case(255, 80.0, ""),
+        case(64, 1.0, ",zeros"),
+        case(3, 1.0, ",infinity"),
+        case(3, 1.0, ",nan"),
+        case(4_200_001, 2.0, "").only(|variant| variant.activation == DType::F32),
+        case(2048 * 14_336, 2.0, "").bench(),
+    ]
+}

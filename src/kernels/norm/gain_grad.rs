@@ -1,0 +1,175 @@
+//! `norm/gain_grad`: the gradient of a normalization's gain, result[c] = sum_r grad[r, c] x[r, c] scales[r], with the scales
+//! that [`norm/rms_grad`](super::rms_grad) leaves. Added in a fixed order; it may be added to a gradient that stands there.
+
+use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
+
+use crate::compare::Expected;
+use crate::device::{
+    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
+    Tensor, Variant, binding, fold,
+};
+use crate::error::Result;
+use crate::gpu::{Access, Cost};
+use crate::kernels::bounds::{gamma, storing};
+use crate::tensor::DType;
+
+/// Columns of a workgroup, as in the shader.
+const COLUMNS: u32 = 32;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    columns: u32,
+    accumulate: u32,
+}
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "norm/gain_grad",
+    source: include_str!("../../../shaders/norm/gain_grad.wgsl"),
+    bindings: &[
+        binding("x", Access::Read, Element::Is(DType::F32)),
+        binding("scales", Access::Read, Element::Is(DType::F32)),
+        binding("grad", Access::Read, Element::Is(DType::F32)),
+        binding("result", Access::ReadWrite, Element::Is(DType::F32)),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[],
+    variants: || vec![Variant::BASELINE],
+    groups: |args| fold(args.parameters::<Params>().columns.div_ceil(COLUMNS) as usize),
+    cost: |args| {
+        let values = args.tensors[0].len() as f64;
+        Cost {
+            operations: 3.0 * values,
+            bytes: 8.0 * values,
+        }
+    },
+    reference,
+    cpu: Some(cpu),
+    cases,
+    random,
+};
+
+/// Adds the gradient of the gain to `result`, f32 (columns), or writes it there: from the rows `x`, their scales and the
+/// gradient of the normalized rows, f32 (rows, columns), (rows) and (rows, columns).
+pub fn gain_grad(
+    device: &Device,
+    (x, scales): (&Tensor, &Tensor),
+    grad: &Tensor,
+    result: &Tensor,
+    accumulate: bool,
+) -> Result<()> {
+    let params = Params {
+        rows: scales.len() as u32,
+        columns: result.len() as u32,
+        accumulate: u32::from(accumulate),
+    };
+    device.run(&Call {
+        kernel: &KERNEL,
+        variant: Variant::BASELINE,
+        parameters: bytemuck::bytes_of(&params),
+        tensors: &[x, scales, grad, result],
+    })
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let (rows, columns) = (p.rows as usize, p.columns as usize);
+    let (x, scales) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
+    let grad = args.tensors[2].to_f64();
+    let mut expected = Expected::default();
+    for column in 0..columns {
+        let term = |row: usize| {
+            let at = row * columns + column;
+            grad[at] * x[at] * scales[row]
+        };
+        let before = if p.accumulate == 1 {
+            args.tensors[3].get(column)
+        } else {
+            0.0
+        };
+        let value = (0..rows).map(term).sum::<f64>() + before;
+        let magnitude = (0..rows).map(|row| term(row).abs()).sum::<f64>() + before.abs();
+        expected.push(
+            value,
+            gamma(rows + 4) * magnitude + storing(DType::F32, value),
+        );
+    }
+    vec![expected]
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let columns = p.columns as usize;
+    let (x, scales) = (args.tensors[0].to_f32(), args.tensors[1].to_f32());
+    let grad = args.tensors[2].to_f32();
+    let mut sums = if p.accumulate == 1 {
+        outputs.load(0, 0, columns)
+    } else {
+        vec![0.0; columns]
+    };
+    sums.par_iter_mut()
+        .with_min_len(64)
+        .enumerate()
+        .for_each(|(column, sum)| {
+            for (row, scale) in scales.iter().enumerate() {
+                let at = row * columns + column;
+                *sum += grad[at] * (x[at] * scale);
+            }
+        });
+    outputs.store(0, 0, &sums);
+}
+
+fn case(rows: usize, columns: usize, note: &'static str) -> Case {
+    Case::new(
+        format!("rows={rows},columns={columns}{note}"),
+        move |_: &Variant| {
+            let mut random = Random::new(32);
+            let mut grad = random.values(rows * columns, 1.0);
+            match note {
+                ",zeros" => grad.fill(0.0),
+                ",infinity" => grad[columns / 2] = f32::INFINITY,
+                ",nan" => grad[columns - 1] = f32::NAN,
+                _ => {}
+            }
+            let params = Params {
+                rows: rows as u32,
+                columns: columns as u32,
+                accumulate: u32::from(note == ",accumulate"),
+            };
+            let mut host = |shape: &[usize]| {
+                let values = random.values(shape.iter().product(), 2.0);
+                HostTensor::from_f32(DType::F32, shape, &values)
+            };
+            CaseData {
+                parameters: bytemuck::bytes_of(&params).to_vec(),
+                tensors: vec![
+                    host(&[rows, columns]),
+                    host(&[rows]),
+                    HostTensor::from_f32(DType::F32, &[rows, columns], &grad),
+                    host(&[columns]),
+                ],
+            }
+        },
+    )
+}
+
+fn random(sizes: &Sizes) -> Case {
+    let note = ["", ",accumulate"][sizes.between(2, 0, 1)];
+    case(sizes.between(0, 1, 200), sizes.between(1, 1, 300), note)
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        case(13, 97, ""),
+        case(1, 1, ""),
+        case(7, 64, ",accumulate"),
+        case(1021, 33, ""),
+        case(5, 40, ",zeros"),
+        case(5, 40, ",infinity"),
+        case(5, 40, ",nan"),
+        case(2048, 4096, "").bench(),
+    ]
+}
