@@ -2,6 +2,7 @@
 //!
 //! GPU trials need an adapter. Without one they are listed as ignored, or fail where `LOPPER_REQUIRE_GPU=1` is set.
 
+mod attention_gradients;
 mod canary;
 mod cli;
 mod cli_bad_input;
@@ -46,6 +47,7 @@ fn main() {
     trials.extend(recipes::trials());
     trials.extend(layers::trials());
     trials.extend(gradients::trials());
+    trials.extend(attention_gradients::trials());
     trials.extend(integers::trials());
     trials.extend(lut::trials());
     trials.extend(trits::trials());

@@ -1,0 +1,298 @@
+//! The backward pass of causal attention over whole sequences, in three kernels that store no score matrix: the softmax's
+//! weights are computed again from each token's log-sum-exp (Dao 2023, FlashAttention-2, arXiv 2307.08691, algorithm 2).
+//! With p the weights, dp = d_out v and delta = d_out · out, the scores' gradient is p (dp - delta).
+//!
+//! Keys and values get theirs from a kernel of their own, owned by key, so that nothing is added atomically and every run
+//! gives the same bits: the scores are computed three times in all.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::causal::Heads;
+use super::{key_value_grad, query_grad, statistics};
+use crate::device::{Args, Call, Device, Kernel, Tensor, Variant};
+use crate::error::Result;
+use crate::gpu::Cost;
+use crate::kernels::bounds::{U, gamma};
+use crate::tensor::DType;
+
+/// Heads of up to DIM columns; rows that a workgroup owns, rows it passes by at a time, and how many of its rows each
+/// invocation scores: what workgroup memory holds everywhere.
+const SHAPES: [&[(&str, u32)]; 3] = [
+    &[("DIM", 64), ("OWNERS", 16), ("STREAMED", 8), ("PER", 2)],
+    &[("DIM", 128), ("OWNERS", 8), ("STREAMED", 4), ("PER", 1)],
+    &[("DIM", 256), ("OWNERS", 4), ("STREAMED", 2), ("PER", 1)],
+];
+
+/// Parameters of all three: a tile is so many tokens of a sequence, or places of its cache, as a workgroup owns.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(super) struct Params {
+    pub(super) tiles: u32,
+    pub(super) tile_start: u32,
+    pub(super) tokens_per_sequence: u32,
+    pub(super) heads: u32,
+    pub(super) kv_heads: u32,
+    pub(super) head_dim: u32,
+    pub(super) capacity: u32,
+    pub(super) scale: f32,
+}
+
+/// The gradients of attention over whole sequences that no cache continues: (query's, key's, value's), each of its shape and
+/// the type of `query`.
+///
+/// `query`, the forward `result` and its gradient `grad` are (tokens, heads, head_dim), the tokens of a sequence in a row and
+/// of each sequence as many; `key` and `value` are caches of (sequences, capacity, kv_heads, head_dim) that hold the tokens
+/// from their first place on. Their gradients are zero behind them. All five have one type, f32 or f16.
+pub fn backward(
+    device: &Device,
+    query: &Tensor,
+    (key, value): (&Tensor, &Tensor),
+    (result, grad): (&Tensor, &Tensor),
+    heads: Heads,
+    sequences: usize,
+    capacity: usize,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let dtype = query.dtype();
+    let width = heads.query * heads.dim;
+    let tokens = query.len() / width;
+    let each = tokens / sequences;
+    assert_eq!(
+        tokens,
+        sequences * each,
+        "sequences have one number of tokens"
+    );
+    assert!(each <= capacity, "the cache holds every token");
+    let variant = variant(dtype, heads.dim);
+    let owners = variant.constant("OWNERS") as usize;
+    let known = device.allocate(DType::F32, &[tokens, heads.query, 2], "statistics")?;
+    let query_grad = device.allocate(dtype, query.shape(), "gradient of queries")?;
+    let key_grad = device.allocate(dtype, key.shape(), "gradient of keys")?;
+    let value_grad = device.allocate(dtype, value.shape(), "gradient of values")?;
+    let token_tiles = sequences * each.div_ceil(owners);
+    let cache_tiles = sequences * capacity.div_ceil(owners);
+    let passes: [(&'static Kernel, usize, f64, Vec<&Tensor>); 3] = [
+        (
+            &statistics::KERNEL,
+            token_tiles,
+            2.0,
+            vec![query, key, result, grad, &known],
+        ),
+        (
+            &query_grad::KERNEL,
+            token_tiles,
+            6.0,
+            vec![query, key, value, grad, &known, &query_grad],
+        ),
+        (
+            &key_value_grad::KERNEL,
+            cache_tiles,
+            8.0,
+            vec![query, key, value, grad, &known, &key_grad, &value_grad],
+        ),
+    ];
+    for (kernel, tiles, operations, tensors) in passes {
+        // No row is paired with more than all of the sequence.
+        let operations = operations * (owners * width * each) as f64;
+        let step = ((device.call_limit().operations / operations) as usize).max(1);
+        for start in (0..tiles).step_by(step) {
+            let params = Params {
+                tiles: step.min(tiles - start) as u32,
+                tile_start: start as u32,
+                tokens_per_sequence: each as u32,
+                heads: heads.query as u32,
+                kv_heads: heads.kv as u32,
+                head_dim: heads.dim as u32,
+                capacity: capacity as u32,
+                scale: 1.0 / (heads.dim as f32).sqrt(),
+            };
+            device.run(&Call {
+                kernel,
+                variant: variant.clone(),
+                parameters: bytemuck::bytes_of(&params),
+                tensors: &tensors,
+            })?;
+        }
+    }
+    Ok((query_grad, key_grad, value_grad))
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let with = |dtype| SHAPES.map(|constants| shaped(dtype, constants));
+    [with(DType::F32), with(DType::F16)].concat()
+}
+
+/// The variant for heads of so many columns, at most [`MAX_HEAD_DIM`](super::causal::MAX_HEAD_DIM).
+fn variant(dtype: DType, head_dim: usize) -> Variant {
+    let fits = |constants: &&&[(&str, u32)]| head_dim <= constants[0].1 as usize;
+    let constants = SHAPES.iter().find(fits).expect("heads have a largest size");
+    shaped(dtype, constants)
+}
+
+fn shaped(dtype: DType, constants: &'static [(&'static str, u32)]) -> Variant {
+    Variant {
+        activation: dtype,
+        output: dtype,
+        constants,
+        ..Variant::BASELINE
+    }
+}
+
+/// Cost of `operations` a column for each pair of a query and a key that it sees.
+pub(super) fn cost(args: &Args<'_>, operations: f64) -> Cost {
+    let p: Params = args.parameters();
+    let owners = f64::from(args.variant.constant("OWNERS"));
+    let pairs = f64::from(p.tiles) * owners * f64::from(p.tokens_per_sequence) / 2.0;
+    let columns = pairs * f64::from(p.heads) * f64::from(p.head_dim);
+    Cost {
+        operations: operations * columns,
+        // Two rows pass by for all that a workgroup owns.
+        bytes: 2.0 * columns * args.variant.activation.size() as f64 / owners,
+    }
+}
+
+/// The rows of a call's tiles: (sequence, place in it), where a sequence has `length` rows.
+pub(super) fn owned(args: &Args<'_>, length: u32) -> Vec<(usize, usize)> {
+    let p: Params = args.parameters();
+    let (length, owners) = (length as usize, args.variant.constant("OWNERS") as usize);
+    let in_sequence = length.div_ceil(owners);
+    let tiles = p.tile_start as usize..(p.tile_start + p.tiles) as usize;
+    let rows = |tile: usize| {
+        let first = tile % in_sequence * owners;
+        (first..length.min(first + owners)).map(move |row| (tile / in_sequence, row))
+    };
+    tiles.flat_map(rows).collect()
+}
+
+impl Params {
+    /// Where a head of a token starts, in elements.
+    pub(super) fn token(&self, (sequence, place): (usize, usize), head: usize) -> usize {
+        self.row((sequence, place), head) * self.head_dim as usize
+    }
+
+    /// The row of (all tokens, heads) of a head of a token.
+    pub(super) fn row(&self, (sequence, place): (usize, usize), head: usize) -> usize {
+        (sequence * self.tokens_per_sequence as usize + place) * self.heads as usize + head
+    }
+
+    /// Where a key-value head of a place in a sequence's cache starts, in elements.
+    pub(super) fn place(&self, (sequence, place): (usize, usize), kv_head: usize) -> usize {
+        let row = sequence * self.capacity as usize + place;
+        (row * self.kv_heads as usize + kv_head) * self.head_dim as usize
+    }
+
+    /// Query heads of one key-value head.
+    pub(super) fn group(&self) -> usize {
+        (self.heads / self.kv_heads) as usize
+    }
+}
+
+/// The sum of products and that of their magnitudes.
+pub(super) fn dot_reference(a: &[f64], b: &[f64]) -> (f64, f64) {
+    let (mut sum, mut magnitude) = (0.0, 0.0);
+    for (a, b) in a.iter().zip(b) {
+        sum += a * b;
+        magnitude += (a * b).abs();
+    }
+    (sum, magnitude)
+}
+
+/// The inputs of a gradient kernel, in f64.
+pub(super) struct Inputs {
+    pub(super) p: Params,
+    pub(super) query: Vec<f64>,
+    pub(super) key: Vec<f64>,
+    pub(super) value: Vec<f64>,
+    pub(super) grad: Vec<f64>,
+    statistics: Vec<f64>,
+}
+
+/// What a head of a token and a key make, each with its error.
+pub(super) struct Pair {
+    /// The softmax's weight.
+    pub(super) weight: (f64, f64),
+    /// The gradient of the score.
+    pub(super) score_grad: (f64, f64),
+}
+
+impl Inputs {
+    pub(super) fn new(args: &Args<'_>) -> Self {
+        let read = |binding: usize| args.tensors[binding].to_f64();
+        Self {
+            p: args.parameters(),
+            query: read(0),
+            key: read(1),
+            value: read(2),
+            grad: read(3),
+            statistics: read(4),
+        }
+    }
+
+    /// A token's head beside the key at `place` of its sequence.
+    ///
+    /// An error d in a score, which is that of its sum of products, changes its weight by a factor exp(d); the exponent's
+    /// subtraction is off by half an ulp of it, and exp by (3 + 2 |x|) ulp and what is flushed to zero. The score's gradient
+    /// is a product, off by what either factor is off.
+    pub(super) fn pair(&self, token: (usize, usize), head: usize, place: usize) -> Pair {
+        let p = &self.p;
+        let (columns, scale) = (p.head_dim as usize, f64::from(p.scale));
+        let (at, row) = (p.token(token, head), p.row(token, head));
+        let there = p.place((token.0, place), head / p.group());
+        let (here, there) = (at..at + columns, there..there + columns);
+        let (score, magnitude) = dot_reference(&self.query[here.clone()], &self.key[there.clone()]);
+        let score_error = scale * gamma(columns + 2) * magnitude;
+        let exponent = score * scale - self.statistics[2 * row];
+        let weight = exponent.exp();
+        let flushed = f64::from(f32::MIN_POSITIVE);
+        let relative = 2.0 * (score_error + (8.0 + 6.0 * exponent.abs().min(100.0)) * U);
+        let weight_error = relative * weight + flushed;
+        let (weight_grad, magnitude) = dot_reference(&self.grad[here], &self.value[there]);
+        let delta = self.statistics[2 * row + 1];
+        let difference = weight_grad - delta;
+        let difference_error =
+            gamma(columns) * magnitude + 2.0 * U * (weight_grad.abs() + delta.abs());
+        let score_grad = weight * difference;
+        let error = weight_error * difference.abs()
+            + (weight + weight_error) * difference_error
+            + 2.0 * U * score_grad.abs()
+            + flushed;
+        Pair {
+            weight: (weight, weight_error),
+            score_grad: (score_grad, error),
+        }
+    }
+}
+
+/// Adds the products of a factor, off by its error, with a row of numbers to sums and their bounds, of `terms` in all.
+pub(super) fn add_reference(
+    sums: &mut [(f64, f64)],
+    (factor, error): (f64, f64),
+    row: &[f64],
+    terms: usize,
+) {
+    let bound = error + gamma(terms + 2) * factor.abs();
+    for ((sum, bounds), value) in sums.iter_mut().zip(row) {
+        *sum += factor * value;
+        *bounds += bound * value.abs();
+    }
+}
+
+/// The sum of products in f32, in eight sums that a processor adds to at once.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a_eights, a_rest) = a.as_chunks::<8>();
+    let (b_eights, b_rest) = b.as_chunks::<8>();
+    let mut sums = [0.0f32; 8];
+    for (a, b) in a_eights.iter().zip(b_eights) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+/// Adds a multiple of a row to sums in f32.
+pub(super) fn add(sums: &mut [f32], factor: f32, row: &[f32]) {
+    for (sum, value) in sums.iter_mut().zip(row) {
+        *sum += factor * value;
+    }
+}

@@ -1,0 +1,157 @@
+//! `attention/key_value_grad`: the gradients of causal attention's keys and values, over the tokens that see each and the query
+//! heads of its group: of a value, sum_i p_i grad_i; of a key, scale * sum_i p_i (dp_i - delta_i) q_i, with p_i =
+//! exp(score_i - log-sum-exp_i) and dp_i = grad_i · v computed on the way (Dao 2023, FlashAttention-2, arXiv 2307.08691).
+//! Places of the cache behind a sequence's tokens get zeros.
+
+use rayon::prelude::*;
+
+use super::backward::{self, Inputs, Params, add, add_reference, dot, owned};
+use super::causal::Heads;
+use super::examples::{self, Example};
+use crate::compare::Expected;
+use crate::device::{Args, Case, Element, Kernel, Outputs, Sizes, Variant, binding, fold};
+use crate::gpu::Access;
+use crate::kernels::bounds::storing;
+use crate::tensor::DType;
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "attention/key_value_grad",
+    source: include_str!("../../../shaders/attention/key_value_grad.wgsl"),
+    bindings: &[
+        binding("query", Access::Read, Element::Activation),
+        binding("key", Access::Read, Element::Activation),
+        binding("value", Access::Read, Element::Activation),
+        binding("grad", Access::Read, Element::Activation),
+        binding("statistics", Access::Read, Element::Is(DType::F32)),
+        binding("key_grad", Access::ReadWrite, Element::Activation),
+        binding("value_grad", Access::ReadWrite, Element::Activation),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[],
+    variants: backward::variants,
+    groups: |args| {
+        let p: Params = args.parameters();
+        fold(p.tiles as usize * p.kv_heads as usize)
+    },
+    cost: |args| backward::cost(args, 8.0),
+    reference,
+    cpu: Some(cpu),
+    cases: || examples::cases(case),
+    random: |sizes: &Sizes| examples::random(sizes, case),
+};
+
+/// The (place in a cache, key-value head)s of a call.
+fn rows(args: &Args<'_>) -> Vec<((usize, usize), usize)> {
+    let p: Params = args.parameters();
+    owned(args, p.capacity)
+        .into_iter()
+        .flat_map(|place| (0..p.kv_heads as usize).map(move |head| (place, head)))
+        .collect()
+}
+
+/// The (token, head)s that see a place.
+fn seen_by(
+    p: &Params,
+    (sequence, place): (usize, usize),
+    kv_head: usize,
+) -> impl Iterator<Item = ((usize, usize), usize)> {
+    let (group, tokens) = (p.group(), p.tokens_per_sequence as usize);
+    let heads = kv_head * group..(kv_head + 1) * group;
+    heads.flat_map(move |head| (place..tokens).map(move |token| ((sequence, token), head)))
+}
+
+/// Where a line stands, and the values and magnitudes of its gradients at the key and at the value.
+type Line = (usize, [Vec<(f64, f64)>; 2]);
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let inputs = Inputs::new(args);
+    let p = inputs.p;
+    let (columns, scale) = (p.head_dim as usize, f64::from(p.scale));
+    let lines: Vec<Line> = rows(args)
+        .into_par_iter()
+        .map(|(place, kv_head)| {
+            let mut key = vec![(0.0, 0.0); columns];
+            let mut value = key.clone();
+            let terms = seen_by(&p, place, kv_head).count();
+            for (token, head) in seen_by(&p, place, kv_head) {
+                let pair = inputs.pair(token, head, place.1);
+                let at = p.token(token, head);
+                let mine = at..at + columns;
+                add_reference(
+                    &mut key,
+                    pair.score_grad,
+                    &inputs.query[mine.clone()],
+                    terms,
+                );
+                add_reference(&mut value, pair.weight, &inputs.grad[mine], terms);
+            }
+            (p.place(place, kv_head), [key, value])
+        })
+        .collect();
+    let mut expected = [5, 6].map(|binding| Expected::exact(args.tensors[binding].to_f64()));
+    let written = |(start, _): &(usize, _)| {
+        let pitch = (p.kv_heads * p.head_dim) as usize;
+        start / pitch % (p.capacity as usize) < p.tokens_per_sequence as usize
+    };
+    for entry in lines {
+        // Behind the tokens there is nothing to round.
+        let exact = !written(&entry);
+        let (start, both) = entry;
+        for ((expected, line), scale) in expected.iter_mut().zip(both).zip([scale, 1.0]) {
+            for (column, (sum, bound)) in line.into_iter().enumerate() {
+                let value = scale * sum;
+                let storing = storing(args.variant.activation, value);
+                expected.values[start + column] = value;
+                expected.bounds[start + column] = if exact { 0.0 } else { scale * bound + storing };
+            }
+        }
+    }
+    expected.into()
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let columns = p.head_dim as usize;
+    let [query, key, value, grad, known] = [0, 1, 2, 3, 4].map(|b| args.tensors[b].to_f32());
+    let lines: Vec<(usize, [Vec<f32>; 2])> = rows(args)
+        .into_par_iter()
+        .map(|(place, kv_head)| {
+            let start = p.place(place, kv_head);
+            let (key, value) = (&key[start..start + columns], &value[start..start + columns]);
+            let (mut key_sums, mut value_sums) = (vec![0.0; columns], vec![0.0; columns]);
+            for (token, head) in seen_by(&p, place, kv_head) {
+                let (at, row) = (p.token(token, head), 2 * p.row(token, head));
+                let (query, grad) = (&query[at..at + columns], &grad[at..at + columns]);
+                let weight = (dot(query, key) * p.scale - known[row]).exp();
+                let score_grad = weight * (dot(grad, value) - known[row + 1]);
+                add(&mut value_sums, weight, grad);
+                add(&mut key_sums, score_grad, query);
+            }
+            key_sums.iter_mut().for_each(|sum| *sum *= p.scale);
+            (start, [key_sums, value_sums])
+        })
+        .collect();
+    for (start, [key, value]) in lines {
+        outputs.store(0, start, &key);
+        outputs.store(1, start, &value);
+    }
+}
+
+fn case(sequences: usize, each: usize, heads: Heads, note: &'static str) -> Case {
+    examples::case(
+        (sequences, each, heads, note),
+        true,
+        |example: &Example, variant: &Variant| {
+            vec![
+                example.tokens(&example.query, variant),
+                example.cache(&example.key, variant),
+                example.cache(&example.value, variant),
+                example.tokens(&example.grad, variant),
+                example.known(&example.statistics),
+                example.cache(&example.key, variant),
+                example.cache(&example.value, variant),
+            ]
+        },
+    )
+}

@@ -1,0 +1,121 @@
+//! `attention/query_grad`: the gradient of causal attention's queries, scale * sum_j p_j (dp_j - delta) k_j over the keys that
+//! a token sees, with p_j = exp(score_j - log-sum-exp) and dp_j = grad · v_j computed on the way (Dao 2023, FlashAttention-2,
+//! arXiv 2307.08691).
+
+use rayon::prelude::*;
+
+use super::backward::{self, Inputs, Params, add, add_reference, dot, owned};
+use super::causal::Heads;
+use super::examples::{self, Example};
+use crate::compare::Expected;
+use crate::device::{Args, Case, Element, Kernel, Outputs, Sizes, Variant, binding, fold};
+use crate::gpu::Access;
+use crate::kernels::bounds::storing;
+use crate::tensor::DType;
+
+/// The row of the kernel table.
+pub static KERNEL: Kernel = Kernel {
+    name: "attention/query_grad",
+    source: include_str!("../../../shaders/attention/query_grad.wgsl"),
+    bindings: &[
+        binding("query", Access::Read, Element::Activation),
+        binding("key", Access::Read, Element::Activation),
+        binding("value", Access::Read, Element::Activation),
+        binding("grad", Access::Read, Element::Activation),
+        binding("statistics", Access::Read, Element::Is(DType::F32)),
+        binding("result", Access::ReadWrite, Element::Activation),
+    ],
+    parameter_bytes: size_of::<Params>(),
+    overrides: &[],
+    variants: backward::variants,
+    groups: |args| {
+        let p: Params = args.parameters();
+        fold(p.tiles as usize * p.heads as usize)
+    },
+    cost: |args| backward::cost(args, 6.0),
+    reference,
+    cpu: Some(cpu),
+    cases: || examples::cases(case),
+    random: |sizes: &Sizes| examples::random(sizes, case),
+};
+
+/// The (token, head)s of a call.
+fn rows(args: &Args<'_>) -> Vec<((usize, usize), usize)> {
+    let p: Params = args.parameters();
+    owned(args, p.tokens_per_sequence)
+        .into_iter()
+        .flat_map(|token| (0..p.heads as usize).map(move |head| (token, head)))
+        .collect()
+}
+
+fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let inputs = Inputs::new(args);
+    let p = inputs.p;
+    let (columns, scale) = (p.head_dim as usize, f64::from(p.scale));
+    let lines: Vec<(usize, Vec<(f64, f64)>)> = rows(args)
+        .into_par_iter()
+        .map(|(token, head)| {
+            let mut sums = vec![(0.0, 0.0); columns];
+            for place in 0..=token.1 {
+                let pair = inputs.pair(token, head, place);
+                let there = p.place((token.0, place), head / p.group());
+                let key = &inputs.key[there..there + columns];
+                add_reference(&mut sums, pair.score_grad, key, token.1 + 1);
+            }
+            (p.token(token, head), sums)
+        })
+        .collect();
+    let mut expected = Expected::exact(args.tensors[5].to_f64());
+    for (start, line) in lines {
+        for (column, (sum, bound)) in line.into_iter().enumerate() {
+            let value = scale * sum;
+            expected.values[start + column] = value;
+            expected.bounds[start + column] =
+                scale * bound + storing(args.variant.activation, value);
+        }
+    }
+    vec![expected]
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let columns = p.head_dim as usize;
+    let [query, key, value, grad, known] = [0, 1, 2, 3, 4].map(|b| args.tensors[b].to_f32());
+    let lines: Vec<(usize, Vec<f32>)> = rows(args)
+        .into_par_iter()
+        .map(|(token, head)| {
+            let (at, row) = (p.token(token, head), 2 * p.row(token, head));
+            let (query, grad) = (&query[at..at + columns], &grad[at..at + columns]);
+            let mut sums = vec![0.0; columns];
+            for place in 0..=token.1 {
+                let there = p.place((token.0, place), head / p.group());
+                let key = &key[there..there + columns];
+                let weight = (dot(query, key) * p.scale - known[row]).exp();
+                let weight_grad = dot(grad, &value[there..there + columns]);
+                add(&mut sums, weight * (weight_grad - known[row + 1]), key);
+            }
+            sums.iter_mut().for_each(|sum| *sum *= p.scale);
+            (at, sums)
+        })
+        .collect();
+    for (start, line) in lines {
+        outputs.store(0, start, &line);
+    }
+}
+
+fn case(sequences: usize, each: usize, heads: Heads, note: &'static str) -> Case {
+    examples::case(
+        (sequences, each, heads, note),
+        false,
+        |example: &Example, variant: &Variant| {
+            vec![
+                example.tokens(&example.query, variant),
+                example.cache(&example.key, variant),
+                example.cache(&example.value, variant),
+                example.tokens(&example.grad, variant),
+                example.known(&example.statistics),
+                example.tokens(&example.result, variant),
+            ]
+        },
+    )
+}
