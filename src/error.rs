@@ -140,6 +140,14 @@ pub enum Error {
         /// The worst element: index, both values, error, limit.
         report: String,
     },
+    /// A loss or a gradient is infinite or no number.
+    #[error("{what}: expected finite values, found {found}")]
+    NotFinite {
+        /// Of which layer.
+        what: String,
+        /// The value.
+        found: String,
+    },
     /// A check that the user asked for failed; details were printed.
     #[error("{0} of {1} checks failed")]
     CheckFailed(usize, usize),
@@ -173,6 +181,7 @@ impl Error {
             | Error::Tensor { .. }
             | Error::Key { .. }
             | Error::Argument { .. }
+            | Error::NotFinite { .. }
             | Error::Unsupported { .. } => 2,
             Error::NoAdapter { .. }
             | Error::Limit { .. }

@@ -10,7 +10,8 @@
 //! - [`gpu`]: wgpu and no maths.
 //! - [`device`]: what a kernel is, and the CPU, GPU and checked devices that run one.
 //! - [`kernels`]: one formula each, with the reference that defines it.
-//! - [`model`]: checkpoints, the blocks of each family, generation, saving.
+//! - [`autograd`]: reverse mode, a tape over kernel calls.
+//! - [`model`]: checkpoints, the blocks of each family and their gradients, generation, saving.
 //! - [`measure`]: how well a model predicts a text and answers questions, how far it is from its parent.
 //! - [`methods`]: the compression maths, without wgpu.
 //! - [`plan`]: recipe and headers to decisions and bytes; pure.
@@ -21,6 +22,7 @@
 //! bits on every device. Position and length live in buffers. Nothing in the library panics on input; a broken promise of
 //! our own is an assert.
 
+pub mod autograd;
 pub mod cli;
 pub mod compare;
 pub mod data;

@@ -14,6 +14,7 @@ const ORDER: &[&str] = &[
     "methods",
     "measure",
     "model",
+    "autograd",
     "kernels",
     "device",
     "compare",
@@ -158,8 +159,8 @@ fn size_is_a_feature() -> Result<(), Failed> {
     // 40 000: tasks, that is the layouts of a dozen published ones, examples, scoring in batches, and their tests.
     // 45 000: figures of a child beside its parent, intervals, comparisons of answers and the files that these come from;
     // lookup in tables of bytes and for four tokens, ternary lookup.
-    // 46 500: backward kernels of normalization, gate, cross-entropy and embedding.
-    if !long.is_empty() || total > 46_500 {
+    // 48 500: backward kernels of attention, normalization, gate, cross-entropy and embedding, and the tape that strings them.
+    if !long.is_empty() || total > 48_500 {
         return Err(format!("over 500 lines: {long:?}; {total} lines in all").into());
     }
     Ok(())

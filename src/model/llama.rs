@@ -21,22 +21,22 @@ use crate::tensor::DType;
 pub struct Llama {
     config: Config,
     embedding: Matrix,
-    blocks: Vec<Block>,
-    norm: Tensor,
-    head: Linear,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: Tensor,
+    pub(super) head: Linear,
 }
 
 #[derive(Debug)]
-struct Block {
-    attention_norm: Tensor,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
-    feed_forward_norm: Tensor,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+pub(super) struct Block {
+    pub(super) attention_norm: Tensor,
+    pub(super) query: Linear,
+    pub(super) key: Linear,
+    pub(super) value: Linear,
+    pub(super) output: Linear,
+    pub(super) feed_forward_norm: Tensor,
+    pub(super) gate: Linear,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
 }
 
 impl Block {

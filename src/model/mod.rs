@@ -8,6 +8,7 @@ mod formats;
 mod generate;
 mod linear;
 mod llama;
+mod llama_grad;
 mod names;
 mod save;
 mod synth;
