@@ -13,6 +13,9 @@ use lopper::tensor::{DType, Packed, WeightFormat};
 
 use crate::machine::gpu_trial;
 
+/// Gradients by the names of their tensors.
+type Named = Vec<(String, Vec<f32>)>;
+
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
         gpu_trial("gradients::of_few_tokens".into(), || {
@@ -65,7 +68,7 @@ fn gradients(
     ids: &[u32],
     sequences: usize,
     activation: DType,
-) -> Result<(f64, Vec<(String, Vec<f32>)>), Failed> {
+) -> Result<(f64, Named), Failed> {
     let model = Llama::load(device, weights, |_, _| Ok(()))?;
     let compute = Compute::with(activation);
     let mut found = Vec::new();
@@ -142,11 +145,14 @@ fn golden(device: &Device, model: &str, activation: DType, limit: f64) -> Result
     }
 }
 
+/// What becomes of a tensor's values.
+type Change<'a> = Box<dyn Fn(&mut [f32]) + Sync + 'a>;
+
 /// A checkpoint with one tensor changed.
 struct Changed<'a> {
     parent: &'a Checkpoint,
     name: String,
-    change: Box<dyn Fn(&mut [f32]) + Sync + 'a>,
+    change: Change<'a>,
 }
 
 impl Weights for Changed<'_> {
