@@ -51,7 +51,7 @@ const fn ones(tables: DType) -> &'static [Constants] {
 }
 
 /// Shapes for four tokens at once: of tables in f16, and of up to three bits, whose words and sums registers hold. On an H100
-/// eight tokens take 39 us so where they take 71 one by one (14336x4096, 1 bit); in f32 73 and 70, with 4 bits 297 and 146.
+/// eight tokens take 39 us so, 71 one by one (14336x4096, 1 bit); in f32 73 and 70, with 4 bits 297 and 146.
 fn fours(weight: &WeightType, tables: DType) -> &'static [Constants] {
     match tables {
         DType::F16 if weight.bits <= 3 => &[shape!(2 rows, 2 parts, 2 sets, 4 tokens)],
