@@ -1,10 +1,9 @@
 //! Gradients of a Llama's mean next-token loss with respect to every weight, block by block: of the forward pass only each
 //! block's input is kept, and the backward pass recomputes a block before it runs it back (Chen et al. 2016).
 
-use super::cache::Cache;
 use super::linear::{Linear, Pass};
 use super::llama::Llama;
-use crate::autograd::{Gain, Gradient, Rotations, Sink, Tape, Weight};
+use crate::autograd::{Gain, Gradient, Rotations, Sink, Tape, Value, Weight};
 use crate::device::{HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -48,16 +47,19 @@ impl Llama {
         } else {
             1.0
         };
-        let activation = pass.compute.activation;
-        let cache = Cache::passing(device, config, sequences, length, activation)?;
-        let x = self.embed(pass, ids)?;
+        let table = config.rotations(length);
+        let rotations = Rotations::upload(device, &table, length, sequences)?;
+        let mut x = self.embed(pass, ids)?;
         let mut inputs = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             interrupt::check()?;
-            inputs.push(scaled(device, &x, 1.0, DType::F32)?);
-            self.block(pass, layer, &x, &cache)?;
+            let mut tape = self.tape(pass, scale);
+            let (input, stream, gated) = self.record(&mut tape, layer, &x, &rotations)?;
+            let down = weight(&self.blocks[layer].down);
+            let output = tape.linear_onto(&gated, down, &stream)?;
+            inputs.push(input.tensor);
+            x = output.tensor;
         }
-        drop(cache);
         let targets: Vec<u32> = (0..ids.len())
             .map(|at| match (at + 1) % length {
                 0 => UNSCORED,
@@ -77,8 +79,6 @@ impl Llama {
             }
             sink(gradient)?;
         }
-        let table = config.rotations(length);
-        let rotations = Rotations::upload(device, &table, length, sequences)?;
         for layer in (0..config.layers).rev() {
             interrupt::check()?;
             let input = inputs.pop().expect("each block's input was kept");
@@ -130,7 +130,7 @@ impl Llama {
             let mut tape = self.tape(pass, scale);
             let part = tape.input(&part);
             let normed = tape.rms(&part, self.gain("model.norm.weight".into(), &self.norm))?;
-            let logits = tape.linear(&normed, weight(&self.head), DType::F32)?;
+            let logits = tape.linear(&normed, weight(&self.head))?;
             let on_device = |targets: &[u32]| {
                 let targets = HostTensor::from_u32(&[targets.len()], targets);
                 device.upload(&targets, "targets")
@@ -192,30 +192,10 @@ impl Llama {
         scale: f32,
         sink: &mut Sink<'_>,
     ) -> Result<Tensor> {
-        let (block, config) = (&self.blocks[layer], self.config());
-        let (dim, dtype) = (config.head_dim, pass.compute.activation);
-        let heads = Heads {
-            query: config.heads,
-            kv: config.kv_heads,
-            dim,
-        };
-        let name = |norm: &str| format!("model.layers.{layer}.{norm}.weight");
-        let (first, second) = (name("input_layernorm"), name("post_attention_layernorm"));
         let mut tape = self.tape(pass, scale);
-        let x = tape.input(input);
-        let normed = tape.rms(&x, self.gain(first.clone(), &block.attention_norm))?;
-        let query = tape.linear(&normed, weight(&block.query), dtype)?;
-        let key = tape.linear(&normed, weight(&block.key), dtype)?;
-        let value = tape.linear(&normed, weight(&block.value), dtype)?;
-        let query = tape.rotate(&query, dim, rotations)?;
-        let key = tape.rotate(&key, dim, rotations)?;
-        let mixed = tape.attention(&query, (&key, &value), &rotations.past, heads)?;
-        let stream = tape.linear_onto(&mixed, weight(&block.output), &x)?;
-        let normed = tape.rms(&stream, self.gain(second, &block.feed_forward_norm))?;
-        let gate = tape.linear(&normed, weight(&block.gate), dtype)?;
-        let up = tape.linear(&normed, weight(&block.up), dtype)?;
-        let gated = tape.silu(&gate, &up)?;
-        let last = tape.ends_onto(&gated, weight(&block.down), &stream);
+        let (x, stream, gated) = self.record(&mut tape, layer, input, rotations)?;
+        let last = tape.ends_onto(&gated, weight(&self.blocks[layer].down), &stream)?;
+        let first = format!("model.layers.{layer}.input_layernorm.weight");
         tape.run_back(last, grad, &x, &mut |gradient| {
             // Whatever is not finite in a block's backward pass reaches this one, the sum of all tokens.
             if gradient.name == first {
@@ -223,6 +203,39 @@ impl Llama {
             }
             sink(gradient)
         })
+    }
+
+    /// Records a block up to its last product: its input, the stream that the product is added to, and the product's input.
+    fn record<'a>(
+        &'a self,
+        tape: &mut Tape<'a>,
+        layer: usize,
+        input: &Tensor,
+        rotations: &'a Rotations,
+    ) -> Result<(Value, Value, Value)> {
+        let (block, config) = (&self.blocks[layer], self.config());
+        let dim = config.head_dim;
+        let heads = Heads {
+            query: config.heads,
+            kv: config.kv_heads,
+            dim,
+        };
+        let name = |norm: &str| format!("model.layers.{layer}.{norm}.weight");
+        let (first, second) = (name("input_layernorm"), name("post_attention_layernorm"));
+        let x = tape.input(input);
+        let normed = tape.rms(&x, self.gain(first, &block.attention_norm))?;
+        let query = tape.linear(&normed, weight(&block.query))?;
+        let key = tape.linear(&normed, weight(&block.key))?;
+        let value = tape.linear(&normed, weight(&block.value))?;
+        let query = tape.rotate(&query, dim, rotations)?;
+        let key = tape.rotate(&key, dim, rotations)?;
+        let mixed = tape.attention(&query, (&key, &value), &rotations.past, heads)?;
+        let stream = tape.linear_onto(&mixed, weight(&block.output), &x)?;
+        let normed = tape.rms(&stream, self.gain(second, &block.feed_forward_norm))?;
+        let gate = tape.linear(&normed, weight(&block.gate))?;
+        let up = tape.linear(&normed, weight(&block.up))?;
+        let gated = tape.silu(&gate, &up)?;
+        Ok((x, stream, gated))
     }
 
     fn tape<'a>(&self, pass: &Pass<'a>, scale: f32) -> Tape<'a> {

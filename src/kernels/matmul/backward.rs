@@ -13,6 +13,10 @@ use crate::tensor::{BLOCK, DType, WeightFormat};
 /// From so many tokens on, transposing pays.
 const MANY: usize = 64;
 
+/// From so many rows on, as a vocabulary has, the forward kernels' sums in f32 are too long to be exact: the direct kernel
+/// adds them up in parts.
+const LONG: usize = 4096;
+
 /// The gradient of the input of a product with a weight of (rows, columns), given that of its result, (tokens, rows):
 /// (tokens, columns) in f32. With gradients in f16, the weight is rounded to f16.
 pub fn input(device: &Device, grad: &Tensor, weight: &Matrix) -> Result<Tensor> {
@@ -21,7 +25,8 @@ pub fn input(device: &Device, grad: &Tensor, weight: &Matrix) -> Result<Tensor> 
     let [chunk] = weight.chunks() else {
         return input_grad::input_grad(device, grad, weight);
     };
-    if tokens < MANY || !fits(device, columns, rows, grad.dtype()) {
+    let long = rows >= LONG && grad.dtype() == DType::F32;
+    if tokens < MANY || long || !fits(device, columns, rows, grad.dtype()) {
         return input_grad::input_grad(device, grad, weight);
     }
     let parts = [&chunk.codes, &chunk.scales];
