@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::kernels::attention::backward as attention;
 use crate::kernels::attention::causal::{Heads, causal};
 use crate::kernels::copy::cast::{cast, scaled};
+use crate::kernels::copy::rows::{Rows, rows};
 use crate::kernels::gate::silu::silu;
 use crate::kernels::gate::silu_grad::silu_grad;
 use crate::kernels::matmul::{Destination, Input, backward, linear};
@@ -21,17 +22,91 @@ use crate::kernels::residual::add::add;
 use crate::kernels::rope::rotate::{Target, rotate};
 use crate::tensor::DType;
 
-/// The gradient of a tensor of the model.
+/// The gradient of a tensor of the model, or a part of it.
 #[derive(Clone, Debug)]
 pub struct Gradient {
     /// The tensor's name in the checkpoint.
     pub name: String,
+    /// Which part, from 0. The parts of a gradient add up to it.
+    pub part: usize,
     /// f32, of the tensor's shape.
     pub values: Tensor,
 }
 
-/// Who gets the gradients, each once, in the order in which they are known.
+/// Who gets the gradients, each part once, in the order in which they are known.
 pub type Sink<'s> = dyn FnMut(Gradient) -> Result<()> + 's;
+
+/// The parts in which gradients of weights are handed out: those of some tokens each.
+#[derive(Debug)]
+pub struct Split {
+    lists: Vec<Rows>,
+    tokens: usize,
+    first: usize,
+}
+
+impl Split {
+    /// All tokens in one part, the `first`th.
+    pub fn whole(first: usize) -> Self {
+        let (lists, tokens) = (Vec::new(), 0);
+        Self {
+            lists,
+            tokens,
+            first,
+        }
+    }
+
+    /// `count` parts of so many tokens each, numbered from `first` on.
+    pub fn even(device: &Device, count: usize, tokens: usize, first: usize) -> Result<Self> {
+        if count == 1 {
+            return Ok(Self::whole(first));
+        }
+        let list = |part: usize| {
+            let pairs = (0..tokens).map(|t| ((part * tokens + t) as u32, t as u32));
+            Rows::upload(device, &pairs.collect::<Vec<_>>())
+        };
+        let lists = (0..count).map(list).collect::<Result<_>>()?;
+        Ok(Self {
+            lists,
+            tokens,
+            first,
+        })
+    }
+
+    /// The number of the first part.
+    pub fn first(&self) -> usize {
+        self.first
+    }
+
+    fn count(&self) -> usize {
+        self.lists.len().max(1)
+    }
+
+    /// The tokens of a part, of `all`, (tokens, width): rows of whole words.
+    pub fn part(&self, device: &Device, all: &Tensor, part: usize) -> Result<Tensor> {
+        let Some(list) = self.lists.get(part) else {
+            return Ok(all.clone());
+        };
+        let width = all.len() / (self.lists.len() * self.tokens);
+        let some = device.allocate(all.dtype(), &[self.tokens, width], "a part")?;
+        rows(device, all, &some, width, list)?;
+        Ok(some)
+    }
+}
+
+/// What a tape computes in, and hands out.
+#[derive(Clone, Copy)]
+pub struct Settings<'a> {
+    /// The type that activations take on their way into products.
+    pub activation: DType,
+    /// Bytes of an activation in products of integers.
+    pub integer_bytes: u32,
+    /// Gradients are those of so many times the loss, until they are handed out.
+    pub scale: f32,
+    /// The parts in which they are.
+    pub split: &'a Split,
+    /// Whether a tensor's gradient, by its name, is asked for. Others are not computed.
+    pub wants: &'a dyn Fn(&str) -> bool,
+}
 
 /// A place on the tape whose gradient can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,9 +184,7 @@ type Rule<'a> = Box<dyn FnOnce(&mut Backward<'_, '_>, Tensor) -> Result<()> + 'a
 /// Operations in the order in which they ran, each with its backward rule.
 pub struct Tape<'a> {
     device: &'a Device,
-    activation: DType,
-    integer_bytes: u32,
-    scale: f32,
+    settings: Settings<'a>,
     nodes: usize,
     rules: Vec<(Node, Rule<'a>)>,
 }
@@ -125,7 +198,7 @@ impl std::fmt::Debug for Tape<'_> {
 /// What rules see: the sums of gradients so far, and who gets those of weights.
 struct Backward<'d, 's> {
     device: &'d Device,
-    scale: f32,
+    settings: Settings<'d>,
     sums: Vec<Option<Tensor>>,
     sink: &'s mut Sink<'s>,
 }
@@ -142,25 +215,36 @@ impl Backward<'_, '_> {
         }
     }
 
-    fn hand_out(&mut self, name: String, values: Tensor) -> Result<()> {
-        let values = if self.scale == 1.0 {
-            values
-        } else {
-            scaled(self.device, &values, 1.0 / self.scale, DType::F32)?
-        };
-        (self.sink)(Gradient { name, values })
+    /// Hands out a tensor's gradient, if it is asked for: `make` gives that of some of the tokens.
+    fn hand_out(
+        &mut self,
+        name: &str,
+        make: impl Fn(&Split, usize) -> Result<Tensor>,
+    ) -> Result<()> {
+        let Settings { split, scale, .. } = self.settings;
+        if !(self.settings.wants)(name) {
+            return Ok(());
+        }
+        for part in 0..split.count() {
+            let values = make(split, part)?;
+            let values = if scale == 1.0 {
+                values
+            } else {
+                scaled(self.device, &values, 1.0 / scale, DType::F32)?
+            };
+            let (name, part) = (name.to_string(), split.first + part);
+            (self.sink)(Gradient { name, part, values })?;
+        }
+        Ok(())
     }
 }
 
 impl<'a> Tape<'a> {
-    /// An empty tape. Activations have type `activation`, and `integer_bytes` bytes each in products of integers; gradients
-    /// are those of `scale` times the loss.
-    pub fn new(device: &'a Device, activation: DType, integer_bytes: u32, scale: f32) -> Self {
+    /// An empty tape.
+    pub fn new(device: &'a Device, settings: Settings<'a>) -> Self {
         Self {
             device,
-            activation,
-            integer_bytes,
-            scale,
+            settings,
             nodes: 0,
             rules: Vec::new(),
         }
@@ -195,15 +279,19 @@ impl<'a> Tape<'a> {
             gain,
             epsilon,
         } = gain;
-        let result = rms(device, &x.tensor, gain, epsilon, self.activation)?;
+        let result = rms(device, &x.tensor, gain, epsilon, self.settings.activation)?;
         Ok(self.record(result, move |back, grad| {
             let grad = cast(device, &grad, DType::F32)?;
             let onto = back.sums[x.node.0].take();
             let (sum, scales) = rms_grad(device, (&x.tensor, gain, epsilon), &grad, onto)?;
             back.sums[x.node.0] = Some(sum);
-            let values = device.allocate(DType::F32, &[gain.len()], "gradient of a gain")?;
-            gain_grad(device, (&x.tensor, &scales), &grad, &values, false)?;
-            back.hand_out(name, values)
+            back.hand_out(&name, |split, part| {
+                let of = |all: &Tensor| split.part(device, all, part);
+                let values = device.allocate(DType::F32, &[gain.len()], "gradient of a gain")?;
+                let (x, scales) = (of(&x.tensor)?, of(&scales)?);
+                gain_grad(device, (&x, &scales), &of(&grad)?, &values, false)?;
+                Ok(values)
+            })
         }))
     }
 
@@ -217,9 +305,9 @@ impl<'a> Tape<'a> {
 
     /// `x` in the type that products take, also as their input.
     fn product_input(&self, x: &Value, weight: Weight<'_>) -> Result<(Value, Input)> {
-        let tensor = cast(self.device, &x.tensor, self.activation)?;
+        let tensor = cast(self.device, &x.tensor, self.settings.activation)?;
         let columns = weight.matrix.columns();
-        let input = Input::new(tensor.clone(), columns, self.integer_bytes);
+        let input = Input::new(tensor.clone(), columns, self.settings.integer_bytes);
         let node = x.node;
         Ok((Value { node, tensor }, input))
     }
@@ -239,7 +327,7 @@ impl<'a> Tape<'a> {
     /// The place of [`Tape::linear_onto`]'s result at the end of a recomputed block: its gradient is known, and nobody asks
     /// for itself, so nothing is computed.
     pub fn ends_onto(&mut self, x: &Value, weight: Weight<'a>, stream: &Value) -> Result<Node> {
-        let tensor = cast(self.device, &x.tensor, self.activation)?;
+        let tensor = cast(self.device, &x.tensor, self.settings.activation)?;
         let (node, result) = (x.node, tensor.clone());
         let rule = product_rule(
             self.device,
@@ -327,7 +415,7 @@ impl<'a> Tape<'a> {
         let mut pass = |gradient| sink(gradient);
         let mut back = Backward {
             device: self.device,
-            scale: self.scale,
+            settings: self.settings,
             sums,
             sink: &mut pass,
         };
@@ -354,22 +442,30 @@ fn product_rule<'a>(
         let Weight { name, matrix, bias } = weight;
         let (rows, columns) = (matrix.rows(), matrix.columns());
         let grad = cast(device, &whole, x.tensor.dtype())?;
-        let values = device.allocate(DType::F32, &[rows, columns], name)?;
-        backward::weight(device, &grad, &x.tensor, &values, false)?;
-        back.hand_out(format!("{name}.weight"), values)?;
+        // Rows that are cut out are whole words.
+        let halves = rows.is_multiple_of(2) && columns.is_multiple_of(2);
+        let words = halves || back.settings.split.count() == 1;
+        let dtype = if words { grad.dtype() } else { DType::F32 };
+        let of = |all: &Tensor, split: &Split, part: usize| {
+            split.part(device, &cast(device, all, dtype)?, part)
+        };
+        back.hand_out(&format!("{name}.weight"), |split, part| {
+            let (grad, x) = (of(&grad, split, part)?, of(&x.tensor, split, part)?);
+            let values = device.allocate(DType::F32, &[rows, columns], name)?;
+            backward::weight(device, &grad, &x, &values, false)?;
+            Ok(values)
+        })?;
         if bias.is_some() {
             // A bias is a weight whose input is 1.
-            let tokens = x.tensor.len() / columns;
-            let ones = HostTensor::from_f32(grad.dtype(), &[tokens, 1], &vec![1.0; tokens]);
-            let values = device.allocate(DType::F32, &[rows, 1], name)?;
-            backward::weight(
-                device,
-                &grad,
-                &device.upload(&ones, "ones")?,
-                &values,
-                false,
-            )?;
-            back.hand_out(format!("{name}.bias"), values)?;
+            back.hand_out(&format!("{name}.bias"), |split, part| {
+                let grad = of(&grad, split, part)?;
+                let tokens = grad.len() / rows;
+                let ones = HostTensor::from_f32(grad.dtype(), &[tokens, 1], &vec![1.0; tokens]);
+                let values = device.allocate(DType::F32, &[rows, 1], name)?;
+                let ones = device.upload(&ones, "ones")?;
+                backward::weight(device, &grad, &ones, &values, false)?;
+                Ok(values)
+            })?;
         }
         back.add(x.node, backward::input(device, &grad, matrix)?)?;
         match stream {

@@ -1,5 +1,6 @@
 //! Backward products, and gradients of whole models: against PyTorch's, and against differences of losses.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
@@ -8,7 +9,9 @@ use lopper::formats::Source;
 use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::matmul::backward;
-use lopper::model::{Checkpoint, Compute, Config, Llama, Pass, TensorSpec, Weights};
+use lopper::model::{
+    Checkpoint, Compute, Config, Layers, Llama, Pass, TensorSpec, Wanted, Weights,
+};
 use lopper::tensor::{DType, Packed, WeightFormat};
 
 use crate::machine::gpu_trial;
@@ -29,6 +32,19 @@ pub fn trials() -> Vec<Trial> {
         }),
         Trial::test("gradients::differences::biased", differences),
         Trial::test("gradients::broken_layer_is_named", broken_layer),
+        Trial::test("gradients::in_parts::cpu", || {
+            parts(&Device::Cpu, DType::F32)
+        }),
+        gpu_trial("gradients::in_parts::gpu".into(), || {
+            parts(&crate::machine::device(GpuOptions::default())?, DType::F32)
+        }),
+        gpu_trial("gradients::in_parts::f16".into(), || {
+            let device = crate::machine::device(GpuOptions::default())?;
+            match device.capabilities().f16 {
+                true => parts(&device, DType::F16),
+                false => Ok(()),
+            }
+        }),
     ];
     for model in ["tiny-llama", "nano-llama"] {
         trials.push(Trial::test(
@@ -141,6 +157,74 @@ fn golden(device: &Device, model: &str, activation: DType, limit: f64) -> Result
     } else {
         Err(wrong.join("\n").into())
     }
+}
+
+/// Parts of gradients, sequence by sequence or some sequences at a time, from a model on the device or layer by layer, add
+/// up to the whole; of a model with biases and one whose head is its embedding.
+fn parts(device: &Device, activation: DType) -> Result<(), Failed> {
+    for model in ["assets/fixtures/biased", "embedded:nano-llama"] {
+        let weights = Checkpoint::open(model)?;
+        let mut random = Random::new(43);
+        let vocabulary = weights.config().vocab_size as u32;
+        let ids: Vec<u32> = (0..5 * 9).map(|_| random.below(vocabulary)).collect();
+        let (loss, whole) = gradients(device, &weights, &ids, 5, activation)?;
+        let held = Llama::load(device, &weights, |_, _| Ok(()))?;
+        let compute = Compute::with(activation);
+        let pass = Pass { device, compute };
+        let streamed = Layers::Streamed(device, &weights);
+        for (layers, by_sequence, tokens) in [
+            (Layers::Held(&held), true, usize::MAX),
+            (Layers::Held(&held), false, 2 * 9),
+            (streamed, true, 2 * 9),
+            (streamed, false, usize::MAX),
+        ] {
+            let wanted = Wanted {
+                by_sequence,
+                tokens,
+                ..Wanted::ALL
+            };
+            let what = format!("{model}, {layers:?}, {by_sequence}, {tokens}");
+            let mut sums: HashMap<String, (usize, Vec<f64>)> = HashMap::new();
+            let again = lopper::model::gradients(
+                layers,
+                &pass,
+                &ids,
+                5,
+                wanted,
+                &mut |_, _| {},
+                &mut |gradient| {
+                    let values = device.read(&gradient.values)?.to_f32();
+                    let fresh = || (0, vec![0.0; values.len()]);
+                    let sum = sums.entry(gradient.name).or_insert_with(fresh);
+                    assert_eq!(sum.0, gradient.part, "{what}: parts come in order");
+                    sum.0 += 1;
+                    let pairs = sum.1.iter_mut().zip(values);
+                    pairs.for_each(|(sum, value)| *sum += f64::from(value));
+                    Ok(())
+                },
+            )?;
+            let bound = if activation == DType::F16 { 2e-3 } else { 2e-6 };
+            if (again - loss).abs() > bound * loss {
+                return Err(format!("{what}: loss {again}, {loss} at once").into());
+            }
+            if sums.len() != whole.len() {
+                return Err(format!("{what}: {} gradients of {}", sums.len(), whole.len()).into());
+            }
+            for (name, values) in &whole {
+                let (count, sum) = &sums[name];
+                let square = |v: f64| v * v;
+                let total: f64 = values.iter().map(|v| square(f64::from(*v))).sum();
+                let pairs = sum.iter().zip(values);
+                let error: f64 = pairs.map(|(a, b)| square(a - f64::from(*b))).sum();
+                // The gradient of keys' biases is nearly zero.
+                if *count != wanted.parts(5, 9) || error.sqrt() > bound * total.sqrt() + 1e-7 {
+                    let error = error.sqrt() / total.sqrt();
+                    return Err(format!("{what}: {name}, {count} parts, off by {error:.2e}").into());
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What becomes of a tensor's values.

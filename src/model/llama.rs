@@ -26,7 +26,7 @@ pub struct Llama {
     pub(super) head: Linear,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Block {
     pub(super) attention_norm: Tensor,
     pub(super) query: Linear,
@@ -40,7 +40,8 @@ pub(super) struct Block {
 }
 
 impl Block {
-    fn load(device: &Device, weights: &dyn Weights, layer: usize) -> Result<Self> {
+    /// Copies a block to the device.
+    pub(super) fn load(device: &Device, weights: &dyn Weights, layer: usize) -> Result<Self> {
         let linear =
             |name: &str| Linear::load(device, weights, &format!("model.layers.{layer}.{name}"));
         Ok(Self {
@@ -65,13 +66,52 @@ impl Block {
     }
 }
 
-fn norm(device: &Device, weights: &dyn Weights, name: &str) -> Result<Tensor> {
+/// The gain of a norm, f32.
+pub(super) fn norm(device: &Device, weights: &dyn Weights, name: &str) -> Result<Tensor> {
     let spec = weights.specs().iter().find(|spec| spec.name == name);
     vector(
         device,
         weights,
         spec.expect("the name table lists every norm"),
     )
+}
+
+/// The head, which may be the embedding.
+pub(super) fn head_of(
+    device: &Device,
+    weights: &dyn Weights,
+    embedding: impl FnOnce() -> Result<Matrix>,
+) -> Result<Linear> {
+    if !weights.config().tied {
+        return Linear::load(device, weights, "lm_head");
+    }
+    Ok(Linear {
+        name: "lm_head".into(),
+        weight: embedding()?,
+        bias: None,
+    })
+}
+
+/// Token ids to the residual stream, f32 (tokens, hidden).
+pub(super) fn embed(pass: &Pass<'_>, embedding: &Matrix, ids: &[u32]) -> Result<Tensor> {
+    let vocabulary = embedding.rows();
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+        return Err(Error::Argument {
+            argument: "token id".into(),
+            expected: format!("less than the vocabulary's {vocabulary}"),
+            found: id.to_string(),
+        });
+    }
+    let ids = pass
+        .device
+        .upload(&HostTensor::from_u32(&[ids.len()], ids), "token ids")?;
+    gather(pass.device, embedding, &ids)
+}
+
+/// Tokens whose logits fit one binding, and 256 MiB.
+pub(super) fn head_rows(device: &Device, config: &Config) -> usize {
+    let row = 4 * config.vocab_size as u64;
+    (device.max_tensor_bytes().min(256 << 20) / row).max(1) as usize
 }
 
 impl Llama {
@@ -87,15 +127,7 @@ impl Llama {
             &load(weights, "model.embed_tokens.weight")?,
             "model.embed_tokens",
         )?;
-        let head = if config.tied {
-            Linear {
-                name: "lm_head".into(),
-                weight: embedding.clone(),
-                bias: None,
-            }
-        } else {
-            Linear::load(device, weights, "lm_head")?
-        };
+        let head = head_of(device, weights, || Ok(embedding.clone()))?;
         let mut blocks = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             progress(layer, config.layers)?;
@@ -153,18 +185,7 @@ impl Llama {
 
     /// Token ids, (sequences * tokens) in sequence order, to the residual stream, f32 (sequences * tokens, hidden).
     pub fn embed(&self, pass: &Pass<'_>, ids: &[u32]) -> Result<Tensor> {
-        let vocabulary = self.config.vocab_size;
-        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(Error::Argument {
-                argument: "token id".into(),
-                expected: format!("less than the vocabulary's {vocabulary}"),
-                found: id.to_string(),
-            });
-        }
-        let ids = pass
-            .device
-            .upload(&HostTensor::from_u32(&[ids.len()], ids), "token ids")?;
-        gather(pass.device, &self.embedding, &ids)
+        embed(pass, &self.embedding, ids)
     }
 
     /// Block `layer`: changes the residual stream `x` in place and appends to the cache's layer.
@@ -243,8 +264,7 @@ impl Llama {
 
     /// Tokens whose logits fit one binding, and 256 MiB.
     pub fn head_rows(&self, device: &Device) -> usize {
-        let row = 4 * self.config.vocab_size as u64;
-        (device.max_tensor_bytes().min(256 << 20) / row).max(1) as usize
+        head_rows(device, &self.config)
     }
 
     /// Everything up to the head's input. The cache is not advanced.

@@ -1,29 +1,68 @@
-//! Gradients of a Llama's mean next-token loss with respect to every weight, block by block: of the forward pass only each
+//! Gradients of a Llama's mean next-token loss with respect to its weights, block by block: of the forward pass only each
 //! block's input is kept, and the backward pass recomputes a block before it runs it back (Chen et al. 2016).
+//!
+//! All tokens go through a layer before the next one is looked at, some sequences at a time, so that weights may come to
+//! the device layer by layer, and never more than a layer's gradients are under way.
 
+use std::ops::Range;
+
+use super::head_grad::Late;
 use super::linear::{Linear, Pass};
-use super::llama::Llama;
-use crate::autograd::{Gain, Gradient, Rotations, Sink, Tape, Value, Weight};
-use crate::device::{HostTensor, Tensor};
+use super::llama::{Block, Llama};
+use super::names::tensor_specs;
+use super::streamed::Layers;
+use crate::autograd::{Gain, Rotations, Settings, Sink, Split, Tape, Value, Weight};
+use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::kernels::attention::causal::Heads;
-use crate::kernels::copy::cast::scaled;
 use crate::kernels::copy::rows::{Rows, rows};
-use crate::kernels::embed::scatter::scatter;
-use crate::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
-use crate::kernels::loss::logsumexp::logsumexp;
-use crate::kernels::residual::add::add;
 use crate::tensor::DType;
 
-const EMBEDDING: &str = "model.embed_tokens";
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const NORM: &str = "model.norm.weight";
+
+/// What is asked of a backward pass.
+#[derive(Clone, Copy)]
+pub struct Wanted<'w> {
+    /// Whether a tensor's gradient, by its name, is. Others are not computed; a tied head is its embedding's.
+    pub tensor: &'w dyn Fn(&str) -> bool,
+    /// Whether each sequence's part of a gradient is handed out apart, numbered as the sequences are. Otherwise a part is
+    /// that of as many sequences as go through a layer at once.
+    pub by_sequence: bool,
+    /// Tokens that go through a layer at once; at least one sequence does.
+    pub tokens: usize,
+}
+
+impl std::fmt::Debug for Wanted<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "gradients by sequence: {}", self.by_sequence)
+    }
+}
+
+impl Wanted<'_> {
+    /// Every gradient, each in one part.
+    pub const ALL: Wanted<'static> = Wanted {
+        tensor: &|_| true,
+        by_sequence: false,
+        tokens: usize::MAX,
+    };
+
+    /// Parts of each gradient, for so many sequences of one length.
+    pub fn parts(&self, sequences: usize, length: usize) -> usize {
+        if self.by_sequence {
+            return sequences;
+        }
+        sequences.div_ceil(self.at_once(sequences, length))
+    }
+
+    fn at_once(&self, sequences: usize, length: usize) -> usize {
+        (self.tokens / length.max(1)).clamp(1, sequences.max(1))
+    }
+}
 
 impl Llama {
-    /// The mean loss of every next token within `ids`, `sequences` rows of one length, and its gradients, given to `sink`
-    /// one by one: of the head, the final norm, the blocks from the last to the first, and the embedding. A tied head's
-    /// gradient is part of the embedding's, and held until then; of the others one at a time is.
-    ///
-    /// A loss or gradient that is not finite is an error that names the layer.
+    /// [`gradients`] of a model that is on its device, all of them, each in one part.
     pub fn gradients(
         &self,
         pass: &Pass<'_>,
@@ -31,7 +70,156 @@ impl Llama {
         sequences: usize,
         sink: &mut Sink<'_>,
     ) -> Result<f64> {
-        let (config, device) = (self.config(), pass.device);
+        gradients(
+            Layers::Held(self),
+            pass,
+            ids,
+            sequences,
+            Wanted::ALL,
+            &mut |_, _| {},
+            sink,
+        )
+    }
+}
+
+/// The mean loss of every next token within `ids`, `sequences` rows of one length, and its gradients, given to `sink`
+/// part by part: of the head, the final norm, the blocks from the last to the first, and the embedding. `progress` is told
+/// of layers done, of those there and back.
+///
+/// A loss or gradient that is not finite is an error that names the layer.
+pub fn gradients(
+    layers: Layers<'_>,
+    pass: &Pass<'_>,
+    ids: &[u32],
+    sequences: usize,
+    wanted: Wanted<'_>,
+    progress: &mut dyn FnMut(usize, usize),
+    sink: &mut Sink<'_>,
+) -> Result<f64> {
+    let run = Run::new(layers, pass, ids, sequences, wanted)?;
+    let count = layers.config().layers;
+    let mut inputs = Vec::with_capacity(count);
+    let streams = run.forward(&mut |layer, recorded| {
+        if layer == inputs.len() {
+            inputs.push(Vec::new());
+        }
+        inputs[layer].push(recorded.input.tensor.clone());
+        progress(layer, 2 * count);
+        Ok(())
+    })?;
+    let head = layers.head()?;
+    let mut checks: Vec<(String, Reading)> = Vec::new();
+    let (mut loss, mut grads, mut late) = (0.0, Vec::<Tensor>::new(), Vec::<Late>::new());
+    for (batch, x) in run.batches.iter().zip(&streams) {
+        let (its, grad) = run.head(&head, batch, x, &mut late, &mut checks, sink)?;
+        loss += its;
+        grads.push(grad);
+    }
+    drop(head);
+    if !loss.is_finite() {
+        inputs.push(streams);
+        return Err(run.first_broken(&inputs)?);
+    }
+    drop(streams);
+    let lowest = run.lowest();
+    for layer in (lowest..count).rev() {
+        interrupt::check()?;
+        progress(2 * count - 1 - layer, 2 * count);
+        let block = layers.block(layer)?;
+        let inputs = inputs.pop().expect("each block's inputs were kept");
+        let mut readings = Vec::new();
+        for ((batch, input), grad) in run.batches.iter().zip(&inputs).zip(&mut grads) {
+            run.block_back(&block, layer, batch, input, grad, &mut readings, sink)?;
+        }
+        // A layer's are looked at when the next one's are on their way.
+        for (layer, reading) in checks.drain(..) {
+            finite(&layer, &pass.device.finish(reading)?)?;
+        }
+        let name = format!("model.layers.{layer}");
+        checks.extend(readings.into_iter().map(|r| (name.clone(), r)));
+    }
+    for (layer, reading) in checks {
+        finite(&layer, &pass.device.finish(reading)?)?;
+    }
+    if (wanted.tensor)(EMBEDDING) {
+        run.embedding(&grads, &late, sink)?;
+    }
+    Ok(loss / run.scored as f64)
+}
+
+/// Runs tokens forward and shows each linear layer's input, (tokens, input features), to `tap` with the layer's name.
+pub fn activations(
+    layers: Layers<'_>,
+    pass: &Pass<'_>,
+    ids: &[u32],
+    sequences: usize,
+    tokens: usize,
+    tap: &mut dyn FnMut(&str, &Tensor) -> Result<()>,
+) -> Result<()> {
+    let wanted = Wanted {
+        tokens,
+        ..Wanted::ALL
+    };
+    let run = Run::new(layers, pass, ids, sequences, wanted)?;
+    run.forward(&mut |layer, recorded| {
+        let inputs = [
+            ("self_attn.q_proj", &recorded.attention_normed),
+            ("self_attn.k_proj", &recorded.attention_normed),
+            ("self_attn.v_proj", &recorded.attention_normed),
+            ("self_attn.o_proj", &recorded.mixed),
+            ("mlp.gate_proj", &recorded.normed),
+            ("mlp.up_proj", &recorded.normed),
+            ("mlp.down_proj", &recorded.gated),
+        ];
+        for (module, input) in inputs {
+            tap(&format!("model.layers.{layer}.{module}"), &input.tensor)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Sequences that go through a layer at once.
+pub(super) struct Batch {
+    pub(super) sequences: Range<usize>,
+    pub(super) rotations: Rotations,
+    pub(super) split: Split,
+}
+
+/// A block up to its last product, on a tape.
+struct Recorded {
+    input: Value,
+    attention_normed: Value,
+    mixed: Value,
+    /// What the last product is added to.
+    stream: Value,
+    normed: Value,
+    /// The last product's input.
+    gated: Value,
+}
+
+/// A pass there and back.
+pub(super) struct Run<'a> {
+    pub(super) layers: Layers<'a>,
+    pub(super) pass: &'a Pass<'a>,
+    pub(super) wanted: Wanted<'a>,
+    pub(super) ids: &'a [u32],
+    pub(super) length: usize,
+    pub(super) batches: Vec<Batch>,
+    /// Tokens whose loss counts.
+    pub(super) scored: usize,
+    /// What the loss is multiplied by.
+    pub(super) scale: f32,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        layers: Layers<'a>,
+        pass: &'a Pass<'a>,
+        ids: &'a [u32],
+        sequences: usize,
+        wanted: Wanted<'a>,
+    ) -> Result<Self> {
         let length = ids.len() / sequences.max(1);
         if length < 2 || length * sequences != ids.len() {
             return Err(Error::Argument {
@@ -47,173 +235,111 @@ impl Llama {
         } else {
             1.0
         };
-        let table = config.rotations(length);
-        let rotations = Rotations::upload(device, &table, length, sequences)?;
-        let mut x = self.embed(pass, ids)?;
-        let mut inputs = Vec::with_capacity(config.layers);
-        for layer in 0..config.layers {
-            interrupt::check()?;
-            let mut tape = self.tape(pass, scale);
-            let (input, stream, gated) = self.record(&mut tape, layer, &x, &rotations)?;
-            let down = weight(&self.blocks[layer].down);
-            let output = tape.linear_onto(&gated, down, &stream)?;
-            inputs.push(input.tensor);
-            x = output.tensor;
-        }
-        let targets: Vec<u32> = (0..ids.len())
-            .map(|at| match (at + 1) % length {
-                0 => UNSCORED,
-                _ => ids[at + 1],
-            })
-            .collect();
-        let (loss, mut grad, mut held) = self.head_gradients(pass, &x, &targets, scale)?;
-        if !loss.is_finite() {
-            inputs.push(x);
-            return Err(self.first_broken(pass, &inputs)?);
-        }
-        drop(x);
-        let tied = config.tied.then(|| held.remove(0).values);
-        for gradient in held {
-            if gradient.name == "model.norm.weight" {
-                finite(pass, &gradient, "the head")?;
-            }
-            sink(gradient)?;
-        }
-        for layer in (0..config.layers).rev() {
-            interrupt::check()?;
-            let input = inputs.pop().expect("each block's input was kept");
-            grad = self.block_gradients(pass, layer, &input, grad, &rotations, scale, sink)?;
-        }
-        let grad = scaled(device, &grad, 1.0 / scale, DType::F32)?;
-        let (values, accumulate) = match tied {
-            Some(values) => (values, true),
-            None => {
-                let shape = [config.vocab_size, config.hidden_size];
-                (device.allocate(DType::F32, &shape, EMBEDDING)?, false)
-            }
-        };
-        scatter(device, &grad, ids, &values, accumulate)?;
-        let name = format!("{EMBEDDING}.weight");
-        sink(Gradient { name, values })?;
-        Ok(loss)
-    }
-
-    /// The mean loss, the gradient of the last block's output `x`, f32 (tokens, hidden), times `scale`, and those of the
-    /// head and the final norm. As many tokens at a time as logits fit.
-    fn head_gradients(
-        &self,
-        pass: &Pass<'_>,
-        x: &Tensor,
-        targets: &[u32],
-        scale: f32,
-    ) -> Result<(f64, Tensor, Vec<Gradient>)> {
-        let (device, width) = (pass.device, self.config().hidden_size);
-        let count = targets.iter().filter(|t| **t != UNSCORED).count();
-        let step = self.head_rows(device);
-        let whole = step >= targets.len();
-        let mut grad = None;
-        if !whole {
-            grad = Some(device.allocate(DType::F32, x.shape(), "a gradient")?);
-        }
-        let (mut loss, mut held) = (0.0, Vec::<Gradient>::new());
-        for first in (0..targets.len()).step_by(step) {
-            let targets = &targets[first..(first + step).min(targets.len())];
-            let part = if whole {
-                x.clone()
+        let table = layers.config().rotations(length);
+        let at_once = wanted.at_once(sequences, length);
+        let batch = |first: usize| {
+            let sequences = first..(first + at_once).min(sequences);
+            let split = if wanted.by_sequence {
+                Split::even(pass.device, sequences.len(), length, first)?
             } else {
-                let part = device.allocate(DType::F32, &[targets.len(), width], "a part")?;
-                let pairs = (0..targets.len() as u32).map(|t| (first as u32 + t, t));
-                let list = Rows::upload(device, &pairs.collect::<Vec<_>>())?;
-                rows(device, x, &part, width, &list)?;
-                part
+                Split::whole(first / at_once)
             };
-            let mut tape = self.tape(pass, scale);
-            let part = tape.input(&part);
-            let normed = tape.rms(&part, self.gain("model.norm.weight".into(), &self.norm))?;
-            let logits = tape.linear(&normed, weight(&self.head))?;
-            let on_device = |targets: &[u32]| {
-                let targets = HostTensor::from_u32(&[targets.len()], targets);
-                device.upload(&targets, "targets")
-            };
-            // Every row needs a column to pick; what rows without a target pick is left out below.
-            let picks: Vec<u32> = targets
-                .iter()
-                .map(|t| if *t == UNSCORED { 0 } else { *t })
-                .collect();
-            let (lse, picked) = logsumexp(device, &logits.tensor, &on_device(&picks)?)?;
-            let (lse_values, picked) =
-                (device.read(&lse)?.to_f32(), device.read(&picked)?.to_f32());
-            for (target, (lse, picked)) in targets.iter().zip(lse_values.iter().zip(picked)) {
-                if *target != UNSCORED {
-                    loss += f64::from(*lse) - f64::from(picked);
-                }
-            }
-            let of_logits = cross_entropy_grad(
-                device,
-                &logits.tensor,
-                &lse,
-                &on_device(targets)?,
-                scale / count as f32,
-                pass.compute.activation,
-            )?;
-            let mut keep = |gradient: Gradient| {
-                match held.iter().find(|held| held.name == gradient.name) {
-                    Some(sum) => add(device, &gradient.values, &sum.values)?,
-                    None => held.push(gradient),
-                }
-                Ok(())
-            };
-            let of_part = tape.run_back(logits.node, of_logits, &part, &mut keep)?;
-            match &grad {
-                Some(grad) => {
-                    let pairs = (0..targets.len() as u32).map(|t| (t, first as u32 + t));
-                    let list = Rows::upload(device, &pairs.collect::<Vec<_>>())?;
-                    rows(device, &of_part, grad, width, &list)?;
-                }
-                None => grad = Some(of_part),
-            }
-        }
-        let grad = grad.expect("there is a token");
-        Ok((loss / count as f64, grad, held))
-    }
-
-    /// The gradient of a block's input, from the input, f32 (tokens, hidden), and the gradient of its output.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "a step of one loop, given a name"
-    )]
-    fn block_gradients(
-        &self,
-        pass: &Pass<'_>,
-        layer: usize,
-        input: &Tensor,
-        grad: Tensor,
-        rotations: &Rotations,
-        scale: f32,
-        sink: &mut Sink<'_>,
-    ) -> Result<Tensor> {
-        let mut tape = self.tape(pass, scale);
-        let (x, stream, gated) = self.record(&mut tape, layer, input, rotations)?;
-        let last = tape.ends_onto(&gated, weight(&self.blocks[layer].down), &stream)?;
-        let first = format!("model.layers.{layer}.input_layernorm.weight");
-        tape.run_back(last, grad, &x, &mut |gradient| {
-            // Whatever is not finite in a block's backward pass reaches this one, the sum of all tokens.
-            if gradient.name == first {
-                finite(pass, &gradient, &format!("model.layers.{layer}"))?;
-            }
-            sink(gradient)
+            let rotations = Rotations::upload(pass.device, &table, length, sequences.len())?;
+            Ok(Batch {
+                sequences,
+                rotations,
+                split,
+            })
+        };
+        let batches = (0..sequences).step_by(at_once).map(batch);
+        Ok(Self {
+            batches: batches.collect::<Result<_>>()?,
+            layers,
+            pass,
+            wanted,
+            ids,
+            length,
+            scored,
+            scale,
         })
     }
 
-    /// Records a block up to its last product: its input, the stream that the product is added to, and the product's input.
-    fn record<'a>(
-        &'a self,
-        tape: &mut Tape<'a>,
+    pub(super) fn settings<'s>(
+        &self,
+        split: &'s Split,
+        wants: &'s dyn Fn(&str) -> bool,
+    ) -> Settings<'s> {
+        Settings {
+            activation: self.pass.compute.activation,
+            integer_bytes: self.pass.compute.integer_bytes,
+            scale: self.scale,
+            split,
+            wants,
+        }
+    }
+
+    pub(super) fn gain<'g>(&self, name: String, gain: &'g Tensor) -> Gain<'g> {
+        let epsilon = self.layers.config().rms_norm_eps as f32;
+        Gain {
+            name,
+            gain,
+            epsilon,
+        }
+    }
+
+    /// The streams behind the last block, one a batch. `see` is shown every batch's pass through every block.
+    fn forward(&self, see: &mut dyn FnMut(usize, &Recorded) -> Result<()>) -> Result<Vec<Tensor>> {
+        let ids = |batch: &Batch| {
+            let Range { start, end } = batch.sequences;
+            &self.ids[start * self.length..end * self.length]
+        };
+        let embedded = self.layers.embed(self.pass, self.ids)?;
+        let mut streams = Vec::with_capacity(self.batches.len());
+        for batch in &self.batches {
+            let tokens = ids(batch).len();
+            let first = batch.sequences.start * self.length;
+            streams.push(self.cut(&embedded, first..first + tokens)?);
+        }
+        drop(embedded);
+        for layer in 0..self.layers.config().layers {
+            interrupt::check()?;
+            let block = self.layers.block(layer)?;
+            for (batch, x) in self.batches.iter().zip(&mut streams) {
+                let settings = self.settings(&batch.split, &|_| false);
+                let mut tape = Tape::new(self.pass.device, settings);
+                let recorded = self.record(&mut tape, &block, layer, x, &batch.rotations)?;
+                see(layer, &recorded)?;
+                let (gated, stream) = (&recorded.gated, &recorded.stream);
+                *x = tape.linear_onto(gated, weight(&block.down), stream)?.tensor;
+            }
+        }
+        Ok(streams)
+    }
+
+    /// Some rows of f32 (rows, columns): a copy, unless they are all.
+    pub(super) fn cut(&self, all: &Tensor, tokens: Range<usize>) -> Result<Tensor> {
+        let width = self.layers.config().hidden_size;
+        if tokens.len() * width == all.len() {
+            return Ok(all.clone());
+        }
+        let device = self.pass.device;
+        let part = device.allocate(DType::F32, &[tokens.len(), width], "a part")?;
+        let first = tokens.start as u32;
+        let pairs = (0..tokens.len() as u32).map(|t| (first + t, t));
+        let list = Rows::upload(device, &pairs.collect::<Vec<_>>())?;
+        rows(device, all, &part, width, &list)?;
+        Ok(part)
+    }
+
+    fn record<'t>(
+        &self,
+        tape: &mut Tape<'t>,
+        block: &'t Block,
         layer: usize,
         input: &Tensor,
-        rotations: &'a Rotations,
-    ) -> Result<(Value, Value, Value)> {
-        let (block, config) = (&self.blocks[layer], self.config());
+        rotations: &'t Rotations,
+    ) -> Result<Recorded> {
+        let config = self.layers.config();
         let dim = config.head_dim;
         let heads = Heads {
             query: config.heads,
@@ -222,52 +348,87 @@ impl Llama {
         };
         let name = |norm: &str| format!("model.layers.{layer}.{norm}.weight");
         let (first, second) = (name("input_layernorm"), name("post_attention_layernorm"));
-        let x = tape.input(input);
-        let normed = tape.rms(&x, self.gain(first, &block.attention_norm))?;
-        let query = tape.linear(&normed, weight(&block.query))?;
-        let key = tape.linear(&normed, weight(&block.key))?;
-        let value = tape.linear(&normed, weight(&block.value))?;
+        let input = tape.input(input);
+        let attention_normed = tape.rms(&input, self.gain(first, &block.attention_norm))?;
+        let query = tape.linear(&attention_normed, weight(&block.query))?;
+        let key = tape.linear(&attention_normed, weight(&block.key))?;
+        let value = tape.linear(&attention_normed, weight(&block.value))?;
         let query = tape.rotate(&query, dim, rotations)?;
         let key = tape.rotate(&key, dim, rotations)?;
         let mixed = tape.attention(&query, (&key, &value), &rotations.past, heads)?;
-        let stream = tape.linear_onto(&mixed, weight(&block.output), &x)?;
+        let stream = tape.linear_onto(&mixed, weight(&block.output), &input)?;
         let normed = tape.rms(&stream, self.gain(second, &block.feed_forward_norm))?;
         let gate = tape.linear(&normed, weight(&block.gate))?;
         let up = tape.linear(&normed, weight(&block.up))?;
         let gated = tape.silu(&gate, &up)?;
-        Ok((x, stream, gated))
+        Ok(Recorded {
+            input,
+            attention_normed,
+            mixed,
+            stream,
+            normed,
+            gated,
+        })
     }
 
-    fn tape<'a>(&self, pass: &Pass<'a>, scale: f32) -> Tape<'a> {
-        let compute = pass.compute;
-        Tape::new(
-            pass.device,
-            compute.activation,
-            compute.integer_bytes,
-            scale,
-        )
+    /// Replaces the gradient of a block's output by that of its `input`, f32 (tokens, hidden).
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a step of one loop, given a name"
+    )]
+    fn block_back(
+        &self,
+        block: &Block,
+        layer: usize,
+        batch: &Batch,
+        input: &Tensor,
+        grad: &mut Tensor,
+        readings: &mut Vec<Reading>,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        let first = format!("model.layers.{layer}.input_layernorm.weight");
+        let wants = |name: &str| name == first || (self.wanted.tensor)(name);
+        let mut tape = Tape::new(self.pass.device, self.settings(&batch.split, &wants));
+        let recorded = self.record(&mut tape, block, layer, input, &batch.rotations)?;
+        let last = tape.ends_onto(&recorded.gated, weight(&block.down), &recorded.stream)?;
+        *grad = tape.run_back(last, grad.clone(), &recorded.input, &mut |gradient| {
+            // Whatever is not finite in a block's backward pass reaches this one, the sum of all tokens.
+            if gradient.name == first {
+                readings.push(self.pass.device.read_later(&gradient.values)?);
+            }
+            if (self.wanted.tensor)(&gradient.name) {
+                sink(gradient)?;
+            }
+            Ok(())
+        })?;
+        Ok(())
     }
 
-    fn gain<'a>(&self, name: String, gain: &'a Tensor) -> Gain<'a> {
-        let epsilon = self.config().rms_norm_eps as f32;
-        Gain {
-            name,
-            gain,
-            epsilon,
+    /// The lowest layer to run back to: below it nothing is wanted.
+    fn lowest(&self) -> usize {
+        let config = self.layers.config();
+        if (self.wanted.tensor)(EMBEDDING) {
+            return 0;
         }
+        let specs = tensor_specs(config);
+        let wanted = specs.iter().filter(|spec| (self.wanted.tensor)(&spec.name));
+        let layers = wanted.filter_map(|spec| spec.layer());
+        layers.min().unwrap_or(config.layers)
     }
 
-    /// Why a loss is not finite: the first block whose output is not. `streams`: each block's input, and the last's output.
-    fn first_broken(&self, pass: &Pass<'_>, streams: &[Tensor]) -> Result<Error> {
-        for (place, stream) in streams.iter().enumerate() {
-            let values = pass.device.read(stream)?.to_f32();
-            if let Some(value) = values.iter().find(|value| !value.is_finite()) {
-                let what = match place {
-                    0 => "output of model.embed_tokens".into(),
-                    _ => format!("output of model.layers.{}", place - 1),
-                };
-                let found = value.to_string();
-                return Ok(Error::NotFinite { what, found });
+    /// Why a loss is not finite: the first block whose output is not. `streams`: each block's inputs, and the last's outputs.
+    fn first_broken(&self, streams: &[Vec<Tensor>]) -> Result<Error> {
+        for (place, streams) in streams.iter().enumerate() {
+            for stream in streams {
+                let values = self.pass.device.read(stream)?.to_f32();
+                if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                    let what = match place {
+                        0 => "output of model.embed_tokens".into(),
+                        _ => format!("output of model.layers.{}", place - 1),
+                    };
+                    let found = value.to_string();
+                    return Ok(Error::NotFinite { what, found });
+                }
             }
         }
         Ok(Error::NotFinite {
@@ -277,7 +438,7 @@ impl Llama {
     }
 }
 
-fn weight(linear: &Linear) -> Weight<'_> {
+pub(super) fn weight(linear: &Linear) -> Weight<'_> {
     Weight {
         name: &linear.name,
         matrix: &linear.weight,
@@ -285,9 +446,8 @@ fn weight(linear: &Linear) -> Weight<'_> {
     }
 }
 
-fn finite(pass: &Pass<'_>, gradient: &Gradient, layer: &str) -> Result<()> {
-    let values = pass.device.read(&gradient.values)?.to_f32();
-    match values.iter().find(|value| !value.is_finite()) {
+fn finite(layer: &str, gradient: &HostTensor) -> Result<()> {
+    match gradient.to_f32().iter().find(|value| !value.is_finite()) {
         Some(value) => Err(Error::NotFinite {
             what: format!("gradient of {layer}"),
             found: value.to_string(),

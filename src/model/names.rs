@@ -213,6 +213,12 @@ impl TensorSpec {
         }
     }
 
+    /// The block that it is part of, if it is.
+    pub fn layer(&self) -> Option<usize> {
+        let rest = self.name.strip_prefix("model.layers.")?;
+        rest.split_once('.')?.0.parse().ok()
+    }
+
     /// Output features: rows of a matrix, values of a bias.
     pub fn features(&self) -> usize {
         if self.role == Role::Bias {
