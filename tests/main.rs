@@ -15,6 +15,7 @@ mod figures;
 mod formats;
 mod golden;
 mod gradients;
+mod importance;
 mod integers;
 mod kernels;
 mod layers;
@@ -48,6 +49,7 @@ fn main() {
     trials.extend(layers::trials());
     trials.extend(gradients::trials());
     trials.extend(attention_gradients::trials());
+    trials.extend(importance::trials());
     trials.extend(integers::trials());
     trials.extend(lut::trials());
     trials.extend(trits::trials());

@@ -10,12 +10,15 @@ pub mod embed;
 pub mod gate;
 pub mod kv;
 pub mod loss;
+pub mod mask;
 pub mod matmul;
 pub mod norm;
 pub mod probe;
 pub mod quantize;
 pub mod residual;
 pub mod rope;
+pub mod score;
+pub mod select;
 pub mod weights;
 
 use crate::device::Kernel;
@@ -52,6 +55,7 @@ pub static TABLE: &[&Kernel] = &[
     &gate::silu_grad::KERNEL,
     &residual::add::KERNEL,
     &copy::cast::KERNEL,
+    &copy::compact::KERNEL,
     &copy::pad::KERNEL,
     &copy::planes::KERNEL,
     &copy::rows::KERNEL,
@@ -61,6 +65,14 @@ pub static TABLE: &[&Kernel] = &[
     &loss::cross_entropy_grad::KERNEL,
     &loss::argmax::KERNEL,
     &loss::divergence::KERNEL,
+    &score::fisher::KERNEL,
+    &score::norms::KERNEL,
+    &score::rows::KERNEL,
+    &score::columns::KERNEL,
+    &score::blocks::KERNEL,
+    &select::top_k::KERNEL,
+    &select::threshold::KERNEL,
+    &mask::weights::KERNEL,
     &quantize::activations::KERNEL,
     &quantize::normed::KERNEL,
     &quantize::absmax::KERNEL,

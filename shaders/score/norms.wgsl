@@ -1,0 +1,33 @@
+// Sums of squares down the columns of activations. One workgroup: 32 columns.
+struct Params {
+    tokens: u32,
+    columns: u32,
+    // The first of the tokens that this call sums.
+    token_start: u32,
+    // 1: it is added to what stands in the result.
+    accumulate: u32,
+}
+@group(0) @binding(0) var<storage, read> x: array<act>;                // (tokens, columns)
+@group(0) @binding(1) var<storage, read_write> result: array<f32>;     // (columns)
+@group(1) @binding(0) var<uniform> params: Params;
+#import column_shares
+
+@compute @workgroup_size(256)
+fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let column = (group.y * groups.x + group.x) * COLUMNS + (lane & (COLUMNS - 1u));
+    var sum = 0.0;
+    if column < params.columns {
+        let end = params.token_start + params.tokens;
+        for (var token = params.token_start + lane / COLUMNS; token < end; token += SHARES) {
+            let value = f32(x[token * params.columns + column]);
+            sum += value * value;
+        }
+    }
+    sum = sum_of_shares(sum, lane);
+    if lane < COLUMNS && column < params.columns {
+        if params.accumulate == 1u {
+            sum += result[column];
+        }
+        result[column] = sum;
+    }
+}

@@ -1,0 +1,3 @@
+//! Weights without what masks rule out.
+
+pub mod weights;
