@@ -33,6 +33,7 @@ mod text;
 mod text_hostile;
 mod trits;
 mod tuning;
+mod widths;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -62,6 +63,8 @@ fn main() {
     trials.extend(cli_tasks::trials());
     trials.extend(cli_verify::trials());
     trials.extend(tuning::trials());
+    trials.extend(widths::trials());
+    trials.extend(hostile_widths::trials());
     trials.extend(statistics::trials());
     trials.extend(comparison::trials());
     trials.extend(figures::trials());

@@ -51,8 +51,8 @@ impl Llama {
         let activation = pass.compute.activation;
         let cache = Cache::passing(device, config, sequences, length, activation)?;
         let x = self.embed(pass, ids)?;
-        let mut inputs = Vec::with_capacity(config.layers);
-        for layer in 0..config.layers {
+        let mut inputs = Vec::with_capacity(config.layers());
+        for layer in 0..config.layers() {
             interrupt::check()?;
             inputs.push(scaled(device, &x, 1.0, DType::F32)?);
             self.block(pass, layer, &x, &cache)?;
@@ -79,7 +79,7 @@ impl Llama {
         }
         let table = config.rotations(length);
         let rotations = Rotations::upload(device, &table, length, sequences)?;
-        for layer in (0..config.layers).rev() {
+        for layer in (0..config.layers()).rev() {
             interrupt::check()?;
             let input = inputs.pop().expect("each block's input was kept");
             grad = self.block_gradients(pass, layer, &input, grad, &rotations, scale, sink)?;
@@ -195,8 +195,8 @@ impl Llama {
         let (block, config) = (&self.blocks[layer], self.config());
         let (dim, dtype) = (config.head_dim, pass.compute.activation);
         let heads = Heads {
-            query: config.heads,
-            kv: config.kv_heads,
+            query: config.blocks[layer].heads,
+            kv: config.blocks[layer].kv_heads,
             dim,
         };
         let name = |norm: &str| format!("model.layers.{layer}.{norm}.weight");

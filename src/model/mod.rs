@@ -3,23 +3,27 @@
 mod cache;
 mod checkpoint;
 mod config;
+mod config_json;
 mod embedded;
 mod formats;
 mod generate;
 mod linear;
 mod llama;
 mod llama_grad;
+mod metadata;
 mod names;
+mod rope;
 mod save;
 mod synth;
 
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, Weights};
-pub use config::{Config, RopeScaling};
+pub use config::{Config, Widths};
 pub use embedded::EMBEDDED;
 pub use generate::{Generation, Sampling, generate};
 pub use linear::{Compute, Linear, Pass};
 pub use llama::Llama;
 pub use names::{Role, TensorSpec, tensor_specs};
+pub use rope::RopeScaling;
 pub use save::{export_gguf, export_hf, export_packed, gguf_type};
 pub use synth::Synth;
