@@ -238,9 +238,10 @@ fn line(spec: &TensorSpec, parent: &Checkpoint, stages: &[Rule]) -> Result<Line>
 fn activation_bytes(parent: &Checkpoint, ctx: usize) -> u64 {
     let config = parent.config();
     let tokens = 2048.max(ctx) as u64; // any number that the user typed
+    let widest = config.widest();
     let wide = (8 * config.hidden_size
-        + 4 * config.intermediate_size
-        + 4 * config.heads * config.head_dim) as u64;
+        + 4 * widest.intermediate_size
+        + 4 * widest.heads * config.head_dim) as u64;
     let logits = tokens.saturating_mul(4 * config.vocab_size as u64);
     tokens
         .saturating_mul(4 * wide)

@@ -253,7 +253,11 @@ fn check_exports(
             (ExportFormat::Gguf, Some(tokenizer)) if parent.gguf().is_none() => {
                 tokenizer.to_gguf_metadata(parent.config().vocab_size)?;
             }
-            (ExportFormat::Hf | ExportFormat::Packed, _) => {
+            (ExportFormat::Hf, _) => {
+                parent.config().check_plain(parent.path())?;
+                parent.config_json()?;
+            }
+            (ExportFormat::Packed, _) => {
                 parent.config_json()?;
             }
             _ => {}

@@ -199,7 +199,7 @@ fn agrees_with(
         }
         compared += 1;
     }
-    if compared == weights.config().layers + 2 {
+    if compared == weights.config().layers() + 2 {
         Ok(())
     } else {
         Err(format!("{compared} states compared").into())

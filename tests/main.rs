@@ -15,6 +15,7 @@ mod figures;
 mod formats;
 mod golden;
 mod gradients;
+mod hostile_widths;
 mod importance;
 mod integers;
 mod kernels;
@@ -34,6 +35,7 @@ mod text;
 mod text_hostile;
 mod trits;
 mod tuning;
+mod widths;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -64,6 +66,8 @@ fn main() {
     trials.extend(cli_tasks::trials());
     trials.extend(cli_verify::trials());
     trials.extend(tuning::trials());
+    trials.extend(widths::trials());
+    trials.extend(hostile_widths::trials());
     trials.extend(statistics::trials());
     trials.extend(comparison::trials());
     trials.extend(figures::trials());

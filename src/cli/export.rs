@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::output::{Output, bytes};
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, export_gguf, export_hf, export_packed};
+use crate::model::{Checkpoint, Weights, export_gguf, export_hf, export_packed};
 use crate::run::Target;
 
 #[derive(Debug, clap::Args)]
@@ -41,6 +41,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         model: model.path(),
     };
     target.check()?;
+    if matches!(arguments.format, Format::Hf) {
+        model.config().check_plain(model.path())?;
+    }
     let tokenizer = if model.has_tokenizer() {
         Some(model.tokenizer()?)
     } else {

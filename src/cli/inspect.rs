@@ -1,10 +1,10 @@
 //! `lopper inspect`: what a model is.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::output::{Output, bytes, table};
 use crate::error::Result;
-use crate::model::{Checkpoint, Weights};
+use crate::model::{Checkpoint, Config, Weights, Widths};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -27,8 +27,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     output.json(&json!({
         "schema": 1, "model": arguments.model, "family": "llama", "container": model.container(),
         "parameters": model.parameters(), "bytes": stored, "bytes_f16": f16,
-        "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size, "layers": config.layers,
-        "heads": config.heads, "kv_heads": config.kv_heads, "head_dim": config.head_dim,
+        "hidden_size": config.hidden_size, "intermediate_size": stated(config, |w| w.intermediate_size),
+        "layers": config.layers(),
+        "heads": stated(config, |w| w.heads), "kv_heads": stated(config, |w| w.kv_heads), "head_dim": config.head_dim,
         "vocab_size": config.vocab_size, "max_positions": config.max_positions, "rope_theta": config.rope_theta,
         "rms_norm_eps": config.rms_norm_eps, "tied": config.tied, "tensors": tensors,
     }))?;
@@ -42,11 +43,11 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     ));
     output.line(format!(
         "{} layers, hidden {}, feed-forward {}, heads {} / {} key-value of {}, vocabulary {}, {} head, context {}",
-        config.layers,
+        config.layers(),
         config.hidden_size,
-        config.intermediate_size,
-        config.heads,
-        config.kv_heads,
+        range(config, |w| w.intermediate_size),
+        range(config, |w| w.heads),
+        range(config, |w| w.kv_heads),
         config.head_dim,
         config.vocab_size,
         if config.tied { "tied" } else { "own" },
@@ -71,4 +72,22 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     output.text(&table(&rows));
     Ok(())
+}
+
+/// A width of every layer for JSON: a number, or where layers differ one for each.
+fn stated(config: &Config, width: fn(&Widths) -> usize) -> Value {
+    match &config.uniform() {
+        Some(widths) => json!(width(widths)),
+        None => json!(config.blocks.iter().map(width).collect::<Vec<_>>()),
+    }
+}
+
+/// A width of every layer in a sentence: a number, or the least and the most.
+fn range(config: &Config, width: fn(&Widths) -> usize) -> String {
+    let least = config.blocks.iter().map(width).min().unwrap_or(0);
+    let most = width(&config.widest());
+    if least == most {
+        return most.to_string();
+    }
+    format!("{least} to {most}")
 }

@@ -9,7 +9,8 @@ use crate::tensor::DType;
 /// Keys and values of every layer, and the rotations of the positions they may hold.
 #[derive(Debug)]
 pub struct Cache {
-    layers: Vec<(Tensor, Tensor)>,
+    stores: Vec<(Tensor, Tensor)>,
+    places: Vec<usize>, // of each layer's keys and values in `stores`
     pub(super) past: Tensor,
     pub(super) rotations: Tensor,
     lengths: Vec<u32>,
@@ -25,10 +26,12 @@ impl Cache {
         capacity: usize,
         dtype: DType,
     ) -> Result<Self> {
-        Self::with_layers(device, config, sequences, capacity, dtype, config.layers)
+        let places = (0..config.layers()).collect();
+        Self::with_places(device, config, sequences, capacity, dtype, places)
     }
 
-    /// A cache that holds one layer at a time: enough for passes that never continue, evaluation for instance.
+    /// A cache that holds one layer at a time (of each number of heads, where layers differ): enough for passes that never
+    /// continue, evaluation for instance.
     pub fn passing(
         device: &Device,
         config: &Config,
@@ -36,31 +39,49 @@ impl Cache {
         capacity: usize,
         dtype: DType,
     ) -> Result<Self> {
-        Self::with_layers(device, config, sequences, capacity, dtype, 1)
+        let mut seen: Vec<usize> = Vec::new();
+        let place = |kv_heads: usize| {
+            let found = seen.iter().position(|seen| *seen == kv_heads);
+            found.unwrap_or_else(|| {
+                seen.push(kv_heads);
+                seen.len() - 1
+            })
+        };
+        let places = config
+            .blocks
+            .iter()
+            .map(|b| b.kv_heads)
+            .map(place)
+            .collect();
+        Self::with_places(device, config, sequences, capacity, dtype, places)
     }
 
-    fn with_layers(
+    fn with_places(
         device: &Device,
         config: &Config,
         sequences: usize,
         capacity: usize,
         dtype: DType,
-        layers: usize,
+        places: Vec<usize>,
     ) -> Result<Self> {
-        let shape = [sequences, capacity, config.kv_heads * config.head_dim];
-        let layer = || {
-            Ok((
-                device.allocate(dtype, &shape, "cached keys")?,
-                device.allocate(dtype, &shape, "cached values")?,
-            ))
-        };
+        let mut stores = Vec::new();
+        for (place, widths) in places.iter().zip(&config.blocks) {
+            if *place == stores.len() {
+                let shape = [sequences, capacity, widths.kv_heads * config.head_dim];
+                stores.push((
+                    device.allocate(dtype, &shape, "cached keys")?,
+                    device.allocate(dtype, &shape, "cached values")?,
+                ));
+            }
+        }
         let rotations = HostTensor::from_f32(
             DType::F32,
             &[capacity, config.head_dim],
             &config.rotations(capacity),
         );
         Ok(Self {
-            layers: (0..layers).map(|_| layer()).collect::<Result<_>>()?,
+            stores,
+            places,
             past: device.upload(
                 &HostTensor::zeros(DType::U32, &[sequences]),
                 "cache lengths",
@@ -82,7 +103,7 @@ impl Cache {
     }
 
     pub(super) fn layer(&self, index: usize) -> (&Tensor, &Tensor) {
-        let (key, value) = &self.layers[index % self.layers.len()];
+        let (key, value) = &self.stores[self.places[index]];
         (key, value)
     }
 

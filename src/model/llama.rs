@@ -128,9 +128,9 @@ impl Llama {
             "model.embed_tokens",
         )?;
         let head = head_of(device, weights, || Ok(embedding.clone()))?;
-        let mut blocks = Vec::with_capacity(config.layers);
-        for layer in 0..config.layers {
-            progress(layer, config.layers)?;
+        let mut blocks = Vec::with_capacity(config.layers());
+        for layer in 0..config.layers() {
+            progress(layer, config.layers())?;
             blocks.push(Block::load(device, weights, layer)?);
         }
         let norm = norm(device, weights, "model.norm.weight")?;
@@ -222,19 +222,20 @@ impl Llama {
             Target::Cache(keys, capacity),
         )?;
         append(device, &value, past, values, capacity)?;
+        let widths = config.blocks[layer];
         let heads = Heads {
-            query: config.heads,
-            kv: config.kv_heads,
+            query: widths.heads,
+            kv: widths.kv_heads,
             dim: config.head_dim,
         };
         let mixed = causal(device, &query, (keys, values), past, heads, capacity)?;
-        let mixed = pass.input(mixed, config.heads * config.head_dim);
+        let mixed = pass.input(mixed, widths.heads * config.head_dim);
         block.output.apply(pass, &mixed, Destination::Add(x))?;
 
         let normed = pass.normed(x, &block.feed_forward_norm, epsilon);
         let gated = block.gate.apply(pass, &normed, new)?;
         block.up.apply(pass, &normed, Destination::Gate(&gated))?;
-        let gated = pass.input(gated, config.intermediate_size);
+        let gated = pass.input(gated, widths.intermediate_size);
         block.down.apply(pass, &gated, Destination::Add(x))?;
         Ok(())
     }
@@ -270,7 +271,7 @@ impl Llama {
     /// Everything up to the head's input. The cache is not advanced.
     pub fn hidden(&self, pass: &Pass<'_>, ids: &[u32], cache: &Cache) -> Result<Tensor> {
         let x = self.embed(pass, ids)?;
-        for layer in 0..self.config.layers {
+        for layer in 0..self.config.layers() {
             interrupt::check()?;
             self.block(pass, layer, &x, cache)?;
         }
@@ -296,7 +297,7 @@ impl Llama {
         )?;
         let x = self.embed(pass, ids)?;
         let mut states = Vec::new();
-        for layer in 0..self.config.layers {
+        for layer in 0..self.config.layers() {
             interrupt::check()?;
             if hidden {
                 states.push(pass.device.read(&x)?);

@@ -97,7 +97,7 @@ pub fn gradients(
     sink: &mut Sink<'_>,
 ) -> Result<f64> {
     let run = Run::new(layers, pass, ids, sequences, wanted)?;
-    let count = layers.config().layers;
+    let count = layers.config().layers();
     let mut inputs = Vec::with_capacity(count);
     let streams = run.forward(&mut |layer, recorded| {
         if layer == inputs.len() {
@@ -301,7 +301,7 @@ impl<'a> Run<'a> {
             streams.push(self.cut(&embedded, first..first + tokens)?);
         }
         drop(embedded);
-        for layer in 0..self.layers.config().layers {
+        for layer in 0..self.layers.config().layers() {
             interrupt::check()?;
             let block = self.layers.block(layer)?;
             for (batch, x) in self.batches.iter().zip(&mut streams) {
@@ -342,8 +342,8 @@ impl<'a> Run<'a> {
         let config = self.layers.config();
         let dim = config.head_dim;
         let heads = Heads {
-            query: config.heads,
-            kv: config.kv_heads,
+            query: config.blocks[layer].heads,
+            kv: config.blocks[layer].kv_heads,
             dim,
         };
         let name = |norm: &str| format!("model.layers.{layer}.{norm}.weight");
@@ -413,7 +413,7 @@ impl<'a> Run<'a> {
         let specs = tensor_specs(config);
         let wanted = specs.iter().filter(|spec| (self.wanted.tensor)(&spec.name));
         let layers = wanted.filter_map(|spec| spec.layer());
-        layers.min().unwrap_or(config.layers)
+        layers.min().unwrap_or(config.layers())
     }
 
     /// Why a loss is not finite: the first block whose output is not. `streams`: each block's inputs, and the last's outputs.

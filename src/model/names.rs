@@ -2,7 +2,7 @@
 //!
 //! The names of Hugging Face's checkpoints are Lopper's own; GGUF's are translated at the border.
 
-use super::config::Config;
+use super::config::{Config, Widths};
 
 /// What a tensor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +30,13 @@ enum Size {
 }
 
 impl Size {
-    fn of(self, config: &Config) -> usize {
+    /// In a block of these widths; of a tensor outside the blocks, whichever.
+    fn of(self, config: &Config, widths: Widths) -> usize {
         match self {
             Size::Hidden => config.hidden_size,
-            Size::Intermediate => config.intermediate_size,
-            Size::Query => config.heads * config.head_dim,
-            Size::KeyValue => config.kv_heads * config.head_dim,
+            Size::Intermediate => widths.intermediate_size,
+            Size::Query => widths.heads * config.head_dim,
+            Size::KeyValue => widths.kv_heads * config.head_dim,
             Size::Vocabulary => config.vocab_size,
         }
     }
@@ -188,12 +189,18 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    fn new(row: &Row, hf_prefix: &str, gguf_prefix: &str, bias: bool, config: &Config) -> Self {
+    fn new(
+        row: &Row,
+        (hf_prefix, gguf_prefix): (&str, &str),
+        bias: bool,
+        config: &Config,
+        widths: Widths,
+    ) -> Self {
         let suffix = if bias { "bias" } else { "weight" };
         let (rows, columns) = match (row.role, bias) {
-            (Role::Norm, _) => (1, row.rows.of(config)),
-            (_, true) => (1, row.rows.of(config)),
-            (_, false) => (row.rows.of(config), row.columns.of(config)),
+            (Role::Norm, _) => (1, row.rows.of(config, widths)),
+            (_, true) => (1, row.rows.of(config, widths)),
+            (_, false) => (row.rows.of(config, widths), row.columns.of(config, widths)),
         };
         Self {
             name: format!("{hf_prefix}{}.{suffix}", row.hf),
@@ -261,19 +268,21 @@ impl TensorSpec {
 
 /// Every tensor a model of this configuration has or (biases) may have, in the order they are met.
 pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
-    let mut specs = vec![TensorSpec::new(&EMBEDDING, "", "", false, config)];
-    for layer in 0..config.layers {
+    let whole = |row: &Row| TensorSpec::new(row, ("", ""), false, config, config.widest());
+    let mut specs = vec![whole(&EMBEDDING)];
+    for (layer, widths) in config.blocks.iter().enumerate() {
         let (hf, gguf) = (format!("model.layers.{layer}."), format!("blk.{layer}."));
+        let spec = |row: &Row, bias| TensorSpec::new(row, (&hf, &gguf), bias, config, *widths);
         for row in BLOCK {
-            specs.push(TensorSpec::new(row, &hf, &gguf, false, config));
+            specs.push(spec(row, false));
             if row.role == Role::Linear {
-                specs.push(TensorSpec::new(row, &hf, &gguf, true, config));
+                specs.push(spec(row, true));
             }
         }
     }
-    specs.push(TensorSpec::new(&NORM, "", "", false, config));
+    specs.push(whole(&NORM));
     if !config.tied {
-        specs.push(TensorSpec::new(&HEAD, "", "", false, config));
+        specs.push(whole(&HEAD));
     }
     specs
 }

@@ -8,11 +8,11 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::checkpoint::{Checkpoint, Weights, to_gguf_order};
-use super::config::{Config, RopeScaling};
 use super::formats::{PACKED_VERSION, described};
+use super::metadata::{divisors, metadata};
 use super::names::{Role, TensorSpec};
 use crate::error::{Error, Result};
-use crate::formats::gguf::{self, GgmlType, NewGgufTensor, Value as Meta};
+use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
 use crate::formats::safetensors::{NewTensor, write_folder};
 use crate::tensor::{DType, Packed, WeightFormat};
 use crate::text::Tokenizer;
@@ -29,14 +29,15 @@ pub fn gguf_type(spec: &TensorSpec, format: WeightFormat) -> (GgmlType, bool) {
     gguf::holds(format, spec.columns).map_or((GgmlType::F16, false), |ty| (ty, true))
 }
 
-/// Writes a folder that transformers opens: weights dequantized to f16, `config.json` as given but for what changed.
-/// Vectors keep their type.
+/// Writes a folder that transformers opens: weights dequantized to f16, `config.json` as the parent's, given, but for what
+/// changed. Vectors keep their type. Layers of several widths are an error: transformers' Llama has one for all.
 pub fn export_hf(
     folder: &Path,
     mut config: Map<String, Value>,
     weights: &dyn Weights,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<()> {
+    weights.config().check_plain(folder)?;
     let mut tensors = Vec::new();
     for spec in weights.specs() {
         let keep = matches!(spec.role, Role::Norm | Role::Bias);
@@ -54,6 +55,7 @@ pub fn export_hf(
         });
     }
     write_folder(folder, tensors, MAX_SHARD_BYTES)?;
+    config = weights.config().updated_json(config);
     config.remove("quantization_config");
     set_dtype(&mut config);
     write_config(folder, &config)?;
@@ -61,7 +63,8 @@ pub fn export_hf(
 }
 
 /// Writes a folder that Lopper opens, with codes and scales as they are: `NAME.codes` and `NAME.scales`, u32 words of
-/// (rows, words), and each tensor's format in `config.json` under `quantization_config`.
+/// (rows, words), and each tensor's format in `config.json` under `quantization_config`. Else that is as the parent's, given,
+/// but for the sizes of `weights`, which may be arrays of one number a layer.
 pub fn export_packed(
     folder: &Path,
     mut config: Map<String, Value>,
@@ -105,6 +108,7 @@ pub fn export_packed(
         });
     }
     write_folder(folder, tensors, MAX_SHARD_BYTES)?;
+    config = weights.config().updated_json(config);
     set_dtype(&mut config);
     config.insert(
         "quantization_config".into(),
@@ -115,7 +119,8 @@ pub fn export_packed(
 }
 
 /// Writes a GGUF file for llama.cpp and what is built on it. Returns the tensors that no GGUF type holds exactly; they
-/// are written in f16.
+/// are written in f16. Metadata is the parent's where it has some, but for the sizes of `weights`; layers of several widths make
+/// it architecture `deci`.
 pub fn export_gguf(
     path: &Path,
     parent: &Checkpoint,
@@ -170,115 +175,6 @@ pub fn export_gguf(
     let metadata = metadata(parent, weights.config(), tokenizer, main)?;
     gguf::write(path, &metadata, tensors)?;
     Ok(rounded)
-}
-
-/// What `llama.cpp` calls a file whose weights are mostly of a type (`LLAMA_FTYPE_MOSTLY_*`).
-fn file_type(ty: GgmlType) -> u32 {
-    match ty {
-        GgmlType::F32 => 0,
-        GgmlType::Q4_0 => 2,
-        GgmlType::Q4_1 => 3,
-        GgmlType::Q8_0 => 7,
-        GgmlType::Q5_0 => 8,
-        GgmlType::Q5_1 => 9,
-        GgmlType::Bf16 => 32,
-        _ => 1,
-    }
-}
-
-fn metadata(
-    parent: &Checkpoint,
-    config: &Config,
-    tokenizer: Option<&Tokenizer>,
-    main: GgmlType,
-) -> Result<Vec<(String, Meta)>> {
-    let file_type = ("general.file_type".to_string(), Meta::U32(file_type(main)));
-    let version = ("general.quantization_version".to_string(), Meta::U32(2));
-    if let Some(gguf) = parent.gguf() {
-        let replaced = [file_type.0.clone(), version.0.clone()];
-        let kept = gguf
-            .metadata()
-            .iter()
-            .filter(|(key, _)| !replaced.contains(key));
-        return Ok(kept.cloned().chain([file_type, version]).collect());
-    }
-    let name = parent.path().file_name().map_or_else(
-        || "model".into(),
-        |name| name.to_string_lossy().into_owned(),
-    );
-    let size = |value: usize| Meta::U32(value as u32);
-    let mut pairs: Vec<(String, Meta)> = vec![
-        ("general.architecture".into(), Meta::String("llama".into())),
-        ("general.type".into(), Meta::String("model".into())),
-        (
-            "general.name".into(),
-            Meta::String(name.trim_start_matches("embedded:").to_string()),
-        ),
-        file_type,
-        version,
-        ("llama.block_count".into(), size(config.layers)),
-        ("llama.context_length".into(), size(config.max_positions)),
-        ("llama.embedding_length".into(), size(config.hidden_size)),
-        (
-            "llama.feed_forward_length".into(),
-            size(config.intermediate_size),
-        ),
-        ("llama.attention.head_count".into(), size(config.heads)),
-        (
-            "llama.attention.head_count_kv".into(),
-            size(config.kv_heads),
-        ),
-        ("llama.attention.key_length".into(), size(config.head_dim)),
-        ("llama.attention.value_length".into(), size(config.head_dim)),
-        (
-            "llama.attention.layer_norm_rms_epsilon".into(),
-            Meta::F32(config.rms_norm_eps as f32),
-        ),
-        ("llama.rope.dimension_count".into(), size(config.head_dim)),
-        (
-            "llama.rope.freq_base".into(),
-            Meta::F32(config.rope_theta as f32),
-        ),
-        ("llama.vocab_size".into(), size(config.vocab_size)),
-    ];
-    if let RopeScaling::Linear { factor } = config.rope_scaling {
-        pairs.push((
-            "llama.rope.scaling.type".into(),
-            Meta::String("linear".into()),
-        ));
-        pairs.push(("llama.rope.scaling.factor".into(), Meta::F32(factor as f32)));
-    }
-    let Some(tokenizer) = tokenizer else {
-        return Err(Error::Unsupported {
-            path: parent.path().into(),
-            what: "a GGUF file without a tokenizer".into(),
-            why: "the folder has no tokenizer.json".into(),
-        });
-    };
-    pairs.extend(tokenizer.to_gguf_metadata(config.vocab_size)?);
-    Ok(pairs)
-}
-
-/// One divisor per rotary frequency, where the scaling is one that GGUF stores so.
-fn divisors(config: &Config) -> Option<Vec<f32>> {
-    match &config.rope_scaling {
-        RopeScaling::Divisors(divisors) => Some(divisors.clone()),
-        RopeScaling::Llama3 { .. } => {
-            let plain = Config {
-                rope_scaling: RopeScaling::None,
-                ..config.clone()
-            }
-            .rope_frequencies();
-            Some(
-                plain
-                    .iter()
-                    .zip(config.rope_frequencies())
-                    .map(|(plain, scaled)| (plain / scaled) as f32)
-                    .collect(),
-            )
-        }
-        RopeScaling::None | RopeScaling::Linear { .. } => None,
-    }
 }
 
 fn vector_dtype(format: WeightFormat) -> DType {

@@ -62,6 +62,28 @@ pub enum Array {
     F64(Vec<f64>),
 }
 
+impl Array {
+    /// The elements as integers, whatever integer type they are stored in; `None` for other types.
+    pub fn integers(&self) -> Option<Box<dyn ExactSizeIterator<Item = i128> + '_>> {
+        fn wide<T: Copy + Into<i128>>(
+            list: &[T],
+        ) -> Option<Box<dyn ExactSizeIterator<Item = i128> + '_>> {
+            Some(Box::new(list.iter().map(|number| (*number).into())))
+        }
+        match self {
+            Array::U8(list) => wide(list),
+            Array::I8(list) => wide(list),
+            Array::U16(list) => wide(list),
+            Array::I16(list) => wide(list),
+            Array::U32(list) => wide(list),
+            Array::I32(list) => wide(list),
+            Array::U64(list) => wide(list),
+            Array::I64(list) => wide(list),
+            _ => None,
+        }
+    }
+}
+
 impl Value {
     /// The value as an unsigned integer, whatever integer type it is stored in; `None` for other types and negatives.
     pub fn as_u64(&self) -> Option<u64> {

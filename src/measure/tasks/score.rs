@@ -221,7 +221,7 @@ fn record(
             )?)
         }
     };
-    for layer in 0..model.config().layers {
+    for layer in 0..model.config().layers() {
         interrupt::check()?;
         if let Some(stems) = &stems {
             if let (Some(prefix), Some(copies)) = (prefix, &stems.copies) {

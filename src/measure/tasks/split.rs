@@ -116,8 +116,9 @@ pub fn fitting(
     batching: Batching,
 ) -> usize {
     let config = model.config();
-    let widest = config.hidden_size.max(config.intermediate_size);
-    let cached = config.kv_heads * config.head_dim;
+    let widths = config.widest();
+    let widest = config.hidden_size.max(widths.intermediate_size);
+    let cached = widths.kv_heads * config.head_dim;
     let most = (pass.device.max_tensor_bytes() / 4) as usize;
     let mut sizes = Sizes::default();
     for (count, split) in splits.iter().enumerate() {
