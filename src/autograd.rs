@@ -31,6 +31,17 @@ pub struct Gradient {
     pub part: usize,
     /// f32, of the tensor's shape.
     pub values: Tensor,
+    /// The tensor itself.
+    pub weight: Parameter,
+}
+
+/// A tensor of the model, on its device.
+#[derive(Clone, Debug)]
+pub enum Parameter {
+    /// A matrix as it is stored.
+    Matrix(Matrix),
+    /// A gain or a bias, f32.
+    Vector(Tensor),
 }
 
 /// Who gets the gradients, each part once, in the order in which they are known.
@@ -219,6 +230,7 @@ impl Backward<'_, '_> {
     fn hand_out(
         &mut self,
         name: &str,
+        weight: Parameter,
         make: impl Fn(&Split, usize) -> Result<Tensor>,
     ) -> Result<()> {
         let Settings { split, scale, .. } = self.settings;
@@ -233,7 +245,13 @@ impl Backward<'_, '_> {
                 scaled(self.device, &values, 1.0 / scale, DType::F32)?
             };
             let (name, part) = (name.to_string(), split.first + part);
-            (self.sink)(Gradient { name, part, values })?;
+            let weight = weight.clone();
+            (self.sink)(Gradient {
+                name,
+                part,
+                values,
+                weight,
+            })?;
         }
         Ok(())
     }
@@ -285,7 +303,7 @@ impl<'a> Tape<'a> {
             let onto = back.sums[x.node.0].take();
             let (sum, scales) = rms_grad(device, (&x.tensor, gain, epsilon), &grad, onto)?;
             back.sums[x.node.0] = Some(sum);
-            back.hand_out(&name, |split, part| {
+            back.hand_out(&name, Parameter::Vector(gain.clone()), |split, part| {
                 let of = |all: &Tensor| split.part(device, all, part);
                 let values = device.allocate(DType::F32, &[gain.len()], "gradient of a gain")?;
                 let (x, scales) = (of(&x.tensor)?, of(&scales)?);
@@ -449,15 +467,17 @@ fn product_rule<'a>(
         let of = |all: &Tensor, split: &Split, part: usize| {
             split.part(device, &cast(device, all, dtype)?, part)
         };
-        back.hand_out(&format!("{name}.weight"), |split, part| {
+        let whole_matrix = Parameter::Matrix(matrix.clone());
+        back.hand_out(&format!("{name}.weight"), whole_matrix, |split, part| {
             let (grad, x) = (of(&grad, split, part)?, of(&x.tensor, split, part)?);
             let values = device.allocate(DType::F32, &[rows, columns], name)?;
             backward::weight(device, &grad, &x, &values, false)?;
             Ok(values)
         })?;
-        if bias.is_some() {
+        if let Some(bias) = bias {
             // A bias is a weight whose input is 1.
-            back.hand_out(&format!("{name}.bias"), |split, part| {
+            let vector = Parameter::Vector(bias.clone());
+            back.hand_out(&format!("{name}.bias"), vector, |split, part| {
                 let grad = of(&grad, split, part)?;
                 let tokens = grad.len() / rows;
                 let ones = HostTensor::from_f32(grad.dtype(), &[tokens, 1], &vec![1.0; tokens]);

@@ -4,12 +4,15 @@ use serde_json::{Value, json};
 
 use super::output::{Output, bytes, table};
 use crate::error::Result;
-use crate::model::{Checkpoint, Config, Weights, Widths};
+use crate::model::{Checkpoint, Config, Group, Weights, Widths, groups};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
+    /// Show which channels of which tensors can only be cut together
+    #[arg(long)]
+    groups: bool,
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
@@ -24,7 +27,12 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
                    "bytes": model.stored_bytes(spec)})
         })
         .collect();
-    output.json(&json!({
+    let found = if arguments.groups {
+        groups(config, model.specs())
+    } else {
+        Vec::new()
+    };
+    let mut facts = json!({
         "schema": 1, "model": arguments.model, "family": "llama", "container": model.container(),
         "parameters": model.parameters(), "bytes": stored, "bytes_f16": f16,
         "hidden_size": config.hidden_size, "intermediate_size": stated(config, |w| w.intermediate_size),
@@ -32,7 +40,11 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         "heads": stated(config, |w| w.heads), "kv_heads": stated(config, |w| w.kv_heads), "head_dim": config.head_dim,
         "vocab_size": config.vocab_size, "max_positions": config.max_positions, "rope_theta": config.rope_theta,
         "rms_norm_eps": config.rms_norm_eps, "tied": config.tied, "tensors": tensors,
-    }))?;
+    });
+    if arguments.groups {
+        facts["groups"] = json!(found);
+    }
+    output.json(&facts)?;
     output.line(format!(
         "{}: llama ({}), {:.1} M parameters, {} as stored, {} in f16",
         arguments.model,
@@ -57,6 +69,10 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         "rope theta {}, scaling {:?}\n",
         config.rope_theta, config.rope_scaling
     ));
+    if arguments.groups {
+        output.text(&group_table(&found));
+        return Ok(());
+    }
     let mut rows = vec![
         ["tensor", "shape", "type", "bytes"]
             .map(String::from)
@@ -90,4 +106,51 @@ fn range(config: &Config, width: fn(&Widths) -> usize) -> String {
         return most.to_string();
     }
     format!("{least} to {most}")
+}
+
+/// A line for each part that a tensor has in a group. What the same tensors of all blocks have is one line.
+fn group_table(groups: &[Group]) -> String {
+    let head = [
+        "group",
+        "units",
+        "tensor",
+        "axis",
+        "channels of a unit",
+        "which it",
+    ];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    for group in groups {
+        let mut seen: Vec<(String, usize)> = Vec::new();
+        let mut lines: Vec<Vec<String>> = Vec::new();
+        for member in &group.members {
+            let tensor = match (group.layer, member.tensor.split('.').nth(2)) {
+                (None, Some(layer)) if member.tensor.starts_with("model.layers.") => {
+                    member.tensor.replacen(layer, "*", 1)
+                }
+                _ => member.tensor.clone(),
+            };
+            if let Some((_, count)) = seen.iter_mut().find(|(name, _)| *name == tensor) {
+                *count += 1;
+                continue;
+            }
+            seen.push((tensor.clone(), 1));
+            let word = |value: Value| value.as_str().unwrap_or_default().to_string();
+            lines.push(vec![
+                group.to_string(),
+                group.units.to_string(),
+                tensor,
+                word(json!(member.axis)),
+                member.span.to_string(),
+                word(json!(member.side)),
+            ]);
+        }
+        if group.members.is_empty() {
+            let all = ["all tensors of a block", "", "", ""].map(String::from);
+            let mut line = vec![group.to_string(), group.units.to_string()];
+            line.extend(all);
+            lines.push(line);
+        }
+        rows.extend(lines);
+    }
+    table(&rows)
 }

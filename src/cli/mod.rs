@@ -21,6 +21,7 @@ mod mutate;
 mod output;
 mod pair;
 mod quantize;
+mod scores;
 mod session;
 mod synth;
 mod task_files;
@@ -162,6 +163,8 @@ enum Command {
     Generate(generate::Arguments),
     /// Write a model's logits for given tokens
     Logits(logits::Arguments),
+    /// Write how much a model's channels matter, by their weights or by gradients
+    Scores(scores::Arguments),
     /// Convert a model
     Export(export::Arguments),
     /// Check every kernel on every adapter against the CPU reference
@@ -239,6 +242,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Compare(arguments) => compare::run(&cli.global, arguments, output),
         Command::Generate(arguments) => generate::run(&cli.global, arguments, output),
         Command::Logits(arguments) => logits::run(&cli.global, arguments, output),
+        Command::Scores(arguments) => scores::run(&cli.global, arguments, output),
         Command::Export(arguments) => export::run(arguments, output),
         Command::Verify(arguments) => verify::run(&cli.global, arguments, output),
         Command::TuneDevice(arguments) => tune::run(&cli.global, arguments, output),

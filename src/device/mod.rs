@@ -87,6 +87,19 @@ impl Tensor {
         }
     }
 
+    /// The same elements in another shape of as many.
+    pub fn reshaped(&self, shape: &[usize]) -> Tensor {
+        assert_eq!(
+            self.len(),
+            shape.iter().product::<usize>(),
+            "no element is lost"
+        );
+        Tensor {
+            shape: shape.to_vec(),
+            ..self.clone()
+        }
+    }
+
     fn host(&self) -> Arc<RwLock<Vec<u32>>> {
         match &self.storage {
             Storage::Host(host) => Arc::clone(host),

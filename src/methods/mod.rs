@@ -1,3 +1,4 @@
 //! The compression maths: a folder per verb, a file per method.
 
+pub mod prune;
 pub mod quantize;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::llama::head_rows;
 use super::llama_grad::{Batch, EMBEDDING, NORM, Run, weight};
 use super::streamed::Head;
-use crate::autograd::{Gradient, Sink, Split, Tape};
+use crate::autograd::{Gradient, Parameter, Sink, Split, Tape};
 use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::Result;
 use crate::kernels::copy::cast::scaled;
@@ -160,6 +160,7 @@ impl Run<'_> {
         sink: &mut Sink<'_>,
     ) -> Result<()> {
         let (device, config) = (self.pass.device, self.layers.config());
+        let table = self.layers.embedding()?;
         for (batch, grad) in self.batches.iter().zip(grads) {
             let parts = if self.wanted.by_sequence {
                 batch.sequences.clone()
@@ -182,6 +183,7 @@ impl Run<'_> {
                 sink(Gradient {
                     name: EMBEDDING.into(),
                     part,
+                    weight: Parameter::Matrix(table.clone()),
                     values: scaled(device, &values, 1.0 / self.scale, DType::F32)?,
                 })?;
             }

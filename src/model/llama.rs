@@ -20,7 +20,7 @@ use crate::tensor::DType;
 #[derive(Debug)]
 pub struct Llama {
     config: Config,
-    embedding: Matrix,
+    pub(super) embedding: Matrix,
     pub(super) blocks: Vec<Block>,
     pub(super) norm: Tensor,
     pub(super) head: Linear,

@@ -3,6 +3,7 @@
 //! The names of Hugging Face's checkpoints are Lopper's own; GGUF's are translated at the border.
 
 use super::config::{Config, Widths};
+use super::groups::Width;
 
 /// What a tensor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,16 @@ enum Size {
 }
 
 impl Size {
+    /// What channels of this dimension are cut with.
+    fn width(self) -> Option<Width> {
+        match self {
+            Size::Hidden => Some(Width::Hidden),
+            Size::Intermediate => Some(Width::FeedForward),
+            Size::Query | Size::KeyValue => Some(Width::KvGroup),
+            Size::Vocabulary => None,
+        }
+    }
+
     /// In a block of these widths; of a tensor outside the blocks, whichever.
     fn of(self, config: &Config, widths: Widths) -> usize {
         match self {
@@ -184,6 +195,10 @@ pub struct TensorSpec {
     pub rows: usize,
     /// Input features, or the length of a vector.
     pub columns: usize,
+    /// What its rows are channels of, if they can be cut; of a vector nothing.
+    pub row_width: Option<Width>,
+    /// What its columns, or a vector's values, are channels of.
+    pub column_width: Option<Width>,
     /// The head size within which GGUF interleaves rows (or a bias' values), if it does.
     pub interleaved: Option<usize>,
 }
@@ -208,6 +223,8 @@ impl TensorSpec {
             role: if bias { Role::Bias } else { row.role },
             rows,
             columns,
+            row_width: (rows > 1).then(|| row.rows.width()).flatten(),
+            column_width: if rows > 1 { row.columns } else { row.rows }.width(),
             interleaved: row.interleaved.then_some(config.head_dim),
         }
     }

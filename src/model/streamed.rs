@@ -46,10 +46,18 @@ impl<'a> Layers<'a> {
     pub(super) fn embed(&self, pass: &Pass<'_>, ids: &[u32]) -> Result<Tensor> {
         match self {
             Layers::Held(model) => model.embed(pass, ids),
+            Layers::Streamed(..) => embed(pass, &self.embedding()?, ids),
+        }
+    }
+
+    /// The table of the embedding.
+    pub(super) fn embedding(&self) -> Result<Matrix> {
+        match self {
+            Layers::Held(model) => Ok(model.embedding.clone()),
             Layers::Streamed(device, weights) => {
                 let name = "model.embed_tokens";
                 let table = load(*weights, &format!("{name}.weight"))?;
-                embed(pass, &Matrix::upload(device, &table, name)?, ids)
+                Matrix::upload(device, &table, name)
             }
         }
     }
@@ -71,12 +79,7 @@ impl<'a> Layers<'a> {
             }),
             Layers::Streamed(device, weights) => {
                 let norm = norm(device, *weights, "model.norm.weight")?;
-                let embedding = || {
-                    let name = "model.embed_tokens";
-                    let table = load(*weights, &format!("{name}.weight"))?;
-                    Matrix::upload(device, &table, name)
-                };
-                let linear = head_of(device, *weights, embedding)?;
+                let linear = head_of(device, *weights, || self.embedding())?;
                 Ok(Head { norm, linear })
             }
         }

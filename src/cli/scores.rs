@@ -1,0 +1,257 @@
+//! `lopper scores`: how much channels matter, as safetensors.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::output::{Output, bytes};
+use super::session::{compute, open_device};
+use super::{ComputeChoice, Global};
+use crate::data::Rows;
+use crate::error::{Error, Result};
+use crate::formats::safetensors::{NewTensor, write_file};
+use crate::interrupt;
+use crate::kernels::score::Reduction;
+use crate::methods::prune::memory::{Placement, place};
+use crate::methods::prune::score::{Calibration, Score, input_norms, sums};
+use crate::model::{Checkpoint, Compute, Group, Layers, Llama, Pass, Weights, Width, groups};
+use crate::run::Target;
+use crate::tensor::DType;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// A Hugging Face folder, a .gguf file, or embedded:NAME
+    model: String,
+    /// l1, l2, vectorize, param_first, param_second, param_mix, random, all of these (all), or wanda; several with commas
+    #[arg(long, value_delimiter = ',', required = true)]
+    score: Vec<String>,
+    /// Which channels: ffn, kvgroup, hidden, layer
+    #[arg(long, value_delimiter = ',', default_value = "ffn,kvgroup")]
+    groups: Vec<String>,
+    #[command(flatten)]
+    calibration: CalibrationArguments,
+    /// Rows of token ids instead: a JSON array of arrays
+    #[arg(long, value_name = "F.json", conflicts_with = "calib")]
+    token_file: Option<PathBuf>,
+    /// The safetensors file to write: SCORE.ffn.L, SCORE.kvgroup.L, …; of wanda wanda.MODULE
+    #[arg(long, value_name = "F.safetensors")]
+    out: PathBuf,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+}
+
+/// Which tokens calibration is done on.
+#[derive(Debug, clap::Args)]
+pub(super) struct CalibrationArguments {
+    /// Calibration text
+    #[arg(long, value_name = "FILE", default_value = "embedded:calibration")]
+    pub(super) calib: String,
+    /// Its first token that is used
+    #[arg(long, default_value_t = 0)]
+    pub(super) offset: usize,
+    /// Rows of tokens, consecutive ones
+    #[arg(long, default_value_t = 10)]
+    pub(super) samples: usize,
+    /// Tokens of a row
+    #[arg(long, default_value_t = 64)]
+    pub(super) length: usize,
+}
+
+pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    let wanda = arguments.score.iter().any(|name| name == "wanda");
+    let scores = named_scores(&arguments.score)?;
+    let widths = named_widths(&arguments.groups)?;
+    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let target = Target {
+        path: &arguments.out,
+        force: arguments.force,
+        folder: false,
+        model: checkpoint.path(),
+    };
+    target.check()?;
+    let taught = wanda || scores.iter().any(|score| score.needs_gradient());
+    let rows = if taught {
+        Some(calibration_rows(arguments, &checkpoint)?)
+    } else {
+        None
+    };
+    let device = open_device(global, output)?;
+    // Scores are f32 unless the user says otherwise: they are compared with each other and with files.
+    let compute = match global.compute {
+        ComputeChoice::Auto => Compute::F32,
+        _ => compute(global, &device)?,
+    };
+    let pass = Pass {
+        device: &device,
+        compute,
+    };
+    let chosen: Vec<Group> = groups(checkpoint.config(), checkpoint.specs())
+        .into_iter()
+        .filter(|group| widths.contains(&group.width))
+        .collect();
+    let placement = place(
+        &checkpoint,
+        &scores,
+        &chosen,
+        rows.as_ref().map(|rows| (rows.samples, rows.length())),
+        compute,
+        global.vram_budget.filter(|_| device.gpu().is_some()),
+    )?;
+    let start = Instant::now();
+    let model = match placement {
+        Placement::Held if taught => Some(Llama::load(&device, &checkpoint, |done, total| {
+            output.progress("loading", done, total);
+            interrupt::check()
+        })?),
+        _ => None,
+    };
+    let layers = match &model {
+        Some(model) => Layers::Held(model),
+        None => Layers::Streamed(&device, &checkpoint),
+    };
+    let calibration = rows.as_ref().map(|rows| Calibration {
+        ids: &rows.ids,
+        sequences: rows.samples,
+    });
+    let seed = global.seed.unwrap_or(0);
+    let begin = Instant::now();
+    let mut progress = |done: usize, total: usize| output.progress("scoring", done, total);
+    let sums = sums(
+        layers,
+        &checkpoint,
+        &pass,
+        &scores,
+        &chosen,
+        calibration,
+        &mut progress,
+    )?;
+    let mut found: Vec<(String, Vec<f32>)> = Vec::new();
+    for score in &scores {
+        for group in &chosen {
+            let units = sums.units(&device, *score, group, Reduction::Sum, seed)?;
+            found.push((format!("{}.{group}", score.name()), units));
+        }
+    }
+    if let (true, Some(calibration)) = (wanda, calibration) {
+        let norms = input_norms(layers, &pass, calibration)?;
+        found.extend(
+            norms
+                .into_iter()
+                .map(|(module, norms)| (format!("wanda.{module}"), norms)),
+        );
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    let count = found.len();
+    let mut tensors: Vec<NewTensor<'_>> = Vec::new();
+    if let Some(rows) = &rows {
+        let wide = rows.ids.iter().flat_map(|id| i64::from(*id).to_le_bytes());
+        let shape = vec![rows.samples, rows.length()];
+        tensors.push(tensor(
+            "input_ids".into(),
+            DType::I64,
+            shape,
+            wide.collect(),
+        ));
+    }
+    for (name, values) in found {
+        let shape = vec![values.len()];
+        let values = bytemuck::cast_slice(&values).to_vec();
+        tensors.push(tensor(name, DType::F32, shape, values));
+    }
+    target.write(|path| write_file(path, tensors))?;
+    let tokens = rows.as_ref().map(|rows| rows.ids.len());
+    let peak = device.gpu().map(|gpu| gpu.memory().1);
+    output.json(&json!({
+        "schema": 1, "model": arguments.model, "scores": arguments.score, "out": arguments.out,
+        "tensors": count, "device": device.name(), "compute": compute.name(), "loss": sums.loss,
+        "tokens": tokens, "seconds": seconds, "load_seconds": (begin - start).as_secs_f64(),
+        "tokens_per_second": tokens.map(|tokens| tokens as f64 / seconds),
+        "layers": placement.name(), "peak_vram": peak, "vram_budget": global.vram_budget,
+    }))?;
+    output.line(format!(
+        "{}: {count} tensors of scores in {seconds:.2} s on {}, layers {}{}",
+        arguments.out.display(),
+        device.name(),
+        placement.name(),
+        peak.map_or_else(String::new, |peak| format!(", peak {}", bytes(peak))),
+    ));
+    if let (Some(loss), Some(tokens)) = (sums.loss, tokens) {
+        output.line(format!(
+            "mean loss {loss:.5} over {tokens} tokens, {:.0} tokens/s there and back",
+            tokens as f64 / seconds
+        ));
+    }
+    Ok(())
+}
+
+fn tensor(name: String, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> NewTensor<'static> {
+    NewTensor {
+        name,
+        dtype,
+        shape,
+        data: Box::new(move || Ok(bytes.clone())),
+    }
+}
+
+fn calibration_rows(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Rows> {
+    let CalibrationArguments {
+        calib,
+        offset,
+        samples,
+        length,
+    } = &arguments.calibration;
+    let rows = match &arguments.token_file {
+        Some(path) => Rows::of_file(path)?,
+        None => Rows::of_text(calib, &checkpoint.tokenizer()?, *offset, *samples, *length)?,
+    };
+    let vocabulary = checkpoint.config().vocab_size;
+    match rows.ids.iter().find(|id| **id as usize >= vocabulary) {
+        None => Ok(rows),
+        Some(id) => Err(Error::Argument {
+            argument: "token id".into(),
+            expected: format!("less than the vocabulary's {vocabulary}"),
+            found: id.to_string(),
+        }),
+    }
+}
+
+fn named_scores(names: &[String]) -> Result<Vec<Score>> {
+    let mut scores = Vec::new();
+    for name in names.iter().filter(|name| *name != "wanda") {
+        match (name.as_str(), Score::named(name)) {
+            ("all", _) => scores.extend(Score::ALL),
+            (_, Some(score)) => scores.push(score),
+            _ => {
+                let known = Score::ALL.map(Score::name).join(", ");
+                return Err(Error::Argument {
+                    argument: "--score".into(),
+                    expected: format!("{known}, all or wanda"),
+                    found: name.clone(),
+                });
+            }
+        }
+    }
+    scores.sort();
+    scores.dedup();
+    Ok(scores)
+}
+
+fn named_widths(names: &[String]) -> Result<Vec<Width>> {
+    let all = [
+        Width::FeedForward,
+        Width::KvGroup,
+        Width::Hidden,
+        Width::Layers,
+    ];
+    let named = |name: &String| {
+        let found = all.into_iter().find(|width| width.name() == name);
+        found.ok_or_else(|| Error::Argument {
+            argument: "--groups".into(),
+            expected: all.map(Width::name).join(", "),
+            found: name.clone(),
+        })
+    };
+    names.iter().map(named).collect()
+}

@@ -1,0 +1,86 @@
+//! Tokens that calibration is done on.
+
+use std::path::Path;
+
+use super::read_text;
+use crate::error::{Error, Result};
+use crate::text::Tokenizer;
+
+/// Rows of tokens of one length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// All tokens, row after row.
+    pub ids: Vec<u32>,
+    /// Rows.
+    pub samples: usize,
+}
+
+impl Rows {
+    /// Consecutive rows of `length` tokens, from token `offset` on of a text tokenized once without special tokens. `text`
+    /// is a file or `embedded:NAME`.
+    pub fn of_text(
+        text: &str,
+        tokenizer: &Tokenizer,
+        offset: usize,
+        samples: usize,
+        length: usize,
+    ) -> Result<Self> {
+        for (argument, value, least) in [("samples", samples, 1), ("length", length, 2)] {
+            if value < least {
+                return Err(Error::Argument {
+                    argument: format!("calibration {argument}"),
+                    expected: format!("{least} or more"),
+                    found: value.to_string(),
+                });
+            }
+        }
+        let tokens = tokenizer.encode(&read_text(text)?, false)?;
+        let last = length
+            .checked_mul(samples)
+            .and_then(|n| n.checked_add(offset));
+        let Some(ids) = last.and_then(|last| tokens.get(offset..last)) else {
+            return Err(Error::Argument {
+                argument: format!("calibration text {text}"),
+                expected: format!("{samples} x {length} tokens from token {offset} on"),
+                found: format!("{} tokens in all", tokens.len()),
+            });
+        };
+        let ids = ids.to_vec();
+        Ok(Self { ids, samples })
+    }
+
+    /// The rows of a JSON array of arrays of token ids.
+    pub fn of_file(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(Error::read(path))?;
+        let wrong = |expected: &str, found: String| Error::Malformed {
+            path: path.into(),
+            what: "rows of tokens".into(),
+            offset: None,
+            expected: expected.into(),
+            found,
+        };
+        let rows: Vec<Vec<u32>> = serde_json::from_slice(&text)
+            .map_err(|error| wrong("an array of arrays of token ids", error.to_string()))?;
+        let length = rows.first().map_or(0, Vec::len);
+        if length < 2 {
+            return Err(wrong(
+                "rows of two tokens or more",
+                format!("{length} in the first"),
+            ));
+        }
+        if let Some(row) = rows.iter().position(|row| row.len() != length) {
+            let found = format!(
+                "{length} tokens in row 0 and {} in row {row}",
+                rows[row].len()
+            );
+            return Err(wrong("rows of one length", found));
+        }
+        let (samples, ids) = (rows.len(), rows.concat());
+        Ok(Self { ids, samples })
+    }
+
+    /// Tokens of a row.
+    pub fn length(&self) -> usize {
+        self.ids.len() / self.samples
+    }
+}

@@ -1,0 +1,122 @@
+//! Whether a model's weights stay on the device while it is scored, or come layer by layer: decided from headers alone.
+
+use super::score::{AT_ONCE, Score};
+use crate::error::{Error, Result};
+use crate::model::{Compute, Group, TensorSpec, Weights};
+
+/// Where weights are while a model is scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// All on the device, all the time.
+    Held,
+    /// A layer's at a time.
+    Streamed,
+}
+
+impl Placement {
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Placement::Held => "held",
+            Placement::Streamed => "streamed",
+        }
+    }
+}
+
+/// Bytes of device memory that scoring takes at most, about, with weights held and with weights streamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// With all weights on the device.
+    pub held: u64,
+    /// With those of one layer, or the head, at a time.
+    pub streamed: u64,
+}
+
+/// What scoring `groups` by `scores` needs. `calibration`: sequences and the length of each.
+pub fn need(
+    weights: &dyn Weights,
+    scores: &[Score],
+    groups: &[Group],
+    calibration: Option<(usize, usize)>,
+    compute: Compute,
+) -> Result<Need> {
+    let config = weights.config();
+    let values = |spec: &TensorSpec| (spec.rows * spec.columns) as u64;
+    let all_layers = groups.iter().any(|group| group.members.is_empty());
+    let members = || groups.iter().flat_map(|group| &group.members);
+    let scored = |spec: &TensorSpec| {
+        members().any(|m| m.tensor == spec.name) || (all_layers && spec.layer().is_some())
+    };
+    let (mut held, mut largest) = (0, 0);
+    // Of blocks, and of what stands before and behind them.
+    let mut places = vec![(0u64, 0u64); config.layers() + 1];
+    for spec in weights.specs() {
+        let bytes = weights.format(spec)?.bytes(spec.rows, spec.columns);
+        held += bytes;
+        let place = &mut places[spec.layer().unwrap_or(config.layers())];
+        place.0 += bytes;
+        if scored(spec) {
+            place.1 += values(spec);
+            largest = largest.max(values(spec));
+        }
+    }
+    let largest_place = places.iter().map(|place| place.0).max().unwrap_or(0);
+    let Some((sequences, length)) = calibration else {
+        // A tensor as it is, and as f32.
+        let one = 8 * largest;
+        return Ok(Need {
+            held: one,
+            streamed: one,
+        });
+    };
+    let tokens = (sequences * length) as u64;
+    let at_once = tokens.min((AT_ONCE as u64 / length as u64).max(1) * length as u64);
+    let widest = config.widest();
+    let heads = (widest.heads + 2 * widest.kv_heads) * config.head_dim;
+    // f32 values, their gradients and what products take of them, of the widest of a block.
+    let wide = (12 * config.hidden_size + 4 * heads + 10 * widest.intermediate_size) as u64;
+    let element = compute.activation.size() as u64;
+    let logits = (at_once * config.vocab_size as u64 * (8 + element)).min(3 * (256 << 20));
+    let kept = 4 * tokens * (config.hidden_size * (config.layers() + 3)) as u64;
+    let sums = scores.iter().any(|s| s.needs_sequences()) as u64 + 1;
+    // A gradient, its parts on their way, the weight in f32, the same turned: of the largest tensor.
+    let single = 4 * largest * (3 + sums);
+    let layer = places[..config.layers()].iter().map(|place| place.1).max();
+    let several = if at_once < tokens {
+        4 * sums * layer.unwrap_or(0)
+    } else {
+        0
+    };
+    let work = kept + 4 * at_once * wide + logits + single + several;
+    Ok(Need {
+        held: held + work,
+        // A layer's weights may still be in use when the next one's arrive.
+        streamed: 2 * largest_place + work,
+    })
+}
+
+/// Where weights go so that scoring keeps within `budget`; an error if nothing does.
+pub fn place(
+    weights: &dyn Weights,
+    scores: &[Score],
+    groups: &[Group],
+    calibration: Option<(usize, usize)>,
+    compute: Compute,
+    budget: Option<u64>,
+) -> Result<Placement> {
+    let need = need(weights, scores, groups, calibration, compute)?;
+    match budget {
+        Some(budget) if need.held > budget => {
+            if need.streamed <= budget {
+                return Ok(Placement::Streamed);
+            }
+            Err(Error::OutOfMemory {
+                what: "scores, with one layer's weights at a time".into(),
+                bytes: need.streamed,
+                used: 0,
+                budget,
+            })
+        }
+        _ => Ok(Placement::Held),
+    }
+}

@@ -1,0 +1,4 @@
+//! Pruning: what matters least goes.
+
+pub mod memory;
+pub mod score;
