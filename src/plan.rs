@@ -5,8 +5,12 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::gpu::SUBMIT_SECONDS;
+use crate::methods::prune::memory::need;
+use crate::methods::prune::{BadPrune, Order, left_specs};
 use crate::methods::quantize::{BadScheme, Scheme};
-use crate::model::{Checkpoint, Role, TensorSpec, Weights, gguf_type};
+use crate::model::{
+    Checkpoint, Compute, Config, Group, Role, TensorSpec, Weights, cut_format, gguf_type, groups,
+};
 use crate::recipe::{ExportFormat, Quantize, Recipe, Stage};
 use crate::tensor::{WeightFormat, codebook};
 
@@ -15,8 +19,14 @@ use crate::tensor::{WeightFormat, codebook};
 pub struct Plan {
     /// One line per tensor, in the order a model meets them.
     pub tensors: Vec<Line>,
-    /// Weights in all.
+    /// Weights in all, of the parent.
     pub parameters: u64,
+    /// Weights that are left.
+    pub output_parameters: u64,
+    /// Operations of the parent's products with weights for one token, a multiplication and an addition each.
+    pub flops_per_token: u64,
+    /// The same of what is left.
+    pub output_flops_per_token: u64,
     /// Bytes of the tensors as the parent stores them.
     pub stored_bytes: u64,
     /// Bytes of the parent's tensors in f16.
@@ -31,9 +41,12 @@ pub struct Plan {
     pub estimated_submits: u64,
     /// What cannot be kept exactly in an export, and similar.
     pub warnings: Vec<String>,
+    /// What is pruned, in order.
+    #[serde(skip)]
+    pub orders: Vec<Order>,
 }
 
-/// One tensor.
+/// One tensor of what is left.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
     /// Its name.
@@ -61,11 +74,10 @@ pub struct Line {
 impl Plan {
     /// Decides. Errors name the recipe's field, or the tensor, that is at fault.
     pub fn new(recipe: &Recipe, parent: &Checkpoint) -> Result<Self> {
-        let stages = recipe
-            .stage
-            .iter()
-            .map(|Stage::Quantize(stage)| Rule::new(stage))
-            .collect::<Result<Vec<_>>>()?;
+        let (orders, stages) = ordered(recipe, parent)?;
+        let left = orders.last().map_or(parent.config(), |order| &order.left);
+        let specs = left_specs(left, parent.specs());
+        check_widths(recipe, &orders, parent)?;
         if let Some(evaluate) = recipe.evaluate.as_ref().filter(|e| e.ctx < 2) {
             let found = evaluate.ctx.to_string();
             return Err(wrong("evaluate.ctx", "at least 2 tokens".into(), found));
@@ -84,11 +96,11 @@ impl Plan {
             });
         }
         let mut tensors = Vec::new();
-        for spec in parent.specs() {
+        for spec in &specs {
             tensors.push(line(spec, parent, &stages)?);
         }
         for rule in &stages {
-            if !parent.specs().iter().any(|spec| rule.applies(spec)) {
+            if !specs.iter().any(|spec| rule.applies(spec)) {
                 let expected = "patterns that match a weight".into();
                 return Err(wrong(
                     "stage.include",
@@ -104,6 +116,20 @@ impl Plan {
             .map(|spec| Ok(parent.format(spec)?.bytes(spec.rows, spec.columns)))
             .sum::<Result<u64>>()?;
         let parameters = parent.parameters();
+        let mut pruning = 0;
+        for order in &orders {
+            let tokens = order
+                .score
+                .needs_gradient()
+                .then(|| order.calibration_shape());
+            let all = groups(parent.config(), parent.specs());
+            let chosen: Vec<Group> = all
+                .into_iter()
+                .filter(|group| order.widths.contains(&group.width))
+                .collect();
+            let need = need(parent, &[order.score], &chosen, tokens, Compute::F32)?;
+            pruning = pruning.max(need.streamed);
+        }
         let largest = parent
             .specs()
             .iter()
@@ -122,17 +148,22 @@ impl Plan {
         Ok(Self {
             warnings: warnings(recipe, parent, &tensors),
             parameters,
+            output_parameters: specs.iter().map(|s| (s.rows * s.columns) as u64).sum(),
+            flops_per_token: flops_per_token(parent.specs(), parent.config()),
+            output_flops_per_token: flops_per_token(&specs, left),
             stored_bytes: parent.total_stored_bytes(),
             f16_bytes: 2 * parameters,
             output_bytes,
             peak_device_bytes: packed_parent
                 .max(output_bytes)
                 .saturating_add(evaluation)
-                .max(2 * largest),
+                .max(2 * largest)
+                .max(pruning),
             peak_host_bytes: output_bytes + 2 * largest,
             estimated_submits: tensors.len() as u64
                 + (operations / 1e12 / SUBMIT_SECONDS).ceil() as u64,
             tensors,
+            orders,
         })
     }
 
@@ -210,22 +241,85 @@ impl Rule {
     }
 }
 
+/// Operations of the products with weights for one token: 2 for each weight of the linear layers and the head.
+pub fn flops_per_token(specs: &[TensorSpec], config: &Config) -> u64 {
+    let in_product = |spec: &&TensorSpec| match spec.role {
+        Role::Linear | Role::Head => true,
+        Role::Embedding => config.tied,
+        _ => false,
+    };
+    let products = specs.iter().filter(in_product);
+    products
+        .map(|spec| 2 * (spec.rows * spec.columns) as u64)
+        .sum()
+}
+
+/// The recipe's stages, checked: what is pruned, each order on what the one before left, and what is quantized then.
+fn ordered(recipe: &Recipe, parent: &Checkpoint) -> Result<(Vec<Order>, Vec<Rule>)> {
+    let (mut orders, mut rules) = (Vec::<Order>::new(), Vec::new());
+    for stage in &recipe.stage {
+        match stage {
+            Stage::Quantize(stage) => rules.push(Rule::new(stage)?),
+            Stage::Prune(_) if !rules.is_empty() => {
+                let expected = "prune before quantize: gradients and cuts want whole weights";
+                return Err(wrong("stage", expected.into(), "quantize first".into()));
+            }
+            Stage::Prune(stage) => {
+                let config = orders.last().map_or(parent.config(), |order| &order.left);
+                let bad =
+                    |bad: BadPrune| wrong(&format!("stage.{}", bad.field), bad.expected, bad.found);
+                orders.push(Order::new(stage, config, parent.specs()).map_err(bad)?);
+            }
+        }
+    }
+    Ok((orders, rules))
+}
+
+/// A Hugging Face folder states one width for all blocks.
+fn check_widths(recipe: &Recipe, orders: &[Order], parent: &Checkpoint) -> Result<()> {
+    let Some(last) = orders.last() else {
+        return Ok(());
+    };
+    if !recipe.export.formats.contains(&ExportFormat::Hf) {
+        return Ok(());
+    }
+    last.left.check_plain(parent.path())?;
+    if orders.iter().any(Order::is_global) {
+        return Err(Error::Unsupported {
+            path: parent.path().into(),
+            what: "a Hugging Face folder of a model pruned with global ranking".into(),
+            why: "its layers differ in width, and a stock Llama configuration states one for all; use gguf or packed"
+                .into(),
+        });
+    }
+    Ok(())
+}
+
 fn line(spec: &TensorSpec, parent: &Checkpoint, stages: &[Rule]) -> Result<Line> {
     // A later stage decides over an earlier one.
     let rule = stages.iter().rev().find(|rule| rule.applies(spec));
+    let whole = parent.specs().iter().find(|whole| whole.name == spec.name);
+    let whole = whole.unwrap_or(spec);
+    let cut = whole.shape() != spec.shape();
     let format = match rule {
         Some(rule) => rule.format,
-        None => parent.format(spec)?,
+        None if cut => cut_format(parent.format(whole)?),
+        None => parent.format(whole)?,
     };
+    let pruned = format!("cut from {:?}", whole.shape());
     Ok(Line {
         name: spec.name.clone(),
         shape: spec.shape(),
-        source: parent.stored_type(spec),
-        source_bytes: parent.stored_bytes(spec),
-        decision: rule.map_or_else(
-            || "keep".into(),
-            |rule| format!("rtn {} {}", rule.scheme.grid.name(), format.label()),
-        ),
+        source: parent.stored_type(whole),
+        source_bytes: parent.stored_bytes(whole),
+        decision: match (rule, cut) {
+            (None, false) => "keep".into(),
+            (None, true) => pruned,
+            (Some(rule), cut) => {
+                let rtn = format!("rtn {} {}", rule.scheme.grid.name(), format.label());
+                if cut { format!("{pruned}, {rtn}") } else { rtn }
+            }
+        },
         output_bytes: format.bytes(spec.rows, spec.columns),
         gguf: gguf_type(spec, format).0.name(),
         format,

@@ -29,8 +29,162 @@ pub struct Recipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Stage {
+    /// Channels or blocks taken out.
+    Prune(Prune),
     /// Weights to low-bit codes.
     Quantize(Quantize),
+}
+
+/// Structured pruning: what the scores say matters least goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prune {
+    /// How what goes is found.
+    #[serde(default)]
+    pub method: PruneMethod,
+    /// The share that goes, more than 0 and less than 1.
+    pub ratio: f64,
+    /// What the ratio is a share of.
+    #[serde(default)]
+    pub ratio_of: RatioOf,
+    /// What is cut.
+    #[serde(default)]
+    pub scope: Scope,
+    /// Which widths of blocks are, with the scope `block`: `ffn`, `kvgroup`.
+    #[serde(default = "default_widths")]
+    pub widths: Vec<String>,
+    /// How channels are scored: `l1`, `l2`, `vectorize`, `param_first`, `param_second`, `param_mix`, `random`.
+    #[serde(default = "default_score")]
+    pub score: String,
+    /// What is made of the scores that a group's tensors give one channel.
+    #[serde(default)]
+    pub reduction: ReductionName,
+    /// Whether channels compete within their block or with those of all blocks.
+    #[serde(default)]
+    pub ranking: Ranking,
+    /// Rounds of scoring and cutting, with an even share each.
+    #[serde(default = "one")]
+    pub steps: usize,
+    /// Widths that are left are multiples of this; heads and blocks are whole anyway.
+    #[serde(default = "default_multiple")]
+    pub multiple: usize,
+    /// Let blocks differ in width, which a stock Llama cannot say: GGUF's deci and Lopper's packed folder can.
+    #[serde(default)]
+    pub non_uniform: bool,
+    /// First blocks that stay as they are.
+    #[serde(default)]
+    pub protect_first: usize,
+    /// Last blocks that stay as they are.
+    #[serde(default)]
+    pub protect_last: usize,
+    /// What gradients are taken over.
+    #[serde(default)]
+    pub calibration: Calibration,
+}
+
+/// How what is pruned is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum PruneMethod {
+    /// Dependency groups, scored by weights or by the loss (LLM-Pruner).
+    #[default]
+    LlmPruner,
+}
+
+/// What a pruning ratio is a share of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum RatioOf {
+    /// Every width that is cut.
+    #[default]
+    Widths,
+    /// The model's parameters: the widths are cut by what comes nearest.
+    Parameters,
+}
+
+/// What is pruned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Widths of blocks: feed-forward channels, key-value heads with their query heads.
+    #[default]
+    Block,
+    /// Columns of the residual stream.
+    Channel,
+    /// Whole blocks.
+    Layer,
+}
+
+/// Among which channels the least important are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ranking {
+    /// Those of one block.
+    #[default]
+    Local,
+    /// Those of one kind in all blocks.
+    Global,
+}
+
+/// How scores of several tensors become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReductionName {
+    /// Their sum.
+    #[default]
+    Sum,
+    /// Their mean.
+    Mean,
+    /// The largest.
+    Max,
+    /// Their product.
+    Product,
+    /// The first tensor's.
+    First,
+    /// The last tensor's.
+    Last,
+}
+
+/// Tokens for calibration: consecutive rows of a text tokenized once, without special tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Calibration {
+    /// A text file, or `embedded:NAME`.
+    pub text: String,
+    /// Its first token that is used.
+    pub offset: usize,
+    /// Rows.
+    pub samples: usize,
+    /// Tokens of a row.
+    pub length: usize,
+}
+
+impl Default for Calibration {
+    /// LLM-Pruner's 10 rows of 64 tokens.
+    fn default() -> Self {
+        Self {
+            text: "embedded:calibration".into(),
+            offset: 0,
+            samples: 10,
+            length: 64,
+        }
+    }
+}
+
+fn default_widths() -> Vec<String> {
+    vec!["ffn".into(), "kvgroup".into()]
+}
+
+fn default_score() -> String {
+    "param_first".into()
+}
+
+fn default_multiple() -> usize {
+    32
+}
+
+fn one() -> usize {
+    1
 }
 
 /// Quantization of the weights whose names match.

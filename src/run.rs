@@ -4,9 +4,9 @@
 //! values; whoever runs a plan is told what happens through [`Event`]s.
 
 mod files;
+mod stages;
 mod target;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -18,16 +18,15 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::measure::{Convention, Perplexity, perplexity};
-use crate::methods::quantize::rtn::rtn;
+use crate::methods::prune::llm_pruner::Means;
 use crate::model::{
-    Checkpoint, Compute, Config, Llama, Pass, TensorSpec, Weights, export_gguf, export_hf,
-    export_packed,
+    Checkpoint, Compute, Cut, Llama, Pass, Pruned, Weights, export_gguf, export_hf, export_packed,
 };
 use crate::plan::Plan;
 use crate::recipe::{Evaluate, ExportFormat, Recipe};
-use crate::tensor::{Packed, WeightFormat};
 use crate::text::Tokenizer;
 use files::{hex, list_inputs, list_outputs};
+use stages::Compressed;
 
 pub use files::{InputFile, OutputFile};
 pub use target::Target;
@@ -65,6 +64,8 @@ pub struct Figures {
     pub bytes: u64,
     /// Bytes if every weight were f16.
     pub bytes_f16: u64,
+    /// Operations of the products with weights for one token, a multiplication and an addition each.
+    pub flops_per_token: u64,
     /// Perplexity, if the recipe asks for it.
     pub perplexity: Option<Perplexity>,
     /// sum((w - w_parent)^2) / sum(w_parent^2) over the tensors that were changed; 0: reproduced exactly.
@@ -112,34 +113,6 @@ pub struct Manifest {
     pub warnings: Vec<String>,
 }
 
-/// A model some of whose tensors have been replaced.
-struct Compressed<'a> {
-    parent: &'a Checkpoint,
-    replaced: HashMap<String, Packed>,
-}
-
-impl Weights for Compressed<'_> {
-    fn config(&self) -> &Config {
-        self.parent.config()
-    }
-
-    fn specs(&self) -> &[TensorSpec] {
-        self.parent.specs()
-    }
-
-    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
-        self.replaced
-            .get(&spec.name)
-            .map_or_else(|| self.parent.load(spec), |packed| Ok(packed.clone()))
-    }
-
-    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
-        self.replaced
-            .get(&spec.name)
-            .map_or_else(|| self.parent.format(spec), |packed| Ok(packed.format))
-    }
-}
-
 /// Where and how a plan is run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
@@ -151,6 +124,10 @@ pub struct Options<'a> {
     pub force: bool,
     /// What evaluations compute in.
     pub compute: Compute,
+    /// What gradients of a calibration compute in.
+    pub calibration: Compute,
+    /// Bytes of device memory that may be used.
+    pub budget: Option<u64>,
 }
 
 /// Runs a plan and writes the artifact. Returns its manifest.
@@ -194,26 +171,46 @@ pub fn run(
         parameters: plan.parameters,
         bytes: plan.stored_bytes,
         bytes_f16: plan.f16_bytes,
+        flops_per_token: plan.flops_per_token,
         perplexity: measure("parent", parent, listen)?,
         weight_error: None,
     };
-    let start = Instant::now();
-    let (compressed, weight_error) = quantize(plan, parent, device, listen)?;
     let mut stages = Vec::new();
-    if !recipe.stage.is_empty() {
+    let (mut cut, mut pruned) = (Cut::nothing(parent.config()), None::<Pruned<'_>>);
+    for order in &plan.orders {
+        let start = Instant::now();
+        let means = Means {
+            pass: Pass {
+                compute: options.calibration,
+                ..pass
+            },
+            rows: None,
+            seed: recipe.seed,
+            budget: options.budget,
+        };
+        cut = stages::prune(order, parent, cut, means, tokenizer.as_ref(), listen)?;
+        let left = pruned.insert(Pruned::new(parent, device, cut.clone()));
         let figures = Figures {
-            bytes: plan.output_bytes,
+            perplexity: measure("pruned", left, listen)?,
+            ..stages::figures(left)?
+        };
+        stages.push(report("prune", start, device, figures));
+    }
+    let base: &dyn Weights = match &pruned {
+        Some(pruned) => pruned,
+        None => parent,
+    };
+    let mut compressed = Compressed::new(base);
+    if plan.tensors.iter().any(|line| line.scheme.is_some()) {
+        let start = Instant::now();
+        let weight_error = stages::quantize(plan, &mut compressed, device, listen)?;
+        let figures = Figures {
             perplexity: measure("compressed", &compressed, listen)?,
             weight_error: Some(weight_error),
-            ..parent_figures.clone()
+            ..stages::figures(&compressed)?
         };
         // Stages that need weights only are one pass over the tensors, each of which follows its last stage.
-        stages.push(StageReport {
-            name: "quantize".into(),
-            seconds: start.elapsed().as_secs_f64(),
-            peak_vram: device.gpu().map_or(0, |gpu| gpu.memory().1),
-            figures,
-        });
+        stages.push(report("quantize", start, device, figures));
     }
     let mut manifest = Manifest {
         schema: 1,
@@ -232,7 +229,7 @@ pub fn run(
         write_artifact(
             folder,
             (recipe, options.recipe_text),
-            plan,
+            (plan, parent),
             &compressed,
             tokenizer.as_ref(),
             &mut manifest,
@@ -335,50 +332,19 @@ fn measure(
     Ok(perplexity)
 }
 
-fn quantize<'a>(
-    plan: &Plan,
-    parent: &'a Checkpoint,
-    device: &Device,
-    listen: Listener<'_>,
-) -> Result<(Compressed<'a>, f64)> {
-    let mut replaced = HashMap::new();
-    let (mut error, mut total) = (0.0f64, 0.0f64);
-    let chosen: Vec<_> = plan
-        .tensors
-        .iter()
-        .zip(parent.specs())
-        .filter_map(|(line, spec)| Some((spec, line.scheme?)))
-        .collect();
-    for (done, (spec, scheme)) in chosen.iter().enumerate() {
-        interrupt::check()?;
-        listen(Event::Progress {
-            step: "quantizing",
-            done,
-            total: chosen.len(),
-        });
-        let weight = parent.load(spec)?;
-        let packed = rtn(device, &weight, *scheme, &spec.name)?;
-        for (after, before) in packed.to_f32().into_iter().zip(weight.to_f32()) {
-            error += (f64::from(after) - f64::from(before)).powi(2);
-            total += f64::from(before).powi(2);
-        }
-        replaced.insert(spec.name.clone(), packed);
+fn report(name: &str, start: Instant, device: &Device, figures: Figures) -> StageReport {
+    StageReport {
+        name: name.into(),
+        seconds: start.elapsed().as_secs_f64(),
+        peak_vram: device.gpu().map_or(0, |gpu| gpu.memory().1),
+        figures,
     }
-    listen(Event::Progress {
-        step: "quantizing",
-        done: chosen.len(),
-        total: chosen.len(),
-    });
-    Ok((
-        Compressed { parent, replaced },
-        if total > 0.0 { error / total } else { 0.0 },
-    ))
 }
 
 fn write_artifact(
     folder: &Path,
     (recipe, recipe_text): (&Recipe, &str),
-    plan: &Plan,
+    (plan, parent): (&Plan, &Checkpoint),
     compressed: &Compressed<'_>,
     tokenizer: Option<&Tokenizer>,
     manifest: &mut Manifest,
@@ -402,23 +368,18 @@ fn write_artifact(
         });
         match format {
             ExportFormat::Gguf => {
-                export_gguf(
-                    &folder.join("model.gguf"),
-                    compressed.parent,
-                    compressed,
-                    tokenizer,
-                )?;
+                export_gguf(&folder.join("model.gguf"), parent, compressed, tokenizer)?;
             }
             ExportFormat::Hf => {
                 make(&folder.join("hf"))?;
-                let config = compressed.parent.config_json()?;
+                let config = parent.config_json()?;
                 export_hf(&folder.join("hf"), config, compressed, tokenizer)?;
             }
             ExportFormat::Packed => {
                 make(&folder.join("packed"))?;
                 export_packed(
                     &folder.join("packed"),
-                    compressed.parent.config_json()?,
+                    parent.config_json()?,
                     compressed,
                     tokenizer,
                 )?;

@@ -25,6 +25,7 @@ mod lut;
 mod machine;
 mod pipelines;
 mod recipes;
+mod pruning;
 mod scores;
 mod shaders;
 mod statistics;
@@ -66,6 +67,7 @@ fn main() {
     trials.extend(cli_pages::trials());
     trials.extend(cli_tasks::trials());
     trials.extend(cli_verify::trials());
+    trials.extend(pruning::trials());
     trials.extend(scores::trials());
     trials.extend(tuning::trials());
     trials.extend(widths::trials());

@@ -90,6 +90,8 @@ fn run_recipe(recipe: &Recipe, parent: &Checkpoint, out: &Path) -> Result<Manife
         out,
         force: false,
         compute: Compute::F32,
+        calibration: Compute::F32,
+        budget: None,
     };
     Ok(run(
         recipe,

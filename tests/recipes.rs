@@ -16,7 +16,9 @@ pub fn trials() -> Vec<Trial> {
 
 fn later_stages_decide() -> Result<(), Failed> {
     let mut recipe = Recipe::parse(Path::new("embedded recipe"), EMBEDDED)?;
-    let Stage::Quantize(mut second) = recipe.stage[0].clone();
+    let Stage::Quantize(mut second) = recipe.stage[0].clone() else {
+        return Err("the embedded recipe quantizes".into());
+    };
     second.bits = 8;
     second.include = vec!["*.down_proj".into(), "lm_head".into()];
     second.exclude = vec!["model.layers.0.*".into()];

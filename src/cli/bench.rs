@@ -90,6 +90,9 @@ enum What {
         /// Tokens in the cache before: 0, or a list
         #[arg(short = 'd', long, value_delimiter = ',', default_value = "0")]
         n_depth: Vec<usize>,
+        /// Forward and backward passes of whole batches, all gradients: 10x64 (sequences x tokens), or a list
+        #[arg(long, value_delimiter = ',', value_parser = bench_model::batch, value_name = "SxT")]
+        backward: Vec<(usize, usize)>,
         /// Times that each test is repeated, after one that is not counted
         #[arg(short, long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
         repetitions: u64,
@@ -219,6 +222,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             n_prompt,
             n_gen,
             n_depth,
+            backward,
             repetitions,
             output: format,
         } => {
@@ -232,10 +236,17 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                         n_prompt,
                         n_gen,
                         n_depth: *depth,
+                        sequences: 0,
                     });
                 }
             }
             tests.retain(|test| test.tokens() > 0);
+            tests.extend(backward.iter().map(|(sequences, length)| Test {
+                n_prompt: *length,
+                n_gen: 0,
+                n_depth: 0,
+                sequences: *sequences,
+            }));
             let rows = bench_model::rows(global, model, &tests, *repetitions as usize, output)?;
             write_page(arguments, output, || bench_html::model(&rows))?;
             print(&rows, *format, output)

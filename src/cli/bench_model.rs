@@ -22,7 +22,7 @@ pub(super) fn rows(
     let limit = checkpoint.config().max_positions;
     if let Some(test) = tests
         .iter()
-        .find(|test| test.n_depth + test.tokens() > limit)
+        .find(|test| test.n_depth + test.n_prompt + test.n_gen > limit)
     {
         return Err(Error::Argument {
             argument: "-p / -n / -d".into(),
@@ -59,13 +59,13 @@ pub(super) fn rows(
             "model_type": format!("llama {:.1}M {}", checkpoint.parameters() as f64 / 1e6, main_type(&checkpoint)),
             "model_size": checkpoint.total_stored_bytes(), "model_n_params": checkpoint.parameters(),
             "compute": pass.compute.name(),
-            "n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": test.n_depth, "test": test.name(),
+            "n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": test.n_depth, "n_sequences": test.sequences, "test": test.name(),
             "test_time": started,
             "avg_ns": avg_ns.round() as u64, "stddev_ns": stddev_ns.round() as u64,
             "avg_ts": avg_ts, "stddev_ts": stddev_ts,
             "samples_ns": ns.iter().map(|ns| ns.round() as u64).collect::<Vec<_>>(), "samples_ts": ts,
             // The first token of a prompt alone is there when its pass ends.
-            "time_to_first_token_ms": (test.n_prompt > 0).then_some(avg_ns / 1e6),
+            "time_to_first_token_ms": (test.n_prompt > 0 && test.sequences == 0).then_some(avg_ns / 1e6),
             "vram_peak": device.gpu().map_or(0, |gpu| gpu.memory().1),
         });
         match row {
@@ -75,6 +75,20 @@ pub(super) fn rows(
     }
     output.progress("measuring", tests.len(), tests.len());
     Ok(rows)
+}
+
+/// A batch from `10x64`: sequences and tokens of each.
+pub(super) fn batch(text: &str) -> std::result::Result<(usize, usize), String> {
+    let numbers = text.split_once('x').and_then(|(sequences, length)| {
+        Some((
+            sequences.parse::<usize>().ok()?,
+            length.parse::<usize>().ok()?,
+        ))
+    });
+    match numbers {
+        Some((sequences, length)) if sequences > 0 && length > 1 => Ok((sequences, length)),
+        _ => Err("sequences x tokens, two tokens or more: 10x64".into()),
+    }
 }
 
 /// The stored type that most of the bytes have.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Global;
 use super::output::{Output, bytes, table};
-use super::session::{compute, open_device, report_device};
+use super::session::{calibration_compute, compute, open_device, report_device};
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
 use crate::plan::Plan;
@@ -98,6 +98,8 @@ pub(super) fn execute(
         out: &common.out,
         force: common.force,
         compute: compute(global, &device)?,
+        calibration: calibration_compute(global, &device)?,
+        budget: global.vram_budget.filter(|_| device.gpu().is_some()),
     };
     let mut listen = |event: Event<'_>| match event {
         Event::Progress { step, done, total } => output.progress(step, done, total),
@@ -144,6 +146,15 @@ fn show_plan(plan: &Plan, output: &Output) {
         bytes(plan.output_bytes),
         plan.f16_bytes as f64 / plan.output_bytes as f64,
     ));
+    if !plan.orders.is_empty() {
+        output.line(format!(
+            "{:.2} M parameters are left ({:.2} %), {:.1} of {:.1} MFLOP a token in products",
+            plan.output_parameters as f64 / 1e6,
+            100.0 * plan.output_parameters as f64 / plan.parameters as f64,
+            plan.output_flops_per_token as f64 / 1e6,
+            plan.flops_per_token as f64 / 1e6,
+        ));
+    }
     output.line(format!(
         "peak device memory {}, peak host memory {}, about {} submits",
         bytes(plan.peak_device_bytes),
@@ -157,9 +168,16 @@ fn show_plan(plan: &Plan, output: &Output) {
 
 fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
     let mut rows = vec![
-        ["", "bytes", "of f16", "perplexity"]
-            .map(String::from)
-            .to_vec(),
+        [
+            "",
+            "parameters",
+            "bytes",
+            "of f16",
+            "MFLOP a token",
+            "perplexity",
+        ]
+        .map(String::from)
+        .to_vec(),
     ];
     let row = |name: &str, figures: &Figures| {
         let perplexity = figures
@@ -174,8 +192,10 @@ fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
         let share = 100.0 * figures.bytes as f64 / figures.bytes_f16 as f64;
         vec![
             name.to_string(),
+            figures.parameters.to_string(),
             bytes(figures.bytes),
             format!("{share:.1} %"),
+            format!("{:.2}", figures.flops_per_token as f64 / 1e6),
             perplexity,
         ]
     };

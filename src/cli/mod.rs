@@ -20,6 +20,7 @@ mod logits;
 mod mutate;
 mod output;
 mod pair;
+mod prune;
 mod quantize;
 mod scores;
 mod session;
@@ -153,6 +154,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Compress a model by a recipe; without one, the embedded recipe on the embedded model
     Compress(compress::Arguments),
+    /// Take out of a model what matters least: a recipe of one stage
+    Prune(prune::Arguments),
     /// Quantize a model: a recipe of one stage
     Quantize(quantize::Arguments),
     /// Measure a model's quality
@@ -237,6 +240,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Devices => devices::run(&cli.global, output),
         Command::Inspect(arguments) => inspect::run(arguments, output),
         Command::Compress(arguments) => compress::run(&cli.global, arguments, output),
+        Command::Prune(arguments) => prune::run(&cli.global, arguments, output),
         Command::Quantize(arguments) => quantize::run(&cli.global, arguments, output),
         Command::Eval(arguments) => eval::run(&cli.global, arguments, output),
         Command::Compare(arguments) => compare::run(&cli.global, arguments, output),

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::Global;
 use super::output::{Output, bytes};
-use super::session::{compute, open_device};
-use super::{ComputeChoice, Global};
+use super::session::{calibration_compute, open_device, report_device};
 use crate::data::Rows;
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
@@ -15,7 +15,7 @@ use crate::interrupt;
 use crate::kernels::score::Reduction;
 use crate::methods::prune::memory::{Placement, place};
 use crate::methods::prune::score::{Calibration, Score, input_norms, sums};
-use crate::model::{Checkpoint, Compute, Group, Layers, Llama, Pass, Weights, Width, groups};
+use crate::model::{Checkpoint, Group, Layers, Llama, Pass, Weights, Width, groups};
 use crate::run::Target;
 use crate::tensor::DType;
 
@@ -78,11 +78,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         None
     };
     let device = open_device(global, output)?;
-    // Scores are f32 unless the user says otherwise: they are compared with each other and with files.
-    let compute = match global.compute {
-        ComputeChoice::Auto => Compute::F32,
-        _ => compute(global, &device)?,
-    };
+    let compute = calibration_compute(global, &device)?;
     let pass = Pass {
         device: &device,
         compute,
@@ -183,7 +179,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             tokens as f64 / seconds
         ));
     }
-    Ok(())
+    report_device(global, &device, output, start.elapsed())
 }
 
 fn tensor(name: String, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> NewTensor<'static> {

@@ -305,6 +305,15 @@ pub(super) fn compute(global: &Global, device: &Device) -> Result<Compute> {
     })
 }
 
+/// What gradients and scores compute in: f32 unless the user says otherwise, since they are compared with each other and with
+/// files.
+pub(super) fn calibration_compute(global: &Global, device: &Device) -> Result<Compute> {
+    match global.compute {
+        ComputeChoice::Auto => Ok(Compute::F32),
+        _ => compute(global, device),
+    }
+}
+
 /// With `-v`, says what the device did.
 pub(super) fn report_device(
     global: &Global,

@@ -4,7 +4,9 @@ use std::time::Instant;
 
 use crate::error::Result;
 use crate::interrupt;
+use crate::kernels::copy::rows::{Rows, rows};
 use crate::model::{Cache, Llama, Pass};
+use crate::tensor::DType;
 
 /// What is timed, in llama-bench's terms. Tokens are synthetic; tokenization and sampling are left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,11 +17,17 @@ pub struct Test {
     pub n_gen: usize,
     /// Tokens in the cache before.
     pub n_depth: usize,
+    /// Sequences of `n_prompt` tokens that go forward and back, with every gradient; 0: the prompt goes forward only.
+    pub sequences: usize,
 }
 
 impl Test {
     /// llama-bench's name: `pp512`, `tg128`, `pp512 @ d1024`.
+    /// Passes there and back: `bw10x64`.
     pub fn name(&self) -> String {
+        if self.sequences > 0 {
+            return format!("bw{}x{}", self.sequences, self.n_prompt);
+        }
         let test = match (self.n_prompt, self.n_gen) {
             (prompt, 0) => format!("pp{prompt}"),
             (0, generated) => format!("tg{generated}"),
@@ -34,13 +42,16 @@ impl Test {
 
     /// Tokens that are counted.
     pub fn tokens(&self) -> usize {
-        self.n_prompt + self.n_gen
+        self.n_prompt * self.sequences.max(1) + self.n_gen
     }
 }
 
 /// Seconds of each of `repetitions` runs, after one that is not counted. A pass ends when its last token's logits have
 /// been read back, as a sampler needs them.
 pub fn speed(model: &Llama, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Vec<f64>> {
+    if test.sequences > 0 {
+        return backward(model, pass, test, repetitions);
+    }
     let capacity = test.n_depth + test.tokens();
     let mut cache = Cache::new(
         pass.device,
@@ -71,6 +82,36 @@ pub fn speed(model: &Llama, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
                 &mut cache,
                 &synthetic(model, 1, test.n_depth + test.n_prompt + index),
             )?;
+        }
+        if repetition > 0 {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(seconds)
+}
+
+/// The same of passes there and back, which end when the last gradient, the embedding's, has been computed.
+fn backward(model: &Llama, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Vec<f64>> {
+    let ids = synthetic(model, test.tokens(), 0);
+    let mut seconds = Vec::with_capacity(repetitions);
+    for repetition in 0..=repetitions {
+        let (start, mut last) = (Instant::now(), None);
+        model.gradients(pass, &ids, test.sequences, &mut |gradient| {
+            interrupt::check()?;
+            last = Some(gradient.values);
+            Ok(())
+        })?;
+        if let Some(last) = last {
+            // One word of it: the whole would take longer to read back than to compute.
+            let word = pass.device.allocate(DType::F32, &[1, 1], "a value")?;
+            rows(
+                pass.device,
+                &last,
+                &word,
+                1,
+                &Rows::upload(pass.device, &[(0, 0)])?,
+            )?;
+            pass.device.read(&word)?;
         }
         if repetition > 0 {
             seconds.push(start.elapsed().as_secs_f64());

@@ -202,7 +202,7 @@ impl Weights for Pruned<'_> {
             )?;
             values.extend(self.device.read(&result)?.to_f32());
         }
-        let format = dense(weight.format);
+        let format = cut_format(weight.format);
         Ok(stored(&values, format, rows.len(), columns.len()))
     }
 
@@ -212,12 +212,16 @@ impl Weights for Pruned<'_> {
         let untouched = [Axis::Rows, Axis::Columns]
             .iter()
             .all(|axis| self.kept(spec, whole, *axis).is_none());
-        Ok(if untouched { format } else { dense(format) })
+        Ok(if untouched {
+            format
+        } else {
+            cut_format(format)
+        })
     }
 }
 
 /// The format of what is cut out of a tensor: groups of columns that share a scale do not survive it.
-fn dense(format: WeightFormat) -> WeightFormat {
+pub fn cut_format(format: WeightFormat) -> WeightFormat {
     if format.ty.has_scales() {
         WeightFormat::f16()
     } else {

@@ -23,7 +23,7 @@ mod synth;
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, Weights};
 pub use config::{Config, Widths};
-pub use cut::{Cut, Pruned};
+pub use cut::{Cut, Pruned, cut_format};
 pub use embedded::EMBEDDED;
 pub use generate::{Generation, Sampling, generate};
 pub use groups::{Axis, Group, Member, Side, Width, groups};

@@ -10,7 +10,7 @@ use crate::data::read_text;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::Checkpoint;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Stage};
 
 /// A file of the artifact.
 #[derive(Clone, Debug, Serialize)]
@@ -34,7 +34,7 @@ pub struct InputFile {
     pub sha256: String,
 }
 
-/// The parent's weight files and the evaluation's text.
+/// The parent's weight files, the calibrations' texts and the evaluation's.
 pub(super) fn list_inputs(parent: &Checkpoint, recipe: &Recipe) -> Result<Vec<InputFile>> {
     let input = |path: String, bytes: &[u8]| -> Result<InputFile> {
         let mut hash = Sha256::new();
@@ -52,11 +52,21 @@ pub(super) fn list_inputs(parent: &Checkpoint, recipe: &Recipe) -> Result<Vec<In
     for source in parent.sources() {
         inputs.push(input(source.path().display().to_string(), source.bytes())?);
     }
-    if let Some(evaluate) = &recipe.evaluate {
-        inputs.push(input(
-            evaluate.text.clone(),
-            read_text(&evaluate.text)?.as_bytes(),
-        )?);
+    let mut texts: Vec<&str> = Vec::new();
+    for stage in &recipe.stage {
+        if let Stage::Prune(prune) = stage {
+            texts.push(&prune.calibration.text);
+        }
+    }
+    texts.extend(
+        recipe
+            .evaluate
+            .as_ref()
+            .map(|evaluate| evaluate.text.as_str()),
+    );
+    texts.dedup();
+    for text in texts {
+        inputs.push(input(text.into(), read_text(text)?.as_bytes())?);
     }
     Ok(inputs)
 }

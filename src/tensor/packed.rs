@@ -231,23 +231,34 @@ impl Packed {
 
     /// The first place whose value is not finite: a model with such a weight computes nothing but NaN.
     pub fn first_non_finite(&self) -> Option<(usize, usize)> {
-        for row in 0..self.rows {
+        // Of plain floats, the exponent tells: all of its bits are set. Rows end with words of zeros.
+        let exponent = match self.format.ty.name {
+            "f32" => Some([0x7f80_0000; 2]),
+            "f16" => Some([0x7c00, 0x7c00_0000]),
+            "bf16" => Some([0x7f80, 0x7f80_0000]),
+            _ => None,
+        };
+        let words = self.format.code_words_per_row(self.columns);
+        let in_row = |row: usize| {
+            if let Some(masks) = exponent {
+                let all_set = |word: &u32| masks.iter().any(|mask| word & mask == *mask);
+                if !self.codes[row * words..(row + 1) * words].iter().any(all_set) {
+                    return None;
+                }
+            }
             if self.format.ty.is_affine() {
                 // Integers are finite: only the scales may not be.
                 let groups = self.format.groups_per_row(self.columns);
-                if let Some(group) = (0..groups).find(|&g| {
+                let group = (0..groups).find(|&g| {
                     let (scale, second) = self.grid(row, g);
                     !scale.is_finite() || !second.is_finite()
-                }) {
-                    return Some((row, group * self.format.group_columns(self.columns)));
-                }
-            } else if let Some(column) =
-                (0..self.columns).find(|&c| !self.value(row, c).is_finite())
-            {
-                return Some((row, column));
+                })?;
+                return Some((row, group * self.format.group_columns(self.columns)));
             }
-        }
-        None
+            let broken = |c: &usize| !self.value(row, *c).is_finite();
+            (0..self.columns).find(broken).map(|column| (row, column))
+        };
+        (0..self.rows).into_par_iter().find_map_first(in_row)
     }
 
     /// The rows `[start, end)` as a matrix of their own.
