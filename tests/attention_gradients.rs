@@ -10,8 +10,9 @@ use lopper::tensor::DType;
 use crate::machine::{device, gpu_trial};
 
 const SEQUENCES: usize = 2;
-const EACH: usize = 21;
-const CAPACITY: usize = 24;
+// Two tiles of tokens, and two of places.
+const EACH: usize = 35;
+const CAPACITY: usize = 38;
 const HEADS: Heads = Heads {
     query: 4,
     kv: 2,
@@ -30,6 +31,14 @@ pub fn trials() -> Vec<Trial> {
         cpu("cpu_in_f16", DType::F16),
         gpu_trial("gradients::attention/backward::gpu".into(), || {
             differences(&device(GpuOptions::default())?, DType::F32)
+        }),
+        // A call for every tile.
+        gpu_trial("gradients::attention/backward::split".into(), || {
+            let options = GpuOptions {
+                max_operations: Some(1.0),
+                ..GpuOptions::default()
+            };
+            differences(&device(options)?, DType::F32)
         }),
     ]
 }

@@ -1,9 +1,9 @@
-// The gradient of causal attention's queries. One workgroup: one head of OWNERS tokens of a sequence, and all keys they see,
-// STREAMED at a time through workgroup memory; one invocation: PER of the tokens with one of those keys for the scores, then
-// a share of one token's columns for the sums.
+// The gradient of causal attention's queries. One workgroup: one head of 32 tokens of a sequence, and all keys they see,
+// 64 at a time: products in steps of 16 columns, then sums over the keys.
 struct Params {
     tiles: u32,
     tile_start: u32,
+    sequences: u32,
     tokens_per_sequence: u32,
     heads: u32,
     kv_heads: u32,
@@ -11,28 +11,16 @@ struct Params {
     capacity: u32,
     scale: f32,
 }
-@group(0) @binding(0) var<storage, read> query: array<act>;                // (all tokens, heads, head_dim)
-@group(0) @binding(1) var<storage, read> key: array<act>;                  // (sequences, capacity, kv_heads, head_dim)
-@group(0) @binding(2) var<storage, read> value: array<act>;                // (sequences, capacity, kv_heads, head_dim)
-@group(0) @binding(3) var<storage, read> grad: array<act>;                 // (all tokens, heads, head_dim)
+@group(0) @binding(0) var<storage, read> query: array<vec4<act>>;          // (all tokens, heads, head_dim)
+@group(0) @binding(1) var<storage, read> key: array<vec4<act>>;            // (sequences, capacity, kv_heads, head_dim)
+@group(0) @binding(2) var<storage, read> value: array<vec4<act>>;          // (sequences, capacity, kv_heads, head_dim)
+@group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;           // (all tokens, heads, head_dim)
 @group(0) @binding(4) var<storage, read> statistics: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
-@group(0) @binding(5) var<storage, read_write> result: array<act>;         // (all tokens, heads, head_dim)
+@group(0) @binding(5) var<storage, read_write> result: array<vec4<act>>;   // (all tokens, heads, head_dim)
 @group(1) @binding(0) var<uniform> params: Params;
-#import is_nan
+#import attention_tile
 
-// Rows of a tile are a vector longer than they need be, so that the same column of several rows falls into different banks.
-const PITCH: u32 = DIM / 4u + 1u;
-const ROWS: u32 = OWNERS / PER;
-const SHARE: u32 = 64u / OWNERS;
-const CHUNKS: u32 = DIM / 4u / SHARE;
-const STEP: u32 = STREAMED + 1u;
-var<workgroup> queries: array<vec4<f32>, OWNERS * PITCH>;
-var<workgroup> grads: array<vec4<f32>, OWNERS * PITCH>;
-var<workgroup> keys: array<vec4<f32>, STREAMED * PITCH>;
-var<workgroup> values: array<vec4<f32>, STREAMED * PITCH>;
-var<workgroup> score_grads: array<f32, OWNERS * STEP>;
-
-@compute @workgroup_size(64)
+@compute @workgroup_size(128)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let index = group.y * groups.x + group.x;
     if index >= params.tiles * params.heads {
@@ -41,100 +29,101 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     let in_sequence = (params.tokens_per_sequence + OWNERS - 1u) / OWNERS;
     let tile = params.tile_start + index / params.heads;
     let head = index % params.heads;
-    let sequence = tile / in_sequence;
-    let first = (tile - sequence * in_sequence) * OWNERS;
+    let sequence = tile % params.sequences;
+    // The last tiles see most keys, and go first.
+    let first = (in_sequence - 1u - tile / params.sequences) * OWNERS;
     let count = min(OWNERS, params.tokens_per_sequence - first);
-    let fours = (params.head_dim + 3u) / 4u;
-    let pitch = params.kv_heads * params.head_dim;
-    let cache = sequence * params.capacity * pitch + head / (params.heads / params.kv_heads) * params.head_dim;
+    let fours = params.head_dim / 4u;
+    let pitch = params.kv_heads * fours;
+    let cache = sequence * params.capacity * pitch + head / (params.heads / params.kv_heads) * fours;
     let base = (sequence * params.tokens_per_sequence + first) * params.heads + head;
-    for (var place = lane; place < count * fours; place += 64u) {
-        let row = place / fours;
-        let column = 4u * (place - row * fours);
-        let at = (base + row * params.heads) * params.head_dim + column;
-        var query_four = vec4(0.0);
-        var grad_four = vec4(0.0);
-#for E in 4
-        if column + {E}u < params.head_dim {
-            query_four[{E}] = f32(query[at + {E}u]) * params.scale;
-            grad_four[{E}] = f32(grad[at + {E}u]);
-        }
+    let mine = lane % 8u * 4u;
+    let other = lane / 8u;
+    let row = lane / 4u;
+    var lse = vec4(0.0);
+    var delta = vec4(0.0);
+#for I in 4
+    if mine + {I}u < count {
+        let known = statistics[base + (mine + {I}u) * params.heads];
+        lse[{I}] = known.x;
+        delta[{I}] = known.y;
+    }
 #end
-        queries[row * PITCH + column / 4u] = query_four;
-        grads[row * PITCH + column / 4u] = grad_four;
-    }
-    // This invocation's tokens are ROWS apart.
-    let low = lane / STREAMED;
-    let mine = lane % STREAMED;
-    var known: array<vec2<f32>, PER>;
-    for (var o = 0u; o < PER; o++) {
-        if low + o * ROWS < count {
-            known[o] = statistics[base + (low + o * ROWS) * params.heads];
-        }
-    }
-    let owner = lane / SHARE;
-    let part = lane % SHARE;
-    var sums: array<vec4<f32>, CHUNKS>;
+    var sums: array<vec4<f32>, SUMS>;
     let seen = first + count;
     for (var start = 0u; start < seen; start += STREAMED) {
         let present = min(STREAMED, seen - start);
-        for (var place = lane; place < present * fours; place += 64u) {
-            let row = place / fours;
-            let column = 4u * (place - row * fours);
-            let at = cache + (start + row) * pitch + column;
-            var key_four = vec4(0.0);
-            var value_four = vec4(0.0);
-#for E in 4
-            if column + {E}u < params.head_dim {
-                key_four[{E}] = f32(key[at + {E}u]);
-                value_four[{E}] = f32(value[at + {E}u]);
+        var scores = mat4x4<f32>();
+        var weight_grads = mat4x4<f32>();
+        for (var step = 0u; step < fours; step += 4u) {
+            let four = step + lane % 4u;
+            var queried = vec4(0.0);
+            var graded = vec4(0.0);
+            if row < count && four < fours {
+                let at = (base + row * params.heads) * fours + four;
+                queried = vec4<f32>(query[at]) * params.scale;
+                graded = vec4<f32>(grad[at]);
+            }
+            memory[OWNERS_FIRST + owner_place(row) + lane % 4u] = queried;
+            memory[OWNERS_SECOND + owner_place(row) + lane % 4u] = graded;
+#for N in 2
+            {
+                let its = row + {N}u * 32u;
+                var keyed = vec4(0.0);
+                var valued = vec4(0.0);
+                if its < present && four < fours {
+                    let at = cache + (start + its) * pitch + four;
+                    keyed = vec4<f32>(key[at]);
+                    valued = vec4<f32>(value[at]);
+                }
+                memory[STREAMED_FIRST + its * PITCH + lane % 4u] = keyed;
+                memory[STREAMED_SECOND + its * PITCH + lane % 4u] = valued;
             }
 #end
-            keys[row * PITCH + column / 4u] = key_four;
-            values[row * PITCH + column / 4u] = value_four;
+            workgroupBarrier();
+            scores = with_products(scores, OWNERS_FIRST, STREAMED_FIRST, lane);
+            weight_grads = with_products(weight_grads, OWNERS_SECOND, STREAMED_SECOND, lane);
+            workgroupBarrier();
         }
-        workgroupBarrier();
-        if low < ROWS && mine < present {
-            var scores: array<f32, PER>;
-            var weight_grads: array<f32, PER>;
-            for (var four = 0u; four < fours; four++) {
-                let key_four = keys[mine * PITCH + four];
-                let value_four = values[mine * PITCH + four];
-                for (var o = 0u; o < PER; o++) {
-                    let at = (low + o * ROWS) * PITCH + four;
-                    scores[o] += dot(queries[at], key_four);
-                    weight_grads[o] += dot(grads[at], value_four);
+#for J in 4
+        scores[{J}] = exponentials(scores[{J}] - lse) * (weight_grads[{J}] - delta);
+#end
+        keep_factors(scores, lane);
+        // Of this invocation's tokens the first sees the keys before this one and it, each other one more.
+        let own = i32(first + mine) - i32(start);
+        for (var begin = 0u; begin < present; begin += ROWS_AT_ONCE) {
+#for N in 4
+            {
+                let place = lane + {N}u * LANES;
+                let k = begin + place / FOURS;
+                let four = place % FOURS;
+                if k < present && four < fours {
+                    memory[ROWS + place] = vec4<f32>(key[cache + (start + k) * pitch + four]);
                 }
             }
-            for (var o = 0u; o < PER; o++) {
-                // A device may take exp of NaN for anything.
-                let exponent = scores[o] - known[o].x;
-                let weight = select(exp(exponent), exponent, is_nan(exponent));
-                score_grads[(low + o * ROWS) * STEP + mine] = weight * (weight_grads[o] - known[o].y);
-            }
-        }
-        workgroupBarrier();
-        // What a token does not see must not count, not even times zero.
-        let visible = u32(clamp(i32(first + owner + 1u) - i32(start), 0, i32(present)));
-        for (var k = 0u; k < visible; k++) {
-            let factor = score_grads[owner * STEP + k];
-            for (var c = 0u; c < CHUNKS; c++) {
-                sums[c] += factor * keys[k * PITCH + part + SHARE * c];
-            }
-        }
-        // Here, not where the next begins: NVIDIA's OpenGL loses a barrier that opens a loop.
-        workgroupBarrier();
-    }
-    if owner < count {
-        let at = (base + owner * params.heads) * params.head_dim;
-        for (var c = 0u; c < CHUNKS; c++) {
-            let column = 4u * (part + SHARE * c);
-            let four = sums[c] * params.scale;
-#for E in 4
-            if column + {E}u < params.head_dim {
-                result[at + column + {E}u] = act(four[{E}]);
-            }
 #end
+            workgroupBarrier();
+            for (var k = begin; k < begin + ROWS_AT_ONCE && i32(k) < own; k += 4u) {
+                add_rows(k, k - begin, lane, &sums);
+            }
+            if own >= i32(begin) && own < i32(begin + ROWS_AT_ONCE) {
+                let k = u32(own);
+                add_row(k, k - begin, lane, vec4(true), &sums);
+                add_row(k + 1u, k + 1u - begin, lane, vec4(false, true, true, true), &sums);
+                add_row(k + 2u, k + 2u - begin, lane, vec4(false, false, true, true), &sums);
+                add_row(k + 3u, k + 3u - begin, lane, vec4(false, false, false, true), &sums);
+            }
+            workgroupBarrier();
         }
     }
+#for I in 4
+    if mine + {I}u < count {
+        let at = (base + (mine + {I}u) * params.heads) * fours;
+#for C in CHUNKS
+        if other + {C}u * 16u < fours {
+            result[at + other + {C}u * 16u] = vec4<act>(sums[{I}u * CHUNKS + {C}u] * params.scale);
+        }
+#end
+    }
+#end
 }

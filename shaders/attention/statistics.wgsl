@@ -1,9 +1,10 @@
 // What attention's backward kernels need of each token and head: the log-sum-exp of its scores, and the dot product of its
-// result and that result's gradient. One workgroup: one head of OWNERS tokens of a sequence, and all keys they see, STREAMED
-// at a time through workgroup memory; one invocation: PER of the tokens, each with one of those keys.
+// result and that result's gradient. One workgroup: one head of 32 tokens of a sequence, and all keys they see, 64 at a time,
+// in steps of 32 columns.
 struct Params {
     tiles: u32,
     tile_start: u32,
+    sequences: u32,
     tokens_per_sequence: u32,
     heads: u32,
     kv_heads: u32,
@@ -11,26 +12,17 @@ struct Params {
     capacity: u32,
     scale: f32,
 }
-@group(0) @binding(0) var<storage, read> query: array<act>;                      // (all tokens, heads, head_dim)
-@group(0) @binding(1) var<storage, read> key: array<act>;                        // (sequences, capacity, kv_heads, head_dim)
-@group(0) @binding(2) var<storage, read> result: array<act>;                     // (all tokens, heads, head_dim)
-@group(0) @binding(3) var<storage, read> grad: array<act>;                       // (all tokens, heads, head_dim)
+@group(0) @binding(0) var<storage, read> query: array<vec4<act>>;                // (all tokens, heads, head_dim)
+@group(0) @binding(1) var<storage, read> key: array<vec4<act>>;                  // (sequences, capacity, kv_heads, head_dim)
+@group(0) @binding(2) var<storage, read> result: array<vec4<act>>;               // (all tokens, heads, head_dim)
+@group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;                 // (all tokens, heads, head_dim)
 @group(0) @binding(4) var<storage, read_write> statistics: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
 @group(1) @binding(0) var<uniform> params: Params;
-#import is_nan
+#import attention_tile
 
-// Rows of a tile are a vector longer than they need be, so that the same column of several rows falls into different banks.
-const PITCH: u32 = DIM / 4u + 1u;
-const ROWS: u32 = OWNERS / PER;
-const SHARE: u32 = 64u / OWNERS;
 const NOTHING: f32 = -3.0e38;
-var<workgroup> queries: array<vec4<f32>, OWNERS * PITCH>;
-var<workgroup> keys: array<vec4<f32>, STREAMED * PITCH>;
-// A maximum and the sum of the exponentials below it, of each token and invocation.
-var<workgroup> parts: array<vec2<f32>, OWNERS * STREAMED>;
-var<workgroup> products: array<f32, 64>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(128)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let index = group.y * groups.x + group.x;
     if index >= params.tiles * params.heads {
@@ -39,102 +31,90 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     let in_sequence = (params.tokens_per_sequence + OWNERS - 1u) / OWNERS;
     let tile = params.tile_start + index / params.heads;
     let head = index % params.heads;
-    let sequence = tile / in_sequence;
-    let first = (tile - sequence * in_sequence) * OWNERS;
+    let sequence = tile % params.sequences;
+    // The last tiles see most keys, and go first.
+    let first = (in_sequence - 1u - tile / params.sequences) * OWNERS;
     let count = min(OWNERS, params.tokens_per_sequence - first);
-    let fours = (params.head_dim + 3u) / 4u;
-    let pitch = params.kv_heads * params.head_dim;
-    let cache = sequence * params.capacity * pitch + head / (params.heads / params.kv_heads) * params.head_dim;
+    let fours = params.head_dim / 4u;
+    let pitch = params.kv_heads * fours;
+    let cache = sequence * params.capacity * pitch + head / (params.heads / params.kv_heads) * fours;
     let base = (sequence * params.tokens_per_sequence + first) * params.heads + head;
-    for (var place = lane; place < count * fours; place += 64u) {
-        let row = place / fours;
-        let column = 4u * (place - row * fours);
-        let at = (base + row * params.heads) * params.head_dim + column;
-        var four = vec4(0.0);
-#for E in 4
-        if column + {E}u < params.head_dim {
-            four[{E}] = f32(query[at + {E}u]) * params.scale;
-        }
-#end
-        queries[row * PITCH + column / 4u] = four;
-    }
-    // This invocation's tokens are ROWS apart.
-    let low = lane / STREAMED;
-    let mine = lane % STREAMED;
-    var maxima: array<f32, PER>;
-    var totals: array<f32, PER>;
-    for (var o = 0u; o < PER; o++) {
-        maxima[o] = NOTHING;
-    }
+    let tokens = first + lane % 8u * 4u + vec4(0u, 1u, 2u, 3u);
+    let other = lane / 8u;
+    let row = lane / 4u;
+    // Of this invocation's keys, for each of its tokens: the highest score, and the sum of the exponentials below it.
+    var maxima = vec4(NOTHING);
+    var totals = vec4(0.0);
     let seen = first + count;
     for (var start = 0u; start < seen; start += STREAMED) {
         let present = min(STREAMED, seen - start);
-        for (var place = lane; place < present * fours; place += 64u) {
-            let row = place / fours;
-            let column = 4u * (place - row * fours);
-            let at = cache + (start + row) * pitch + column;
-            var four = vec4(0.0);
-#for E in 4
-            if column + {E}u < params.head_dim {
-                four[{E}] = f32(key[at + {E}u]);
+        var scores = mat4x4<f32>();
+        for (var step = 0u; step < fours; step += 8u) {
+#for H in 2
+            {
+                let four = step + {H}u * 4u + lane % 4u;
+                var queried = vec4(0.0);
+                if row < count && four < fours {
+                    queried = vec4<f32>(query[(base + row * params.heads) * fours + four]) * params.scale;
+                }
+                memory[{H}u * OWNERS_SECOND + owner_place(row) + lane % 4u] = queried;
+#for N in 2
+                {
+                    let its = row + {N}u * 32u;
+                    var keyed = vec4(0.0);
+                    if its < present && four < fours {
+                        keyed = vec4<f32>(key[cache + (start + its) * pitch + four]);
+                    }
+                    memory[STREAMED_FIRST * (1u + {H}u) + its * PITCH + lane % 4u] = keyed;
+                }
+#end
             }
 #end
-            keys[row * PITCH + column / 4u] = four;
+            workgroupBarrier();
+            scores = with_products(scores, OWNERS_FIRST, STREAMED_FIRST, lane);
+            scores = with_products(scores, OWNERS_SECOND, STREAMED_SECOND, lane);
+            workgroupBarrier();
         }
-        workgroupBarrier();
-        if low < ROWS && mine < present {
-            var scores: array<f32, PER>;
-            for (var four = 0u; four < fours; four++) {
-                let keyed = keys[mine * PITCH + four];
-                for (var o = 0u; o < PER; o++) {
-                    scores[o] += dot(queries[(low + o * ROWS) * PITCH + four], keyed);
-                }
-            }
-            for (var o = 0u; o < PER; o++) {
-                let score = scores[o];
-                if start + mine <= first + low + o * ROWS {
-                    if score > maxima[o] {
-                        totals[o] = totals[o] * exp(maxima[o] - score) + 1.0;
-                        maxima[o] = score;
-                    } else {
-                        // A device may take exp of NaN for anything, and the comparison passed it over.
-                        totals[o] += select(exp(score - maxima[o]), score, is_nan(score));
-                    }
-                }
-            }
-        }
-        // Here, not where the next begins: NVIDIA's OpenGL loses a barrier that opens a loop.
-        workgroupBarrier();
+        var highest = maxima;
+#for J in 4
+        let sees{J} = vec4(start + other + {J}u * 16u) <= tokens;
+        highest = select(highest, scores[{J}], sees{J} & (scores[{J}] > highest));
+#end
+        totals *= exp(maxima - highest);
+        maxima = highest;
+        // What is no number no comparison took for the highest.
+#for J in 4
+        totals += select(vec4(0.0), exponentials(scores[{J}] - highest), sees{J});
+#end
     }
-    if low < ROWS {
-        for (var o = 0u; o < PER; o++) {
-            parts[(low + o * ROWS) * STREAMED + mine] = vec2(maxima[o], totals[o]);
-        }
-    }
-    let owner = lane / SHARE;
+    memory[lane] = maxima;
+    memory[128u + lane] = totals;
     var product = 0.0;
-    if owner < count {
-        let at = (base + owner * params.heads) * params.head_dim;
-        for (var column = lane % SHARE; column < params.head_dim; column += SHARE) {
-            product += f32(result[at + column]) * f32(grad[at + column]);
+    if row < count {
+        let at = (base + row * params.heads) * fours;
+        for (var four = lane % 4u; four < fours; four += 4u) {
+            product += dot(vec4<f32>(result[at + four]), vec4<f32>(grad[at + four]));
         }
     }
-    products[lane] = product;
+    memory[256u + lane] = vec4(product);
     workgroupBarrier();
-    if lane < count {
-        var maximum = NOTHING;
-        for (var part = 0u; part < STREAMED; part++) {
-            maximum = max(maximum, parts[lane * STREAMED + part].x);
+    if lane < 8u {
+        var maximum = vec4(NOTHING);
+        for (var part = 0u; part < 16u; part++) {
+            maximum = max(maximum, memory[part * 8u + lane]);
         }
-        var total = 0.0;
-        for (var part = 0u; part < STREAMED; part++) {
-            let its = parts[lane * STREAMED + part];
-            total += its.y * exp(its.x - maximum);
+        var total = vec4(0.0);
+        for (var part = 0u; part < 16u; part++) {
+            total += memory[128u + part * 8u + lane] * exp(memory[part * 8u + lane] - maximum);
         }
-        var delta = 0.0;
-        for (var part = 0u; part < SHARE; part++) {
-            delta += products[lane * SHARE + part];
+        let lse = maximum + log(total);
+#for I in 4
+        if lane * 4u + {I}u < count {
+            let at = 256u + (lane * 4u + {I}u) * 4u;
+            let delta = (memory[at].x + memory[at + 1u].x) + (memory[at + 2u].x + memory[at + 3u].x);
+            let its = select(lse[{I}], total[{I}], is_nan(total[{I}]));
+            statistics[base + (lane * 4u + {I}u) * params.heads] = vec2(its, delta);
         }
-        statistics[base + lane * params.heads] = vec2(select(maximum + log(total), total, is_nan(total)), delta);
+#end
     }
 }

@@ -33,6 +33,8 @@ pub struct Options {
     pub budget: Option<u64>,
     /// Pretend that a storage binding may be no larger than this, to try the splitting of large tensors.
     pub max_binding: Option<u64>,
+    /// Pretend that a call may ask for no more operations than this, to try the splitting of long ones.
+    pub max_operations: Option<f64>,
     /// Time every dispatch on its own instead of every submit. Slower.
     pub profile: bool,
 }
@@ -44,6 +46,7 @@ impl Default for Options {
             checked: false,
             budget: None,
             max_binding: None,
+            max_operations: None,
             profile: false,
         }
     }
@@ -172,9 +175,14 @@ impl Gpu {
         self.pool.usage()
     }
 
-    /// Operations that fit a submit of [`SUBMIT_SECONDS`], by what has been measured so far.
+    /// Operations that fit a submit of [`SUBMIT_SECONDS`], by what has been measured so far; no more than the options say.
     pub fn submit_cost(&self) -> Cost {
-        lock(&self.recorder).submit_cost()
+        let cost = lock(&self.recorder).submit_cost();
+        let most = self.options.max_operations.unwrap_or(f64::INFINITY);
+        Cost {
+            operations: cost.operations.min(most),
+            ..cost
+        }
     }
 
     /// Device time by kernel (with [`Options::profile`]) or in all, since the device was opened.

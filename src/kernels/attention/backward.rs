@@ -13,22 +13,27 @@ use crate::device::{Args, Call, Device, Kernel, Tensor, Variant};
 use crate::error::Result;
 use crate::gpu::Cost;
 use crate::kernels::bounds::{U, gamma};
+use crate::kernels::copy::pad::{cut, pad};
 use crate::tensor::DType;
 
-/// Heads of up to DIM columns; rows that a workgroup owns, rows it passes by at a time, and how many of its rows each
-/// invocation scores: what workgroup memory holds everywhere.
+/// Tokens, or places of a cache, that a workgroup owns, as in the shaders.
+pub(super) const OWNERS: usize = 32;
+
+/// Heads of up to DIM columns, of which each invocation sums CHUNKS vectors of each of its rows.
 const SHAPES: [&[(&str, u32)]; 3] = [
-    &[("DIM", 64), ("OWNERS", 16), ("STREAMED", 8), ("PER", 2)],
-    &[("DIM", 128), ("OWNERS", 8), ("STREAMED", 4), ("PER", 1)],
-    &[("DIM", 256), ("OWNERS", 4), ("STREAMED", 2), ("PER", 1)],
+    &[("DIM", 64), ("CHUNKS", 1)],
+    &[("DIM", 128), ("CHUNKS", 2)],
+    &[("DIM", 256), ("CHUNKS", 4)],
 ];
 
-/// Parameters of all three: a tile is so many tokens of a sequence, or places of its cache, as a workgroup owns.
+/// Parameters of all three: a tile is so many tokens of a sequence, or places of its cache, as a workgroup owns. Tiles of
+/// all sequences stand beside each other.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub(super) struct Params {
     pub(super) tiles: u32,
     pub(super) tile_start: u32,
+    pub(super) sequences: u32,
     pub(super) tokens_per_sequence: u32,
     pub(super) heads: u32,
     pub(super) kv_heads: u32,
@@ -52,6 +57,41 @@ pub fn backward(
     sequences: usize,
     capacity: usize,
 ) -> Result<(Tensor, Tensor, Tensor)> {
+    let scale = 1.0 / (heads.dim as f32).sqrt();
+    let five = [query, key, value, result, grad];
+    // The shaders take whole vectors of four; what else there is goes through copies. The CPU takes everything.
+    if device.gpu().is_none() || heads.dim.is_multiple_of(4) {
+        let [query, key, value] = passes(device, five, heads, (sequences, capacity), scale)?;
+        return Ok((query, key, value));
+    }
+    let mut padded = Vec::with_capacity(five.len());
+    for tensor in five {
+        padded.push(pad(device, tensor, heads.dim)?);
+    }
+    let wide = Heads {
+        dim: heads.dim.next_multiple_of(4),
+        ..heads
+    };
+    let five = std::array::from_fn(|index| &padded[index]);
+    let grads = passes(device, five, wide, (sequences, capacity), scale)?;
+    let [of_query, of_key, of_value] = &grads;
+    let narrow = |grad: &Tensor, shape: &[usize]| cut(device, grad, wide.dim, heads.dim, shape);
+    Ok((
+        narrow(of_query, query.shape())?,
+        narrow(of_key, key.shape())?,
+        narrow(of_value, value.shape())?,
+    ))
+}
+
+/// The three kernels, each in as many calls as it takes: the gradients of the first three of query, key, value, result and
+/// gradient, each of its shape.
+fn passes(
+    device: &Device,
+    [query, key, value, result, grad]: [&Tensor; 5],
+    heads: Heads,
+    (sequences, capacity): (usize, usize),
+    scale: f32,
+) -> Result<[Tensor; 3]> {
     let dtype = query.dtype();
     let width = heads.query * heads.dim;
     let tokens = query.len() / width;
@@ -63,13 +103,12 @@ pub fn backward(
     );
     assert!(each <= capacity, "the cache holds every token");
     let variant = variant(dtype, heads.dim);
-    let owners = variant.constant("OWNERS") as usize;
     let known = device.allocate(DType::F32, &[tokens, heads.query, 2], "statistics")?;
     let query_grad = device.allocate(dtype, query.shape(), "gradient of queries")?;
     let key_grad = device.allocate(dtype, key.shape(), "gradient of keys")?;
     let value_grad = device.allocate(dtype, value.shape(), "gradient of values")?;
-    let token_tiles = sequences * each.div_ceil(owners);
-    let cache_tiles = sequences * capacity.div_ceil(owners);
+    let token_tiles = sequences * each.div_ceil(OWNERS);
+    let cache_tiles = sequences * capacity.div_ceil(OWNERS);
     let passes: [(&'static Kernel, usize, f64, Vec<&Tensor>); 3] = [
         (
             &statistics::KERNEL,
@@ -92,18 +131,19 @@ pub fn backward(
     ];
     for (kernel, tiles, operations, tensors) in passes {
         // No row is paired with more than all of the sequence.
-        let operations = operations * (owners * width * each) as f64;
+        let operations = operations * (OWNERS * width * each) as f64;
         let step = ((device.call_limit().operations / operations) as usize).max(1);
         for start in (0..tiles).step_by(step) {
             let params = Params {
                 tiles: step.min(tiles - start) as u32,
                 tile_start: start as u32,
+                sequences: sequences as u32,
                 tokens_per_sequence: each as u32,
                 heads: heads.query as u32,
                 kv_heads: heads.kv as u32,
                 head_dim: heads.dim as u32,
                 capacity: capacity as u32,
-                scale: 1.0 / (heads.dim as f32).sqrt(),
+                scale,
             };
             device.run(&Call {
                 kernel,
@@ -113,7 +153,7 @@ pub fn backward(
             })?;
         }
     }
-    Ok((query_grad, key_grad, value_grad))
+    Ok([query_grad, key_grad, value_grad])
 }
 
 pub(super) fn variants() -> Vec<Variant> {
@@ -140,7 +180,7 @@ fn shaped(dtype: DType, constants: &'static [(&'static str, u32)]) -> Variant {
 /// Cost of `operations` a column for each pair of a query and a key that it sees.
 pub(super) fn cost(args: &Args<'_>, operations: f64) -> Cost {
     let p: Params = args.parameters();
-    let owners = f64::from(args.variant.constant("OWNERS"));
+    let owners = OWNERS as f64;
     let pairs = f64::from(p.tiles) * owners * f64::from(p.tokens_per_sequence) / 2.0;
     let columns = pairs * f64::from(p.heads) * f64::from(p.head_dim);
     Cost {
@@ -150,15 +190,26 @@ pub(super) fn cost(args: &Args<'_>, operations: f64) -> Cost {
     }
 }
 
-/// The rows of a call's tiles: (sequence, place in it), where a sequence has `length` rows.
-pub(super) fn owned(args: &Args<'_>, length: u32) -> Vec<(usize, usize)> {
+/// The tokens of a call's tiles: (sequence, place in it). The last tiles, which see most keys, go first.
+pub(super) fn own_tokens(args: &Args<'_>) -> Vec<(usize, usize)> {
     let p: Params = args.parameters();
-    let (length, owners) = (length as usize, args.variant.constant("OWNERS") as usize);
-    let in_sequence = length.div_ceil(owners);
+    let length = p.tokens_per_sequence as usize;
+    let last = length.div_ceil(OWNERS) - 1;
+    owned(&p, length, |tile| last - tile)
+}
+
+/// The places in caches of a call's tiles: (sequence, place). The first tiles, which most tokens see, go first.
+pub(super) fn own_places(args: &Args<'_>) -> Vec<(usize, usize)> {
+    let p: Params = args.parameters();
+    owned(&p, p.capacity as usize, |tile| tile)
+}
+
+fn owned(p: &Params, length: usize, place: impl Fn(usize) -> usize) -> Vec<(usize, usize)> {
+    let sequences = p.sequences as usize;
     let tiles = p.tile_start as usize..(p.tile_start + p.tiles) as usize;
     let rows = |tile: usize| {
-        let first = tile % in_sequence * owners;
-        (first..length.min(first + owners)).map(move |row| (tile / in_sequence, row))
+        let first = place(tile / sequences) * OWNERS;
+        (first..length.min(first + OWNERS)).map(move |row| (tile % sequences, row))
     };
     tiles.flat_map(rows).collect()
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::backward::Params;
+use super::backward::{OWNERS, Params};
 use super::causal::Heads;
 use crate::device::{Case, CaseData, HostTensor, Random, Sizes, Variant};
 use crate::tensor::DType;
@@ -157,11 +157,12 @@ pub(super) fn case(
     let case = Case::new(label, move |variant: &Variant| {
         let example = Example::new(shape, variant.activation);
         let length = if of_places { example.capacity } else { each };
-        let tiles = sequences * length.div_ceil(variant.constant("OWNERS") as usize);
+        let tiles = sequences * length.div_ceil(OWNERS);
         let skip = usize::from(note == ",window");
         let params = Params {
             tiles: (tiles - 2 * skip) as u32,
             tile_start: skip as u32,
+            sequences: sequences as u32,
             tokens_per_sequence: each as u32,
             heads: query as u32,
             kv_heads: kv as u32,
@@ -189,9 +190,13 @@ pub(super) fn random(sizes: &Sizes, make: Make) -> Case {
     let heads = Heads {
         query: kv * sizes.between(3, 1, 4),
         kv,
-        dim: sizes.between(4, 1, 256),
+        dim: 4 * sizes.between(4, 1, 64),
     };
     make(sizes.between(0, 1, 3), sizes.between(1, 1, 60), heads, "")
+}
+
+fn dim_64(variant: &Variant) -> bool {
+    variant.constant("DIM") == 64
 }
 
 pub(super) fn cases(make: Make) -> Vec<Case> {
@@ -199,18 +204,20 @@ pub(super) fn cases(make: Make) -> Vec<Case> {
     vec![
         make(2, 5, heads(4, 2, 24), ""),
         make(1, 48, heads(9, 3, 64), ",full"),
-        make(2, 70, heads(3, 1, 10), ""),
-        make(1, 1, heads(1, 1, 1), ""),
-        make(1, 19, heads(4, 2, 128), ""),
-        make(2, 9, heads(2, 1, 255), ""),
+        make(2, 70, heads(3, 1, 12), ""),
+        make(1, 1, heads(1, 1, 4), ""),
+        make(1, 150, heads(2, 1, 64), ""),
+        make(1, 75, heads(4, 2, 128), ""),
+        make(2, 9, heads(2, 1, 252), ""),
+        make(1, 67, heads(1, 1, 256), ",full"),
         make(2, 40, heads(2, 1, 8), ",window"),
         make(1, 18, heads(2, 1, 32), ",large"),
         make(1, 18, heads(2, 2, 64), ",zeros"),
-        make(1, 17, heads(2, 1, 8), ",nan"),
-        make(1, 17, heads(2, 1, 8), ",nan-grad"),
-        make(8, 512, heads(9, 3, 64), ",full")
-            .only(|variant| variant.constant("DIM") == 64)
-            .bench(),
+        make(1, 77, heads(2, 1, 8), ",nan"),
+        make(1, 77, heads(2, 1, 8), ",nan-grad"),
+        make(8, 512, heads(9, 3, 64), ",full").only(dim_64).bench(),
+        make(10, 64, heads(9, 3, 64), ",full").only(dim_64).bench(),
+        make(4, 512, heads(32, 4, 64), ",full").only(dim_64).bench(),
         make(1, 512, heads(32, 8, 128), ",full")
             .only(|variant| variant.constant("DIM") == 128)
             .bench(),

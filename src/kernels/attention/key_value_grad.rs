@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::backward::{self, Inputs, Params, add, add_reference, dot, owned};
+use super::backward::{self, Inputs, Params, add, add_reference, dot, own_places};
 use super::causal::Heads;
 use super::examples::{self, Example};
 use crate::compare::Expected;
@@ -44,7 +44,7 @@ pub static KERNEL: Kernel = Kernel {
 /// The (place in a cache, key-value head)s of a call.
 fn rows(args: &Args<'_>) -> Vec<((usize, usize), usize)> {
     let p: Params = args.parameters();
-    owned(args, p.capacity)
+    own_places(args)
         .into_iter()
         .flat_map(|place| (0..p.kv_heads as usize).map(move |head| (place, head)))
         .collect()

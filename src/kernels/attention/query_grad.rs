@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use super::backward::{self, Inputs, Params, add, add_reference, dot, owned};
+use super::backward::{self, Inputs, Params, add, add_reference, dot, own_tokens};
 use super::causal::Heads;
 use super::examples::{self, Example};
 use crate::compare::Expected;
@@ -42,7 +42,7 @@ pub static KERNEL: Kernel = Kernel {
 /// The (token, head)s of a call.
 fn rows(args: &Args<'_>) -> Vec<((usize, usize), usize)> {
     let p: Params = args.parameters();
-    owned(args, p.tokens_per_sequence)
+    own_tokens(args)
         .into_iter()
         .flat_map(|token| (0..p.heads as usize).map(move |head| (token, head)))
         .collect()

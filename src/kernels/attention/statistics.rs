@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use super::backward::{self, Params, dot, dot_reference, owned};
+use super::backward::{self, Params, dot, dot_reference, own_tokens};
 use super::causal::Heads;
 use super::examples::{self, Example};
 use crate::compare::Expected;
@@ -42,7 +42,7 @@ pub static KERNEL: Kernel = Kernel {
 fn rows(args: &Args<'_>) -> impl ParallelIterator<Item = ((usize, usize), usize)> {
     let p: Params = args.parameters();
     let heads = p.heads as usize;
-    owned(args, p.tokens_per_sequence)
+    own_tokens(args)
         .into_par_iter()
         .flat_map_iter(move |token| (0..heads).map(move |head| (token, head)))
 }

@@ -1,4 +1,4 @@
-//! `copy/pad`: rows with zeros behind them, to whole vectors of four, as the products load activations.
+//! `copy/pad`: rows with zeros behind them, to whole vectors of four, as the products load activations; and cut off again.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -16,6 +16,7 @@ use crate::tensor::DType;
 struct Params {
     rows: u32,
     columns: u32,
+    width: u32,
 }
 
 /// The row of the kernel table.
@@ -48,12 +49,24 @@ pub static KERNEL: Kernel = Kernel {
 
 /// `source`, rows of `columns`, with every row padded with zeros to a multiple of four columns.
 pub fn pad(device: &Device, source: &Tensor, columns: usize) -> Result<Tensor> {
-    let rows = source.len() / columns;
-    let shape = [rows, columns.next_multiple_of(4)];
-    let result = device.allocate(source.dtype(), &shape, "padded activations")?;
+    let shape = [source.len() / columns, columns.next_multiple_of(4)];
+    cut(device, source, columns, shape[1], &shape)
+}
+
+/// `source`, rows of `columns`, with every row cut off behind `width` columns, or filled up to them with zeros. The result
+/// has this shape.
+pub fn cut(
+    device: &Device,
+    source: &Tensor,
+    columns: usize,
+    width: usize,
+    shape: &[usize],
+) -> Result<Tensor> {
+    let result = device.allocate(source.dtype(), shape, "padded or cut rows")?;
     let params = Params {
-        rows: rows as u32,
+        rows: (source.len() / columns) as u32,
         columns: columns as u32,
+        width: width as u32,
     };
     device.run(&Call {
         kernel: &KERNEL,
@@ -69,30 +82,32 @@ pub fn pad(device: &Device, source: &Tensor, columns: usize) -> Result<Tensor> {
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
-    let (columns, stride) = (p.columns as usize, (p.columns as usize).next_multiple_of(4));
+    let (columns, width) = (p.columns as usize, p.width as usize);
     let source = args.tensors[0].to_f64();
-    let mut values = vec![0.0; p.rows as usize * stride];
-    for (target, line) in values.chunks_mut(stride).zip(source.chunks(columns)) {
-        target[..columns].copy_from_slice(line);
+    let mut values = vec![0.0; p.rows as usize * width];
+    for (target, line) in values.chunks_mut(width).zip(source.chunks(columns)) {
+        let kept = columns.min(width);
+        target[..kept].copy_from_slice(&line[..kept]);
     }
     vec![Expected::exact(values)]
 }
 
-fn case(rows: usize, columns: usize) -> Case {
+fn case(rows: usize, columns: usize, width: usize) -> Case {
     Case::new(
-        format!("rows={rows},columns={columns}"),
+        format!("rows={rows},columns={columns},width={width}"),
         move |variant: &Variant| {
             let mut random = Random::new(9);
             let params = Params {
                 rows: rows as u32,
                 columns: columns as u32,
+                width: width as u32,
             };
             let values = random.values(rows * columns, 1.0);
             CaseData {
                 parameters: bytemuck::bytes_of(&params).to_vec(),
                 tensors: vec![
                     HostTensor::from_f32(variant.activation, &[rows, columns], &values),
-                    HostTensor::zeros(variant.activation, &[rows, columns.next_multiple_of(4)]),
+                    HostTensor::zeros(variant.activation, &[rows, width]),
                 ],
             }
         },
@@ -100,15 +115,18 @@ fn case(rows: usize, columns: usize) -> Case {
 }
 
 fn random(sizes: &Sizes) -> Case {
-    case(sizes.between(0, 1, 70), sizes.between(1, 1, 70))
+    let width = |place| sizes.between(place, 1, 70);
+    case(sizes.between(0, 1, 70), width(1), width(2))
 }
 
 fn cases() -> Vec<Case> {
     vec![
-        case(1, 1),
-        case(7, 33),
-        case(3, 64),
-        case(5, 2),
-        case(512, 573).bench(),
+        case(1, 1, 4),
+        case(7, 33, 36),
+        case(3, 64, 64),
+        case(5, 2, 4),
+        case(9, 8, 5),
+        case(3, 4, 1),
+        case(512, 573, 576).bench(),
     ]
 }

@@ -1,0 +1,89 @@
+// A tile of attention's backward kernels: 32 rows that the workgroup owns beside 64 that stream by. Of 128 invocations each
+// has four owners in a row: with four streamed rows, 16 apart, for products of two rows, and with CHUNKS vectors of columns,
+// 16 apart, for sums over the streamed rows. Both are register tiles, in which each vector loaded is multiplied four times.
+#import is_nan
+
+const OWNERS: u32 = 32u;
+const STREAMED: u32 = 64u;
+const LANES: u32 = 128u;
+// A step of the products takes four vectors of columns, and a row is a vector longer, so that the same column of eight rows
+// falls into different banks.
+const PITCH: u32 = 5u;
+// Where things stand while two products are formed: owners' rows, then streamed ones.
+const OWNERS_FIRST: u32 = 0u;
+const OWNERS_SECOND: u32 = 160u;
+const STREAMED_FIRST: u32 = 320u;
+const STREAMED_SECOND: u32 = 640u;
+// While sums are: factors, (STREAMED, OWNERS in fours), then as many streamed rows as fit beside them.
+const ROWS: u32 = 512u;
+const FOURS: u32 = DIM / 4u;
+const ROWS_AT_ONCE: u32 = 512u / FOURS;
+const SUMS: u32 = 4u * CHUNKS;
+var<workgroup> memory: array<vec4<f32>, 1024>;
+
+// Where an owner's row stands: those that neighbours read at once are neighbours.
+fn owner_place(row: u32) -> u32 {
+    return (row % 4u * 8u + row / 4u) * PITCH;
+}
+
+// The products of a step's columns added to those of streamed rows, one a column, with owners. Not by dot, whose sum is a
+// rounding and an addition of its own.
+fn with_products(sums: mat4x4<f32>, owners: u32, streamed: u32, lane: u32) -> mat4x4<f32> {
+    var result = sums;
+    let mine = owners + lane % 8u * PITCH;
+    let other = streamed + lane / 8u * PITCH;
+#for F in 4
+    {
+        let owned = transpose(mat4x4(
+            memory[mine + {F}u],
+            memory[mine + 8u * PITCH + {F}u],
+            memory[mine + 16u * PITCH + {F}u],
+            memory[mine + 24u * PITCH + {F}u],
+        ));
+#for J in 4
+        {
+            let row = memory[other + {J}u * 16u * PITCH + {F}u];
+            result[{J}] += owned[0] * row.x;
+            result[{J}] += owned[1] * row.y;
+            result[{J}] += owned[2] * row.z;
+            result[{J}] += owned[3] * row.w;
+        }
+#end
+    }
+#end
+    return result;
+}
+
+// The factors of streamed rows, where their sums find them.
+fn keep_factors(factors: mat4x4<f32>, lane: u32) {
+#for J in 4
+    memory[{J}u * 128u + lane] = factors[{J}];
+#end
+}
+
+// Streamed row `k` times the owners' factors, to the sums of those who see it; it stands at `row` of those at hand.
+fn add_row(k: u32, row: u32, lane: u32, seen: vec4<bool>, sums: ptr<function, array<vec4<f32>, SUMS>>) {
+    let factors = memory[k * 8u + lane % 8u];
+#for C in CHUNKS
+    {
+        let values = memory[ROWS + row * FOURS + lane / 8u + {C}u * 16u];
+#for I in 4
+        // What an owner does not see must not count, not even times zero.
+        let before{I} = (*sums)[{I}u * CHUNKS + {C}u];
+        (*sums)[{I}u * CHUNKS + {C}u] = select(before{I}, before{I} + factors[{I}] * values, seen[{I}]);
+#end
+    }
+#end
+}
+
+// The same of four rows, all seen.
+fn add_rows(k: u32, row: u32, lane: u32, sums: ptr<function, array<vec4<f32>, SUMS>>) {
+#for K in 4
+    add_row(k + {K}u, row + {K}u, lane, vec4(true), sums);
+#end
+}
+
+// exp; a device may take that of NaN for anything.
+fn exponentials(x: vec4<f32>) -> vec4<f32> {
+    return select(exp(x), x, vec4(is_nan(x.x), is_nan(x.y), is_nan(x.z), is_nan(x.w)));
+}
