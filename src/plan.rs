@@ -359,6 +359,14 @@ fn warnings(recipe: &Recipe, parent: &Checkpoint, tensors: &[Line]) -> Vec<Strin
             first.name,
         ));
     }
+    let grown =
+        |line: &&Line| line.decision.starts_with("cut") && line.output_bytes > line.source_bytes;
+    if let Some(first) = tensors.iter().find(grown) {
+        warnings.push(format!(
+            "groups of columns that share a scale do not survive a cut: what is cut of quantized tensors ({}, …) is kept in f16, larger than before; quantize it again afterwards",
+            first.name,
+        ));
+    }
     let ctx = recipe.evaluate.as_ref().map_or(0, |evaluate| evaluate.ctx);
     warnings.extend(parent.config().beyond_context(ctx));
     warnings

@@ -161,7 +161,9 @@ fn size_is_a_feature() -> Result<(), Failed> {
     // lookup in tables of bytes and for four tokens, ternary lookup.
     // 48 500: backward kernels of attention, normalization, gate, cross-entropy and embedding, and the tape that strings them.
     // 50 500: kernels of importance and of structured pruning: scores, selections, masks, smaller matrices.
-    if !long.is_empty() || total > 50_500 {
+    // 57 000: layers of unlike widths and the files that state them, gradients in parts and layer by layer, dependency
+    // groups, scores, pruning as a stage, and their tests.
+    if !long.is_empty() || total > 57_000 {
         return Err(format!("over 500 lines: {long:?}; {total} lines in all").into());
     }
     Ok(())

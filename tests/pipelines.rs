@@ -93,14 +93,8 @@ fn run_recipe(recipe: &Recipe, parent: &Checkpoint, out: &Path) -> Result<Manife
         calibration: Compute::F32,
         budget: None,
     };
-    Ok(run(
-        recipe,
-        &plan,
-        parent,
-        &Device::Cpu,
-        options,
-        &mut |_| {},
-    )?)
+    let cpu = &Device::Cpu;
+    Ok(run(recipe, &plan, parent, cpu, options, &mut |_| {})?)
 }
 
 /// Perplexity of 1024 tokens of the 2026 speech.

@@ -1,17 +1,18 @@
 //! Pruning: groups cut together, qualities that correct implementations reach, stages and what they refuse.
 
 use libtest_mimic::{Failed, Trial};
-use lopper::data::{Rows, read_text};
+use lopper::data::read_text;
 use lopper::device::{Device, HostTensor, Random};
 use lopper::gpu::Options;
 use lopper::kernels::mask::weights::weights as mask;
 use lopper::kernels::score::Reduction;
 use lopper::measure::{Convention, perplexity};
+use lopper::methods::calibration::Rows;
 use lopper::methods::prune::Order;
 use lopper::methods::prune::score::{Calibration, Score, sums};
 use lopper::model::{
-    Axis, Checkpoint, Compute, Config, Cut, Group, Layers, Llama, Pass, Pruned, TensorSpec, Weights,
-    Width, groups,
+    Axis, Checkpoint, Compute, Config, Cut, Group, Layers, Llama, Pass, Pruned, TensorSpec,
+    Weights, Width, groups,
 };
 use lopper::recipe::{Prune, Ranking, RatioOf, Scope};
 use lopper::tensor::{DType, Packed, WeightFormat};
@@ -60,7 +61,8 @@ impl Weights for Zeroed<'_> {
             let stays = |channel: usize| u32::from(self.kept.contains(&(channel / member.span)));
             let mask: Vec<u32> = (0..channels).map(stays).collect();
             let mask = HostTensor::from_u32(&[channels], &mask);
-            masks[usize::from(member.axis == Axis::Columns)] = Some(self.device.upload(&mask, "mask")?);
+            masks[usize::from(member.axis == Axis::Columns)] =
+                Some(self.device.upload(&mask, "mask")?);
         }
         let (rows, columns) = (weight.rows, weight.columns);
         let values = HostTensor::from_f32(DType::F32, &[rows, columns], &weight.to_f32());
@@ -100,13 +102,18 @@ fn any_group(device: &Device) -> Result<(), Failed> {
             cut.keep(group.width, group.layer, &kept);
             let pruned = Pruned::new(&parent, device, cut);
             let found = logits(device, &pruned)?;
-            if found.len() != 24 * parent.config().vocab_size || found.iter().any(|v| !v.is_finite()) {
+            if found.len() != 24 * parent.config().vocab_size
+                || found.iter().any(|v| !v.is_finite())
+            {
                 return Err(format!("{what}: it does not run").into());
             }
             for spec in pruned.specs() {
                 let whole = pruned.whole(spec).ok_or_else(|| what.clone())?;
                 let places = |axis: Axis, count: usize| -> Vec<usize> {
-                    let member = group.members.iter().find(|m| m.tensor == whole.name && m.axis == axis);
+                    let member = group
+                        .members
+                        .iter()
+                        .find(|m| m.tensor == whole.name && m.axis == axis);
                     match member {
                         None => (0..count).collect(),
                         Some(member) => {
@@ -116,7 +123,10 @@ fn any_group(device: &Device) -> Result<(), Failed> {
                     }
                 };
                 let (before, after) = (parent.load(whole)?, pruned.load(spec)?);
-                let (rows, columns) = (places(Axis::Rows, before.rows), places(Axis::Columns, before.columns));
+                let (rows, columns) = (
+                    places(Axis::Rows, before.rows),
+                    places(Axis::Columns, before.columns),
+                );
                 if (after.rows, after.columns) != (rows.len(), columns.len()) {
                     return Err(format!("{what}: shape of {}", spec.name).into());
                 }
@@ -136,7 +146,11 @@ fn any_group(device: &Device) -> Result<(), Failed> {
                     kept: &kept,
                 };
                 let wanted = logits(device, &zeroed)?;
-                let worst = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                let worst = found
+                    .iter()
+                    .zip(&wanted)
+                    .map(|(a, b)| (a - b).abs())
+                    .fold(0.0, f32::max);
                 if worst > 2e-4 {
                     return Err(format!("{what}: {worst} from the model with zeros").into());
                 }
@@ -159,7 +173,16 @@ fn quality() -> Result<(), Failed> {
     let measured = |weights: &dyn Weights| -> Result<f64, Failed> {
         let model = Llama::load(device, weights, |_, _| Ok(()))?;
         let all = Convention::AllButFirst;
-        Ok(perplexity(&model, &pass(device), &tokens, 256, all, None, |_, _| Ok(()))?.value)
+        Ok(perplexity(
+            &model,
+            &pass(device),
+            &tokens,
+            256,
+            all,
+            None,
+            |_, _| Ok(()),
+        )?
+        .value)
     };
     let channels: Vec<Group> = groups(parent.config(), parent.specs())
         .into_iter()
@@ -195,14 +218,23 @@ fn quality() -> Result<(), Failed> {
     let known: serde_json::Value = serde_json::from_str(&text)?;
     let mut taylor = f64::INFINITY;
     let mut wrong = Vec::new();
-    for score in Score::ALL.into_iter().filter(|score| *score != Score::Random) {
+    for score in Score::ALL
+        .into_iter()
+        .filter(|score| *score != Score::Random)
+    {
         let key = format!("drop 25% of FFN channels in every layer, {}", score.name());
         let expected = known[&key].as_f64().ok_or(key)?;
         let found = measured(&Pruned::new(&parent, device, cut(score, 0)?))?;
         if (found / expected - 1.0).abs() > 0.01 {
-            wrong.push(format!("{}: perplexity {found:.3} for {expected:.3}", score.name()));
+            wrong.push(format!(
+                "{}: perplexity {found:.3} for {expected:.3}",
+                score.name()
+            ));
         }
-        if matches!(score, Score::ParamFirst | Score::ParamSecond | Score::ParamMix) {
+        if matches!(
+            score,
+            Score::ParamFirst | Score::ParamSecond | Score::ParamMix
+        ) {
             taylor = taylor.min(found);
         }
         if std::env::var("LOPPER_SHOW_ERRORS").is_ok() {
@@ -274,15 +306,24 @@ fn orders() -> Result<(), Failed> {
         change(&mut stage);
         order(&stage)
     };
-    let cases: [(fn(&mut Prune), &str, &str); 13] = [
+    type Change = fn(&mut Prune);
+    let cases: [(Change, &str, &str); 13] = [
         (|s| s.ratio = 0.0, "ratio", "0"),
         (|s| s.ratio = 1.0, "ratio", "1"),
         (|s| s.ratio = -0.5, "ratio", "-0.5"),
         (|s| s.ratio = f64::NAN, "ratio", "NaN"),
         (|s| s.ratio = 1e-6, "ratio", "0.000001"),
         (|s| s.protect_first = 7, "protect_first", "7 + 0"),
-        (|s| (s.protect_first, s.protect_last) = (4, 2), "protect_first", "4 + 2"),
-        (|s| s.protect_last = usize::MAX, "protect_first", "0 + 18446744073709551615"),
+        (
+            |s| (s.protect_first, s.protect_last) = (4, 2),
+            "protect_first",
+            "4 + 2",
+        ),
+        (
+            |s| s.protect_last = usize::MAX,
+            "protect_first",
+            "0 + 18446744073709551615",
+        ),
         (|s| s.protect_last = 1, "protect_first", "1"),
         (|s| s.ranking = Ranking::Global, "ranking", "global"),
         (|s| s.score = "taylor".into(), "score", "taylor"),

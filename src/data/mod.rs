@@ -1,6 +1,5 @@
 //! Calibration and evaluation text, its cutting into windows of tokens, and tasks: questions with their answers.
 
-mod calibration;
 mod embedded;
 mod layouts;
 pub mod shots;
@@ -10,7 +9,6 @@ mod template;
 
 use std::path::Path;
 
-pub use calibration::Rows;
 pub use embedded::EMBEDDED_TASKS;
 use layouts::name_of;
 pub use layouts::{LAYOUTS, Layout};

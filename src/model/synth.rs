@@ -87,7 +87,13 @@ impl Synth {
         layers: Option<usize>,
         seed: u64,
     ) -> Result<Self> {
-        let found = SHAPES.iter().find(|known| known.name == shape);
+        let full = match shape {
+            "smollm2" => "smollm2-135m",
+            "tinyllama" => "tinyllama-1.1b",
+            "llama8b" => "llama-3.1-8b",
+            other => other,
+        };
+        let found = SHAPES.iter().find(|known| known.name == full);
         let found = found.ok_or_else(|| Error::Argument {
             argument: "SHAPE".into(),
             expected: Self::shapes().join(", "),

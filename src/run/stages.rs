@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use super::{Event, Figures, Listener};
-use crate::data::Rows;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::methods::calibration::Rows;
 use crate::methods::prune::Order;
 use crate::methods::prune::llm_pruner::{self, Means};
 use crate::methods::quantize::rtn::rtn;

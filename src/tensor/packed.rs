@@ -242,7 +242,10 @@ impl Packed {
         let in_row = |row: usize| {
             if let Some(masks) = exponent {
                 let all_set = |word: &u32| masks.iter().any(|mask| word & mask == *mask);
-                if !self.codes[row * words..(row + 1) * words].iter().any(all_set) {
+                if !self.codes[row * words..(row + 1) * words]
+                    .iter()
+                    .any(all_set)
+                {
                     return None;
                 }
             }

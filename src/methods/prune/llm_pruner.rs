@@ -4,12 +4,12 @@
 use super::Order;
 use super::memory::{Placement, place};
 use super::score::{Calibration, sums};
-use crate::data::Rows;
 use crate::device::{Device, HostTensor};
 use crate::error::Result;
 use crate::interrupt;
 use crate::kernels::score::Reduction;
 use crate::kernels::select::top_k::top_k;
+use crate::methods::calibration::Rows;
 use crate::model::{Config, Cut, Group, Layers, Llama, Pass, Pruned, Weights, Width, groups};
 use crate::recipe::{Ranking, ReductionName};
 use crate::tensor::DType;

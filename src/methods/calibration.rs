@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::read_text;
+use crate::data::read_text;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 
