@@ -99,7 +99,9 @@ fn hostile_gguf() -> Result<(), Failed> {
         ),
         ("block_count", list(&[3, 3, 3]), ["integer", "an array"]),
     ] {
-        let key_and_path = [&format!("deci.{key}"), "m.gguf"];
+        // Where the number of layers is at fault, the first array is.
+        let named = if words[1] == "3 of them" { heads } else { key };
+        let key_and_path = [&format!("deci.{named}"), "m.gguf"];
         let read = || read_gguf("deci", (key, value.clone()));
         refused(read()?, &words)?;
         refused(read()?, &key_and_path)?;
