@@ -1,5 +1,6 @@
 //! Models whose layers differ in width: run, written, read again.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
@@ -350,10 +351,7 @@ fn hf_of_one_width_only() -> Result<(), Failed> {
         return Err(format!("{refused:?}").into());
     };
     expect(found == why, found)?;
-    expect(
-        std::fs::read_dir(&out)?.next().is_none(),
-        "something was written",
-    )?;
+    expect(std::fs::read_dir(&out)?.next().is_none(), "written")?;
 
     // By command the model is named, not a place where the output would have been made.
     let tokenizer = uneven.parent.tokenizer()?;
@@ -487,17 +485,14 @@ fn deci_of_one_width() -> Result<(), Failed> {
         expect(found.config() == parent.config(), found.config())?;
         export_gguf(&back, &found, &found, None)?;
         // The same pairs; those that an export decides by itself come last.
-        let pairs = |path: &Path| -> Result<Vec<String>, Failed> {
-            let opened = open(path)?;
-            let gguf = opened.gguf().ok_or("a GGUF file")?;
-            let mut pairs: Vec<_> = gguf.metadata().iter().map(|p| format!("{p:?}")).collect();
-            pairs.sort();
-            Ok(pairs)
+        let again = open(&back)?;
+        let sorted = |gguf: &Gguf| {
+            let pairs = gguf.metadata().iter().map(|pair| format!("{pair:?}"));
+            pairs.collect::<BTreeSet<_>>()
         };
-        let (again, before) = (pairs(&back)?, pairs(&llama)?);
-        expect(again == before, "other metadata")?;
+        expect(again.gguf().map(sorted) == Some(sorted(gguf)), "metadata")?;
         let logits = |model: &Checkpoint| logits(&Device::Cpu, model, 1);
-        same_bits(&logits(&open(&back)?)?, &logits(&parent)?)?;
+        same_bits(&logits(&again)?, &logits(&parent)?)?;
     }
     Ok(())
 }
