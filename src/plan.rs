@@ -136,10 +136,10 @@ impl Plan {
             .map(|spec| 4 * (spec.rows * spec.columns) as u64)
             .max()
             .unwrap_or(0);
-        let evaluation = recipe
-            .evaluate
-            .as_ref()
-            .map_or(0, |e| activation_bytes(parent, e.ctx));
+        let evaluated = recipe.evaluate.as_ref().map_or(0, |e| {
+            let model = packed_parent.max(output_bytes);
+            model.saturating_add(activation_bytes(parent, e.ctx))
+        });
         let tokens = recipe
             .evaluate
             .as_ref()
@@ -154,11 +154,8 @@ impl Plan {
             stored_bytes: parent.total_stored_bytes(),
             f16_bytes: 2 * parameters,
             output_bytes,
-            peak_device_bytes: packed_parent
-                .max(output_bytes)
-                .saturating_add(evaluation)
-                .max(2 * largest)
-                .max(pruning),
+            // Only an evaluation has a whole model on the device.
+            peak_device_bytes: evaluated.max(2 * largest).max(pruning),
             peak_host_bytes: output_bytes + 2 * largest,
             estimated_submits: tensors.len() as u64
                 + (operations / 1e12 / SUBMIT_SECONDS).ceil() as u64,
@@ -171,7 +168,9 @@ impl Plan {
     pub fn check_budget(&self, budget: Option<u64>) -> Result<()> {
         match budget {
             Some(budget) if self.peak_device_bytes > budget => Err(Error::OutOfMemory {
-                what: "the plan (weights and the evaluation's activations)".into(),
+                what:
+                    "the plan (the widest of an evaluation with its model, pruning and quantizing)"
+                        .into(),
                 bytes: self.peak_device_bytes,
                 used: 0,
                 budget,

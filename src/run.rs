@@ -18,7 +18,8 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::measure::{Convention, Perplexity, perplexity};
-use crate::methods::prune::llm_pruner::Means;
+use crate::methods::prune::Order;
+use crate::methods::prune::llm_pruner::{Means, prune};
 use crate::model::{
     Checkpoint, Compute, Cut, Llama, Pass, Pruned, Weights, export_gguf, export_hf, export_packed,
 };
@@ -167,6 +168,8 @@ pub fn run(
             };
             measure(whose, weights, &pass, evaluate, tokens, listen).map(Some)
         };
+    let rows = |order: &Order| stages::rows(order, tokenizer.as_ref());
+    let rows = plan.orders.iter().map(rows).collect::<Result<Vec<_>>>()?;
     let parent_figures = Figures {
         parameters: plan.parameters,
         bytes: plan.stored_bytes,
@@ -177,18 +180,24 @@ pub fn run(
     };
     let mut stages = Vec::new();
     let (mut cut, mut pruned) = (Cut::nothing(parent.config()), None::<Pruned<'_>>);
-    for order in &plan.orders {
+    for (order, rows) in plan.orders.iter().zip(&rows) {
         let start = Instant::now();
         let means = Means {
             pass: Pass {
                 compute: options.calibration,
                 ..pass
             },
-            rows: None,
+            rows: rows.as_ref(),
             seed: recipe.seed,
             budget: options.budget,
         };
-        cut = stages::prune(order, parent, cut, means, tokenizer.as_ref(), listen)?;
+        cut = prune(parent, cut, order, means, &mut |done, total| {
+            listen(Event::Progress {
+                step: "pruning",
+                done,
+                total,
+            });
+        })?;
         let left = pruned.insert(Pruned::new(parent, device, cut.clone()));
         let figures = Figures {
             perplexity: measure("pruned", left, listen)?,

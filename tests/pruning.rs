@@ -9,7 +9,7 @@ use lopper::kernels::score::Reduction;
 use lopper::measure::{Convention, perplexity};
 use lopper::methods::calibration::Rows;
 use lopper::methods::prune::Order;
-use lopper::methods::prune::score::{Calibration, Score, sums};
+use lopper::methods::prune::score::{Score, sums};
 use lopper::model::{
     Axis, Checkpoint, Compute, Config, Cut, Group, Layers, Llama, Pass, Pruned, TensorSpec,
     Weights, Width, groups,
@@ -42,8 +42,8 @@ fn pass(device: &Device) -> Pass<'_> {
 struct Zeroed<'a> {
     parent: &'a dyn Weights,
     device: &'a Device,
-    group: &'a Group,
-    kept: &'a [usize],
+    /// Groups and the units that stay of each.
+    cuts: Vec<(&'a Group, &'a [usize])>,
 }
 
 impl Weights for Zeroed<'_> {
@@ -56,9 +56,11 @@ impl Weights for Zeroed<'_> {
     fn load(&self, spec: &TensorSpec) -> lopper::error::Result<Packed> {
         let weight = self.parent.load(spec)?;
         let mut masks = [None, None];
-        for member in self.group.members.iter().filter(|m| m.tensor == spec.name) {
-            let channels = self.group.units * member.span;
-            let stays = |channel: usize| u32::from(self.kept.contains(&(channel / member.span)));
+        let cuts = self.cuts.iter();
+        let members = cuts.flat_map(|cut| cut.0.members.iter().map(move |member| (cut, member)));
+        for ((group, kept), member) in members.filter(|(_, m)| m.tensor == spec.name) {
+            let channels = group.units * member.span;
+            let stays = |channel: usize| u32::from(kept.contains(&(channel / member.span)));
             let mask: Vec<u32> = (0..channels).map(stays).collect();
             let mask = HostTensor::from_u32(&[channels], &mask);
             masks[usize::from(member.axis == Axis::Columns)] =
@@ -142,8 +144,7 @@ fn any_group(device: &Device) -> Result<(), Failed> {
                 let zeroed = Zeroed {
                     parent: &parent,
                     device,
-                    group: &group,
-                    kept: &kept,
+                    cuts: vec![(&group, &kept)],
                 };
                 let wanted = logits(device, &zeroed)?;
                 let worst = found
@@ -189,17 +190,13 @@ fn quality() -> Result<(), Failed> {
         .filter(|group| group.width == Width::FeedForward)
         .collect();
     let model = Llama::load(device, &parent, |_, _| Ok(()))?;
-    let calibration = Calibration {
-        ids: &rows.ids,
-        sequences: rows.samples,
-    };
     let sums = sums(
         Layers::Held(&model),
         &parent,
         &pass(device),
         &Score::ALL,
         &channels,
-        Some(calibration),
+        Some(&rows),
         &mut |_, _| {},
     )?;
     let cut = |score: Score, seed: u64| -> Result<Cut, Failed> {
@@ -247,18 +244,14 @@ fn quality() -> Result<(), Failed> {
             wrong.push(format!("draw {seed}: {found:.3}, Taylor {taylor:.3}"));
         }
     }
-    // One layer's channels at a time can be zeroed by the masks of one group.
-    let first = &channels[2];
-    let kept = cut(Score::ParamFirst, 0)?.feed_forward[2].clone();
-    let mut one = Cut::nothing(parent.config());
-    one.keep(first.width, first.layer, &kept);
-    let removed = measured(&Pruned::new(&parent, device, one))?;
+    let all = cut(Score::ParamFirst, 0)?;
+    let kept = all.feed_forward.iter().map(Vec::as_slice);
     let zeroed = measured(&Zeroed {
         parent: &parent,
         device,
-        group: first,
-        kept: &kept,
+        cuts: channels.iter().zip(kept).collect(),
     })?;
+    let removed = measured(&Pruned::new(&parent, device, all.clone()))?;
     if (removed / zeroed - 1.0).abs() > 5e-5 {
         wrong.push(format!("cut {removed:.5}, zeroed {zeroed:.5}"));
     }
@@ -282,6 +275,14 @@ fn orders() -> Result<(), Failed> {
     let widths = left.uniform().ok_or("uniform by default")?;
     if (widths.intermediate_size, widths.heads, widths.kv_heads) != (288, 2, 1) {
         return Err(format!("{widths:?}").into());
+    }
+    let twice = Prune {
+        widths: vec!["kvgroup".into(), "ffn".into(), "kvgroup".into()],
+        ..stage()
+    };
+    let cut = order(&twice).map_err(|bad| format!("{bad:?}"))?.widths;
+    if cut != [Width::FeedForward, Width::KvGroup] {
+        return Err(format!("{cut:?} are cut").into());
     }
     let layers = Prune {
         scope: Scope::Layer,
@@ -312,7 +313,11 @@ fn orders() -> Result<(), Failed> {
         (|s| s.ratio = 1.0, "ratio", "1"),
         (|s| s.ratio = -0.5, "ratio", "-0.5"),
         (|s| s.ratio = f64::NAN, "ratio", "NaN"),
-        (|s| s.ratio = 1e-6, "ratio", "0.000001"),
+        (
+            |s| (s.ratio, s.widths) = (1e-6, vec!["ffn".into()]),
+            "ratio",
+            "0.000001",
+        ),
         (|s| s.protect_first = 7, "protect_first", "7 + 0"),
         (
             |s| (s.protect_first, s.protect_last) = (4, 2),
@@ -333,8 +338,6 @@ fn orders() -> Result<(), Failed> {
     for (change, field, found) in cases {
         match changed(change) {
             Err(bad) if bad.field == field && bad.found == found => {}
-            // A share too small leaves the width of its multiple, and with whole heads one head less.
-            Ok(order) if found == "0.000001" && order.left != *config => {}
             other => return Err(format!("{field} = {found}: {other:?}").into()),
         }
     }

@@ -8,7 +8,8 @@ use lopper::formats::Source;
 use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options;
 use lopper::kernels::score::Reduction;
-use lopper::methods::prune::score::{Calibration, Score, Sums, input_norms, sums};
+use lopper::methods::calibration::Rows;
+use lopper::methods::prune::score::{Score, Sums, input_norms, sums};
 use lopper::model::{Checkpoint, Compute, Group, Layers, Llama, Pass, Weights, Width, groups};
 use lopper::tensor::DType;
 
@@ -96,10 +97,7 @@ fn golden(device: &Device, streamed: bool, activation: DType) -> Result<(), Fail
         &Pass { device, compute },
         &Score::ALL,
         &all,
-        Some(Calibration {
-            ids: &ids,
-            sequences: 10,
-        }),
+        Some(&Rows { ids, samples: 10 }),
         &mut |_, _| {},
     )?;
     let names = known.names();
@@ -133,11 +131,8 @@ fn wanda(device: &Device) -> Result<(), Failed> {
         device,
         compute: Compute::F32,
     };
-    let calibration = Calibration {
-        ids: &ids,
-        sequences: 16,
-    };
-    let found = input_norms(Layers::Held(&held), &pass, calibration)?;
+    let rows = Rows { ids, samples: 16 };
+    let found = input_norms(Layers::Held(&held), &pass, &rows)?;
     let names = known.names();
     let wanted = names.iter().filter(|name| name.starts_with("wanda."));
     if wanted.count() != found.len() {

@@ -14,7 +14,7 @@ use crate::interrupt;
 use crate::kernels::score::Reduction;
 use crate::methods::calibration::Rows;
 use crate::methods::prune::memory::{Placement, place};
-use crate::methods::prune::score::{Calibration, Score, input_norms, sums};
+use crate::methods::prune::score::{Score, input_norms, sums};
 use crate::model::{Checkpoint, Group, Layers, Llama, Pass, Weights, Width, groups};
 use crate::run::Target;
 use crate::tensor::DType;
@@ -103,14 +103,11 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         })?),
         _ => None,
     };
-    let layers = match &model {
-        Some(model) => Layers::Held(model),
-        None => Layers::Streamed(&device, &checkpoint),
+    // Scores of weights alone look at one tensor at a time.
+    let (layers, placement) = match &model {
+        Some(model) => (Layers::Held(model), Placement::Held),
+        None => (Layers::Streamed(&device, &checkpoint), Placement::Streamed),
     };
-    let calibration = rows.as_ref().map(|rows| Calibration {
-        ids: &rows.ids,
-        sequences: rows.samples,
-    });
     let seed = global.seed.unwrap_or(0);
     let begin = Instant::now();
     let mut progress = |done: usize, total: usize| output.progress("scoring", done, total);
@@ -120,7 +117,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         &pass,
         &scores,
         &chosen,
-        calibration,
+        rows.as_ref(),
         &mut progress,
     )?;
     let mut found: Vec<(String, Vec<f32>)> = Vec::new();
@@ -130,8 +127,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             found.push((format!("{}.{group}", score.name()), units));
         }
     }
-    if let (true, Some(calibration)) = (wanda, calibration) {
-        let norms = input_norms(layers, &pass, calibration)?;
+    if let (true, Some(rows)) = (wanda, &rows) {
+        let norms = input_norms(layers, &pass, rows)?;
         found.extend(
             norms
                 .into_iter()

@@ -10,7 +10,7 @@ use super::config::Config;
 use super::names::{Role, TensorSpec};
 
 /// What channels can be cut from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Width {
     /// Channels of a block's feed-forward.

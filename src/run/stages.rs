@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::methods::calibration::Rows;
 use crate::methods::prune::Order;
-use crate::methods::prune::llm_pruner::{self, Means};
+use crate::methods::quantize::Scheme;
 use crate::methods::quantize::rtn::rtn;
-use crate::model::{Config, Cut, TensorSpec, Weights};
+use crate::model::{Config, TensorSpec, Weights};
 use crate::plan::{Plan, flops_per_token};
 use crate::tensor::{Packed, WeightFormat};
 use crate::text::Tokenizer;
@@ -68,45 +68,21 @@ pub(super) fn figures(weights: &dyn Weights) -> Result<Figures> {
     })
 }
 
-/// What is left of `parent`, cut so far as `cut` says, after an order.
-pub(super) fn prune(
-    order: &Order,
-    parent: &dyn Weights,
-    cut: Cut,
-    means: Means<'_>,
-    tokenizer: Option<&Tokenizer>,
-    listen: Listener<'_>,
-) -> Result<Cut> {
-    let rows = match (order.score.needs_gradient(), tokenizer) {
-        (false, _) => None,
-        (true, Some(tokenizer)) => {
-            let c = order.calibration();
-            Some(Rows::of_text(
-                &c.text, tokenizer, c.offset, c.samples, c.length,
-            )?)
-        }
-        (true, None) => {
-            return Err(Error::Argument {
-                argument: "calibration".into(),
-                expected: "a model with a tokenizer".into(),
-                found: "none".into(),
-            });
-        }
+/// The tokens that an order's gradients are taken over, if it takes any. Read before anything is computed: what is wrong with
+/// them is told at once.
+pub(super) fn rows(order: &Order, tokenizer: Option<&Tokenizer>) -> Result<Option<Rows>> {
+    if !order.score.needs_gradient() {
+        return Ok(None);
+    }
+    let Some(tokenizer) = tokenizer else {
+        return Err(Error::Argument {
+            argument: "calibration".into(),
+            expected: "a model with a tokenizer".into(),
+            found: "none".into(),
+        });
     };
-    let rows = rows.as_ref();
-    llm_pruner::prune(
-        parent,
-        cut,
-        order,
-        Means { rows, ..means },
-        &mut |done, total| {
-            listen(Event::Progress {
-                step: "pruning",
-                done,
-                total,
-            });
-        },
-    )
+    let c = order.calibration();
+    Rows::of_text(&c.text, tokenizer, c.offset, c.samples, c.length).map(Some)
 }
 
 /// Replaces what the plan quantizes. Returns the squared error over the squared weights.
@@ -117,11 +93,16 @@ pub(super) fn quantize(
     listen: Listener<'_>,
 ) -> Result<f64> {
     let (mut error, mut total) = (0.0f64, 0.0f64);
-    let chosen: Vec<_> = plan
+    let planned: HashMap<&str, Scheme> = plan
         .tensors
         .iter()
-        .zip(model.base.specs())
-        .filter_map(|(line, spec)| Some((spec, line.scheme?)))
+        .filter_map(|line| Some((line.name.as_str(), line.scheme?)))
+        .collect();
+    let chosen: Vec<_> = model
+        .base
+        .specs()
+        .iter()
+        .filter_map(|spec| Some((spec, *planned.get(spec.name.as_str())?)))
         .collect();
     for (done, (spec, scheme)) in chosen.iter().enumerate() {
         interrupt::check()?;

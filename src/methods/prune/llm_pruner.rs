@@ -3,7 +3,7 @@
 
 use super::Order;
 use super::memory::{Placement, place};
-use super::score::{Calibration, sums};
+use super::score::sums;
 use crate::device::{Device, HostTensor};
 use crate::error::Result;
 use crate::interrupt;
@@ -75,10 +75,6 @@ fn round(
     let chosen: Vec<Group> = all.into_iter().filter(cuts).collect();
     let scores = [order.score];
     let taught = order.score.needs_gradient();
-    let calibration = means.rows.map(|rows| Calibration {
-        ids: &rows.ids,
-        sequences: rows.samples,
-    });
     let shape = means.rows.map(|rows| (rows.samples, rows.length()));
     let compute = means.pass.compute;
     let placement = place(weights, &scores, &chosen, shape, compute, means.budget)?;
@@ -96,7 +92,7 @@ fn round(
         &means.pass,
         &scores,
         &chosen,
-        calibration,
+        means.rows,
         progress,
     )?;
     drop(model);

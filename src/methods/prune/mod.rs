@@ -225,6 +225,8 @@ fn widths(stage: &Prune) -> Result<Vec<Width>, BadPrune> {
     if widths.is_empty() {
         return Err(bad("widths", "ffn, kvgroup or both", "none"));
     }
+    // Cut once, however often it is named.
+    widths.sort();
     widths.dedup();
     Ok(widths)
 }

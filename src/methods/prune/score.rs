@@ -13,7 +13,8 @@ use crate::interrupt;
 use crate::kernels::dequantize;
 use crate::kernels::residual::add::add;
 use crate::kernels::score::blocks::blocks;
-use crate::kernels::score::{Form, Reduction, columns, fisher, norms, rows};
+use crate::kernels::score::{Form, Reduction, columns, fisher, norms, rows as row_sums};
+use crate::methods::calibration::Rows;
 use crate::model::{Axis, Group, Layers, Pass, Wanted, Weights, Width, activations, gradients};
 use crate::tensor::DType;
 
@@ -91,15 +92,6 @@ impl Score {
     }
 }
 
-/// Tokens that gradients are taken over.
-#[derive(Clone, Copy, Debug)]
-pub struct Calibration<'a> {
-    /// `sequences` rows of one length.
-    pub ids: &'a [u32],
-    /// How many.
-    pub sequences: usize,
-}
-
 /// Tokens that go through a layer at once: enough to keep a GPU busy.
 pub const AT_ONCE: usize = 8192;
 
@@ -119,7 +111,7 @@ pub fn sums(
     pass: &Pass<'_>,
     scores: &[Score],
     groups: &[Group],
-    calibration: Option<Calibration<'_>>,
+    rows: Option<&Rows>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Sums> {
     let mut axes: BTreeMap<&str, Vec<Axis>> = BTreeMap::new();
@@ -148,10 +140,9 @@ pub fn sums(
         readings: Vec::new(),
     };
     if !plain.is_empty() {
-        let named: Vec<_> = weights.specs().iter().collect();
-        let wanted: Vec<_> = named
-            .iter()
-            .filter(|s| axes.contains_key(s.name.as_str()))
+        let specs = weights.specs().iter();
+        let wanted: Vec<_> = specs
+            .filter(|spec| axes.contains_key(spec.name.as_str()))
             .collect();
         for (done, spec) in wanted.iter().enumerate() {
             interrupt::check()?;
@@ -165,18 +156,13 @@ pub fn sums(
     }
     let mut loss = None;
     if !taught.is_empty() {
-        let calibration = calibration.ok_or_else(|| Error::Argument {
+        let rows = rows.ok_or_else(|| Error::Argument {
             argument: "--calib".into(),
             expected: format!("calibration tokens for {}", taught[0].name()),
             found: "none".into(),
         })?;
         loss = Some(taught_sums(
-            layers,
-            pass,
-            &taught,
-            calibration,
-            &mut taker,
-            progress,
+            layers, pass, &taught, rows, &mut taker, progress,
         )?);
     }
     let mut sums = HashMap::new();
@@ -207,11 +193,11 @@ fn taught_sums(
     layers: Layers<'_>,
     pass: &Pass<'_>,
     scores: &[Score],
-    calibration: Calibration<'_>,
+    rows: &Rows,
     taker: &mut Taker<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<f64> {
-    let Calibration { ids, sequences } = calibration;
+    let (ids, sequences) = (&rows.ids, rows.samples);
     let device = pass.device;
     let forms = || scores.iter().filter_map(|score| score.form());
     let (gradient, squares) = (
@@ -224,7 +210,7 @@ fn taught_sums(
         by_sequence: squares,
         tokens: AT_ONCE,
     };
-    let parts = wanted.parts(sequences, ids.len() / sequences.max(1));
+    let parts = wanted.parts(sequences, rows.length());
     let mut under_way: HashMap<String, Kept> = HashMap::new();
     let mut sink = |part: Gradient| {
         interrupt::check()?;
@@ -307,7 +293,7 @@ impl Taker<'_> {
                 let result = device.allocate(DType::F32, &[count], "scores")?;
                 let weight = weight.reshaped(&shape);
                 let sum = match axis {
-                    Axis::Rows => rows::rows,
+                    Axis::Rows => row_sums::rows,
                     Axis::Columns => columns::columns,
                 };
                 let [gradient, fisher] =
@@ -384,11 +370,11 @@ impl Sums {
 pub fn input_norms(
     layers: Layers<'_>,
     pass: &Pass<'_>,
-    calibration: Calibration<'_>,
+    rows: &Rows,
 ) -> Result<Vec<(String, Vec<f32>)>> {
     let device = pass.device;
     let mut sums: Vec<(String, Tensor)> = Vec::new();
-    let Calibration { ids, sequences } = calibration;
+    let (ids, sequences) = (&rows.ids, rows.samples);
     activations(
         layers,
         pass,
