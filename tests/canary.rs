@@ -181,6 +181,8 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
     ("norm/rms_grad", "- x[at] * pull", ""),
     ("norm/gain_grad", "share < SHARES", "share < SHARES - 1u"),
     ("loss/cross_entropy_grad", "exp(logit) - one", "exp(logit)"),
+    ("loss/divergence_grad", "* params.inverse;", "* 1.0;"),
+    ("loss/divergence_grad", "shares.y - shares.x", "shares.y"),
     (
         "embed/scatter",
         "place < starts[row + 1u]",

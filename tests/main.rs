@@ -12,6 +12,7 @@ mod cli_pruning;
 mod cli_tasks;
 mod cli_verify;
 mod comparison;
+mod distilled_gradients;
 mod figures;
 mod formats;
 mod golden;
@@ -54,6 +55,7 @@ fn main() {
     trials.extend(layers::trials());
     trials.extend(gradients::trials());
     trials.extend(attention_gradients::trials());
+    trials.extend(distilled_gradients::trials());
     trials.extend(importance::trials());
     trials.extend(integers::trials());
     trials.extend(lut::trials());

@@ -65,6 +65,7 @@ pub static TABLE: &[&Kernel] = &[
     &loss::cross_entropy_grad::KERNEL,
     &loss::argmax::KERNEL,
     &loss::divergence::KERNEL,
+    &loss::divergence_grad::KERNEL,
     &score::fisher::KERNEL,
     &score::norms::KERNEL,
     &score::rows::KERNEL,

@@ -6,16 +6,84 @@ use super::llama::head_rows;
 use super::llama_grad::{Batch, EMBEDDING, NORM, Run, weight};
 use super::streamed::Head;
 use crate::autograd::{Gradient, Parameter, Sink, Split, Tape};
-use crate::device::{HostTensor, Reading, Tensor};
-use crate::error::Result;
+use crate::device::{Device, HostTensor, Reading, Tensor};
+use crate::error::{Error, Result};
 use crate::kernels::copy::cast::scaled;
 use crate::kernels::copy::rows::{Rows, rows};
 use crate::kernels::embed::scatter::scatter;
 use crate::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
+use crate::kernels::loss::divergence::divergence;
+use crate::kernels::loss::divergence_grad::divergence_grad;
 use crate::kernels::loss::logsumexp::logsumexp;
 use crate::kernels::matmul::backward;
 use crate::kernels::residual::add::add;
 use crate::tensor::DType;
+
+/// What a backward pass is the gradient of.
+#[derive(Clone, Copy)]
+pub enum Loss<'l> {
+    /// The mean cross-entropy of every next token within its sequence, in nats.
+    NextTokens,
+    /// The mean over all tokens of KL(teacher || model) in nats, of both's logits divided by a temperature, times its square,
+    /// which keeps gradients of one size (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
+    Teacher {
+        /// The teacher's logits of some of the pass's tokens, f32 (tokens, vocabulary) on its device. Each is asked for once.
+        logits: &'l dyn Fn(Range<usize>) -> Result<Tensor>,
+        /// Finite and more than 0.
+        temperature: f32,
+    },
+}
+
+impl std::fmt::Debug for Loss<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Loss::NextTokens => write!(f, "next tokens"),
+            Loss::Teacher { temperature, .. } => write!(f, "a teacher at {temperature}"),
+        }
+    }
+}
+
+impl Loss<'_> {
+    /// Tokens whose loss counts, in sequences of one length.
+    pub(super) fn scored(&self, sequences: usize, length: usize) -> Result<usize> {
+        match self {
+            Loss::NextTokens => Ok(sequences * (length - 1)),
+            Loss::Teacher { temperature, .. } if temperature.is_normal() && *temperature > 0.0 => {
+                Ok(sequences * length)
+            }
+            Loss::Teacher { temperature, .. } => Err(Error::Argument {
+                argument: "temperature".into(),
+                expected: "a finite number above 0".into(),
+                found: temperature.to_string(),
+            }),
+        }
+    }
+}
+
+/// What some tokens' losses are made of, on their way from the device.
+enum Losses {
+    /// The rows that count, log-sum-exps and the targets' logits.
+    NextTokens(Vec<usize>, Reading, Reading),
+    /// Each row's, and what each is multiplied by.
+    Divergences(Reading, f64),
+}
+
+impl Losses {
+    fn sum(self, device: &Device) -> Result<f64> {
+        match self {
+            Losses::NextTokens(scored, lse, picked) => {
+                let lse = device.finish(lse)?.to_f32();
+                let picked = device.finish(picked)?.to_f32();
+                let loss = |row: usize| f64::from(lse[row]) - f64::from(picked[row]);
+                Ok(scored.into_iter().map(loss).sum())
+            }
+            Losses::Divergences(rows, factor) => {
+                let rows = device.finish(rows)?.to_f32();
+                Ok(rows.into_iter().map(f64::from).sum::<f64>() * factor)
+            }
+        }
+    }
+}
 
 /// A head's product that is also the embedding's: its gradient waits for that one's.
 pub(super) struct Late {
@@ -102,27 +170,71 @@ impl Run<'_> {
             }
         }
         let mut loss = 0.0;
-        for (scored, lse, picked) in losses {
-            let (lse, picked) = (
-                device.finish(lse)?.to_f32(),
-                device.finish(picked)?.to_f32(),
-            );
-            for row in scored {
-                loss += f64::from(lse[row]) - f64::from(picked[row]);
-            }
+        for some in losses {
+            loss += some.sum(device)?;
         }
         Ok((loss, grad.expect("there is a token")))
     }
 
-    /// The gradient of some tokens' logits, in the type of products, and what their losses are made of: the rows that count,
-    /// log-sum-exps and the targets' logits.
-    #[allow(clippy::type_complexity, reason = "one caller takes it apart at once")]
+    /// The gradient of some of a batch's tokens' logits, in the type of products, and their losses.
     fn loss(
         &self,
         batch: &Batch,
         tokens: Range<usize>,
         logits: &Tensor,
-    ) -> Result<(Tensor, (Vec<usize>, Reading, Reading))> {
+    ) -> Result<(Tensor, Losses)> {
+        match self.wanted.loss {
+            Loss::NextTokens => self.next_tokens(batch, tokens, logits),
+            Loss::Teacher {
+                logits: teacher,
+                temperature,
+            } => {
+                let first = batch.sequences.start * self.length;
+                let parent = teacher(first + tokens.start..first + tokens.end)?;
+                self.divergences(&parent, logits, temperature)
+            }
+        }
+    }
+
+    fn divergences(
+        &self,
+        parent: &Tensor,
+        child: &Tensor,
+        temperature: f32,
+    ) -> Result<(Tensor, Losses)> {
+        let device = self.pass.device;
+        let of = |logits: &Tensor| (logits.dtype(), logits.shape().to_vec());
+        if of(parent) != of(child) {
+            return Err(Error::Argument {
+                argument: "a teacher's logits".into(),
+                expected: format!("{:?}", of(child)),
+                found: format!("{:?}", of(parent)),
+            });
+        }
+        let square = temperature * temperature;
+        let grad = divergence_grad(
+            device,
+            parent,
+            child,
+            temperature,
+            square * self.scale / self.scored as f32,
+            self.pass.compute.activation,
+        )?;
+        let cooled = |logits: &Tensor| match temperature {
+            1.0 => Ok(logits.clone()),
+            _ => scaled(device, logits, 1.0 / temperature, DType::F32),
+        };
+        let (rows, _) = divergence(device, &cooled(parent)?, &cooled(child)?)?;
+        let reading = device.read_later(&rows)?;
+        Ok((grad, Losses::Divergences(reading, f64::from(square))))
+    }
+
+    fn next_tokens(
+        &self,
+        batch: &Batch,
+        tokens: Range<usize>,
+        logits: &Tensor,
+    ) -> Result<(Tensor, Losses)> {
         let (device, base) = (self.pass.device, batch.sequences.start * self.length);
         let target = |token: usize| match (token + 1) % self.length {
             0 => UNSCORED,
@@ -148,8 +260,8 @@ impl Run<'_> {
             self.scale / self.scored as f32,
             self.pass.compute.activation,
         )?;
-        let readings = (device.read_later(&lse)?, device.read_later(&picked)?);
-        Ok((grad, (scored.collect(), readings.0, readings.1)))
+        let (lse, picked) = (device.read_later(&lse)?, device.read_later(&picked)?);
+        Ok((grad, Losses::NextTokens(scored.collect(), lse, picked)))
     }
 
     /// Hands out the embedding's gradient, of which a tied head's is a part.

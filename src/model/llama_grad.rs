@@ -1,4 +1,4 @@
-//! Gradients of a Llama's mean next-token loss with respect to its weights, block by block: of the forward pass only each
+//! Gradients of a Llama's loss, that of the next tokens or of a teacher's, with respect to its weights, block by block: of the forward pass only each
 //! block's input is kept, and the backward pass recomputes a block before it runs it back (Chen et al. 2016).
 //!
 //! All tokens go through a layer before the next one is looked at, some sequences at a time, so that weights may come to
@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::head_grad::Late;
+use super::head_grad::{Late, Loss};
 use super::linear::{Linear, Pass};
 use super::llama::{Block, Llama};
 use super::names::tensor_specs;
@@ -25,6 +25,8 @@ pub(super) const NORM: &str = "model.norm.weight";
 /// What is asked of a backward pass.
 #[derive(Clone, Copy)]
 pub struct Wanted<'w> {
+    /// Of what the gradients are.
+    pub loss: Loss<'w>,
     /// Whether a tensor's gradient, by its name, is. Others are not computed; a tied head is its embedding's.
     pub tensor: &'w dyn Fn(&str) -> bool,
     /// Whether each sequence's part of a gradient is handed out apart, numbered as the sequences are. Otherwise a part is
@@ -36,13 +38,17 @@ pub struct Wanted<'w> {
 
 impl std::fmt::Debug for Wanted<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "gradients by sequence: {}", self.by_sequence)
+        let Self {
+            loss, by_sequence, ..
+        } = self;
+        write!(f, "gradients of {loss:?}, by sequence: {by_sequence}")
     }
 }
 
 impl Wanted<'_> {
-    /// Every gradient, each in one part.
+    /// Every gradient of the next tokens' loss, each in one part.
     pub const ALL: Wanted<'static> = Wanted {
+        loss: Loss::NextTokens,
         tensor: &|_| true,
         by_sequence: false,
         tokens: usize::MAX,
@@ -82,9 +88,9 @@ impl Llama {
     }
 }
 
-/// The mean loss of every next token within `ids`, `sequences` rows of one length, and its gradients, given to `sink`
-/// part by part: of the head, the final norm, the blocks from the last to the first, and the embedding. `progress` is told
-/// of layers done, of those there and back.
+/// The mean loss of the tokens in `ids`, `sequences` rows of one length, and its gradients, given to `sink` part by part:
+/// of the head, the final norm, the blocks from the last to the first, and the embedding. `progress` is told of layers
+/// done, of those there and back.
 ///
 /// A loss or gradient that is not finite is an error that names the layer.
 pub fn gradients(
@@ -228,7 +234,7 @@ impl<'a> Run<'a> {
                 found: format!("{} tokens in {sequences} rows", ids.len()),
             });
         }
-        let scored = sequences * (length - 1);
+        let scored = wanted.loss.scored(sequences, length)?;
         // Sums of losses instead of their mean, and somewhat more, lie well within f16.
         let scale = if pass.compute.activation == DType::F16 {
             16.0 * scored.next_power_of_two() as f32

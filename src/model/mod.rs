@@ -27,6 +27,7 @@ pub use cut::{Cut, Pruned, cut_format};
 pub use embedded::EMBEDDED;
 pub use generate::{Generation, Sampling, generate};
 pub use groups::{Axis, Group, Member, Side, Width, groups};
+pub use head_grad::Loss;
 pub use linear::{Compute, Linear, Pass};
 pub use llama::Llama;
 pub use llama_grad::{Wanted, activations, gradients};

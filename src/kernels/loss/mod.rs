@@ -3,4 +3,5 @@
 pub mod argmax;
 pub mod cross_entropy_grad;
 pub mod divergence;
+pub mod divergence_grad;
 pub mod logsumexp;

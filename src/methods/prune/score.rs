@@ -209,6 +209,7 @@ fn taught_sums(
         tensor: &|name| axes.contains_key(name),
         by_sequence: squares,
         tokens: AT_ONCE,
+        ..Wanted::ALL
     };
     let parts = wanted.parts(sequences, rows.length());
     let mut under_way: HashMap<String, Kept> = HashMap::new();
