@@ -356,13 +356,15 @@ impl<'a> Tape<'a> {
         Ok(self.record(result, rule).node)
     }
 
-    /// silu(gate) * up, all of one shape.
+    /// silu(gate) * up, all of one shape, in the activations' type, as its gradients at both are: they go into products.
     pub fn silu(&mut self, gate: &Value, up: &Value) -> Result<Value> {
         let (device, gate, up) = (self.device, gate.clone(), up.clone());
-        let result = silu(device, &gate.tensor, &up.tensor)?;
+        let output = self.settings.activation;
+        let result = silu(device, &gate.tensor, &up.tensor, output)?;
         Ok(self.record(result, move |back, grad| {
             let grad = cast(device, &grad, DType::F32)?;
-            let (of_gate, of_up) = silu_grad(device, &gate.tensor, &up.tensor, &grad)?;
+            let (gate_values, up_values) = (&gate.tensor, &up.tensor);
+            let (of_gate, of_up) = silu_grad(device, gate_values, up_values, &grad, output)?;
             back.add(gate.node, of_gate)?;
             back.add(up.node, of_up)
         }))

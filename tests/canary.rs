@@ -212,7 +212,7 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
     ("select/threshold", "bar > 0u && ", ""),
     ("mask/weights", "kept && column_mask", "column_mask"),
     ("mask/weights", "row_mask[row]", "row_mask[down]"),
-    ("residual/add", "+= f32", "= f32"),
+    ("residual/add", "result[index] + vec4", "vec4"),
     ("loss/logsumexp", "maximum + log(sum)", "log(sum)"),
     (
         "quantize/absmax",

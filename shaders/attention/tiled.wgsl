@@ -1,9 +1,10 @@
 // Causal attention of many tokens at once, with grouped key-value heads over a cache and a running softmax. One workgroup:
-// one head of 16 tokens of a sequence, and all keys they see, KEYS at a time through workgroup memory; one invocation: two of
-// the tokens, an eighth of the keys for the scores, an eighth of the columns for the weighted sums.
+// one head of 32 tokens of a sequence, and all keys they see, 64 at a time: scores in steps of 32 columns, then sums over the
+// keys.
 struct Params {
     tiles: u32,
     tile_start: u32,
+    sequences: u32,
     tokens_per_sequence: u32,
     heads: u32,
     kv_heads: u32,
@@ -17,121 +18,132 @@ struct Params {
 @group(0) @binding(3) var<storage, read> past: array<u32>;                 // (sequences) tokens seen before
 @group(0) @binding(4) var<storage, read_write> result: array<vec4<act>>;   // (all tokens, heads, head_dim)
 @group(1) @binding(0) var<uniform> params: Params;
+#import attention_tile
 
-const TOKENS: u32 = 16u;
-// Rows of a tile are a vector longer than they need be, so that the same column of several rows falls into different banks.
-const PITCH: u32 = DIM / 4u + 1u;
-const EACH: u32 = KEYS / 8u;
-const CHUNKS: u32 = DIM / 32u;
-var<workgroup> queries: array<vec4<f32>, TOKENS * PITCH>;
-var<workgroup> tile: array<vec4<f32>, KEYS * PITCH>;
-var<workgroup> scores: array<f32, TOKENS * (KEYS + 1u)>;
 const NOTHING: f32 = -3.0e38;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(128)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let index = group.y * groups.x + group.x;
     if index >= params.tiles * params.heads {
         return;
     }
-    let in_sequence = (params.tokens_per_sequence + TOKENS - 1u) / TOKENS;
-    let token_tile = params.tile_start + index / params.heads;
+    let in_sequence = (params.tokens_per_sequence + OWNERS - 1u) / OWNERS;
+    let tile = params.tile_start + index / params.heads;
     let head = index % params.heads;
-    let sequence = token_tile / in_sequence;
-    let first = (token_tile - sequence * in_sequence) * TOKENS;
-    let count = min(TOKENS, params.tokens_per_sequence - first);
-    // Keys that the first token of the tile sees, its own among them; the others see one more each.
-    let seen = past[sequence] + first + 1u;
-    let last = seen + count - 1u;
+    let sequence = tile % params.sequences;
+    // The last tiles see most keys, and go first.
+    let first = (in_sequence - 1u - tile / params.sequences) * OWNERS;
+    let count = min(OWNERS, params.tokens_per_sequence - first);
     let fours = params.head_dim / 4u;
     let pitch = params.kv_heads * fours;
     let cache = sequence * params.capacity * pitch + head / (params.heads / params.kv_heads) * fours;
     let base = (sequence * params.tokens_per_sequence + first) * params.heads + head;
-    for (var place = lane; place < TOKENS * fours; place += 64u) {
-        let token = place / fours;
-        let four = place - token * fours;
-        if token < count {
-            queries[token * PITCH + four] = vec4<f32>(query[(base + token * params.heads) * fours + four]) * params.scale;
-        }
-    }
-    let low = lane / 8u * 2u;
-    let high = low + 1u;
-    let part = lane % 8u;
-    var maximum = vec2(NOTHING);
-    var total = vec2(0.0);
-    var low_sums: array<vec4<f32>, CHUNKS>;
-    var high_sums: array<vec4<f32>, CHUNKS>;
-    for (var start = 0u; start < last; start += KEYS) {
-        let present = min(KEYS, last - start);
-        for (var place = lane; place < present * fours; place += 64u) {
-            let row = place / fours;
-            let four = place - row * fours;
-            tile[row * PITCH + four] = vec4<f32>(key[cache + (start + row) * pitch + four]);
-        }
-        workgroupBarrier();
-        var dots: array<vec2<f32>, EACH>;
-        for (var four = 0u; four < fours; four++) {
-            let low_query = queries[low * PITCH + four];
-            let high_query = queries[high * PITCH + four];
-            for (var i = 0u; i < EACH; i++) {
-                let keys = tile[(part + 8u * i) * PITCH + four];
-                dots[i] += vec2(dot(low_query, keys), dot(high_query, keys));
+    let mine = lane % 8u * 4u;
+    let other = lane / 8u;
+    let row = lane / 4u;
+    // The last key that each of this invocation's tokens sees.
+    let place = past[sequence] + first;
+    let own_place = place + mine;
+    let tokens = own_place + vec4(0u, 1u, 2u, 3u);
+    var maxima = vec4(NOTHING);
+    // Of this invocation's keys.
+    var totals = vec4(0.0);
+    var sums: array<vec4<f32>, SUMS>;
+    let seen = place + count;
+    for (var start = 0u; start < seen; start += STREAMED) {
+        let present = min(STREAMED, seen - start);
+        var scores = mat4x4<f32>();
+        for (var step = 0u; step < fours; step += 8u) {
+#for H in 2
+            {
+                let four = step + {H}u * 4u + lane % 4u;
+                var queried = vec4(0.0);
+                if row < count && four < fours {
+                    queried = vec4<f32>(query[(base + row * params.heads) * fours + four]) * params.scale;
+                }
+                memory[{H}u * OWNERS_SECOND + owner_place(row) + lane % 4u] = queried;
+#for N in 2
+                {
+                    let its = row + {N}u * 32u;
+                    var keyed = vec4(0.0);
+                    if its < present && four < fours {
+                        keyed = vec4<f32>(key[cache + (start + its) * pitch + four]);
+                    }
+                    memory[STREAMED_FIRST * (1u + {H}u) + its * PITCH + lane % 4u] = keyed;
+                }
+#end
             }
+#end
+            workgroupBarrier();
+            scores = with_products(scores, OWNERS_FIRST, STREAMED_FIRST, lane);
+            scores = with_products(scores, OWNERS_SECOND, STREAMED_SECOND, lane);
+            workgroupBarrier();
         }
-        for (var i = 0u; i < EACH; i++) {
-            scores[low * (KEYS + 1u) + part + 8u * i] = dots[i].x;
-            scores[high * (KEYS + 1u) + part + 8u * i] = dots[i].y;
+        var highest = maxima;
+#for J in 4
+        let sees{J} = vec4(start + other + {J}u * 16u) <= tokens;
+        highest = select(highest, scores[{J}], sees{J} & (scores[{J}] > highest));
+#end
+        memory[lane] = highest;
+        workgroupBarrier();
+        for (var part = 0u; part < 16u; part++) {
+            highest = max(highest, memory[part * 8u + lane % 8u]);
         }
         workgroupBarrier();
-        for (var place = lane; place < present * fours; place += 64u) {
-            let row = place / fours;
-            let four = place - row * fours;
-            tile[row * PITCH + four] = vec4<f32>(value[cache + (start + row) * pitch + four]);
-        }
-        workgroupBarrier();
-        // How many of these keys each of the two tokens sees.
-        let low_keys = u32(clamp(i32(seen + low) - i32(start), 0, i32(present)));
-        let high_keys = u32(clamp(i32(seen + high) - i32(start), 0, i32(present)));
-        var highest = maximum;
-        for (var k = 0u; k < low_keys; k++) {
-            highest.x = max(highest.x, scores[low * (KEYS + 1u) + k]);
-        }
-        for (var k = 0u; k < high_keys; k++) {
-            highest.y = max(highest.y, scores[high * (KEYS + 1u) + k]);
-        }
-        let correction = exp(maximum - highest);
-        maximum = highest;
-        total *= correction;
-        for (var c = 0u; c < CHUNKS; c++) {
-            low_sums[c] *= correction.x;
-            high_sums[c] *= correction.y;
-        }
-        for (var k = 0u; k < high_keys; k++) {
-            let high_weight = exp(scores[high * (KEYS + 1u) + k] - highest.y);
-            total.y += high_weight;
-            for (var c = 0u; c < CHUNKS; c++) {
-                high_sums[c] += high_weight * tile[k * PITCH + part + 8u * c];
-            }
-            if k < low_keys {
-                let low_weight = exp(scores[low * (KEYS + 1u) + k] - highest.x);
-                total.x += low_weight;
-                for (var c = 0u; c < CHUNKS; c++) {
-                    low_sums[c] += low_weight * tile[k * PITCH + part + 8u * c];
+        let correction = exp(maxima - highest);
+        maxima = highest;
+        totals *= correction;
+#for I in 4
+#for C in CHUNKS
+        sums[{I}u * CHUNKS + {C}u] *= correction[{I}];
+#end
+#end
+        // What is no number no comparison took for the highest.
+#for J in 4
+        scores[{J}] = select(vec4(0.0), exponentials(scores[{J}] - highest), sees{J});
+        totals += scores[{J}];
+#end
+        keep_factors(scores, lane);
+        // Of this invocation's tokens the first sees the keys before this one and it, each other one more.
+        let own = i32(own_place) - i32(start);
+        for (var begin = 0u; begin < present; begin += ROWS_AT_ONCE) {
+#for N in 4
+            {
+                let at = lane + {N}u * LANES;
+                let k = begin + at / FOURS;
+                let four = at % FOURS;
+                if k < present && four < fours {
+                    memory[ROWS + at] = vec4<f32>(value[cache + (start + k) * pitch + four]);
                 }
             }
-        }
-        // Here, not where the next begins: NVIDIA's OpenGL loses a barrier that opens a loop.
-        workgroupBarrier();
-    }
-    for (var c = 0u; c < CHUNKS; c++) {
-        let four = part + 8u * c;
-        if four < fours {
-            if low < count {
-                result[(base + low * params.heads) * fours + four] = vec4<act>(low_sums[c] / total.x);
+#end
+            workgroupBarrier();
+            let end = min(begin + ROWS_AT_ONCE, present);
+            var k = begin;
+            for (; k + 4u <= end && i32(k) + 3 <= own; k += 4u) {
+                add_rows(k, k - begin, lane, &sums);
             }
-            if high < count {
-                result[(base + high * params.heads) * fours + four] = vec4<act>(high_sums[c] / total.y);
+            for (; k < end && i32(k) <= own + 3; k++) {
+                add_row(k, k - begin, lane, vec4(i32(k)) <= vec4(own, own + 1, own + 2, own + 3), &sums);
             }
+            workgroupBarrier();
         }
     }
+    memory[lane] = totals;
+    workgroupBarrier();
+    totals = vec4(0.0);
+    for (var part = 0u; part < 16u; part++) {
+        totals += memory[part * 8u + lane % 8u];
+    }
+#for I in 4
+    if mine + {I}u < count {
+        let at = (base + (mine + {I}u) * params.heads) * fours;
+#for C in CHUNKS
+        if other + {C}u * 16u < fours {
+            result[at + other + {C}u * 16u] = vec4<act>(sums[{I}u * CHUNKS + {C}u] / totals[{I}]);
+        }
+#end
+    }
+#end
 }

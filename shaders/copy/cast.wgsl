@@ -1,17 +1,19 @@
-// Values times a factor, in another type. One invocation: one element.
+// Values times a factor, in another type. One invocation: four elements.
 struct Params {
     count: u32,
     factor: f32,
 }
-@group(0) @binding(0) var<storage, read> x: array<act>;                // (count)
-@group(0) @binding(1) var<storage, read_write> result: array<out_t>;   // (count)
+@group(0) @binding(0) var<storage, read> x: array<vec4<act>>;                // (count)
+@group(0) @binding(1) var<storage, read_write> result: array<vec4<out_t>>;   // (count)
 @group(1) @binding(0) var<uniform> params: Params;
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let index = (group.y * groups.x + group.x) * WORKGROUP + lane;
-    if index < params.count {
-        result[index] = out_t(f32(x[index]) * params.factor);
+    if index * 4u >= params.count {
+        return;
     }
+    let value = vec4<out_t>(vec4<f32>(x[index]) * params.factor);
+#import store_four
 }

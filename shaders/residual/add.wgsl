@@ -1,16 +1,18 @@
-// Adds a branch to the residual stream, which stays in f32. One invocation: one element.
+// Adds a branch to the residual stream, which stays in f32. One invocation: four elements.
 struct Params {
     count: u32,
 }
-@group(0) @binding(0) var<storage, read> branch: array<act>;           // (count)
-@group(0) @binding(1) var<storage, read_write> residual: array<f32>;   // (count)
+@group(0) @binding(0) var<storage, read> branch: array<vec4<act>>;         // (count)
+@group(0) @binding(1) var<storage, read_write> result: array<vec4<f32>>;   // (count) the stream
 @group(1) @binding(0) var<uniform> params: Params;
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let index = (group.y * groups.x + group.x) * WORKGROUP + lane;
-    if index < params.count {
-        residual[index] += f32(branch[index]);
+    if index * 4u >= params.count {
+        return;
     }
+    let value = result[index] + vec4<f32>(branch[index]);
+#import store_four
 }

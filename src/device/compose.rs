@@ -60,6 +60,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "reduce_workgroup"
     "score_element"
     "store_block"
+    "store_four"
     "weight_affine"
     "weight_bf16"
     "weight_f16"

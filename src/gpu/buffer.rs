@@ -203,9 +203,9 @@ impl Buffer {
             .expect("a buffer holds its allocation until it is dropped")
     }
 
-    /// The part that kernels see: what was asked for, rounded up to a word.
+    /// The part that kernels see: what was asked for, rounded up to a vector of four words.
     fn binding(&self) -> wgpu::BindingResource<'_> {
-        let size = wgpu::BufferSize::new(self.bytes.max(4).next_multiple_of(4));
+        let size = wgpu::BufferSize::new(self.bytes.max(4).next_multiple_of(16));
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: self.raw(),
             offset: 0,

@@ -130,21 +130,9 @@ pub static EQUIVALENT: &[Equivalent] = &[
     ),
     equivalent(
         "attention/tiled",
-        "const PITCH: u32 = DIM / 4u + 1u;",
-        "const PITCH: u32 = DIM / 4u + 2u;",
-        "rows further apart",
-    ),
-    equivalent(
-        "attention/tiled",
         "if index >= params.tiles * params.heads {",
         "if index > params.tiles * params.heads {",
         GUARDED,
-    ),
-    equivalent(
-        "attention/tiled",
-        "var total = vec2(0.0);",
-        "var total = vec2(0.5);",
-        TIMES_ZERO,
     ),
     equivalent(
         "matmul/dot4",

@@ -26,7 +26,7 @@ const SHAPES: [&[(&str, u32)]; 3] = [
     &[("DIM", 256), ("CHUNKS", 4)],
 ];
 
-/// Parameters of all three: a tile is so many tokens of a sequence, or places of its cache, as a workgroup owns. Tiles of
+/// Parameters of all three, and of the tiled forward kernel: a tile is so many tokens of a sequence, or places of its cache, as a workgroup owns. Tiles of
 /// all sequences stand beside each other.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -162,7 +162,7 @@ pub(super) fn variants() -> Vec<Variant> {
 }
 
 /// The variant for heads of so many columns, at most [`MAX_HEAD_DIM`](super::causal::MAX_HEAD_DIM).
-fn variant(dtype: DType, head_dim: usize) -> Variant {
+pub(super) fn variant(dtype: DType, head_dim: usize) -> Variant {
     let fits = |constants: &&&[(&str, u32)]| head_dim <= constants[0].1 as usize;
     let constants = SHAPES.iter().find(fits).expect("heads have a largest size");
     shaped(dtype, constants)

@@ -30,7 +30,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("result", Access::Write, Element::Output),
     ],
     parameter_bytes: size_of::<Params>(),
-    overrides: &[("WORKGROUP", 64.0)],
+    overrides: &[("WORKGROUP", 128.0)],
     variants: || {
         let pairs = [
             (DType::F32, DType::F32),
@@ -44,7 +44,7 @@ pub static KERNEL: Kernel = Kernel {
         };
         pairs.map(variant).to_vec()
     },
-    groups: |args| fold(args.tensors[0].len().div_ceil(64)),
+    groups: |args| fold(args.tensors[0].len().div_ceil(4 * 128)),
     cost: |args| {
         let [x, result] = [0, 1].map(|index| args.tensors[index]);
         Cost {
@@ -142,7 +142,8 @@ fn cases() -> Vec<Case> {
     vec![
         case(1, 1.0, ""),
         case(1001, 0.125, ""),
-        case(1001, 3.0, ""),
+        case(1002, 3.0, ""),
+        case(1003, 0.5, ""),
         case(5, 1.0, ",infinity"),
         case(5, 1.0, ",nan"),
         case(4_200_001, 1.0, "").only(|variant| variant.output == DType::F32),

@@ -27,10 +27,10 @@ pub static KERNEL: Kernel = Kernel {
     source: include_str!("../../../shaders/residual/add.wgsl"),
     bindings: &[
         binding("branch", Access::Read, Element::Activation),
-        binding("residual", Access::ReadWrite, Element::Is(DType::F32)),
+        binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
     parameter_bytes: size_of::<Params>(),
-    overrides: &[("WORKGROUP", 64.0)],
+    overrides: &[("WORKGROUP", 128.0)],
     variants: || {
         vec![
             Variant::BASELINE,
@@ -40,7 +40,7 @@ pub static KERNEL: Kernel = Kernel {
             },
         ]
     },
-    groups: |args| fold(args.tensors[0].len().div_ceil(64)),
+    groups: |args| fold(args.tensors[0].len().div_ceil(4 * 128)),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
         Cost {
