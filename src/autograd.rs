@@ -115,8 +115,6 @@ pub struct Settings<'a> {
     pub scale: f32,
     /// The parts in which they are.
     pub split: &'a Split,
-    /// Whether a tensor's gradient, by its name, is asked for. Others are not computed.
-    pub wants: &'a dyn Fn(&str) -> bool,
 }
 
 /// A place on the tape whose gradient can be asked for.
@@ -211,6 +209,7 @@ struct Backward<'d, 's> {
     device: &'d Device,
     settings: Settings<'d>,
     sums: Vec<Option<Tensor>>,
+    wants: &'s dyn Fn(&str) -> bool,
     sink: &'s mut Sink<'s>,
 }
 
@@ -234,7 +233,7 @@ impl Backward<'_, '_> {
         make: impl Fn(&Split, usize) -> Result<Tensor>,
     ) -> Result<()> {
         let Settings { split, scale, .. } = self.settings;
-        if !(self.settings.wants)(name) {
+        if !(self.wants)(name) {
             return Ok(());
         }
         for part in 0..split.count() {
@@ -423,11 +422,13 @@ impl<'a> Tape<'a> {
     }
 
     /// Runs the tape back from the gradient of `last`, whose tensor is nobody else's. Returns the gradient of `first`.
+    /// Gradients of tensors go to `sink` if `wants` says so of their names; others are not computed.
     pub fn run_back(
         self,
         last: Node,
         gradient: Tensor,
-        first: &Value,
+        first: Node,
+        wants: &dyn Fn(&str) -> bool,
         sink: &mut Sink<'_>,
     ) -> Result<Tensor> {
         let mut sums = vec![None; self.nodes];
@@ -437,6 +438,7 @@ impl<'a> Tape<'a> {
             device: self.device,
             settings: self.settings,
             sums,
+            wants,
             sink: &mut pass,
         };
         for (node, rule) in self.rules.into_iter().rev() {
@@ -445,7 +447,7 @@ impl<'a> Tape<'a> {
                 rule(&mut back, gradient)?;
             }
         }
-        let found = back.sums[first.node.0].take();
+        let found = back.sums[first.0].take();
         Ok(found.expect("what is run back to was part of the result"))
     }
 }
@@ -489,7 +491,8 @@ fn product_rule<'a>(
                 Ok(values)
             })?;
         }
-        back.add(x.node, backward::input(device, &grad, matrix)?)?;
+        let sum = back.sums[x.node.0].take();
+        back.sums[x.node.0] = Some(backward::input(device, &grad, matrix, sum)?);
         match stream {
             Some(stream) => back.add(stream, whole),
             None => Ok(()),

@@ -11,7 +11,7 @@ struct Params {
 }
 @group(0) @binding(0) var<storage, read> codes: array<code_t>;         // (rows, code_words)
 @group(0) @binding(1) var<storage, read> scales: array<u32>;           // (rows, scale_words)
-@group(0) @binding(2) var<storage, read_write> result: array<out_t>;   // (columns, stride)
+@group(0) @binding(2) var<storage, read_write> result: array<vec4<out_t>>;   // (columns, stride)
 @group(1) @binding(0) var<uniform> params: Params;
 #import weight
 #import prepare
@@ -43,11 +43,15 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         }
     }
     workgroupBarrier();
-    for (var place = lane; place < DOWN * ACROSS; place += 256u) {
-        let column = place / DOWN;
-        let row = place % DOWN;
+    for (var place = lane; place < DOWN * ACROSS / 4u; place += 256u) {
+        let column = place / (DOWN / 4u);
+        let row = place % (DOWN / 4u) * 4u;
         if first_column + column < params.columns {
-            result[(first_column + column) * params.stride + first_row + row] = out_t(tile[row * PITCH + column]);
+            var values: vec4<f32>;
+            for (var i = 0u; i < 4u; i++) {
+                values[i] = tile[(row + i) * PITCH + column];
+            }
+            result[((first_column + column) * params.stride + first_row + row) / 4u] = vec4<out_t>(values);
         }
     }
 }

@@ -51,9 +51,10 @@ pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
         for adapter in &found {
             let limits = &adapter.limits;
             output.line(format!(
-                "\n{} ({}): subgroups {} to {}, invocations {}, storage buffers {}, buffer {}, cooperative matrices: {}",
+                "\n{} ({}): memory {}, subgroups {} to {}, invocations {}, storage buffers {}, buffer {}, cooperative matrices: {}",
                 adapter.info.name,
                 backend_name(adapter.info.backend),
+                adapter.memory.map_or("unknown".into(), bytes),
                 adapter.info.subgroup_min_size,
                 adapter.info.subgroup_max_size,
                 limits.max_compute_invocations_per_workgroup,

@@ -230,6 +230,11 @@ impl Device {
         self.gpu().map_or(1 << 40, Gpu::max_binding)
     }
 
+    /// Bytes that new tensors may take, about; of a processor's, 1 GiB.
+    pub fn spare_bytes(&self) -> u64 {
+        self.gpu().map_or(1 << 30, Gpu::spare_bytes)
+    }
+
     /// A name for reports: `cpu` or the adapter's name.
     pub fn name(&self) -> String {
         self.gpu()

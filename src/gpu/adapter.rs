@@ -117,6 +117,36 @@ pub fn backend_name(backend: wgpu::Backend) -> &'static str {
     }
 }
 
+/// The largest of the heaps that are an adapter's own, under Vulkan.
+#[expect(
+    unsafe_code,
+    reason = "wgpu marks the handles behind it as unsafe to use"
+)]
+#[cfg(not(any(target_vendor = "apple", target_family = "wasm")))]
+fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    // SAFETY: the handles live as long as the guard, and nothing is done with them but to ask.
+    let properties = unsafe {
+        let adapter = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = adapter.shared_instance().raw_instance();
+        instance.get_physical_device_memory_properties(adapter.raw_physical_device())
+    };
+    let types = properties.memory_types_as_slice().iter();
+    let own = types.filter(|of| {
+        let local = of.property_flags.as_raw() & DEVICE_LOCAL;
+        local != 0
+    });
+    own.map(|of| properties.memory_heaps[of.heap_index as usize].size)
+        .max()
+}
+
+#[cfg(any(target_vendor = "apple", target_family = "wasm"))]
+fn memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
+}
+
+/// VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT.
+const DEVICE_LOCAL: u32 = 1;
+
 /// An adapter of this machine.
 pub struct Adapter {
     pub(super) inner: wgpu::Adapter,
@@ -132,6 +162,8 @@ pub struct Adapter {
     pub cooperative: Vec<String>,
     /// It may be used by the thread that found it only.
     pub one_thread: bool,
+    /// Bytes of its own memory, where the backend tells.
+    pub memory: Option<u64>,
 }
 
 impl Adapter {
@@ -173,6 +205,7 @@ impl Adapter {
         let cooperative = shapes.iter().map(text).collect();
         let limits = inner.limits();
         Self {
+            memory: memory(&inner),
             inner,
             _instance: instance.clone(),
             info,

@@ -170,6 +170,19 @@ impl Gpu {
         adapter.min(self.options.max_binding.unwrap_or(u64::MAX)) / 256 * 256
     }
 
+    /// Bytes that new tensors may take, about: what the budget leaves, or three quarters of the adapter's memory. Where
+    /// neither is known, 1 GiB.
+    pub fn spare_bytes(&self) -> u64 {
+        const UNKNOWN: u64 = 1 << 30;
+        let used = self.memory().0;
+        let limits = [
+            self.options.budget,
+            self.adapter.memory.map(|all| all / 4 * 3),
+        ];
+        let limit = limits.into_iter().flatten().min();
+        limit.map_or(UNKNOWN, |limit| limit.saturating_sub(used))
+    }
+
     /// Bytes of tensors in use, and their peak.
     pub fn memory(&self) -> (u64, u64) {
         self.pool.usage()

@@ -132,7 +132,7 @@ impl Run<'_> {
                 let split = Split::whole(part);
                 // The final norm's gradient tells whether all is finite.
                 let wants = |name: &str| name == NORM || asked(name);
-                let mut tape = Tape::new(device, self.settings(&split, &wants));
+                let mut tape = Tape::new(device, self.settings(&split));
                 let some = tape.input(&self.cut(x, here.clone())?);
                 let normed = tape.rms(&some, self.gain(NORM.into(), &head.norm))?;
                 let logits = tape.linear(&normed, weight(&head.linear))?;
@@ -149,7 +149,8 @@ impl Run<'_> {
                     }
                     Ok(())
                 };
-                let of_part = tape.run_back(logits.node, of_logits, &some, &mut hold)?;
+                let of_part =
+                    tape.run_back(logits.node, of_logits, some.node, &wants, &mut hold)?;
                 match &grad {
                     Some(grad) => {
                         let count = here.len() as u32;

@@ -1,5 +1,5 @@
-//! Gradients of a Llama's loss, that of the next tokens or of a teacher's, with respect to its weights, block by block: of the forward pass only each
-//! block's input is kept, and the backward pass recomputes a block before it runs it back (Chen et al. 2016).
+//! Gradients of a Llama's loss, that of the next tokens or of a teacher's, with respect to its weights, block by block. Of the forward pass as many of the last blocks' activations are kept as there is room for; of the
+//! other blocks only the input is, and the backward pass recomputes such a block before it runs it back (Chen et al. 2016).
 //!
 //! All tokens go through a layer before the next one is looked at, some sequences at a time, so that weights may come to
 //! the device layer by layer, and never more than a layer's gradients are under way.
@@ -11,7 +11,7 @@ use super::linear::{Linear, Pass};
 use super::llama::{Block, Llama};
 use super::names::tensor_specs;
 use super::streamed::Layers;
-use crate::autograd::{Gain, Rotations, Settings, Sink, Split, Tape, Value, Weight};
+use crate::autograd::{Gain, Node, Rotations, Settings, Sink, Split, Tape, Value, Weight};
 use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -34,6 +34,9 @@ pub struct Wanted<'w> {
     pub by_sequence: bool,
     /// Tokens that go through a layer at once; at least one sequence does.
     pub tokens: usize,
+    /// Bytes of activations that may be kept for the way back; blocks whose are not are computed twice. None are kept of a
+    /// model whose layers are streamed.
+    pub keep: u64,
 }
 
 impl std::fmt::Debug for Wanted<'_> {
@@ -46,12 +49,13 @@ impl std::fmt::Debug for Wanted<'_> {
 }
 
 impl Wanted<'_> {
-    /// Every gradient of the next tokens' loss, each in one part.
+    /// Every gradient of the next tokens' loss, each in one part, in the memory of one block.
     pub const ALL: Wanted<'static> = Wanted {
         loss: Loss::NextTokens,
         tensor: &|_| true,
         by_sequence: false,
         tokens: usize::MAX,
+        keep: 0,
     };
 
     /// Parts of each gradient, for so many sequences of one length.
@@ -68,7 +72,8 @@ impl Wanted<'_> {
 }
 
 impl Llama {
-    /// [`gradients`] of a model that is on its device, all of them, each in one part.
+    /// [`gradients`] of a model that is on its device, all of them, each in one part. Activations take at most half of what
+    /// memory there is.
     pub fn gradients(
         &self,
         pass: &Pass<'_>,
@@ -81,7 +86,10 @@ impl Llama {
             pass,
             ids,
             sequences,
-            Wanted::ALL,
+            Wanted {
+                keep: pass.device.spare_bytes() / 2,
+                ..Wanted::ALL
+            },
             &mut |_, _| {},
             sink,
         )
@@ -104,8 +112,10 @@ pub fn gradients(
 ) -> Result<f64> {
     let run = Run::new(layers, pass, ids, sequences, wanted)?;
     let count = layers.config().layers();
+    let blocks = (run.first_kept()..count).map(|layer| layers.block(layer));
+    let (blocks, mut kept) = (blocks.collect::<Result<Vec<_>>>()?, Vec::new());
     let mut inputs = Vec::with_capacity(count);
-    let streams = run.forward(&mut |layer, recorded| {
+    let streams = run.forward(&blocks, &mut kept, &mut |layer, recorded| {
         if layer == inputs.len() {
             inputs.push(Vec::new());
         }
@@ -131,11 +141,18 @@ pub fn gradients(
     for layer in (lowest..count).rev() {
         interrupt::check()?;
         progress(2 * count - 1 - layer, 2 * count);
-        let block = layers.block(layer)?;
         let inputs = inputs.pop().expect("each block's inputs were kept");
         let mut readings = Vec::new();
-        for ((batch, input), grad) in run.batches.iter().zip(&inputs).zip(&mut grads) {
-            run.block_back(&block, layer, batch, input, grad, &mut readings, sink)?;
+        if let Some(recordings) = kept.pop() {
+            for (recording, grad) in recordings.into_iter().zip(&mut grads) {
+                run.block_back(layer, recording, grad, &mut readings, sink)?;
+            }
+        } else {
+            let block = layers.block(layer)?;
+            for ((batch, input), grad) in run.batches.iter().zip(&inputs).zip(&mut grads) {
+                let recording = run.again(&block, layer, batch, input)?;
+                run.block_back(layer, recording, grad, &mut readings, sink)?;
+            }
         }
         // A layer's are looked at when the next one's are on their way.
         for (layer, reading) in checks.drain(..) {
@@ -167,7 +184,7 @@ pub fn activations(
         ..Wanted::ALL
     };
     let run = Run::new(layers, pass, ids, sequences, wanted)?;
-    run.forward(&mut |layer, recorded| {
+    run.forward(&[], &mut Vec::new(), &mut |layer, recorded| {
         let inputs = [
             ("self_attn.q_proj", &recorded.attention_normed),
             ("self_attn.k_proj", &recorded.attention_normed),
@@ -202,6 +219,13 @@ struct Recorded {
     normed: Value,
     /// The last product's input.
     gated: Value,
+}
+
+/// A block's pass over a batch, to be run back.
+struct Recording<'t> {
+    tape: Tape<'t>,
+    input: Node,
+    output: Node,
 }
 
 /// A pass there and back.
@@ -270,17 +294,12 @@ impl<'a> Run<'a> {
         })
     }
 
-    pub(super) fn settings<'s>(
-        &self,
-        split: &'s Split,
-        wants: &'s dyn Fn(&str) -> bool,
-    ) -> Settings<'s> {
+    pub(super) fn settings<'s>(&self, split: &'s Split) -> Settings<'s> {
         Settings {
             activation: self.pass.compute.activation,
             integer_bytes: self.pass.compute.integer_bytes,
             scale: self.scale,
             split,
-            wants,
         }
     }
 
@@ -293,8 +312,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The streams behind the last block, one a batch. `see` is shown every batch's pass through every block.
-    fn forward(&self, see: &mut dyn FnMut(usize, &Recorded) -> Result<()>) -> Result<Vec<Tensor>> {
+    /// The streams behind the last block, one a batch. `see` is shown every batch's pass through every block. Those through
+    /// the last blocks, which `blocks` are, are kept.
+    fn forward<'t>(
+        &'t self,
+        blocks: &'t [Block],
+        kept: &mut Vec<Vec<Recording<'t>>>,
+        see: &mut dyn FnMut(usize, &Recorded) -> Result<()>,
+    ) -> Result<Vec<Tensor>> {
         let ids = |batch: &Batch| {
             let Range { start, end } = batch.sequences;
             &self.ids[start * self.length..end * self.length]
@@ -307,19 +332,89 @@ impl<'a> Run<'a> {
             streams.push(self.cut(&embedded, first..first + tokens)?);
         }
         drop(embedded);
-        for layer in 0..self.layers.config().layers() {
+        let first_kept = self.layers.config().layers() - blocks.len();
+        for layer in 0..first_kept {
             interrupt::check()?;
             let block = self.layers.block(layer)?;
             for (batch, x) in self.batches.iter().zip(&mut streams) {
-                let settings = self.settings(&batch.split, &|_| false);
-                let mut tape = Tape::new(self.pass.device, settings);
-                let recorded = self.record(&mut tape, &block, layer, x, &batch.rotations)?;
-                see(layer, &recorded)?;
-                let (gated, stream) = (&recorded.gated, &recorded.stream);
-                *x = tape.linear_onto(gated, weight(&block.down), stream)?.tensor;
+                self.through(&block, layer, batch, x, see)?;
             }
         }
+        for (layer, block) in (first_kept..).zip(blocks) {
+            interrupt::check()?;
+            let pairs = self.batches.iter().zip(&mut streams);
+            let pass = pairs.map(|(batch, x)| self.through(block, layer, batch, x, see));
+            kept.push(pass.collect::<Result<_>>()?);
+        }
         Ok(streams)
+    }
+
+    /// A batch's pass through a block, whose output takes the place of its input `x`.
+    fn through<'t>(
+        &'t self,
+        block: &'t Block,
+        layer: usize,
+        batch: &'t Batch,
+        x: &mut Tensor,
+        see: &mut dyn FnMut(usize, &Recorded) -> Result<()>,
+    ) -> Result<Recording<'t>> {
+        let mut tape = Tape::new(self.pass.device, self.settings(&batch.split));
+        let recorded = self.record(&mut tape, block, layer, x, &batch.rotations)?;
+        see(layer, &recorded)?;
+        let (gated, stream) = (&recorded.gated, &recorded.stream);
+        let output = tape.linear_onto(gated, weight(&block.down), stream)?;
+        *x = output.tensor;
+        Ok(Recording {
+            tape,
+            input: recorded.input.node,
+            output: output.node,
+        })
+    }
+
+    /// The same again, to be run back, without the output itself.
+    fn again<'t>(
+        &'t self,
+        block: &'t Block,
+        layer: usize,
+        batch: &'t Batch,
+        input: &Tensor,
+    ) -> Result<Recording<'t>> {
+        let mut tape = Tape::new(self.pass.device, self.settings(&batch.split));
+        let recorded = self.record(&mut tape, block, layer, input, &batch.rotations)?;
+        let (gated, stream) = (&recorded.gated, &recorded.stream);
+        Ok(Recording {
+            output: tape.ends_onto(gated, weight(&block.down), stream)?,
+            input: recorded.input.node,
+            tape,
+        })
+    }
+
+    /// The first of the blocks whose activations are kept for the way back: as many as there is room for.
+    fn first_kept(&self) -> usize {
+        let config = self.layers.config();
+        let element = self.pass.compute.activation.size();
+        // Inputs of products in their type, beside the f32 of it where that is another.
+        let input = |columns: usize| match element {
+            4 => 4 * columns,
+            _ => (4 + element) * columns,
+        };
+        let bytes = |layer: usize| {
+            let widths = &config.blocks[layer];
+            let [query, kv] = [widths.heads, widths.kv_heads].map(|heads| heads * config.head_dim);
+            let attention = element * config.hidden_size + 4 * (query + 2 * kv) + input(query);
+            let stream = (4 + element) * config.hidden_size;
+            let feed_forward = (8 + element) * widths.intermediate_size;
+            (self.ids.len() * (attention + stream + feed_forward)) as u64
+        };
+        let (count, mut first, mut left) = (config.layers(), config.layers(), self.wanted.keep);
+        if matches!(self.layers, Layers::Streamed(..)) {
+            return count;
+        }
+        while first > self.lowest() && bytes(first - 1) <= left {
+            first -= 1;
+            left -= bytes(first);
+        }
+        first
     }
 
     /// Some rows of f32 (rows, columns): a copy, unless they are all.
@@ -377,27 +472,23 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Replaces the gradient of a block's output by that of its `input`, f32 (tokens, hidden).
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "a step of one loop, given a name"
-    )]
+    /// Replaces the gradient of a block's output by that of its input, f32 (tokens, hidden).
     fn block_back(
         &self,
-        block: &Block,
         layer: usize,
-        batch: &Batch,
-        input: &Tensor,
+        recording: Recording<'_>,
         grad: &mut Tensor,
         readings: &mut Vec<Reading>,
         sink: &mut Sink<'_>,
     ) -> Result<()> {
         let first = format!("model.layers.{layer}.input_layernorm.weight");
         let wants = |name: &str| name == first || (self.wanted.tensor)(name);
-        let mut tape = Tape::new(self.pass.device, self.settings(&batch.split, &wants));
-        let recorded = self.record(&mut tape, block, layer, input, &batch.rotations)?;
-        let last = tape.ends_onto(&recorded.gated, weight(&block.down), &recorded.stream)?;
-        *grad = tape.run_back(last, grad.clone(), &recorded.input, &mut |gradient| {
+        let Recording {
+            tape,
+            input,
+            output,
+        } = recording;
+        *grad = tape.run_back(output, grad.clone(), input, &wants, &mut |gradient| {
             // Whatever is not finite in a block's backward pass reaches this one, the sum of all tokens.
             if gradient.name == first {
                 readings.push(self.pass.device.read_later(&gradient.values)?);

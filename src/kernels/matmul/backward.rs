@@ -8,6 +8,7 @@ use super::{Destination, Input, input_grad, linear, weight_grad};
 use crate::device::{Chunk, Device, Matrix, Tensor};
 use crate::error::Result;
 use crate::kernels::copy::transpose::transpose;
+use crate::kernels::residual::add::add;
 use crate::tensor::{BLOCK, DType, WeightFormat};
 
 /// From so many tokens on, transposing pays.
@@ -18,17 +19,28 @@ const MANY: usize = 64;
 const LONG: usize = 4096;
 
 /// The gradient of the input of a product with a weight of (rows, columns), given that of its result, (tokens, rows):
-/// (tokens, columns) in f32. With gradients in f16, the weight is rounded to f16.
-pub fn input(device: &Device, grad: &Tensor, weight: &Matrix) -> Result<Tensor> {
+/// (tokens, columns) in f32, added to `sum` if there is one. With gradients in f16, the weight is rounded to f16.
+pub fn input(
+    device: &Device,
+    grad: &Tensor,
+    weight: &Matrix,
+    sum: Option<Tensor>,
+) -> Result<Tensor> {
     let (rows, columns) = (weight.rows(), weight.columns());
     let tokens = grad.len() / rows;
-    let [chunk] = weight.chunks() else {
-        return input_grad::input_grad(device, grad, weight);
-    };
     let long = rows >= LONG && grad.dtype() == DType::F32;
-    if tokens < MANY || long || !fits(device, columns, rows, grad.dtype()) {
-        return input_grad::input_grad(device, grad, weight);
-    }
+    let direct = tokens < MANY || long || !fits(device, columns, rows, grad.dtype());
+    let chunk = match weight.chunks() {
+        [chunk] if !direct => chunk,
+        _ => {
+            let new = input_grad::input_grad(device, grad, weight)?;
+            let Some(sum) = sum else {
+                return Ok(new);
+            };
+            add(device, &new, &sum)?;
+            return Ok(sum);
+        }
+    };
     let parts = [&chunk.codes, &chunk.scales];
     let turned = transpose(
         device,
@@ -39,7 +51,11 @@ pub fn input(device: &Device, grad: &Tensor, weight: &Matrix) -> Result<Tensor> 
     )?;
     let turned = matrix(device, &turned, rows)?;
     let grad = Input::new(grad.clone(), rows, 3);
-    linear(device, &grad, &turned, None, Destination::New(DType::F32))
+    let destination = match &sum {
+        Some(sum) => Destination::Add(sum),
+        None => Destination::New(DType::F32),
+    };
+    linear(device, &grad, &turned, None, destination)
 }
 
 /// Adds the gradient of a product's weight to `result`, f32 of (rows, columns), or writes it there: from the gradient of

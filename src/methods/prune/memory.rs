@@ -30,6 +30,8 @@ pub struct Need {
     pub held: u64,
     /// With those of one layer, or the head, at a time.
     pub streamed: u64,
+    /// Without any weights.
+    pub work: u64,
 }
 
 /// What scoring `groups` by `scores` needs. `calibration`: sequences and the length of each.
@@ -67,6 +69,7 @@ pub fn need(
         return Ok(Need {
             held: one,
             streamed: one,
+            work: one,
         });
     };
     let tokens = (sequences * length) as u64;
@@ -92,6 +95,7 @@ pub fn need(
         held: held + work,
         // A layer's weights may still be in use when the next one's arrive.
         streamed: 2 * largest_place + work,
+        work,
     })
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::memory::need;
 use crate::autograd::{Gradient, Parameter};
 use crate::device::{Device, HostTensor, Matrix, Random, Reading, Tensor};
 use crate::error::{Error, Result};
@@ -161,8 +162,11 @@ pub fn sums(
             expected: format!("calibration tokens for {}", taught[0].name()),
             found: "none".into(),
         })?;
+        let shape = Some((rows.samples, rows.length()));
+        let work = need(weights, &taught, groups, shape, pass.compute)?.work;
+        let keep = device.spare_bytes().saturating_sub(work);
         loss = Some(taught_sums(
-            layers, pass, &taught, rows, &mut taker, progress,
+            layers, pass, &taught, rows, keep, &mut taker, progress,
         )?);
     }
     let mut sums = HashMap::new();
@@ -194,6 +198,7 @@ fn taught_sums(
     pass: &Pass<'_>,
     scores: &[Score],
     rows: &Rows,
+    keep: u64,
     taker: &mut Taker<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<f64> {
@@ -209,6 +214,7 @@ fn taught_sums(
         tensor: &|name| axes.contains_key(name),
         by_sequence: squares,
         tokens: AT_ONCE,
+        keep,
         ..Wanted::ALL
     };
     let parts = wanted.parts(sequences, rows.length());
