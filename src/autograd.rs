@@ -211,6 +211,8 @@ struct Backward<'d, 's> {
     sums: Vec<Option<Tensor>>,
     wants: &'s dyn Fn(&str) -> bool,
     sink: &'s mut Sink<'s>,
+    /// The last product's input transposed, part by part: the next product often has the same.
+    turned: (Node, Vec<Option<Tensor>>),
 }
 
 impl Backward<'_, '_> {
@@ -230,7 +232,7 @@ impl Backward<'_, '_> {
         &mut self,
         name: &str,
         weight: Parameter,
-        make: impl Fn(&Split, usize) -> Result<Tensor>,
+        mut make: impl FnMut(&Split, usize) -> Result<Tensor>,
     ) -> Result<()> {
         let Settings { split, scale, .. } = self.settings;
         if !(self.wants)(name) {
@@ -440,6 +442,7 @@ impl<'a> Tape<'a> {
             sums,
             wants,
             sink: &mut pass,
+            turned: (last, Vec::new()),
         };
         for (node, rule) in self.rules.into_iter().rev() {
             // What nothing was made of has no gradient.
@@ -472,12 +475,18 @@ fn product_rule<'a>(
             split.part(device, &cast(device, all, dtype)?, part)
         };
         let whole_matrix = Parameter::Matrix(matrix.clone());
+        let (node, mut turned) = std::mem::replace(&mut back.turned, (x.node, Vec::new()));
+        if node != x.node {
+            turned.clear();
+        }
+        turned.resize(back.settings.split.count(), None);
         back.hand_out(&format!("{name}.weight"), whole_matrix, |split, part| {
-            let (grad, x) = (of(&grad, split, part)?, of(&x.tensor, split, part)?);
+            let (grad, input) = (of(&grad, split, part)?, of(&x.tensor, split, part)?);
             let values = device.allocate(DType::F32, &[rows, columns], name)?;
-            backward::weight(device, &grad, &x, &values, false)?;
+            backward::weight(device, &grad, &input, &mut turned[part], &values, false)?;
             Ok(values)
         })?;
+        back.turned.1 = turned;
         if let Some(bias) = bias {
             // A bias is a weight whose input is 1.
             let vector = Parameter::Vector(bias.clone());
@@ -487,7 +496,7 @@ fn product_rule<'a>(
                 let ones = HostTensor::from_f32(grad.dtype(), &[tokens, 1], &vec![1.0; tokens]);
                 let values = device.allocate(DType::F32, &[rows, 1], name)?;
                 let ones = device.upload(&ones, "ones")?;
-                backward::weight(device, &grad, &ones, &values, false)?;
+                backward::weight(device, &grad, &ones, &mut None, &values, false)?;
                 Ok(values)
             })?;
         }

@@ -14,6 +14,7 @@ mod cli_verify;
 mod comparison;
 mod distilled_gradients;
 mod figures;
+mod finite_differences;
 mod formats;
 mod golden;
 mod gradients;
@@ -56,6 +57,7 @@ fn main() {
     trials.extend(gradients::trials());
     trials.extend(attention_gradients::trials());
     trials.extend(distilled_gradients::trials());
+    trials.extend(finite_differences::trials());
     trials.extend(importance::trials());
     trials.extend(integers::trials());
     trials.extend(lut::trials());

@@ -1,5 +1,5 @@
-// Gradient of a normalization's gain: result[c] = sum_r grad[r, c] * x[r, c] * scales[r]. One workgroup: 32 columns, whose
-// rows are shared among 8 lanes each; their sums are added in a fixed order.
+// Gradient of a normalization's gain: result[c] = sum_r grad[r, c] * x[r, c] * scales[r]. One workgroup: 8 columns, whose
+// rows are shared among 32 lanes each; their sums are added in a fixed order.
 struct Params {
     rows: u32,
     columns: u32,
@@ -12,8 +12,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (columns)
 @group(1) @binding(0) var<uniform> params: Params;
 
-const COLUMNS: u32 = 32u;
-const SHARES: u32 = 8u;
+const COLUMNS: u32 = 8u;
+const SHARES: u32 = 32u;
 var<workgroup> parts: array<f32, COLUMNS * SHARES>;
 
 @compute @workgroup_size(256)

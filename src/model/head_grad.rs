@@ -286,7 +286,8 @@ impl Run<'_> {
                 let values = device.allocate(DType::F32, &shape, EMBEDDING)?;
                 let mut accumulate = false;
                 for product in late.iter().filter(|late| late.part == part) {
-                    backward::weight(device, &product.grad, &product.normed, &values, accumulate)?;
+                    let (grad, normed) = (&product.grad, &product.normed);
+                    backward::weight(device, grad, normed, &mut None, &values, accumulate)?;
                     accumulate = true;
                 }
                 let here = place * tokens..(place + 1) * tokens;

@@ -59,11 +59,13 @@ pub fn input(
 }
 
 /// Adds the gradient of a product's weight to `result`, f32 of (rows, columns), or writes it there: from the gradient of
-/// the product's result, (tokens, rows), and its input, (tokens, columns), both of one type.
+/// the product's result, (tokens, rows), and its input, (tokens, columns), both of one type. `turned` is the input
+/// transposed, as a product of the same input left it there.
 pub fn weight(
     device: &Device,
     grad: &Tensor,
     x: &Tensor,
+    turned: &mut Option<Tensor>,
     result: &Tensor,
     accumulate: bool,
 ) -> Result<()> {
@@ -87,8 +89,13 @@ pub fn weight(
             dtype,
         )
     };
-    let (grad, x) = (turn(grad, rows)?, turn(x, columns)?);
+    let x = match turned.take().filter(|turned| turned.dtype() == dtype) {
+        Some(x) => x,
+        None => turn(x, columns)?,
+    };
+    let grad = turn(grad, rows)?;
     let stride = grad.shape()[1];
+    *turned = Some(x.clone());
     let x = matrix(device, &x, stride)?;
     let destination = if accumulate {
         Destination::Add(result)

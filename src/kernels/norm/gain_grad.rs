@@ -15,7 +15,7 @@ use crate::kernels::bounds::{gamma, storing};
 use crate::tensor::DType;
 
 /// Columns of a workgroup, as in the shader.
-const COLUMNS: u32 = 32;
+const COLUMNS: u32 = 8;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
