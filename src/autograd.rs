@@ -6,12 +6,15 @@
 //! take (f16, where that is asked for) on their way into one: rounded anywhere else too, gradients were off by 2.3e-3 for
 //! 1.5e-3. In f16 small gradients would be lost, so the caller scales the loss, and they are scaled back when handed out.
 
+mod split;
+
+pub use split::Split;
+
 use crate::device::{Device, HostTensor, Matrix, Tensor};
 use crate::error::Result;
 use crate::kernels::attention::backward as attention;
 use crate::kernels::attention::causal::{Heads, causal};
 use crate::kernels::copy::cast::{cast, scaled};
-use crate::kernels::copy::rows::{Rows, rows};
 use crate::kernels::gate::silu::silu;
 use crate::kernels::gate::silu_grad::silu_grad;
 use crate::kernels::matmul::{Destination, Input, backward, linear};
@@ -46,63 +49,6 @@ pub enum Parameter {
 
 /// Who gets the gradients, each part once, in the order in which they are known.
 pub type Sink<'s> = dyn FnMut(Gradient) -> Result<()> + 's;
-
-/// The parts in which gradients of weights are handed out: those of some tokens each.
-#[derive(Debug)]
-pub struct Split {
-    lists: Vec<Rows>,
-    tokens: usize,
-    first: usize,
-}
-
-impl Split {
-    /// All tokens in one part, the `first`th.
-    pub fn whole(first: usize) -> Self {
-        let (lists, tokens) = (Vec::new(), 0);
-        Self {
-            lists,
-            tokens,
-            first,
-        }
-    }
-
-    /// `count` parts of so many tokens each, numbered from `first` on.
-    pub fn even(device: &Device, count: usize, tokens: usize, first: usize) -> Result<Self> {
-        if count == 1 {
-            return Ok(Self::whole(first));
-        }
-        let list = |part: usize| {
-            let pairs = (0..tokens).map(|t| ((part * tokens + t) as u32, t as u32));
-            Rows::upload(device, &pairs.collect::<Vec<_>>())
-        };
-        let lists = (0..count).map(list).collect::<Result<_>>()?;
-        Ok(Self {
-            lists,
-            tokens,
-            first,
-        })
-    }
-
-    /// The number of the first part.
-    pub fn first(&self) -> usize {
-        self.first
-    }
-
-    fn count(&self) -> usize {
-        self.lists.len().max(1)
-    }
-
-    /// The tokens of a part, of `all`, (tokens, width): rows of whole words.
-    pub fn part(&self, device: &Device, all: &Tensor, part: usize) -> Result<Tensor> {
-        let Some(list) = self.lists.get(part) else {
-            return Ok(all.clone());
-        };
-        let width = all.len() / (self.lists.len() * self.tokens);
-        let some = device.allocate(all.dtype(), &[self.tokens, width], "a part")?;
-        rows(device, all, &some, width, list)?;
-        Ok(some)
-    }
-}
 
 /// What a tape computes in, and hands out.
 #[derive(Clone, Copy)]

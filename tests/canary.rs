@@ -154,6 +154,9 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
         " * exp(memory[part * 8u + lane] - maximum)",
         "",
     ),
+    ("attention/tiled", "<= tokens", "< tokens"),
+    ("attention/tiled", "*= correction[{I}]", "*= 1.0"),
+    ("attention/tiled", "i32(k) + 3 <= own", "i32(k) <= own"),
     ("attention/query_grad", "- delta)", "- 0.0)"),
     (
         "attention/query_grad",

@@ -48,33 +48,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     let seen = first + count;
     for (var start = 0u; start < seen; start += STREAMED) {
         let present = min(STREAMED, seen - start);
-        var scores = mat4x4<f32>();
-        for (var step = 0u; step < fours; step += 8u) {
-#for H in 2
-            {
-                let four = step + {H}u * 4u + lane % 4u;
-                var queried = vec4(0.0);
-                if row < count && four < fours {
-                    queried = vec4<f32>(query[(base + row * params.heads) * fours + four]) * params.scale;
-                }
-                memory[{H}u * OWNERS_SECOND + owner_place(row) + lane % 4u] = queried;
-#for N in 2
-                {
-                    let its = row + {N}u * 32u;
-                    var keyed = vec4(0.0);
-                    if its < present && four < fours {
-                        keyed = vec4<f32>(key[cache + (start + its) * pitch + four]);
-                    }
-                    memory[STREAMED_FIRST * (1u + {H}u) + its * PITCH + lane % 4u] = keyed;
-                }
-#end
-            }
-#end
-            workgroupBarrier();
-            scores = with_products(scores, OWNERS_FIRST, STREAMED_FIRST, lane);
-            scores = with_products(scores, OWNERS_SECOND, STREAMED_SECOND, lane);
-            workgroupBarrier();
-        }
+#import attention_scores
         var highest = maxima;
 #for J in 4
         let sees{J} = vec4(start + other + {J}u * 16u) <= tokens;

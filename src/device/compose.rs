@@ -11,6 +11,7 @@ macro_rules! fragments {
 
 /// The texts of `shaders/shared`.
 const FRAGMENTS: &[(&str, &str)] = fragments! {
+    "attention_scores"
     "attention_tile"
     "block_bytes_1"
     "block_bytes_2"

@@ -6,11 +6,12 @@
 
 use std::ops::Range;
 
-use super::head_grad::{Late, Loss};
+use super::head_grad::Late;
 use super::linear::{Linear, Pass};
 use super::llama::{Block, Llama};
 use super::names::tensor_specs;
 use super::streamed::Layers;
+use super::wanted::Wanted;
 use crate::autograd::{Gain, Node, Rotations, Settings, Sink, Split, Tape, Value, Weight};
 use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
@@ -21,55 +22,6 @@ use crate::tensor::DType;
 
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(super) const NORM: &str = "model.norm.weight";
-
-/// What is asked of a backward pass.
-#[derive(Clone, Copy)]
-pub struct Wanted<'w> {
-    /// Of what the gradients are.
-    pub loss: Loss<'w>,
-    /// Whether a tensor's gradient, by its name, is. Others are not computed; a tied head is its embedding's.
-    pub tensor: &'w dyn Fn(&str) -> bool,
-    /// Whether each sequence's part of a gradient is handed out apart, numbered as the sequences are. Otherwise a part is
-    /// that of as many sequences as go through a layer at once.
-    pub by_sequence: bool,
-    /// Tokens that go through a layer at once; at least one sequence does.
-    pub tokens: usize,
-    /// Bytes of activations that may be kept for the way back; blocks whose are not are computed twice. None are kept of a
-    /// model whose layers are streamed.
-    pub keep: u64,
-}
-
-impl std::fmt::Debug for Wanted<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            loss, by_sequence, ..
-        } = self;
-        write!(f, "gradients of {loss:?}, by sequence: {by_sequence}")
-    }
-}
-
-impl Wanted<'_> {
-    /// Every gradient of the next tokens' loss, each in one part, in the memory of one block.
-    pub const ALL: Wanted<'static> = Wanted {
-        loss: Loss::NextTokens,
-        tensor: &|_| true,
-        by_sequence: false,
-        tokens: usize::MAX,
-        keep: 0,
-    };
-
-    /// Parts of each gradient, for so many sequences of one length.
-    pub fn parts(&self, sequences: usize, length: usize) -> usize {
-        if self.by_sequence {
-            return sequences;
-        }
-        sequences.div_ceil(self.at_once(sequences, length))
-    }
-
-    fn at_once(&self, sequences: usize, length: usize) -> usize {
-        (self.tokens / length.max(1)).clamp(1, sequences.max(1))
-    }
-}
 
 impl Llama {
     /// [`gradients`] of a model that is on its device, all of them, each in one part. Activations take at most half of what
@@ -112,7 +64,14 @@ pub fn gradients(
 ) -> Result<f64> {
     let run = Run::new(layers, pass, ids, sequences, wanted)?;
     let count = layers.config().layers();
-    let blocks = (run.first_kept()..count).map(|layer| layers.block(layer));
+    let first_kept = match layers {
+        Layers::Held(_) => {
+            let element = pass.compute.activation.size();
+            wanted.first_kept(layers.config(), run.lowest(), ids.len(), element)
+        }
+        Layers::Streamed(..) => count,
+    };
+    let blocks = (first_kept..count).map(|layer| layers.block(layer));
     let (blocks, mut kept) = (blocks.collect::<Result<Vec<_>>>()?, Vec::new());
     let mut inputs = Vec::with_capacity(count);
     let streams = run.forward(&blocks, &mut kept, &mut |layer, recorded| {
@@ -387,34 +346,6 @@ impl<'a> Run<'a> {
             input: recorded.input.node,
             tape,
         })
-    }
-
-    /// The first of the blocks whose activations are kept for the way back: as many as there is room for.
-    fn first_kept(&self) -> usize {
-        let config = self.layers.config();
-        let element = self.pass.compute.activation.size();
-        // Inputs of products in their type, beside the f32 of it where that is another.
-        let input = |columns: usize| match element {
-            4 => 4 * columns,
-            _ => (4 + element) * columns,
-        };
-        let bytes = |layer: usize| {
-            let widths = &config.blocks[layer];
-            let [query, kv] = [widths.heads, widths.kv_heads].map(|heads| heads * config.head_dim);
-            let attention = element * config.hidden_size + 4 * (query + 2 * kv) + input(query);
-            let stream = (4 + element) * config.hidden_size;
-            let feed_forward = (8 + element) * widths.intermediate_size;
-            (self.ids.len() * (attention + stream + feed_forward)) as u64
-        };
-        let (count, mut first, mut left) = (config.layers(), config.layers(), self.wanted.keep);
-        if matches!(self.layers, Layers::Streamed(..)) {
-            return count;
-        }
-        while first > self.lowest() && bytes(first - 1) <= left {
-            first -= 1;
-            left -= bytes(first);
-        }
-        first
     }
 
     /// Some rows of f32 (rows, columns): a copy, unless they are all.
