@@ -349,15 +349,20 @@ pub(super) fn case(
                 let written = sequence * capacity + *past as usize + each;
                 values[written * pitch..(sequence + 1) * capacity * pitch].fill(f32::NAN);
             }
-            HostTensor::from_f32(dtype, &[rows, pitch], &values)
+            values
         };
-        let (key, value) = (cache(), cache());
+        let (key, mut value) = (cache(), cache());
+        if note == ",nan value" {
+            // The tokens before it do not see it.
+            value[(past[0] as usize + each / 2) * pitch] = f32::NAN;
+        }
+        let cache = |values: &[f32]| HostTensor::from_f32(dtype, &[rows, pitch], values);
         CaseData {
             parameters: bytemuck::bytes_of(&params).to_vec(),
             tensors: vec![
                 HostTensor::from_f32(dtype, &[tokens, width], &q),
-                key,
-                value,
+                cache(&key),
+                cache(&value),
                 HostTensor::from_u32(&[sequences], &past),
                 HostTensor::from_f32(dtype, &[tokens, width], &random.values(tokens * width, 1.0)),
             ],
@@ -393,6 +398,7 @@ fn cases() -> Vec<Case> {
         case(1, 4, heads(2, 1, 32), 60, ",large"),
         case(1, 4, heads(2, 1, 32), 60, ",zeros"),
         case(1, 2, heads(2, 1, 8), 3, ",nan"),
+        case(2, 5, heads(2, 1, 8), 3, ",nan value"),
         case(65_537, 1, heads(1, 1, 2), 0, ",many"),
         case(4, 512, heads(9, 3, 64), 0, "").bench(),
         case(1, 1, heads(32, 8, 128), 2047, "").bench(),
