@@ -158,6 +158,7 @@ fn cases() -> Vec<Case> {
         case(1, 18, heads(2, 1, 96), 60, ",zeros"),
         case(1, 17, heads(2, 1, 8), 3, ",nan"),
         case(1, 35, heads(2, 1, 8), 2, ",nan value"),
+        case(1, 35, heads(2, 1, 8), 66, ",nan value"),
         case(4, 512, heads(9, 3, 64), 0, "").bench(),
         case(1, 512, heads(32, 8, 128), 0, "").bench(),
     ]

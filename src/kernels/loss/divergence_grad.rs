@@ -198,6 +198,11 @@ fn case(
         match note {
             // A constant between the two changes nothing.
             ",shifted" => child.iter_mut().for_each(|logit| *logit += 30.0),
+            // Each row far above the one before.
+            ",levels" => [&mut parent, &mut child].into_iter().for_each(|logits| {
+                let rows = logits.chunks_exact_mut(columns).enumerate();
+                rows.for_each(|(row, line)| line.iter_mut().for_each(|v| *v += 500.0 * row as f32));
+            }),
             // The parent rules out the last column, the child the first.
             ",infinity" => {
                 parent[columns - 1] = f32::NEG_INFINITY;
@@ -241,6 +246,7 @@ fn cases() -> Vec<Case> {
         case(5, 257, (8.0, 4.0), 0.7, ""),
         case(4, 300, (100.0, 100.0), 1.0, ""),
         case(3, 400, (6.0, 0.1), 4.0, ",shifted"),
+        case(3, 300, (4.0, 0.5), 2.0, ",levels"),
         case(2, 97, (2.0, 0.5), 2.0, ",infinity"),
         case(2, 97, (1.0, 0.1), 2.0, ",nan parent"),
         case(2, 97, (1.0, 0.1), 2.0, ",nan child"),
