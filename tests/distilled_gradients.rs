@@ -10,7 +10,9 @@ use lopper::formats::Source;
 use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::loss::divergence_grad::divergence_grad;
-use lopper::model::{Checkpoint, Compute, Layers, Llama, Loss, Pass, Wanted, Weights, gradients};
+use lopper::model::{
+    BackwardOptions, Checkpoint, Compute, Loss, Model, Pass, WeightSource, Weights, gradients,
+};
 use lopper::tensor::DType;
 
 use crate::machine::{device, gpu_trial};
@@ -90,7 +92,7 @@ fn golden(device: &Device, activation: DType, tokens: usize, limit: f64) -> Resu
     let ids = words(&file, "input_ids")?;
     let teacher = floats(&open("tiny-llama")?, "logits")?;
     let weights = Checkpoint::open("embedded:nano-llama")?;
-    let model = Llama::load(device, &weights, |_, _| Ok(()))?;
+    let model = Model::load(device, &weights, |_, _| Ok(()))?;
     let compute = Compute::with(activation);
     let (mut wrong, mut worst) = (Vec::new(), 0.0f64);
     for temperature in [1.0, 2.0] {
@@ -105,14 +107,14 @@ fn golden(device: &Device, activation: DType, tokens: usize, limit: f64) -> Resu
         };
         let mut sums = BTreeMap::<String, Vec<f32>>::new();
         let loss = gradients(
-            Layers::Held(&model),
+            WeightSource::Resident(&model),
             &Pass { device, compute },
             &ids,
             SEQUENCES,
-            Wanted {
+            BackwardOptions {
                 loss,
                 tokens,
-                ..Wanted::ALL
+                ..BackwardOptions::ALL
             },
             &mut |_, _| {},
             &mut |gradient| {
@@ -185,7 +187,7 @@ fn of_logits(device: &Device) -> Result<(), Failed> {
 /// A temperature that divides nothing, and logits of another vocabulary.
 fn bad_arguments() -> Result<(), Failed> {
     let device = &Device::Cpu;
-    let model = Llama::load(device, &Checkpoint::open("embedded:nano-llama")?, |_, _| {
+    let model = Model::load(device, &Checkpoint::open("embedded:nano-llama")?, |_, _| {
         Ok(())
     })?;
     let compute = Compute::with(DType::F32);
@@ -199,13 +201,13 @@ fn bad_arguments() -> Result<(), Failed> {
             temperature,
         };
         let found = gradients(
-            Layers::Held(&model),
+            WeightSource::Resident(&model),
             &Pass { device, compute },
             &[1, 2, 3, 4],
             1,
-            Wanted {
+            BackwardOptions {
                 loss,
-                ..Wanted::ALL
+                ..BackwardOptions::ALL
             },
             &mut |_, _| {},
             &mut |_| Ok(()),

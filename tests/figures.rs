@@ -8,7 +8,7 @@ use lopper::device::Device;
 use lopper::gpu::Options;
 use lopper::measure::statistics::Bootstrap;
 use lopper::measure::{Convention, Windows, divergence, losses, perplexity_change};
-use lopper::model::{Checkpoint, Compute, Llama, Pass};
+use lopper::model::{Checkpoint, Compute, Model, Pass};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -45,8 +45,8 @@ fn tokens(count: usize) -> Result<Vec<u32>, Failed> {
     Ok(tokens)
 }
 
-fn model(device: &Device, name: &str) -> Result<Llama, Failed> {
-    Ok(Llama::load(
+fn model(device: &Device, name: &str) -> Result<Model, Failed> {
+    Ok(Model::load(
         device,
         &Checkpoint::open(name)?,
         |_, _| Ok(()),

@@ -11,7 +11,7 @@ use lopper::gpu::{Options, Tier};
 use lopper::measure::{Convention, perplexity};
 use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
-use lopper::model::{Checkpoint, Compute, Config, Llama, Pass, Role, TensorSpec, Weights};
+use lopper::model::{Checkpoint, Compute, Config, Model, Pass, Role, TensorSpec, Weights};
 use lopper::recipe::Grid;
 use lopper::tensor::{DType, Packed, WeightFormat};
 
@@ -169,7 +169,7 @@ fn agrees_with(
         .chunks_exact(width)
         .map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]]))
         .collect();
-    let model = Llama::load(device, weights, |_, _| Ok(()))?;
+    let model = Model::load(device, weights, |_, _| Ok(()))?;
     let (hidden, logits) = model.trace(
         &Pass {
             device,
@@ -269,7 +269,7 @@ fn quality(
         .tokenizer()?
         .encode(&read_text("embedded:heldout-2026")?, false)?;
     tokens.truncate(8192);
-    let model = Llama::load(&Device::Cpu, weights, |_, _| Ok(()))?;
+    let model = Model::load(&Device::Cpu, weights, |_, _| Ok(()))?;
     let pass = Pass {
         device: &Device::Cpu,
         compute: Compute::F32,

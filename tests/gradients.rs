@@ -10,7 +10,7 @@ use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::matmul::backward;
 use lopper::model::{
-    Checkpoint, Compute, Config, Layers, Llama, Pass, TensorSpec, Wanted, Weights,
+    BackwardOptions, Checkpoint, Compute, Config, Model, Pass, TensorSpec, WeightSource, Weights,
 };
 use lopper::tensor::{DType, Packed, WeightFormat};
 
@@ -83,7 +83,7 @@ fn gradients(
     sequences: usize,
     activation: DType,
 ) -> Result<(f64, Named), Failed> {
-    let model = Llama::load(device, weights, |_, _| Ok(()))?;
+    let model = Model::load(device, weights, |_, _| Ok(()))?;
     let compute = Compute::with(activation);
     let mut found = Vec::new();
     let loss = model.gradients(&Pass { device, compute }, ids, sequences, &mut |gradient| {
@@ -169,26 +169,26 @@ fn parts(device: &Device, activation: DType) -> Result<(), Failed> {
         let vocabulary = weights.config().vocab_size as u32;
         let ids: Vec<u32> = (0..5 * 9).map(|_| random.below(vocabulary)).collect();
         let (loss, whole) = gradients(device, &weights, &ids, 5, activation)?;
-        let held = Llama::load(device, &weights, |_, _| Ok(()))?;
+        let held = Model::load(device, &weights, |_, _| Ok(()))?;
         let compute = Compute::with(activation);
         let pass = Pass { device, compute };
-        let streamed = Layers::Streamed(device, &weights);
+        let streamed = WeightSource::Streamed(device, &weights);
         // A block of nano-llama, but not two.
         let some = 1 << 19;
         for (layers, by_sequence, tokens, keep) in [
-            (Layers::Held(&held), true, usize::MAX, 0),
-            (Layers::Held(&held), true, usize::MAX, u64::MAX),
-            (Layers::Held(&held), false, 2 * 9, some),
-            (Layers::Held(&held), false, usize::MAX, 0),
-            (Layers::Held(&held), false, usize::MAX, some),
+            (WeightSource::Resident(&held), true, usize::MAX, 0),
+            (WeightSource::Resident(&held), true, usize::MAX, u64::MAX),
+            (WeightSource::Resident(&held), false, 2 * 9, some),
+            (WeightSource::Resident(&held), false, usize::MAX, 0),
+            (WeightSource::Resident(&held), false, usize::MAX, some),
             (streamed, true, 2 * 9, u64::MAX),
             (streamed, false, usize::MAX, 0),
         ] {
-            let wanted = Wanted {
+            let wanted = BackwardOptions {
                 by_sequence,
                 tokens,
-                keep,
-                ..Wanted::ALL
+                activation_budget: keep,
+                ..BackwardOptions::ALL
             };
             let what = format!("{model}, {layers:?}, {by_sequence}, {tokens}, {keep}");
             let mut sums: HashMap<String, (usize, Vec<f64>)> = HashMap::new();

@@ -55,11 +55,7 @@ fn refused(read: Outcome<Config>, words: &[&str]) -> Result<(), Failed> {
 fn hostile_gguf() -> Result<(), Failed> {
     let sound = read_gguf("deci", ("", Meta::U8(0)))??;
     let blocks = [(4, 2, 32), (2, 2, 64), (2, 1, 96)];
-    let blocks = blocks.map(|(heads, kv_heads, intermediate_size)| Widths {
-        heads,
-        kv_heads,
-        intermediate_size,
-    });
+    let blocks = blocks.map(|(heads, kv_heads, channels)| Widths::new(heads, kv_heads, channels));
     expect(sound.blocks == blocks && sound.head_dim == 16, &sound)?;
     let (heads, kv, channels) = (
         "attention.head_count",

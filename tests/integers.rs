@@ -10,7 +10,7 @@ use lopper::gpu::Options;
 use lopper::kernels::matmul::{Destination, Input, linear};
 use lopper::kernels::quantize::activations::{Rounding, activations};
 use lopper::kernels::weights;
-use lopper::model::{Checkpoint, Compute, Llama, Pass};
+use lopper::model::{Checkpoint, Compute, Model, Pass};
 use lopper::tensor::{BLOCK, DType, WEIGHT_TYPES, WeightFormat, weight_type};
 
 use crate::cli::lopper;
@@ -62,7 +62,7 @@ fn rounded(x: &HostTensor, columns: usize, rounding: Rounding) -> Result<Vec<f64
 /// blocks that share scales in pairs hardly lose more.
 fn rounding() -> Result<(), Failed> {
     let checkpoint = Checkpoint::open("embedded:tiny-llama")?;
-    let llama = Llama::load(&Device::Cpu, &checkpoint, |_, _| Ok(()))?;
+    let llama = Model::load(&Device::Cpu, &checkpoint, |_, _| Ok(()))?;
     let columns = llama.config().hidden_size;
     let ids: Vec<u32> = (1..129).collect();
     let pass = Pass {

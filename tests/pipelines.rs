@@ -13,7 +13,7 @@ use lopper::measure::{Convention, perplexity};
 use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
 use lopper::model::{
-    Checkpoint, Compute, Llama, Pass, Role, Sampling, Weights, export_gguf, generate,
+    Checkpoint, Compute, Model, Pass, Role, Sampling, Weights, export_gguf, generate,
 };
 use lopper::plan::Plan;
 use lopper::recipe::{EMBEDDED, Grid, Recipe};
@@ -102,7 +102,7 @@ fn measure(device: &Device, weights: &dyn Weights, activation: DType) -> Result<
     let tokenizer = Checkpoint::open("embedded:tiny-llama")?.tokenizer()?;
     let mut tokens = tokenizer.encode(&read_text("embedded:heldout-2026")?, false)?;
     tokens.truncate(1024);
-    let model = Llama::load(device, weights, |_, _| Ok(()))?;
+    let model = Model::load(device, weights, |_, _| Ok(()))?;
     let compute = Compute::with(activation);
     let pass = Pass { device, compute };
     Ok(perplexity(
@@ -320,7 +320,7 @@ fn budget_is_kept() -> Result<(), Failed> {
         budget: Some(1 << 20),
         ..GpuOptions::default()
     })?;
-    match Llama::load(&small, &Checkpoint::open("embedded:tiny-llama")?, |_, _| {
+    match Model::load(&small, &Checkpoint::open("embedded:tiny-llama")?, |_, _| {
         Ok(())
     }) {
         Err(Error::OutOfMemory { budget, used, .. }) if budget == 1 << 20 && used <= budget => {}
@@ -347,7 +347,7 @@ fn budget_is_kept() -> Result<(), Failed> {
 /// Token by token through the cache gives the tokens that whole passes give.
 fn cache_equals_whole_pass(device: &Device) -> Result<(), Failed> {
     let checkpoint = Checkpoint::open("embedded:nano-llama")?;
-    let model = Llama::load(device, &checkpoint, |_, _| Ok(()))?;
+    let model = Model::load(device, &checkpoint, |_, _| Ok(()))?;
     let pass = Pass {
         device,
         compute: Compute::F32,
@@ -397,7 +397,7 @@ fn batches_do_not_matter() -> Result<(), Failed> {
     let tokens = checkpoint
         .tokenizer()?
         .encode(&read_text("embedded:heldout-older")?, false)?;
-    let model = Llama::load(&Device::Cpu, &checkpoint, |_, _| Ok(()))?;
+    let model = Model::load(&Device::Cpu, &checkpoint, |_, _| Ok(()))?;
     let pass = Pass {
         device: &Device::Cpu,
         compute: Compute::F32,

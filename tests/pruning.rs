@@ -11,7 +11,7 @@ use lopper::methods::calibration::Rows;
 use lopper::methods::prune::Order;
 use lopper::methods::prune::score::{Score, sums};
 use lopper::model::{
-    Axis, Checkpoint, Compute, Config, Cut, Group, Layers, Llama, Pass, Pruned, TensorSpec,
+    Axis, Checkpoint, Compute, Config, Cut, Group, Model, Pass, Pruned, TensorSpec, WeightSource,
     Weights, Width, groups,
 };
 use lopper::recipe::{Prune, Ranking, RatioOf, Scope};
@@ -79,7 +79,7 @@ impl Weights for Zeroed<'_> {
 }
 
 fn logits(device: &Device, weights: &dyn Weights) -> Result<Vec<f32>, Failed> {
-    let model = Llama::load(device, weights, |_, _| Ok(()))?;
+    let model = Model::load(device, weights, |_, _| Ok(()))?;
     let mut random = Random::new(51);
     let vocabulary = weights.config().vocab_size as u32;
     let ids: Vec<u32> = (0..24).map(|_| random.below(vocabulary)).collect();
@@ -172,7 +172,7 @@ fn quality() -> Result<(), Failed> {
     let mut tokens = tokenizer.encode(&read_text("embedded:heldout-2026")?, false)?;
     tokens.truncate(8192);
     let measured = |weights: &dyn Weights| -> Result<f64, Failed> {
-        let model = Llama::load(device, weights, |_, _| Ok(()))?;
+        let model = Model::load(device, weights, |_, _| Ok(()))?;
         let all = Convention::AllButFirst;
         Ok(perplexity(
             &model,
@@ -189,9 +189,9 @@ fn quality() -> Result<(), Failed> {
         .into_iter()
         .filter(|group| group.width == Width::FeedForward)
         .collect();
-    let model = Llama::load(device, &parent, |_, _| Ok(()))?;
+    let model = Model::load(device, &parent, |_, _| Ok(()))?;
     let sums = sums(
-        Layers::Held(&model),
+        WeightSource::Resident(&model),
         &parent,
         &pass(device),
         &Score::ALL,

@@ -10,7 +10,9 @@ use lopper::gpu::Options;
 use lopper::kernels::score::Reduction;
 use lopper::methods::calibration::Rows;
 use lopper::methods::prune::score::{Score, Sums, input_norms, sums};
-use lopper::model::{Checkpoint, Compute, Group, Layers, Llama, Pass, Weights, Width, groups};
+use lopper::model::{
+    Checkpoint, Compute, Group, Model, Pass, WeightSource, Weights, Width, groups,
+};
 use lopper::tensor::DType;
 
 use crate::machine::{device, gpu_trial};
@@ -84,11 +86,11 @@ fn golden(device: &Device, streamed: bool, activation: DType) -> Result<(), Fail
     let weights = Checkpoint::open("embedded:tiny-llama")?;
     let ids = known.words("input_ids")?;
     let all = groups(weights.config(), weights.specs());
-    let held = Llama::load(device, &weights, |_, _| Ok(()))?;
+    let held = Model::load(device, &weights, |_, _| Ok(()))?;
     let layers = if streamed {
-        Layers::Streamed(device, &weights)
+        WeightSource::Streamed(device, &weights)
     } else {
-        Layers::Held(&held)
+        WeightSource::Resident(&held)
     };
     let compute = Compute::with(activation);
     let found = sums(
@@ -126,13 +128,13 @@ fn wanda(device: &Device) -> Result<(), Failed> {
     let known = Golden::open("activation-scores")?;
     let weights = Checkpoint::open("embedded:tiny-llama")?;
     let ids = known.words("input_ids")?;
-    let held = Llama::load(device, &weights, |_, _| Ok(()))?;
+    let held = Model::load(device, &weights, |_, _| Ok(()))?;
     let pass = Pass {
         device,
         compute: Compute::F32,
     };
     let rows = Rows { ids, samples: 16 };
-    let found = input_norms(Layers::Held(&held), &pass, &rows)?;
+    let found = input_norms(WeightSource::Resident(&held), &pass, &rows)?;
     let names = known.names();
     let wanted = names.iter().filter(|name| name.starts_with("wanda."));
     if wanted.count() != found.len() {
@@ -153,7 +155,7 @@ fn reductions() -> Result<(), Failed> {
         device,
         compute: Compute::F32,
     };
-    let layers = Layers::Streamed(device, &weights);
+    let layers = WeightSource::Streamed(device, &weights);
     let found: Sums = sums(
         layers,
         &weights,

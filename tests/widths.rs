@@ -9,7 +9,7 @@ use lopper::error::{Error, Result as Outcome};
 use lopper::formats::gguf::{self, Array, Gguf, Value as Meta};
 use lopper::gpu::Options;
 use lopper::model::{
-    Cache, Checkpoint, Compute, Config, Llama, Pass, TensorSpec, Weights, Widths, export_gguf,
+    Cache, Checkpoint, Compute, Config, Model, Pass, TensorSpec, Weights, Widths, export_gguf,
     export_hf, export_packed, tensor_specs,
 };
 use lopper::tensor::{DType, Packed, WeightFormat};
@@ -154,7 +154,7 @@ fn pass(device: &Device) -> Pass<'_> {
 }
 
 fn logits(device: &Device, weights: &dyn Weights, sequences: usize) -> Result<Vec<f32>, Failed> {
-    let model = Llama::load(device, weights, |_, _| Ok(()))?;
+    let model = Model::load(device, weights, |_, _| Ok(()))?;
     let (_, logits) = model.trace(&pass(device), &ids(), sequences, false)?;
     Ok(logits.view().to_f32())
 }
@@ -192,11 +192,7 @@ fn cut_is_zeroed(device: &Device) -> Result<(), Failed> {
         Cut::new(NANO, UNEVEN, true)?,
     );
     expect(cut.config.uniform().is_none(), &cut.config)?;
-    let widest = Widths {
-        heads: 4,
-        kv_heads: 2,
-        intermediate_size: 192,
-    };
+    let widest = Widths::new(4, 2, 192);
     expect(cut.config.widest() == widest, cut.config.widest())?;
     let wanted = logits(device, &zeroed, 2)?;
     close("two rows", &logits(device, &cut, 2)?, &wanted)?;
@@ -205,7 +201,7 @@ fn cut_is_zeroed(device: &Device) -> Result<(), Failed> {
     expect(close("", &whole, &wanted).is_err(), "nothing was cut")?;
 
     let wanted = logits(device, &zeroed, 1)?;
-    let model = Llama::load(device, &cut, |_, _| Ok(()))?;
+    let model = Model::load(device, &cut, |_, _| Ok(()))?;
     let (ids, pass) = (ids(), pass(device));
     let mut cache = Cache::new(device, &cut.config, 1, ids.len(), DType::F32)?;
     let mut found = Vec::new();
@@ -221,7 +217,7 @@ fn cut_is_zeroed(device: &Device) -> Result<(), Failed> {
 /// Of tensors that are whole in both.
 fn gradients_are_the_same() -> Result<(), Failed> {
     let run = |weights: &Cut| -> Result<Vec<(String, Vec<f32>)>, Failed> {
-        let model = Llama::load(&Device::Cpu, weights, |_, _| Ok(()))?;
+        let model = Model::load(&Device::Cpu, weights, |_, _| Ok(()))?;
         let mut found = Vec::new();
         model.gradients(&pass(&Device::Cpu), &ids(), 2, &mut |gradient| {
             let values = Device::Cpu.read(&gradient.values)?.to_f32();

@@ -1,4 +1,4 @@
-//! Gradients in parts, each of some tokens.
+//! Gradients in parts, each of some tokens (microbatches, or sequences).
 
 use crate::device::{Device, Tensor};
 use crate::error::Result;
@@ -6,13 +6,13 @@ use crate::kernels::copy::rows::{Rows, rows};
 
 /// The parts in which gradients of weights are handed out: those of some tokens each.
 #[derive(Debug)]
-pub struct Split {
+pub struct TokenSplit {
     lists: Vec<Rows>,
     tokens: usize,
-    pub(super) first: usize,
+    first: usize,
 }
 
-impl Split {
+impl TokenSplit {
     /// All tokens in one part, the `first`th.
     pub fn whole(first: usize) -> Self {
         let (lists, tokens) = (Vec::new(), 0);
@@ -45,7 +45,8 @@ impl Split {
         self.first
     }
 
-    pub(super) fn count(&self) -> usize {
+    /// Parts.
+    pub fn count(&self) -> usize {
         self.lists.len().max(1)
     }
 

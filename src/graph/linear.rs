@@ -1,8 +1,5 @@
-//! The one call site of every linear layer: here statistics will be tapped, adapters added, rotations applied,
-//! activations quantized and the product's engine chosen.
+//! Weights of a block on a device, and what a pass over them computes in.
 
-use super::checkpoint::Weights;
-use super::names::{Role, TensorSpec};
 use crate::device::{Device, Matrix, Tensor};
 use crate::error::Result;
 use crate::kernels::matmul::{Destination, Input, Norm, linear_rows};
@@ -17,6 +14,17 @@ pub struct Linear {
     pub weight: Matrix,
     /// (output features) f32
     pub bias: Option<Tensor>,
+}
+
+/// The weight of a root-mean-square norm on a device.
+#[derive(Clone, Debug)]
+pub struct RmsNormWeight {
+    /// The tensor's name in the checkpoint.
+    pub name: String,
+    /// What normalized columns are multiplied by, f32 (columns).
+    pub gain: Tensor,
+    /// What is added to the mean of the squares.
+    pub epsilon: f32,
 }
 
 /// What a forward pass needs besides weights and activations.
@@ -77,36 +85,17 @@ impl Pass<'_> {
     }
 
     /// The residual stream, normalized on its way into products.
-    pub fn normed(&self, x: &Tensor, gain: &Tensor, epsilon: f32) -> Input {
+    pub fn normed(&self, x: &Tensor, norm: &RmsNormWeight) -> Input {
         let Compute {
             activation,
             integer_bytes,
         } = self.compute;
-        let gain = gain.clone();
+        let (gain, epsilon) = (norm.gain.clone(), norm.epsilon);
         Input::normed(x.clone(), Norm { gain, epsilon }, activation, integer_bytes)
     }
 }
 
 impl Linear {
-    /// Loads the layer `module` with the bias it may have.
-    pub fn load(device: &Device, weights: &dyn Weights, module: &str) -> Result<Self> {
-        let weight = Matrix::upload(device, &load(weights, &format!("{module}.weight"))?, module)?;
-        let bias = format!("{module}.bias");
-        let bias = match weights
-            .specs()
-            .iter()
-            .find(|spec| spec.role == Role::Bias && spec.name == bias)
-        {
-            Some(spec) => Some(vector(device, weights, spec)?),
-            None => None,
-        };
-        Ok(Self {
-            name: module.to_string(),
-            weight,
-            bias,
-        })
-    }
-
     /// x (tokens, input features) to (tokens, output features) in its destination.
     pub fn apply(
         &self,
@@ -117,7 +106,7 @@ impl Linear {
         self.apply_rows(pass, x, 0..x.tokens(), destination)
     }
 
-    /// The same for some of the tokens only.
+    /// The product of some of the tokens only.
     pub fn apply_rows(
         &self,
         pass: &Pass<'_>,
@@ -128,19 +117,4 @@ impl Linear {
         let bias = self.bias.as_ref();
         linear_rows(pass.device, x, tokens, &self.weight, bias, destination)
     }
-}
-
-/// A tensor that the name table promises.
-pub(super) fn load(weights: &dyn Weights, name: &str) -> Result<crate::tensor::Packed> {
-    let spec = weights.specs().iter().find(|spec| spec.name == name);
-    weights.load(spec.expect("the name table lists every tensor that a block loads"))
-}
-
-/// A vector in f32.
-pub(super) fn vector(device: &Device, weights: &dyn Weights, spec: &TensorSpec) -> Result<Tensor> {
-    let values = weights.load(spec)?.to_f32();
-    device.upload(
-        &crate::device::HostTensor::from_f32(DType::F32, &[values.len()], &values),
-        &spec.name,
-    )
 }

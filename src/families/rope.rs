@@ -1,9 +1,18 @@
-//! Rotary position encoding: the frequencies of a model, stretched for longer contexts or not.
+//! Rotary position encoding (Su et al. 2021, arXiv 2104.09864): the frequencies of a model, stretched for longer contexts or
+//! not.
 
 use std::path::Path;
 
-use super::config::Config;
 use crate::error::{Error, Result};
+
+/// One rotary encoding of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// How they are stretched.
+    pub scaling: RopeScaling,
+}
 
 /// How rotary frequencies are stretched for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,12 +39,11 @@ pub enum RopeScaling {
     Divisors(Vec<f32>),
 }
 
-impl Config {
+impl Rope {
     /// The angle per position of each pair of a head's columns, `head_dim / 2` values, scaling applied.
-    pub fn rope_frequencies(&self) -> Vec<f64> {
-        let half = self.head_dim / 2;
-        let plain = (0..half).map(|i| self.rope_theta.powf(-2.0 * i as f64 / self.head_dim as f64));
-        match &self.rope_scaling {
+    pub fn frequencies(&self, head_dim: usize) -> Vec<f64> {
+        let plain = (0..head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_dim as f64));
+        match &self.scaling {
             RopeScaling::None => plain.collect(),
             RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor).collect(),
             RopeScaling::Divisors(divisors) => plain
@@ -60,8 +68,8 @@ impl Config {
 
     /// Cosine and sine of every pair at positions `[0, positions)`: (positions, head_dim / 2, 2). Computed in f64 on the
     /// CPU: WGSL promises nothing of sine and cosine beyond one turn.
-    pub fn rotations(&self, positions: usize) -> Vec<f32> {
-        let frequencies = self.rope_frequencies();
+    pub fn table(&self, head_dim: usize, positions: usize) -> Vec<f32> {
+        let frequencies = self.frequencies(head_dim);
         let angle = |position: usize, frequency: &f64| {
             let (sin, cos) = (position as f64 * frequency).sin_cos();
             [cos as f32, sin as f32]
@@ -73,9 +81,9 @@ impl Config {
 
     /// The scaling as a rule with parameters. GGUF stores Llama 3's as one divisor per frequency; the rule that made
     /// them is found again from the parameters that Meta's models use, and checked.
-    pub(super) fn portable_scaling(&self, path: &Path) -> Result<RopeScaling> {
-        let RopeScaling::Divisors(divisors) = &self.rope_scaling else {
-            return Ok(self.rope_scaling.clone());
+    pub(super) fn portable_scaling(&self, head_dim: usize, path: &Path) -> Result<RopeScaling> {
+        let RopeScaling::Divisors(divisors) = &self.scaling else {
+            return Ok(self.scaling.clone());
         };
         let factor = f64::from(divisors.iter().copied().fold(1.0, f32::max));
         let rule = RopeScaling::Llama3 {
@@ -84,18 +92,11 @@ impl Config {
             high_freq_factor: 4.0,
             original_context: 8192.0,
         };
-        let same = |scaling: &RopeScaling| {
-            Config {
-                rope_scaling: scaling.clone(),
-                ..self.clone()
-            }
-            .rope_frequencies()
-        };
-        let close = same(&rule)
-            .iter()
-            .zip(self.rope_frequencies())
-            .all(|(a, b)| (a - b).abs() <= 1e-5 * b);
-        if close {
+        let theta = self.theta;
+        let scaling = rule.clone();
+        let ruled = Self { theta, scaling }.frequencies(head_dim);
+        let pairs = ruled.iter().zip(self.frequencies(head_dim));
+        if pairs.into_iter().all(|(a, b)| (a - b).abs() <= 1e-5 * b) {
             return Ok(rule);
         }
         Err(Error::Unsupported {
@@ -103,5 +104,21 @@ impl Config {
             what: "rope_freqs.weight that follows no known rule".into(),
             why: "config.json has no place for one divisor per frequency; export as GGUF".into(),
         })
+    }
+
+    /// One divisor per rotary frequency, where the scaling is one that GGUF stores so.
+    pub fn divisors(&self, head_dim: usize) -> Option<Vec<f32>> {
+        match &self.scaling {
+            RopeScaling::Divisors(divisors) => Some(divisors.clone()),
+            RopeScaling::Llama3 { .. } => {
+                let theta = self.theta;
+                let scaling = RopeScaling::None;
+                let plain = Self { theta, scaling }.frequencies(head_dim);
+                let scaled = self.frequencies(head_dim);
+                let ratio = |(plain, scaled): (f64, f64)| (plain / scaled) as f32;
+                Some(plain.into_iter().zip(scaled).map(ratio).collect())
+            }
+            RopeScaling::None | RopeScaling::Linear { .. } => None,
+        }
     }
 }

@@ -1,9 +1,12 @@
-//! A model's shape in GGUF metadata, read and written. Architecture `llama` states one width for all layers; `deci` (DeciLM,
-//! Nemotron-NAS), in llama.cpp the same block with the same order of rows, one for each.
+//! A model's shape in GGUF metadata, read and written. Keys that all families share are here; what only one family has is in
+//! its own hooks. A family's architecture states one width for all layers; another one (DeciLM's `deci`, in llama.cpp the same
+//! block with the same order of rows) may state one for each.
 
-use super::checkpoint::Checkpoint;
+use std::path::Path;
+
 use super::config::{Config, MAX_LAYERS, MAX_SIZE, Widths};
-use super::rope::RopeScaling;
+use super::rope::{Rope, RopeScaling};
+use super::{FAMILIES, Family};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, GgmlType, Gguf, Value as Meta};
 use crate::text::Tokenizer;
@@ -26,10 +29,17 @@ const KEYS: [&str; 12] = [
     "vocab_size",
 ];
 
+const SCALE: &str = "attention.scale";
+const ATTENTION_CAP: &str = "attn_logit_softcapping";
+const LOGIT_CAP: &str = "final_logit_softcapping";
+
 /// The keys of one architecture in a file.
-struct Keys<'a> {
+#[derive(Debug)]
+pub struct Keys<'a> {
     gguf: &'a Gguf,
     architecture: &'a str,
+    /// Whether the architecture may state a width for each layer.
+    per_layer: bool,
 }
 
 impl Keys<'_> {
@@ -64,12 +74,12 @@ impl Keys<'_> {
         }
     }
 
-    /// A width of every layer: one number for all, or in `deci` an array of one for each.
+    /// A width of every layer: one number for all, or an array of one for each where the architecture allows it.
     fn widths(&self, name: &str, layers: usize, default: Option<&[usize]>) -> Result<Vec<usize>> {
         let array = match (self.gguf.get(&self.key(name)), default) {
             (None, Some(default)) => return Ok(default.to_vec()),
-            (Some(Meta::Array(array)), _) if self.architecture != "llama" => array,
-            (Some(value), _) if self.architecture != "llama" && value.as_u64() == Some(0) => {
+            (Some(Meta::Array(array)), _) if self.per_layer => array,
+            (Some(value), _) if self.per_layer && value.as_u64() == Some(0) => {
                 return Err(self.missing_part(name, "every layer"));
             }
             _ => return Ok(vec![self.size(name, None)?; layers]),
@@ -97,6 +107,33 @@ impl Keys<'_> {
     fn missing_part(&self, name: &str, place: &str) -> Error {
         let what = format!("{place} with {} 0", self.key(name));
         self.unsupported(what, "here every layer has attention and a feed-forward")
+    }
+
+    /// A size that need not be there.
+    pub(super) fn optional_size(&self, name: &str) -> Result<Option<usize>> {
+        match self.gguf.get(&self.key(name)) {
+            None => Ok(None),
+            Some(_) => self.size(name, None).map(Some),
+        }
+    }
+
+    /// A positive number that need not be there.
+    pub(super) fn optional_number(&self, name: &str) -> Result<Option<f64>> {
+        match self.gguf.get(&self.key(name)) {
+            None => Ok(None),
+            Some(_) => self.positive(name, None).map(Some),
+        }
+    }
+
+    /// A yes or no for each layer, if it is there.
+    pub(super) fn flags(&self, name: &str, layers: usize) -> Result<Option<Vec<bool>>> {
+        match self.gguf.get(&self.key(name)) {
+            None => Ok(None),
+            Some(Meta::Array(Array::Bool(flags))) if flags.len() == layers => {
+                Ok(Some(flags.clone()))
+            }
+            Some(_) => Err(self.wrong(name, format!("{layers} booleans"), "another value")),
+        }
     }
 
     fn positive(&self, name: &str, default: Option<f64>) -> Result<f64> {
@@ -140,19 +177,41 @@ impl Keys<'_> {
     }
 }
 
+/// The family of a GGUF file, and whether its architecture may state a width for each layer.
+fn family(gguf: &Gguf, architecture: &str) -> Option<(&'static Family, bool)> {
+    let marked = |family: &&&'static Family| match family.gguf_mark {
+        None => true,
+        Some(mark) => gguf.get(&format!("{architecture}.{mark}")).is_some(),
+    };
+    FAMILIES.iter().filter(marked).find_map(|family| {
+        let per_layer = family.gguf_per_layer == Some(architecture);
+        (per_layer || family.gguf == architecture).then_some((*family, per_layer))
+    })
+}
+
 impl Config {
-    /// Reads the keys of a GGUF file: `llama.*`, or `deci.*` whose widths may be arrays of one number a layer.
+    /// Reads the keys of a GGUF file, under the name of its architecture.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let path = gguf.source().path();
         let architecture = gguf.require_str(ARCHITECTURE)?;
-        let keys = Keys { gguf, architecture };
-        if !["llama", "deci"].contains(&architecture) {
-            let what = format!("architecture {architecture}");
-            return Err(keys.unsupported(what, "this version reads the family llama"));
-        }
+        let Some((family, per_layer)) = family(gguf, architecture) else {
+            let mut known: Vec<_> = FAMILIES.iter().map(|family| family.gguf).collect();
+            known.extend(FAMILIES.iter().filter_map(|family| family.gguf_per_layer));
+            known.dedup();
+            return Err(Error::Unsupported {
+                path: path.into(),
+                what: format!("architecture {architecture}"),
+                why: format!("this version reads {}", known.join(", ")),
+            });
+        };
+        let keys = Keys {
+            gguf,
+            architecture,
+            per_layer,
+        };
         if gguf.u64(&keys.key("expert_count"))?.unwrap_or(0) > 0 {
             let what = "a mixture of experts".into();
-            return Err(keys.unsupported(what, "this version reads dense Llama models"));
+            return Err(keys.unsupported(what, "this version reads dense models"));
         }
         let layers = keys.size("block_count", None)?;
         if layers > MAX_LAYERS {
@@ -174,26 +233,61 @@ impl Config {
         }
         let embedding = gguf.tensor("token_embd.weight");
         let rows = embedding.and_then(|tensor| tensor.shape.first().map(|&rows| rows as u64));
-        let config = Self {
+        let mut config = Self {
+            family,
             hidden_size,
             blocks: Widths::zip(heads, kv_heads, intermediate),
             head_dim,
             vocab_size: keys.size("vocab_size", rows)?,
             max_positions: keys.size("context_length", Some(2048))?,
             rms_norm_eps: keys.positive("attention.layer_norm_rms_epsilon", None)?,
-            rope_theta: keys.positive("rope.freq_base", Some(10_000.0))?,
-            rope_scaling: keys.scaling()?,
+            ropes: vec![Rope {
+                theta: keys.positive("rope.freq_base", Some(10_000.0))?,
+                scaling: keys.scaling()?,
+            }],
             tied: gguf.tensor("output.weight").is_none(),
+            attention_scale: keys.optional_number(SCALE)?,
+            attention_soft_cap: keys.optional_number(ATTENTION_CAP)?,
+            logit_soft_cap: keys.optional_number(LOGIT_CAP)?,
         };
+        (family.read_gguf)(&keys, &mut config)?;
         config.check(path, &keys.key("attention.head_count_kv"))
     }
 
-    /// The architecture that states the widths.
-    fn architecture(&self) -> &'static str {
-        match self.uniform() {
-            Some(_) => "llama",
-            None => "deci",
+    /// The architecture that states the widths; an error if the family has none that does.
+    pub fn architecture(&self, path: &Path) -> Result<&'static str> {
+        if self.uniform().is_some() {
+            return Ok(self.family.gguf);
         }
+        self.family
+            .gguf_per_layer
+            .ok_or_else(|| Error::Unsupported {
+                path: path.into(),
+                what: format!(
+                    "a GGUF file of the family {} with layers of several widths",
+                    self.family.name
+                ),
+                why: "its architecture states one width for all; use packed".into(),
+            })
+    }
+
+    /// Keys beyond [`KEYS`] that this configuration needs: what llama.cpp would take without them is not right.
+    fn further(&self) -> Vec<(&'static str, Meta)> {
+        let numbers = [
+            (SCALE, self.attention_scale),
+            (ATTENTION_CAP, self.attention_soft_cap),
+            (LOGIT_CAP, self.logit_soft_cap),
+        ];
+        let number = |(name, value): (&'static str, Option<f64>)| {
+            value.map(|value| (name, Meta::F32(value as f32)))
+        };
+        let mut further: Vec<_> = numbers.into_iter().filter_map(number).collect();
+        if let RopeScaling::Linear { factor } = self.ropes[0].scaling {
+            further.push(("rope.scaling.type", Meta::String("linear".into())));
+            further.push(("rope.scaling.factor", Meta::F32(factor as f32)));
+        }
+        further.extend((self.family.write_gguf)(self));
+        further
     }
 
     /// What one of [`KEYS`] says of this configuration; `None` for other keys.
@@ -220,14 +314,14 @@ impl Config {
                 size(self.head_dim)
             }
             "attention.layer_norm_rms_epsilon" => Meta::F32(self.rms_norm_eps as f32),
-            "rope.freq_base" => Meta::F32(self.rope_theta as f32),
+            "rope.freq_base" => Meta::F32(self.ropes[0].theta as f32),
             "vocab_size" => size(self.vocab_size),
             _ => return None,
         })
     }
 
     /// Whether a file may do without one of [`KEYS`]: what llama.cpp takes instead is right.
-    fn goes_without_saying(&self, name: &str) -> bool {
+    fn is_implied(&self, name: &str) -> bool {
         match name {
             "attention.head_count_kv" => self.blocks.iter().all(|b| b.heads == b.kv_heads),
             "attention.key_length" | "attention.value_length" => self
@@ -253,24 +347,43 @@ fn file_type(ty: GgmlType) -> u32 {
     }
 }
 
-/// The metadata of `config`'s GGUF file, with weights mostly of type `main`. What a GGUF parent says of anything but sizes is
-/// kept as it is, under the architecture that `config` needs.
-pub(super) fn metadata(
-    parent: &Checkpoint,
+/// Where the metadata of a new GGUF file comes from.
+#[derive(Clone, Copy)]
+pub enum Origin<'a> {
+    /// A GGUF file: what it says of anything but sizes is kept as it is.
+    Gguf(&'a Gguf),
+    /// A model of another kind, by its path, with its tokenizer if it has one.
+    Other(&'a Path, Option<&'a Tokenizer>),
+}
+
+impl std::fmt::Debug for Origin<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Origin::Gguf(_) => "Gguf",
+            Origin::Other(..) => "Other",
+        })
+    }
+}
+
+/// The metadata of `config`'s GGUF file, with weights mostly of type `main`.
+pub fn metadata(
+    origin: Origin<'_>,
     config: &Config,
-    tokenizer: Option<&Tokenizer>,
     main: GgmlType,
 ) -> Result<Vec<(String, Meta)>> {
     let file_type = ("general.file_type".to_string(), Meta::U32(file_type(main)));
     let version = ("general.quantization_version".to_string(), Meta::U32(2));
-    let architecture = config.architecture();
-    if let Some(gguf) = parent.gguf() {
-        let mut pairs = updated(gguf, config)?;
-        pairs.retain(|(key, _)| *key != file_type.0 && *key != version.0);
-        pairs.extend([file_type, version]);
-        return Ok(pairs);
-    }
-    let name = parent.path().file_name().map_or_else(
+    let (path, tokenizer) = match origin {
+        Origin::Gguf(gguf) => {
+            let mut pairs = updated(gguf, config)?;
+            pairs.retain(|(key, _)| *key != file_type.0 && *key != version.0);
+            pairs.extend([file_type, version]);
+            return Ok(pairs);
+        }
+        Origin::Other(path, tokenizer) => (path, tokenizer),
+    };
+    let architecture = config.architecture(path)?;
+    let name = path.file_name().map_or_else(
         || "model".into(),
         |name| name.to_string_lossy().into_owned(),
     );
@@ -284,21 +397,12 @@ pub(super) fn metadata(
         file_type,
         version,
     ];
-    let stated = |name: &&str| Some((format!("{architecture}.{name}"), config.stated(name)?));
-    pairs.extend(KEYS.iter().filter_map(stated));
-    if let RopeScaling::Linear { factor } = config.rope_scaling {
-        pairs.push((
-            format!("{architecture}.rope.scaling.type"),
-            Meta::String("linear".into()),
-        ));
-        pairs.push((
-            format!("{architecture}.rope.scaling.factor"),
-            Meta::F32(factor as f32),
-        ));
-    }
+    let stated = |name: &&'static str| Some((*name, config.stated(name)?));
+    let all = KEYS.iter().filter_map(stated).chain(config.further());
+    pairs.extend(all.map(|(name, value)| (format!("{architecture}.{name}"), value)));
     let Some(tokenizer) = tokenizer else {
         return Err(Error::Unsupported {
-            path: parent.path().into(),
+            path: path.into(),
             what: "a GGUF file without a tokenizer".into(),
             why: "the folder has no tokenizer.json".into(),
         });
@@ -309,7 +413,8 @@ pub(super) fn metadata(
 
 /// A parent's metadata with the sizes of `config`, and its architecture.
 fn updated(gguf: &Gguf, config: &Config) -> Result<Vec<(String, Meta)>> {
-    let (from, to) = (gguf.require_str(ARCHITECTURE)?, config.architecture());
+    let from = gguf.require_str(ARCHITECTURE)?;
+    let to = config.architecture(gguf.source().path())?;
     let prefix = format!("{from}.");
     let pair = |(key, value): &(String, Meta)| {
         if key == ARCHITECTURE {
@@ -327,9 +432,17 @@ fn updated(gguf: &Gguf, config: &Config) -> Result<Vec<(String, Meta)>> {
     let mut pairs: Vec<_> = gguf.metadata().iter().map(pair).collect();
     for name in KEYS {
         let missing = gguf.get(&format!("{from}.{name}")).is_none();
-        if missing && !config.goes_without_saying(name) {
+        if missing && !config.is_implied(name) {
             let stated = config.stated(name);
             pairs.extend(stated.map(|value| (format!("{to}.{name}"), value)));
+        }
+    }
+    for (name, value) in config.further() {
+        let key = format!("{to}.{name}");
+        match pairs.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, old)) if matches!(value, Meta::Array(_)) => *old = value,
+            Some(_) => {}
+            None => pairs.push((key, value)),
         }
     }
     Ok(pairs)
@@ -344,27 +457,5 @@ fn same_sizes(old: &Meta, new: &Meta) -> bool {
         },
         (_, Meta::F32(_)) => true,
         _ => old.as_u64().is_some() && old.as_u64() == new.as_u64(),
-    }
-}
-
-/// One divisor per rotary frequency, where the scaling is one that GGUF stores so.
-pub(super) fn divisors(config: &Config) -> Option<Vec<f32>> {
-    match &config.rope_scaling {
-        RopeScaling::Divisors(divisors) => Some(divisors.clone()),
-        RopeScaling::Llama3 { .. } => {
-            let plain = Config {
-                rope_scaling: RopeScaling::None,
-                ..config.clone()
-            }
-            .rope_frequencies();
-            Some(
-                plain
-                    .iter()
-                    .zip(config.rope_frequencies())
-                    .map(|(plain, scaled)| (plain / scaled) as f32)
-                    .collect(),
-            )
-        }
-        RopeScaling::None | RopeScaling::Linear { .. } => None,
     }
 }
