@@ -1,0 +1,394 @@
+//! The program as a script sees it: flags, exit codes, JSON fields, files, what is left behind.
+
+use std::path::{Path, PathBuf};
+
+use libtest_mimic::{Failed, Trial};
+use lopper::formats::Source;
+use lopper::formats::safetensors::Safetensors;
+use lopper::model::Checkpoint;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::machine::gpu_trial;
+use crate::program::{
+    NANO, Run, SHORT, TEXT, TINY, check, command, lopper, sha256, snapshot, succeeds,
+};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        Trial::test("cli::devices", devices),
+        Trial::test("cli::inspect", inspect),
+        Trial::test("cli::eval", eval),
+        Trial::test("cli::generate", generate),
+        Trial::test("cli::logits", logits),
+        Trial::test("cli::compress", compress),
+        Trial::test("cli::recipe_printed_is_recipe_read", recipes),
+        Trial::test("cli::dry_run_writes_nothing", dry_run),
+        Trial::test("cli::exports_open_again", exports),
+        Trial::test("cli::gguf_rounding_is_announced", gguf_rounding),
+        Trial::test("cli::without_adapter", without_adapter),
+        gpu_trial("cli::gpu".into(), on_gpu),
+    ]
+}
+
+fn has_fields(value: &Value, fields: &str) -> Result<(), Failed> {
+    for field in fields.split_whitespace() {
+        check(value.get(field).is_some(), || {
+            format!("no field `{field}` in {value}")
+        })?;
+    }
+    Ok(())
+}
+
+/// The perplexity that `eval` gives a model of the folder.
+fn perplexity(folder: &Path, model: &str) -> Result<f64, Failed> {
+    let run = succeeds(
+        folder,
+        &format!("eval {model} --ppl {TEXT} {SHORT} --json=-"),
+    )?;
+    let value = run.json()?["perplexity"]["value"].as_f64();
+    value.ok_or_else(|| format!("no perplexity in {}", run.out).into())
+}
+
+fn devices() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let run = lopper(folder.path(), "devices --json=-")?;
+    let json = run.json()?;
+    let list = json.as_array().ok_or("devices gives an array")?;
+    check(!crate::machine::has_gpu() || !list.is_empty(), || {
+        "the list is empty".into()
+    })?;
+    for device in list {
+        has_fields(device, "name backend type driver tier limits features")?;
+    }
+    let none = lopper(folder.path(), "devices --adapter nonesuch --json=-")?;
+    check(none.json()? == Value::Array(vec![]), || none.out.clone())
+}
+
+fn inspect() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let json = succeeds(folder.path(), &format!("inspect {TINY} --json=-"))?.json()?;
+    has_fields(&json, "schema model family parameters bytes bytes_f16")?;
+    let tensors = json["tensors"].as_array().ok_or("no tensors")?;
+    let sum: u64 = tensors.iter().filter_map(|t| t["bytes"].as_u64()).sum();
+    check(
+        Some(sum) == json["bytes"].as_u64() && tensors.len() == 57 && json["layers"] == 6,
+        || format!("{json}"),
+    )?;
+    // A file instead of standard output, which then belongs to the person.
+    let run = succeeds(folder.path(), &format!("inspect {TINY} --json=out.json"))?;
+    let file: Value = serde_json::from_slice(&std::fs::read(folder.path().join("out.json"))?)?;
+    check(file == json && run.out.contains("lm_head.weight"), || {
+        run.out.clone()
+    })
+}
+
+fn eval() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let arguments = format!("eval {TINY} --ppl {TEXT} --ctx 256 --max-tokens 8192 --json=-");
+    let json = succeeds(folder.path(), &arguments)?.json()?;
+    has_fields(&json, "schema model perplexity")?;
+    let figure = &json["perplexity"];
+    has_fields(figure, "value stderr ctx tokens_scored convention")?;
+    let value = figure["value"].as_f64().unwrap_or(f64::NAN);
+    check((value - 57.70).abs() <= 0.05, || {
+        format!("perplexity {value}")
+    })?;
+    check(
+        figure["tokens_scored"] == 8160 && figure["ctx"] == 256 && figure["convention"] == "lopper",
+        || format!("{figure}"),
+    )?;
+    // llama-perplexity's text begins with BOS where the vocabulary asks for it: a token of the first window.
+    let (words, config) = ("It was the best of times.", "m/tokenizer_config.json");
+    std::fs::write(folder.path().join("t.txt"), words)?;
+    succeeds(folder.path(), &format!("export {NANO} --format hf --out m"))?;
+    let mut asks: Value = serde_json::from_slice(&std::fs::read(folder.path().join(config))?)?;
+    asks["add_bos_token"] = true.into();
+    std::fs::write(folder.path().join(config), asks.to_string())?;
+    let model = Checkpoint::open(&folder.path().join("m").to_string_lossy())?;
+    let ctx = model.tokenizer()?.encode(words, true)?.len();
+    let half = format!("eval m --ppl t.txt --ctx {ctx} --convention llama.cpp --json=-");
+    let half = succeeds(folder.path(), &half)?.json()?;
+    check(
+        half["perplexity"]["tokens_scored"] == ctx - 1 - ctx / 2,
+        || format!("{half}"),
+    )?;
+    let long = format!("eval {NANO} --ppl {TEXT} --ctx 1024 --max-tokens 1024");
+    let long = succeeds(folder.path(), &long)?;
+    check(long.err.contains("context of 512"), || {
+        format!("no warning about the context: {}", long.err)
+    })
+}
+
+fn generate() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let greedy = format!("generate {TINY} --prompt People -n 24 --json=-");
+    let (first, second) = (
+        succeeds(folder.path(), &greedy)?.json()?,
+        succeeds(folder.path(), &greedy)?.json()?,
+    );
+    let tokens = |json: &Value| json["tokens"].as_array().map_or(0, Vec::len);
+    let text = first["text"].as_str().unwrap_or_default();
+    check(!text.trim().is_empty() && tokens(&first) == 24, || {
+        format!("{first}")
+    })?;
+    check(first["tokens"] == second["tokens"], || {
+        format!("{first} is not {second}")
+    })?;
+    let printed = succeeds(folder.path(), &greedy.replace(" --json=-", ""))?.out;
+    check(printed == format!("People{text}\n"), || printed.clone())?;
+    let drawn = format!("{greedy} --temperature 1.5 --seed");
+    let (seven, eight) = (
+        succeeds(folder.path(), &format!("{drawn} 7"))?.json()?,
+        succeeds(folder.path(), &format!("{drawn} 8"))?.json()?,
+    );
+    check(seven["tokens"] != eight["tokens"], || {
+        "the seed changes nothing".into()
+    })?;
+    let none = succeeds(folder.path(), &greedy.replace("24", "0"))?.json()?;
+    check(tokens(&none) == 0 && none["text"] == "", || {
+        format!("{none}")
+    })?;
+    // However many are asked for, the model's context is the limit.
+    let endless = format!("generate {NANO} --prompt People -n {}", usize::MAX);
+    succeeds(folder.path(), &endless).map(drop)
+}
+
+fn logits() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let arguments = format!("logits {NANO} --tokens 5,6,7 --out l.safetensors");
+    succeeds(folder.path(), &format!("{arguments} --hidden"))?;
+    let path = folder.path().join("l.safetensors");
+    let file = Safetensors::open(Source::open(&path)?)?;
+    let ids = file.get("input_ids").ok_or("no input_ids")?;
+    let wanted: Vec<u8> = [5i64, 6, 7]
+        .iter()
+        .flat_map(|id| id.to_le_bytes())
+        .collect();
+    check(ids.shape == [1, 3] && ids.bytes == wanted, || {
+        format!("{ids:?}")
+    })?;
+    let shapes = [
+        ("logits", 4096),
+        ("hidden.0", 64),
+        ("hidden.1", 64),
+        ("hidden.2", 64),
+    ];
+    for (name, width) in shapes {
+        let tensor = file.get(name).ok_or(format!("no {name}"))?;
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.bytes);
+        let sound = values.iter().all(|v| v.is_finite()) && values.iter().any(|v| *v != 0.0);
+        check(tensor.shape == [1, 3, width] && sound, || {
+            format!("{name}: {:?} {values:?}", tensor.shape)
+        })?;
+    }
+    check(file.get("hidden.3").is_none(), || "hidden.3".into())?;
+    succeeds(folder.path(), &format!("{arguments} --force"))?;
+    let again = Safetensors::open(Source::open(&path)?)?;
+    check(
+        again.get("hidden.0").is_none() && again.get("logits").is_some(),
+        || "--force did not replace the file".into(),
+    )
+}
+
+fn compress() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let out = folder.path().join("new/out");
+    let json = succeeds(folder.path(), "compress --out new/out --json=-")?.json()?;
+    let text = std::fs::read(out.join("manifest.json"))?;
+    let manifest: Value = serde_json::from_slice(&text)?;
+    check(json == manifest, || {
+        "--json differs from the manifest".into()
+    })?;
+    let fields = "schema lopper recipe_sha256 seed device parent stages outputs";
+    has_fields(&manifest, fields)?;
+    let stage = &manifest["stages"][0];
+    has_fields(stage, "name seconds peak_vram figures")?;
+    let value = |figures: &Value| figures["perplexity"]["value"].as_f64().unwrap_or(f64::NAN);
+    let (before, after) = (value(&manifest["parent"]), value(&stage["figures"]));
+    check(
+        (before - 57.70).abs() <= 0.05 && after > before && after <= 61.0,
+        || format!("{before} to {after}"),
+    )?;
+    let recipe = sha256(&std::fs::read(out.join("recipe.toml"))?);
+    check(manifest["recipe_sha256"] == recipe, || recipe.clone())?;
+    // Every file but the manifest is listed, with its own length and hash.
+    let mut files = snapshot(&out)?;
+    files.retain(|path, what| what != "folder" && path != Path::new("manifest.json"));
+    let outputs = manifest["outputs"].as_array().ok_or("no outputs")?;
+    check(outputs.len() == files.len(), || format!("{outputs:?}"))?;
+    for output in outputs {
+        let path = PathBuf::from(output["path"].as_str().unwrap_or_default());
+        let bytes = out.join(&path).metadata()?.len();
+        let same = output["bytes"] == bytes
+            && files
+                .get(&path)
+                .is_some_and(|hash| output["sha256"] == **hash);
+        check(same, || format!("{output}"))?;
+    }
+    // Refused while it stands there; replaced by --force; a smaller parent shows which of the two it is.
+    let stands = snapshot(folder.path())?;
+    let smaller = format!("quantize {NANO} --no-eval --out new/out");
+    let refused = lopper(folder.path(), &format!("{smaller} --device cpu"))?;
+    check(
+        refused.code == Some(4) && refused.err.contains("--force"),
+        || refused.err.clone(),
+    )?;
+    check(snapshot(folder.path())? == stands, || {
+        "the old output changed".into()
+    })?;
+    succeeds(folder.path(), &format!("{smaller} --force"))?;
+    let replaced = snapshot(folder.path())?;
+    check(
+        replaced.get(Path::new("new/out/model.gguf"))
+            != stands.get(Path::new("new/out/model.gguf")),
+        || "--force replaced nothing".into(),
+    )?;
+    check(replaced.len() == stands.len(), || format!("{replaced:?}"))
+}
+
+fn recipes() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let flags = format!("quantize {NANO} --bits 5 --grid zero-point --exclude *mlp* {SHORT}");
+    let printed = succeeds(folder.path(), &format!("{flags} --print-recipe"))?.out;
+    std::fs::write(folder.path().join("r.toml"), &printed)?;
+    let direct = succeeds(folder.path(), &format!("{flags} --out a --json=-"))?.json()?;
+    let by_recipe = succeeds(folder.path(), "compress r.toml --out b --json=-")?.json()?;
+    check(direct["outputs"] == by_recipe["outputs"], || {
+        format!("{direct} is not {by_recipe}")
+    })?;
+    let again = succeeds(folder.path(), "compress r.toml --print-recipe")?.out;
+    check(again == printed, || again.clone())?;
+    let other = format!("compress r.toml --model {TINY} --seed 3 --print-recipe");
+    let other = succeeds(folder.path(), &other)?.out;
+    check(other.contains(TINY) && other.contains("seed = 3"), || {
+        other.clone()
+    })
+}
+
+fn dry_run() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let json = succeeds(folder.path(), "compress --dry-run --out a/b --json=-")?.json()?;
+    let lines = json["plan"]["tensors"].as_array().map_or(0, Vec::len);
+    check(lines == 57, || format!("{json}"))?;
+    let left = snapshot(folder.path())?;
+    check(left.is_empty(), || format!("{left:?}"))
+}
+
+fn exports() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let quantize = format!("quantize {TINY} --no-eval --out q");
+    succeeds(folder.path(), &quantize)?;
+    let packed = perplexity(folder.path(), "q/packed")?;
+    let gguf = perplexity(folder.path(), "q/model.gguf")?;
+    let hf = perplexity(folder.path(), "q/hf")?;
+    check(
+        packed == gguf && packed != perplexity(folder.path(), TINY)?,
+        || format!("packed {packed}, gguf {gguf}"),
+    )?;
+    // The folder for transformers is rounded to f16 once more.
+    check((hf / packed - 1.0).abs() < 1e-3, || {
+        format!("packed {packed}, hf {hf}")
+    })?;
+    // From each to each; the artifact's folder stands for its packed model.
+    for (model, format, out, wanted) in [
+        ("q", "gguf", "a.gguf", packed),
+        ("q", "packed", "a", packed),
+        ("a.gguf", "packed", "b", packed),
+        ("a.gguf", "hf", "c", hf),
+        ("c", "gguf", "c.gguf", hf),
+    ] {
+        let export = format!("export {model} --format {format} --out {out}");
+        succeeds(folder.path(), &export)?;
+        let value = perplexity(folder.path(), out)?;
+        check(value == wanted, || {
+            format!("{model} as {out}: {value}, not {wanted}")
+        })?;
+    }
+    Ok(())
+}
+
+fn gguf_rounding() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    for (index, (flags, warns)) in [
+        ("--bits 3", true),
+        ("--group-size 64", true),
+        ("--bits 5", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let quantize = format!("quantize {NANO} --no-eval {flags} --out {index}");
+        let run = succeeds(folder.path(), &quantize)?;
+        let warned = run.err.contains("warning:") && run.err.contains("f16");
+        check(warned == warns, || format!("{flags}: {}", run.err))?;
+        let export = format!("export {index} --format gguf --out {index}.gguf");
+        let run = succeeds(folder.path(), &export)?;
+        let warned = run.err.contains("warning:") && run.err.contains("f16");
+        check(warned == warns, || format!("export {flags}: {}", run.err))?;
+    }
+    Ok(())
+}
+
+fn without_adapter() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let run = |device: &str| -> Result<Run, Failed> {
+        let arguments = format!("eval {NANO} --ppl {TEXT} {SHORT} --device {device}");
+        let mut command = command(folder.path(), &arguments);
+        for name in [
+            "VK_DRIVER_FILES",
+            "VK_ICD_FILENAMES",
+            "__EGL_VENDOR_LIBRARY_FILENAMES",
+        ] {
+            command.env(name, "/nonexistent");
+        }
+        for name in ["WGPU_BACKEND", "WGPU_ADAPTER_NAME"] {
+            command.env_remove(name);
+        }
+        Ok(command.output()?.into())
+    };
+    // Elsewhere adapters do not go away by these variables.
+    let gpu = run("gpu")?;
+    if !cfg!(target_os = "linux") {
+        return Ok(());
+    }
+    check(
+        gpu.code == Some(3) && gpu.err.contains("error: no GPU adapter"),
+        || format!("{:?} {}", gpu.code, gpu.err),
+    )?;
+    let auto = run("auto")?;
+    let notes = auto.err.lines().filter(|line| line.starts_with("note: "));
+    check(
+        auto.code == Some(0) && notes.count() == 1 && auto.out.contains("on cpu"),
+        || format!("{:?} {}{}", auto.code, auto.out, auto.err),
+    )
+}
+
+fn on_gpu() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let json = |device: &str| {
+        let arguments = format!("eval {NANO} --ppl {TEXT} {SHORT} --json=- --device {device}");
+        lopper(folder.path(), &arguments)?.json()
+    };
+    let value = |json: &Value| json["perplexity"]["value"].as_f64().unwrap_or(f64::NAN);
+    let (cpu, gpu) = (json("cpu")?, json("gpu")?);
+    check((value(&gpu) / value(&cpu) - 1.0).abs() < 1e-4, || {
+        format!("{gpu} is not {cpu}")
+    })?;
+    check(gpu["device"] != "cpu", || format!("{gpu}"))?;
+    for command in [
+        format!("eval {TINY} --ppl {TEXT}"),
+        "compress --out q".into(),
+    ] {
+        let small = lopper(
+            folder.path(),
+            &format!("{command} --vram-budget 1MiB --device gpu"),
+        )?;
+        let message = small.err.lines().any(|line| {
+            line.starts_with("error: out of GPU memory") && line.contains(" 1048576 bytes")
+        });
+        check(small.code == Some(3) && message, || small.err.clone())?;
+    }
+    let left = snapshot(folder.path())?;
+    check(left.is_empty(), || format!("{left:?}"))
+}

@@ -1,0 +1,126 @@
+//! Tasks as a script sees them: flags, JSON fields, and what a mistake costs.
+
+use libtest_mimic::{Failed, Trial};
+use serde_json::Value;
+
+use crate::program::{NANO, TEXT, TINY, check, lopper, succeeds};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        Trial::test("cli_tasks::figures", figures),
+        Trial::test("cli_tasks::mistakes", mistakes),
+        Trial::test("cli_tasks::a_parent_and_its_child", pair),
+    ]
+}
+
+fn figures() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let arguments = format!(
+        "eval {NANO} --task headlines,cloze --limit 12 --shots 0,2 --ppl {TEXT} --ctx 128 --max-tokens 256 --json=-"
+    );
+    let run = succeeds(folder.path(), &arguments)?;
+    let json: Value = serde_json::from_str(&run.out)?;
+    let headlines = &json["tasks"]["headlines"];
+    check(
+        json["schema"] == 1
+            && json["perplexity"]["value"].is_f64()
+            && json["questions_per_second"].is_f64(),
+        || run.out.clone(),
+    )?;
+    for key in ["acc", "acc_stderr", "acc_norm", "macro_f1", "chance"] {
+        check(headlines[key].is_f64(), || format!("{key}: {headlines}"))?;
+    }
+    let counts = headlines["confusion"].as_array().ok_or("a matrix")?;
+    let counts = counts.iter().filter_map(Value::as_array).flatten();
+    check(
+        counts.filter_map(Value::as_u64).sum::<u64>() == 12
+            && headlines["n"] == 12
+            && headlines["shots"] == 2
+            && headlines["by_shots"][0]["shots"] == 0
+            && json["tasks"]["cloze"]["perplexity"].is_f64(),
+        || run.out.clone(),
+    )?;
+    let text = succeeds(
+        folder.path(),
+        &format!("eval {NANO} --task headlines --limit 3"),
+    )?;
+    let found = text.out.contains("macro F1") && text.out.contains("right \\ picked");
+    check(found, || text.out.clone())
+}
+
+/// Both models answer the same questions, in `compare` and in `eval --base`; what they answered can be compared again.
+fn pair() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let text = "--ctx 128 --max-tokens 384";
+    let tasks = "--task headlines,cloze --limit 30";
+    let compare = format!(
+        "compare {TINY} {NANO} {text} {tasks} --samples child.jsonl --lm-eval child.json --json=-"
+    );
+    let run = succeeds(folder.path(), &compare)?;
+    let compared: Value = serde_json::from_str(&run.out)?;
+    check(
+        compared["text"]["kl"]["mean"].as_f64() > Some(0.0)
+            && compared["tasks"].as_array().map(Vec::len) == Some(2)
+            && compared["summary"]
+                .as_str()
+                .is_some_and(|words| words.contains("smaller")),
+        || run.out.clone(),
+    )?;
+    let results = std::fs::read_to_string(folder.path().join("child.json"))?;
+    let results: Value = serde_json::from_str(&results)?;
+    check(results["results"]["headlines"]["acc,none"].is_f64(), || {
+        results.to_string()
+    })?;
+
+    let eval = format!("eval {NANO} --base {TINY} {tasks} --samples again.jsonl --json=-");
+    let run = succeeds(folder.path(), &eval)?;
+    let based: Value = serde_json::from_str(&run.out)?;
+    check(
+        based["task_changes"] == compared["tasks"]
+            && based["share"] == compared["share"]
+            && based["base_tasks"]["cloze"]["n"] == 30
+            && based["perplexity"].is_null(),
+        || run.out.clone(),
+    )?;
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name));
+    check(read("child.jsonl")? == read("again.jsonl")?, || {
+        "the same answers, other samples".into()
+    })?;
+
+    // A model answers beside what is in a file.
+    let mixed = format!("compare {TINY} child.jsonl {tasks} --json=-");
+    let run = succeeds(folder.path(), &mixed)?;
+    let mixed: Value = serde_json::from_str(&run.out)?;
+    check(mixed["tasks"] == compared["tasks"], || run.out.clone())
+}
+
+fn mistakes() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let range = "{\"question\":\"Q\",\"choices\":[\"a\",\"b\"],\"answer\":5}\n";
+    std::fs::write(folder.path().join("range.jsonl"), range)?;
+    std::fs::write(folder.path().join("empty.jsonl"), "")?;
+    for (flags, parts) in [
+        ("", "--task"),
+        ("--task nothing", "mmlu-mini"),
+        (
+            "--task range.jsonl",
+            "range.jsonl: line 1: expected an answer from 0 to 1",
+        ),
+        ("--task empty.jsonl", "at least one question"),
+        ("--task headlines,headlines", "twice"),
+        ("--task mmlu-mini --shots 0,90", "examples"),
+        (
+            "--task headlines --shots 500 --limit 2",
+            "context of 512 tokens",
+        ),
+        ("--task headlines --limit 0", "--limit"),
+        ("--task headlines --shots-from range.jsonl", "embedded"),
+        ("--shots 2 --ppl embedded:heldout-2026", "--task"),
+    ] {
+        let run = lopper(folder.path(), &format!("eval {NANO} {flags} --device cpu"))?;
+        check(run.code == Some(2) && run.err.contains(parts), || {
+            format!("{flags}: {:?}, {}", run.code, run.err)
+        })?;
+    }
+    Ok(())
+}

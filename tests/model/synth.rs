@@ -1,0 +1,96 @@
+//! Models of real shapes with random weights: they open, they compute, and a seed is a model.
+
+use libtest_mimic::{Failed, Trial};
+use lopper::model::{Checkpoint, Synth, Weights};
+use lopper::tensor::{WHOLE_ROW, WeightFormat, weight_type};
+
+use crate::program::{TEXT, lopper};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        Trial::test("synth::written_and_measured", written_and_measured),
+        Trial::test("synth::parameters_of_the_shapes", parameters_of_the_shapes),
+        Trial::test("synth::a_seed_is_a_model", a_seed_is_a_model),
+        Trial::test("synth::bad_arguments", bad_arguments),
+    ]
+}
+
+fn written_and_measured() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let made = "synth smollm2-135m --layers 1 --type nvfp4 --out made";
+    let run = lopper(folder.path(), made)?;
+    if run.code != Some(0) {
+        return Err(format!("{}{}", run.out, run.err).into());
+    }
+    let eval = format!("eval made --ppl {TEXT} --ctx 64 --max-tokens 128 --device cpu --json=-");
+    let run = lopper(folder.path(), &eval)?;
+    let report: serde_json::Value = serde_json::from_str(&run.out)?;
+    // Random logits of unit variance over 49 152 tokens: perplexity near 49 152 * e^(1/2 + 1/2).
+    let perplexity = report["perplexity"]["value"].as_f64().unwrap_or(0.0);
+    if !(3e4..4e5).contains(&perplexity) {
+        return Err(format!("perplexity {perplexity}").into());
+    }
+    // One token per byte, and the bytes come back.
+    let tokenizer =
+        Checkpoint::open(folder.path().join("made").to_str().ok_or("a path")?)?.tokenizer()?;
+    let text = "Grüße, 你好!\n\t\u{1}";
+    let ids = tokenizer.encode(text, true)?;
+    let bytes: Vec<u32> = text.bytes().map(u32::from).collect();
+    if ids != bytes || tokenizer.decode(&ids, true)? != text {
+        return Err(format!("{ids:?}").into());
+    }
+    Ok(())
+}
+
+/// The models' known sums.
+fn parameters_of_the_shapes() -> Result<(), Failed> {
+    for (shape, parameters) in [
+        ("smollm2-135m", 134_515_008u64),
+        ("tinyllama-1.1b", 1_100_048_384),
+        ("llama-3.1-8b", 8_030_261_248),
+    ] {
+        let model = Synth::new(shape, WeightFormat::f16(), None, 0)?;
+        let sizes = model
+            .specs()
+            .iter()
+            .map(|spec| spec.rows as u64 * spec.columns as u64);
+        let found: u64 = sizes.sum();
+        if found != parameters {
+            return Err(format!("{shape}: {found}").into());
+        }
+    }
+    Ok(())
+}
+
+fn a_seed_is_a_model() -> Result<(), Failed> {
+    let ty = weight_type("uint3z").ok_or("a type")?;
+    let format = WeightFormat {
+        ty,
+        group_size: WHOLE_ROW,
+    };
+    let load = |seed: u64, index: usize| {
+        let model = Synth::new("smollm2-135m", format, Some(2), seed)?;
+        model.load(&model.specs()[index])
+    };
+    let (first, again, other) = (load(3, 4)?, load(3, 4)?, load(4, 4)?);
+    if first != again || first == other || first == load(3, 13)? {
+        return Err("a seed and a name make a tensor".into());
+    }
+    Ok(())
+}
+
+fn bad_arguments() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    for (arguments, said) in [
+        ("llama-9", "tinyllama-1.1b"),
+        ("smollm2-135m --type q9", "a weight type"),
+        ("smollm2-135m --type int4 --group-size 48", "power of two"),
+        ("smollm2-135m --layers 0", "at least 1"),
+    ] {
+        let run = lopper(folder.path(), &format!("synth {arguments} --out made"))?;
+        if run.code != Some(2) || !run.err.contains(said) || folder.path().join("made").exists() {
+            return Err(format!("{arguments}: {:?} {}{}", run.code, run.out, run.err).into());
+        }
+    }
+    Ok(())
+}

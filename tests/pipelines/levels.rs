@@ -1,0 +1,307 @@
+//! Types whose codes are levels: ternary, NF4, FP4, FP8, MXFP4, NVFP4. Against NumPy's, and through the whole program.
+
+use std::path::Path;
+
+use libtest_mimic::{Failed, Trial};
+use lopper::device::{Device, HostTensor, Matrix, Random};
+use lopper::formats::Source;
+use lopper::formats::safetensors::Safetensors;
+use lopper::gpu::Options;
+use lopper::kernels::matmul::{Destination, Input, linear};
+use lopper::methods::quantize::rtn::rtn;
+use lopper::methods::quantize::{Scheme, level_type, prescribed_group_size};
+use lopper::recipe::Grid;
+use lopper::tensor::{DType, Packed, codebook, minifloat};
+
+use crate::machine::gpu_trial;
+use crate::program::{NANO, SHORT, lopper};
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = vec![
+        Trial::test("levels::minifloats", minifloats),
+        Trial::test("levels::bad_schemes", bad_schemes),
+        Trial::test("levels::not_finite", not_finite),
+        Trial::test("levels::through_the_program", through_the_program),
+        Trial::test("levels::a_users_codebook", users_codebook),
+        Trial::test("levels::bad_codebooks", bad_codebooks),
+        Trial::test("levels::grids_by_name", grids_by_name),
+        gpu_trial("levels::codebooks_on_the_gpu".into(), codebooks_on_the_gpu),
+    ];
+    for grid in Grid::LEVELED {
+        let name = grid.name();
+        trials.push(Trial::test(format!("levels::cpu::{name}"), move || {
+            like_numpy(&Device::Cpu, grid)
+        }));
+        trials.push(gpu_trial(format!("levels::gpu::{name}"), move || {
+            like_numpy(&crate::machine::device(Options::default())?, grid)
+        }));
+    }
+    trials
+}
+
+fn scheme(grid: Grid) -> Result<Scheme, Failed> {
+    let ty = level_type(grid).ok_or("a grid of levels has a type")?;
+    Ok(Scheme {
+        grid,
+        bits: ty.bits,
+        group_size: prescribed_group_size(ty).unwrap_or(32),
+        codebook: None,
+    })
+}
+
+/// assets/fixtures/levels.py, written apart from this project's code, gives the same numbers to the last bit.
+fn like_numpy(device: &Device, grid: Grid) -> Result<(), Failed> {
+    let file = Safetensors::open(Source::open(Path::new(
+        "assets/fixtures/levels.safetensors",
+    ))?)?;
+    let values = |name: &str| -> Result<Vec<f32>, Failed> {
+        let tensor = file.get(name).ok_or("levels.safetensors has it")?;
+        let bytes = tensor.bytes.as_chunks::<4>().0;
+        Ok(bytes.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    };
+    let weight = Packed::from_f32(&values("weight")?, 6, 160);
+    let expected = values(grid.name())?;
+    let found = rtn(device, &weight, scheme(grid)?, "weight")?.to_f32();
+    let differ: Vec<_> = (0..expected.len())
+        .filter(|&i| found[i] != expected[i])
+        .collect();
+    match differ.first() {
+        None => Ok(()),
+        Some(&at) => Err(format!(
+            "{} of {} differ, the first at {at}: {} instead of {}",
+            differ.len(),
+            found.len(),
+            found[at],
+            expected[at]
+        )
+        .into()),
+    }
+}
+
+/// Values from the OCP specification's tables, and every code through its own value.
+fn minifloats() -> Result<(), Failed> {
+    let e2m1: Vec<f32> = (0..8).map(|code| minifloat::decode(code, 2, 1)).collect();
+    assert_eq!(e2m1, [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]);
+    assert_eq!(minifloat::decode(0x7e, 4, 3), 448.0);
+    assert_eq!(minifloat::decode(0x01, 4, 3), f32::powi(2.0, -9));
+    assert!(minifloat::decode(0xff, 4, 3).is_nan(), "E4M3's NaN");
+    assert_eq!(minifloat::decode(0x7b, 5, 2), 57_344.0);
+    assert_eq!(minifloat::decode(0x01, 5, 2), f32::powi(2.0, -16));
+    assert_eq!(minifloat::decode(0xfc, 5, 2), f32::NEG_INFINITY);
+    for (exponent, mantissa) in [(2, 1), (4, 3), (5, 2)] {
+        for code in 0..1 << (exponent + mantissa) {
+            let value = minifloat::decode(code, exponent, mantissa);
+            let back = minifloat::encode_magnitude(value, exponent, mantissa);
+            if value.is_finite() && back != code {
+                return Err(format!("E{exponent}M{mantissa}: {code} came back as {back}").into());
+            }
+        }
+    }
+    // Ties to even, saturation.
+    assert_eq!(minifloat::encode_magnitude(0.25, 2, 1), 0);
+    assert_eq!(minifloat::encode_magnitude(0.75, 2, 1), 2);
+    assert_eq!(minifloat::encode_magnitude(5.0, 2, 1), 6);
+    assert_eq!(minifloat::encode_magnitude(1e9, 4, 3), 0x7e);
+    Ok(())
+}
+
+fn bad_schemes() -> Result<(), Failed> {
+    let told = |grid, bits, group_size| {
+        let scheme = Scheme {
+            grid,
+            bits,
+            group_size,
+            codebook: None,
+        };
+        scheme.format().err().map(|bad| (bad.field, bad.expected))
+    };
+    let said = |field, text: &str| Some((field, text.to_string()));
+    assert_eq!(told(Grid::Nf4, 3, 32), said("bits", "4 for nf4"));
+    assert_eq!(told(Grid::Mxfp4, 4, 64), said("group_size", "32 for mxfp4"));
+    assert_eq!(told(Grid::Nvfp4, 4, 32), said("group_size", "16 for nvfp4"));
+    assert_eq!(
+        told(Grid::Ternary, 2, 48).map(|bad| bad.0),
+        Some("group_size")
+    );
+    assert_eq!(told(Grid::Nf4, 4, 0), None);
+    Ok(())
+}
+
+/// A weight that is not finite is named, whatever the grid.
+fn not_finite() -> Result<(), Failed> {
+    for grid in Grid::LEVELED {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut values = vec![0.5; 3 * 64];
+            values[64 + 5] = bad;
+            let weight = Packed::from_f32(&values, 3, 64);
+            match rtn(&Device::Cpu, &weight, scheme(grid)?, "w") {
+                Err(error) if error.to_string().contains("row 1, column 5") => {}
+                other => return Err(format!("{}: {other:?}", grid.name()).into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A model in each type is written, opened again as it is, and measures the same.
+fn through_the_program() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    for grid in Grid::LEVELED {
+        let name = level_type(grid).map_or("", |ty| ty.name);
+        let run = lopper(
+            folder.path(),
+            &format!("quantize {NANO} --type {name} --device cpu {SHORT} --out {name}"),
+        )?;
+        if run.code != Some(0) {
+            return Err(format!("{name}: {}{}", run.out, run.err).into());
+        }
+        let manifest = std::fs::read_to_string(folder.path().join(name).join("manifest.json"))?;
+        let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
+        let text = crate::program::TEXT;
+        let run = lopper(
+            folder.path(),
+            &format!("eval {name}/packed --ppl {text} --device cpu {SHORT} --json=-"),
+        )?;
+        let report: serde_json::Value = serde_json::from_str(&run.out)?;
+        let (before, after) = (
+            &manifest["stages"][0]["figures"]["perplexity"]["value"],
+            &report["perplexity"]["value"],
+        );
+        let near = match (before.as_f64(), after.as_f64()) {
+            (Some(a), Some(b)) => {
+                // Rounding to three values without training ruins a model; the others cost little.
+                (a / b - 1.0).abs() < 1e-6 && (a < 70.0 || grid == Grid::Ternary)
+            }
+            _ => false,
+        };
+        if !near {
+            return Err(format!("{name}: {before}, then {after}: {manifest}").into());
+        }
+    }
+    Ok(())
+}
+
+/// Entries of no pattern, in no order, as many as asked.
+fn entries(count: usize) -> Vec<f32> {
+    let mut random = Random::new(77);
+    random.values(count, 3.0)
+}
+
+/// Codes of 1 to 8 bits, of books that fill them or not: the GPU finds the CPU's codes, and the products agree with the
+/// reference.
+fn codebooks_on_the_gpu() -> Result<(), Failed> {
+    let runner = crate::machine::open(Options {
+        checked: true,
+        ..Options::default()
+    })?;
+    let device = Device::Checked(runner);
+    for count in [2, 3, 7, 16, 27, 64, 100, 256] {
+        let ty = codebook(&entries(count))?;
+        let weight = Packed::from_f32(&Random::new(5).values(24 * 160, 0.1), 24, 160);
+        let scheme = Scheme {
+            grid: Grid::Codebook,
+            bits: ty.bits,
+            group_size: 32,
+            codebook: Some(ty),
+        };
+        let packed = rtn(&device, &weight, scheme, "w")?;
+        if packed != rtn(&Device::Cpu, &weight, scheme, "w")? {
+            return Err(format!("{count} entries: not the CPU's codes").into());
+        }
+        let matrix = Matrix::upload(&device, &packed, "w")?;
+        for tokens in [1, 3, 40] {
+            let x = HostTensor::from_f32(DType::F32, &[tokens, 160], &entries(tokens * 160));
+            // `checked` compares with the reference.
+            let input = Input::new(device.upload(&x, "x")?, 160, 2);
+            let new = Destination::New(DType::F32);
+            linear(&device, &input, &matrix, None, new)?;
+        }
+    }
+    Ok(())
+}
+
+fn users_codebook() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let book: Vec<String> = entries(27)
+        .iter()
+        .map(|entry| format!("{entry:?}"))
+        .collect();
+    let recipe = format!(
+        "model = \"{NANO}\"\n[[stage]]\nkind = \"quantize\"\nbits = 5\ngrid = \"codebook\"\ncodebook = [{}]\n[evaluate]\ntext = \"{}\"\nctx = 128\nmax_tokens = 1024\n",
+        book.join(", "),
+        crate::program::TEXT
+    );
+    std::fs::write(folder.path().join("r.toml"), recipe)?;
+    let run = lopper(folder.path(), "compress r.toml --device cpu --out made")?;
+    if run.code != Some(0) {
+        return Err(format!("{}{}", run.out, run.err).into());
+    }
+    let manifest = std::fs::read_to_string(folder.path().join("made/manifest.json"))?;
+    let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
+    let text = crate::program::TEXT;
+    let run = lopper(
+        folder.path(),
+        &format!("eval made/packed --ppl {text} --device cpu {SHORT} --json=-"),
+    )?;
+    let report: serde_json::Value = serde_json::from_str(&run.out)?;
+    let (before, after) = (
+        &manifest["stages"][0]["figures"]["perplexity"]["value"],
+        &report["perplexity"]["value"],
+    );
+    match (before.as_f64(), after.as_f64()) {
+        (Some(a), Some(b)) if (a / b - 1.0).abs() < 1e-6 && a < 70.0 => Ok(()),
+        _ => Err(format!("{before}, then {after}").into()),
+    }
+}
+
+/// A grid's name is enough: it brings its bits and its group size.
+fn grids_by_name() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    for (grid, lines) in [
+        ("nvfp4", ["bits = 4", "group_size = 16"]),
+        ("fp8-e5m2", ["bits = 8", "group_size = 32"]),
+        ("zero-point", ["bits = 4", "group_size = 32"]),
+    ] {
+        let arguments = format!("quantize {NANO} --grid {grid} --print-recipe");
+        let run = lopper(folder.path(), &arguments)?;
+        if run.code != Some(0) || lines.iter().any(|line| !run.out.contains(line)) {
+            return Err(format!("{grid}: {:?} {}{}", run.code, run.out, run.err).into());
+        }
+    }
+    Ok(())
+}
+
+fn bad_codebooks() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let told = |keys: &str, said: &str| -> Result<(), Failed> {
+        let text = format!("model = \"{NANO}\"\n[[stage]]\nkind = \"quantize\"\n{keys}\n");
+        std::fs::write(folder.path().join("r.toml"), text)?;
+        let run = lopper(folder.path(), "compress r.toml --device cpu --out made")?;
+        if run.code == Some(2) && run.err.contains(said) && !folder.path().join("made").exists() {
+            Ok(())
+        } else {
+            Err(format!("{keys}: {:?} {}{}", run.code, run.out, run.err).into())
+        }
+    };
+    let grid = "grid = \"codebook\"\ncodebook =";
+    told(
+        &format!("bits = 2\n{grid} [0.0, nan, 1.0]"),
+        "NaN as entry 1",
+    )?;
+    told(
+        &format!("bits = 2\n{grid} [0.0, inf, 1.0]"),
+        "inf as entry 1",
+    )?;
+    told(
+        &format!("bits = 8\n{grid} {:?}", entries(257)),
+        "257 entries",
+    )?;
+    told(&format!("bits = 1\n{grid} [0.5]"), "1 entries")?;
+    told(&format!("bits = 1\n{grid} [0.0, 0.0]"), "no entry but 0")?;
+    told(&format!("bits = 3\n{grid} [-1.0, 0.0, 1.0]"), "expected 2")?;
+    told("bits = 2\ngrid = \"codebook\"", "stage.codebook")?;
+    told(
+        "bits = 4\ngrid = \"nf4\"\ncodebook = [-1.0, 1.0]",
+        "stage.codebook",
+    )
+}

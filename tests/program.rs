@@ -1,0 +1,103 @@
+//! The program as a script runs it: a command in a folder, what it prints and returns, what it leaves behind.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use libtest_mimic::Failed;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+pub const TINY: &str = "embedded:tiny-llama";
+pub const NANO: &str = "embedded:nano-llama";
+pub const TEXT: &str = "embedded:heldout-2026";
+/// A quick measurement.
+pub const SHORT: &str = "--ctx 128 --max-tokens 1024";
+
+/// What a run of the program left.
+pub struct Run {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Run {
+    pub fn json(&self) -> Result<Value, Failed> {
+        let value = serde_json::from_str(&self.out);
+        value.map_err(|error| format!("standard output is not JSON: {error}: {}", self.out).into())
+    }
+}
+
+impl From<Output> for Run {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// The program in a folder, with arguments separated by spaces.
+pub fn command(folder: &Path, arguments: &str) -> Command {
+    static DISPLAY: OnceLock<TempDir> = OnceLock::new();
+    let display = DISPLAY.get_or_init(|| TempDir::new().expect("a temporary folder"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lopper"));
+    command
+        .current_dir(folder)
+        .args(arguments.split_whitespace())
+        .env("XDG_RUNTIME_DIR", display.path())
+        // Whoever runs the tests may have tuned the machine.
+        .env("LOPPER_CACHE", folder);
+    command
+}
+
+pub fn lopper(folder: &Path, arguments: &str) -> Result<Run, Failed> {
+    Ok(command(folder, arguments).output()?.into())
+}
+
+/// As [`lopper`], on the CPU, and it must succeed.
+pub fn succeeds(folder: &Path, arguments: &str) -> Result<Run, Failed> {
+    let run = lopper(folder, &format!("{arguments} --device cpu"))?;
+    if run.code == Some(0) {
+        return Ok(run);
+    }
+    Err(format!("lopper {arguments}: exit {:?}: {}", run.code, run.err).into())
+}
+
+/// Every file below a folder with its bytes' hash, and every folder.
+pub fn snapshot(folder: &Path) -> Result<BTreeMap<PathBuf, String>, Failed> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next)? {
+            let path = entry?.path();
+            let about = path.symlink_metadata()?;
+            let what = if about.is_file() {
+                sha256(&std::fs::read(&path)?)
+            } else if about.is_dir() {
+                folders.push(path.clone());
+                "folder".into()
+            } else {
+                "other".into()
+            };
+            found.insert(path.strip_prefix(folder)?.to_path_buf(), what);
+        }
+    }
+    Ok(found)
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
+    let hash = Sha256::digest(bytes);
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Failed> {
+    if holds {
+        Ok(())
+    } else {
+        Err(otherwise().into())
+    }
+}
