@@ -59,13 +59,24 @@ pub fn gpu_trial(name: String, run: impl FnOnce() -> Result<(), Failed> + Send +
     Trial::test(name, run).with_ignored_flag(!has_gpu() && !required)
 }
 
-/// Trials from a table of plain functions.
-pub fn plain_trials(table: &[(&'static str, fn())]) -> Vec<Trial> {
-    let trial = |&(name, test): &(&'static str, fn())| {
-        Trial::test(name, move || {
-            test();
-            Ok(())
-        })
-    };
-    table.iter().map(trial).collect()
+/// A trial of a function that panics or returns an error where it fails.
+pub fn trial<R: Outcome>(name: &str, run: fn() -> R) -> Trial {
+    Trial::test(name, move || run().outcome())
+}
+
+/// What a test returns.
+pub trait Outcome: 'static {
+    fn outcome(self) -> Result<(), Failed>;
+}
+
+impl Outcome for () {
+    fn outcome(self) -> Result<(), Failed> {
+        Ok(())
+    }
+}
+
+impl Outcome for Result<(), Failed> {
+    fn outcome(self) -> Result<(), Failed> {
+        self
+    }
 }

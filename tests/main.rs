@@ -6,6 +6,16 @@
 //!
 //! GPU trials need an adapter. Without one they are listed as ignored, or fail where `LOPPER_REQUIRE_GPU=1` is set.
 
+/// The trials of a suite, each of a function of its name. Those behind `gpu` need an adapter.
+macro_rules! suite {
+    ($suite:literal: $($test:ident),* $(; gpu: $($on_gpu:ident),*)?) => {
+        vec![
+            $(crate::machine::trial(concat!($suite, "::", stringify!($test)), $test),)*
+            $($(crate::machine::gpu_trial(concat!($suite, "::", stringify!($on_gpu)).into(), $on_gpu),)*)?
+        ]
+    };
+}
+
 mod layers;
 mod machine;
 mod program;

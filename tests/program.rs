@@ -16,7 +16,8 @@ pub const TEXT: &str = "embedded:heldout-2026";
 /// A quick measurement.
 pub const SHORT: &str = "--ctx 128 --max-tokens 1024";
 
-/// What a run of the program left.
+/// The exit code of a run of the program, and what it printed.
+#[derive(Debug)]
 pub struct Run {
     pub code: Option<i32>,
     pub out: String,
@@ -27,6 +28,12 @@ impl Run {
     pub fn json(&self) -> Result<Value, Failed> {
         let value = serde_json::from_str(&self.out);
         value.map_err(|error| format!("standard output is not JSON: {error}: {}", self.out).into())
+    }
+}
+
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit {:?}: {}{}", self.code, self.out, self.err)
     }
 }
 

@@ -15,27 +15,16 @@ use crate::program::{
 };
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        Trial::test("cli::devices", devices),
-        Trial::test("cli::inspect", inspect),
-        Trial::test("cli::eval", eval),
-        Trial::test("cli::generate", generate),
-        Trial::test("cli::logits", logits),
-        Trial::test("cli::compress", compress),
-        Trial::test("cli::recipe_printed_is_recipe_read", recipes),
-        Trial::test("cli::dry_run_writes_nothing", dry_run),
-        Trial::test("cli::exports_open_again", exports),
-        Trial::test("cli::gguf_rounding_is_announced", gguf_rounding),
-        Trial::test("cli::without_adapter", without_adapter),
-        gpu_trial("cli::gpu".into(), on_gpu),
-    ]
+    let mut trials = suite!("cli":
+        devices, inspect, eval, generate, logits, compress, recipe_printed_is_recipe_read,
+        dry_run_writes_nothing, exports_open_again, gguf_rounding_is_announced, without_adapter);
+    trials.push(gpu_trial("cli::gpu".into(), on_gpu));
+    trials
 }
 
 fn has_fields(value: &Value, fields: &str) -> Result<(), Failed> {
     for field in fields.split_whitespace() {
-        check(value.get(field).is_some(), || {
-            format!("no field `{field}` in {value}")
-        })?;
+        assert!(value.get(field).is_some(), "no field `{field}` in {value}");
     }
     Ok(())
 }
@@ -62,7 +51,8 @@ fn devices() -> Result<(), Failed> {
         has_fields(device, "name backend type driver tier limits features")?;
     }
     let none = lopper(folder.path(), "devices --adapter nonesuch --json=-")?;
-    check(none.json()? == Value::Array(vec![]), || none.out.clone())
+    assert!(none.json()? == Value::Array(vec![]), "{none}");
+    Ok(())
 }
 
 fn inspect() -> Result<(), Failed> {
@@ -71,16 +61,15 @@ fn inspect() -> Result<(), Failed> {
     has_fields(&json, "schema model family parameters bytes bytes_f16")?;
     let tensors = json["tensors"].as_array().ok_or("no tensors")?;
     let sum: u64 = tensors.iter().filter_map(|t| t["bytes"].as_u64()).sum();
-    check(
+    assert!(
         Some(sum) == json["bytes"].as_u64() && tensors.len() == 57 && json["layers"] == 6,
-        || format!("{json}"),
-    )?;
+        "{json}"
+    );
     // A file instead of standard output, which then belongs to the person.
     let run = succeeds(folder.path(), &format!("inspect {TINY} --json=out.json"))?;
     let file: Value = serde_json::from_slice(&std::fs::read(folder.path().join("out.json"))?)?;
-    check(file == json && run.out.contains("lm_head.weight"), || {
-        run.out.clone()
-    })
+    assert!(file == json && run.out.contains("lm_head.weight"), "{run}");
+    Ok(())
 }
 
 fn eval() -> Result<(), Failed> {
@@ -91,9 +80,7 @@ fn eval() -> Result<(), Failed> {
     let figure = &json["perplexity"];
     has_fields(figure, "value stderr ctx tokens_scored convention")?;
     let value = figure["value"].as_f64().unwrap_or(f64::NAN);
-    check((value - 57.70).abs() <= 0.05, || {
-        format!("perplexity {value}")
-    })?;
+    assert!((value - 57.70).abs() <= 0.05, "perplexity {value}");
     check(
         figure["tokens_scored"] == 8160 && figure["ctx"] == 256 && figure["convention"] == "lopper",
         || format!("{figure}"),
@@ -109,10 +96,10 @@ fn eval() -> Result<(), Failed> {
     let ctx = model.tokenizer()?.encode(words, true)?.len();
     let half = format!("eval m --ppl t.txt --ctx {ctx} --convention llama.cpp --json=-");
     let half = succeeds(folder.path(), &half)?.json()?;
-    check(
+    assert!(
         half["perplexity"]["tokens_scored"] == ctx - 1 - ctx / 2,
-        || format!("{half}"),
-    )?;
+        "{half}"
+    );
     let long = format!("eval {NANO} --ppl {TEXT} --ctx 1024 --max-tokens 1024");
     let long = succeeds(folder.path(), &long)?;
     check(long.err.contains("context of 512"), || {
@@ -129,14 +116,12 @@ fn generate() -> Result<(), Failed> {
     );
     let tokens = |json: &Value| json["tokens"].as_array().map_or(0, Vec::len);
     let text = first["text"].as_str().unwrap_or_default();
-    check(!text.trim().is_empty() && tokens(&first) == 24, || {
-        format!("{first}")
-    })?;
+    assert!(!text.trim().is_empty() && tokens(&first) == 24, "{first}");
     check(first["tokens"] == second["tokens"], || {
         format!("{first} is not {second}")
     })?;
     let printed = succeeds(folder.path(), &greedy.replace(" --json=-", ""))?.out;
-    check(printed == format!("People{text}\n"), || printed.clone())?;
+    assert!(printed == format!("People{text}\n"), "{printed}");
     let drawn = format!("{greedy} --temperature 1.5 --seed");
     let (seven, eight) = (
         succeeds(folder.path(), &format!("{drawn} 7"))?.json()?,
@@ -146,9 +131,7 @@ fn generate() -> Result<(), Failed> {
         "the seed changes nothing".into()
     })?;
     let none = succeeds(folder.path(), &greedy.replace("24", "0"))?.json()?;
-    check(tokens(&none) == 0 && none["text"] == "", || {
-        format!("{none}")
-    })?;
+    assert!(tokens(&none) == 0 && none["text"] == "", "{none}");
     // However many are asked for, the model's context is the limit.
     let endless = format!("generate {NANO} --prompt People -n {}", usize::MAX);
     succeeds(folder.path(), &endless).map(drop)
@@ -165,9 +148,7 @@ fn logits() -> Result<(), Failed> {
         .iter()
         .flat_map(|id| id.to_le_bytes())
         .collect();
-    check(ids.shape == [1, 3] && ids.bytes == wanted, || {
-        format!("{ids:?}")
-    })?;
+    assert!(ids.shape == [1, 3] && ids.bytes == wanted, "{ids:?}");
     let shapes = [
         ("logits", 4096),
         ("hidden.0", 64),
@@ -182,13 +163,14 @@ fn logits() -> Result<(), Failed> {
             format!("{name}: {:?} {values:?}", tensor.shape)
         })?;
     }
-    check(file.get("hidden.3").is_none(), || "hidden.3".into())?;
+    assert!(file.get("hidden.3").is_none(), "hidden.3");
     succeeds(folder.path(), &format!("{arguments} --force"))?;
     let again = Safetensors::open(Source::open(&path)?)?;
-    check(
+    assert!(
         again.get("hidden.0").is_none() && again.get("logits").is_some(),
-        || "--force did not replace the file".into(),
-    )
+        "--force did not replace the file"
+    );
+    Ok(())
 }
 
 fn compress() -> Result<(), Failed> {
@@ -197,26 +179,24 @@ fn compress() -> Result<(), Failed> {
     let json = succeeds(folder.path(), "compress --out new/out --json=-")?.json()?;
     let text = std::fs::read(out.join("manifest.json"))?;
     let manifest: Value = serde_json::from_slice(&text)?;
-    check(json == manifest, || {
-        "--json differs from the manifest".into()
-    })?;
+    assert!(json == manifest, "--json differs from the manifest");
     let fields = "schema lopper recipe_sha256 seed device parent stages outputs";
     has_fields(&manifest, fields)?;
     let stage = &manifest["stages"][0];
     has_fields(stage, "name seconds peak_vram figures")?;
     let value = |figures: &Value| figures["perplexity"]["value"].as_f64().unwrap_or(f64::NAN);
     let (before, after) = (value(&manifest["parent"]), value(&stage["figures"]));
-    check(
+    assert!(
         (before - 57.70).abs() <= 0.05 && after > before && after <= 61.0,
-        || format!("{before} to {after}"),
-    )?;
+        "{before} to {after}"
+    );
     let recipe = sha256(&std::fs::read(out.join("recipe.toml"))?);
-    check(manifest["recipe_sha256"] == recipe, || recipe.clone())?;
+    assert!(manifest["recipe_sha256"] == recipe, "{recipe}");
     // Every file but the manifest is listed, with its own length and hash.
     let mut files = snapshot(&out)?;
     files.retain(|path, what| what != "folder" && path != Path::new("manifest.json"));
     let outputs = manifest["outputs"].as_array().ok_or("no outputs")?;
-    check(outputs.len() == files.len(), || format!("{outputs:?}"))?;
+    assert!(outputs.len() == files.len(), "{outputs:?}");
     for output in outputs {
         let path = PathBuf::from(output["path"].as_str().unwrap_or_default());
         let bytes = out.join(&path).metadata()?.len();
@@ -224,30 +204,29 @@ fn compress() -> Result<(), Failed> {
             && files
                 .get(&path)
                 .is_some_and(|hash| output["sha256"] == **hash);
-        check(same, || format!("{output}"))?;
+        assert!(same, "{output}");
     }
     // Refused while it stands there; replaced by --force; a smaller parent shows which of the two it is.
     let stands = snapshot(folder.path())?;
     let smaller = format!("quantize {NANO} --no-eval --out new/out");
     let refused = lopper(folder.path(), &format!("{smaller} --device cpu"))?;
-    check(
+    assert!(
         refused.code == Some(4) && refused.err.contains("--force"),
-        || refused.err.clone(),
-    )?;
-    check(snapshot(folder.path())? == stands, || {
-        "the old output changed".into()
-    })?;
+        "{refused}"
+    );
+    assert!(snapshot(folder.path())? == stands, "the old output changed");
     succeeds(folder.path(), &format!("{smaller} --force"))?;
     let replaced = snapshot(folder.path())?;
-    check(
+    assert!(
         replaced.get(Path::new("new/out/model.gguf"))
             != stands.get(Path::new("new/out/model.gguf")),
-        || "--force replaced nothing".into(),
-    )?;
-    check(replaced.len() == stands.len(), || format!("{replaced:?}"))
+        "--force replaced nothing"
+    );
+    assert!(replaced.len() == stands.len(), "{replaced:?}");
+    Ok(())
 }
 
-fn recipes() -> Result<(), Failed> {
+fn recipe_printed_is_recipe_read() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let flags = format!("quantize {NANO} --bits 5 --grid zero-point --exclude *mlp* {SHORT}");
     let printed = succeeds(folder.path(), &format!("{flags} --print-recipe"))?.out;
@@ -258,7 +237,7 @@ fn recipes() -> Result<(), Failed> {
         format!("{direct} is not {by_recipe}")
     })?;
     let again = succeeds(folder.path(), "compress r.toml --print-recipe")?.out;
-    check(again == printed, || again.clone())?;
+    assert!(again == printed, "{again}");
     let other = format!("compress r.toml --model {TINY} --seed 3 --print-recipe");
     let other = succeeds(folder.path(), &other)?.out;
     check(other.contains(TINY) && other.contains("seed = 3"), || {
@@ -266,30 +245,29 @@ fn recipes() -> Result<(), Failed> {
     })
 }
 
-fn dry_run() -> Result<(), Failed> {
+fn dry_run_writes_nothing() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let json = succeeds(folder.path(), "compress --dry-run --out a/b --json=-")?.json()?;
     let lines = json["plan"]["tensors"].as_array().map_or(0, Vec::len);
-    check(lines == 57, || format!("{json}"))?;
+    assert!(lines == 57, "{json}");
     let left = snapshot(folder.path())?;
-    check(left.is_empty(), || format!("{left:?}"))
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
 }
 
-fn exports() -> Result<(), Failed> {
+fn exports_open_again() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let quantize = format!("quantize {TINY} --no-eval --out q");
     succeeds(folder.path(), &quantize)?;
     let packed = perplexity(folder.path(), "q/packed")?;
     let gguf = perplexity(folder.path(), "q/model.gguf")?;
     let hf = perplexity(folder.path(), "q/hf")?;
-    check(
+    assert!(
         packed == gguf && packed != perplexity(folder.path(), TINY)?,
-        || format!("packed {packed}, gguf {gguf}"),
-    )?;
+        "packed {packed}, gguf {gguf}"
+    );
     // The folder for transformers is rounded to f16 once more.
-    check((hf / packed - 1.0).abs() < 1e-3, || {
-        format!("packed {packed}, hf {hf}")
-    })?;
+    assert!((hf / packed - 1.0).abs() < 1e-3, "packed {packed}, hf {hf}");
     // From each to each; the artifact's folder stands for its packed model.
     for (model, format, out, wanted) in [
         ("q", "gguf", "a.gguf", packed),
@@ -301,14 +279,12 @@ fn exports() -> Result<(), Failed> {
         let export = format!("export {model} --format {format} --out {out}");
         succeeds(folder.path(), &export)?;
         let value = perplexity(folder.path(), out)?;
-        check(value == wanted, || {
-            format!("{model} as {out}: {value}, not {wanted}")
-        })?;
+        assert!(value == wanted, "{model} as {out}: {value}, not {wanted}");
     }
     Ok(())
 }
 
-fn gguf_rounding() -> Result<(), Failed> {
+fn gguf_rounding_is_announced() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     for (index, (flags, warns)) in [
         ("--bits 3", true),
@@ -321,11 +297,11 @@ fn gguf_rounding() -> Result<(), Failed> {
         let quantize = format!("quantize {NANO} --no-eval {flags} --out {index}");
         let run = succeeds(folder.path(), &quantize)?;
         let warned = run.err.contains("warning:") && run.err.contains("f16");
-        check(warned == warns, || format!("{flags}: {}", run.err))?;
+        assert!(warned == warns, "{flags}: {run}");
         let export = format!("export {index} --format gguf --out {index}.gguf");
         let run = succeeds(folder.path(), &export)?;
         let warned = run.err.contains("warning:") && run.err.contains("f16");
-        check(warned == warns, || format!("export {flags}: {}", run.err))?;
+        assert!(warned == warns, "export {flags}: {run}");
     }
     Ok(())
 }
@@ -352,16 +328,17 @@ fn without_adapter() -> Result<(), Failed> {
     if !cfg!(target_os = "linux") {
         return Ok(());
     }
-    check(
+    assert!(
         gpu.code == Some(3) && gpu.err.contains("error: no GPU adapter"),
-        || format!("{:?} {}", gpu.code, gpu.err),
-    )?;
+        "{gpu}"
+    );
     let auto = run("auto")?;
     let notes = auto.err.lines().filter(|line| line.starts_with("note: "));
-    check(
+    assert!(
         auto.code == Some(0) && notes.count() == 1 && auto.out.contains("on cpu"),
-        || format!("{:?} {}{}", auto.code, auto.out, auto.err),
-    )
+        "{auto}"
+    );
+    Ok(())
 }
 
 fn on_gpu() -> Result<(), Failed> {
@@ -375,7 +352,7 @@ fn on_gpu() -> Result<(), Failed> {
     check((value(&gpu) / value(&cpu) - 1.0).abs() < 1e-4, || {
         format!("{gpu} is not {cpu}")
     })?;
-    check(gpu["device"] != "cpu", || format!("{gpu}"))?;
+    assert!(gpu["device"] != "cpu", "{gpu}");
     for command in [
         format!("eval {TINY} --ppl {TEXT}"),
         "compress --out q".into(),
@@ -387,8 +364,9 @@ fn on_gpu() -> Result<(), Failed> {
         let message = small.err.lines().any(|line| {
             line.starts_with("error: out of GPU memory") && line.contains(" 1048576 bytes")
         });
-        check(small.code == Some(3) && message, || small.err.clone())?;
+        assert!(small.code == Some(3) && message, "{small}");
     }
     let left = snapshot(folder.path())?;
-    check(left.is_empty(), || format!("{left:?}"))
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
 }

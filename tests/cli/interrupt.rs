@@ -12,10 +12,7 @@ pub fn trials() -> Vec<Trial> {
     if !cfg!(unix) {
         return Vec::new();
     }
-    vec![
-        Trial::test("cli_interrupt::compress", compress),
-        Trial::test("cli_interrupt::eval", eval),
-    ]
+    suite!("cli_interrupt": compress, eval)
 }
 
 /// Starts the program, presses Ctrl-C after a while, and says how it ended.
@@ -70,14 +67,13 @@ fn compress() -> Result<(), Failed> {
             break;
         }
         let message = run.err.lines().any(|line| line.contains("interrupted"));
-        check(run.code == Some(130) && message, || {
-            format!("after {share}: {:?} {}", run.code, run.err)
-        })?;
+        assert!(run.code == Some(130) && message, "after {share}: {run}");
         let left = snapshot(folder.path())?;
-        check(left == stands, || format!("after {share}: {left:?}"))?;
+        assert!(left == stands, "after {share}: {left:?}");
         stopped += 1;
     }
-    check(stopped >= 3, || format!("stopped {stopped} times only"))
+    assert!(stopped >= 3, "stopped {stopped} times only");
+    Ok(())
 }
 
 fn eval() -> Result<(), Failed> {
@@ -89,5 +85,6 @@ fn eval() -> Result<(), Failed> {
         })?;
     }
     let left = snapshot(folder.path())?;
-    check(left.is_empty(), || format!("{left:?}"))
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
 }

@@ -5,24 +5,17 @@ use lopper::gpu::{Options, Tier};
 use lopper::measure::speed::peaks;
 use lopper::measure::trust::verify::{RandomCases, Selection, Status, verify};
 
-use crate::machine::{gpu_trial, open};
+use crate::machine::open;
 use crate::program::{command, lopper};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        gpu_trial(
-            "cli_pages::a_case_too_large_is_skipped".into(),
-            too_large_is_skipped,
-        ),
-        gpu_trial("cli_pages::random_cases_replay".into(), random_cases_replay),
-        Trial::test("cli_pages::a_case_as_a_page", case_page),
-        Trial::test("cli_pages::bench_page", bench_page),
-        Trial::test("cli_pages::peaks_know_names", peaks_know_names),
-    ]
+    suite!("cli_pages":
+        a_case_as_a_page, bench_page, peaks_know_names;
+        gpu: a_case_too_large_is_skipped, random_cases_replay)
 }
 
 /// On a device whose bindings are small, the large case is left out with the reason, and the others run.
-fn too_large_is_skipped() -> Result<(), Failed> {
+fn a_case_too_large_is_skipped() -> Result<(), Failed> {
     let runner = open(Options {
         tier: Tier::Baseline,
         max_binding: Some(1 << 20),
@@ -72,14 +65,11 @@ fn random_cases_replay() -> Result<(), Failed> {
     }
     let text = format!("kv/append {}", first[1]);
     let alone = cases(&["--kernel", &text, "--random", "0"])?;
-    if alone == first[1..2] {
-        Ok(())
-    } else {
-        Err(format!("{text}: {alone:?}").into())
-    }
+    assert!(alone == first[1..2], "{text}: {alone:?}");
+    Ok(())
 }
 
-fn case_page() -> Result<(), Failed> {
+fn a_case_as_a_page() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let text = "residual/add [act=f32,out=f32] count=5,infinity";
     let mut command = command(folder.path(), "verify --page case.html --kernel");
@@ -95,9 +85,7 @@ fn case_page() -> Result<(), Failed> {
         "requestAdapter",
         "\"access\":\"read_write\"",
     ] {
-        if !page.contains(part) {
-            return Err(format!("the page lacks {part}").into());
-        }
+        assert!(page.contains(part), "the page lacks {part}");
     }
     // Which of many cases? It asks, and writes nothing.
     let run = lopper(
@@ -105,11 +93,8 @@ fn case_page() -> Result<(), Failed> {
         "verify --page other.html --kernel residual/add",
     )?;
     let asked = run.code == Some(2) && run.err.contains("the whole text of one case");
-    if asked && !folder.path().join("other.html").exists() {
-        Ok(())
-    } else {
-        Err(format!("{:?}: {}{}", run.code, run.out, run.err).into())
-    }
+    assert!(asked && !folder.path().join("other.html").exists(), "{run}");
+    Ok(())
 }
 
 fn bench_page() -> Result<(), Failed> {
@@ -121,11 +106,11 @@ fn bench_page() -> Result<(), Failed> {
         return Err(format!("{:?}: {}{}\n{page}", run.code, run.out, run.err).into());
     }
     let run = lopper(folder.path(), &format!("{bench} no/such/folder/page.html"))?;
-    if run.code == Some(4) && run.err.contains("no/such/folder") {
-        Ok(())
-    } else {
-        Err(format!("{:?}: {}{}", run.code, run.out, run.err).into())
-    }
+    assert!(
+        run.code == Some(4) && run.err.contains("no/such/folder"),
+        "{run}"
+    );
+    Ok(())
 }
 
 fn peaks_know_names() -> Result<(), Failed> {

@@ -8,13 +8,9 @@ use serde_json::Value;
 use crate::program::{lopper, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        Trial::test("cli::prune::uniform", uniform),
-        Trial::test("cli::prune::non_uniform", non_uniform),
-        Trial::test("cli::prune::then_quantize", then_quantize),
-        Trial::test("cli::prune::refused", refused),
-        Trial::test("cli::scores", scores),
-    ]
+    let mut trials = suite!("cli::prune": uniform, non_uniform, then_quantize, refused);
+    trials.push(Trial::test("cli::scores", scores));
+    trials
 }
 
 fn json(path: &Path) -> Result<Value, Failed> {
@@ -44,9 +40,7 @@ fn uniform() -> Result<(), Failed> {
         "head_dim",
     ];
     let shape = shape.map(|key| config[key].as_u64().unwrap_or(0));
-    if shape != [64, 96, 2, 1, 16] {
-        return Err(format!("{shape:?}: {}", run.out).into());
-    }
+    assert!(shape == [64, 96, 2, 1, 16], "{shape:?}: {run}");
     let manifest = json(&folder.join("o/manifest.json"))?;
     let (parent, after) = (&manifest["parent"], &manifest["stages"][0]["figures"]);
     let counts = |figures: &Value| {
@@ -209,9 +203,7 @@ fn refused() -> Result<(), Failed> {
             return Err(format!("{rest}: exit {:?}: {}", run.code, run.err).into());
         }
     }
-    if snapshot(folder)? != before {
-        return Err("something was written".into());
-    }
+    assert!(snapshot(folder)? == before, "something was written");
     Ok(())
 }
 
@@ -242,9 +234,7 @@ fn scores() -> Result<(), Failed> {
         "model.layers.*.mlp.down_proj.weight",
         "consumes",
     ] {
-        if !shown.contains(line) {
-            return Err(format!("no {line}: {shown}").into());
-        }
+        assert!(shown.contains(line), "no {line}: {shown}");
     }
     Ok(())
 }

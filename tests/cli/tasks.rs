@@ -6,11 +6,7 @@ use serde_json::Value;
 use crate::program::{NANO, TEXT, TINY, check, lopper, succeeds};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        Trial::test("cli_tasks::figures", figures),
-        Trial::test("cli_tasks::mistakes", mistakes),
-        Trial::test("cli_tasks::a_parent_and_its_child", pair),
-    ]
+    suite!("cli_tasks": figures, mistakes, a_parent_and_its_child)
 }
 
 fn figures() -> Result<(), Failed> {
@@ -21,35 +17,36 @@ fn figures() -> Result<(), Failed> {
     let run = succeeds(folder.path(), &arguments)?;
     let json: Value = serde_json::from_str(&run.out)?;
     let headlines = &json["tasks"]["headlines"];
-    check(
+    assert!(
         json["schema"] == 1
             && json["perplexity"]["value"].is_f64()
             && json["questions_per_second"].is_f64(),
-        || run.out.clone(),
-    )?;
+        "{run}"
+    );
     for key in ["acc", "acc_stderr", "acc_norm", "macro_f1", "chance"] {
-        check(headlines[key].is_f64(), || format!("{key}: {headlines}"))?;
+        assert!(headlines[key].is_f64(), "{key}: {headlines}");
     }
     let counts = headlines["confusion"].as_array().ok_or("a matrix")?;
     let counts = counts.iter().filter_map(Value::as_array).flatten();
-    check(
+    assert!(
         counts.filter_map(Value::as_u64).sum::<u64>() == 12
             && headlines["n"] == 12
             && headlines["shots"] == 2
             && headlines["by_shots"][0]["shots"] == 0
             && json["tasks"]["cloze"]["perplexity"].is_f64(),
-        || run.out.clone(),
-    )?;
+        "{run}"
+    );
     let text = succeeds(
         folder.path(),
         &format!("eval {NANO} --task headlines --limit 3"),
     )?;
     let found = text.out.contains("macro F1") && text.out.contains("right \\ picked");
-    check(found, || text.out.clone())
+    assert!(found, "{text}");
+    Ok(())
 }
 
 /// Both models answer the same questions, in `compare` and in `eval --base`; what they answered can be compared again.
-fn pair() -> Result<(), Failed> {
+fn a_parent_and_its_child() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let text = "--ctx 128 --max-tokens 384";
     let tasks = "--task headlines,cloze --limit 30";
@@ -58,14 +55,14 @@ fn pair() -> Result<(), Failed> {
     );
     let run = succeeds(folder.path(), &compare)?;
     let compared: Value = serde_json::from_str(&run.out)?;
-    check(
+    assert!(
         compared["text"]["kl"]["mean"].as_f64() > Some(0.0)
             && compared["tasks"].as_array().map(Vec::len) == Some(2)
             && compared["summary"]
                 .as_str()
                 .is_some_and(|words| words.contains("smaller")),
-        || run.out.clone(),
-    )?;
+        "{run}"
+    );
     let results = std::fs::read_to_string(folder.path().join("child.json"))?;
     let results: Value = serde_json::from_str(&results)?;
     check(results["results"]["headlines"]["acc,none"].is_f64(), || {
@@ -75,13 +72,13 @@ fn pair() -> Result<(), Failed> {
     let eval = format!("eval {NANO} --base {TINY} {tasks} --samples again.jsonl --json=-");
     let run = succeeds(folder.path(), &eval)?;
     let based: Value = serde_json::from_str(&run.out)?;
-    check(
+    assert!(
         based["task_changes"] == compared["tasks"]
             && based["share"] == compared["share"]
             && based["base_tasks"]["cloze"]["n"] == 30
             && based["perplexity"].is_null(),
-        || run.out.clone(),
-    )?;
+        "{run}"
+    );
     let read = |name: &str| std::fs::read_to_string(folder.path().join(name));
     check(read("child.jsonl")? == read("again.jsonl")?, || {
         "the same answers, other samples".into()
@@ -91,7 +88,8 @@ fn pair() -> Result<(), Failed> {
     let mixed = format!("compare {TINY} child.jsonl {tasks} --json=-");
     let run = succeeds(folder.path(), &mixed)?;
     let mixed: Value = serde_json::from_str(&run.out)?;
-    check(mixed["tasks"] == compared["tasks"], || run.out.clone())
+    assert!(mixed["tasks"] == compared["tasks"], "{run}");
+    Ok(())
 }
 
 fn mistakes() -> Result<(), Failed> {

@@ -8,36 +8,21 @@ use crate::machine::gpu_trial;
 use crate::program::lopper;
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        Trial::test(
-            "cli_verify::known_names_are_offered",
-            known_names_are_offered,
-        ),
-        gpu_trial(
-            "cli_verify::rows_of_the_contract".into(),
-            rows_of_the_contract,
-        ),
-        gpu_trial(
-            "cli_verify::a_failing_case_is_accepted_back".into(),
-            a_case_is_accepted_back,
-        ),
+    let mut trials = suite!("cli_verify":
+        known_names_are_offered, bench_model_rows, bench_compare_judges_noise;
+        gpu: rows_of_the_contract, a_failing_case_is_accepted_back, user_shader_is_judged, bench_rows);
+    trials.extend([
         gpu_trial("cli_verify::abort_is_a_failed_row".into(), || {
             broken("abort:2", "SIGABRT")
         }),
         gpu_trial("cli_verify::hang_is_a_failed_row".into(), || {
             broken("hang:2", "hung")
         }),
-        gpu_trial(
-            "cli_verify::user_shader_is_judged".into(),
-            user_shader_is_judged,
-        ),
-        gpu_trial("cli_verify::bench_rows".into(), bench_rows),
         // Of Mesa, which can be told what version to give; CI installs it.
         Trial::test("cli_verify::opengl_es_where_opengl_is_old", old_opengl)
             .with_ignored_flag(!mesa_opengl()),
-        Trial::test("cli_verify::bench_model_rows", bench_model_rows),
-        Trial::test("cli_verify::bench_compare_judges_noise", bench_compare),
-    ]
+    ]);
+    trials
 }
 
 fn run(arguments: &str, code: i32) -> Result<(String, String), Failed> {
@@ -70,9 +55,7 @@ fn known_names_are_offered() -> Result<(), Failed> {
         ("shared/minifloats", "shared/minifloat"),
     ] {
         let (_, err) = run(&format!("verify --kernel {wrong}"), 2)?;
-        if !err.contains(near) {
-            return Err(err.into());
-        }
+        assert!(err.contains(near), "{err}");
     }
     Ok(())
 }
@@ -80,13 +63,13 @@ fn known_names_are_offered() -> Result<(), Failed> {
 fn rows_of_the_contract() -> Result<(), Failed> {
     let report = verify("--kernel norm/*", 0)?;
     let rows = rows(&report)?;
-    if report["schema"] != 1
-        || report["failed"] != 0
-        || report["passed"] != rows.len()
-        || rows.len() < 8
-    {
-        return Err(report.to_string().into());
-    }
+    assert!(
+        report["schema"] == 1
+            && report["failed"] == 0
+            && report["passed"] == rows.len()
+            && rows.len() >= 8,
+        "{report}"
+    );
     for row in rows {
         let fields = [
             "kernel",
@@ -106,9 +89,7 @@ fn rows_of_the_contract() -> Result<(), Failed> {
         let within = row["error"]
             .as_f64()
             .is_some_and(|error| error <= row["tolerance"].as_f64().unwrap_or(0.0));
-        if row["status"] != "pass" || !within {
-            return Err(row.to_string().into());
-        }
+        assert!(row["status"] == "pass" && within, "{row}");
     }
     Ok(())
 }
@@ -136,25 +117,22 @@ fn old_opengl() -> Result<(), Failed> {
         let driver = row["driver"].as_str().unwrap_or_default();
         driver.contains("OpenGL ES 3") && row["status"] == "pass"
     };
-    if !rows.is_empty() && rows.iter().all(es) {
-        Ok(())
-    } else {
-        Err(report.to_string().into())
-    }
+    assert!(!rows.is_empty() && rows.iter().all(es), "{report}");
+    Ok(())
 }
 
-fn a_case_is_accepted_back() -> Result<(), Failed> {
+fn a_failing_case_is_accepted_back() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let text = "norm/rms [act=f32,out=f32] rows=3,columns=97,epsilon=1e-5";
     let mut command =
         crate::program::command(folder.path(), "verify --tier baseline --json=- --kernel");
     let output = command.arg(text).output()?;
     let report: Value = serde_json::from_slice(&output.stdout)?;
-    if report["passed"] == 1 && rows(&report)?.len() == 1 {
-        Ok(())
-    } else {
-        Err(report.to_string().into())
-    }
+    assert!(
+        report["passed"] == 1 && rows(&report)?.len() == 1,
+        "{report}"
+    );
+    Ok(())
 }
 
 /// The broken case is a failed row that says why, and every other case still runs.
@@ -189,11 +167,8 @@ fn user_shader_is_judged() -> Result<(), Failed> {
             folder.path(),
             "verify --tier baseline --kernel norm/rms --shader mine.wgsl",
         )?;
-        if run.code == Some(code) {
-            Ok(())
-        } else {
-            Err(format!("{:?}: {}{}", run.code, run.out, run.err).into())
-        }
+        assert!(run.code == Some(code), "{run}");
+        Ok(())
     };
     try_text(&source, 0)?;
     try_text(&source.replace("mean + params.epsilon", "mean"), 1)?;
@@ -209,11 +184,8 @@ fn user_shader_is_judged() -> Result<(), Failed> {
     )?;
     let told =
         run.code == Some(1) && run.out.contains("nonsense") && !run.out.contains("process ended");
-    if told {
-        Ok(())
-    } else {
-        Err(format!("{:?}: {}{}", run.code, run.out, run.err).into())
-    }
+    assert!(told, "{run}");
+    Ok(())
 }
 
 fn bench_rows() -> Result<(), Failed> {
@@ -247,9 +219,7 @@ fn bench_model_rows() -> Result<(), Failed> {
         .iter()
         .map(|row| row["test"].as_str().unwrap_or_default())
         .collect();
-    if tests != ["pp16 @ d8", "pp32 @ d8", "tg4 @ d8"] {
-        return Err(format!("{tests:?}").into());
-    }
+    assert!(tests == ["pp16 @ d8", "pp32 @ d8", "tg4 @ d8"], "{tests:?}");
     for row in rows {
         let samples: Vec<f64> = row["samples_ns"]
             .as_array()
@@ -282,7 +252,7 @@ fn bench_model_rows() -> Result<(), Failed> {
     run("bench model embedded:nano-llama --device cpu -p 600", 2).map(drop)
 }
 
-fn bench_compare() -> Result<(), Failed> {
+fn bench_compare_judges_noise() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let row = |shape: &str, us: f64| serde_json::json!({"kernel": "k", "variant": "v", "shape": shape, "us": us, "us_spread": 1.0});
     let write = |name: &str, rows: Vec<Value>| {

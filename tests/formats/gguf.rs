@@ -11,32 +11,11 @@ use lopper::tensor::{DType, Packed, Scale, WHOLE_ROW, WeightFormat};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// Every test of this file.
-use crate::machine::plain_trials;
-
-const TESTS: &[(&str, fn())] = &[
-    ("packed_to_blocks_and_back", packed_to_blocks_and_back),
-    ("blocks_to_packed_and_back", blocks_to_packed_and_back),
-    (
-        "inexact_formats_are_not_packed",
-        inexact_formats_are_not_packed,
-    ),
-    (
-        "block_decoding_agrees_with_llama_cpp",
-        block_decoding_agrees_with_llama_cpp,
-    ),
-    ("block_decoding_in_words", block_decoding_in_words),
-    ("gguf_round_trip", gguf_round_trip),
-    ("gguf_keeps_alignment", gguf_keeps_alignment),
-    ("gguf_typed_lookups", gguf_typed_lookups),
-    (
-        "gguf_refuses_what_it_cannot_hold",
-        gguf_refuses_what_it_cannot_hold,
-    ),
-];
-
 pub fn trials() -> Vec<Trial> {
-    plain_trials(TESTS)
+    suite!("formats":
+        packed_to_blocks_and_back, blocks_to_packed_and_back, inexact_formats_are_not_packed,
+        block_decoding_agrees_with_llama_cpp, block_decoding_in_words, gguf_round_trip, gguf_keeps_alignment,
+        gguf_typed_lookups, gguf_refuses_what_it_cannot_hold)
 }
 
 const AFFINE: [(u32, Scale, GgmlType); 5] = [
@@ -98,7 +77,7 @@ fn noise_packed(format: WeightFormat, rows: usize, columns: usize, seed: u64) ->
     packed
 }
 
-pub fn packed_to_blocks_and_back() {
+fn packed_to_blocks_and_back() {
     let strategy = (0..8usize, 1..5usize, 1..5usize, 1..70usize, any::<u64>());
     let property = |(which, rows, blocks, columns, seed): (usize, usize, usize, usize, u64)| {
         let (format, ty, columns) = match AFFINE.get(which) {
@@ -118,7 +97,7 @@ pub fn packed_to_blocks_and_back() {
     runner().run(&strategy, property).unwrap();
 }
 
-pub fn blocks_to_packed_and_back() {
+fn blocks_to_packed_and_back() {
     let strategy = (0..8usize, 1..5usize, 1..5usize, any::<u64>());
     let property = |(which, rows, blocks, seed): (usize, usize, usize, u64)| {
         let ty = AFFINE
@@ -133,7 +112,7 @@ pub fn blocks_to_packed_and_back() {
     runner().run(&strategy, property).unwrap();
 }
 
-pub fn inexact_formats_are_not_packed() {
+fn inexact_formats_are_not_packed() {
     let affine = |bits, scale, group| WeightFormat::affine(bits, scale, group).unwrap();
     let cases = [
         (affine(4, Scale::Symmetric, 64), 64),
@@ -149,7 +128,7 @@ pub fn inexact_formats_are_not_packed() {
     }
 }
 
-pub fn block_decoding_agrees_with_llama_cpp() {
+fn block_decoding_agrees_with_llama_cpp() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/gguf");
     let file = Gguf::open(Source::open(&folder.join("blocks.gguf")).unwrap()).unwrap();
     let expected = folder.join("blocks-expected.safetensors");
@@ -191,7 +170,7 @@ impl Round for DType {
 }
 
 /// One block of each type by hand: where the scale, the offset, a low, a high and a fifth bit stand.
-pub fn block_decoding_in_words() {
+fn block_decoding_in_words() {
     let (one, half) = (0x3c00u16.to_le_bytes(), 0x3800u16.to_le_bytes());
     // Byte 1 of the nibbles: element 1 has code 3, element 17 code 9. Fifth bits: of elements 1 and 16.
     let mut nibbles = [0u8; 16];
@@ -281,7 +260,7 @@ fn open_gguf(path: &Path) -> Gguf {
 /// A type by its place in the table, a shape in blocks, a seed.
 type Shaped = (usize, Vec<usize>, u64);
 
-pub fn gguf_round_trip() {
+fn gguf_round_trip() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.gguf");
     let shape = prop::collection::vec(1..4usize, 1..5);
@@ -328,7 +307,7 @@ pub fn gguf_round_trip() {
     runner().run(&strategy, property).unwrap();
 }
 
-pub fn gguf_keeps_alignment() {
+fn gguf_keeps_alignment() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.gguf");
     let alignment = |value| [("general.alignment".to_string(), value)];
@@ -353,7 +332,7 @@ pub fn gguf_keeps_alignment() {
     }
 }
 
-pub fn gguf_typed_lookups() {
+fn gguf_typed_lookups() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.gguf");
     let metadata = [
@@ -384,7 +363,7 @@ pub fn gguf_typed_lookups() {
     );
 }
 
-pub fn gguf_refuses_what_it_cannot_hold() {
+fn gguf_refuses_what_it_cannot_hold() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.gguf");
     let long = "n".repeat(64);

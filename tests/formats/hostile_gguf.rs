@@ -6,23 +6,10 @@ use lopper::error::Result;
 use lopper::formats::Source;
 use lopper::formats::gguf::Gguf;
 
-/// Every test of this file.
-use crate::machine::plain_trials;
-
-const TESTS: &[(&str, fn())] = &[
-    ("gguf_hostile_headers", gguf_hostile_headers),
-    ("gguf_hostile_metadata", gguf_hostile_metadata),
-    ("gguf_hostile_tensors", gguf_hostile_tensors),
-    ("gguf_amplification", gguf_amplification),
-    ("gguf_valid_edges", gguf_valid_edges),
-    (
-        "gguf_every_truncation_and_flip",
-        gguf_every_truncation_and_flip,
-    ),
-];
-
 pub fn trials() -> Vec<Trial> {
-    plain_trials(TESTS)
+    suite!("formats":
+        gguf_hostile_headers, gguf_hostile_metadata, gguf_hostile_tensors, gguf_amplification,
+        gguf_valid_edges, gguf_every_truncation_and_flip)
 }
 
 /// A GGUF file in pieces, written without the library's writer, which would refuse most of these.
@@ -139,7 +126,7 @@ fn check(cases: &[(&str, Raw)]) {
     }
 }
 
-pub fn gguf_hostile_headers() {
+fn gguf_hostile_headers() {
     let count = |tensors: u64, pairs: u64| {
         let mut raw = Raw::new().data(100);
         (raw.tensor_count, raw.pair_count) = (Some(tensors), Some(pairs));
@@ -168,7 +155,7 @@ pub fn gguf_hostile_headers() {
     ]);
 }
 
-pub fn gguf_hostile_metadata() {
+fn gguf_hostile_metadata() {
     let pair = |ty, value: &[u8]| Raw::new().pair("k", ty, value).data(40);
     let mut nested = array(0, 0, &[]);
     for _ in 0..4 {
@@ -246,7 +233,7 @@ pub fn gguf_hostile_metadata() {
     ]);
 }
 
-pub fn gguf_hostile_tensors() {
+fn gguf_hostile_tensors() {
     let one =
         |dimensions: &[u64], ty, offset| Raw::new().tensor("a", dimensions, ty, offset).data(64);
     let counted = |count| {
@@ -309,7 +296,7 @@ pub fn gguf_hostile_tensors() {
 }
 
 /// Small things in the file that are larger in memory: strings without letters, arrays without elements.
-pub fn gguf_amplification() {
+fn gguf_amplification() {
     let count = 4_000_000u64;
     let strings = array(8, count, &vec![0; 8 * count as usize]);
     check(&[("more bytes in memory", Raw::new().pair("k", 9, &strings))]);
@@ -320,7 +307,7 @@ pub fn gguf_amplification() {
     )]);
 }
 
-pub fn gguf_valid_edges() {
+fn gguf_valid_edges() {
     let nothing = Raw::new();
     assert!(nothing.open().unwrap().is_empty());
     let mut second = Raw::new().tensor("a", &[8], 0, 0).data(32);
@@ -384,7 +371,7 @@ pub fn truncate_and_flip(bytes: &'static [u8], open: impl Fn(&'static [u8]) -> R
     }
 }
 
-pub fn gguf_every_truncation_and_flip() {
+fn gguf_every_truncation_and_flip() {
     let raw = Raw::new()
         .pair("general.alignment", 4, &32u32.to_le_bytes())
         .pair(

@@ -10,26 +10,11 @@ use lopper::formats::gguf::Gguf;
 use lopper::formats::safetensors::Safetensors;
 
 use super::hostile_gguf::{string, truncate_and_flip};
-use crate::machine::plain_trials;
-
-/// Every test of this file.
-const TESTS: &[(&str, fn())] = &[
-    ("safetensors_hostile_headers", safetensors_hostile_headers),
-    ("safetensors_amplification", safetensors_amplification),
-    (
-        "safetensors_every_truncation_and_flip",
-        safetensors_every_truncation_and_flip,
-    ),
-    ("index_hostile", index_hostile),
-    (
-        "index_every_truncation_and_flip",
-        index_every_truncation_and_flip,
-    ),
-    ("sources_that_are_no_files", sources_that_are_no_files),
-];
 
 pub fn trials() -> Vec<Trial> {
-    plain_trials(TESTS)
+    suite!("formats":
+        safetensors_hostile_headers, safetensors_amplification, safetensors_every_truncation_and_flip,
+        index_hostile, index_every_truncation_and_flip, sources_that_are_no_files)
 }
 
 fn header(json: &str, data: usize) -> &'static [u8] {
@@ -48,7 +33,7 @@ fn use_safetensors(bytes: &'static [u8]) -> Result<()> {
     Ok(())
 }
 
-pub fn safetensors_hostile_headers() {
+fn safetensors_hostile_headers() {
     let entry = |shape: &str, from: u64, to: u64| {
         format!(r#"{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}"#)
     };
@@ -106,14 +91,14 @@ pub fn safetensors_hostile_headers() {
 }
 
 /// A list of digits: each is 2 bytes in the file and 32 in a parser's memory.
-pub fn safetensors_amplification() {
+fn safetensors_amplification() {
     let shape = "0,".repeat(5_000_000);
     let json = format!(r#"{{"a":{{"dtype":"F32","shape":[{shape}0],"data_offsets":[0,0]}}}}"#);
     let error = use_safetensors(header(&json, 0)).unwrap_err().to_string();
     assert!(error.contains("expected at most 1048576 values"), "{error}");
 }
 
-pub fn safetensors_every_truncation_and_flip() {
+fn safetensors_every_truncation_and_flip() {
     let json = concat!(
         r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"#,
         r#""b":{"dtype":"BF16","shape":[5],"data_offsets":[24,34]}}"#
@@ -142,7 +127,7 @@ fn shards(folder: &Path, index: &str) {
 
 const INDEX: &str = r#"{"metadata":{"total_size":12},"weight_map":{"a":"s1","b":"s1","c":"s2"}}"#;
 
-pub fn index_hostile() {
+fn index_hostile() {
     let folder = tempfile::tempdir().unwrap();
     let deep = format!("{{\"metadata\":{}", "[".repeat(100_000));
     let cases = [
@@ -200,7 +185,7 @@ pub fn index_hostile() {
     assert!(matches!(error, Error::Read { .. }), "{error}");
 }
 
-pub fn index_every_truncation_and_flip() {
+fn index_every_truncation_and_flip() {
     let folder = tempfile::tempdir().unwrap();
     shards(folder.path(), INDEX);
     let index = folder.path().join("model.safetensors.index.json");
@@ -210,7 +195,7 @@ pub fn index_every_truncation_and_flip() {
     });
 }
 
-pub fn sources_that_are_no_files() {
+fn sources_that_are_no_files() {
     let folder = tempfile::tempdir().unwrap();
     for path in [folder.path().to_path_buf(), folder.path().join("absent")] {
         let error = Source::open(&path).unwrap_err();

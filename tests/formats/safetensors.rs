@@ -12,25 +12,11 @@ use lopper::tensor::DType;
 use proptest::prelude::*;
 
 use super::gguf::{noise_bytes, runner};
-use crate::machine::plain_trials;
-
-/// Every test of this file.
-const TESTS: &[(&str, fn())] = &[
-    ("safetensors_round_trip", safetensors_round_trip),
-    ("safetensors_shards", safetensors_shards),
-    (
-        "safetensors_wide_elements_first",
-        safetensors_wide_elements_first,
-    ),
-    (
-        "writers_ask_once_and_leave_no_half_file",
-        writers_ask_once_and_leave_no_half_file,
-    ),
-    ("stored_tensors_become_packed", stored_tensors_become_packed),
-];
 
 pub fn trials() -> Vec<Trial> {
-    plain_trials(TESTS)
+    suite!("formats":
+        safetensors_round_trip, safetensors_shards, safetensors_wide_elements_first,
+        writers_ask_once_and_leave_no_half_file, stored_tensors_become_packed)
 }
 
 fn tensor<'a>(name: &str, dtype: DType, shape: &[usize], bytes: &'a [u8]) -> NewTensor<'a> {
@@ -48,7 +34,7 @@ fn open_safetensors(path: &Path) -> Safetensors {
 
 const DTYPES: [DType; 4] = [DType::F32, DType::F16, DType::Bf16, DType::U32];
 
-pub fn safetensors_round_trip() {
+fn safetensors_round_trip() {
     let folder = tempfile::tempdir().unwrap();
     let shape = prop::collection::vec(0..5usize, 0..4);
     let strategy = (
@@ -79,7 +65,7 @@ pub fn safetensors_round_trip() {
     runner().run(&strategy, property).unwrap();
 }
 
-pub fn safetensors_shards() {
+fn safetensors_shards() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = noise_bytes(1, 400);
     let new = |name, elements: usize| tensor(name, DType::F32, &[elements], &bytes[..4 * elements]);
@@ -107,7 +93,7 @@ pub fn safetensors_shards() {
     assert_eq!(model.sources().len(), 3);
 }
 
-pub fn safetensors_wide_elements_first() {
+fn safetensors_wide_elements_first() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
     let bytes = noise_bytes(2, 12);
@@ -126,7 +112,7 @@ pub fn safetensors_wide_elements_first() {
     );
 }
 
-pub fn writers_ask_once_and_leave_no_half_file() {
+fn writers_ask_once_and_leave_no_half_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x");
     std::fs::write(&path, "before").unwrap();
@@ -185,7 +171,7 @@ pub fn writers_ask_once_and_leave_no_half_file() {
     }
 }
 
-pub fn stored_tensors_become_packed() {
+fn stored_tensors_become_packed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
     let values: Vec<u8> = [1.5f32, -2.0, 0.25, 7.0]

@@ -286,21 +286,18 @@ fn compare_rules() -> Result<(), Failed> {
             values: vec![value],
             bounds: vec![bound],
         };
-        if compare(
-            &expected,
-            &Measured {
-                values: vec![measured],
-            },
-        )
-        .is_ok()
-            != fits
-        {
-            return Err(format!(
-                "expected {value} within {bound}, measured {measured}: judged {}",
-                !fits
+        assert!(
+            compare(
+                &expected,
+                &Measured {
+                    values: vec![measured],
+                },
             )
-            .into());
-        }
+            .is_ok()
+                == fits,
+            "expected {value} within {bound}, measured {measured}: judged {}",
+            !fits
+        );
     }
     Ok(())
 }

@@ -13,17 +13,13 @@ use lopper::kernels::weights;
 use lopper::model::{Checkpoint, Compute, Llama, Pass};
 use lopper::tensor::{BLOCK, DType, WEIGHT_TYPES, WeightFormat, weight_type};
 
-use crate::machine::{device, gpu_trial};
+use crate::machine::device;
 use crate::program::lopper;
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        Trial::test("integers::rounding_of_activations", rounding),
-        Trial::test("integers::formats_by_label", labels),
-        gpu_trial("integers::a_model_in_every_precision".into(), model),
-        gpu_trial("integers::split_by_rows".into(), split_by_rows),
-        Trial::test("integers::the_cpu_has_none", cpu_has_none),
-    ]
+    suite!("integers":
+        rounding_of_activations, formats_by_label, the_cpu_has_none;
+        gpu: a_model_in_every_precision, split_by_rows)
 }
 
 /// Squared error over squared size.
@@ -60,7 +56,7 @@ fn rounded(x: &HostTensor, columns: usize, rounding: Rounding) -> Result<Vec<f64
 
 /// The inputs of tiny-llama's blocks: one byte keeps within 2e-3, two lose less than storing in f16 does, three next to nothing;
 /// blocks that share scales in pairs hardly lose more.
-fn rounding() -> Result<(), Failed> {
+fn rounding_of_activations() -> Result<(), Failed> {
     let checkpoint = Checkpoint::open("embedded:tiny-llama")?;
     let llama = Llama::load(&Device::Cpu, &checkpoint, |_, _| Ok(()))?;
     let columns = llama.config().hidden_size;
@@ -98,9 +94,7 @@ fn rounding() -> Result<(), Failed> {
 fn logits(folder: &Path, flags: &str) -> Result<Vec<f32>, Failed> {
     let arguments = format!("logits q4/packed --out logits.safetensors --force {flags}");
     let run = lopper(folder, &arguments)?;
-    if run.code != Some(0) {
-        return Err(format!("{flags}: {}", run.err).into());
-    }
+    assert!(run.code == Some(0), "{flags}: {run}");
     let file = Safetensors::open(Source::open(&folder.join("logits.safetensors"))?)?;
     let tensor = file.get("logits").ok_or("a tensor of logits")?;
     let bytes = tensor.bytes.as_chunks::<4>().0;
@@ -109,13 +103,11 @@ fn logits(folder: &Path, flags: &str) -> Result<Vec<f32>, Failed> {
 
 /// A model in 4 bits, few tokens, so that its products are in integers: every call is checked, and the logits are those of
 /// the CPU, which multiplies in floats.
-fn model() -> Result<(), Failed> {
+fn a_model_in_every_precision() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let quantize = "quantize embedded:tiny-llama --bits 4 --group-size 32 --out q4";
     let run = lopper(folder.path(), quantize)?;
-    if run.code != Some(0) {
-        return Err(run.err.into());
-    }
+    assert!(run.code == Some(0), "{run}");
     let half = device(Options::default())?.capabilities().f16;
     for tokens in ["5", "5,9,2,77,31"] {
         let exact = logits(folder.path(), &format!("--tokens {tokens} --device cpu"))?;
@@ -173,7 +165,7 @@ fn split_by_rows() -> Result<(), Failed> {
     Ok(())
 }
 
-fn cpu_has_none() -> Result<(), Failed> {
+fn the_cpu_has_none() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let generate = "generate embedded:nano-llama --prompt The -n 1 --device cpu --compute i8";
     let run = lopper(folder.path(), generate)?;
@@ -184,7 +176,7 @@ fn cpu_has_none() -> Result<(), Failed> {
 }
 
 /// Every format's label names it, and nothing else does.
-fn labels() -> Result<(), Failed> {
+fn formats_by_label() -> Result<(), Failed> {
     for ty in WEIGHT_TYPES.iter().copied() {
         let groups: &[u32] = if ty.has_scales() {
             &[0, 16, 32, 4096]

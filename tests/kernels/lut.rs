@@ -8,18 +8,14 @@ use lopper::kernels::matmul::{Destination, Input, linear};
 use lopper::kernels::weights;
 use lopper::tensor::{DType, WEIGHT_TYPES, weight_type};
 
-use crate::machine::{gpu_trial, open};
+use crate::machine::open;
 use crate::program::lopper;
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        gpu_trial("lut::planes_and_back".into(), planes_and_back),
-        gpu_trial("lut::gives_what_multiplying_gives".into(), same_product),
-        gpu_trial("lut::counting_bits_is_exact".into(), counted),
-        gpu_trial("lut::a_model_of_two_bits".into(), same_perplexity),
-        gpu_trial("lut::bench_rows".into(), bench_rows),
-        Trial::test("lut::only_where_it_can", refused),
-    ]
+    suite!("lut":
+        only_where_it_can;
+        gpu: planes_and_back, gives_what_multiplying_gives, counting_bits_is_exact, a_model_of_two_bits,
+        bench_rows)
 }
 
 fn variant(name: &str) -> Result<Variant, Failed> {
@@ -48,7 +44,7 @@ fn planes_and_back() -> Result<(), Failed> {
 
 /// A product by each engine, of a weight in one binding and in several: tables in f32 lose nothing but f32's own rounding,
 /// tables of bytes at most a thousandth.
-fn same_product() -> Result<(), Failed> {
+fn gives_what_multiplying_gives() -> Result<(), Failed> {
     let (rows, columns, tokens) = (300, 512, 3);
     for name in ["int1", "int2", "uint3m", "uint4z"] {
         let weight = weights::random(&mut Random::new(52), &variant(name)?, rows, columns, 64);
@@ -89,7 +85,7 @@ fn same_product() -> Result<(), Failed> {
 
 /// Activations that are integers of a block's scale lose nothing when they become bits, so that counting gives the product
 /// itself; others lose what eight bits lose.
-fn counted() -> Result<(), Failed> {
+fn counting_bits_is_exact() -> Result<(), Failed> {
     let (rows, columns, tokens) = (70, 300, 2);
     let weight = weights::random(&mut Random::new(54), &variant("int3")?, rows, columns, 32);
     let dense = weight.to_f32();
@@ -160,29 +156,27 @@ fn bench_rows() -> Result<(), Failed> {
 }
 
 /// tiny-llama in two bits, end to end.
-fn same_perplexity() -> Result<(), Failed> {
+fn a_model_of_two_bits() -> Result<(), Failed> {
     let perplexity = |engine: &str| -> Result<f64, Failed> {
         let folder = tempfile::tempdir()?;
         let arguments = format!(
             "quantize embedded:tiny-llama --bits 2 --group-size 64 --engine {engine} --device gpu --max-tokens 512 --ctx 256 --out out --json=-"
         );
         let run = lopper(folder.path(), &arguments)?;
-        if run.code != Some(0) {
-            return Err(run.err.into());
-        }
+        assert!(run.code == Some(0), "{run}");
         let report: serde_json::Value = serde_json::from_str(&run.out)?;
         let found = report["stages"][0]["figures"]["perplexity"]["value"].as_f64();
         Ok(found.ok_or_else(|| report.to_string())?)
     };
     let (by_lookup, by_multiplying) = (perplexity("lut")?, perplexity("mul")?);
-    if (by_lookup / by_multiplying - 1.0).abs() < 1e-5 && by_lookup != by_multiplying {
-        Ok(())
-    } else {
-        Err(format!("{by_lookup} by lookup, {by_multiplying} by multiplying").into())
-    }
+    assert!(
+        (by_lookup / by_multiplying - 1.0).abs() < 1e-5 && by_lookup != by_multiplying,
+        "{by_lookup} by lookup, {by_multiplying} by multiplying"
+    );
+    Ok(())
 }
 
-fn refused() -> Result<(), Failed> {
+fn only_where_it_can() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let quantize = "quantize embedded:tiny-llama --engine lut --out out --max-tokens 512";
     for (arguments, wanted) in [

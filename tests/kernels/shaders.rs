@@ -267,11 +267,8 @@ fn each_function_stands_once() -> Result<(), Failed> {
         .iter()
         .filter(|(_, places)| places.len() > 1)
         .collect();
-    if twice.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("defined more than once: {twice:?}").into())
-    }
+    assert!(twice.is_empty(), "defined more than once: {twice:?}");
+    Ok(())
 }
 
 fn paths_are_names() -> Result<(), Failed> {

@@ -9,16 +9,13 @@ use lopper::kernels::matmul::{Destination, Input, linear};
 use lopper::kernels::weights;
 use lopper::tensor::{DType, Packed, WeightFormat, weight_type};
 
-use crate::machine::{gpu_trial, open};
+use crate::machine::open;
 use crate::program::lopper;
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        gpu_trial("trits::there_and_back".into(), there_and_back),
-        gpu_trial("trits::exact_up_to_scales".into(), exact),
-        gpu_trial("trits::a_ternary_model".into(), same_perplexity),
-        Trial::test("trits::only_where_it_can", refused),
-    ]
+    suite!("trits":
+        only_where_it_can;
+        gpu: there_and_back, exact_up_to_scales, a_ternary_model)
 }
 
 fn ternary(rows: usize, columns: usize, group: u32) -> Result<Packed, Failed> {
@@ -61,7 +58,7 @@ fn there_and_back() -> Result<(), Failed> {
 /// Activations that are integers of any scale lose nothing when they are rounded: every kernel by lookup, and multiplying
 /// the same integers, give the product itself up to f32's rounding of what scales and their sums make. In one binding, and
 /// in several; in every number of bytes.
-fn exact() -> Result<(), Failed> {
+fn exact_up_to_scales() -> Result<(), Failed> {
     let (rows, columns, tokens) = (300, 520, 3);
     let weight = ternary(rows, columns, 128)?;
     let dense = weight.to_f32();
@@ -136,29 +133,27 @@ fn exact() -> Result<(), Failed> {
 }
 
 /// tiny-llama in ternary weights, end to end.
-fn same_perplexity() -> Result<(), Failed> {
+fn a_ternary_model() -> Result<(), Failed> {
     let perplexity = |engine: &str| -> Result<f64, Failed> {
         let folder = tempfile::tempdir()?;
         let arguments = format!(
             "quantize embedded:tiny-llama --type ternary --group-size 128 --engine {engine} --device gpu --max-tokens 512 --ctx 256 --out out --json=-"
         );
         let run = lopper(folder.path(), &arguments)?;
-        if run.code != Some(0) {
-            return Err(run.err.into());
-        }
+        assert!(run.code == Some(0), "{run}");
         let report: serde_json::Value = serde_json::from_str(&run.out)?;
         let found = report["stages"][0]["figures"]["perplexity"]["value"].as_f64();
         Ok(found.ok_or_else(|| report.to_string())?)
     };
     let (by_lookup, by_multiplying) = (perplexity("lut")?, perplexity("mul")?);
-    if (by_lookup / by_multiplying - 1.0).abs() < 5e-5 && by_lookup != by_multiplying {
-        Ok(())
-    } else {
-        Err(format!("{by_lookup} by lookup, {by_multiplying} by multiplying").into())
-    }
+    assert!(
+        (by_lookup / by_multiplying - 1.0).abs() < 5e-5 && by_lookup != by_multiplying,
+        "{by_lookup} by lookup, {by_multiplying} by multiplying"
+    );
+    Ok(())
 }
 
-fn refused() -> Result<(), Failed> {
+fn only_where_it_can() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let quantize = "quantize embedded:tiny-llama --type ternary --out out --max-tokens 512";
     for (flags, wanted) in [

@@ -9,19 +9,16 @@ use lopper::kernels::matmul::{Destination, Input, linear};
 use lopper::kernels::weights;
 use lopper::tensor::{DType, WeightFormat, weight_type};
 
-use crate::machine::{device, gpu_trial};
+use crate::machine::device;
 use crate::program::{Run, command as command_of, lopper};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        gpu_trial("tuning::winners_are_kept_and_used".into(), winners_are_kept),
-        gpu_trial("tuning::odd_rows_in_every_precision".into(), odd_rows),
-        gpu_trial("tuning::a_model_before_it_runs".into(), before_it_runs),
-        Trial::test("tuning::wrong_arguments", wrong_arguments),
-    ]
+    suite!("tuning":
+        wrong_arguments;
+        gpu: winners_are_kept_and_used, odd_rows_in_every_precision, a_model_before_it_runs)
 }
 
-fn winners_are_kept() -> Result<(), Failed> {
+fn winners_are_kept_and_used() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let tune = "tune-device --type int4-g32 --shape 4096x4096 --tokens 1 --budget 1ms --json=-";
     let run = lopper(folder.path(), tune)?;
@@ -53,9 +50,7 @@ fn winners_are_kept() -> Result<(), Failed> {
         candidates[0].label(),
         candidates[candidates.len() - 1].label(),
     );
-    if first == last {
-        return Err(format!("{first} is the only candidate").into());
-    }
+    assert!(first != last, "{first} is the only candidate");
     let path = folder.path().join("tuned.json");
     let mut file: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
     file["devices"][tuned::key(adapter)][product.class()] = last.clone().into();
@@ -87,7 +82,7 @@ fn winners_are_kept() -> Result<(), Failed> {
 }
 
 /// --autotune tunes what the model needs and was never tuned, once, and what it generates stays the same.
-fn before_it_runs() -> Result<(), Failed> {
+fn a_model_before_it_runs() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let generate = "generate embedded:nano-llama --prompt The -n 6 --device gpu";
     let plain = lopper(folder.path(), generate)?;
@@ -124,7 +119,7 @@ fn wrong_arguments() -> Result<(), Failed> {
 }
 
 /// Rows of columns that are no multiple of four, in both types of activations: against sums in f64.
-fn odd_rows() -> Result<(), Failed> {
+fn odd_rows_in_every_precision() -> Result<(), Failed> {
     const ROWS: usize = 40;
     let device = device(Options::default())?;
     for name in ["f16", "int4", "uint3m"] {

@@ -199,11 +199,11 @@ fn agrees_with(
         }
         compared += 1;
     }
-    if compared == weights.config().layers() + 2 {
-        Ok(())
-    } else {
-        Err(format!("{compared} states compared").into())
-    }
+    assert!(
+        compared == weights.config().layers() + 2,
+        "{compared} states compared"
+    );
+    Ok(())
 }
 
 /// The same folder with `rope_theta` and `rope_scaling` at the top level, as transformers 4 wrote them.
@@ -216,11 +216,8 @@ fn old_style_config() -> Result<(), Failed> {
         )?)
     };
     let (new, old) = (read("config.json")?, read("config-old.json")?);
-    if new == old {
-        Ok(())
-    } else {
-        Err(format!("{new:?} is not {old:?}").into())
-    }
+    assert!(new == old, "{new:?} is not {old:?}");
+    Ok(())
 }
 
 /// tiny-llama with every linear layer of its blocks quantized as it is loaded.

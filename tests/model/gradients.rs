@@ -20,7 +20,8 @@ use crate::machine::gpu_trial;
 type Named = Vec<(String, Vec<f32>)>;
 
 pub fn trials() -> Vec<Trial> {
-    let mut trials = vec![
+    let mut trials = suite!("gradients::differences": biased);
+    trials.extend([
         gpu_trial("gradients::of_few_tokens".into(), || {
             product_gradients(20, DType::F32)
         }),
@@ -30,7 +31,6 @@ pub fn trials() -> Vec<Trial> {
         gpu_trial("gradients::in_f16".into(), || {
             product_gradients(70, DType::F16)
         }),
-        Trial::test("gradients::differences::biased", differences),
         Trial::test("gradients::broken_layer_is_named", broken_layer),
         Trial::test("gradients::in_parts::cpu", || {
             parts(&Device::Cpu, DType::F32)
@@ -45,7 +45,8 @@ pub fn trials() -> Vec<Trial> {
                 false => Ok(()),
             }
         }),
-    ];
+    ]);
+
     for model in ["tiny-llama", "nano-llama"] {
         trials.push(Trial::test(
             format!("gradients::golden::cpu::f32::{model}"),
@@ -152,11 +153,8 @@ fn golden(device: &Device, model: &str, activation: DType, limit: f64) -> Result
     if std::env::var("LOPPER_SHOW_ERRORS").is_ok() {
         wrong.push(format!("worst {worst:.3e}"));
     }
-    if wrong.is_empty() {
-        Ok(())
-    } else {
-        Err(wrong.join("\n").into())
-    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
 }
 
 /// Parts of gradients, sequence by sequence or some sequences at a time, from a model on the device or layer by layer, add
@@ -266,7 +264,7 @@ impl Weights for Changed<'_> {
 }
 
 /// Of every tensor of a model with biases: the loss changes along the gradient as the gradient says.
-fn differences() -> Result<(), Failed> {
+fn biased() -> Result<(), Failed> {
     let parent = Checkpoint::open("assets/fixtures/biased")?;
     let vocabulary = parent.config().vocab_size as u32;
     let mut random = Random::new(41);

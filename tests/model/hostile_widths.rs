@@ -10,10 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::model::widths::{expect, list};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        Trial::test("widths::hostile_gguf", hostile_gguf),
-        Trial::test("widths::hostile_json", hostile_json),
-    ]
+    suite!("widths": hostile_gguf, hostile_json)
 }
 
 /// The configuration of a file of these keys alone, those of a sound one but for `change`.

@@ -67,11 +67,10 @@ impl Golden {
         }
         for (place, (found, expected)) in found.iter().zip(&expected).enumerate() {
             let error = f64::from(found - expected).abs() / f64::from(expected.abs());
-            if error.is_nan() || error > limit {
-                return Err(
-                    format!("{name}[{place}]: {found} for {expected}, off by {error:.1e}").into(),
-                );
-            }
+            assert!(
+                error <= limit,
+                "{name}[{place}]: {found} for {expected}, off by {error:.1e}"
+            );
         }
         Ok(())
     }
@@ -116,9 +115,7 @@ fn golden(device: &Device, streamed: bool, activation: DType) -> Result<(), Fail
         let units = found.units(device, score, group, Reduction::Sum, 0)?;
         known.near(name, &units, limit)?;
     }
-    if names.len() != 66 {
-        return Err(format!("{} tensors of 66", names.len()).into());
-    }
+    assert!(names.len() == 66, "{} tensors of 66", names.len());
     Ok(())
 }
 
@@ -202,11 +199,10 @@ fn reductions() -> Result<(), Failed> {
                 };
                 // A product of many may be more than f32 holds.
                 let fits = expected < f64::from(f32::MAX);
-                if fits && (f64::from(*found) - expected).abs() > 1e-4 * expected {
-                    return Err(
-                        format!("{group}, {reduction:?}, {unit}: {found} for {expected}").into(),
-                    );
-                }
+                assert!(
+                    !fits || (f64::from(*found) - expected).abs() <= 1e-4 * expected,
+                    "{group}, {reduction:?}, {unit}: {found} for {expected}"
+                );
             }
         }
     }

@@ -7,29 +7,21 @@ use lopper::tensor::{WHOLE_ROW, WeightFormat, weight_type};
 use crate::program::{TEXT, lopper};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        Trial::test("synth::written_and_measured", written_and_measured),
-        Trial::test("synth::parameters_of_the_shapes", parameters_of_the_shapes),
-        Trial::test("synth::a_seed_is_a_model", a_seed_is_a_model),
-        Trial::test("synth::bad_arguments", bad_arguments),
-    ]
+    suite!("synth":
+        written_and_measured, parameters_of_the_shapes, a_seed_is_a_model, bad_arguments)
 }
 
 fn written_and_measured() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let made = "synth smollm2-135m --layers 1 --type nvfp4 --out made";
     let run = lopper(folder.path(), made)?;
-    if run.code != Some(0) {
-        return Err(format!("{}{}", run.out, run.err).into());
-    }
+    assert!(run.code == Some(0), "{run}");
     let eval = format!("eval made --ppl {TEXT} --ctx 64 --max-tokens 128 --device cpu --json=-");
     let run = lopper(folder.path(), &eval)?;
     let report: serde_json::Value = serde_json::from_str(&run.out)?;
     // Random logits of unit variance over 49 152 tokens: perplexity near 49 152 * e^(1/2 + 1/2).
     let perplexity = report["perplexity"]["value"].as_f64().unwrap_or(0.0);
-    if !(3e4..4e5).contains(&perplexity) {
-        return Err(format!("perplexity {perplexity}").into());
-    }
+    assert!((3e4..4e5).contains(&perplexity), "perplexity {perplexity}");
     // One token per byte, and the bytes come back.
     let tokenizer =
         Checkpoint::open(folder.path().join("made").to_str().ok_or("a path")?)?.tokenizer()?;
@@ -55,9 +47,7 @@ fn parameters_of_the_shapes() -> Result<(), Failed> {
             .iter()
             .map(|spec| spec.rows as u64 * spec.columns as u64);
         let found: u64 = sizes.sum();
-        if found != parameters {
-            return Err(format!("{shape}: {found}").into());
-        }
+        assert!(found == parameters, "{shape}: {found}");
     }
     Ok(())
 }

@@ -19,18 +19,16 @@ use crate::machine::{device, gpu_trial};
 use crate::program::lopper;
 
 pub fn trials() -> Vec<Trial> {
-    vec![
+    let mut trials = suite!("widths":
+        gradients_are_the_same, gguf_and_back, packed_and_back, hf_of_one_width_only, a_parents_metadata,
+        deci_of_one_width);
+    trials.extend([
         Trial::test("widths::cut_is_zeroed::cpu", || cut_is_zeroed(&Device::Cpu)),
         gpu_trial("widths::cut_is_zeroed::gpu".into(), || {
             cut_is_zeroed(&device(Options::default())?)
         }),
-        Trial::test("widths::gradients_are_the_same", gradients_are_the_same),
-        Trial::test("widths::gguf_and_back", gguf_and_back),
-        Trial::test("widths::packed_and_back", packed_and_back),
-        Trial::test("widths::hf_of_one_width_only", hf_of_one_width_only),
-        Trial::test("widths::a_parents_metadata", a_parents_metadata),
-        Trial::test("widths::deci_of_one_width", deci_of_one_width),
-    ]
+    ]);
+    trials
 }
 
 /// Columns of a head of nano-llama, which has 2 layers of 4 heads, 2 key and value heads and 192 channels.

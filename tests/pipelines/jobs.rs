@@ -23,31 +23,17 @@ use lopper::tensor::{DType, Packed, WHOLE_ROW};
 use crate::machine::{device, gpu_trial};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        Trial::test(
-            "pipelines::artifact_opens_in_every_format",
-            artifact_opens_in_every_format,
-        ),
-        Trial::test(
-            "pipelines::a_grid_reproduces_itself",
-            a_grid_reproduces_itself,
-        ),
+    let mut trials = suite!("pipelines":
+        artifact_opens_in_every_format, a_grid_reproduces_itself, batches_do_not_matter,
+        interrupted_run_leaves_nothing, permuted_rows_return;
+        gpu: checked_evaluation, checked_sees_unwritten, short_submits_are_measured, budget_is_kept);
+    trials.extend([
         Trial::test("pipelines::every_scheme_on_the_cpu", || {
             every_scheme(&Device::Cpu)
         }),
         gpu_trial("pipelines::every_scheme_on_the_gpu".into(), || {
             every_scheme(&checked_gpu()?)
         }),
-        gpu_trial("pipelines::checked_evaluation".into(), checked_evaluation),
-        gpu_trial(
-            "pipelines::checked_sees_unwritten".into(),
-            checked_sees_unwritten,
-        ),
-        gpu_trial(
-            "pipelines::short_submits_are_measured".into(),
-            short_submits_are_measured,
-        ),
-        gpu_trial("pipelines::budget_is_kept".into(), budget_is_kept),
         Trial::test("pipelines::cache_equals_whole_pass", || {
             cache_equals_whole_pass(&Device::Cpu)
         }),
@@ -55,13 +41,8 @@ pub fn trials() -> Vec<Trial> {
             "pipelines::cache_equals_whole_pass_on_the_gpu".into(),
             || cache_equals_whole_pass(&checked_gpu()?),
         ),
-        Trial::test("pipelines::batches_do_not_matter", batches_do_not_matter),
-        Trial::test(
-            "pipelines::interrupted_run_leaves_nothing",
-            interrupted_run_leaves_nothing,
-        ),
-        Trial::test("pipelines::permuted_rows_return", permuted_rows_return),
-    ]
+    ]);
+    trials
 }
 
 fn checked_gpu() -> Result<Device, Failed> {
@@ -128,9 +109,7 @@ fn artifact_opens_in_every_format() -> Result<(), Failed> {
     // Codes and scales are kept bit for bit, so the figure is the same number.
     for name in ["", "packed", "model.gguf"] {
         let figure = measure(&Device::Cpu, &Checkpoint::open(&path(name))?, DType::F32)?;
-        if figure != inside {
-            return Err(format!("{name}: {figure} is not {inside}").into());
-        }
+        assert!(figure == inside, "{name}: {figure} is not {inside}");
     }
     let rounded = measure(&Device::Cpu, &Checkpoint::open(&path("hf"))?, DType::F32)?;
     if (rounded / inside - 1.0).abs() > 1e-3 {
@@ -182,11 +161,8 @@ fn a_grid_reproduces_itself() -> Result<(), Failed> {
     )?;
     let (ty, bytes) = gguf::pack(&q4_1).ok_or("Q4_1 holds a float minimum of groups of 32")?;
     let back = gguf::unpack(ty, &bytes, 24, 256).ok_or("Q4_1 has a decoder")?;
-    if back == q4_1 {
-        Ok(())
-    } else {
-        Err("Q4_1 changed the matrix".into())
-    }
+    assert!(back == q4_1, "Q4_1 changed the matrix");
+    Ok(())
 }
 
 fn random_matrix(rows: usize, columns: usize) -> Packed {
@@ -227,9 +203,7 @@ fn every_scheme(device: &Device) -> Result<(), Failed> {
                     .fold(0.0, f32::max);
                 // The signed maximum leaves one step at the far end; f16 scales and offsets add their own rounding.
                 let allowed = if grid == Grid::SignedMax { 1.01 } else { 0.51 } * step + 2e-3;
-                if error.is_nan() || error > allowed {
-                    return Err(format!("{what}: error {error}, step {step}").into());
-                }
+                assert!(error <= allowed, "{what}: error {error}, step {step}");
             }
         }
     }
@@ -309,9 +283,7 @@ fn short_submits_are_measured() -> Result<(), Failed> {
     for _ in 0..4 {
         device.read(&silu::silu(&device, &gate, &gate, DType::F32)?)?;
     }
-    if device.call_limit() == before {
-        return Err("nothing was learnt".into());
-    }
+    assert!(device.call_limit() != before, "nothing was learnt");
     Ok(())
 }
 
@@ -337,11 +309,8 @@ fn budget_is_kept() -> Result<(), Failed> {
         DType::F32,
     )?;
     let peak = enough.gpu().ok_or("a GPU")?.memory().1;
-    if peak > 0 && peak <= budget {
-        Ok(())
-    } else {
-        Err(format!("peak {peak} of {budget}").into())
-    }
+    assert!(peak > 0 && peak <= budget, "peak {peak} of {budget}");
+    Ok(())
 }
 
 /// Token by token through the cache gives the tokens that whole passes give.
@@ -375,20 +344,18 @@ fn cache_equals_whole_pass(device: &Device) -> Result<(), Failed> {
         let best = (0..last.len())
             .max_by(|a, b| last[*a].total_cmp(&last[*b]))
             .ok_or("a vocabulary")?;
-        if best as u32 != *token {
-            return Err(format!(
-                "after {} tokens: {token} from the cache, {best} without",
-                text.len()
-            )
-            .into());
-        }
+        assert!(
+            best as u32 == *token,
+            "after {} tokens: {token} from the cache, {best} without",
+            text.len()
+        );
         text.push(*token);
     }
-    if seen == generation.tokens && seen.len() == 12 {
-        Ok(())
-    } else {
-        Err("not every token was told".into())
-    }
+    assert!(
+        seen == generation.tokens && seen.len() == 12,
+        "not every token was told"
+    );
+    Ok(())
 }
 
 /// A window's losses do not depend on which windows share its pass.
@@ -426,11 +393,8 @@ fn batches_do_not_matter() -> Result<(), Failed> {
     }
     let close =
         (all - one_by_one.0).abs() <= 1e-6 * all && count == one_by_one.1 && count == 20.0 * 127.0;
-    if close {
-        Ok(())
-    } else {
-        Err(format!("{all} of {count}, {one_by_one:?}").into())
-    }
+    assert!(close, "{all} of {count}, {one_by_one:?}");
+    Ok(())
 }
 
 fn interrupted_run_leaves_nothing() -> Result<(), Failed> {
@@ -484,9 +448,6 @@ fn permuted_rows_return() -> Result<(), Failed> {
             "only projections are permuted"
         );
     }
-    if seen == 8 {
-        Ok(())
-    } else {
-        Err(format!("{seen} tensors of two layers are permuted").into())
-    }
+    assert!(seen == 8, "{seen} tensors of two layers are permuted");
+    Ok(())
 }

@@ -17,16 +17,10 @@ use crate::machine::gpu_trial;
 use crate::program::{NANO, SHORT, lopper};
 
 pub fn trials() -> Vec<Trial> {
-    let mut trials = vec![
-        Trial::test("levels::minifloats", minifloats),
-        Trial::test("levels::bad_schemes", bad_schemes),
-        Trial::test("levels::not_finite", not_finite),
-        Trial::test("levels::through_the_program", through_the_program),
-        Trial::test("levels::a_users_codebook", users_codebook),
-        Trial::test("levels::bad_codebooks", bad_codebooks),
-        Trial::test("levels::grids_by_name", grids_by_name),
-        gpu_trial("levels::codebooks_on_the_gpu".into(), codebooks_on_the_gpu),
-    ];
+    let mut trials = suite!("levels":
+        minifloats, bad_schemes, not_finite, through_the_program, a_users_codebook, bad_codebooks,
+        grids_by_name;
+        gpu: codebooks_on_the_gpu);
     for grid in Grid::LEVELED {
         let name = grid.name();
         trials.push(Trial::test(format!("levels::cpu::{name}"), move || {
@@ -152,9 +146,7 @@ fn through_the_program() -> Result<(), Failed> {
             folder.path(),
             &format!("quantize {NANO} --type {name} --device cpu {SHORT} --out {name}"),
         )?;
-        if run.code != Some(0) {
-            return Err(format!("{name}: {}{}", run.out, run.err).into());
-        }
+        assert!(run.code == Some(0), "{name}: {run}");
         let manifest = std::fs::read_to_string(folder.path().join(name).join("manifest.json"))?;
         let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
         let text = crate::program::TEXT;
@@ -174,9 +166,7 @@ fn through_the_program() -> Result<(), Failed> {
             }
             _ => false,
         };
-        if !near {
-            return Err(format!("{name}: {before}, then {after}: {manifest}").into());
-        }
+        assert!(near, "{name}: {before}, then {after}: {manifest}");
     }
     Ok(())
 }
@@ -220,7 +210,7 @@ fn codebooks_on_the_gpu() -> Result<(), Failed> {
     Ok(())
 }
 
-fn users_codebook() -> Result<(), Failed> {
+fn a_users_codebook() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let book: Vec<String> = entries(27)
         .iter()
@@ -233,9 +223,7 @@ fn users_codebook() -> Result<(), Failed> {
     );
     std::fs::write(folder.path().join("r.toml"), recipe)?;
     let run = lopper(folder.path(), "compress r.toml --device cpu --out made")?;
-    if run.code != Some(0) {
-        return Err(format!("{}{}", run.out, run.err).into());
-    }
+    assert!(run.code == Some(0), "{run}");
     let manifest = std::fs::read_to_string(folder.path().join("made/manifest.json"))?;
     let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
     let text = crate::program::TEXT;

@@ -20,15 +20,14 @@ use lopper::tensor::{DType, Packed, WeightFormat};
 use crate::machine::{device, gpu_trial};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
+    let mut trials = suite!("pruning": quality, orders, parameters);
+    trials.extend([
         Trial::test("pruning::any_group::cpu", || any_group(&Device::Cpu)),
         gpu_trial("pruning::any_group::gpu".into(), || {
             any_group(&device(Options::default())?)
         }),
-        Trial::test("pruning::quality", quality),
-        Trial::test("pruning::orders", orders),
-        Trial::test("pruning::parameters", parameters),
-    ]
+    ]);
+    trials
 }
 
 fn pass(device: &Device) -> Pass<'_> {
@@ -104,11 +103,11 @@ fn any_group(device: &Device) -> Result<(), Failed> {
             cut.keep(group.width, group.layer, &kept);
             let pruned = Pruned::new(&parent, device, cut);
             let found = logits(device, &pruned)?;
-            if found.len() != 24 * parent.config().vocab_size
-                || found.iter().any(|v| !v.is_finite())
-            {
-                return Err(format!("{what}: it does not run").into());
-            }
+            assert!(
+                found.len() == 24 * parent.config().vocab_size
+                    && found.iter().all(|v| v.is_finite()),
+                "{what}: it does not run"
+            );
             for spec in pruned.specs() {
                 let whole = pruned.whole(spec).ok_or_else(|| what.clone())?;
                 let places = |axis: Axis, count: usize| -> Vec<usize> {
@@ -152,9 +151,7 @@ fn any_group(device: &Device) -> Result<(), Failed> {
                     .zip(&wanted)
                     .map(|(a, b)| (a - b).abs())
                     .fold(0.0, f32::max);
-                if worst > 2e-4 {
-                    return Err(format!("{what}: {worst} from the model with zeros").into());
-                }
+                assert!(worst <= 2e-4, "{what}: {worst} from the model with zeros");
             }
         }
     }
@@ -255,11 +252,8 @@ fn quality() -> Result<(), Failed> {
     if (removed / zeroed - 1.0).abs() > 5e-5 {
         wrong.push(format!("cut {removed:.5}, zeroed {zeroed:.5}"));
     }
-    if wrong.is_empty() {
-        Ok(())
-    } else {
-        Err(wrong.join("\n").into())
-    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
 }
 
 fn stage() -> Prune {
@@ -290,18 +284,14 @@ fn orders() -> Result<(), Failed> {
         ..stage()
     };
     let left = order(&layers).map_err(|bad| format!("{bad:?}"))?.left;
-    if left.layers() != 3 {
-        return Err(format!("{} layers", left.layers()).into());
-    }
+    assert!(left.layers() == 3, "{} layers", left.layers());
     let channels = Prune {
         scope: Scope::Channel,
         ratio: 0.3,
         ..stage()
     };
     let left = order(&channels).map_err(|bad| format!("{bad:?}"))?.left;
-    if left.hidden_size != 96 {
-        return Err(format!("hidden {}", left.hidden_size).into());
-    }
+    assert!(left.hidden_size == 96, "hidden {}", left.hidden_size);
     let changed = |change: fn(&mut Prune)| {
         let mut stage = stage();
         change(&mut stage);

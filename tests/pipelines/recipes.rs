@@ -8,10 +8,7 @@ use lopper::plan::Plan;
 use lopper::recipe::{EMBEDDED, Recipe, Stage};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        Trial::test("recipes::later_stages_decide", later_stages_decide),
-        Trial::test("recipes::recipes_are_strict", recipes_are_strict),
-    ]
+    suite!("recipes": later_stages_decide, recipes_are_strict)
 }
 
 fn later_stages_decide() -> Result<(), Failed> {
@@ -44,11 +41,8 @@ fn later_stages_decide() -> Result<(), Failed> {
         }
     }
     let bytes: u64 = plan.tensors.iter().map(|line| line.output_bytes).sum();
-    if bytes == plan.output_bytes {
-        Ok(())
-    } else {
-        Err("the total is the lines' sum".into())
-    }
+    assert!(bytes == plan.output_bytes, "the total is the lines' sum");
+    Ok(())
 }
 
 fn recipes_are_strict() -> Result<(), Failed> {

@@ -14,16 +14,9 @@ use tempfile::TempDir;
 use crate::program::{NANO, TINY, check, lopper, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        Trial::test("comparison::share_by_hand", share_by_hand),
-        Trial::test("comparison::pairs_are_items", pairs_are_items),
-        Trial::test("comparison::lm_eval_results", lm_eval_results),
-        Trial::test("comparison::samples_return", samples_return),
-        Trial::test("comparison::predictions_of_others", predictions_of_others),
-        Trial::test("comparison::bad_answers", bad_answers),
-        Trial::test("comparison::compare_answers", compare_answers),
-        Trial::test("comparison::compare_refuses", compare_refuses),
-    ]
+    suite!("comparison":
+        share_by_hand, pairs_are_items, lm_eval_results, samples_return, predictions_of_others, bad_answers,
+        compare_answers, compare_refuses)
 }
 
 const SEED: Bootstrap = Bootstrap {
@@ -112,29 +105,27 @@ fn share_by_hand() -> Result<(), Failed> {
     let found = compare_tasks(&parent, &child, SEED)?;
     let share = found.share.clone().ok_or("two tasks tell")?;
     let ends = share.interval.ok_or("enough items")?;
-    check(
+    assert!(
         near(share.value, 0.875)
             && share.tasks == ["one", "two"]
             && found.at_chance == ["guessed", "below"],
-        || format!("{found:?}"),
-    )?;
-    check(
+        "{found:?}"
+    );
+    assert!(
         ends.low < 0.875 && ends.high > 0.875 && ends.high - ends.low < 0.6,
-        || format!("{ends:?}"),
-    )?;
+        "{ends:?}"
+    );
     // 0.25 + 2 * sqrt(0.34 * 0.66 / 99) = 0.3452: 34 of 100 is within two standard errors, 35 is not.
     for (right, told) in [(34, false), (35, true)] {
         let parent = [task("edge", 100, |i| i < right)];
         let found = compare_tasks(&parent, &parent, SEED)?;
-        check(found.share.is_some() == told, || {
-            format!("{right}: {found:?}")
-        })?;
+        assert!(found.share.is_some() == told, "{right}: {found:?}");
         if let Some(share) = found.share {
             let interval = share.interval.ok_or("enough items")?;
-            check(
+            assert!(
                 share.value == 1.0 && interval.low == 1.0 && interval.high == 1.0,
-                || format!("{share:?}"),
-            )?;
+                "{share:?}"
+            );
         }
     }
     Ok(())
@@ -147,30 +138,31 @@ fn pairs_are_items() -> Result<(), Failed> {
     let found = compare_tasks(&parent, &child, SEED)?;
     let t = &found.tasks[0];
     // Of 50 items 17 are multiples of 3, 10 of 5, 4 of both.
-    check(
+    assert!(
         (t.n, t.unpaired, t.acc.lost, t.acc.gained) == (50, 10, 6, 13)
             && near(t.acc.parent, 0.66)
             && near(t.acc.child, 0.8)
             && near(t.acc.difference, 0.14)
             && near(t.acc.parent_stderr, (0.66f64 * 0.34 / 49.0).sqrt())
             && found.unpaired == ["alone", "new"],
-        || format!("{found:?}"),
-    )?;
+        "{found:?}"
+    );
     let ends = t.acc.interval.ok_or("enough items")?;
-    check(ends.low < 0.14 && 0.14 < ends.high, || format!("{ends:?}"))?;
+    assert!(ends.low < 0.14 && 0.14 < ends.high, "{ends:?}");
     child[0].shots = 0;
     let shots = compare_tasks(&parent, &child, SEED).map_err(|error| error.to_string());
-    check(
+    assert!(
         shots.is_err_and(|e| e.contains("task t") && e.contains("shots: 2")),
-        || "other shots".into(),
-    )?;
+        "other shots"
+    );
     child[0].shots = 2;
     child[0].outcomes[0].target = "other".into();
     let other = compare_tasks(&parent, &child, SEED).map_err(|error| error.to_string());
-    check(
+    assert!(
         other.is_err_and(|e| e.contains("item 49") && e.contains("other")),
-        || "another question".into(),
-    )
+        "another question"
+    );
+    Ok(())
 }
 
 fn lm_eval_results() -> Result<(), Failed> {
@@ -192,12 +184,10 @@ fn lm_eval_results() -> Result<(), Failed> {
         "n-samples",
     ] {
         let names: Vec<_> = json[key].as_object().ok_or(key)?.keys().collect();
-        check(names == ["t", "last", "sums"], || {
-            format!("{key}: {names:?}")
-        })?;
+        assert!(names == ["t", "last", "sums"], "{key}: {names:?}");
     }
     let number = |task: &str, key: &str| json["results"][task][key].as_f64().unwrap_or(f64::NAN);
-    check(
+    assert!(
         json["results"]["t"]["alias"] == "t"
             && near(number("t", "acc,none"), 0.75)
             && near(
@@ -213,8 +203,9 @@ fn lm_eval_results() -> Result<(), Failed> {
             && json["n-samples"]["t"]["effective"] == 40
             && json["configs"]["t"]["output_type"] == "multiple_choice"
             && json["config"]["model_args"] == "pretrained=m.gguf",
-        || format!("{json:#}"),
-    )
+        "{json:#}"
+    );
+    Ok(())
 }
 
 fn samples_return() -> Result<(), Failed> {
@@ -233,20 +224,21 @@ fn samples_return() -> Result<(), Failed> {
     again.shots = 8;
     let tasks = [task("t", 40, |i| i < 30), cloze, sums, two, again];
     let both = compare_tasks(&tasks, &tasks, SEED)?;
-    check(both.tasks[4].shots == 8, || format!("{both:?}"))?;
+    assert!(both.tasks[4].shots == 8, "{both:?}");
     let text = samples(&tasks);
     let back = read_samples(Path::new("s.jsonl"), &text)?;
-    check(back == tasks, || format!("{back:#?}"))?;
+    assert!(back == tasks, "{back:#?}");
     let line: Value = serde_json::from_str(text.lines().nth(1).ok_or("a second line")?)?;
-    check(
+    assert!(
         line["doc_id"] == 1
             && line["target"] == "1"
             && line["acc"] == 1.0
             && line["filtered_resps"][1] == json!(["-1.25", "True"])
             && line["resps"][1] == json!([["-1.25", "True"]])
             && line["metrics"] == json!(["acc", "acc_norm"]),
-        || format!("{line}"),
-    )
+        "{line}"
+    );
+    Ok(())
 }
 
 fn predictions_of_others() -> Result<(), Failed> {
@@ -261,15 +253,15 @@ fn predictions_of_others() -> Result<(), Failed> {
     let right: Vec<_> = found[0].outcomes.iter().map(|o| o.correct).collect();
     // i % 3 == i % 4 for 0, 1, 2 only, of 0 to 8.
     let want: Vec<_> = (0..10).map(|i| i < 3 || i == 9).collect();
-    check(
+    assert!(
         right == want && found[0].outcomes[9].pick == Some(1),
-        || format!("{found:?}"),
-    )?;
+        "{found:?}"
+    );
     let compared = compare_tasks(&questions, &found, SEED)?;
-    check(
+    assert!(
         compared.tasks[0].n == 10 && compared.tasks[0].unpaired == 10,
-        || format!("{compared:?}"),
-    )?;
+        "{compared:?}"
+    );
     let sums = [texts()[1].clone()];
     let text =
         "{\"item\": 2, \"prediction\": \" choice 2 \"}\n{\"item\": 1, \"prediction\": \"no\"}";
@@ -279,7 +271,8 @@ fn predictions_of_others() -> Result<(), Failed> {
         .iter()
         .map(|o| (o.item, o.correct))
         .collect();
-    check(right == [(2, true), (1, false)], || format!("{right:?}"))
+    assert!(right == [(2, true), (1, false)], "{right:?}");
+    Ok(())
 }
 
 fn bad_answers() -> Result<(), Failed> {
@@ -337,9 +330,7 @@ fn bad_answers() -> Result<(), Failed> {
         let error = read_predictions(path, text, &questions).err().ok_or(text)?;
         let (told, code) = (error.to_string(), error.exit_code());
         let all = words.iter().all(|word| told.contains(word));
-        check(code == 2 && all && !told.contains('\n'), || {
-            format!("{text}: {told}")
-        })?;
+        assert!(code == 2 && all && !told.contains('\n'), "{text}: {told}");
     }
     let good = samples(&questions);
     for (change, words) in [
@@ -362,7 +353,7 @@ fn bad_answers() -> Result<(), Failed> {
         (("\"pick\":3", "\"pick\":7"), ["line 4", "`pick`"]),
     ] {
         let text = good.replacen(change.0, change.1, 1);
-        check(text != good, || format!("nothing to change: {}", change.0))?;
+        assert!(text != good, "nothing to change: {}", change.0);
         let error = read_samples(path, &text).err().ok_or(change.1)?.to_string();
         check(words.iter().all(|word| error.contains(word)), || {
             format!("{change:?}: {error}")
@@ -396,7 +387,7 @@ fn compare_answers() -> Result<(), Failed> {
             .and_then(Value::as_f64)
             .unwrap_or(f64::NAN)
     };
-    check(
+    assert!(
         near(number("/share/value"), 0.75)
             && near(number("/tasks/0/acc/difference"), -0.15)
             && near(number("/predictions/0/share/value"), 1.25)
@@ -404,16 +395,16 @@ fn compare_answers() -> Result<(), Failed> {
             && json["summary"]
                 .as_str()
                 .is_some_and(|words| words.starts_with("75 % of the parent's quality (95 %: ")),
-        || format!("{json:#}"),
-    )?;
+        "{json:#}"
+    );
     let results: Value = serde_json::from_slice(&std::fs::read(folder.path().join("r.json"))?)?;
-    check(
+    assert!(
         near(
             results["results"]["t"]["acc,none"].as_f64().unwrap_or(0.0),
             0.7,
         ),
-        || format!("{results}"),
-    )?;
+        "{results}"
+    );
     let same = std::fs::read(folder.path().join("s.jsonl"))?
         == std::fs::read(folder.path().join("b.jsonl"))?;
     check(same, || {
@@ -426,9 +417,7 @@ fn compare_answers() -> Result<(), Failed> {
         "[p.jsonl]",
         "within two standard errors of chance: dull",
     ] {
-        check(printed.contains(words), || {
-            format!("no `{words}` in {printed}")
-        })?;
+        assert!(printed.contains(words), "no `{words}` in {printed}");
     }
     Ok(())
 }
@@ -483,17 +472,11 @@ fn compare_refuses() -> Result<(), Failed> {
         ("a.jsonl a.jsonl --lm-eval .".into(), 4, "cannot write"),
     ] {
         let run = lopper(folder.path(), &format!("compare {arguments} --device cpu"))?;
-        check(
+        assert!(
             run.code == Some(code) && run.err.contains(words) && run.out.is_empty(),
-            || {
-                format!(
-                    "compare {arguments}: {:?} {} {}",
-                    run.code, run.err, run.out
-                )
-            },
-        )?;
+            "compare {arguments}: {run}"
+        );
     }
-    check(snapshot(folder.path())? == before, || {
-        "something was left".into()
-    })
+    assert!(snapshot(folder.path())? == before, "something was left");
+    Ok(())
 }

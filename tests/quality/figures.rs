@@ -16,7 +16,9 @@ use crate::machine::{device, gpu_trial};
 use crate::program::{NANO, SHORT, TEXT, TINY, check, lopper, succeeds};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
+    let mut trials = suite!("figures":
+        bytes_of_the_scored_tokens, eval_against_a_base, compare_two_models, another_tokenizer);
+    trials.extend([
         Trial::test("figures::a_model_is_not_apart_from_itself", || {
             itself(&Device::Cpu)
         }),
@@ -31,11 +33,8 @@ pub fn trials() -> Vec<Trial> {
             "figures::divergence_is_that_of_the_logits_on_the_gpu".into(),
             || of_logits(&device(Options::default())?),
         ),
-        Trial::test("figures::bytes_of_the_scored_tokens", bytes_of_the_tokens),
-        Trial::test("figures::eval_against_a_base", eval_against_a_base),
-        Trial::test("figures::compare_two_models", compare_two_models),
-        Trial::test("figures::another_tokenizer", another_tokenizer),
-    ]
+    ]);
+    trials
 }
 
 fn tokens(count: usize) -> Result<Vec<u32>, Failed> {
@@ -70,17 +69,16 @@ fn itself(device: &Device) -> Result<(), Failed> {
     let interval = change
         .percent_interval
         .ok_or("9 windows give an interval")?;
-    check(
+    assert!(
         found.kl.len() == 9 * 31 && found.kl.iter().all(|kl| *kl == 0.0),
-        || format!("{kl:?}"),
-    )?;
-    check(kl.same_top == 1.0 && delta_p.rms == 0.0, || {
-        format!("{delta_p:?}")
-    })?;
-    check(
+        "{kl:?}"
+    );
+    assert!(kl.same_top == 1.0 && delta_p.rms == 0.0, "{delta_p:?}");
+    assert!(
         change.ratio == 1.0 && (interval.low, interval.high) == (0.0, 0.0),
-        || format!("{change:?}"),
-    )
+        "{change:?}"
+    );
+    Ok(())
 }
 
 /// log softmax in f64.
@@ -130,12 +128,12 @@ fn of_logits(device: &Device) -> Result<(), Failed> {
                 place += 1;
             }
         }
-        check(place == found.kl.len(), || format!("{place} places"))?;
+        assert!(place == found.kl.len(), "{place} places");
     }
     Ok(())
 }
 
-fn bytes_of_the_tokens() -> Result<(), Failed> {
+fn bytes_of_the_scored_tokens() -> Result<(), Failed> {
     for (name, text) in [
         (
             TINY,
@@ -151,9 +149,7 @@ fn bytes_of_the_tokens() -> Result<(), Failed> {
     ] {
         let tokenizer = Checkpoint::open(name)?.tokenizer()?;
         let (tokens, ends) = tokenizer.encode_with_ends(&text, false)?;
-        check(tokens == tokenizer.encode(&text, false)?, || {
-            "other tokens".into()
-        })?;
+        assert!(tokens == tokenizer.encode(&text, false)?, "other tokens");
         check(ends.last() == Some(&text.len()), || {
             format!("{:?} of {} bytes", ends.last(), text.len())
         })?;
@@ -167,27 +163,21 @@ fn bytes_of_the_tokens() -> Result<(), Failed> {
         }
         let (found, slack) = (windows.scored_bytes(&ends), 2 * 3 * windows.count());
         // A character cut by a window's edge decodes to U+FFFD: three bytes, whatever it has.
-        check(found.abs_diff(sum) <= slack, || {
-            format!("{found} bytes, decoded {sum}")
-        })?;
+        assert!(found.abs_diff(sum) <= slack, "{found} bytes, decoded {sum}");
         let device = Device::Cpu;
         let losses = losses(&model(&device, name)?, &pass(&device), &windows, |_, _| {
             Ok(())
         })?;
         let bits = losses.bits_per_byte(found).ok_or("bytes are scored")?;
         let want = losses.values().iter().sum::<f64>() / 2f64.ln() / found as f64;
-        check((bits.value - want).abs() < 1e-12, || {
-            format!("{bits}, not {want}")
-        })?;
+        assert!((bits.value - want).abs() < 1e-12, "{bits}, not {want}");
     }
     Ok(())
 }
 
 fn has(value: &Value, fields: &str) -> Result<(), Failed> {
     for field in fields.split_whitespace() {
-        check(!value[field].is_null(), || {
-            format!("no `{field}` in {value}")
-        })?;
+        assert!(!value[field].is_null(), "no `{field}` in {value}");
     }
     Ok(())
 }
@@ -225,25 +215,25 @@ fn eval_against_a_base() -> Result<(), Failed> {
             folder.path(),
             &format!("eval {model} --ppl {TEXT} {SHORT} --json=-"),
         )?;
-        check(
+        assert!(
             alone["perplexity"]["value"].as_f64() == Some(number(path)),
-            || format!("{alone}"),
-        )?;
+            "{alone}"
+        );
     }
     let ratio = number("/perplexity/value") / number("/base_perplexity/value");
-    check(
+    assert!(
         (ratio - number("/perplexity_change/ratio")).abs() < 1e-9,
-        || format!("{json}"),
-    )?;
+        "{json}"
+    );
     let (low, high) = (
         number("/perplexity_change/percent_interval/low"),
         number("/perplexity_change/percent_interval/high"),
     );
     let percent = number("/perplexity_change/percent");
-    check(
+    assert!(
         low < percent && percent < high && number("/kl/mean") > 0.01,
-        || format!("{json}"),
-    )?;
+        "{json}"
+    );
     let printed = succeeds(folder.path(), &arguments)?.out;
     for words in [
         "smaller than stored in f16, perplexity +",
@@ -252,9 +242,7 @@ fn eval_against_a_base() -> Result<(), Failed> {
         "same top token:",
         "RMS Δp:",
     ] {
-        check(printed.contains(words), || {
-            format!("no `{words}` in {printed}")
-        })?;
+        assert!(printed.contains(words), "no `{words}` in {printed}");
     }
     Ok(())
 }
@@ -270,19 +258,20 @@ fn compare_two_models() -> Result<(), Failed> {
         &format!("compare {TINY} {NANO} --ppl {TEXT} {SHORT} --json=-"),
     )?;
     has(&json, "schema parent child sizes text summary bootstrap")?;
-    check(
+    assert!(
         json["tasks"].is_null() && json["text"]["kl"]["mean"].as_f64() > Some(0.0),
-        || format!("{json}"),
-    )?;
+        "{json}"
+    );
     let few = succeeds(
         folder.path(),
         &format!("compare {TINY} {NANO} --ctx 128 --max-tokens 512"),
     )?
     .out;
-    check(
+    assert!(
         few.contains("too few windows for an interval: 4") && few.contains("B against A"),
-        || few.clone(),
-    )
+        "{few}"
+    );
+    Ok(())
 }
 
 /// Another vocabulary leaves bits per byte and says what cannot be had.
@@ -306,10 +295,10 @@ fn another_tokenizer() -> Result<(), Failed> {
             &run
         };
         let why = run["impossible"].as_str().unwrap_or_default();
-        check(
+        assert!(
             run["kl"].is_null() && why.contains("another tokenizer") && why.contains("\"t\""),
-            || format!("{run}"),
-        )?;
+            "{run}"
+        );
     }
     let printed = succeeds(
         folder.path(),

@@ -9,40 +9,32 @@ use lopper::measure::quality::statistics::{
 use crate::program::check;
 
 pub fn trials() -> Vec<Trial> {
-    vec![
-        Trial::test("statistics::by_hand", by_hand),
-        Trial::test(
-            "statistics::intervals_cover_paired_accuracy",
-            paired_accuracy,
-        ),
-        Trial::test("statistics::intervals_cover_few_windows", few_windows),
-        Trial::test("statistics::seeds_decide", seeds_decide),
-    ]
+    suite!("statistics":
+        by_hand, intervals_cover_paired_accuracy, intervals_cover_few_windows, seeds_decide)
 }
 
 fn by_hand() -> Result<(), Failed> {
     let values = [1.0, 2.0, 4.0, 9.0];
     let (mean, error) = mean_and_error(&values);
     // Squares around 4: 9 + 4 + 0 + 25 = 38; 38 / 3 / 4.
-    check(
+    assert!(
         mean == 4.0 && (error - (38.0f64 / 12.0).sqrt()).abs() < 1e-15,
-        || format!("{mean} {error}"),
-    )?;
-    check(mean_and_error(&[7.0]) == (7.0, 0.0), || "one value".into())?;
+        "{mean} {error}"
+    );
+    assert!(mean_and_error(&[7.0]) == (7.0, 0.0), "one value");
     // With (2, 0, 1, 5), mean 2: -3*0 + -2*-2 + 0*-1 + 5*3 = 19; 19 / 3 / 4.
     let covariance = covariance_of_means(&values, &[2.0, 0.0, 1.0, 5.0]);
-    check((covariance - 19.0 / 12.0).abs() < 1e-15, || {
-        format!("{covariance}")
-    })?;
+    assert!((covariance - 19.0 / 12.0).abs() < 1e-15, "{covariance}");
     // numpy.quantile([1, 2, 4, 9], [0, .1, .5, .9, 1])
     let found = [0.0, 0.1, 0.5, 0.9, 1.0].map(|fraction| quantile(&values, fraction));
     let same = found
         .iter()
         .zip([1.0, 1.3, 3.0, 7.5, 9.0])
         .all(|(a, b)| (a - b).abs() < 1e-12);
-    check(same, || format!("{found:?}"))?;
+    assert!(same, "{found:?}");
     let none = Bootstrap::seeded(0).mean(&[0.5; 7]);
-    check(none.is_none(), || format!("{none:?} from seven units"))
+    assert!(none.is_none(), "{none:?} from seven units");
+    Ok(())
 }
 
 const TRIALS: usize = 1000;
@@ -67,7 +59,7 @@ fn covered(truth: f64, mut sample: impl FnMut(&mut Random) -> Vec<f64>) -> Resul
 }
 
 /// A child that is right where its parent is right with 85 %, and else with 20 %; the parent is right with 60 %.
-fn paired_accuracy() -> Result<(), Failed> {
+fn intervals_cover_paired_accuracy() -> Result<(), Failed> {
     let chance = |random: &mut Random| f64::from(random.value() + 1.0) / 2.0;
     let truth = 0.6 * 0.85 + 0.4 * 0.2 - 0.6;
     covered(truth, |random| {
@@ -81,7 +73,7 @@ fn paired_accuracy() -> Result<(), Failed> {
 }
 
 /// Means of windows whose tokens share a part: what the windows of a short text are. As few as a README's example has.
-fn few_windows() -> Result<(), Failed> {
+fn intervals_cover_few_windows() -> Result<(), Failed> {
     covered(0.04, |random| {
         let window = |_| {
             let shared = 0.1 * f64::from(random.value());
@@ -103,8 +95,9 @@ fn seeds_decide() -> Result<(), Failed> {
     let spread = Bootstrap::seeded(1).interval(&[50, 8], |drawn| {
         Some((drawn[0].len() + drawn[1].len()) as f64)
     });
-    check(
+    assert!(
         spread.is_some_and(|interval| interval.low == 58.0 && interval.high == 58.0),
-        || format!("{spread:?}"),
-    )
+        "{spread:?}"
+    );
+    Ok(())
 }

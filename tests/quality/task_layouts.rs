@@ -6,19 +6,9 @@ use libtest_mimic::Trial;
 use lopper::data::{Item, Scoring, Task, read_task};
 use lopper::error::Error;
 
-use crate::machine::plain_trials;
-
-const TESTS: &[(&str, fn())] = &[
-    ("task_layouts::published", published),
-    ("task_layouts::labels_and_words", labels_and_words),
-    ("task_layouts::templates", templates),
-    ("task_layouts::malformed", malformed),
-    ("task_layouts::undecided", undecided),
-    ("task_layouts::broken_task_files", broken_task_files),
-];
-
 pub fn trials() -> Vec<Trial> {
-    plain_trials(TESTS)
+    suite!("task_layouts":
+        published, labels_and_words, templates, malformed, undecided, broken_task_files)
 }
 
 /// Files of a name and content each, in a folder of their own.

@@ -121,15 +121,13 @@ fn compare(outcome: &TaskOutcome, fixture: &str, tolerance: f64) -> Result<(), F
             worst = worst.max(off);
         }
         let (pick, margin) = (row[0].as_u64(), row[1].as_f64().ok_or("a margin")?);
-        if margin > 1e-3 && pick != item.pick.map(|pick| pick as u64) {
-            return Err(format!(
-                "{}, question {}: {:?} for {pick:?} with margin {margin}",
-                path.display(),
-                item.item + 1,
-                item.pick
-            )
-            .into());
-        }
+        assert!(
+            margin <= 1e-3 || pick == item.pick.map(|pick| pick as u64),
+            "{}, question {}: {:?} for {pick:?} with margin {margin}",
+            path.display(),
+            item.item + 1,
+            item.pick
+        );
         compared += 1;
     }
     if worst.is_nan() || worst > tolerance || compared == 0 {
@@ -188,11 +186,11 @@ fn difference(a: &TaskOutcome, b: &TaskOutcome) -> Result<f64, Failed> {
         return Err("another number of questions".into());
     }
     for (a, b) in a.outcomes.iter().zip(&b.outcomes) {
-        if (a.pick, a.pick_norm, a.correct, &a.target)
-            != (b.pick, b.pick_norm, b.correct, &b.target)
-        {
-            return Err(format!("{a:?} is not {b:?}").into());
-        }
+        assert!(
+            (a.pick, a.pick_norm, a.correct, &a.target)
+                == (b.pick, b.pick_norm, b.correct, &b.target),
+            "{a:?} is not {b:?}"
+        );
         for (a, b) in a.choices.iter().zip(&b.choices) {
             worst = worst.max((a.log_likelihood - b.log_likelihood).abs());
             if (a.tokens, a.greedy) != (b.tokens, b.greedy) {
@@ -249,13 +247,11 @@ fn batches_and_order(device: &Device, count: usize) -> Result<(), Failed> {
         for (batch, share) in [(1, true), (3, true), (16, true), (16, false)] {
             let outcome = loaded.answers(task, batched(batch, share, shots, count))?;
             let off = difference(&alone, &outcome)?;
-            if off.is_nan() || off > 2e-4 {
-                return Err(format!(
-                    "{}, batch {batch}, sharing {share}: off by {off}",
-                    task.name
-                )
-                .into());
-            }
+            assert!(
+                off <= 2e-4,
+                "{}, batch {batch}, sharing {share}: off by {off}",
+                task.name
+            );
         }
         let automatic = loaded.answers(task, Options { shots, ..OPTIONS })?;
         difference(&alone, &automatic)?;

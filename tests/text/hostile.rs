@@ -8,24 +8,10 @@ use lopper::formats::gguf::{Array, Value};
 use lopper::text::{HfFiles, Tokenizer};
 
 use super::tokenizer::{fixture, from_document, gguf, list, sentencepiece, text};
-use crate::machine::plain_trials;
-
-/// Every trial of this file.
-const TESTS: &[(&str, fn())] = &[
-    ("text::unknown_kinds", unknown_kinds),
-    ("text::hostile_metadata", hostile_metadata),
-    ("text::hostile_documents", hostile_documents),
-    (
-        "text::unrecognised_pre_tokenizer",
-        unrecognised_pre_tokenizer,
-    ),
-    ("text::chat_templates", chat_templates),
-    ("text::python_in_templates", python_in_templates),
-    ("text::broken_templates", broken_templates),
-];
-
 pub fn trials() -> Vec<Trial> {
-    plain_trials(TESTS)
+    suite!("text":
+        unknown_kinds, hostile_metadata, hostile_documents, unrecognised_pre_tokenizer, chat_templates,
+        python_in_templates, broken_templates)
 }
 
 fn strings(list_of: &[&str]) -> Array {

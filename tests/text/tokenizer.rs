@@ -8,28 +8,11 @@ use lopper::formats::gguf::{Array, Value};
 use lopper::text::{HfFiles, Tokenizer};
 use serde_json::Value as Json;
 
-/// Every trial of this file.
-use crate::machine::plain_trials;
-
-const TESTS: &[(&str, fn())] = &[
-    ("text::byte_level_kinds", byte_level_kinds),
-    ("text::byte_level_from_gguf", byte_level_from_gguf),
-    ("text::sentencepiece_equals", sentencepiece_equals),
-    ("text::sentencepiece_round_trip", sentencepiece_round_trip),
-    ("text::decode_gives_text_back", decode_gives_text_back),
-    ("text::stream_equals_decode", stream_equals_decode),
-    ("text::stream_of_broken_bytes", stream_of_broken_bytes),
-    ("text::bos_once", bos_once),
-    ("text::eos_lists", eos_lists),
-    ("text::special_token_forms", special_token_forms),
-    ("text::tiny_llama_to_gguf", tiny_llama_to_gguf),
-    ("text::padded_vocabulary", padded_vocabulary),
-    ("text::originals_unchanged", originals_unchanged),
-    ("text::gguf_to_hf_files", gguf_to_hf_files),
-];
-
 pub fn trials() -> Vec<Trial> {
-    plain_trials(TESTS)
+    suite!("text":
+        byte_level_kinds, byte_level_from_gguf, sentencepiece_equals, sentencepiece_round_trip,
+        decode_gives_text_back, stream_equals_decode, stream_of_broken_bytes, bos_once, eos_lists,
+        special_token_forms, tiny_llama_to_gguf, padded_vocabulary, originals_unchanged, gguf_to_hf_files)
 }
 
 const BYTE_LEVEL: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
