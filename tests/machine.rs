@@ -42,6 +42,18 @@ pub fn device(options: Options) -> Result<Device, Failed> {
     open(options).map(Device::Gpu).map_err(Failed::from)
 }
 
+/// A trial on the CPU and one on the adapter.
+pub fn on_each(
+    name: &str,
+    run: impl Fn(&Device) -> Result<(), Failed> + Send + Copy + 'static,
+) -> [Trial; 2] {
+    let on_gpu = move || run(&device(Options::default())?);
+    [
+        Trial::test(format!("{name}::cpu"), move || run(&Device::Cpu)),
+        gpu_trial(format!("{name}::gpu"), on_gpu),
+    ]
+}
+
 /// Whether the machine has an adapter.
 pub fn has_gpu() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();

@@ -2,7 +2,7 @@
 //!
 //! A folder here is a subject, a file in it a suite; a new suite is its name among the folder's modules and in the table
 //! below (modules stay out of a macro because rustfmt would not see them). `layers` holds the rules of the source tree,
-//! `machine` opens adapters, `program` runs the binary.
+//! `machine` opens adapters, `models` loads models, `numbers` compares results with known ones, `program` runs the binary.
 //!
 //! GPU trials need an adapter. Without one they are listed as ignored, or fail where `LOPPER_REQUIRE_GPU=1` is set.
 
@@ -18,6 +18,8 @@ macro_rules! suite {
 
 mod layers;
 mod machine;
+mod models;
+mod numbers;
 mod program;
 
 mod cli {

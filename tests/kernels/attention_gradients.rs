@@ -81,9 +81,10 @@ fn differences(device: &Device, dtype: DType) -> Result<(), Failed> {
     let step = 1e-5;
     for (which, found) in [grads.0, grads.1, grads.2].iter().enumerate() {
         let found = device.read(found)?;
-        if found.shape != inputs[which].shape {
-            return Err(format!("gradient {which} has shape {:?}", found.shape).into());
-        }
+        assert_eq!(
+            found.shape, inputs[which].shape,
+            "shape of gradient {which}"
+        );
         for (index, found) in wide(&found).into_iter().enumerate() {
             let middle = numbers[which][index];
             let [high, low] = [middle + step, middle - step].map(|moved| {

@@ -16,6 +16,7 @@ use lopper::kernels::select::top_k::top_k;
 use lopper::tensor::DType;
 
 use crate::machine::{device, gpu_trial, open};
+use crate::numbers::{Within, assert_close};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -34,12 +35,8 @@ pub fn trials() -> Vec<Trial> {
 const ROWS: usize = 24;
 const COLUMNS: usize = 70;
 
-fn near(what: &str, found: &[f32], expected: &[f64]) -> Result<(), Failed> {
-    let close = |(a, b): (&f32, &f64)| (f64::from(*a) - b).abs() <= 1e-5 * (1.0 + b.abs());
-    if found.len() == expected.len() && found.iter().zip(expected).all(close) {
-        return Ok(());
-    }
-    Err(format!("{what}: {found:?}, expected {expected:?}").into())
+fn near(what: &str, found: &[f32], expected: &[f64]) {
+    assert_close(what, found, expected, Within::EachAndOne(1e-5));
 }
 
 /// Six of eight blocks of three rows stay, by what they count in every form, and the columns that reach the median.
@@ -91,9 +88,9 @@ fn pruned(device: &Device) -> Result<(), Failed> {
             &format!("{form:?} of rows"),
             &device.read(&row)?.to_f32(),
             &by_row,
-        )?;
+        );
         let scores = device.read(&column)?.to_f32();
-        near(&format!("{form:?} of columns"), &scores, &by_column)?;
+        near(&format!("{form:?} of columns"), &scores, &by_column);
 
         let grouped = blocks(device, Reduction::Max, &row, 3)?;
         let (kept_blocks, _) = top_k(device, &grouped, 6)?;
@@ -104,9 +101,7 @@ fn pruned(device: &Device) -> Result<(), Failed> {
         let (kept_columns, bar) = top_k(device, &column, COLUMNS / 2)?;
         let again = device.read(&threshold(device, &column, &bar)?)?.words;
         let column_mask = device.read(&kept_columns)?.words;
-        if again != column_mask {
-            return Err(format!("{form:?}: threshold {again:?}, top_k {column_mask:?}").into());
-        }
+        assert_eq!(again, column_mask, "{form:?}: threshold, top_k");
         let largest = |scores: &[f64], keep: usize| -> Vec<u32> {
             let above = |score: &f64| scores.iter().filter(|other| *other > score).count();
             scores
@@ -115,9 +110,12 @@ fn pruned(device: &Device) -> Result<(), Failed> {
                 .collect()
         };
         let block_mask = device.read(&kept_blocks)?.words;
-        if block_mask != largest(&by_block, 6) || column_mask != largest(&by_column, COLUMNS / 2) {
-            return Err(format!("{form:?}: kept {block_mask:?} and {column_mask:?}").into());
-        }
+        assert_eq!(block_mask, largest(&by_block, 6), "{form:?}: blocks");
+        assert_eq!(
+            column_mask,
+            largest(&by_column, COLUMNS / 2),
+            "{form:?}: columns"
+        );
         smaller(device, &weight, &block_mask, &column_mask)?;
     }
     let sums = device.allocate(DType::F32, &[COLUMNS], "norms")?;
@@ -127,7 +125,8 @@ fn pruned(device: &Device) -> Result<(), Failed> {
         line.map(|w| f64::from(*w).powi(2)).sum()
     };
     let expected: Vec<f64> = (0..COLUMNS).map(squares).collect();
-    near("norms", &device.read(&sums)?.to_f32(), &expected)
+    near("norms", &device.read(&sums)?.to_f32(), &expected);
+    Ok(())
 }
 
 /// A weight masked by rows and by columns, and the matrix of what is left.
@@ -154,18 +153,15 @@ fn smaller(
     let mut places = Vec::new();
     for (at, value) in device.read(&masked)?.to_f32().iter().enumerate() {
         let kept = row_mask[at / COLUMNS] == 1 && column_mask[at % COLUMNS] == 1;
-        if *value != if kept { weight[at] } else { 0.0 } {
-            return Err(format!("element {at}, kept: {kept}, is {value}").into());
-        }
+        let expected = if kept { weight[at] } else { 0.0 };
+        assert!(*value == expected, "element {at}, kept: {kept}, is {value}");
         places.extend(kept.then_some(weight[at]));
     }
     let lists = (list(&row_mask), list(column_mask));
     let result = device.allocate(DType::F32, &[lists.0.len(), lists.1.len()], "smaller")?;
     let kept = (upload(&lists.0)?, upload(&lists.1)?);
     compact(device, &masked, (&kept.0, &kept.1), &result)?;
-    if device.read(&result)?.to_f32() != places {
-        return Err("the smaller matrix has other values".into());
-    }
+    assert_eq!(device.read(&result)?.to_f32(), places, "the smaller matrix");
     Ok(())
 }
 
@@ -188,7 +184,7 @@ fn split_by_rows() -> Result<(), Failed> {
     let (found, expected) = (scores(&device(Options::default())?)?, scores(&Device::Cpu)?);
     for (found, expected) in found.iter().zip(expected) {
         let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
-        near("sums", found, &expected)?;
+        near("sums", found, &expected);
     }
     Ok(())
 }

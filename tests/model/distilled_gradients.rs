@@ -1,19 +1,18 @@
 //! Gradients of a model's divergence from a teacher, against PyTorch's.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor};
 use lopper::error::Error;
-use lopper::formats::Source;
-use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::loss::divergence_grad::divergence_grad;
-use lopper::model::{Checkpoint, Compute, Layers, Llama, Loss, Pass, Wanted, Weights, gradients};
+use lopper::model::{Checkpoint, Compute, Layers, Loss, Pass, Wanted, Weights, gradients};
 use lopper::tensor::DType;
 
-use crate::machine::{device, gpu_trial};
+use crate::machine::{device, gpu_trial, on_each};
+use crate::models::load;
+use crate::numbers::{Known, Within, assert_close};
 
 const VOCABULARY: usize = 4096;
 const SEQUENCES: usize = 2;
@@ -27,7 +26,7 @@ pub fn trials() -> Vec<Trial> {
             ..GpuOptions::default()
         })
     };
-    vec![
+    let mut trials = vec![
         Trial::test(name("cpu"), || {
             golden(&Device::Cpu, DType::F32, usize::MAX, 1e-5)
         }),
@@ -46,53 +45,24 @@ pub fn trials() -> Vec<Trial> {
                 false => Ok(()),
             }
         }),
-        Trial::test(name("logits::cpu"), || of_logits(&Device::Cpu)),
-        gpu_trial(name("logits::gpu"), move || of_logits(&gpu(None)?)),
-        Trial::test("gradients::distill::bad_arguments", bad_arguments),
-    ]
+    ];
+    trials.extend(on_each(&name("logits"), of_logits));
+    trials.extend(suite!("gradients::distill": bad_arguments));
+    trials
 }
 
-fn open(name: &str) -> Result<Safetensors, Failed> {
-    let path = format!("assets/golden/{name}.safetensors");
-    Ok(Safetensors::open(Source::open(Path::new(&path))?)?)
-}
-
-fn words(file: &Safetensors, name: &str) -> Result<Vec<u32>, Failed> {
-    let tensor = file.get(name).ok_or_else(|| format!("no {name}"))?;
-    let bytes = tensor.bytes.chunks_exact(4);
-    Ok(bytes
-        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect())
-}
-
-fn floats(file: &Safetensors, name: &str) -> Result<Vec<f32>, Failed> {
-    let words = words(file, name)?;
-    Ok(words.into_iter().map(f32::from_bits).collect())
-}
-
-/// The length of a difference in lengths of what is expected.
-fn error(found: &[f32], expected: &[f32]) -> f64 {
-    if found.len() != expected.len() {
-        return f64::NAN;
-    }
-    let square = |v: f64| v * v;
-    let pairs = found.iter().zip(expected);
-    let off: f64 = pairs
-        .map(|(a, b)| square(f64::from(*a) - f64::from(*b)))
-        .sum();
-    let total: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
-    (off / total).sqrt()
+fn open(name: &str) -> Result<Known, Failed> {
+    Known::open(&format!("assets/golden/{name}.safetensors"))
 }
 
 /// The loss and every gradient's norm, at two temperatures.
 fn golden(device: &Device, activation: DType, tokens: usize, limit: f64) -> Result<(), Failed> {
     let file = open("distill")?;
-    let ids = words(&file, "input_ids")?;
-    let teacher = floats(&open("tiny-llama")?, "logits")?;
+    let ids = file.words("input_ids")?;
+    let teacher = open("tiny-llama")?.floats("logits")?;
     let weights = Checkpoint::open("embedded:nano-llama")?;
-    let model = Llama::load(device, &weights, |_, _| Ok(()))?;
+    let model = load(device, &weights)?;
     let compute = Compute::with(activation);
-    let (mut wrong, mut worst) = (Vec::new(), 0.0f64);
     for temperature in [1.0, 2.0] {
         let logits = |tokens: std::ops::Range<usize>| {
             let values = &teacher[tokens.start * VOCABULARY..tokens.end * VOCABULARY];
@@ -122,31 +92,19 @@ fn golden(device: &Device, activation: DType, tokens: usize, limit: f64) -> Resu
                 Ok(())
             },
         )?;
-        let mut near = |what: &str, found: f64, known: &str| {
-            let off = error(&[found as f32], &floats(&file, known)?);
-            worst = worst.max(off);
-            if off.is_nan() || off > limit {
-                wrong.push(format!("T {temperature}, {what}: relative error {off:.3e}"));
-            }
-            Ok::<(), Failed>(())
+        let near = |what: &str, found: f64, known: &str| -> Result<(), Failed> {
+            let what = format!("T {temperature}, {what}");
+            assert_close(&what, &[found], &file.floats(known)?, Within::Norm(limit));
+            Ok(())
         };
         near("loss", loss, &format!("forward_kl.T{temperature}"))?;
-        if sums.len() != weights.specs().len() {
-            return Err(format!("{} gradients", sums.len()).into());
-        }
+        assert_eq!(sums.len(), weights.specs().len(), "gradients");
         for (name, values) in &sums {
             let square: f64 = values.iter().map(|v| f64::from(*v).powi(2)).sum();
-            near(
-                name,
-                square.sqrt(),
-                &format!("gradnorm.T{temperature}.{name}"),
-            )?;
+            let known = format!("gradnorm.T{temperature}.{name}");
+            near(name, square.sqrt(), &known)?;
         }
     }
-    if std::env::var("LOPPER_SHOW_ERRORS").is_ok() {
-        wrong.push(format!("worst {worst:.3e}"));
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }
 
@@ -154,7 +112,7 @@ fn golden(device: &Device, activation: DType, tokens: usize, limit: f64) -> Resu
 fn of_logits(device: &Device) -> Result<(), Failed> {
     let file = open("distill")?;
     let logits = |name: &str| {
-        let values = floats(&open(name)?, "logits")?;
+        let values = open(name)?.floats("logits")?;
         let host = HostTensor::from_f32(DType::F32, &[SEQUENCES * LENGTH, VOCABULARY], &values);
         Ok::<_, Failed>(device.upload(&host, name)?)
     };
@@ -168,11 +126,13 @@ fn of_logits(device: &Device) -> Result<(), Failed> {
             .flat_map(|row| &row[..4 * VOCABULARY])
             .copied()
             .collect();
-        let off = error(
+        let known = file.floats(&format!("grad_logits.T{temperature}"))?;
+        assert_close(
+            &format!("T {temperature}"),
             &first,
-            &floats(&file, &format!("grad_logits.T{temperature}"))?,
+            &known,
+            Within::Norm(2e-6),
         );
-        assert!(off <= 2e-6, "T {temperature}: relative error {off:.3e}");
     }
     Ok(())
 }
@@ -180,9 +140,7 @@ fn of_logits(device: &Device) -> Result<(), Failed> {
 /// A temperature that divides nothing, and logits of another vocabulary.
 fn bad_arguments() -> Result<(), Failed> {
     let device = &Device::Cpu;
-    let model = Llama::load(device, &Checkpoint::open("embedded:nano-llama")?, |_, _| {
-        Ok(())
-    })?;
+    let model = load(device, &Checkpoint::open("embedded:nano-llama")?)?;
     let compute = Compute::with(DType::F32);
     for (temperature, width) in [(0.0, VOCABULARY), (f32::NAN, VOCABULARY), (1.0, 7)] {
         let logits = |tokens: std::ops::Range<usize>| {
@@ -205,9 +163,8 @@ fn bad_arguments() -> Result<(), Failed> {
             &mut |_, _| {},
             &mut |_| Ok(()),
         );
-        if !matches!(found, Err(Error::Argument { .. })) {
-            return Err(format!("{temperature}, {width}: {found:?}").into());
-        }
+        let refused = matches!(found, Err(Error::Argument { .. }));
+        assert!(refused, "{temperature}, {width}: {found:?}");
     }
     Ok(())
 }

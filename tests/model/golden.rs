@@ -3,21 +3,19 @@
 use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
-use lopper::data::read_text;
 use lopper::device::Device;
-use lopper::formats::Source;
-use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::{Options, Tier};
-use lopper::measure::{Convention, perplexity};
 use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
-use lopper::model::{Checkpoint, Compute, Config, Llama, Pass, Role, TensorSpec, Weights};
+use lopper::model::{Checkpoint, Compute, Config, Pass, Role, TensorSpec, Weights};
 use lopper::recipe::Grid;
-use lopper::tensor::{DType, Packed, WeightFormat};
+use lopper::tensor::{DType, Packed};
 
 use crate::machine::{device, gpu_trial};
+use crate::models::{MapWeights, load, pass, speech_perplexity};
+use crate::numbers::{Known, Within, assert_close};
 
-/// A model, the file of its values, and which of the model's files to use.
+/// A model and the file of its values.
 const MODELS: &[(&str, &str)] = &[
     (
         "embedded:tiny-llama",
@@ -126,22 +124,6 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-fn tensors(path: &str) -> Result<Safetensors, Failed> {
-    Ok(Safetensors::open(Source::open(Path::new(path))?)?)
-}
-
-fn relative_error(values: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(values.len(), expected.len(), "the two sides have one shape");
-    let square = |v: f64| v * v;
-    let error: f64 = values
-        .iter()
-        .zip(expected)
-        .map(|(a, b)| square(f64::from(*a) - f64::from(*b)))
-        .sum();
-    let total: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
-    (error / total).sqrt()
-}
-
 /// Logits and every hidden state, each within a relative L2 error of `limit`.
 fn agrees(
     device: &Device,
@@ -150,59 +132,24 @@ fn agrees(
     activation: DType,
     limit: f64,
 ) -> Result<(), Failed> {
-    agrees_with(device, &Checkpoint::open(model)?, values, activation, limit)
-}
-
-fn agrees_with(
-    device: &Device,
-    weights: &dyn Weights,
-    values: &str,
-    activation: DType,
-    limit: f64,
-) -> Result<(), Failed> {
-    let expected = tensors(values)?;
-    let ids = expected.get("input_ids").ok_or("input_ids")?;
-    let sequences = ids.shape[0];
-    let width = ids.bytes.len() / ids.shape.iter().product::<usize>();
-    let ids: Vec<u32> = ids
-        .bytes
-        .chunks_exact(width)
-        .map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]]))
-        .collect();
-    let model = Llama::load(device, weights, |_, _| Ok(()))?;
-    let (hidden, logits) = model.trace(
-        &Pass {
-            device,
-            compute: Compute::with(activation),
-        },
-        &ids,
-        sequences,
-        true,
-    )?;
-    let states = hidden
-        .iter()
-        .enumerate()
+    let weights = Checkpoint::open(model)?;
+    let known = Known::open(values)?;
+    let (ids, sequences) = (known.words("input_ids")?, known.shape("input_ids")?[0]);
+    let compute = Compute::with(activation);
+    let pass = Pass { device, compute };
+    let (hidden, logits) = load(device, &weights)?.trace(&pass, &ids, sequences, true)?;
+    assert_eq!(hidden.len(), weights.config().layers() + 1, "hidden states");
+    let states = (0..)
+        .zip(&hidden)
         .map(|(index, state)| (format!("hidden.{index}"), state));
-    let mut compared = 0;
     for (name, state) in states.chain([("logits".to_string(), &logits)]) {
-        let tensor = expected
-            .get(&name)
-            .ok_or_else(|| format!("{values} has no {name}"))?;
-        let wanted: Vec<f32> = tensor
-            .bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
-        let error = relative_error(&state.view().to_f32(), &wanted);
-        if error.is_nan() || error > limit {
-            return Err(format!("{name}: relative error {error:.3e} > {limit:.0e}").into());
-        }
-        compared += 1;
+        assert_close(
+            &name,
+            &state.to_f32(),
+            &known.floats(&name)?,
+            Within::Norm(limit),
+        );
     }
-    assert!(
-        compared == weights.config().layers() + 2,
-        "{compared} states compared"
-    );
     Ok(())
 }
 
@@ -218,32 +165,6 @@ fn old_style_config() -> Result<(), Failed> {
     let (new, old) = (read("config.json")?, read("config-old.json")?);
     assert!(new == old, "{new:?} is not {old:?}");
     Ok(())
-}
-
-/// tiny-llama with every linear layer of its blocks quantized as it is loaded.
-struct Rounded {
-    parent: Checkpoint,
-    scheme: Scheme,
-}
-
-impl Weights for Rounded {
-    fn config(&self) -> &Config {
-        self.parent.config()
-    }
-    fn specs(&self) -> &[TensorSpec] {
-        self.parent.specs()
-    }
-    fn load(&self, spec: &TensorSpec) -> lopper::error::Result<Packed> {
-        let weight = self.parent.load(spec)?;
-        if spec.role == Role::Linear {
-            rtn(&Device::Cpu, &weight, self.scheme, &spec.name)
-        } else {
-            Ok(weight)
-        }
-    }
-    fn format(&self, spec: &TensorSpec) -> lopper::error::Result<WeightFormat> {
-        self.parent.format(spec)
-    }
 }
 
 fn tiny() -> Result<Checkpoint, Failed> {
@@ -262,28 +183,12 @@ fn quality(
     let known = known[entry]
         .as_f64()
         .ok_or("the entry is in quality.json")?;
-    let mut tokens = tiny()?
-        .tokenizer()?
-        .encode(&read_text("embedded:heldout-2026")?, false)?;
-    tokens.truncate(8192);
-    let model = Llama::load(&Device::Cpu, weights, |_, _| Ok(()))?;
-    let pass = Pass {
-        device: &Device::Cpu,
-        compute: Compute::F32,
-    };
-    let figure = perplexity(
-        &model,
-        &pass,
-        &tokens,
-        256,
-        Convention::AllButFirst,
-        None,
-        |_, _| Ok(()),
-    )?;
-    if figure.tokens_scored == 8160 && fits(figure.value, known) {
-        return Ok(());
-    }
-    Err(format!("{what}: {figure}; the outside figure for {entry} is {known:.4}").into())
+    let figure = speech_perplexity(&pass(&Device::Cpu), weights, 8192)?;
+    assert!(
+        fits(figure, known),
+        "{what}: {figure}; the outside figure for {entry} is {known:.4}"
+    );
+    Ok(())
 }
 
 /// Whether a figure is as good as an outside implementation's.
@@ -327,19 +232,17 @@ const ROUNDED: &[(&str, Grid, u32, Fits)] = &[
 fn rounded(grid: Grid, bits: u32, fits: Fits) -> Result<(), Failed> {
     let symmetric = matches!(grid, Grid::AbsmaxSymmetric | Grid::SignedMax);
     let entry = format!("rtn w{bits} g32 {}", if symmetric { "sym" } else { "asym" });
-    let weights = Rounded {
-        parent: tiny()?,
-        scheme: Scheme {
-            grid,
-            bits,
-            group_size: 32,
-            codebook: None,
-        },
+    let scheme = Scheme {
+        grid,
+        bits,
+        group_size: 32,
+        codebook: None,
     };
-    quality(
-        &format!("{bits} bits {}", grid.name()),
-        &entry,
-        &weights,
-        fits,
-    )
+    // Every linear layer of the blocks is quantized as it is loaded.
+    let round = |spec: &TensorSpec, weight: Packed| match spec.role {
+        Role::Linear => rtn(&Device::Cpu, &weight, scheme, &spec.name),
+        _ => Ok(weight),
+    };
+    let what = format!("{bits} bits {}", grid.name());
+    quality(&what, &entry, &MapWeights(&tiny()?, &round), fits)
 }

@@ -1,26 +1,28 @@
 //! Backward products, and gradients of whole models: against PyTorch's, and against differences of losses.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Matrix, Random};
-use lopper::formats::Source;
-use lopper::formats::safetensors::Safetensors;
+use lopper::error::Result as Outcome;
 use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::matmul::backward;
-use lopper::model::{
-    Checkpoint, Compute, Config, Layers, Llama, Pass, TensorSpec, Wanted, Weights,
-};
-use lopper::tensor::{DType, Packed, WeightFormat};
+use lopper::model::{Checkpoint, Compute, Layers, Pass, TensorSpec, Wanted, Weights};
+use lopper::tensor::{DType, Packed};
 
-use crate::machine::gpu_trial;
+use crate::machine::{device, gpu_trial, on_each};
+use crate::models::{MapWeights, load};
+use crate::numbers::{Known, Within, assert_close};
 
 /// Gradients by the names of their tensors.
 type Named = Vec<(String, Vec<f32>)>;
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("gradients::differences": biased);
+    trials.extend(suite!("gradients": broken_layer_is_named));
+    trials.extend(on_each("gradients::in_parts", |device| {
+        parts(device, DType::F32)
+    }));
     trials.extend([
         gpu_trial("gradients::of_few_tokens".into(), || {
             product_gradients(20, DType::F32)
@@ -31,15 +33,8 @@ pub fn trials() -> Vec<Trial> {
         gpu_trial("gradients::in_f16".into(), || {
             product_gradients(70, DType::F16)
         }),
-        Trial::test("gradients::broken_layer_is_named", broken_layer),
-        Trial::test("gradients::in_parts::cpu", || {
-            parts(&Device::Cpu, DType::F32)
-        }),
-        gpu_trial("gradients::in_parts::gpu".into(), || {
-            parts(&crate::machine::device(GpuOptions::default())?, DType::F32)
-        }),
         gpu_trial("gradients::in_parts::f16".into(), || {
-            let device = crate::machine::device(GpuOptions::default())?;
+            let device = device(GpuOptions::default())?;
             match device.capabilities().f16 {
                 true => parts(&device, DType::F16),
                 false => Ok(()),
@@ -55,7 +50,7 @@ pub fn trials() -> Vec<Trial> {
         for (activation, limit) in [(DType::F32, 1e-5), (DType::F16, 2e-3)] {
             let name = format!("gradients::golden::gpu::{}::{model}", activation.name());
             trials.push(gpu_trial(name, move || {
-                let device = crate::machine::device(GpuOptions::default())?;
+                let device = device(GpuOptions::default())?;
                 if activation == DType::F16 && !device.capabilities().f16 {
                     return Ok(());
                 }
@@ -67,7 +62,7 @@ pub fn trials() -> Vec<Trial> {
     trials.push(gpu_trial(
         "gradients::golden::split_head::nano-llama".into(),
         || {
-            let device = crate::machine::device(GpuOptions {
+            let device = device(GpuOptions {
                 max_binding: Some(1 << 20),
                 ..GpuOptions::default()
             })?;
@@ -77,6 +72,11 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
+fn norm(values: &[f32]) -> f64 {
+    let squares = values.iter().map(|v| f64::from(*v).powi(2));
+    squares.sum::<f64>().sqrt()
+}
+
 fn gradients(
     device: &Device,
     weights: &dyn Weights,
@@ -84,7 +84,7 @@ fn gradients(
     sequences: usize,
     activation: DType,
 ) -> Result<(f64, Named), Failed> {
-    let model = Llama::load(device, weights, |_, _| Ok(()))?;
+    let model = load(device, weights)?;
     let compute = Compute::with(activation);
     let mut found = Vec::new();
     let loss = model.gradients(&Pass { device, compute }, ids, sequences, &mut |gradient| {
@@ -94,66 +94,33 @@ fn gradients(
     Ok((loss, found))
 }
 
-/// Every gradient and norm of one, and the loss, against values from outside.
+/// Every gradient's norm, ten whole gradients, and the loss, against values from outside.
 fn golden(device: &Device, model: &str, activation: DType, limit: f64) -> Result<(), Failed> {
-    let path = format!("assets/golden/{model}.safetensors");
-    let file = Safetensors::open(Source::open(Path::new(&path))?)?;
-    let known = |name: &str| -> Option<Vec<f32>> {
-        let bytes = file.get(name)?.bytes.chunks_exact(4);
-        Some(
-            bytes
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
-        )
-    };
-    let ids = file.get("input_ids").ok_or("input_ids")?;
-    let ids: Vec<u32> = ids
-        .bytes
-        .chunks_exact(4)
-        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect();
+    let known = Known::open(&format!("assets/golden/{model}.safetensors"))?;
+    let within = Within::Norm(limit);
     let weights = Checkpoint::open(&format!("embedded:{model}"))?;
+    let ids = known.words("input_ids")?;
     let (loss, found) = gradients(device, &weights, &ids, 2, activation)?;
-    let (mut wrong, mut whole, mut worst) = (Vec::new(), 0, 0.0f64);
-    let mut near = |what: String, found: &[f32], expected: &[f32]| {
-        let square = |v: f64| v * v;
-        let pairs = found.iter().zip(expected);
-        let error: f64 = pairs
-            .map(|(a, b)| square(f64::from(*a) - f64::from(*b)))
-            .sum();
-        let total: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
-        let error = (error / total).sqrt();
-        worst = worst.max(error);
-        if found.len() != expected.len() || error.is_nan() || error > limit {
-            wrong.push(format!("{what}: relative error {error:.3e} > {limit:.0e}"));
-        }
-    };
-    near("loss".into(), &[loss as f32], &known("loss").ok_or("loss")?);
+    assert_close("loss", &[loss], &known.floats("loss")?, within);
+    let mut whole = 0;
     for (name, values) in &found {
-        let norm = values
-            .iter()
-            .map(|v| f64::from(*v) * f64::from(*v))
-            .sum::<f64>()
-            .sqrt();
-        let expected =
-            known(&format!("gradnorm.{name}")).ok_or_else(|| format!("{name} has no norm"))?;
-        near(format!("norm of {name}"), &[norm as f32], &expected);
-        if let Some(expected) = known(&format!("grad.{name}")) {
-            near(name.clone(), values, &expected);
+        let expected = known.floats(&format!("gradnorm.{name}"))?;
+        assert_close(
+            &format!("norm of {name}"),
+            &[norm(values)],
+            &expected,
+            within,
+        );
+        if let Ok(expected) = known.floats(&format!("grad.{name}")) {
+            assert_close(name, values, &expected, within);
             whole += 1;
         }
     }
-    let count = weights.specs().len();
-    if found.len() != count || whole != 10 {
-        wrong.push(format!(
-            "{} gradients of {count}, {whole} whole ones",
-            found.len()
-        ));
-    }
-    if std::env::var("LOPPER_SHOW_ERRORS").is_ok() {
-        wrong.push(format!("worst {worst:.3e}"));
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(
+        (found.len(), whole),
+        (weights.specs().len(), 10),
+        "gradients, whole ones"
+    );
     Ok(())
 }
 
@@ -167,7 +134,7 @@ fn parts(device: &Device, activation: DType) -> Result<(), Failed> {
         let vocabulary = weights.config().vocab_size as u32;
         let ids: Vec<u32> = (0..5 * 9).map(|_| random.below(vocabulary)).collect();
         let (loss, whole) = gradients(device, &weights, &ids, 5, activation)?;
-        let held = Llama::load(device, &weights, |_, _| Ok(()))?;
+        let held = load(device, &weights)?;
         let compute = Compute::with(activation);
         let pass = Pass { device, compute };
         let streamed = Layers::Streamed(device, &weights);
@@ -209,57 +176,33 @@ fn parts(device: &Device, activation: DType) -> Result<(), Failed> {
                 },
             )?;
             let bound = if activation == DType::F16 { 2e-3 } else { 2e-6 };
-            if (again - loss).abs() > bound * loss {
-                return Err(format!("{what}: loss {again}, {loss} at once").into());
-            }
-            if sums.len() != whole.len() {
-                return Err(format!("{what}: {} gradients of {}", sums.len(), whole.len()).into());
-            }
+            let close = (again - loss).abs() <= bound * loss;
+            assert!(close, "{what}: loss {again}, {loss} at once");
+            assert_eq!(sums.len(), whole.len(), "{what}: gradients");
             for (name, values) in &whole {
                 let (count, sum) = &sums[name];
-                let square = |v: f64| v * v;
-                let total: f64 = values.iter().map(|v| square(f64::from(*v))).sum();
-                let pairs = sum.iter().zip(values);
-                let error: f64 = pairs.map(|(a, b)| square(a - f64::from(*b))).sum();
+                assert_eq!(*count, wanted.parts(5, 9), "{what}: parts of {name}");
                 // The gradient of keys' biases is nearly zero.
-                if *count != wanted.parts(5, 9) || error.sqrt() > bound * total.sqrt() + 1e-7 {
-                    let error = error.sqrt() / total.sqrt();
-                    return Err(format!("{what}: {name}, {count} parts, off by {error:.2e}").into());
-                }
+                let limit = bound + 1e-7 / norm(values);
+                assert_close(&format!("{what}: {name}"), sum, values, Within::Norm(limit));
             }
         }
     }
     Ok(())
 }
 
-/// What becomes of a tensor's values.
-type Change<'a> = Box<dyn Fn(&mut [f32]) + Sync + 'a>;
-
-/// A checkpoint with one tensor changed.
-struct Changed<'a> {
-    parent: &'a Checkpoint,
-    name: String,
-    change: Change<'a>,
-}
-
-impl Weights for Changed<'_> {
-    fn config(&self) -> &Config {
-        self.parent.config()
-    }
-    fn specs(&self) -> &[TensorSpec] {
-        self.parent.specs()
-    }
-    fn load(&self, spec: &TensorSpec) -> lopper::error::Result<Packed> {
-        let weight = self.parent.load(spec)?;
-        if spec.name != self.name {
+/// A checkpoint with one tensor's values changed.
+fn changed<'a>(
+    name: &'a str,
+    change: impl Fn(&mut [f32]) + 'a,
+) -> impl Fn(&TensorSpec, Packed) -> Outcome<Packed> + 'a {
+    move |spec, weight| {
+        if spec.name != name {
             return Ok(weight);
         }
         let mut values = weight.to_f32();
-        (self.change)(&mut values);
+        change(&mut values);
         Ok(Packed::from_f32(&values, weight.rows, weight.columns))
-    }
-    fn format(&self, spec: &TensorSpec) -> lopper::error::Result<WeightFormat> {
-        self.parent.format(spec)
     }
 }
 
@@ -270,60 +213,47 @@ fn biased() -> Result<(), Failed> {
     let mut random = Random::new(41);
     let ids: Vec<u32> = (0..14).map(|_| random.below(vocabulary)).collect();
     let (_, found) = gradients(&Device::Cpu, &parent, &ids, 2, DType::F32)?;
-    if found.len() != parent.specs().len() {
-        return Err(format!("{} gradients of {}", found.len(), parent.specs().len()).into());
-    }
+    assert_eq!(found.len(), parent.specs().len(), "gradients");
     for (name, gradient) in found {
-        let norm = gradient
-            .iter()
-            .map(|v| f64::from(*v).powi(2))
-            .sum::<f64>()
-            .sqrt();
+        let norm = norm(&gradient);
         // Softmax does not see what all keys have in common: the gradient of their bias is nearly zero.
         if norm < 1e-4 {
             continue;
         }
         let step = 4e-3 / norm.max(0.2);
         let loss = |sign: f64| {
-            let gradient = &gradient;
-            let change = move |values: &mut [f32]| {
-                for (value, g) in values.iter_mut().zip(gradient) {
+            let map = changed(&name, |values| {
+                for (value, g) in values.iter_mut().zip(&gradient) {
                     *value += (sign * step * f64::from(*g) / norm) as f32;
                 }
-            };
-            let changed = Changed {
-                parent: &parent,
-                name: name.clone(),
-                change: Box::new(change),
-            };
+            });
+            let changed = MapWeights(&parent, &map);
             gradients(&Device::Cpu, &changed, &ids, 2, DType::F32).map(|(loss, _)| loss)
         };
         let slope = (loss(1.0)? - loss(-1.0)?) / (2.0 * step);
-        if (slope - norm).abs() > 0.02 * norm + 2e-4 {
-            return Err(format!("{name}: slope {slope:.5}, norm of the gradient {norm:.5}").into());
-        }
+        let close = (slope - norm).abs() <= 0.02 * norm + 2e-4;
+        assert!(
+            close,
+            "{name}: slope {slope:.5}, norm of the gradient {norm:.5}"
+        );
     }
     Ok(())
 }
 
 /// A weight that is no number is found out by its layer's name.
-fn broken_layer() -> Result<(), Failed> {
+fn broken_layer_is_named() -> Result<(), Failed> {
     let parent = Checkpoint::open("embedded:nano-llama")?;
-    let changed = Changed {
-        parent: &parent,
-        name: "model.layers.1.mlp.up_proj.weight".into(),
-        change: Box::new(|values| values[5] = f32::NAN),
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let map = changed(name, |values| values[5] = f32::NAN);
+    let changed = MapWeights(&parent, &map);
+    let refused = gradients(&Device::Cpu, &changed, &[1, 2, 3, 4], 1, DType::F32);
+    let named = |error: &Failed| {
+        error
+            .message()
+            .is_some_and(|m| m.contains("model.layers.1:"))
     };
-    match gradients(&Device::Cpu, &changed, &[1, 2, 3, 4], 1, DType::F32) {
-        Err(error)
-            if error
-                .message()
-                .is_some_and(|m| m.contains("model.layers.1:")) =>
-        {
-            Ok(())
-        }
-        other => Err(format!("{other:?}").into()),
-    }
+    assert!(refused.as_ref().is_err_and(named), "{refused:?}");
+    Ok(())
 }
 
 /// The gradients of a product, of a weight in several bindings and in many small calls, against plain sums in f64.
@@ -340,7 +270,7 @@ fn product_gradients(tokens: usize, dtype: DType) -> Result<(), Failed> {
     };
     let (grad, x) = (values(tokens * rows), values(tokens * columns));
     let gpu = |max_binding| {
-        crate::machine::device(GpuOptions {
+        device(GpuOptions {
             max_binding,
             ..GpuOptions::default()
         })
@@ -365,9 +295,8 @@ fn product_gradients(tokens: usize, dtype: DType) -> Result<(), Failed> {
         for c in 0..columns {
             for t in 0..tokens {
                 let terms = (0..rows).map(|r| product(grad[t * rows + r], dense[r * columns + c]));
-                if !near(dx[t * columns + c] / 2.0, terms.sum()) {
-                    return Err(format!("dX of token {t}, column {c}").into());
-                }
+                let close = near(dx[t * columns + c] / 2.0, terms.sum());
+                assert!(close, "dX of token {t}, column {c}");
             }
         }
         if !whole {
@@ -381,9 +310,8 @@ fn product_gradients(tokens: usize, dtype: DType) -> Result<(), Failed> {
         for c in 0..columns {
             for r in 0..rows {
                 let terms = (0..tokens).map(|t| product(grad[t * rows + r], x[t * columns + c]));
-                if !near(dw[r * columns + c], 2.0 * terms.sum::<f64>()) {
-                    return Err(format!("dW of row {r}, column {c}").into());
-                }
+                let close = near(dw[r * columns + c], 2.0 * terms.sum::<f64>());
+                assert!(close, "dW of row {r}, column {c}");
             }
         }
     }

@@ -1,23 +1,21 @@
 //! Scores of channels against values from outside.
 
-use std::path::Path;
-
 use libtest_mimic::{Failed, Trial};
 use lopper::device::Device;
-use lopper::formats::Source;
-use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options;
 use lopper::kernels::score::Reduction;
 use lopper::methods::calibration::Rows;
 use lopper::methods::prune::score::{Score, Sums, input_norms, sums};
-use lopper::model::{Checkpoint, Compute, Group, Layers, Llama, Pass, Weights, Width, groups};
+use lopper::model::{Checkpoint, Compute, Group, Layers, Pass, Weights, Width, groups};
 use lopper::tensor::DType;
 
-use crate::machine::{device, gpu_trial};
+use crate::machine::{device, gpu_trial, on_each};
+use crate::models::{load, pass};
+use crate::numbers::{Known, Within, assert_close};
 
 pub fn trials() -> Vec<Trial> {
     let gpu = || device(Options::default());
-    vec![
+    let mut trials = vec![
         Trial::test("scores::golden::cpu", || {
             golden(&Device::Cpu, false, DType::F32)
         }),
@@ -34,56 +32,20 @@ pub fn trials() -> Vec<Trial> {
                 false => Ok(()),
             }
         }),
-        Trial::test("scores::wanda::cpu", || wanda(&Device::Cpu)),
-        gpu_trial("scores::wanda::gpu".into(), move || wanda(&gpu()?)),
-        Trial::test("scores::reductions", reductions),
-    ]
-}
-
-/// Tensors of a file of values from outside.
-struct Golden(Safetensors);
-
-impl Golden {
-    fn open(name: &str) -> Result<Self, Failed> {
-        let path = format!("assets/golden/{name}.safetensors");
-        Ok(Self(Safetensors::open(Source::open(Path::new(&path))?)?))
-    }
-
-    fn words(&self, name: &str) -> Result<Vec<u32>, Failed> {
-        let bytes = self.0.get(name).ok_or(format!("no {name}"))?.bytes;
-        let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        Ok(bytes.chunks_exact(4).map(word).collect())
-    }
-
-    fn names(&self) -> Vec<String> {
-        let names = self.0.names().map(String::from);
-        names.filter(|name| name != "input_ids").collect()
-    }
-
-    fn near(&self, name: &str, found: &[f32], limit: f64) -> Result<(), Failed> {
-        let expected: Vec<f32> = self.words(name)?.into_iter().map(f32::from_bits).collect();
-        if found.len() != expected.len() {
-            return Err(format!("{name}: {} values of {}", found.len(), expected.len()).into());
-        }
-        for (place, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            let error = f64::from(found - expected).abs() / f64::from(expected.abs());
-            assert!(
-                error <= limit,
-                "{name}[{place}]: {found} for {expected}, off by {error:.1e}"
-            );
-        }
-        Ok(())
-    }
+    ];
+    trials.extend(on_each("scores::wanda", wanda));
+    trials.extend(suite!("scores": reductions));
+    trials
 }
 
 /// Every value within 1e-3 of what it should be; computed in f16, within 5 %: a channel's is a sum of errors without sign.
 fn golden(device: &Device, streamed: bool, activation: DType) -> Result<(), Failed> {
     let limit = if activation == DType::F16 { 5e-2 } else { 1e-3 };
-    let known = Golden::open("llm-pruner-scores")?;
+    let known = Known::open("assets/golden/llm-pruner-scores.safetensors")?;
     let weights = Checkpoint::open("embedded:tiny-llama")?;
     let ids = known.words("input_ids")?;
     let all = groups(weights.config(), weights.specs());
-    let held = Llama::load(device, &weights, |_, _| Ok(()))?;
+    let held = load(device, &weights)?;
     let layers = if streamed {
         Layers::Streamed(device, &weights)
     } else {
@@ -113,30 +75,26 @@ fn golden(device: &Device, streamed: bool, activation: DType) -> Result<(), Fail
             continue;
         }
         let units = found.units(device, score, group, Reduction::Sum, 0)?;
-        known.near(name, &units, limit)?;
+        assert_close(name, &units, &known.floats(name)?, Within::Each(limit));
     }
     assert!(names.len() == 66, "{} tensors of 66", names.len());
     Ok(())
 }
 
 fn wanda(device: &Device) -> Result<(), Failed> {
-    let known = Golden::open("activation-scores")?;
+    let known = Known::open("assets/golden/activation-scores.safetensors")?;
     let weights = Checkpoint::open("embedded:tiny-llama")?;
     let ids = known.words("input_ids")?;
-    let held = Llama::load(device, &weights, |_, _| Ok(()))?;
-    let pass = Pass {
-        device,
-        compute: Compute::F32,
-    };
+    let held = load(device, &weights)?;
+    let pass = pass(device);
     let rows = Rows { ids, samples: 16 };
     let found = input_norms(Layers::Held(&held), &pass, &rows)?;
     let names = known.names();
     let wanted = names.iter().filter(|name| name.starts_with("wanda."));
-    if wanted.count() != found.len() {
-        return Err(format!("norms of {} modules", found.len()).into());
-    }
+    assert_eq!(wanted.count(), found.len(), "norms of modules");
     for (module, norms) in found {
-        known.near(&format!("wanda.{module}"), &norms, 1e-4)?;
+        let name = format!("wanda.{module}");
+        assert_close(&name, &norms, &known.floats(&name)?, Within::Each(1e-4));
     }
     Ok(())
 }
@@ -146,10 +104,7 @@ fn reductions() -> Result<(), Failed> {
     let weights = Checkpoint::open("embedded:nano-llama")?;
     let device = &Device::Cpu;
     let all = groups(weights.config(), weights.specs());
-    let pass = Pass {
-        device,
-        compute: Compute::F32,
-    };
+    let pass = pass(device);
     let layers = Layers::Streamed(device, &weights);
     let found: Sums = sums(
         layers,
