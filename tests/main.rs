@@ -56,7 +56,6 @@ mod model {
     pub mod distilled_gradients;
     pub mod golden;
     pub mod gradients;
-    pub mod hostile_widths;
     pub mod scores;
     pub mod synth;
     pub mod widths;
@@ -101,7 +100,6 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::distilled_gradients::trials,
     model::golden::trials,
     model::gradients::trials,
-    model::hostile_widths::trials,
     model::scores::trials,
     model::synth::trials,
     model::widths::trials,

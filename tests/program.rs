@@ -31,6 +31,14 @@ impl Run {
     }
 }
 
+impl Run {
+    /// It must have ended with this code and said this on standard error.
+    pub fn refused(&self, code: i32, said: &str) {
+        let refused = self.code == Some(code) && self.err.contains(said);
+        assert!(refused, "expected exit {code} and `{said}`, found {self}");
+    }
+}
+
 impl std::fmt::Display for Run {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "exit {:?}: {}{}", self.code, self.out, self.err)
@@ -61,23 +69,31 @@ pub fn command(folder: &Path, arguments: &str) -> Command {
     command
 }
 
-pub fn lopper(folder: &Path, arguments: &str) -> Result<Run, Failed> {
-    Ok(command(folder, arguments).output()?.into())
+pub fn lopper(folder: impl AsRef<Path>, arguments: &str) -> Result<Run, Failed> {
+    Ok(command(folder.as_ref(), arguments).output()?.into())
 }
 
-/// As [`lopper`], on the CPU, and it must succeed.
-pub fn succeeds(folder: &Path, arguments: &str) -> Result<Run, Failed> {
-    let run = lopper(folder, &format!("{arguments} --device cpu"))?;
-    if run.code == Some(0) {
-        return Ok(run);
-    }
-    Err(format!("lopper {arguments}: exit {:?}: {}", run.code, run.err).into())
+/// As [`lopper`], and it must succeed.
+pub fn runs(folder: impl AsRef<Path>, arguments: &str) -> Result<Run, Failed> {
+    let run = lopper(folder, arguments)?;
+    assert!(run.code == Some(0), "lopper {arguments}: {run}");
+    Ok(run)
+}
+
+/// As [`runs`], on the CPU.
+pub fn succeeds(folder: impl AsRef<Path>, arguments: &str) -> Result<Run, Failed> {
+    runs(folder, &format!("{arguments} --device cpu"))
+}
+
+/// The JSON of a file.
+pub fn read_json(path: impl AsRef<Path>) -> Result<Value, Failed> {
+    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
 }
 
 /// Every file below a folder with its bytes' hash, and every folder.
-pub fn snapshot(folder: &Path) -> Result<BTreeMap<PathBuf, String>, Failed> {
+pub fn snapshot(folder: impl AsRef<Path>) -> Result<BTreeMap<PathBuf, String>, Failed> {
     let mut found = BTreeMap::new();
-    let mut folders = vec![folder.to_path_buf()];
+    let mut folders = vec![folder.as_ref().to_path_buf()];
     while let Some(next) = folders.pop() {
         for entry in std::fs::read_dir(&next)? {
             let path = entry?.path();
@@ -90,7 +106,7 @@ pub fn snapshot(folder: &Path) -> Result<BTreeMap<PathBuf, String>, Failed> {
             } else {
                 "other".into()
             };
-            found.insert(path.strip_prefix(folder)?.to_path_buf(), what);
+            found.insert(path.strip_prefix(&folder)?.to_path_buf(), what);
         }
     }
     Ok(found)
@@ -99,12 +115,4 @@ pub fn snapshot(folder: &Path) -> Result<BTreeMap<PathBuf, String>, Failed> {
 pub fn sha256(bytes: &[u8]) -> String {
     let hash = Sha256::digest(bytes);
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-pub fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Failed> {
-    if holds {
-        Ok(())
-    } else {
-        Err(otherwise().into())
-    }
 }

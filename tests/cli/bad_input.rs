@@ -6,7 +6,7 @@ use libtest_mimic::{Failed, Trial};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::program::{NANO, Run, TEXT, TINY, check, command, snapshot, succeeds};
+use crate::program::{NANO, Run, TEXT, TINY, command, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("cli_bad_input":
@@ -68,21 +68,27 @@ impl World {
                 run.code, run.err, run.out
             )
         };
-        check(run.code == Some(code), || {
+        assert!(
+            run.code == Some(code),
+            "{}",
             told(&format!("exit {code} is due"))
-        })?;
+        );
         let lines: Vec<_> = run
             .err
             .lines()
             .filter(|line| !line.starts_with("note: ") && !line.starts_with("warning: "))
             .collect();
-        check(lines.len() == 1 && lines[0].starts_with("error: "), || {
+        assert!(
+            lines.len() == 1 && lines[0].starts_with("error: "),
+            "{}",
             told("one line is due")
-        })?;
+        );
         for word in words {
-            check(lines[0].contains(word), || {
+            assert!(
+                lines[0].contains(word),
+                "{}",
                 told(&format!("`{word}` is due"))
-            })?;
+            );
         }
         assert!(run.out.is_empty(), "{}", told("nothing to print is due"));
         let after = snapshot(self.0.path())?;

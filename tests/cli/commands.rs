@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::machine::gpu_trial;
 use crate::program::{
-    NANO, Run, SHORT, TEXT, TINY, check, command, lopper, sha256, snapshot, succeeds,
+    NANO, Run, SHORT, TEXT, TINY, command, lopper, read_json, sha256, snapshot, succeeds,
 };
 
 pub fn trials() -> Vec<Trial> {
@@ -30,7 +30,7 @@ fn has_fields(value: &Value, fields: &str) -> Result<(), Failed> {
 }
 
 /// The perplexity that `eval` gives a model of the folder.
-fn perplexity(folder: &Path, model: &str) -> Result<f64, Failed> {
+fn perplexity(folder: impl AsRef<Path>, model: &str) -> Result<f64, Failed> {
     let run = succeeds(
         folder,
         &format!("eval {model} --ppl {TEXT} {SHORT} --json=-"),
@@ -41,23 +41,24 @@ fn perplexity(folder: &Path, model: &str) -> Result<f64, Failed> {
 
 fn devices() -> Result<(), Failed> {
     let folder = TempDir::new()?;
-    let run = lopper(folder.path(), "devices --json=-")?;
+    let run = lopper(&folder, "devices --json=-")?;
     let json = run.json()?;
     let list = json.as_array().ok_or("devices gives an array")?;
-    check(!crate::machine::has_gpu() || !list.is_empty(), || {
-        "the list is empty".into()
-    })?;
+    assert!(
+        !crate::machine::has_gpu() || !list.is_empty(),
+        "the list is empty"
+    );
     for device in list {
         has_fields(device, "name backend type driver tier limits features")?;
     }
-    let none = lopper(folder.path(), "devices --adapter nonesuch --json=-")?;
+    let none = lopper(&folder, "devices --adapter nonesuch --json=-")?;
     assert!(none.json()? == Value::Array(vec![]), "{none}");
     Ok(())
 }
 
 fn inspect() -> Result<(), Failed> {
     let folder = TempDir::new()?;
-    let json = succeeds(folder.path(), &format!("inspect {TINY} --json=-"))?.json()?;
+    let json = succeeds(&folder, &format!("inspect {TINY} --json=-"))?.json()?;
     has_fields(&json, "schema model family parameters bytes bytes_f16")?;
     let tensors = json["tensors"].as_array().ok_or("no tensors")?;
     let sum: u64 = tensors.iter().filter_map(|t| t["bytes"].as_u64()).sum();
@@ -66,8 +67,8 @@ fn inspect() -> Result<(), Failed> {
         "{json}"
     );
     // A file instead of standard output, which then belongs to the person.
-    let run = succeeds(folder.path(), &format!("inspect {TINY} --json=out.json"))?;
-    let file: Value = serde_json::from_slice(&std::fs::read(folder.path().join("out.json"))?)?;
+    let run = succeeds(&folder, &format!("inspect {TINY} --json=out.json"))?;
+    let file = read_json(folder.path().join("out.json"))?;
     assert!(file == json && run.out.contains("lm_head.weight"), "{run}");
     Ok(())
 }
@@ -75,72 +76,77 @@ fn inspect() -> Result<(), Failed> {
 fn eval() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let arguments = format!("eval {TINY} --ppl {TEXT} --ctx 256 --max-tokens 8192 --json=-");
-    let json = succeeds(folder.path(), &arguments)?.json()?;
+    let json = succeeds(&folder, &arguments)?.json()?;
     has_fields(&json, "schema model perplexity")?;
     let figure = &json["perplexity"];
     has_fields(figure, "value stderr ctx tokens_scored convention")?;
     let value = figure["value"].as_f64().unwrap_or(f64::NAN);
     assert!((value - 57.70).abs() <= 0.05, "perplexity {value}");
-    check(
+    assert!(
         figure["tokens_scored"] == 8160 && figure["ctx"] == 256 && figure["convention"] == "lopper",
-        || format!("{figure}"),
-    )?;
+        "{figure}"
+    );
     // llama-perplexity's text begins with BOS where the vocabulary asks for it: a token of the first window.
     let (words, config) = ("It was the best of times.", "m/tokenizer_config.json");
     std::fs::write(folder.path().join("t.txt"), words)?;
-    succeeds(folder.path(), &format!("export {NANO} --format hf --out m"))?;
-    let mut asks: Value = serde_json::from_slice(&std::fs::read(folder.path().join(config))?)?;
+    succeeds(&folder, &format!("export {NANO} --format hf --out m"))?;
+    let mut asks = read_json(folder.path().join(config))?;
     asks["add_bos_token"] = true.into();
     std::fs::write(folder.path().join(config), asks.to_string())?;
     let model = Checkpoint::open(&folder.path().join("m").to_string_lossy())?;
     let ctx = model.tokenizer()?.encode(words, true)?.len();
     let half = format!("eval m --ppl t.txt --ctx {ctx} --convention llama.cpp --json=-");
-    let half = succeeds(folder.path(), &half)?.json()?;
+    let half = succeeds(&folder, &half)?.json()?;
     assert!(
         half["perplexity"]["tokens_scored"] == ctx - 1 - ctx / 2,
         "{half}"
     );
     let long = format!("eval {NANO} --ppl {TEXT} --ctx 1024 --max-tokens 1024");
-    let long = succeeds(folder.path(), &long)?;
-    check(long.err.contains("context of 512"), || {
-        format!("no warning about the context: {}", long.err)
-    })
+    let long = succeeds(&folder, &long)?;
+    assert!(
+        long.err.contains("context of 512"),
+        "no warning about the context: {}",
+        long.err
+    );
+    Ok(())
 }
 
 fn generate() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let greedy = format!("generate {TINY} --prompt People -n 24 --json=-");
     let (first, second) = (
-        succeeds(folder.path(), &greedy)?.json()?,
-        succeeds(folder.path(), &greedy)?.json()?,
+        succeeds(&folder, &greedy)?.json()?,
+        succeeds(&folder, &greedy)?.json()?,
     );
     let tokens = |json: &Value| json["tokens"].as_array().map_or(0, Vec::len);
     let text = first["text"].as_str().unwrap_or_default();
     assert!(!text.trim().is_empty() && tokens(&first) == 24, "{first}");
-    check(first["tokens"] == second["tokens"], || {
-        format!("{first} is not {second}")
-    })?;
-    let printed = succeeds(folder.path(), &greedy.replace(" --json=-", ""))?.out;
-    assert!(printed == format!("People{text}\n"), "{printed}");
+    assert!(
+        first["tokens"] == second["tokens"],
+        "{first} is not {second}"
+    );
+    let printed = succeeds(&folder, &greedy.replace(" --json=-", ""))?.out;
+    assert_eq!(printed, format!("People{text}\n"));
     let drawn = format!("{greedy} --temperature 1.5 --seed");
     let (seven, eight) = (
-        succeeds(folder.path(), &format!("{drawn} 7"))?.json()?,
-        succeeds(folder.path(), &format!("{drawn} 8"))?.json()?,
+        succeeds(&folder, &format!("{drawn} 7"))?.json()?,
+        succeeds(&folder, &format!("{drawn} 8"))?.json()?,
     );
-    check(seven["tokens"] != eight["tokens"], || {
-        "the seed changes nothing".into()
-    })?;
-    let none = succeeds(folder.path(), &greedy.replace("24", "0"))?.json()?;
+    assert!(
+        seven["tokens"] != eight["tokens"],
+        "the seed changes nothing"
+    );
+    let none = succeeds(&folder, &greedy.replace("24", "0"))?.json()?;
     assert!(tokens(&none) == 0 && none["text"] == "", "{none}");
     // However many are asked for, the model's context is the limit.
     let endless = format!("generate {NANO} --prompt People -n {}", usize::MAX);
-    succeeds(folder.path(), &endless).map(drop)
+    succeeds(&folder, &endless).map(drop)
 }
 
 fn logits() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let arguments = format!("logits {NANO} --tokens 5,6,7 --out l.safetensors");
-    succeeds(folder.path(), &format!("{arguments} --hidden"))?;
+    succeeds(&folder, &format!("{arguments} --hidden"))?;
     let path = folder.path().join("l.safetensors");
     let file = Safetensors::open(Source::open(&path)?)?;
     let ids = file.get("input_ids").ok_or("no input_ids")?;
@@ -159,12 +165,14 @@ fn logits() -> Result<(), Failed> {
         let tensor = file.get(name).ok_or(format!("no {name}"))?;
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.bytes);
         let sound = values.iter().all(|v| v.is_finite()) && values.iter().any(|v| *v != 0.0);
-        check(tensor.shape == [1, 3, width] && sound, || {
-            format!("{name}: {:?} {values:?}", tensor.shape)
-        })?;
+        assert!(
+            tensor.shape == [1, 3, width] && sound,
+            "{name}: {:?} {values:?}",
+            tensor.shape
+        );
     }
     assert!(file.get("hidden.3").is_none(), "hidden.3");
-    succeeds(folder.path(), &format!("{arguments} --force"))?;
+    succeeds(&folder, &format!("{arguments} --force"))?;
     let again = Safetensors::open(Source::open(&path)?)?;
     assert!(
         again.get("hidden.0").is_none() && again.get("logits").is_some(),
@@ -176,7 +184,7 @@ fn logits() -> Result<(), Failed> {
 fn compress() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let out = folder.path().join("new/out");
-    let json = succeeds(folder.path(), "compress --out new/out --json=-")?.json()?;
+    let json = succeeds(&folder, "compress --out new/out --json=-")?.json()?;
     let text = std::fs::read(out.join("manifest.json"))?;
     let manifest: Value = serde_json::from_slice(&text)?;
     assert!(json == manifest, "--json differs from the manifest");
@@ -191,7 +199,7 @@ fn compress() -> Result<(), Failed> {
         "{before} to {after}"
     );
     let recipe = sha256(&std::fs::read(out.join("recipe.toml"))?);
-    assert!(manifest["recipe_sha256"] == recipe, "{recipe}");
+    assert_eq!(manifest["recipe_sha256"], recipe);
     // Every file but the manifest is listed, with its own length and hash.
     let mut files = snapshot(&out)?;
     files.retain(|path, what| what != "folder" && path != Path::new("manifest.json"));
@@ -207,16 +215,16 @@ fn compress() -> Result<(), Failed> {
         assert!(same, "{output}");
     }
     // Refused while it stands there; replaced by --force; a smaller parent shows which of the two it is.
-    let stands = snapshot(folder.path())?;
+    let stands = snapshot(&folder)?;
     let smaller = format!("quantize {NANO} --no-eval --out new/out");
-    let refused = lopper(folder.path(), &format!("{smaller} --device cpu"))?;
+    let refused = lopper(&folder, &format!("{smaller} --device cpu"))?;
     assert!(
         refused.code == Some(4) && refused.err.contains("--force"),
         "{refused}"
     );
-    assert!(snapshot(folder.path())? == stands, "the old output changed");
-    succeeds(folder.path(), &format!("{smaller} --force"))?;
-    let replaced = snapshot(folder.path())?;
+    assert!(snapshot(&folder)? == stands, "the old output changed");
+    succeeds(&folder, &format!("{smaller} --force"))?;
+    let replaced = snapshot(&folder)?;
     assert!(
         replaced.get(Path::new("new/out/model.gguf"))
             != stands.get(Path::new("new/out/model.gguf")),
@@ -229,28 +237,31 @@ fn compress() -> Result<(), Failed> {
 fn recipe_printed_is_recipe_read() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let flags = format!("quantize {NANO} --bits 5 --grid zero-point --exclude *mlp* {SHORT}");
-    let printed = succeeds(folder.path(), &format!("{flags} --print-recipe"))?.out;
+    let printed = succeeds(&folder, &format!("{flags} --print-recipe"))?.out;
     std::fs::write(folder.path().join("r.toml"), &printed)?;
-    let direct = succeeds(folder.path(), &format!("{flags} --out a --json=-"))?.json()?;
-    let by_recipe = succeeds(folder.path(), "compress r.toml --out b --json=-")?.json()?;
-    check(direct["outputs"] == by_recipe["outputs"], || {
-        format!("{direct} is not {by_recipe}")
-    })?;
-    let again = succeeds(folder.path(), "compress r.toml --print-recipe")?.out;
-    assert!(again == printed, "{again}");
+    let direct = succeeds(&folder, &format!("{flags} --out a --json=-"))?.json()?;
+    let by_recipe = succeeds(&folder, "compress r.toml --out b --json=-")?.json()?;
+    assert!(
+        direct["outputs"] == by_recipe["outputs"],
+        "{direct} is not {by_recipe}"
+    );
+    let again = succeeds(&folder, "compress r.toml --print-recipe")?.out;
+    assert_eq!(again, printed);
     let other = format!("compress r.toml --model {TINY} --seed 3 --print-recipe");
-    let other = succeeds(folder.path(), &other)?.out;
-    check(other.contains(TINY) && other.contains("seed = 3"), || {
-        other.clone()
-    })
+    let other = succeeds(&folder, &other)?.out;
+    assert!(
+        other.contains(TINY) && other.contains("seed = 3"),
+        "{other}"
+    );
+    Ok(())
 }
 
 fn dry_run_writes_nothing() -> Result<(), Failed> {
     let folder = TempDir::new()?;
-    let json = succeeds(folder.path(), "compress --dry-run --out a/b --json=-")?.json()?;
+    let json = succeeds(&folder, "compress --dry-run --out a/b --json=-")?.json()?;
     let lines = json["plan"]["tensors"].as_array().map_or(0, Vec::len);
     assert!(lines == 57, "{json}");
-    let left = snapshot(folder.path())?;
+    let left = snapshot(&folder)?;
     assert!(left.is_empty(), "{left:?}");
     Ok(())
 }
@@ -258,12 +269,12 @@ fn dry_run_writes_nothing() -> Result<(), Failed> {
 fn exports_open_again() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let quantize = format!("quantize {TINY} --no-eval --out q");
-    succeeds(folder.path(), &quantize)?;
-    let packed = perplexity(folder.path(), "q/packed")?;
-    let gguf = perplexity(folder.path(), "q/model.gguf")?;
-    let hf = perplexity(folder.path(), "q/hf")?;
+    succeeds(&folder, &quantize)?;
+    let packed = perplexity(&folder, "q/packed")?;
+    let gguf = perplexity(&folder, "q/model.gguf")?;
+    let hf = perplexity(&folder, "q/hf")?;
     assert!(
-        packed == gguf && packed != perplexity(folder.path(), TINY)?,
+        packed == gguf && packed != perplexity(&folder, TINY)?,
         "packed {packed}, gguf {gguf}"
     );
     // The folder for transformers is rounded to f16 once more.
@@ -277,8 +288,8 @@ fn exports_open_again() -> Result<(), Failed> {
         ("c", "gguf", "c.gguf", hf),
     ] {
         let export = format!("export {model} --format {format} --out {out}");
-        succeeds(folder.path(), &export)?;
-        let value = perplexity(folder.path(), out)?;
+        succeeds(&folder, &export)?;
+        let value = perplexity(&folder, out)?;
         assert!(value == wanted, "{model} as {out}: {value}, not {wanted}");
     }
     Ok(())
@@ -295,11 +306,11 @@ fn gguf_rounding_is_announced() -> Result<(), Failed> {
     .enumerate()
     {
         let quantize = format!("quantize {NANO} --no-eval {flags} --out {index}");
-        let run = succeeds(folder.path(), &quantize)?;
+        let run = succeeds(&folder, &quantize)?;
         let warned = run.err.contains("warning:") && run.err.contains("f16");
         assert!(warned == warns, "{flags}: {run}");
         let export = format!("export {index} --format gguf --out {index}.gguf");
-        let run = succeeds(folder.path(), &export)?;
+        let run = succeeds(&folder, &export)?;
         let warned = run.err.contains("warning:") && run.err.contains("f16");
         assert!(warned == warns, "export {flags}: {run}");
     }
@@ -345,20 +356,21 @@ fn on_gpu() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let json = |device: &str| {
         let arguments = format!("eval {NANO} --ppl {TEXT} {SHORT} --json=- --device {device}");
-        lopper(folder.path(), &arguments)?.json()
+        lopper(&folder, &arguments)?.json()
     };
     let value = |json: &Value| json["perplexity"]["value"].as_f64().unwrap_or(f64::NAN);
     let (cpu, gpu) = (json("cpu")?, json("gpu")?);
-    check((value(&gpu) / value(&cpu) - 1.0).abs() < 1e-4, || {
-        format!("{gpu} is not {cpu}")
-    })?;
+    assert!(
+        (value(&gpu) / value(&cpu) - 1.0).abs() < 1e-4,
+        "{gpu} is not {cpu}"
+    );
     assert!(gpu["device"] != "cpu", "{gpu}");
     for command in [
         format!("eval {TINY} --ppl {TEXT}"),
         "compress --out q".into(),
     ] {
         let small = lopper(
-            folder.path(),
+            &folder,
             &format!("{command} --vram-budget 1MiB --device gpu"),
         )?;
         let message = small.err.lines().any(|line| {
@@ -366,7 +378,7 @@ fn on_gpu() -> Result<(), Failed> {
         });
         assert!(small.code == Some(3) && message, "{small}");
     }
-    let left = snapshot(folder.path())?;
+    let left = snapshot(&folder)?;
     assert!(left.is_empty(), "{left:?}");
     Ok(())
 }

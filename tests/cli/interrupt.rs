@@ -6,7 +6,7 @@ use std::process::Command;
 use libtest_mimic::{Failed, Trial};
 use tempfile::TempDir;
 
-use crate::program::{NANO, Run, SHORT, TEXT, TINY, check, command, snapshot, succeeds};
+use crate::program::{NANO, Run, SHORT, TEXT, TINY, command, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     if !cfg!(unix) {
@@ -44,13 +44,10 @@ fn compress() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let job = format!("quantize {TINY} {SHORT} --force --out");
     let start = std::time::Instant::now();
-    succeeds(folder.path(), &format!("{job} whole"))?;
+    succeeds(&folder, &format!("{job} whole"))?;
     let full = start.elapsed().as_secs_f64();
-    succeeds(
-        folder.path(),
-        &format!("quantize {NANO} --no-eval --out old"),
-    )?;
-    let stands = snapshot(folder.path())?;
+    succeeds(&folder, &format!("quantize {NANO} --no-eval --out old"))?;
+    let stands = snapshot(&folder)?;
     let mut stopped = 0;
     for (share, out) in [
         (0.0, "new"),
@@ -63,12 +60,12 @@ fn compress() -> Result<(), Failed> {
         let run = interrupted(folder.path(), &format!("{job} {out}"), share * full)?;
         if run.code == Some(0) {
             // It was quicker this time: the result is whole, and the last one looked at.
-            succeeds(folder.path(), &format!("inspect {out}"))?;
+            succeeds(&folder, &format!("inspect {out}"))?;
             break;
         }
         let message = run.err.lines().any(|line| line.contains("interrupted"));
         assert!(run.code == Some(130) && message, "after {share}: {run}");
-        let left = snapshot(folder.path())?;
+        let left = snapshot(&folder)?;
         assert!(left == stands, "after {share}: {left:?}");
         stopped += 1;
     }
@@ -80,11 +77,12 @@ fn eval() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     for delay in [0.0, 0.1, 0.3] {
         let run = interrupted(folder.path(), &format!("eval {TINY} --ppl {TEXT}"), delay)?;
-        check(run.code == Some(130) && run.out.is_empty(), || {
-            format!("after {delay} s: {:?} {}{}", run.code, run.out, run.err)
-        })?;
+        assert!(
+            run.code == Some(130) && run.out.is_empty(),
+            "after {delay} s: {run}"
+        );
     }
-    let left = snapshot(folder.path())?;
+    let left = snapshot(&folder)?;
     assert!(left.is_empty(), "{left:?}");
     Ok(())
 }

@@ -88,10 +88,7 @@ fn a_case_as_a_page() -> Result<(), Failed> {
         assert!(page.contains(part), "the page lacks {part}");
     }
     // Which of many cases? It asks, and writes nothing.
-    let run = lopper(
-        folder.path(),
-        "verify --page other.html --kernel residual/add",
-    )?;
+    let run = lopper(&folder, "verify --page other.html --kernel residual/add")?;
     let asked = run.code == Some(2) && run.err.contains("the whole text of one case");
     assert!(asked && !folder.path().join("other.html").exists(), "{run}");
     Ok(())
@@ -100,12 +97,12 @@ fn a_case_as_a_page() -> Result<(), Failed> {
 fn bench_page() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let bench = "bench model embedded:nano-llama --device cpu -p 8 -n 0 -r 1 --html";
-    let run = lopper(folder.path(), &format!("{bench} page.html"))?;
+    let run = lopper(&folder, &format!("{bench} page.html"))?;
     let page = std::fs::read_to_string(folder.path().join("page.html"))?;
     if run.code != Some(0) || !page.contains("pp8") || !page.contains("prefers-color-scheme") {
         return Err(format!("{:?}: {}{}\n{page}", run.code, run.out, run.err).into());
     }
-    let run = lopper(folder.path(), &format!("{bench} no/such/folder/page.html"))?;
+    let run = lopper(&folder, &format!("{bench} no/such/folder/page.html"))?;
     assert!(
         run.code == Some(4) && run.err.contains("no/such/folder"),
         "{run}"

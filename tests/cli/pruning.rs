@@ -5,7 +5,7 @@ use std::path::Path;
 use libtest_mimic::{Failed, Trial};
 use serde_json::Value;
 
-use crate::program::{lopper, snapshot, succeeds};
+use crate::program::{lopper, read_json, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("cli::prune": uniform, non_uniform, then_quantize, refused);
@@ -13,15 +13,11 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-fn json(path: &Path) -> Result<Value, Failed> {
-    Ok(serde_json::from_str(&std::fs::read_to_string(path)?)?)
-}
-
 fn perplexity(folder: &Path, model: &str) -> Result<f64, Failed> {
     let eval =
         format!("eval {model} --ppl embedded:heldout-2026 --ctx 64 --max-tokens 640 --json=e.json");
     succeeds(folder, &eval)?;
-    let value = json(&folder.join("e.json"))?["perplexity"]["value"].as_f64();
+    let value = read_json(folder.join("e.json"))?["perplexity"]["value"].as_f64();
     Ok(value.ok_or("a perplexity")?)
 }
 
@@ -31,7 +27,7 @@ fn uniform() -> Result<(), Failed> {
     let folder = folder.path();
     let command = "prune embedded:nano-llama --ratio 0.5 --ctx 64 --max-tokens 640 --samples 4 --length 32 --out o";
     let run = succeeds(folder, command)?;
-    let config = json(&folder.join("o/hf/config.json"))?;
+    let config = read_json(folder.join("o/hf/config.json"))?;
     let shape = [
         "hidden_size",
         "intermediate_size",
@@ -41,7 +37,7 @@ fn uniform() -> Result<(), Failed> {
     ];
     let shape = shape.map(|key| config[key].as_u64().unwrap_or(0));
     assert!(shape == [64, 96, 2, 1, 16], "{shape:?}: {run}");
-    let manifest = json(&folder.join("o/manifest.json"))?;
+    let manifest = read_json(folder.join("o/manifest.json"))?;
     let (parent, after) = (&manifest["parent"], &manifest["stages"][0]["figures"]);
     let counts = |figures: &Value| {
         ["parameters", "bytes", "flops_per_token"].map(|key| figures[key].as_u64())
@@ -77,7 +73,7 @@ fn non_uniform() -> Result<(), Failed> {
     let command = "prune embedded:nano-llama --ratio 0.3 --ranking global --non-uniform --multiple 8 --widths ffn \
                    --steps 2 --score param_mix --ctx 64 --max-tokens 640 --samples 4 --length 32 --out o";
     succeeds(folder, command)?;
-    let measured = json(&folder.join("o/manifest.json"))?;
+    let measured = read_json(folder.join("o/manifest.json"))?;
     let measured = measured["stages"][0]["figures"]["perplexity"]["value"].as_f64();
     let measured = measured.ok_or("measured")?;
     for model in ["o/packed", "o/model.gguf"] {
@@ -86,7 +82,7 @@ fn non_uniform() -> Result<(), Failed> {
             return Err(format!("{model}: {found}, in the manifest {measured}").into());
         }
         let shown = succeeds(folder, &format!("inspect {model} --json=i.json"))?;
-        let widths = json(&folder.join("i.json"))?["intermediate_size"].clone();
+        let widths = read_json(folder.join("i.json"))?["intermediate_size"].clone();
         let list: Vec<u64> = serde_json::from_value(widths)?;
         if list.len() != 2 || list[0] == list[1] || list.iter().any(|width| width % 8 != 0) {
             return Err(format!("{model}: {list:?}, {}", shown.out).into());
@@ -120,14 +116,14 @@ formats = ["gguf", "packed"]
 "#;
     std::fs::write(folder.join("r.toml"), recipe)?;
     succeeds(folder, "compress r.toml --out o")?;
-    let manifest = json(&folder.join("o/manifest.json"))?;
+    let manifest = read_json(folder.join("o/manifest.json"))?;
     let measured = manifest["stages"][1]["figures"]["perplexity"]["value"].as_f64();
     let found = perplexity(folder, "o/packed")?;
     if !measured.is_some_and(|measured| (found / measured - 1.0).abs() < 1e-5) {
         return Err(format!("{found}, {measured:?}").into());
     }
     succeeds(folder, "inspect o/model.gguf --json=i.json")?;
-    match json(&folder.join("i.json"))?["layers"].as_u64() {
+    match read_json(folder.join("i.json"))?["layers"].as_u64() {
         Some(4) => Ok(()),
         other => Err(format!("{other:?} layers").into()),
     }
@@ -220,7 +216,7 @@ fn scores() -> Result<(), Failed> {
         folder,
         &format!("{command} --out s.safetensors --json=s.json"),
     )?;
-    let found = json(&folder.join("s.json"))?;
+    let found = read_json(folder.join("s.json"))?;
     // Seven scores of two groups in each of two layers, of the hidden width and of layers; norms of 14 modules.
     if found["tensors"].as_u64() != Some(7 * 6 + 14) || found["tokens"].as_u64() != Some(60) {
         return Err(format!("{found}: {}", run.out).into());

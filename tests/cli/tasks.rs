@@ -3,7 +3,7 @@
 use libtest_mimic::{Failed, Trial};
 use serde_json::Value;
 
-use crate::program::{NANO, TEXT, TINY, check, lopper, succeeds};
+use crate::program::{NANO, TEXT, TINY, lopper, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("cli_tasks": figures, mistakes, a_parent_and_its_child)
@@ -14,14 +14,13 @@ fn figures() -> Result<(), Failed> {
     let arguments = format!(
         "eval {NANO} --task headlines,cloze --limit 12 --shots 0,2 --ppl {TEXT} --ctx 128 --max-tokens 256 --json=-"
     );
-    let run = succeeds(folder.path(), &arguments)?;
-    let json: Value = serde_json::from_str(&run.out)?;
+    let json = succeeds(&folder, &arguments)?.json()?;
     let headlines = &json["tasks"]["headlines"];
     assert!(
         json["schema"] == 1
             && json["perplexity"]["value"].is_f64()
             && json["questions_per_second"].is_f64(),
-        "{run}"
+        "{json}"
     );
     for key in ["acc", "acc_stderr", "acc_norm", "macro_f1", "chance"] {
         assert!(headlines[key].is_f64(), "{key}: {headlines}");
@@ -34,12 +33,9 @@ fn figures() -> Result<(), Failed> {
             && headlines["shots"] == 2
             && headlines["by_shots"][0]["shots"] == 0
             && json["tasks"]["cloze"]["perplexity"].is_f64(),
-        "{run}"
+        "{json}"
     );
-    let text = succeeds(
-        folder.path(),
-        &format!("eval {NANO} --task headlines --limit 3"),
-    )?;
+    let text = succeeds(&folder, &format!("eval {NANO} --task headlines --limit 3"))?;
     let found = text.out.contains("macro F1") && text.out.contains("right \\ picked");
     assert!(found, "{text}");
     Ok(())
@@ -53,7 +49,7 @@ fn a_parent_and_its_child() -> Result<(), Failed> {
     let compare = format!(
         "compare {TINY} {NANO} {text} {tasks} --samples child.jsonl --lm-eval child.json --json=-"
     );
-    let run = succeeds(folder.path(), &compare)?;
+    let run = succeeds(&folder, &compare)?;
     let compared: Value = serde_json::from_str(&run.out)?;
     assert!(
         compared["text"]["kl"]["mean"].as_f64() > Some(0.0)
@@ -65,12 +61,13 @@ fn a_parent_and_its_child() -> Result<(), Failed> {
     );
     let results = std::fs::read_to_string(folder.path().join("child.json"))?;
     let results: Value = serde_json::from_str(&results)?;
-    check(results["results"]["headlines"]["acc,none"].is_f64(), || {
-        results.to_string()
-    })?;
+    assert!(
+        results["results"]["headlines"]["acc,none"].is_f64(),
+        "{results}"
+    );
 
     let eval = format!("eval {NANO} --base {TINY} {tasks} --samples again.jsonl --json=-");
-    let run = succeeds(folder.path(), &eval)?;
+    let run = succeeds(&folder, &eval)?;
     let based: Value = serde_json::from_str(&run.out)?;
     assert!(
         based["task_changes"] == compared["tasks"]
@@ -80,13 +77,14 @@ fn a_parent_and_its_child() -> Result<(), Failed> {
         "{run}"
     );
     let read = |name: &str| std::fs::read_to_string(folder.path().join(name));
-    check(read("child.jsonl")? == read("again.jsonl")?, || {
-        "the same answers, other samples".into()
-    })?;
+    assert!(
+        read("child.jsonl")? == read("again.jsonl")?,
+        "the same answers, other samples"
+    );
 
     // A model answers beside what is in a file.
     let mixed = format!("compare {TINY} child.jsonl {tasks} --json=-");
-    let run = succeeds(folder.path(), &mixed)?;
+    let run = succeeds(&folder, &mixed)?;
     let mixed: Value = serde_json::from_str(&run.out)?;
     assert!(mixed["tasks"] == compared["tasks"], "{run}");
     Ok(())
@@ -115,10 +113,11 @@ fn mistakes() -> Result<(), Failed> {
         ("--task headlines --shots-from range.jsonl", "embedded"),
         ("--shots 2 --ppl embedded:heldout-2026", "--task"),
     ] {
-        let run = lopper(folder.path(), &format!("eval {NANO} {flags} --device cpu"))?;
-        check(run.code == Some(2) && run.err.contains(parts), || {
-            format!("{flags}: {:?}, {}", run.code, run.err)
-        })?;
+        let run = lopper(&folder, &format!("eval {NANO} {flags} --device cpu"))?;
+        assert!(
+            run.code == Some(2) && run.err.contains(parts),
+            "{flags}: {run}"
+        );
     }
     Ok(())
 }

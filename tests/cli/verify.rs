@@ -27,7 +27,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn run(arguments: &str, code: i32) -> Result<(String, String), Failed> {
     let folder = tempfile::tempdir()?;
-    let run = lopper(folder.path(), arguments)?;
+    let run = lopper(&folder, arguments)?;
     if run.code == Some(code) {
         return Ok((run.out, run.err));
     }
@@ -164,7 +164,7 @@ fn user_shader_is_judged() -> Result<(), Failed> {
     let try_text = |text: &str, code: i32| -> Result<(), Failed> {
         std::fs::write(folder.path().join("mine.wgsl"), text)?;
         let run = lopper(
-            folder.path(),
+            &folder,
             "verify --tier baseline --kernel norm/rms --shader mine.wgsl",
         )?;
         assert!(run.code == Some(code), "{run}");
@@ -179,7 +179,7 @@ fn user_shader_is_judged() -> Result<(), Failed> {
         source.replace("#import reduce", "#import nonsense"),
     )?;
     let run = lopper(
-        folder.path(),
+        &folder,
         "verify --tier baseline --kernel norm/rms --shader mine.wgsl --fail-fast",
     )?;
     let told =
@@ -219,7 +219,7 @@ fn bench_model_rows() -> Result<(), Failed> {
         .iter()
         .map(|row| row["test"].as_str().unwrap_or_default())
         .collect();
-    assert!(tests == ["pp16 @ d8", "pp32 @ d8", "tg4 @ d8"], "{tests:?}");
+    assert_eq!(tests, ["pp16 @ d8", "pp32 @ d8", "tg4 @ d8"]);
     for row in rows {
         let samples: Vec<f64> = row["samples_ns"]
             .as_array()
@@ -275,13 +275,13 @@ fn bench_compare_judges_noise() -> Result<(), Failed> {
             row("slower", 110.0),
         ],
     )?;
-    let run = lopper(folder.path(), "bench --compare a.json b.json --json=-")?;
+    let run = lopper(&folder, "bench --compare a.json b.json --json=-")?;
     let report: Value = serde_json::from_str(&run.out)?;
     let judged: Vec<_> = rows(&report)?
         .iter()
         .map(|row| row["judgement"].as_str().unwrap_or_default())
         .collect();
-    let missing = lopper(folder.path(), "bench --compare a.json nowhere.json")?;
+    let missing = lopper(&folder, "bench --compare a.json nowhere.json")?;
     if judged == ["within noise", "better", "worse"] && missing.code == Some(2) {
         Ok(())
     } else {

@@ -106,7 +106,7 @@ fn logits(folder: &Path, flags: &str) -> Result<Vec<f32>, Failed> {
 fn a_model_in_every_precision() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let quantize = "quantize embedded:tiny-llama --bits 4 --group-size 32 --out q4";
-    let run = lopper(folder.path(), quantize)?;
+    let run = lopper(&folder, quantize)?;
     assert!(run.code == Some(0), "{run}");
     let half = device(Options::default())?.capabilities().f16;
     for tokens in ["5", "5,9,2,77,31"] {
@@ -168,7 +168,7 @@ fn split_by_rows() -> Result<(), Failed> {
 fn the_cpu_has_none() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let generate = "generate embedded:nano-llama --prompt The -n 1 --device cpu --compute i8";
-    let run = lopper(folder.path(), generate)?;
+    let run = lopper(&folder, generate)?;
     if run.code == Some(0) || !run.err.contains("--compute f32") {
         return Err(format!("{:?}: {}", run.code, run.err).into());
     }

@@ -127,7 +127,7 @@ fn counting_bits_is_exact() -> Result<(), Failed> {
 fn bench_rows() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let arguments = "bench lut --shape 64x128 --tokens 2 --bits 1,3 --html lut.html --json=-";
-    let run = lopper(folder.path(), arguments)?;
+    let run = lopper(&folder, arguments)?;
     let rows: Vec<serde_json::Value> = serde_json::from_str(&run.out)?;
     let of = |weight: &str, key: &str| -> Vec<String> {
         let same = rows.iter().filter(|row| row["weight"] == weight);
@@ -162,7 +162,7 @@ fn a_model_of_two_bits() -> Result<(), Failed> {
         let arguments = format!(
             "quantize embedded:tiny-llama --bits 2 --group-size 64 --engine {engine} --device gpu --max-tokens 512 --ctx 256 --out out --json=-"
         );
-        let run = lopper(folder.path(), &arguments)?;
+        let run = lopper(&folder, &arguments)?;
         assert!(run.code == Some(0), "{run}");
         let report: serde_json::Value = serde_json::from_str(&run.out)?;
         let found = report["stages"][0]["figures"]["perplexity"]["value"].as_f64();
@@ -194,7 +194,7 @@ fn only_where_it_can() -> Result<(), Failed> {
             "runs a model",
         ),
     ] {
-        let run = lopper(folder.path(), &arguments)?;
+        let run = lopper(&folder, &arguments)?;
         if run.code != Some(2) || !run.err.contains(wanted) {
             return Err(format!("{arguments}: {:?} {}", run.code, run.err).into());
         }

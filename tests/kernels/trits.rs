@@ -139,7 +139,7 @@ fn a_ternary_model() -> Result<(), Failed> {
         let arguments = format!(
             "quantize embedded:tiny-llama --type ternary --group-size 128 --engine {engine} --device gpu --max-tokens 512 --ctx 256 --out out --json=-"
         );
-        let run = lopper(folder.path(), &arguments)?;
+        let run = lopper(&folder, &arguments)?;
         assert!(run.code == Some(0), "{run}");
         let report: serde_json::Value = serde_json::from_str(&run.out)?;
         let found = report["stages"][0]["figures"]["perplexity"]["value"].as_f64();
@@ -161,7 +161,7 @@ fn only_where_it_can() -> Result<(), Failed> {
         ("--engine lut --group-size 64", "groups of 64"),
         ("--engine bitserial --group-size 128", "1 to 4 bits"),
     ] {
-        let run = lopper(folder.path(), &format!("{quantize} {flags}"))?;
+        let run = lopper(&folder, &format!("{quantize} {flags}"))?;
         if run.code != Some(2) || !run.err.contains(wanted) || folder.path().join("out").exists() {
             return Err(format!("{flags}: {:?} {}", run.code, run.err).into());
         }

@@ -10,7 +10,7 @@ use lopper::kernels::weights;
 use lopper::tensor::{DType, WeightFormat, weight_type};
 
 use crate::machine::device;
-use crate::program::{Run, command as command_of, lopper};
+use crate::program::{Run, command as command_of, lopper, read_json};
 
 pub fn trials() -> Vec<Trial> {
     suite!("tuning":
@@ -21,7 +21,7 @@ pub fn trials() -> Vec<Trial> {
 fn winners_are_kept_and_used() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let tune = "tune-device --type int4-g32 --shape 4096x4096 --tokens 1 --budget 1ms --json=-";
-    let run = lopper(folder.path(), tune)?;
+    let run = lopper(&folder, tune)?;
     let report: serde_json::Value = serde_json::from_str(&run.out)?;
     let count = report.as_array().map_or(0, Vec::len);
     if run.code != Some(0) || count != 1 || !run.err.contains("not reached") {
@@ -52,7 +52,7 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
     );
     assert!(first != last, "{first} is the only candidate");
     let path = folder.path().join("tuned.json");
-    let mut file: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let mut file = read_json(&path)?;
     file["devices"][tuned::key(adapter)][product.class()] = last.clone().into();
     std::fs::write(&path, file.to_string())?;
     for (command, kernel, how, count) in [
@@ -74,7 +74,7 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
         }
     }
     std::fs::write(path, "{\"devices\": 3}")?;
-    let broken = lopper(folder.path(), "devices -v")?;
+    let broken = lopper(&folder, "devices -v")?;
     if broken.code == Some(0) || !broken.err.contains("tuned.json") {
         return Err(format!("{:?}: {}", broken.code, broken.err).into());
     }
@@ -85,9 +85,9 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
 fn a_model_before_it_runs() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let generate = "generate embedded:nano-llama --prompt The -n 6 --device gpu";
-    let plain = lopper(folder.path(), generate)?;
-    let tuned = lopper(folder.path(), &format!("{generate} --autotune 20s"))?;
-    let again = lopper(folder.path(), &format!("{generate} --autotune 20s"))?;
+    let plain = lopper(&folder, generate)?;
+    let tuned = lopper(&folder, &format!("{generate} --autotune 20s"))?;
+    let again = lopper(&folder, &format!("{generate} --autotune 20s"))?;
     let kept = folder.path().join("tuned.json").exists();
     let texts = [&plain.out, &tuned.out, &again.out];
     if !kept || texts.iter().any(|text| **text != plain.out) || plain.code != Some(0) {
@@ -110,7 +110,7 @@ fn wrong_arguments() -> Result<(), Failed> {
         ("tune-device --device cpu", "a GPU"),
         ("inspect embedded:nano-llama --autotune 1s", "--autotune"),
     ] {
-        let run = lopper(folder.path(), arguments)?;
+        let run = lopper(&folder, arguments)?;
         if run.code == Some(0) || !run.err.contains(wanted) {
             return Err(format!("{arguments}: {:?} {}", run.code, run.err).into());
         }

@@ -14,11 +14,10 @@ pub fn trials() -> Vec<Trial> {
 fn written_and_measured() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let made = "synth smollm2-135m --layers 1 --type nvfp4 --out made";
-    let run = lopper(folder.path(), made)?;
+    let run = lopper(&folder, made)?;
     assert!(run.code == Some(0), "{run}");
     let eval = format!("eval made --ppl {TEXT} --ctx 64 --max-tokens 128 --device cpu --json=-");
-    let run = lopper(folder.path(), &eval)?;
-    let report: serde_json::Value = serde_json::from_str(&run.out)?;
+    let report = lopper(&folder, &eval)?.json()?;
     // Random logits of unit variance over 49 152 tokens: perplexity near 49 152 * e^(1/2 + 1/2).
     let perplexity = report["perplexity"]["value"].as_f64().unwrap_or(0.0);
     assert!((3e4..4e5).contains(&perplexity), "perplexity {perplexity}");
@@ -77,7 +76,7 @@ fn bad_arguments() -> Result<(), Failed> {
         ("smollm2-135m --type int4 --group-size 48", "power of two"),
         ("smollm2-135m --layers 0", "at least 1"),
     ] {
-        let run = lopper(folder.path(), &format!("synth {arguments} --out made"))?;
+        let run = lopper(&folder, &format!("synth {arguments} --out made"))?;
         if run.code != Some(2) || !run.err.contains(said) || folder.path().join("made").exists() {
             return Err(format!("{arguments}: {:?} {}{}", run.code, run.out, run.err).into());
         }

@@ -1,4 +1,4 @@
-//! Models whose layers differ in width: run, written, read again.
+//! Models whose layers differ in width: run, written, read again; and files that state the widths wrongly.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -6,28 +6,25 @@ use std::path::Path;
 use libtest_mimic::{Failed, Trial};
 use lopper::device::Device;
 use lopper::error::{Error, Result as Outcome};
+use lopper::formats::Source;
 use lopper::formats::gguf::{self, Array, Gguf, Value as Meta};
-use lopper::gpu::Options;
 use lopper::model::{
-    Cache, Checkpoint, Compute, Config, Llama, Pass, TensorSpec, Weights, Widths, export_gguf,
-    export_hf, export_packed, tensor_specs,
+    Cache, Checkpoint, Config, TensorSpec, Weights, Widths, export_gguf, export_hf, export_packed,
+    tensor_specs,
 };
 use lopper::tensor::{DType, Packed, WeightFormat};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::machine::{device, gpu_trial};
-use crate::program::lopper;
+use crate::machine::on_each;
+use crate::models::{load, pass};
+use crate::numbers::{Within, assert_close, relative_error};
+use crate::program::{NANO, lopper};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("widths":
         gradients_are_the_same, gguf_and_back, packed_and_back, hf_of_one_width_only, a_parents_metadata,
-        deci_of_one_width);
-    trials.extend([
-        Trial::test("widths::cut_is_zeroed::cpu", || cut_is_zeroed(&Device::Cpu)),
-        gpu_trial("widths::cut_is_zeroed::gpu".into(), || {
-            cut_is_zeroed(&device(Options::default())?)
-        }),
-    ]);
+        deci_of_one_width, hostile_gguf, hostile_json);
+    trials.extend(on_each("widths::cut_is_zeroed", cut_is_zeroed));
     trials
 }
 
@@ -138,49 +135,22 @@ impl Weights for Cut {
     }
 }
 
-const NANO: &str = "embedded:nano-llama";
-
 fn ids() -> Vec<u32> {
     (0..24).map(|i| 3 + i * 131 % 4000).collect()
 }
 
-fn pass(device: &Device) -> Pass<'_> {
-    Pass {
-        device,
-        compute: Compute::F32,
-    }
-}
-
 fn logits(device: &Device, weights: &dyn Weights, sequences: usize) -> Result<Vec<f32>, Failed> {
-    let model = Llama::load(device, weights, |_, _| Ok(()))?;
-    let (_, logits) = model.trace(&pass(device), &ids(), sequences, false)?;
-    Ok(logits.view().to_f32())
+    crate::models::logits(device, weights, &ids(), sequences)
 }
 
-/// The largest difference, relative to the largest value.
-fn close(what: &str, found: &[f32], wanted: &[f32]) -> Result<(), Failed> {
-    let most = wanted
-        .iter()
-        .fold(0.0f32, |most, value| most.max(value.abs()));
-    let pairs = found.iter().zip(wanted);
-    let error = pairs.fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs())) / most;
-    if found.len() == wanted.len() && error <= 1e-5 {
-        return Ok(());
-    }
-    let (found, wanted) = (found.len(), wanted.len());
-    Err(format!("{what}: error {error:e}; {found} values for {wanted}").into())
+fn close(what: &str, found: &[f32], expected: &[f32]) {
+    assert_close(what, found, expected, Within::Largest(1e-5));
 }
 
-fn same_bits(found: &[f32], wanted: &[f32]) -> Result<(), Failed> {
+fn same_bits(found: &[f32], expected: &[f32]) {
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    if bits(found) == bits(wanted) && !wanted.is_empty() {
-        return Ok(());
-    }
-    Err("logits are not the same bits".into())
-}
-
-pub fn expect(holds: bool, what: impl std::fmt::Debug) -> Result<(), Failed> {
-    holds.then_some(()).ok_or(format!("{what:?}").into())
+    let same = bits(found) == bits(expected) && !expected.is_empty();
+    assert!(same, "logits are not the same bits");
 }
 
 /// In rows of one pass, and in a cache that each layer has its own width of.
@@ -189,21 +159,21 @@ fn cut_is_zeroed(device: &Device) -> Result<(), Failed> {
         Cut::new(NANO, UNEVEN, false)?,
         Cut::new(NANO, UNEVEN, true)?,
     );
-    expect(cut.config.uniform().is_none(), &cut.config)?;
+    assert!(cut.config.uniform().is_none(), "{:?}", cut.config);
     let widest = Widths {
         heads: 4,
         kv_heads: 2,
         intermediate_size: 192,
     };
-    expect(cut.config.widest() == widest, cut.config.widest())?;
+    assert_eq!(cut.config.widest(), widest);
     let wanted = logits(device, &zeroed, 2)?;
-    close("two rows", &logits(device, &cut, 2)?, &wanted)?;
+    close("two rows", &logits(device, &cut, 2)?, &wanted);
     // Zeros change something: not every model passes.
     let whole = logits(device, &Checkpoint::open(NANO)?, 2)?;
-    expect(close("", &whole, &wanted).is_err(), "nothing was cut")?;
+    assert!(relative_error(&whole, &wanted) > 1e-4, "nothing was cut");
 
     let wanted = logits(device, &zeroed, 1)?;
-    let model = Llama::load(device, &cut, |_, _| Ok(()))?;
+    let model = load(device, &cut)?;
     let (ids, pass) = (ids(), pass(device));
     let mut cache = Cache::new(device, &cut.config, 1, ids.len(), DType::F32)?;
     let mut found = Vec::new();
@@ -213,13 +183,14 @@ fn cut_is_zeroed(device: &Device) -> Result<(), Failed> {
         found.extend(device.read(&logits)?.view().to_f32());
         cache.advance(device, part.len())?;
     }
-    close("piece by piece", &found, &wanted)
+    close("piece by piece", &found, &wanted);
+    Ok(())
 }
 
 /// Of tensors that are whole in both.
 fn gradients_are_the_same() -> Result<(), Failed> {
     let run = |weights: &Cut| -> Result<Vec<(String, Vec<f32>)>, Failed> {
-        let model = Llama::load(&Device::Cpu, weights, |_, _| Ok(()))?;
+        let model = load(&Device::Cpu, weights)?;
         let mut found = Vec::new();
         model.gradients(&pass(&Device::Cpu), &ids(), 2, &mut |gradient| {
             let values = Device::Cpu.read(&gradient.values)?.to_f32();
@@ -233,31 +204,29 @@ fn gradients_are_the_same() -> Result<(), Failed> {
     let cut = Cut::new(NANO, UNEVEN, false)?;
     let mut compared = 0;
     for ((name, found), (other, wanted)) in run(&cut)?.into_iter().zip(run(&zeroed)?) {
-        expect(name == other, (&name, &other))?;
+        assert_eq!(name, other);
         let spec = cut.specs.iter().find(|spec| spec.name == name);
         let spec = spec.ok_or_else(|| name.clone())?;
-        expect(
+        assert!(
             found.len() == spec.rows * spec.columns,
-            (&name, found.len()),
-        )?;
+            "{:?}",
+            (&name, found.len())
+        );
         if spec.shape() == cut.of_parent(spec).shape() {
-            close(&name, &found, &wanted)?;
+            close(&name, &found, &wanted);
             compared += 1;
         }
     }
     // 2 blocks of 9, embedding and last norm, without the 3 of the first block's feed-forward and the 4 of attention.
-    expect(compared == 20 - 7, compared)
+    assert_eq!(compared, 20 - 7);
+    Ok(())
 }
 
 fn open(path: &Path) -> Result<Checkpoint, Failed> {
     Ok(Checkpoint::open(path.to_str().ok_or("a path")?)?)
 }
 
-fn key<'a>(gguf: &'a Gguf, name: &str) -> Option<&'a Meta> {
-    gguf.get(name)
-}
-
-pub fn list(numbers: &[i32]) -> Meta {
+fn list(numbers: &[i32]) -> Meta {
     Meta::Array(Array::I32(numbers.to_vec()))
 }
 
@@ -267,9 +236,13 @@ fn gguf_and_back() -> Result<(), Failed> {
     let tokenizer = cut.parent.tokenizer()?;
     export_gguf(&path, &cut.parent, &cut, Some(&tokenizer))?;
     let again = open(&path)?;
-    expect(again.config().blocks == cut.config.blocks, again.config())?;
+    assert!(
+        again.config().blocks == cut.config.blocks,
+        "{:?}",
+        again.config()
+    );
     let wanted = logits(&Device::Cpu, &cut, 2)?;
-    same_bits(&logits(&Device::Cpu, &again, 2)?, &wanted)?;
+    same_bits(&logits(&Device::Cpu, &again, 2)?, &wanted);
     let gguf = again.gguf().ok_or("a GGUF file")?;
     for (name, value) in [
         ("general.architecture", Meta::String("deci".into())),
@@ -282,13 +255,17 @@ fn gguf_and_back() -> Result<(), Failed> {
         ("deci.rope.dimension_count", Meta::U32(16)),
         ("deci.vocab_size", Meta::U32(4096)),
     ] {
-        expect(key(gguf, name) == Some(&value), (name, key(gguf, name)))?;
+        assert!(
+            gguf.get(name) == Some(&value),
+            "{:?}",
+            (name, gguf.get(name))
+        );
     }
     let stray = gguf
         .metadata()
         .iter()
         .find(|(key, _)| key.starts_with("llama."));
-    expect(stray.is_none(), stray)?;
+    assert!(stray.is_none(), "{stray:?}");
 
     // Written again it is the same file but for the order of keys, and it goes into a packed folder.
     let (twice, packed) = (folder.path().join("n.gguf"), folder.path().join("packed"));
@@ -300,19 +277,19 @@ fn gguf_and_back() -> Result<(), Failed> {
     };
     let second = open(&twice)?;
     let pairs = sorted(second.gguf().ok_or("a GGUF file")?);
-    expect(pairs == sorted(gguf), "other metadata")?;
+    assert!(pairs == sorted(gguf), "other metadata");
     std::fs::create_dir(&packed)?;
     export_packed(&packed, again.config_json()?, &again, Some(&tokenizer))?;
-    same_bits(&logits(&Device::Cpu, &open(&packed)?, 2)?, &wanted)?;
+    same_bits(&logits(&Device::Cpu, &open(&packed)?, 2)?, &wanted);
 
-    let run = lopper(folder.path(), "inspect m.gguf --json=-")?;
-    let report: Value = serde_json::from_str(&run.out)?;
+    let report = lopper(&folder, "inspect m.gguf --json=-")?.json()?;
     let widths = ["intermediate_size", "heads", "kv_heads", "layers"].map(|key| &report[key]);
     let wanted = [json!([160, 192]), json!([4, 2]), json!([2, 1]), json!(2)];
-    expect(widths.into_iter().eq(&wanted), widths)?;
-    let run = lopper(folder.path(), "inspect m.gguf")?;
+    assert!(widths.into_iter().eq(&wanted), "{widths:?}");
+    let run = lopper(&folder, "inspect m.gguf")?;
     let said = "feed-forward 160 to 192, heads 2 to 4 / 1 to 2 key-value of 16";
-    expect(run.out.contains(said), run.out)
+    assert!(run.out.contains(said), "{:?}", run.out);
+    Ok(())
 }
 
 fn packed_and_back() -> Result<(), Failed> {
@@ -320,9 +297,9 @@ fn packed_and_back() -> Result<(), Failed> {
     let cut = Cut::new(NANO, UNEVEN, false)?;
     export_packed(folder.path(), cut.parent.config_json()?, &cut, None)?;
     let again = open(folder.path())?;
-    expect(again.config() == &cut.config, again.config())?;
+    assert_eq!(again.config(), &cut.config);
     let found = logits(&Device::Cpu, &again, 2)?;
-    same_bits(&found, &logits(&Device::Cpu, &cut, 2)?)?;
+    same_bits(&found, &logits(&Device::Cpu, &cut, 2)?);
     let json = again.config_json()?;
     for (key, value) in [
         ("num_hidden_layers", json!(2)),
@@ -333,7 +310,7 @@ fn packed_and_back() -> Result<(), Failed> {
         // What is no size stays the parent's.
         ("pad_token_id", json!(3)),
     ] {
-        expect(json[key] == value, (key, &json[key]))?;
+        assert_eq!(json[key], value, "{key}");
     }
     Ok(())
 }
@@ -348,8 +325,8 @@ fn hf_of_one_width_only() -> Result<(), Failed> {
     let Err(Error::Unsupported { why: found, .. }) = &refused else {
         return Err(format!("{refused:?}").into());
     };
-    expect(found == why, found)?;
-    expect(std::fs::read_dir(&out)?.next().is_none(), "written")?;
+    assert_eq!(found, why);
+    assert!(std::fs::read_dir(&out)?.next().is_none(), "written");
 
     // By command the model is named, not a place where the output would have been made.
     let tokenizer = uneven.parent.tokenizer()?;
@@ -359,20 +336,21 @@ fn hf_of_one_width_only() -> Result<(), Failed> {
         "export m.gguf --format hf --out made",
         "quantize m.gguf --bits 8 --no-eval --out made --device cpu",
     ] {
-        let run = lopper(folder.path(), command)?;
+        let run = lopper(&folder, command)?;
         let said = run.code == Some(2) && run.err.contains(why) && run.err.contains("m.gguf:");
-        expect(
+        assert!(
             said && !folder.path().join("made").exists(),
-            (command, run.err),
-        )?;
+            "{:?}",
+            (command, run.err)
+        );
     }
 
     // A shape that the parent's file does not have, of which the heads are half the stream.
     export_hf(&out, even.parent.config_json()?, &even, None)?;
     let again = open(&out)?;
-    expect(again.config() == &even.config, again.config())?;
+    assert_eq!(again.config(), &even.config);
     let found = logits(&Device::Cpu, &again, 2)?;
-    same_bits(&found, &logits(&Device::Cpu, &even, 2)?)?;
+    same_bits(&found, &logits(&Device::Cpu, &even, 2)?);
     let json = again.config_json()?;
     for (key, value) in [
         ("intermediate_size", 160),
@@ -380,15 +358,16 @@ fn hf_of_one_width_only() -> Result<(), Failed> {
         ("num_key_value_heads", 1),
         ("head_dim", 16),
     ] {
-        expect(json[key] == value, (key, &json[key]))?;
+        assert_eq!(json[key], value, "{key}");
     }
     // Written out where it was implied before.
     let mut parent = even.parent.config_json()?;
     parent.remove("head_dim");
     let json = even.config.updated_json(parent.clone());
-    expect(json["head_dim"] == 16, &json)?;
+    assert!(json["head_dim"] == 16, "{json:?}");
     let json = even.parent.config().updated_json(parent);
-    expect(!json.contains_key("head_dim"), json)
+    assert!(!json.contains_key("head_dim"), "{json:?}");
+    Ok(())
 }
 
 /// A GGUF parent's keys of sizes become the child's, others stay, and the architecture follows from the widths.
@@ -411,31 +390,22 @@ fn a_parents_metadata() -> Result<(), Failed> {
         let cut = Cut::new(name, parts, false)?;
         export_gguf(path, &cut.parent, &cut, None)?;
         let again = open(path)?;
-        expect(again.config() == &cut.config, again.config())?;
+        assert_eq!(again.config(), &cut.config);
         let found = logits(&Device::Cpu, &again, 2)?;
-        same_bits(&found, &logits(&Device::Cpu, &cut, 2)?)?;
+        same_bits(&found, &logits(&Device::Cpu, &cut, 2)?);
         let gguf = again.gguf().ok_or("a GGUF file")?;
-        let get = |name: &str| key(gguf, &format!("{architecture}.{name}"));
-        expect(get("own") == Some(&Meta::U64(7)), "another key")?;
+        let get = |name: &str| gguf.get(&format!("{architecture}.{name}"));
+        assert!(get("own") == Some(&Meta::U64(7)), "another key");
         // llama.cpp takes the stream by the first layer's heads, which for the even one would be 32.
         let length = (parts == EVEN).then_some(&Meta::U32(16));
-        expect(
-            get("attention.value_length") == length,
-            get("attention.value_length"),
-        )?;
-        expect(
-            get("attention.key_length") == length,
-            get("attention.key_length"),
-        )?;
+        assert_eq!(get("attention.value_length"), length);
+        assert_eq!(get("attention.key_length"), length);
         let heads = if parts == EVEN {
             Meta::U32(2)
         } else {
             list(&[4, 2])
         };
-        expect(
-            get("attention.head_count") == Some(&heads),
-            get("attention.head_count"),
-        )?;
+        assert_eq!(get("attention.head_count"), Some(&heads));
     }
     Ok(())
 }
@@ -480,7 +450,7 @@ fn deci_of_one_width() -> Result<(), Failed> {
         let pairs: Vec<_> = gguf.metadata().iter().map(pair).collect();
         rewrite(&parent, &deci, &pairs)?;
         let found = open(&deci)?;
-        expect(found.config() == parent.config(), found.config())?;
+        assert_eq!(found.config(), parent.config());
         export_gguf(&back, &found, &found, None)?;
         // The same pairs; those that an export decides by itself come last.
         let again = open(&back)?;
@@ -488,9 +458,170 @@ fn deci_of_one_width() -> Result<(), Failed> {
             let pairs = gguf.metadata().iter().map(|pair| format!("{pair:?}"));
             pairs.collect::<BTreeSet<_>>()
         };
-        expect(again.gguf().map(sorted) == Some(sorted(gguf)), "metadata")?;
+        assert!(again.gguf().map(sorted) == Some(sorted(gguf)), "metadata");
         let logits = |model: &Checkpoint| logits(&Device::Cpu, model, 1);
-        same_bits(&logits(&again)?, &logits(&parent)?)?;
+        same_bits(&logits(&again)?, &logits(&parent)?);
+    }
+    Ok(())
+}
+
+/// The configuration of a file of these keys alone, those of a sound one but for `change`.
+fn read_gguf(architecture: &str, change: (&str, Meta)) -> Result<Outcome<Config>, Failed> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("m.gguf");
+    let mut pairs = vec![(
+        "general.architecture".into(),
+        Meta::String(architecture.into()),
+    )];
+    for (name, value) in [
+        ("block_count", Meta::U32(3)),
+        ("embedding_length", Meta::U32(64)),
+        ("feed_forward_length", list(&[32, 64, 96])),
+        ("attention.head_count", list(&[4, 2, 2])),
+        ("attention.head_count_kv", list(&[2, 2, 1])),
+        ("attention.layer_norm_rms_epsilon", Meta::F32(1e-5)),
+        ("vocab_size", Meta::U32(100)),
+    ] {
+        let value = if name == change.0 {
+            change.1.clone()
+        } else {
+            value
+        };
+        pairs.push((format!("{architecture}.{name}"), value));
+    }
+    gguf::write(&path, &pairs, Vec::new())?;
+    Ok(Config::from_gguf(&Gguf::open(Source::open(&path)?)?))
+}
+
+fn refused(read: Outcome<Config>, words: &[&str]) -> Result<(), Failed> {
+    let said = read.map_err(|error| (error.exit_code(), error.to_string()));
+    match said {
+        Err((2, said)) if words.iter().all(|word| said.contains(word)) => Ok(()),
+        other => Err(format!("{words:?}: {other:?}").into()),
+    }
+}
+
+fn hostile_gguf() -> Result<(), Failed> {
+    let sound = read_gguf("deci", ("", Meta::U8(0)))??;
+    let blocks = [(4, 2, 32), (2, 2, 64), (2, 1, 96)];
+    let blocks = blocks.map(|(heads, kv_heads, intermediate_size)| Widths {
+        heads,
+        kv_heads,
+        intermediate_size,
+    });
+    assert!(sound.blocks == blocks && sound.head_dim == 16, "{sound:?}");
+    let (heads, kv, channels) = (
+        "attention.head_count",
+        "attention.head_count_kv",
+        "feed_forward_length",
+    );
+    let texts = Meta::Array(Array::String(vec!["4".into(); 3]));
+    for (key, value, words) in [
+        (heads, list(&[4, 2]), ["3 layers", "2 of them"]),
+        (heads, list(&[4, 2, 2, 2]), ["3 layers", "4 of them"]),
+        (heads, list(&[]), ["3 layers", "0 of them"]),
+        (heads, list(&[4, 0, 2]), ["layer 1", "has attention"]),
+        (kv, list(&[2, 1, 0]), ["layer 2", "has attention"]),
+        (channels, list(&[0, 1, 1]), ["layer 0", "feed-forward"]),
+        (channels, Meta::U32(0), ["every layer", "feed-forward"]),
+        (heads, list(&[4, -2, 2]), ["layer 1", "-2"]),
+        (channels, list(&[1, 1, i32::MAX]), ["layer 2", "2147483647"]),
+        (
+            channels,
+            Meta::Array(Array::U64(vec![u64::MAX; 3])),
+            ["layer 0", "18446744073709551615"],
+        ),
+        (kv, texts, ["integers", "another type"]),
+        (
+            kv,
+            Meta::Array(Array::F32(vec![1.0; 3])),
+            ["integers", "another type"],
+        ),
+        (kv, Meta::String("2".into()), ["integer", "a string"]),
+        (kv, Meta::I32(-1), ["integer", "I32(-1)"]),
+        (kv, list(&[2, 2, 4]), ["divisor of 2", "in layer 2"]),
+        ("block_count", Meta::U32(4), ["4 layers", "3 of them"]),
+        (
+            "block_count",
+            Meta::U32(1 << 28),
+            ["at most 10000", "268435456"],
+        ),
+        ("block_count", list(&[3, 3, 3]), ["integer", "an array"]),
+    ] {
+        // Where the number of layers is at fault, the first array is.
+        let named = if words[1] == "3 of them" { heads } else { key };
+        let key_and_path = [&format!("deci.{named}"), "m.gguf"];
+        let read = || read_gguf("deci", (key, value.clone()));
+        refused(read()?, &words)?;
+        refused(read()?, &key_and_path)?;
+    }
+    // Architecture llama has one width.
+    let read = read_gguf("llama", ("", Meta::U8(0)))?;
+    refused(read, &["llama.attention.head_count", "integer", "an array"])?;
+    refused(
+        read_gguf("falcon", ("", Meta::U8(0)))?,
+        &["architecture falcon"],
+    )
+}
+
+fn hostile_json() -> Result<(), Failed> {
+    let sound = json!({
+        "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 100, "head_dim": 16,
+        "intermediate_size": [32, 64, 96], "num_attention_heads": [4, 2, 2], "num_key_value_heads": [2, 2, 1],
+        "quantization_config": {"quant_method": "lopper"},
+    });
+    let sound = sound.as_object().ok_or("an object")?;
+    let read = |object: &Map<String, Value>| Config::from_json("config.json".as_ref(), object);
+    let widths: Vec<usize> = read(sound)?
+        .blocks
+        .iter()
+        .map(|b| b.intermediate_size)
+        .collect();
+    assert_eq!(widths, [32, 64, 96]);
+    let (heads, kv, channels) = (
+        "num_attention_heads",
+        "num_key_value_heads",
+        "intermediate_size",
+    );
+    for (key, value, words) in [
+        (heads, json!([4, 2]), ["3 layers", "2 of them"]),
+        (channels, json!([]), ["3 layers", "0 of them"]),
+        (heads, json!([4, 0, 2]), ["layer 1", "found 0"]),
+        (heads, json!([4, -2, 2]), ["layer 1", "found -2"]),
+        (channels, json!([4, 4, 2.5]), ["layer 2", "found 2.5"]),
+        (kv, json!(["2", 2, 1]), ["layer 0", "found \"2\""]),
+        (kv, json!([2, [2], 1]), ["layer 1", "found [2]"]),
+        (
+            channels,
+            json!([1, 1, 1u64 << 40]),
+            ["layer 2", "1099511627776"],
+        ),
+        (kv, json!([2, 2, 4]), ["divisor of 2", "in layer 2"]),
+        (kv, json!("two"), ["positive integer", "\"two\""]),
+        ("num_hidden_layers", json!(4), ["4 layers", "3 of them"]),
+        (
+            "num_hidden_layers",
+            json!(1 << 28),
+            ["at most 10000", "268435456"],
+        ),
+        ("num_hidden_layers", json!([3]), ["positive integer", "[3]"]),
+        ("head_dim", json!(null), ["head_dim", "positive integer"]),
+    ] {
+        let mut object = sound.clone();
+        object.insert(key.into(), value);
+        refused(read(&object), &words)?;
+        // Where the number of layers is at fault, the first array is.
+        let named = if words[1] == "3 of them" { heads } else { key };
+        refused(read(&object), &["config.json", named])?;
+    }
+    for other in [
+        json!(null),
+        json!({"quant_method": "gptq"}),
+        json!("lopper"),
+    ] {
+        let mut object = sound.clone();
+        object.insert("quantization_config".into(), other);
+        refused(read(&object), &["config.json", heads, "only Lopper's"])?;
     }
     Ok(())
 }

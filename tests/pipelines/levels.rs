@@ -143,18 +143,18 @@ fn through_the_program() -> Result<(), Failed> {
     for grid in Grid::LEVELED {
         let name = level_type(grid).map_or("", |ty| ty.name);
         let run = lopper(
-            folder.path(),
+            &folder,
             &format!("quantize {NANO} --type {name} --device cpu {SHORT} --out {name}"),
         )?;
         assert!(run.code == Some(0), "{name}: {run}");
         let manifest = std::fs::read_to_string(folder.path().join(name).join("manifest.json"))?;
         let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
         let text = crate::program::TEXT;
-        let run = lopper(
-            folder.path(),
+        let report = lopper(
+            &folder,
             &format!("eval {name}/packed --ppl {text} --device cpu {SHORT} --json=-"),
-        )?;
-        let report: serde_json::Value = serde_json::from_str(&run.out)?;
+        )?
+        .json()?;
         let (before, after) = (
             &manifest["stages"][0]["figures"]["perplexity"]["value"],
             &report["perplexity"]["value"],
@@ -222,13 +222,13 @@ fn a_users_codebook() -> Result<(), Failed> {
         crate::program::TEXT
     );
     std::fs::write(folder.path().join("r.toml"), recipe)?;
-    let run = lopper(folder.path(), "compress r.toml --device cpu --out made")?;
+    let run = lopper(&folder, "compress r.toml --device cpu --out made")?;
     assert!(run.code == Some(0), "{run}");
     let manifest = std::fs::read_to_string(folder.path().join("made/manifest.json"))?;
     let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
     let text = crate::program::TEXT;
     let run = lopper(
-        folder.path(),
+        &folder,
         &format!("eval made/packed --ppl {text} --device cpu {SHORT} --json=-"),
     )?;
     let report: serde_json::Value = serde_json::from_str(&run.out)?;
@@ -251,7 +251,7 @@ fn grids_by_name() -> Result<(), Failed> {
         ("zero-point", ["bits = 4", "group_size = 32"]),
     ] {
         let arguments = format!("quantize {NANO} --grid {grid} --print-recipe");
-        let run = lopper(folder.path(), &arguments)?;
+        let run = lopper(&folder, &arguments)?;
         if run.code != Some(0) || lines.iter().any(|line| !run.out.contains(line)) {
             return Err(format!("{grid}: {:?} {}{}", run.code, run.out, run.err).into());
         }
@@ -264,7 +264,7 @@ fn bad_codebooks() -> Result<(), Failed> {
     let told = |keys: &str, said: &str| -> Result<(), Failed> {
         let text = format!("model = \"{NANO}\"\n[[stage]]\nkind = \"quantize\"\n{keys}\n");
         std::fs::write(folder.path().join("r.toml"), text)?;
-        let run = lopper(folder.path(), "compress r.toml --device cpu --out made")?;
+        let run = lopper(&folder, "compress r.toml --device cpu --out made")?;
         if run.code == Some(2) && run.err.contains(said) && !folder.path().join("made").exists() {
             Ok(())
         } else {

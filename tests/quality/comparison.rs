@@ -11,7 +11,7 @@ use lopper::measure::quality::statistics::Bootstrap;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::program::{NANO, TINY, check, lopper, snapshot, succeeds};
+use crate::program::{NANO, TINY, lopper, read_json, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("comparison":
@@ -227,7 +227,7 @@ fn samples_return() -> Result<(), Failed> {
     assert!(both.tasks[4].shots == 8, "{both:?}");
     let text = samples(&tasks);
     let back = read_samples(Path::new("s.jsonl"), &text)?;
-    assert!(back == tasks, "{back:#?}");
+    assert_eq!(back, tasks);
     let line: Value = serde_json::from_str(text.lines().nth(1).ok_or("a second line")?)?;
     assert!(
         line["doc_id"] == 1
@@ -271,7 +271,7 @@ fn predictions_of_others() -> Result<(), Failed> {
         .iter()
         .map(|o| (o.item, o.correct))
         .collect();
-    assert!(right == [(2, true), (1, false)], "{right:?}");
+    assert_eq!(right, [(2, true), (1, false)]);
     Ok(())
 }
 
@@ -355,9 +355,10 @@ fn bad_answers() -> Result<(), Failed> {
         let text = good.replacen(change.0, change.1, 1);
         assert!(text != good, "nothing to change: {}", change.0);
         let error = read_samples(path, &text).err().ok_or(change.1)?.to_string();
-        check(words.iter().all(|word| error.contains(word)), || {
-            format!("{change:?}: {error}")
-        })?;
+        assert!(
+            words.iter().all(|word| error.contains(word)),
+            "{change:?}: {error}"
+        );
     }
     Ok(())
 }
@@ -380,8 +381,7 @@ fn compare_answers() -> Result<(), Failed> {
     write("p.jsonl", picks)?;
     let arguments =
         "compare a.jsonl b.jsonl --predictions p.jsonl --lm-eval r.json --samples s.jsonl";
-    let run = succeeds(folder.path(), &format!("{arguments} --json=-"))?;
-    let json: Value = serde_json::from_str(&run.out)?;
+    let json = succeeds(&folder, &format!("{arguments} --json=-"))?.json()?;
     let number = |path: &str| {
         json.pointer(path)
             .and_then(Value::as_f64)
@@ -397,7 +397,7 @@ fn compare_answers() -> Result<(), Failed> {
                 .is_some_and(|words| words.starts_with("75 % of the parent's quality (95 %: ")),
         "{json:#}"
     );
-    let results: Value = serde_json::from_slice(&std::fs::read(folder.path().join("r.json"))?)?;
+    let results = read_json(folder.path().join("r.json"))?;
     assert!(
         near(
             results["results"]["t"]["acc,none"].as_f64().unwrap_or(0.0),
@@ -407,10 +407,11 @@ fn compare_answers() -> Result<(), Failed> {
     );
     let same = std::fs::read(folder.path().join("s.jsonl"))?
         == std::fs::read(folder.path().join("b.jsonl"))?;
-    check(same, || {
-        "the samples of the child are not those it was read from".into()
-    })?;
-    let printed = succeeds(folder.path(), arguments)?.out;
+    assert!(
+        same,
+        "the samples of the child are not those it was read from"
+    );
+    let printed = succeeds(&folder, arguments)?.out;
     for words in [
         "t acc (100 items, 2 shots)",
         "-15.0 points (95 %: -2",
@@ -429,7 +430,7 @@ fn compare_refuses() -> Result<(), Failed> {
         samples(&[task("t", 20, |_| true)]),
     )?;
     std::fs::write(folder.path().join("bad.jsonl"), "{}\n")?;
-    let before = snapshot(folder.path())?;
+    let before = snapshot(&folder)?;
     for (arguments, code, words) in [
         (
             "a.jsonl none.jsonl".to_string(),
@@ -471,12 +472,12 @@ fn compare_refuses() -> Result<(), Failed> {
         ),
         ("a.jsonl a.jsonl --lm-eval .".into(), 4, "cannot write"),
     ] {
-        let run = lopper(folder.path(), &format!("compare {arguments} --device cpu"))?;
+        let run = lopper(&folder, &format!("compare {arguments} --device cpu"))?;
         assert!(
             run.code == Some(code) && run.err.contains(words) && run.out.is_empty(),
             "compare {arguments}: {run}"
         );
     }
-    assert!(snapshot(folder.path())? == before, "something was left");
+    assert!(snapshot(&folder)? == before, "something was left");
     Ok(())
 }

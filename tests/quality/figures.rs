@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::machine::{device, gpu_trial};
-use crate::program::{NANO, SHORT, TEXT, TINY, check, lopper, succeeds};
+use crate::program::{NANO, SHORT, TEXT, TINY, lopper, read_json, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("figures":
@@ -118,13 +118,14 @@ fn of_logits(device: &Device) -> Result<(), Failed> {
                 let target = window[row + 1] as usize;
                 let near = |have: f64, want: f64| (have - want).abs() <= 2e-5 * (1.0 + want.abs());
                 let top = |line: &[f64]| line.iter().position(|p| line.iter().all(|q| q <= p));
-                check(
+                assert!(
                     near(found.kl[place], kl)
                         && near(found.parent.values()[place], -p[target])
                         && near(found.child.values()[place], -q[target])
                         && found.same_top[place] == (top(&p) == top(&q)),
-                    || format!("place {place}: {} is not {kl}", found.kl[place]),
-                )?;
+                    "place {place}: {} is not {kl}",
+                    found.kl[place]
+                );
                 place += 1;
             }
         }
@@ -150,9 +151,12 @@ fn bytes_of_the_scored_tokens() -> Result<(), Failed> {
         let tokenizer = Checkpoint::open(name)?.tokenizer()?;
         let (tokens, ends) = tokenizer.encode_with_ends(&text, false)?;
         assert!(tokens == tokenizer.encode(&text, false)?, "other tokens");
-        check(ends.last() == Some(&text.len()), || {
-            format!("{:?} of {} bytes", ends.last(), text.len())
-        })?;
+        assert!(
+            ends.last() == Some(&text.len()),
+            "{:?} of {} bytes",
+            ends.last(),
+            text.len()
+        );
         let ctx = 32;
         let windows = Windows::new(&tokens, ctx, Convention::AllButFirst, None)?;
         // What a window's scored tokens spell is what the window spells without its first token.
@@ -185,9 +189,9 @@ fn has(value: &Value, fields: &str) -> Result<(), Failed> {
 fn eval_against_a_base() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let quantize = "--bits 3 --group-size 32 --grid float-min --out q";
-    succeeds(folder.path(), &format!("quantize {NANO} {quantize}"))?;
+    succeeds(&folder, &format!("quantize {NANO} {quantize}"))?;
     let arguments = format!("eval q/packed --base {NANO} --ppl {TEXT} {SHORT}");
-    let json = json(folder.path(), &format!("{arguments} --json=-"))?;
+    let json = json(&folder, &format!("{arguments} --json=-"))?;
     has(
         &json,
         "schema model base perplexity base_perplexity bits_per_byte perplexity_change kl delta_p size summary",
@@ -212,7 +216,7 @@ fn eval_against_a_base() -> Result<(), Failed> {
         (NANO, "/base_perplexity/value"),
     ] {
         let alone = self::json(
-            folder.path(),
+            &folder,
             &format!("eval {model} --ppl {TEXT} {SHORT} --json=-"),
         )?;
         assert!(
@@ -234,7 +238,7 @@ fn eval_against_a_base() -> Result<(), Failed> {
         low < percent && percent < high && number("/kl/mean") > 0.01,
         "{json}"
     );
-    let printed = succeeds(folder.path(), &arguments)?.out;
+    let printed = succeeds(&folder, &arguments)?.out;
     for words in [
         "smaller than stored in f16, perplexity +",
         "(95 %: ",
@@ -247,14 +251,14 @@ fn eval_against_a_base() -> Result<(), Failed> {
     Ok(())
 }
 
-fn json(folder: &Path, arguments: &str) -> Result<Value, Failed> {
+fn json(folder: impl AsRef<Path>, arguments: &str) -> Result<Value, Failed> {
     Ok(serde_json::from_str(&succeeds(folder, arguments)?.out)?)
 }
 
 fn compare_two_models() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let json = json(
-        folder.path(),
+        &folder,
         &format!("compare {TINY} {NANO} --ppl {TEXT} {SHORT} --json=-"),
     )?;
     has(&json, "schema parent child sizes text summary bootstrap")?;
@@ -263,7 +267,7 @@ fn compare_two_models() -> Result<(), Failed> {
         "{json}"
     );
     let few = succeeds(
-        folder.path(),
+        &folder,
         &format!("compare {TINY} {NANO} --ctx 128 --max-tokens 512"),
     )?
     .out;
@@ -277,16 +281,16 @@ fn compare_two_models() -> Result<(), Failed> {
 /// Another vocabulary leaves bits per byte and says what cannot be had.
 fn another_tokenizer() -> Result<(), Failed> {
     let folder = TempDir::new()?;
-    succeeds(folder.path(), &format!("export {NANO} --format hf --out m"))?;
+    succeeds(&folder, &format!("export {NANO} --format hf --out m"))?;
     let path = folder.path().join("m/tokenizer.json");
-    let mut other: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let mut other = read_json(&path)?;
     let vocabulary = &mut other["model"]["vocab"];
     let (a, b) = (vocabulary["e"].clone(), vocabulary["t"].clone());
     (vocabulary["e"], vocabulary["t"]) = (b, a);
     std::fs::write(&path, other.to_string())?;
     for command in ["eval m --base", "compare m"] {
         let run = json(
-            folder.path(),
+            &folder,
             &format!("{command} {NANO} --ppl {TEXT} --ctx 64 --max-tokens 256 --json=-"),
         )?;
         let run = if run["text"].is_object() {
@@ -301,20 +305,23 @@ fn another_tokenizer() -> Result<(), Failed> {
         );
     }
     let printed = succeeds(
-        folder.path(),
+        &folder,
         &format!("compare m {NANO} --ctx 64 --max-tokens 256"),
     )?;
-    check(
+    assert!(
         printed.out.contains("bits per byte") && printed.out.contains("not possible: no KL"),
-        || printed.out.clone(),
-    )?;
+        "{}",
+        printed.out
+    );
     // A parent without a tokenizer has no figure at all.
     std::fs::remove_file(&path)?;
     let run = lopper(
-        folder.path(),
+        &folder,
         &format!("eval {NANO} --base m --ppl {TEXT} --device cpu"),
     )?;
-    check(run.code == Some(2) && run.err.contains("tokenizer"), || {
-        run.err.clone()
-    })
+    assert!(
+        run.code == Some(2) && run.err.contains("tokenizer"),
+        "{run}"
+    );
+    Ok(())
 }

@@ -6,8 +6,6 @@ use lopper::measure::quality::statistics::{
     Bootstrap, covariance_of_means, mean_and_error, quantile,
 };
 
-use crate::program::check;
-
 pub fn trials() -> Vec<Trial> {
     suite!("statistics":
         by_hand, intervals_cover_paired_accuracy, intervals_cover_few_windows, seeds_decide)
@@ -53,9 +51,11 @@ fn covered(truth: f64, mut sample: impl FnMut(&mut Random) -> Vec<f64>) -> Resul
         held += usize::from(interval.low <= truth && truth <= interval.high);
     }
     let share = held as f64 / TRIALS as f64;
-    check((0.93..=0.97).contains(&share), || {
-        format!("{share} of the intervals hold the truth")
-    })
+    assert!(
+        (0.93..=0.97).contains(&share),
+        "{share} of the intervals hold the truth"
+    );
+    Ok(())
 }
 
 /// A child that is right where its parent is right with 85 %, and else with 20 %; the parent is right with 60 %.
@@ -88,9 +88,10 @@ fn seeds_decide() -> Result<(), Failed> {
     let values = Random::new(3).values(50, 1.0);
     let values: Vec<f64> = values.into_iter().map(f64::from).collect();
     let of = |seed| Bootstrap::seeded(seed).mean(&values);
-    check(of(1) == of(1) && of(1) != of(2), || {
-        "the seed decides the draws".into()
-    })?;
+    assert!(
+        of(1) == of(1) && of(1) != of(2),
+        "the seed decides the draws"
+    );
     // Means and intervals of two strata: a difference of means is drawn each for itself.
     let spread = Bootstrap::seeded(1).interval(&[50, 8], |drawn| {
         Some((drawn[0].len() + drawn[1].len()) as f64)

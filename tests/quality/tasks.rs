@@ -10,9 +10,9 @@ use lopper::gpu::Options as GpuOptions;
 use lopper::measure::quality::outcome::TaskOutcome;
 use lopper::measure::quality::tasks::{Batching, Event, Options, Setup, evaluate};
 use lopper::model::{Checkpoint, Compute, Llama, Pass};
-use serde_json::Value;
 
 use crate::machine::{device, gpu_trial};
+use crate::program::read_json;
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
@@ -110,7 +110,7 @@ fn mmlu_by_text() -> Result<Task, Failed> {
 /// Every pick is the oracle's where its margin is over 1e-3, and every log-likelihood within `tolerance`.
 fn compare(outcome: &TaskOutcome, fixture: &str, tolerance: f64) -> Result<(), Failed> {
     let path = Path::new("assets/fixtures/picks").join(fixture);
-    let fixture: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let fixture = read_json(&path)?;
     let rows = fixture["rows"].as_array().ok_or("rows")?;
     let mut worst = 0.0f64;
     let mut compared = 0;
