@@ -42,12 +42,16 @@ pub fn device(options: Options) -> Result<Device, Failed> {
     open(options).map(Device::Gpu).map_err(Failed::from)
 }
 
-/// A trial on the CPU and one on the adapter.
+/// A trial on the CPU and one on the adapter, with shader checks on.
 pub fn on_each(
     name: &str,
     run: impl Fn(&Device) -> Result<(), Failed> + Send + Copy + 'static,
 ) -> [Trial; 2] {
-    let on_gpu = move || run(&device(Options::default())?);
+    let options = Options {
+        checked: true,
+        ..Options::default()
+    };
+    let on_gpu = move || run(&device(options)?);
     [
         Trial::test(format!("{name}::cpu"), move || run(&Device::Cpu)),
         gpu_trial(format!("{name}::gpu"), on_gpu),

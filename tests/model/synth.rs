@@ -4,7 +4,7 @@ use libtest_mimic::{Failed, Trial};
 use lopper::model::{Checkpoint, Synth, Weights};
 use lopper::tensor::{WHOLE_ROW, WeightFormat, weight_type};
 
-use crate::program::{TEXT, lopper};
+use crate::program::{TEXT, lopper, runs};
 
 pub fn trials() -> Vec<Trial> {
     suite!("synth":
@@ -14,8 +14,7 @@ pub fn trials() -> Vec<Trial> {
 fn written_and_measured() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let made = "synth smollm2-135m --layers 1 --type nvfp4 --out made";
-    let run = lopper(&folder, made)?;
-    assert!(run.code == Some(0), "{run}");
+    runs(&folder, made)?;
     let eval = format!("eval made --ppl {TEXT} --ctx 64 --max-tokens 128 --device cpu --json=-");
     let report = lopper(&folder, &eval)?.json()?;
     // Random logits of unit variance over 49 152 tokens: perplexity near 49 152 * e^(1/2 + 1/2).
@@ -27,9 +26,8 @@ fn written_and_measured() -> Result<(), Failed> {
     let text = "Grüße, 你好!\n\t\u{1}";
     let ids = tokenizer.encode(text, true)?;
     let bytes: Vec<u32> = text.bytes().map(u32::from).collect();
-    if ids != bytes || tokenizer.decode(&ids, true)? != text {
-        return Err(format!("{ids:?}").into());
-    }
+    assert_eq!(ids, bytes);
+    assert_eq!(tokenizer.decode(&ids, true)?, text);
     Ok(())
 }
 
@@ -62,9 +60,8 @@ fn a_seed_is_a_model() -> Result<(), Failed> {
         model.load(&model.specs()[index])
     };
     let (first, again, other) = (load(3, 4)?, load(3, 4)?, load(4, 4)?);
-    if first != again || first == other || first == load(3, 13)? {
-        return Err("a seed and a name make a tensor".into());
-    }
+    assert!(first == again, "the seed and the name decide");
+    assert!(first != other && first != load(3, 13)?, "nothing else does");
     Ok(())
 }
 
@@ -77,9 +74,8 @@ fn bad_arguments() -> Result<(), Failed> {
         ("smollm2-135m --layers 0", "at least 1"),
     ] {
         let run = lopper(&folder, &format!("synth {arguments} --out made"))?;
-        if run.code != Some(2) || !run.err.contains(said) || folder.path().join("made").exists() {
-            return Err(format!("{arguments}: {:?} {}{}", run.code, run.out, run.err).into());
-        }
+        run.refused(2, said);
+        assert!(!folder.path().join("made").exists(), "{arguments}");
     }
     Ok(())
 }

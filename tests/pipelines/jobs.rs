@@ -12,44 +12,28 @@ use lopper::kernels::gate::silu;
 use lopper::measure::{Convention, perplexity};
 use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
-use lopper::model::{
-    Checkpoint, Compute, Llama, Pass, Role, Sampling, Weights, export_gguf, generate,
-};
+use lopper::model::{Checkpoint, Compute, Pass, Role, Sampling, Weights, export_gguf, generate};
 use lopper::plan::Plan;
 use lopper::recipe::{EMBEDDED, Grid, Recipe};
 use lopper::run::{Manifest, Options, Target, run};
 use lopper::tensor::{DType, Packed, WHOLE_ROW};
 
-use crate::machine::{device, gpu_trial};
+use crate::machine::{device, on_each};
+use crate::models::{load, pass, speech_perplexity};
+use crate::numbers::{Within, assert_close};
+use crate::program::{NANO, TINY};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("pipelines":
         artifact_opens_in_every_format, a_grid_reproduces_itself, batches_do_not_matter,
         interrupted_run_leaves_nothing, permuted_rows_return;
         gpu: checked_evaluation, checked_sees_unwritten, short_submits_are_measured, budget_is_kept);
-    trials.extend([
-        Trial::test("pipelines::every_scheme_on_the_cpu", || {
-            every_scheme(&Device::Cpu)
-        }),
-        gpu_trial("pipelines::every_scheme_on_the_gpu".into(), || {
-            every_scheme(&checked_gpu()?)
-        }),
-        Trial::test("pipelines::cache_equals_whole_pass", || {
-            cache_equals_whole_pass(&Device::Cpu)
-        }),
-        gpu_trial(
-            "pipelines::cache_equals_whole_pass_on_the_gpu".into(),
-            || cache_equals_whole_pass(&checked_gpu()?),
-        ),
-    ]);
+    trials.extend(on_each("pipelines::every_scheme", every_scheme));
+    trials.extend(on_each(
+        "pipelines::cache_equals_whole_pass",
+        cache_equals_whole_pass,
+    ));
     trials
-}
-
-fn checked_gpu() -> Result<Device, Failed> {
-    device(GpuOptions {
-        checked: true,
-        ..GpuOptions::default()
-    })
 }
 
 /// The embedded recipe with fewer tokens.
@@ -80,28 +64,14 @@ fn run_recipe(recipe: &Recipe, parent: &Checkpoint, out: &Path) -> Result<Manife
 
 /// Perplexity of 1024 tokens of the 2026 speech.
 fn measure(device: &Device, weights: &dyn Weights, activation: DType) -> Result<f64, Failed> {
-    let tokenizer = Checkpoint::open("embedded:tiny-llama")?.tokenizer()?;
-    let mut tokens = tokenizer.encode(&read_text("embedded:heldout-2026")?, false)?;
-    tokens.truncate(1024);
-    let model = Llama::load(device, weights, |_, _| Ok(()))?;
     let compute = Compute::with(activation);
-    let pass = Pass { device, compute };
-    Ok(perplexity(
-        &model,
-        &pass,
-        &tokens,
-        256,
-        Convention::AllButFirst,
-        None,
-        |_, _| Ok(()),
-    )?
-    .value)
+    speech_perplexity(&Pass { device, compute }, weights, 1024)
 }
 
 fn artifact_opens_in_every_format() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let out = folder.path().join("artifact");
-    let parent = Checkpoint::open("embedded:tiny-llama")?;
+    let parent = Checkpoint::open(TINY)?;
     let manifest = run_recipe(&recipe()?, &parent, &out)?;
     let figures = &manifest.stages[0].figures;
     let inside = figures.perplexity.as_ref().ok_or("a figure")?.value;
@@ -112,18 +82,14 @@ fn artifact_opens_in_every_format() -> Result<(), Failed> {
         assert!(figure == inside, "{name}: {figure} is not {inside}");
     }
     let rounded = measure(&Device::Cpu, &Checkpoint::open(&path("hf"))?, DType::F32)?;
-    if (rounded / inside - 1.0).abs() > 1e-3 {
-        return Err(format!("hf: {rounded} is far from {inside}").into());
-    }
+    assert_close("hf", &[rounded], &[inside], Within::Each(1e-3));
     let ids = |model: &str| -> Result<Vec<u32>, Failed> {
         Ok(Checkpoint::open(model)?
             .tokenizer()?
             .encode("Naïve café: 12345 tokens.\n\n  Two spaces", true)?)
     };
     for name in ["packed", "model.gguf", "hf"] {
-        if ids(&path(name))? != ids("embedded:tiny-llama")? {
-            return Err(format!("{name}: the tokenizer changed").into());
-        }
+        assert_eq!(ids(&path(name))?, ids(TINY)?, "{name}");
     }
     Ok(())
 }
@@ -142,9 +108,8 @@ fn a_grid_reproduces_itself() -> Result<(), Failed> {
             };
             let once = rtn(&Device::Cpu, &weight, scheme, "w")?;
             let twice = rtn(&Device::Cpu, &once, scheme, "w")?;
-            if once.to_f32() != twice.to_f32() {
-                return Err(format!("{} at {bits} bits", grid.name()).into());
-            }
+            let same = once.to_f32() == twice.to_f32();
+            assert!(same, "{} at {bits} bits", grid.name());
         }
     }
     // Through a file: GGUF's blocks hold these formats exactly.
@@ -192,9 +157,8 @@ fn every_scheme(device: &Device) -> Result<(), Failed> {
                 }
                 let what = format!("{} {bits} bits, groups of {group_size}", grid.name());
                 let packed = rtn(device, &weight, scheme, "w")?;
-                if packed != rtn(&Device::Cpu, &weight, scheme, "w")? {
-                    return Err(format!("{what}: not the CPU's words").into());
-                }
+                let same = packed == rtn(&Device::Cpu, &weight, scheme, "w")?;
+                assert!(same, "{what}: not the CPU's words");
                 let step = largest_step(&values, bits, group_size, grid);
                 let error = values
                     .iter()
@@ -243,19 +207,10 @@ fn checked_evaluation() -> Result<(), Failed> {
         if activation == DType::F16 && !runner.gpu().capabilities().f16 {
             continue;
         }
-        let checked = measure(
-            &Device::Checked(runner),
-            &Checkpoint::open("embedded:nano-llama")?,
-            activation,
-        )?;
-        let cpu = measure(
-            &Device::Cpu,
-            &Checkpoint::open("embedded:nano-llama")?,
-            DType::F32,
-        )?;
-        if (checked / cpu - 1.0).abs() > 1e-3 {
-            return Err(format!("{}: {checked} is far from {cpu}", tier.name()).into());
-        }
+        let nano = Checkpoint::open(NANO)?;
+        let checked = measure(&Device::Checked(runner), &nano, activation)?;
+        let cpu = measure(&Device::Cpu, &nano, DType::F32)?;
+        assert_close(tier.name(), &[checked], &[cpu], Within::Each(1e-3));
     }
     Ok(())
 }
@@ -266,10 +221,13 @@ fn checked_sees_unwritten() -> Result<(), Failed> {
     let runner = gpu.with_source("shared/store_four", String::new());
     let device = Device::Checked(runner);
     let zeros = device.upload(&HostTensor::zeros(DType::F32, &[64]), "zeros")?;
-    match silu::silu(&device, &zeros, &zeros, DType::F32) {
-        Err(Error::Divergence { .. }) => Ok(()),
-        other => Err(format!("{:?}", other.map(|_| "passed")).into()),
-    }
+    let found = silu::silu(&device, &zeros, &zeros, DType::F32);
+    assert!(
+        matches!(found, Err(Error::Divergence { .. })),
+        "{:?}",
+        found.err()
+    );
+    Ok(())
 }
 
 /// The device's speed is learnt from submits that end early because something is read back, too.
@@ -292,22 +250,16 @@ fn budget_is_kept() -> Result<(), Failed> {
         budget: Some(1 << 20),
         ..GpuOptions::default()
     })?;
-    match Llama::load(&small, &Checkpoint::open("embedded:tiny-llama")?, |_, _| {
-        Ok(())
-    }) {
+    match load(&small, &Checkpoint::open(TINY)?).map(|_| "fits") {
         Err(Error::OutOfMemory { budget, used, .. }) if budget == 1 << 20 && used <= budget => {}
-        other => return Err(format!("a budget of 1 MiB: {:?}", other.map(|_| "fits")).into()),
+        other => panic!("a budget of 1 MiB: {other:?}"),
     }
     let budget = 24 << 20;
     let enough = device(GpuOptions {
         budget: Some(budget),
         ..GpuOptions::default()
     })?;
-    measure(
-        &enough,
-        &Checkpoint::open("embedded:nano-llama")?,
-        DType::F32,
-    )?;
+    measure(&enough, &Checkpoint::open(NANO)?, DType::F32)?;
     let peak = enough.gpu().ok_or("a GPU")?.memory().1;
     assert!(peak > 0 && peak <= budget, "peak {peak} of {budget}");
     Ok(())
@@ -315,12 +267,9 @@ fn budget_is_kept() -> Result<(), Failed> {
 
 /// Token by token through the cache gives the tokens that whole passes give.
 fn cache_equals_whole_pass(device: &Device) -> Result<(), Failed> {
-    let checkpoint = Checkpoint::open("embedded:nano-llama")?;
-    let model = Llama::load(device, &checkpoint, |_, _| Ok(()))?;
-    let pass = Pass {
-        device,
-        compute: Compute::F32,
-    };
+    let checkpoint = Checkpoint::open(NANO)?;
+    let model = load(device, &checkpoint)?;
+    let pass = pass(device);
     let prompt = checkpoint
         .tokenizer()?
         .encode("The American people", true)?;
@@ -360,29 +309,17 @@ fn cache_equals_whole_pass(device: &Device) -> Result<(), Failed> {
 
 /// A window's losses do not depend on which windows share its pass.
 fn batches_do_not_matter() -> Result<(), Failed> {
-    let checkpoint = Checkpoint::open("embedded:nano-llama")?;
+    let checkpoint = Checkpoint::open(NANO)?;
     let tokens = checkpoint
         .tokenizer()?
         .encode(&read_text("embedded:heldout-older")?, false)?;
-    let model = Llama::load(&Device::Cpu, &checkpoint, |_, _| Ok(()))?;
-    let pass = Pass {
-        device: &Device::Cpu,
-        compute: Compute::F32,
-    };
+    let model = load(&Device::Cpu, &checkpoint)?;
+    let pass = pass(&Device::Cpu);
     let figure = |tokens: &[u32]| -> Result<(f64, f64), Failed> {
-        let p = perplexity(
-            &model,
-            &pass,
-            tokens,
-            128,
-            Convention::AllButFirst,
-            None,
-            |_, _| Ok(()),
-        )?;
-        Ok((
-            p.value.ln() * p.tokens_scored as f64,
-            p.tokens_scored as f64,
-        ))
+        let all = Convention::AllButFirst;
+        let p = perplexity(&model, &pass, tokens, 128, all, None, |_, _| Ok(()))?;
+        let scored = p.tokens_scored as f64;
+        Ok((p.value.ln() * scored, scored))
     };
     // 20 windows are 16 and 4 in two passes; alone, each is a pass of its own.
     let (all, count) = figure(&tokens[..20 * 128])?;
@@ -400,7 +337,7 @@ fn batches_do_not_matter() -> Result<(), Failed> {
 fn interrupted_run_leaves_nothing() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let out = folder.path().join("artifact");
-    let parent = Checkpoint::open("embedded:nano-llama")?;
+    let parent = Checkpoint::open(NANO)?;
     let target = Target {
         path: &out,
         force: false,
@@ -409,22 +346,17 @@ fn interrupted_run_leaves_nothing() -> Result<(), Failed> {
     };
     let result = target.write(|path| {
         std::fs::create_dir(path).map_err(Error::write(path))?;
-        export_gguf(
-            &path.join("model.gguf"),
-            &parent,
-            &parent,
-            Some(&parent.tokenizer()?),
-        )?;
+        let (path, tokenizer) = (path.join("model.gguf"), parent.tokenizer()?);
+        export_gguf(&path, &parent, &parent, Some(&tokenizer))?;
         Err(Error::Interrupted)
     });
     let left: Vec<_> = std::fs::read_dir(folder.path())?
         .flatten()
         .map(|entry| entry.path())
         .collect();
-    match result {
-        Err(Error::Interrupted) if left.is_empty() => Ok(()),
-        other => Err(format!("{other:?}, left: {left:?}").into()),
-    }
+    assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
 }
 
 /// GGUF's order of rows and back is the identity, for matrices and biases.
@@ -438,10 +370,9 @@ fn permuted_rows_return() -> Result<(), Failed> {
         ) else {
             continue;
         };
-        if (0..to.len()).any(|row| back[to[row]] != row) || (0..to.len()).all(|row| to[row] == row)
-        {
-            return Err(format!("{}: {to:?}", spec.name).into());
-        }
+        let identity = (0..to.len()).all(|row| to[row] == row);
+        let returns = (0..to.len()).all(|row| back[to[row]] == row);
+        assert!(returns && !identity, "{}: {to:?}", spec.name);
         seen += 1;
         assert!(
             matches!(spec.role, Role::Linear | Role::Bias),

@@ -4,8 +4,6 @@ use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Matrix, Random};
-use lopper::formats::Source;
-use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options;
 use lopper::kernels::matmul::{Destination, Input, linear};
 use lopper::methods::quantize::rtn::rtn;
@@ -13,8 +11,9 @@ use lopper::methods::quantize::{Scheme, level_type, prescribed_group_size};
 use lopper::recipe::Grid;
 use lopper::tensor::{DType, Packed, codebook, minifloat};
 
-use crate::machine::gpu_trial;
-use crate::program::{NANO, SHORT, lopper};
+use crate::machine::on_each;
+use crate::numbers::{Known, Within, assert_close};
+use crate::program::{NANO, SHORT, TEXT, lopper, read_json, runs};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("levels":
@@ -22,13 +21,8 @@ pub fn trials() -> Vec<Trial> {
         grids_by_name;
         gpu: codebooks_on_the_gpu);
     for grid in Grid::LEVELED {
-        let name = grid.name();
-        trials.push(Trial::test(format!("levels::cpu::{name}"), move || {
-            like_numpy(&Device::Cpu, grid)
-        }));
-        trials.push(gpu_trial(format!("levels::gpu::{name}"), move || {
-            like_numpy(&crate::machine::device(Options::default())?, grid)
-        }));
+        let name = format!("levels::{}", grid.name());
+        trials.extend(on_each(&name, move |device| like_numpy(device, grid)));
     }
     trials
 }
@@ -45,31 +39,12 @@ fn scheme(grid: Grid) -> Result<Scheme, Failed> {
 
 /// assets/fixtures/levels.py, written apart from this project's code, gives the same numbers to the last bit.
 fn like_numpy(device: &Device, grid: Grid) -> Result<(), Failed> {
-    let file = Safetensors::open(Source::open(Path::new(
-        "assets/fixtures/levels.safetensors",
-    ))?)?;
-    let values = |name: &str| -> Result<Vec<f32>, Failed> {
-        let tensor = file.get(name).ok_or("levels.safetensors has it")?;
-        let bytes = tensor.bytes.as_chunks::<4>().0;
-        Ok(bytes.iter().map(|b| f32::from_le_bytes(*b)).collect())
-    };
-    let weight = Packed::from_f32(&values("weight")?, 6, 160);
-    let expected = values(grid.name())?;
+    let known = Known::open("assets/fixtures/levels.safetensors")?;
+    let weight = Packed::from_f32(&known.floats("weight")?, 6, 160);
+    let expected = known.floats(grid.name())?;
     let found = rtn(device, &weight, scheme(grid)?, "weight")?.to_f32();
-    let differ: Vec<_> = (0..expected.len())
-        .filter(|&i| found[i] != expected[i])
-        .collect();
-    match differ.first() {
-        None => Ok(()),
-        Some(&at) => Err(format!(
-            "{} of {} differ, the first at {at}: {} instead of {}",
-            differ.len(),
-            found.len(),
-            found[at],
-            expected[at]
-        )
-        .into()),
-    }
+    assert_close(grid.name(), &found, &expected, Within::Each(0.0));
+    Ok(())
 }
 
 /// Values from the OCP specification's tables, and every code through its own value.
@@ -86,9 +61,8 @@ fn minifloats() -> Result<(), Failed> {
         for code in 0..1 << (exponent + mantissa) {
             let value = minifloat::decode(code, exponent, mantissa);
             let back = minifloat::encode_magnitude(value, exponent, mantissa);
-            if value.is_finite() && back != code {
-                return Err(format!("E{exponent}M{mantissa}: {code} came back as {back}").into());
-            }
+            let same = back == code || !value.is_finite();
+            assert!(same, "E{exponent}M{mantissa}: {code} came back as {back}");
         }
     }
     // Ties to even, saturation.
@@ -128,45 +102,45 @@ fn not_finite() -> Result<(), Failed> {
             let mut values = vec![0.5; 3 * 64];
             values[64 + 5] = bad;
             let weight = Packed::from_f32(&values, 3, 64);
-            match rtn(&Device::Cpu, &weight, scheme(grid)?, "w") {
-                Err(error) if error.to_string().contains("row 1, column 5") => {}
-                other => return Err(format!("{}: {other:?}", grid.name()).into()),
-            }
+            let found = rtn(&Device::Cpu, &weight, scheme(grid)?, "w");
+            let error = found.expect_err("not finite").to_string();
+            assert!(
+                error.contains("row 1, column 5"),
+                "{}: {error}",
+                grid.name()
+            );
         }
     }
     Ok(())
 }
 
-/// A model in each type is written, opened again as it is, and measures the same.
+/// A model that a command makes is opened again as it is, and measures the same; its perplexity.
+fn measured_twice(folder: &Path, command: &str, out: &str) -> Result<f64, Failed> {
+    runs(folder, &format!("{command} --device cpu --out {out}"))?;
+    let manifest = read_json(folder.join(out).join("manifest.json"))?;
+    let eval = format!("eval {out}/packed --ppl {TEXT} --device cpu {SHORT} --json=-");
+    let report = runs(folder, &eval)?.json()?;
+    let before = manifest["stages"][0]["figures"]["perplexity"]["value"].as_f64();
+    let (before, after) = (before.ok_or("a figure")?, &report["perplexity"]["value"]);
+    let near = |after: f64| (before / after - 1.0).abs() < 1e-6;
+    assert!(
+        after.as_f64().is_some_and(near),
+        "{out}: {before}, then {after}"
+    );
+    Ok(before)
+}
+
 fn through_the_program() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     for grid in Grid::LEVELED {
         let name = level_type(grid).map_or("", |ty| ty.name);
-        let run = lopper(
-            &folder,
-            &format!("quantize {NANO} --type {name} --device cpu {SHORT} --out {name}"),
-        )?;
-        assert!(run.code == Some(0), "{name}: {run}");
-        let manifest = std::fs::read_to_string(folder.path().join(name).join("manifest.json"))?;
-        let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
-        let text = crate::program::TEXT;
-        let report = lopper(
-            &folder,
-            &format!("eval {name}/packed --ppl {text} --device cpu {SHORT} --json=-"),
-        )?
-        .json()?;
-        let (before, after) = (
-            &manifest["stages"][0]["figures"]["perplexity"]["value"],
-            &report["perplexity"]["value"],
+        let command = format!("quantize {NANO} --type {name} {SHORT}");
+        let perplexity = measured_twice(folder.path(), &command, name)?;
+        // Rounding to three values without training ruins a model; the others cost little.
+        assert!(
+            perplexity < 70.0 || grid == Grid::Ternary,
+            "{name}: {perplexity}"
         );
-        let near = match (before.as_f64(), after.as_f64()) {
-            (Some(a), Some(b)) => {
-                // Rounding to three values without training ruins a model; the others cost little.
-                (a / b - 1.0).abs() < 1e-6 && (a < 70.0 || grid == Grid::Ternary)
-            }
-            _ => false,
-        };
-        assert!(near, "{name}: {before}, then {after}: {manifest}");
     }
     Ok(())
 }
@@ -195,9 +169,8 @@ fn codebooks_on_the_gpu() -> Result<(), Failed> {
             codebook: Some(ty),
         };
         let packed = rtn(&device, &weight, scheme, "w")?;
-        if packed != rtn(&Device::Cpu, &weight, scheme, "w")? {
-            return Err(format!("{count} entries: not the CPU's codes").into());
-        }
+        let same = packed == rtn(&Device::Cpu, &weight, scheme, "w")?;
+        assert!(same, "{count} entries: not the CPU's codes");
         let matrix = Matrix::upload(&device, &packed, "w")?;
         for tokens in [1, 3, 40] {
             let x = HostTensor::from_f32(DType::F32, &[tokens, 160], &entries(tokens * 160));
@@ -219,27 +192,12 @@ fn a_users_codebook() -> Result<(), Failed> {
     let recipe = format!(
         "model = \"{NANO}\"\n[[stage]]\nkind = \"quantize\"\nbits = 5\ngrid = \"codebook\"\ncodebook = [{}]\n[evaluate]\ntext = \"{}\"\nctx = 128\nmax_tokens = 1024\n",
         book.join(", "),
-        crate::program::TEXT
+        TEXT
     );
     std::fs::write(folder.path().join("r.toml"), recipe)?;
-    let run = lopper(&folder, "compress r.toml --device cpu --out made")?;
-    assert!(run.code == Some(0), "{run}");
-    let manifest = std::fs::read_to_string(folder.path().join("made/manifest.json"))?;
-    let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
-    let text = crate::program::TEXT;
-    let run = lopper(
-        &folder,
-        &format!("eval made/packed --ppl {text} --device cpu {SHORT} --json=-"),
-    )?;
-    let report: serde_json::Value = serde_json::from_str(&run.out)?;
-    let (before, after) = (
-        &manifest["stages"][0]["figures"]["perplexity"]["value"],
-        &report["perplexity"]["value"],
-    );
-    match (before.as_f64(), after.as_f64()) {
-        (Some(a), Some(b)) if (a / b - 1.0).abs() < 1e-6 && a < 70.0 => Ok(()),
-        _ => Err(format!("{before}, then {after}").into()),
-    }
+    let perplexity = measured_twice(folder.path(), "compress r.toml", "made")?;
+    assert!(perplexity < 70.0, "{perplexity}");
+    Ok(())
 }
 
 /// A grid's name is enough: it brings its bits and its group size.
@@ -251,45 +209,45 @@ fn grids_by_name() -> Result<(), Failed> {
         ("zero-point", ["bits = 4", "group_size = 32"]),
     ] {
         let arguments = format!("quantize {NANO} --grid {grid} --print-recipe");
-        let run = lopper(&folder, &arguments)?;
-        if run.code != Some(0) || lines.iter().any(|line| !run.out.contains(line)) {
-            return Err(format!("{grid}: {:?} {}{}", run.code, run.out, run.err).into());
-        }
+        let recipe = runs(&folder, &arguments)?.out;
+        assert!(
+            lines.iter().all(|line| recipe.contains(line)),
+            "{grid}: {recipe}"
+        );
     }
     Ok(())
 }
 
 fn bad_codebooks() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
-    let told = |keys: &str, said: &str| -> Result<(), Failed> {
+    let grid = "grid = \"codebook\"\ncodebook =";
+    for (keys, said) in [
+        (
+            format!("bits = 2\n{grid} [0.0, nan, 1.0]"),
+            "NaN as entry 1",
+        ),
+        (
+            format!("bits = 2\n{grid} [0.0, inf, 1.0]"),
+            "inf as entry 1",
+        ),
+        (
+            format!("bits = 8\n{grid} {:?}", entries(257)),
+            "257 entries",
+        ),
+        (format!("bits = 1\n{grid} [0.5]"), "1 entries"),
+        (format!("bits = 1\n{grid} [0.0, 0.0]"), "no entry but 0"),
+        (format!("bits = 3\n{grid} [-1.0, 0.0, 1.0]"), "expected 2"),
+        ("bits = 2\ngrid = \"codebook\"".into(), "stage.codebook"),
+        (
+            "bits = 4\ngrid = \"nf4\"\ncodebook = [-1.0, 1.0]".into(),
+            "stage.codebook",
+        ),
+    ] {
         let text = format!("model = \"{NANO}\"\n[[stage]]\nkind = \"quantize\"\n{keys}\n");
         std::fs::write(folder.path().join("r.toml"), text)?;
         let run = lopper(&folder, "compress r.toml --device cpu --out made")?;
-        if run.code == Some(2) && run.err.contains(said) && !folder.path().join("made").exists() {
-            Ok(())
-        } else {
-            Err(format!("{keys}: {:?} {}{}", run.code, run.out, run.err).into())
-        }
-    };
-    let grid = "grid = \"codebook\"\ncodebook =";
-    told(
-        &format!("bits = 2\n{grid} [0.0, nan, 1.0]"),
-        "NaN as entry 1",
-    )?;
-    told(
-        &format!("bits = 2\n{grid} [0.0, inf, 1.0]"),
-        "inf as entry 1",
-    )?;
-    told(
-        &format!("bits = 8\n{grid} {:?}", entries(257)),
-        "257 entries",
-    )?;
-    told(&format!("bits = 1\n{grid} [0.5]"), "1 entries")?;
-    told(&format!("bits = 1\n{grid} [0.0, 0.0]"), "no entry but 0")?;
-    told(&format!("bits = 3\n{grid} [-1.0, 0.0, 1.0]"), "expected 2")?;
-    told("bits = 2\ngrid = \"codebook\"", "stage.codebook")?;
-    told(
-        "bits = 4\ngrid = \"nf4\"\ncodebook = [-1.0, 1.0]",
-        "stage.codebook",
-    )
+        run.refused(2, said);
+        assert!(!folder.path().join("made").exists(), "{keys}");
+    }
+    Ok(())
 }

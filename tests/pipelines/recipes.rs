@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
+use lopper::error::Error;
 use lopper::model::Checkpoint;
 use lopper::plan::Plan;
 use lopper::recipe::{EMBEDDED, Recipe, Stage};
@@ -36,21 +37,25 @@ fn later_stages_decide() -> Result<(), Failed> {
         ("model.norm.weight", "f16"),
     ];
     for (name, format) in wanted {
-        if decided(name).as_deref() != Some(format) {
-            return Err(format!("{name}: {:?}, not {format}", decided(name)).into());
-        }
+        assert_eq!(decided(name).as_deref(), Some(format), "{name}");
     }
     let bytes: u64 = plan.tensors.iter().map(|line| line.output_bytes).sum();
     assert!(bytes == plan.output_bytes, "the total is the lines' sum");
     Ok(())
 }
 
+fn refused<T>(result: Result<T, Error>, named: &str) {
+    let error = result.err().expect("a wrong recipe");
+    assert!(
+        error.exit_code() == 2 && error.to_string().contains(named),
+        "{named}: {error}"
+    );
+}
+
 fn recipes_are_strict() -> Result<(), Failed> {
     let parse = |text: &str| Recipe::parse(Path::new("r.toml"), text);
     let embedded = parse(EMBEDDED)?;
-    if parse(&embedded.to_toml())? != embedded {
-        return Err("a recipe printed and read is another".into());
-    }
+    assert_eq!(parse(&embedded.to_toml())?, embedded, "printed and read");
     for (find, replace, named) in [
         ("seed = 0", "sede = 0", "sede"),
         ("group_size = 32", "groupsize = 32", "groupsize"),
@@ -60,10 +65,7 @@ fn recipes_are_strict() -> Result<(), Failed> {
         ("bits = 4", "bits = \"four\"", "four"),
     ] {
         assert!(EMBEDDED.contains(find), "the embedded recipe has {find}");
-        match parse(&EMBEDDED.replace(find, replace)) {
-            Err(error) if error.to_string().contains(named) && error.exit_code() == 2 => {}
-            other => return Err(format!("{replace}: {other:?}").into()),
-        }
+        refused(parse(&EMBEDDED.replace(find, replace)), named);
     }
     let parent = Checkpoint::open("embedded:nano-llama")?;
     for (find, replace, named) in [
@@ -75,10 +77,10 @@ fn recipes_are_strict() -> Result<(), Failed> {
             "include",
         ),
     ] {
-        match Plan::new(&parse(&EMBEDDED.replace(find, replace))?, &parent) {
-            Err(error) if error.to_string().contains(named) && error.exit_code() == 2 => {}
-            other => return Err(format!("{replace}: {:?}", other.map(|_| "planned")).into()),
-        }
+        refused(
+            Plan::new(&parse(&EMBEDDED.replace(find, replace))?, &parent),
+            named,
+        );
     }
     Ok(())
 }

@@ -7,11 +7,11 @@ use lopper::data::shots::Selection;
 use lopper::data::{Task, read_task};
 use lopper::device::Device;
 use lopper::gpu::Options as GpuOptions;
-use lopper::measure::quality::outcome::TaskOutcome;
+use lopper::measure::quality::outcome::{Outcome, TaskOutcome};
 use lopper::measure::quality::tasks::{Batching, Event, Options, Setup, evaluate};
 use lopper::model::{Checkpoint, Compute, Llama, Pass};
 
-use crate::machine::{device, gpu_trial};
+use crate::machine::{device, gpu_trial, open};
 use crate::program::read_json;
 
 pub fn trials() -> Vec<Trial> {
@@ -130,9 +130,12 @@ fn compare(outcome: &TaskOutcome, fixture: &str, tolerance: f64) -> Result<(), F
         );
         compared += 1;
     }
-    if worst.is_nan() || worst > tolerance || compared == 0 {
-        return Err(format!("{}: log-likelihoods are off by {worst}", path.display()).into());
-    }
+    let close = worst <= tolerance && compared > 0;
+    assert!(
+        close,
+        "{}: log-likelihoods are off by {worst}",
+        path.display()
+    );
     Ok(())
 }
 
@@ -152,9 +155,8 @@ fn tiny_llama_picks(device: &Device, headlines: usize, texts: usize) -> Result<(
         let outcome = loaded.answers(&task, options)?;
         compare(&outcome, fixture, 1e-3)?;
         let found = outcome.outcomes.iter().filter(|item| item.correct).count();
-        if headlines == 500 && found != right {
-            return Err(format!("{found} right, {right} by the oracle").into());
-        }
+        let same = headlines != 500 || found == right;
+        assert!(same, "{found} right, {right} by the oracle");
     }
     let options = Options {
         limit: Some(texts),
@@ -182,20 +184,13 @@ fn smollm2_picks(device: &Device) -> Result<(), Failed> {
 /// The largest difference of log-likelihoods, where picks are the same.
 fn difference(a: &TaskOutcome, b: &TaskOutcome) -> Result<f64, Failed> {
     let mut worst = 0.0f64;
-    if a.outcomes.len() != b.outcomes.len() {
-        return Err("another number of questions".into());
-    }
+    assert_eq!(a.outcomes.len(), b.outcomes.len(), "questions");
     for (a, b) in a.outcomes.iter().zip(&b.outcomes) {
-        assert!(
-            (a.pick, a.pick_norm, a.correct, &a.target)
-                == (b.pick, b.pick_norm, b.correct, &b.target),
-            "{a:?} is not {b:?}"
-        );
+        let picked = |o: &Outcome| (o.pick, o.pick_norm, o.correct, o.target.clone());
+        assert_eq!(picked(a), picked(b));
         for (a, b) in a.choices.iter().zip(&b.choices) {
             worst = worst.max((a.log_likelihood - b.log_likelihood).abs());
-            if (a.tokens, a.greedy) != (b.tokens, b.greedy) {
-                return Err(format!("{a:?} is not {b:?}").into());
-            }
+            assert_eq!((a.tokens, a.greedy), (b.tokens, b.greedy));
         }
     }
     Ok(worst)
@@ -266,9 +261,8 @@ fn batches_and_order(device: &Device, count: usize) -> Result<(), Failed> {
                 .collect();
             let outcome = loaded.answers(&shuffled, batched(3, true, shots, count))?;
             for (outcome, place) in outcome.outcomes.iter().zip(&order) {
-                if outcome.pick != alone.outcomes[*place].pick {
-                    return Err(format!("{}: question {place} by its order", task.name).into());
-                }
+                let same = outcome.pick == alone.outcomes[*place].pick;
+                assert!(same, "{}: question {place} by its order", task.name);
             }
         }
     }
@@ -287,10 +281,8 @@ fn sharing_in_f16() -> Result<(), Failed> {
     let shared = loaded.answers(&task, batched(3, true, 0, 3))?;
     for (a, b) in apart.outcomes.iter().zip(&shared.outcomes) {
         for (a, b) in a.choices.iter().zip(&b.choices) {
-            let off = (a.log_likelihood - b.log_likelihood).abs();
-            if off.is_nan() || off > 0.02 * a.tokens as f64 + 0.05 {
-                return Err(format!("{} and {}", a.log_likelihood, b.log_likelihood).into());
-            }
+            let (a, b, tokens) = (a.log_likelihood, b.log_likelihood, a.tokens as f64);
+            assert!((a - b).abs() <= 0.02 * tokens + 0.05, "{a} and {b}");
         }
     }
     Ok(())
@@ -298,11 +290,7 @@ fn sharing_in_f16() -> Result<(), Failed> {
 
 /// Every kernel of a shared evaluation against its reference.
 fn checked_evaluation() -> Result<(), Failed> {
-    let device = device(GpuOptions::default())?;
-    let Device::Gpu(runner) = device else {
-        return Err("a GPU".into());
-    };
-    let device = Device::Checked(runner);
+    let device = Device::Checked(open(GpuOptions::default())?);
     let loaded = Loaded::new(&device, "embedded:nano-llama", Compute::F32)?;
     loaded.answers(&read_task("headlines", None)?, batched(2, true, 1, 2))?;
     let mut task = mmlu_by_text()?;
