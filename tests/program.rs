@@ -116,3 +116,18 @@ pub fn sha256(bytes: &[u8]) -> String {
     let hash = Sha256::digest(bytes);
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// The perplexity of a quantized model by each of two engines on the GPU: near, and not the same number.
+pub fn engines_agree(quantize: &str, engines: [&str; 2], limit: f64) -> Result<(), Failed> {
+    let perplexity = |engine: &str| -> Result<f64, Failed> {
+        let folder = TempDir::new()?;
+        let flags = "--device gpu --max-tokens 512 --ctx 256 --out out --json=-";
+        let report = runs(&folder, &format!("{quantize} --engine {engine} {flags}"))?.json()?;
+        let found = report["stages"][0]["figures"]["perplexity"]["value"].as_f64();
+        Ok(found.ok_or_else(|| report.to_string())?)
+    };
+    let (first, second) = (perplexity(engines[0])?, perplexity(engines[1])?);
+    let near = (first / second - 1.0).abs() < limit && first != second;
+    assert!(near, "{engines:?}: {first}, {second}");
+    Ok(())
+}

@@ -4,17 +4,17 @@ use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Matrix, Random};
-use lopper::formats::Source;
-use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options;
 use lopper::kernels::matmul::{Destination, Input, linear};
 use lopper::kernels::quantize::activations::{Rounding, activations};
 use lopper::kernels::weights;
-use lopper::model::{Checkpoint, Compute, Llama, Pass};
+use lopper::model::Checkpoint;
 use lopper::tensor::{BLOCK, DType, WEIGHT_TYPES, WeightFormat, weight_type};
 
 use crate::machine::device;
-use crate::program::lopper;
+use crate::models::{load, pass};
+use crate::numbers::{Known, relative_error};
+use crate::program::{lopper, runs};
 
 pub fn trials() -> Vec<Trial> {
     suite!("integers":
@@ -23,10 +23,8 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// Squared error over squared size.
-fn nmse(found: &[f64], exact: &[f32]) -> f64 {
-    let pairs = found.iter().zip(exact);
-    let error: f64 = pairs.map(|(a, b)| (a - f64::from(*b)).powi(2)).sum();
-    error / exact.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>()
+fn nmse(found: &[impl Copy + Into<f64>], exact: &[f32]) -> f64 {
+    relative_error(found, exact).powi(2)
 }
 
 /// What integers of `planes` bytes stand for: `kernels/quantize/activations` tells the layout.
@@ -58,24 +56,17 @@ fn rounded(x: &HostTensor, columns: usize, rounding: Rounding) -> Result<Vec<f64
 /// blocks that share scales in pairs hardly lose more.
 fn rounding_of_activations() -> Result<(), Failed> {
     let checkpoint = Checkpoint::open("embedded:tiny-llama")?;
-    let llama = Llama::load(&Device::Cpu, &checkpoint, |_, _| Ok(()))?;
+    let llama = load(&Device::Cpu, &checkpoint)?;
     let columns = llama.config().hidden_size;
     let ids: Vec<u32> = (1..129).collect();
-    let pass = Pass {
-        device: &Device::Cpu,
-        compute: Compute::F32,
-    };
-    let (states, _) = llama.trace(&pass, &ids, 1, true)?;
+    let (states, _) = llama.trace(&pass(&Device::Cpu), &ids, 1, true)?;
     for (layer, state) in states.iter().enumerate() {
         let exact = state.to_f32();
         let shape = [exact.len() / columns, columns];
         let half = HostTensor::from_f32(DType::F16, &shape, &exact).to_f32();
-        let half: Vec<f64> = half.into_iter().map(f64::from).collect();
         let lost = |bytes: u32, span: u32| -> Result<f64, Failed> {
-            Ok(nmse(
-                &rounded(state, columns, Rounding { bytes, span })?,
-                &exact,
-            ))
+            let rounding = Rounding { bytes, span };
+            Ok(nmse(&rounded(state, columns, rounding)?, &exact))
         };
         let (one, two, three) = (lost(1, 1)?, lost(2, 1)?, lost(3, 1)?);
         let (one_in_pairs, two_in_pairs) = (lost(1, 2)?, lost(2, 2)?);
@@ -83,9 +74,11 @@ fn rounding_of_activations() -> Result<(), Failed> {
         // The embedding is f16 as stored, so that f16 loses nothing of it.
         let fine = one < 2e-3 && (layer == 0 || two < half) && three < 1e-13;
         let fine = fine && one_in_pairs < 3e-3 && (layer == 0 || two_in_pairs < half);
-        if !fine {
-            return Err(format!("layer {layer}: {one}, {two}, {three}; in pairs {one_in_pairs}, {two_in_pairs}; f16 {half}").into());
-        }
+        let pairs = format!("in pairs {one_in_pairs}, {two_in_pairs}");
+        assert!(
+            fine,
+            "layer {layer}: {one}, {two}, {three}; {pairs}; f16 {half}"
+        );
     }
     Ok(())
 }
@@ -93,12 +86,9 @@ fn rounding_of_activations() -> Result<(), Failed> {
 /// The logits that `lopper logits` writes.
 fn logits(folder: &Path, flags: &str) -> Result<Vec<f32>, Failed> {
     let arguments = format!("logits q4/packed --out logits.safetensors --force {flags}");
-    let run = lopper(folder, &arguments)?;
-    assert!(run.code == Some(0), "{flags}: {run}");
-    let file = Safetensors::open(Source::open(&folder.join("logits.safetensors"))?)?;
-    let tensor = file.get("logits").ok_or("a tensor of logits")?;
-    let bytes = tensor.bytes.as_chunks::<4>().0;
-    Ok(bytes.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    runs(folder, &arguments)?;
+    let path = folder.join("logits.safetensors");
+    Known::open(path.to_str().ok_or("a path")?)?.floats("logits")
 }
 
 /// A model in 4 bits, few tokens, so that its products are in integers: every call is checked, and the logits are those of
@@ -106,8 +96,7 @@ fn logits(folder: &Path, flags: &str) -> Result<Vec<f32>, Failed> {
 fn a_model_in_every_precision() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let quantize = "quantize embedded:tiny-llama --bits 4 --group-size 32 --out q4";
-    let run = lopper(&folder, quantize)?;
-    assert!(run.code == Some(0), "{run}");
+    runs(&folder, quantize)?;
     let half = device(Options::default())?.capabilities().f16;
     for tokens in ["5", "5,9,2,77,31"] {
         let exact = logits(folder.path(), &format!("--tokens {tokens} --device cpu"))?;
@@ -117,11 +106,8 @@ fn a_model_in_every_precision() -> Result<(), Failed> {
             }
             let flags = format!("--tokens {tokens} --device checked --compute {compute}");
             let found = logits(folder.path(), &flags)?;
-            let found: Vec<f64> = found.into_iter().map(f64::from).collect();
             let error = nmse(&found, &exact);
-            if !(error < limit && found.len() == exact.len()) {
-                return Err(format!("{flags}: {error}, not {limit}").into());
-            }
+            assert!(error < limit, "{flags}: {error}, not {limit}");
         }
     }
     Ok(())
@@ -159,9 +145,13 @@ fn split_by_rows() -> Result<(), Failed> {
     });
     let [whole, split] = results;
     let (whole, split) = (whole?, split?);
-    if whole.0 != 1 || split.0 < 2 || whole.1 != split.1 {
-        return Err(format!("{} and {} chunks, or not the same", whole.0, split.0).into());
-    }
+    assert!(
+        whole.0 == 1 && split.0 > 1,
+        "{} and {} chunks",
+        whole.0,
+        split.0
+    );
+    assert!(whole.1 == split.1, "not the same");
     Ok(())
 }
 
@@ -169,9 +159,10 @@ fn the_cpu_has_none() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let generate = "generate embedded:nano-llama --prompt The -n 1 --device cpu --compute i8";
     let run = lopper(&folder, generate)?;
-    if run.code == Some(0) || !run.err.contains("--compute f32") {
-        return Err(format!("{:?}: {}", run.code, run.err).into());
-    }
+    assert!(
+        run.code != Some(0) && run.err.contains("--compute f32"),
+        "{run}"
+    );
     Ok(())
 }
 
@@ -185,9 +176,7 @@ fn formats_by_label() -> Result<(), Failed> {
         };
         for &group_size in groups {
             let format = WeightFormat { ty, group_size };
-            if WeightFormat::from_label(&format.label()) != Some(format) {
-                return Err(format!("{} names no format, or another", format.label()).into());
-            }
+            assert_eq!(WeightFormat::from_label(&format.label()), Some(format));
         }
     }
     for wrong in [
@@ -202,9 +191,7 @@ fn formats_by_label() -> Result<(), Failed> {
         "f16-row",
         "int9-g32",
     ] {
-        if let Some(format) = WeightFormat::from_label(wrong) {
-            return Err(format!("`{wrong}` names {}", format.label()).into());
-        }
+        assert_eq!(WeightFormat::from_label(wrong), None, "{wrong}");
     }
     Ok(())
 }

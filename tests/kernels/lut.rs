@@ -9,7 +9,8 @@ use lopper::kernels::weights;
 use lopper::tensor::{DType, WEIGHT_TYPES, weight_type};
 
 use crate::machine::open;
-use crate::program::lopper;
+use crate::numbers::relative_error;
+use crate::program::{TINY, engines_agree, lopper};
 
 pub fn trials() -> Vec<Trial> {
     suite!("lut":
@@ -34,9 +35,11 @@ fn planes_and_back() -> Result<(), Failed> {
             let codes = &matrix.chunks()[0].codes;
             let planes = planes(&device, codes, packed.format, (rows, columns))?;
             let back = restore(&device.read(&planes)?.words, packed.format, rows, columns);
-            if back.codes != packed.codes {
-                return Err(format!("{} of {rows}x{columns}", ty.name).into());
-            }
+            assert!(
+                back.codes == packed.codes,
+                "{} of {rows}x{columns}",
+                ty.name
+            );
         }
     }
     Ok(())
@@ -71,13 +74,11 @@ fn gives_what_multiplying_gives() -> Result<(), Failed> {
             // Tables of bytes lose something, but not much.
             (product(Engine::Lut, None, 1)?, 1e-9..1e-3),
         ] {
-            let squares =
-                |values: &[f32]| -> f64 { values.iter().map(|v| f64::from(*v).powi(2)).sum() };
-            let errors: Vec<f32> = found.iter().zip(&exact).map(|(a, b)| a - b).collect();
-            let error = squares(&errors) / squares(&exact);
-            if found.len() != exact.len() || !limit.contains(&error) {
-                return Err(format!("{name}: squared error {error:e} of squared size").into());
-            }
+            let error = relative_error(&found, &exact).powi(2);
+            assert!(
+                limit.contains(&error),
+                "{name}: squared error {error:e} of squared size"
+            );
         }
     }
     Ok(())
@@ -102,22 +103,19 @@ fn counting_bits_is_exact() -> Result<(), Failed> {
         let destination = Destination::New(DType::F32);
         let result = linear(&device, &input, &matrix, None, destination)?;
         let found = device.read(&result)?.to_f32();
-        let (mut error, mut size) = (0.0, 0.0);
-        for (place, found) in found.iter().enumerate() {
+        let exact = |place: usize| -> f64 {
             let (x, w) = (
                 &values[place / rows * columns..],
                 &dense[place % rows * columns..],
             );
             let terms = x[..columns].iter().zip(&w[..columns]);
-            let exact: f64 = terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-            error += (f64::from(*found) - exact).powi(2);
-            size += exact.powi(2);
-        }
-        let nmse = error / size;
-        let lossy = bound > 1e-6;
-        if nmse.is_nan() || nmse > bound || (lossy && nmse < 1e-9) {
-            return Err(format!("squared error {nmse:e} of squared size").into());
-        }
+            terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+        };
+        let exact: Vec<f64> = (0..tokens * rows).map(exact).collect();
+        let error = relative_error(&found, &exact).powi(2);
+        let lossless = bound < 1e-6;
+        let fits = error <= bound && (lossless || error >= 1e-9);
+        assert!(fits, "squared error {error:e} of squared size");
     }
     Ok(())
 }
@@ -139,41 +137,22 @@ fn bench_rows() -> Result<(), Failed> {
             .iter()
             .filter(|q| *q == "true")
             .count();
-        if of(weight, "engine") != engines || quickest != 1 {
-            return Err(run.out.into());
-        }
+        assert!(of(weight, "engine") == engines && quickest == 1, "{run}");
     }
     let timed = rows
         .iter()
         .all(|row| row["us"].as_f64().is_some_and(|us| us > 0.0));
     let page = std::fs::read_to_string(folder.path().join("lut.html"))?;
     let ternary = of("ternary-g128", "engine") == engines[..2];
-    if rows.len() == 9 && timed && ternary && page.contains("bitserial") {
-        Ok(())
-    } else {
-        Err(run.out.into())
-    }
+    assert!(rows.len() == 9 && timed && ternary, "{run}");
+    assert!(page.contains("bitserial"), "{page}");
+    Ok(())
 }
 
 /// tiny-llama in two bits, end to end.
 fn a_model_of_two_bits() -> Result<(), Failed> {
-    let perplexity = |engine: &str| -> Result<f64, Failed> {
-        let folder = tempfile::tempdir()?;
-        let arguments = format!(
-            "quantize embedded:tiny-llama --bits 2 --group-size 64 --engine {engine} --device gpu --max-tokens 512 --ctx 256 --out out --json=-"
-        );
-        let run = lopper(&folder, &arguments)?;
-        assert!(run.code == Some(0), "{run}");
-        let report: serde_json::Value = serde_json::from_str(&run.out)?;
-        let found = report["stages"][0]["figures"]["perplexity"]["value"].as_f64();
-        Ok(found.ok_or_else(|| report.to_string())?)
-    };
-    let (by_lookup, by_multiplying) = (perplexity("lut")?, perplexity("mul")?);
-    assert!(
-        (by_lookup / by_multiplying - 1.0).abs() < 1e-5 && by_lookup != by_multiplying,
-        "{by_lookup} by lookup, {by_multiplying} by multiplying"
-    );
-    Ok(())
+    let quantize = format!("quantize {TINY} --bits 2 --group-size 64");
+    engines_agree(&quantize, ["lut", "mul"], 1e-5)
 }
 
 fn only_where_it_can() -> Result<(), Failed> {
@@ -195,12 +174,8 @@ fn only_where_it_can() -> Result<(), Failed> {
         ),
     ] {
         let run = lopper(&folder, &arguments)?;
-        if run.code != Some(2) || !run.err.contains(wanted) {
-            return Err(format!("{arguments}: {:?} {}", run.code, run.err).into());
-        }
-        if folder.path().join("out").exists() {
-            return Err(format!("{arguments} left something").into());
-        }
+        run.refused(2, wanted);
+        assert!(!folder.path().join("out").exists(), "{arguments}");
     }
     Ok(())
 }

@@ -10,7 +10,8 @@ use lopper::kernels::weights;
 use lopper::tensor::{DType, Packed, WeightFormat, weight_type};
 
 use crate::machine::open;
-use crate::program::lopper;
+use crate::numbers::relative_error;
+use crate::program::{TINY, engines_agree, lopper};
 
 pub fn trials() -> Vec<Trial> {
     suite!("trits":
@@ -45,10 +46,8 @@ fn there_and_back() -> Result<(), Failed> {
             for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |c| (row, c))) {
                 let code = packed.code(row, column);
                 let code = if code == 3 { 1 } else { code };
-                if back.code(row, column) != code {
-                    let place = format!("row {row}, column {column}");
-                    return Err(format!("{each} of {rows}x{columns}: {place}").into());
-                }
+                let place = format!("{each} of {rows}x{columns}: row {row}, column {column}");
+                assert_eq!(back.code(row, column), code, "{place}");
             }
         }
     }
@@ -66,20 +65,15 @@ fn exact_up_to_scales() -> Result<(), Failed> {
     let values: Vec<f32> = (0..tokens * columns)
         .map(|_| random.below(255) as f32 - 127.0)
         .collect();
-    let mut truth = Vec::new();
+    let mut truth: Vec<f64> = Vec::new();
     for x in values.chunks(columns) {
         for line in dense.chunks(columns) {
             let terms = x.iter().zip(line);
             truth.push(terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum());
         }
     }
-    let off = |found: &[f32]| -> f64 {
-        let errors = found.iter().zip(&truth);
-        let errors: f64 = errors
-            .map(|(a, b): (_, &f64)| (f64::from(*a) - b).powi(2))
-            .sum();
-        errors / truth.iter().map(|b| b.powi(2)).sum::<f64>()
-    };
+    // Squared error of squared size.
+    let off = |found: &[f32]| relative_error(found, &truth).powi(2);
     for (bytes, max_binding) in [(1, None), (1, Some(32 << 10)), (2, None), (3, None)] {
         let asked = Product {
             activation: DType::F32,
@@ -107,26 +101,21 @@ fn exact_up_to_scales() -> Result<(), Failed> {
             let device = Device::Gpu(runner);
             let x = HostTensor::from_f32(DType::F32, &[tokens, columns], &values);
             let matrix = Matrix::upload(&device, &weight, "w")?;
-            if max_binding.is_some() == (matrix.chunks().len() == 1) {
-                return Err("a matrix is cut where a binding is small".into());
-            }
+            let cut = matrix.chunks().len() > 1;
+            assert!(cut == max_binding.is_some(), "cut where a binding is small");
             let input = Input::new(device.upload(&x, "x")?, columns, bytes);
             let result = linear(&device, &input, &matrix, None, Destination::New(DType::F32))?;
             Ok(device.read(&result)?.to_f32())
         };
         let device = open(Options::default())?;
         let choices = asked.candidates(device.gpu().capabilities());
-        if choices.len() != 4 || choices.iter().any(|choice| choice.trits().is_none()) {
-            return Err(format!("{choices:?}").into());
-        }
+        let looked_up = choices.iter().all(|choice| choice.trits().is_some());
+        assert!(choices.len() == 4 && looked_up, "{choices:?}");
         let multiplied = off(&product(Engine::Mul, None)?);
         for choice in choices {
             let found = off(&product(Engine::Lut, Some(&choice.label()))?);
-            let fits = found < 1e-13 && multiplied < 1e-13;
-            if !fits {
-                let label = choice.label();
-                return Err(format!("{label}: off {found:e}, multiplied {multiplied:e}").into());
-            }
+            let (fits, label) = (found < 1e-13 && multiplied < 1e-13, choice.label());
+            assert!(fits, "{label}: off {found:e}, multiplied {multiplied:e}");
         }
     }
     Ok(())
@@ -134,23 +123,8 @@ fn exact_up_to_scales() -> Result<(), Failed> {
 
 /// tiny-llama in ternary weights, end to end.
 fn a_ternary_model() -> Result<(), Failed> {
-    let perplexity = |engine: &str| -> Result<f64, Failed> {
-        let folder = tempfile::tempdir()?;
-        let arguments = format!(
-            "quantize embedded:tiny-llama --type ternary --group-size 128 --engine {engine} --device gpu --max-tokens 512 --ctx 256 --out out --json=-"
-        );
-        let run = lopper(&folder, &arguments)?;
-        assert!(run.code == Some(0), "{run}");
-        let report: serde_json::Value = serde_json::from_str(&run.out)?;
-        let found = report["stages"][0]["figures"]["perplexity"]["value"].as_f64();
-        Ok(found.ok_or_else(|| report.to_string())?)
-    };
-    let (by_lookup, by_multiplying) = (perplexity("lut")?, perplexity("mul")?);
-    assert!(
-        (by_lookup / by_multiplying - 1.0).abs() < 5e-5 && by_lookup != by_multiplying,
-        "{by_lookup} by lookup, {by_multiplying} by multiplying"
-    );
-    Ok(())
+    let quantize = format!("quantize {TINY} --type ternary --group-size 128");
+    engines_agree(&quantize, ["lut", "mul"], 5e-5)
 }
 
 fn only_where_it_can() -> Result<(), Failed> {
@@ -162,9 +136,8 @@ fn only_where_it_can() -> Result<(), Failed> {
         ("--engine bitserial --group-size 128", "1 to 4 bits"),
     ] {
         let run = lopper(&folder, &format!("{quantize} {flags}"))?;
-        if run.code != Some(2) || !run.err.contains(wanted) || folder.path().join("out").exists() {
-            return Err(format!("{flags}: {:?} {}", run.code, run.err).into());
-        }
+        run.refused(2, wanted);
+        assert!(!folder.path().join("out").exists(), "{flags}");
     }
     // Nor does the planner look such groups up.
     let small = WeightFormat::from_label("ternary-g64").ok_or("a format")?;
@@ -179,8 +152,7 @@ fn only_where_it_can() -> Result<(), Failed> {
         tokens: 1,
     };
     let choices = asked.candidates(lopper::gpu::Capabilities::default());
-    if choices.iter().any(|choice| choice.trits().is_some()) {
-        return Err(format!("{choices:?}").into());
-    }
+    let looked_up = choices.iter().any(|choice| choice.trits().is_some());
+    assert!(!looked_up, "{choices:?}");
     Ok(())
 }

@@ -10,7 +10,7 @@ use lopper::kernels::weights;
 use lopper::tensor::{DType, WeightFormat, weight_type};
 
 use crate::machine::device;
-use crate::program::{Run, command as command_of, lopper, read_json};
+use crate::program::{Run, command as command_of, lopper, read_json, runs};
 
 pub fn trials() -> Vec<Trial> {
     suite!("tuning":
@@ -21,12 +21,9 @@ pub fn trials() -> Vec<Trial> {
 fn winners_are_kept_and_used() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let tune = "tune-device --type int4-g32 --shape 4096x4096 --tokens 1 --budget 1ms --json=-";
-    let run = lopper(&folder, tune)?;
-    let report: serde_json::Value = serde_json::from_str(&run.out)?;
-    let count = report.as_array().map_or(0, Vec::len);
-    if run.code != Some(0) || count != 1 || !run.err.contains("not reached") {
-        return Err(format!("{:?}: {}{}", run.code, run.out, run.err).into());
-    }
+    let run = runs(&folder, tune)?;
+    let count = run.json()?.as_array().map_or(0, Vec::len);
+    assert!(count == 1 && run.err.contains("not reached"), "{run}");
     // A winner of a class that devices lists, which is not what the analysis takes.
     let device = device(Options::default())?;
     let adapter = device.gpu().ok_or("a GPU")?.adapter();
@@ -69,15 +66,15 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
         let mut lines = run.out.lines();
         let line = lines.find(|line| line.contains("int8-g32") && line.contains(kernel.as_str()));
         let counted = run.out.contains(&format!("({count} classes tuned)"));
-        if !counted || !line.is_some_and(|line| line.contains(how)) {
-            return Err(format!("no `{kernel}` {how}: {}{}", run.out, run.err).into());
-        }
+        let shown = line.is_some_and(|line| line.contains(how));
+        assert!(counted && shown, "no `{kernel}` {how}: {run}");
     }
     std::fs::write(path, "{\"devices\": 3}")?;
     let broken = lopper(&folder, "devices -v")?;
-    if broken.code == Some(0) || !broken.err.contains("tuned.json") {
-        return Err(format!("{:?}: {}", broken.code, broken.err).into());
-    }
+    assert!(
+        broken.code != Some(0) && broken.err.contains("tuned.json"),
+        "{broken}"
+    );
     Ok(())
 }
 
@@ -85,17 +82,13 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
 fn a_model_before_it_runs() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let generate = "generate embedded:nano-llama --prompt The -n 6 --device gpu";
-    let plain = lopper(&folder, generate)?;
+    let plain = runs(&folder, generate)?;
     let tuned = lopper(&folder, &format!("{generate} --autotune 20s"))?;
     let again = lopper(&folder, &format!("{generate} --autotune 20s"))?;
-    let kept = folder.path().join("tuned.json").exists();
-    let texts = [&plain.out, &tuned.out, &again.out];
-    if !kept || texts.iter().any(|text| **text != plain.out) || plain.code != Some(0) {
-        return Err(format!("kept {kept}: {texts:?} {}", tuned.err).into());
-    }
-    if !tuned.err.contains("tuned") || again.err.contains("tuned") {
-        return Err(format!("first: {} then: {}", tuned.err, again.err).into());
-    }
+    assert!(folder.path().join("tuned.json").exists(), "{tuned}");
+    assert_eq!([&tuned.out, &again.out], [&plain.out; 2]);
+    assert!(tuned.err.contains("tuned"), "{tuned}");
+    assert!(!again.err.contains("tuned"), "{again}");
     Ok(())
 }
 
@@ -111,9 +104,8 @@ fn wrong_arguments() -> Result<(), Failed> {
         ("inspect embedded:nano-llama --autotune 1s", "--autotune"),
     ] {
         let run = lopper(&folder, arguments)?;
-        if run.code == Some(0) || !run.err.contains(wanted) {
-            return Err(format!("{arguments}: {:?} {}", run.code, run.err).into());
-        }
+        let refused = run.code != Some(0) && run.err.contains(wanted);
+        assert!(refused, "{arguments}: {run}");
     }
     Ok(())
 }
@@ -145,10 +137,9 @@ fn odd_rows_in_every_precision() -> Result<(), Failed> {
                         .map(|(x, w)| f64::from(*x) * f64::from(*w));
                     let expected: f64 = products.sum();
                     // Activations in two bytes lose 2^-15 of a block's largest magnitude at most.
-                    if (f64::from(*found) - expected).abs() > 1e-3 {
-                        let at = format!("{name}, {dtype}, token {token}, row {row}");
-                        return Err(format!("{at}: {found}, not {expected}").into());
-                    }
+                    let close = (f64::from(*found) - expected).abs() <= 1e-3;
+                    let at = || format!("{name}, {dtype}, token {token}, row {row}");
+                    assert!(close, "{}: {found}, not {expected}", at());
                 }
             }
         }
