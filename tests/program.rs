@@ -32,9 +32,10 @@ impl Run {
 }
 
 impl Run {
-    /// It must have ended with this code and said this on standard error.
+    /// It must have ended with this code and said this on standard error, each text between ` & `.
     pub fn refused(&self, code: i32, said: &str) {
-        let refused = self.code == Some(code) && self.err.contains(said);
+        let refused =
+            self.code == Some(code) && said.split(" & ").all(|text| self.err.contains(text));
         assert!(refused, "expected exit {code} and `{said}`, found {self}");
     }
 }
@@ -130,4 +131,10 @@ pub fn engines_agree(quantize: &str, engines: [&str; 2], limit: f64) -> Result<(
     let near = (first / second - 1.0).abs() < limit && first != second;
     assert!(near, "{engines:?}: {first}, {second}");
     Ok(())
+}
+
+/// Rows of a table of tests, one a line: what is tried, `=>`, and what must come of it.
+pub fn rows(table: &str) -> impl Iterator<Item = (&str, &str)> {
+    let lines = table.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.map(|line| line.split_once(" => ").expect("a row has two sides"))
 }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use libtest_mimic::{Failed, Trial};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::program::{NANO, Run, TEXT, TINY, command, snapshot, succeeds};
+use crate::program::{NANO, TEXT, TINY, lopper, rows, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("cli_bad_input":
@@ -41,103 +41,60 @@ impl World {
         Ok(std::fs::write(self.path(name), bytes)?)
     }
 
-    fn edit_config(&self, key: &str, value: Value) -> Result<(), Failed> {
-        let mut config: Value =
-            serde_json::from_slice(&std::fs::read(self.path("m/config.json"))?)?;
-        config[key] = value;
-        Ok(std::fs::write(
-            self.path("m/config.json"),
-            config.to_string(),
-        )?)
-    }
-
-    /// The command fails with this code and one line that has all words, and changes nothing below the folder.
-    fn refuses(&self, arguments: &str, code: i32, words: &[&str]) -> Result<(), Failed> {
-        let before = snapshot(self.0.path())?;
-        let device = if arguments.contains("--device") {
-            ""
-        } else {
-            "--device cpu"
+    /// The command fails with this code and one line that has each text between ` & `, and changes nothing below the folder.
+    fn refuses(&self, arguments: &str, code: i32, said: &str) -> Result<(), Failed> {
+        let before = snapshot(&self.0)?;
+        let device = match arguments.contains("--device") {
+            true => "",
+            false => "--device cpu",
         };
-        let run: Run = command(self.0.path(), &format!("{arguments} {device}"))
-            .output()?
-            .into();
-        let told = |why: &str| {
-            format!(
-                "lopper {arguments}: {why}; exit {:?}, said {:?}, printed {:?}",
-                run.code, run.err, run.out
-            )
-        };
-        assert!(
-            run.code == Some(code),
-            "{}",
-            told(&format!("exit {code} is due"))
-        );
-        let lines: Vec<_> = run
-            .err
-            .lines()
+        let run = lopper(&self.0, &format!("{arguments} {device}"))?;
+        let about = format!("lopper {arguments}: {run}");
+        let lines = run.err.lines();
+        let lines: Vec<_> = lines
             .filter(|line| !line.starts_with("note: ") && !line.starts_with("warning: "))
             .collect();
-        assert!(
-            lines.len() == 1 && lines[0].starts_with("error: "),
-            "{}",
-            told("one line is due")
-        );
-        for word in words {
-            assert!(
-                lines[0].contains(word),
-                "{}",
-                told(&format!("`{word}` is due"))
-            );
+        let one = lines.len() == 1 && lines[0].starts_with("error: ");
+        assert!(one && run.out.is_empty(), "one line is due: {about}");
+        assert!(run.code == Some(code), "exit {code} is due: {about}");
+        for text in said.split(" & ") {
+            assert!(lines[0].contains(text), "`{text}` is due: {about}");
         }
-        assert!(run.out.is_empty(), "{}", told("nothing to print is due"));
-        let after = snapshot(self.0.path())?;
-        assert!(before == after, "{}", told(&format!("left {after:?}")));
+        let after = snapshot(&self.0)?;
+        assert!(before == after, "left {after:?}: {about}");
         Ok(())
     }
 
     /// Every command that reads a whole model refuses it.
-    fn refuses_model(&self, model: &str, words: &[&str]) -> Result<(), Failed> {
-        for command in [
-            "eval MODEL --ppl TEXT",
-            "quantize MODEL --out new/q",
-            "export MODEL --format hf --out new/e",
-        ] {
-            self.refuses(
-                &command.replace("MODEL", model).replace("TEXT", TEXT),
-                2,
-                words,
-            )?;
-        }
-        Ok(())
+    fn refuses_model(&self, model: &str, said: &str) -> Result<(), Failed> {
+        self.refuses(&format!("eval {model} --ppl {TEXT}"), 2, said)?;
+        self.refuses(&format!("quantize {model} --out new/q"), 2, said)?;
+        self.refuses(&format!("export {model} --format hf --out new/e"), 2, said)
     }
 }
 
 fn models() -> Result<(), Failed> {
     let world = World::new()?;
-    world.refuses_model("none", &["none", "cannot read"])?;
+    world.refuses_model("none", "none & cannot read")?;
     std::fs::create_dir(world.path("empty"))?;
-    world.refuses_model("empty", &["empty/config.json", "cannot read"])?;
-    world.refuses_model(
-        "embedded:nobody",
-        &["embedded:nobody", "embedded:tiny-llama"],
-    )?;
+    world.refuses_model("empty", "empty/config.json & cannot read")?;
+    world.refuses_model("embedded:nobody", "embedded:nobody & embedded:tiny-llama")?;
     world.refuses_model(
         "embedded:tiny-mixtral",
-        &["embedded:tiny-mixtral", "not supported"],
+        "embedded:tiny-mixtral & not supported",
     )?;
-    world.refuses_model("hub:some/body", &["hub:some/body", "not supported"])?;
-    world.refuses_model("m/tokenizer.json", &["m/tokenizer.json", "GGUF", "byte 0"])?;
+    world.refuses_model("hub:some/body", "hub:some/body & not supported")?;
+    world.refuses_model("m/tokenizer.json", "m/tokenizer.json & GGUF & byte 0")?;
     #[cfg(unix)]
     {
         std::os::unix::fs::symlink("nowhere", world.path("link"))?;
-        world.refuses_model("link", &["link", "cannot read"])?;
-        world.refuses_model("/dev/null", &["/dev/null", "not a regular file"])?;
+        world.refuses_model("link", "link & cannot read")?;
+        world.refuses_model("/dev/null", "/dev/null & not a regular file")?;
     }
     std::fs::remove_file(world.path("m/model.safetensors"))?;
-    world.refuses_model("m", &["m", "model.safetensors"])?;
+    world.refuses_model("m", "m & model.safetensors")?;
     std::fs::create_dir(world.path("m/model.safetensors"))?;
-    world.refuses_model("m", &["m/model.safetensors", "cannot read"])
+    world.refuses_model("m", "m/model.safetensors & cannot read")
 }
 
 fn safetensors() -> Result<(), Failed> {
@@ -145,11 +102,11 @@ fn safetensors() -> Result<(), Failed> {
     let whole = std::fs::read(world.path("m/model.safetensors"))?;
     for length in [0, 7, 100, whole.len() - 1] {
         world.edit("m/model.safetensors", |bytes| bytes.truncate(length))?;
-        world.refuses_model("m", &["m/model.safetensors"])?;
+        world.refuses_model("m", "m/model.safetensors")?;
         std::fs::write(world.path("m/model.safetensors"), &whole)?;
     }
     world.edit("m/model.safetensors", |bytes| bytes[..8].fill(255))?;
-    world.refuses_model("m", &["m/model.safetensors"])?;
+    world.refuses_model("m", "m/model.safetensors")?;
 
     // NaN and infinity in a weight of the last block, found by its place in the header.
     let length = u64::from_le_bytes(whole[..8].try_into()?) as usize;
@@ -167,18 +124,18 @@ fn safetensors() -> Result<(), Failed> {
         world.edit("m/model.safetensors", |bytes| {
             bytes[place..place + 2].copy_from_slice(&bits.to_le_bytes());
         })?;
-        world.refuses_model("m", &[name, says, "column 5"])?;
+        world.refuses_model("m", &format!("{name} & {says} & column 5"))?;
     }
     Ok(())
 }
 
 fn gguf() -> Result<(), Failed> {
     let world = World::new()?;
-    succeeds(world.0.path(), "export m --format gguf --out m.gguf")?;
+    succeeds(&world.0, "export m --format gguf --out m.gguf")?;
     let whole = std::fs::read(world.path("m.gguf"))?;
     for length in [0, 3, 20, 1000, whole.len() / 2, whole.len() - 1] {
         world.edit("m.gguf", |bytes| bytes.truncate(length))?;
-        world.refuses_model("m.gguf", &["m.gguf", "byte"])?;
+        world.refuses_model("m.gguf", "m.gguf & byte")?;
         std::fs::write(world.path("m.gguf"), &whole)?;
     }
     // The counts of tensors and of metadata.
@@ -187,7 +144,7 @@ fn gguf() -> Result<(), Failed> {
         world.edit("m.gguf", |bytes| {
             bytes[place..place + 8].copy_from_slice(&count.to_le_bytes())
         })?;
-        world.refuses_model("m.gguf", &["m.gguf", "byte", &count.to_string()])?;
+        world.refuses_model("m.gguf", &format!("m.gguf & byte & {count}"))?;
     }
     // A key's value stands behind the key and its type.
     for (key, value) in [
@@ -204,7 +161,7 @@ fn gguf() -> Result<(), Failed> {
             let place = found.expect("the key is written") + key.len() + 4;
             bytes[place..place + 4].copy_from_slice(&value);
         })?;
-        world.refuses_model("m.gguf", &["m.gguf", key])?;
+        world.refuses_model("m.gguf", &format!("m.gguf & {key}"))?;
     }
     Ok(())
 }
@@ -212,55 +169,34 @@ fn gguf() -> Result<(), Failed> {
 fn config() -> Result<(), Failed> {
     let world = World::new()?;
     let found = std::fs::read(world.path("m/config.json"))?;
-    for (key, value, words) in [
-        (
-            "intermediate_size",
-            json!(256),
-            ["mlp.gate_proj", "[256, 64]"],
-        ),
-        ("vocab_size", json!(4000), ["embed_tokens", "[4000, 64]"]),
-        (
-            "num_hidden_layers",
-            json!(3),
-            ["model.layers.2.", "no such tensor"],
-        ),
-        (
-            "tie_word_embeddings",
-            json!(false),
-            ["lm_head.weight", "no such tensor"],
-        ),
-        ("hidden_size", json!(-1), ["config.json", "hidden_size"]),
-        (
-            "num_attention_heads",
-            json!("four"),
-            ["config.json", "num_attention_heads"],
-        ),
-        (
-            "num_key_value_heads",
-            json!(3),
-            ["config.json", "num_key_value_heads"],
-        ),
-        ("model_type", json!("mamba"), ["config.json", "mamba"]),
-        (
-            "rms_norm_eps",
-            json!("small"),
-            ["config.json", "rms_norm_eps"],
-        ),
-    ] {
-        world.edit_config(key, value)?;
-        world.refuses_model("m", &words)?;
-        std::fs::write(world.path("m/config.json"), &found)?;
+    let table = r#"
+        intermediate_size 256 => mlp.gate_proj & [256, 64]
+        vocab_size 4000 => embed_tokens & [4000, 64]
+        num_hidden_layers 3 => model.layers.2. & no such tensor
+        tie_word_embeddings false => lm_head.weight & no such tensor
+        hidden_size -1 => config.json & hidden_size
+        num_attention_heads "four" => config.json & num_attention_heads
+        num_key_value_heads 3 => config.json & num_key_value_heads
+        model_type "mamba" => config.json & mamba
+        rms_norm_eps "small" => config.json & rms_norm_eps
+    "#;
+    for (change, said) in rows(table) {
+        let (key, value) = change.split_once(' ').ok_or("a key and its value")?;
+        let mut config: Value = serde_json::from_slice(&found)?;
+        config[key] = serde_json::from_str(value)?;
+        std::fs::write(world.path("m/config.json"), config.to_string())?;
+        world.refuses_model("m", said)?;
     }
+    std::fs::write(world.path("m/config.json"), &found)?;
     world.edit("m/config.json", |text| text.truncate(30))?;
-    world.refuses_model("m", &["m/config.json", "JSON"])
+    world.refuses_model("m", "m/config.json & JSON")
 }
 
 fn tokenizer() -> Result<(), Failed> {
     let world = World::new()?;
     world.edit("m/tokenizer.json", |text| text.truncate(500))?;
-    world.refuses_model("m", &["m", "tokenizer.json"])?;
+    world.refuses_model("m", "m & tokenizer.json")?;
     std::fs::remove_file(world.path("m/tokenizer.json"))?;
-    let words = ["m/tokenizer.json", "cannot read"];
     let eval = format!("eval m --ppl {TEXT}");
     for command in [
         eval.as_str(),
@@ -269,140 +205,95 @@ fn tokenizer() -> Result<(), Failed> {
         "quantize m --no-eval --dry-run",
         "logits m --prompt x --out f",
     ] {
-        world.refuses(command, 2, &words)?;
+        world.refuses(command, 2, "m/tokenizer.json & cannot read")?;
     }
-    world.refuses(
-        "export m --format gguf --out e.gguf",
-        2,
-        &["m", "tokenizer"],
-    )?;
+    world.refuses("export m --format gguf --out e.gguf", 2, "m & tokenizer")?;
     world.refuses(
         &format!("generate {TINY} --prompt x --chat"),
         2,
-        &["chat_template"],
+        "chat_template",
     )
 }
 
 fn recipes() -> Result<(), Failed> {
     let world = World::new()?;
-    let good = succeeds(world.0.path(), &format!("quantize {NANO} --print-recipe"))?.out;
-    for (from, to, words) in [
-        ("seed", "sead", vec!["r.toml", "sead"]),
-        ("bits = 4", "bits = 4\nbitz = 4", vec!["r.toml", "bitz"]),
-        ("ctx", "context", vec!["r.toml", "context"]),
-        ("bits = 4", "", vec!["r.toml", "bits"]),
-        ("bits = 4", "bits = 9", vec!["stage.bits", "9"]),
-        ("bits = 4", "bits = -4", vec!["r.toml", "-4"]),
-        (
-            "group_size = 32",
-            "group_size = 24",
-            vec!["stage.group_size", "24"],
-        ),
-        ("float-min", "float-max", vec!["r.toml", "float-max"]),
-        ("rtn", "magic", vec!["r.toml", "magic"]),
-        (
-            "model.layers.*",
-            "model.blocks.*",
-            vec!["stage.include", "model.blocks.*"],
-        ),
-        ("ctx = 512", "ctx = 1", vec!["evaluate.ctx", "1"]),
-        ("\"packed\"", "\"zip\"", vec!["r.toml", "zip"]),
-        ("\"hf\"", "\"gguf\"", vec!["export.formats", "Gguf"]),
-        ("model = ", "model ", vec!["r.toml", "byte 6"]),
-        (
-            "embedded:heldout-2026",
-            "no.txt",
-            vec!["no.txt", "cannot read"],
-        ),
-    ] {
+    let good = succeeds(&world.0, &format!("quantize {NANO} --print-recipe"))?.out;
+    let table = r#"
+        seed => sead => r.toml & sead
+        bits = 4 => bits = 4\nbitz = 4 => r.toml & bitz
+        ctx => context => r.toml & context
+        bits = 4 => # => r.toml & bits
+        bits = 4 => bits = 9 => stage.bits & 9
+        bits = 4 => bits = -4 => r.toml & -4
+        group_size = 32 => group_size = 24 => stage.group_size & 24
+        float-min => float-max => r.toml & float-max
+        rtn => magic => r.toml & magic
+        model.layers.* => model.blocks.* => stage.include & model.blocks.*
+        ctx = 512 => ctx = 1 => evaluate.ctx & 1
+        "packed" => "zip" => r.toml & zip
+        "hf" => "gguf" => export.formats & Gguf
+        model = => model => r.toml & byte 6
+        embedded:heldout-2026 => no.txt => no.txt & cannot read
+    "#;
+    for (from, change) in rows(table) {
+        let (to, said) = change
+            .split_once(" => ")
+            .ok_or("a text instead, and what is said")?;
         assert!(good.contains(from), "no {from} in {good}");
-        std::fs::write(world.path("r.toml"), good.replace(from, to))?;
-        world.refuses("compress r.toml --out new/q", 2, &words)?;
+        std::fs::write(
+            world.path("r.toml"),
+            good.replace(from, &to.replace("\\n", "\n")),
+        )?;
+        world.refuses("compress r.toml --out new/q", 2, said)?;
     }
     std::fs::write(world.path("r.toml"), [255, 254])?;
-    world.refuses("compress r.toml", 2, &["r.toml", "UTF-8"])?;
-    world.refuses("compress none.toml", 2, &["none.toml", "cannot read"])?;
-    world.refuses("compress m", 2, &["m", "cannot read"])
+    world.refuses("compress r.toml", 2, "r.toml & UTF-8")?;
+    world.refuses("compress none.toml", 2, "none.toml & cannot read")?;
+    world.refuses("compress m", 2, "m & cannot read")
 }
 
 fn texts() -> Result<(), Failed> {
     let world = World::new()?;
     std::fs::write(world.path("bad.txt"), b"good\xff")?;
     std::fs::write(world.path("short.txt"), "A few words.")?;
-    for command in ["eval m", "quantize m --out new/q"] {
-        world.refuses(
-            &format!("{command} --ppl none.txt"),
-            2,
-            &["none.txt", "cannot read"],
-        )?;
-        world.refuses(&format!("{command} --ppl m"), 2, &["m", "cannot read"])?;
-        world.refuses(
-            &format!("{command} --ppl bad.txt"),
-            2,
-            &["bad.txt", "byte 4", "UTF-8"],
-        )?;
-        world.refuses(
-            &format!("{command} --ppl short.txt"),
-            2,
-            &["window of 512 tokens"],
-        )?;
-        world.refuses(
-            &format!("{command} --ppl embedded:x"),
-            2,
-            &["embedded:x", TEXT],
-        )?;
-        world.refuses(
-            &format!("{command} --ppl {TEXT} --max-tokens 0"),
-            2,
-            &["0 tokens"],
-        )?;
-        world.refuses(
-            &format!("{command} --ppl {TEXT} --ctx {}", usize::MAX),
-            2,
-            &["window of"],
-        )?;
+    let table = format!(
+        "none.txt => none.txt & cannot read
+        m => m & cannot read
+        bad.txt => bad.txt & byte 4 & UTF-8
+        short.txt => window of 512 tokens
+        embedded:x => embedded:x & {TEXT}
+        {TEXT} --max-tokens 0 => 0 tokens
+        {TEXT} --ctx {} => window of",
+        usize::MAX
+    );
+    for (text, said) in rows(&table) {
+        world.refuses(&format!("eval m --ppl {text}"), 2, said)?;
+        world.refuses(&format!("quantize m --out new/q --ppl {text}"), 2, said)?;
     }
-    world.refuses(&format!("eval m --ppl {TEXT} --ctx 1"), 2, &["--ctx", "1"])?;
-    world.refuses(
-        &format!("eval m --ppl {TEXT} --ctx 2 --convention llama.cpp"),
-        2,
-        &["--ctx", "2"],
-    )
+    world.refuses(&format!("eval m --ppl {TEXT} --ctx 1"), 2, "--ctx & 1")?;
+    let second_half = format!("eval m --ppl {TEXT} --ctx 2 --convention llama.cpp");
+    world.refuses(&second_half, 2, "--ctx & 2")
 }
 
 fn arguments() -> Result<(), Failed> {
     let world = World::new()?;
-    for (arguments, words) in [
-        (
-            "generate m --prompt x --temperature nan",
-            ["--temperature", "NaN"],
-        ),
-        (
-            "generate m --prompt x --temperature -1",
-            ["--temperature", "-1"],
-        ),
-        ("generate m --prompt=", ["--prompt", "0 tokens"]),
-        ("logits m --tokens 1,4096 --out f", ["token id", "4096"]),
-        ("logits m --prompt= --out f", ["--prompt", "none"]),
-        ("quantize m --out q --bits 0", ["stage.bits", "0"]),
-        (
-            "quantize m --out q --bits 1 --grid absmax-symmetric",
-            ["stage.bits", "1"],
-        ),
-        (
-            "quantize m --out q --group-size 8",
-            ["stage.group_size", "8"],
-        ),
-        ("quantize m --out q --type q4_k", ["--type", "q4_k"]),
-        (
-            "quantize m --out q --type q4_0 --grid float-min",
-            ["--type", "q4_0"],
-        ),
-        ("quantize m --out q --include [", ["stage.include", "["]),
-        ("quantize m --out q --exclude *", ["stage.include", "none"]),
-        ("inspect m --backend direct3d", ["--backend", "direct3d"]),
-    ] {
-        world.refuses(arguments, 2, &words)?;
+    let table = "
+        generate m --prompt x --temperature nan => --temperature & NaN
+        generate m --prompt x --temperature -1 => --temperature & -1
+        generate m --prompt= => --prompt & 0 tokens
+        logits m --tokens 1,4096 --out f => token id & 4096
+        logits m --prompt= --out f => --prompt & none
+        quantize m --out q --bits 0 => stage.bits & 0
+        quantize m --out q --bits 1 --grid absmax-symmetric => stage.bits & 1
+        quantize m --out q --group-size 8 => stage.group_size & 8
+        quantize m --out q --type q4_k => --type & q4_k
+        quantize m --out q --type q4_0 --grid float-min => --type & q4_0
+        quantize m --out q --include [ => stage.include & [
+        quantize m --out q --exclude * => stage.include & none
+        inspect m --backend direct3d => --backend & direct3d
+    ";
+    for (arguments, said) in rows(table) {
+        world.refuses(arguments, 2, said)?;
     }
     // Mistakes of usage are told by the parser, in its own more than one line.
     for wrong in [
@@ -413,7 +304,7 @@ fn arguments() -> Result<(), Failed> {
         "inspect m --bits 4",
         "inspect m --vram-budget much",
     ] {
-        let run: Run = command(world.0.path(), wrong).output()?.into();
+        let run = lopper(&world.0, wrong)?;
         assert!(
             run.code == Some(2) && run.out.is_empty() && !run.err.is_empty(),
             "lopper {wrong}: {run}"
@@ -426,12 +317,12 @@ fn devices() -> Result<(), Failed> {
     let world = World::new()?;
     for device in ["auto", "gpu", "checked"] {
         let eval = format!("eval m --ppl {TEXT} --adapter nonesuch --device {device}");
-        world.refuses(&eval, 3, &["no GPU adapter", "nonesuch"])?;
+        world.refuses(&eval, 3, "no GPU adapter & nonesuch")?;
     }
     world.refuses(
         "quantize m --out new/q --adapter nonesuch --device gpu",
         3,
-        &["nonesuch"],
+        "nonesuch",
     )
 }
 
@@ -444,32 +335,31 @@ fn outputs() -> Result<(), Failed> {
     let hf = "export m --format hf --out OUT";
     let gguf = "export m --format gguf --out OUT";
     for command in [logits, quantize, hf, gguf] {
-        let refuses =
-            |out: &str, words: &[&str]| world.refuses(&command.replace("OUT", out), 4, words);
-        refuses("file/below/it", &["file/below/it", "cannot write"])?;
-        refuses("file", &["file", "--force"])?;
+        let refuses = |out: &str, said: &str| world.refuses(&command.replace("OUT", out), 4, said);
+        refuses("file/below/it", "file/below/it & cannot write")?;
+        refuses("file", "file & --force")?;
         if cfg!(target_os = "linux") {
-            refuses("/proc/lopper", &["/proc/lopper", "cannot write"])?;
+            refuses("/proc/lopper", "/proc/lopper & cannot write")?;
         }
         // --force replaces results, not what they are made from, nor a stranger's folder.
-        refuses("m --force", &["m: cannot write"])?;
-        refuses("home --force", &["home: cannot write"])?;
+        refuses("m --force", "m: cannot write")?;
+        refuses("home --force", "home: cannot write")?;
     }
     for command in [quantize, hf] {
         world.refuses(
             &command.replace("OUT", "file --force"),
             4,
-            &["a file stands there"],
+            "a file stands there",
         )?;
     }
     let inspect = "inspect m --json=OUT";
     world.refuses(
         &inspect.replace("OUT", "none/x.json"),
         4,
-        &["none/x.json", "cannot write"],
+        "none/x.json & cannot write",
     )?;
-    world.refuses(&inspect.replace("OUT", "m"), 4, &["m: cannot write"])?;
-    succeeds(world.0.path(), &gguf.replace("OUT", "m.gguf"))?;
+    world.refuses(&inspect.replace("OUT", "m"), 4, "m: cannot write")?;
+    succeeds(&world.0, &gguf.replace("OUT", "m.gguf"))?;
     let onto_itself = "export m.gguf --format gguf --out m.gguf --force";
-    world.refuses(onto_itself, 4, &["m.gguf", "the model itself"])
+    world.refuses(onto_itself, 4, "m.gguf & the model itself")
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use libtest_mimic::{Failed, Trial};
 use serde_json::Value;
 
-use crate::program::{lopper, read_json, snapshot, succeeds};
+use crate::numbers::{Within, assert_close};
+use crate::program::{NANO, lopper, read_json, rows, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("cli::prune": uniform, non_uniform, then_quantize, refused);
@@ -53,15 +54,12 @@ fn uniform() -> Result<(), Failed> {
             Some(2 * weights(block)),
         ]
     };
-    if counts(parent) != expected(block(4, 2, 192)) || counts(after) != expected(block(2, 1, 96)) {
-        return Err(format!("{:?} -> {:?}", counts(parent), counts(after)).into());
-    }
+    assert_eq!(counts(parent), expected(block(4, 2, 192)));
+    assert_eq!(counts(after), expected(block(2, 1, 96)));
     let measured = after["perplexity"]["value"].as_f64().ok_or("measured")?;
     for model in ["o/hf", "o/model.gguf"] {
         let found = perplexity(folder, model)?;
-        if (found / measured - 1.0).abs() > 1e-5 {
-            return Err(format!("{model}: {found}, in the manifest {measured}").into());
-        }
+        assert_close(model, &[found], &[measured], Within::Each(1e-5));
     }
     Ok(())
 }
@@ -78,15 +76,13 @@ fn non_uniform() -> Result<(), Failed> {
     let measured = measured.ok_or("measured")?;
     for model in ["o/packed", "o/model.gguf"] {
         let found = perplexity(folder, model)?;
-        if (found / measured - 1.0).abs() > 1e-5 {
-            return Err(format!("{model}: {found}, in the manifest {measured}").into());
-        }
+        assert_close(model, &[found], &[measured], Within::Each(1e-5));
         let shown = succeeds(folder, &format!("inspect {model} --json=i.json"))?;
         let widths = read_json(folder.join("i.json"))?["intermediate_size"].clone();
         let list: Vec<u64> = serde_json::from_value(widths)?;
-        if list.len() != 2 || list[0] == list[1] || list.iter().any(|width| width % 8 != 0) {
-            return Err(format!("{model}: {list:?}, {}", shown.out).into());
-        }
+        let unlike = list.len() == 2 && list[0] != list[1];
+        let whole = list.iter().all(|width| width % 8 == 0);
+        assert!(unlike && whole, "{model}: {list:?}, {shown}");
     }
     Ok(())
 }
@@ -119,14 +115,15 @@ formats = ["gguf", "packed"]
     let manifest = read_json(folder.join("o/manifest.json"))?;
     let measured = manifest["stages"][1]["figures"]["perplexity"]["value"].as_f64();
     let found = perplexity(folder, "o/packed")?;
-    if !measured.is_some_and(|measured| (found / measured - 1.0).abs() < 1e-5) {
-        return Err(format!("{found}, {measured:?}").into());
-    }
+    assert_close(
+        "o/packed",
+        &[found],
+        &[measured.ok_or("measured")?],
+        Within::Each(1e-5),
+    );
     succeeds(folder, "inspect o/model.gguf --json=i.json")?;
-    match read_json(folder.join("i.json"))?["layers"].as_u64() {
-        Some(4) => Ok(()),
-        other => Err(format!("{other:?} layers").into()),
-    }
+    assert_eq!(read_json(folder.join("i.json"))?["layers"], 4);
+    Ok(())
 }
 
 /// What cannot be is said before anything is written.
@@ -139,65 +136,25 @@ fn refused() -> Result<(), Failed> {
         "model = \"embedded:nano-llama\"\n[[stage]]\nkind = \"quantize\"\nbits = 8\n[[stage]]\nkind = \"prune\"\nratio = 0.5\n",
     )?;
     let before = snapshot(folder)?;
-    for (rest, words) in [
-        (
-            "prune embedded:nano-llama --out o --ratio 0",
-            "stage.ratio`: expected more than 0",
-        ),
-        (
-            "prune embedded:nano-llama --out o --ratio 1",
-            "less than 1, found 1",
-        ),
-        (
-            "prune embedded:nano-llama --out o --ratio 0.5 --protect-first 2",
-            "model's 2 layers",
-        ),
-        (
-            "prune embedded:nano-llama --out o --ratio 0.5 --protect-last 1",
-            "non_uniform",
-        ),
-        (
-            "prune embedded:nano-llama --out o --ratio 0.5 --ranking global",
-            "non_uniform",
-        ),
-        (
-            "prune embedded:nano-llama --out o --ratio 0.5 --calib short.txt",
-            "10 x 64 tokens from token 0",
-        ),
-        (
-            "prune embedded:nano-llama --out o --ratio 0.5 --samples 0",
-            "calibration samples",
-        ),
-        (
-            "prune embedded:nano-llama --out o --ratio 0.5 --length 1",
-            "calibration length",
-        ),
-        (
-            "prune embedded:nano-llama --out o --ratio 0.5 --score best",
-            "found best",
-        ),
-        ("compress quantize.toml --out o", "prune before quantize"),
-        (
-            "scores embedded:nano-llama --out s --score best",
-            "found best",
-        ),
-        (
-            "scores embedded:nano-llama --out s --score l1 --groups heads",
-            "found heads",
-        ),
-        (
-            "scores embedded:nano-llama --out s --score param_first --token-file short.txt",
-            "short.txt",
-        ),
-        (
-            "scores embedded:nano-llama --out s --score param_first --calib none.txt",
-            "none.txt",
-        ),
-    ] {
-        let run = lopper(folder, &format!("{rest} --device cpu"))?;
-        if run.code != Some(2) || !run.err.contains(words) {
-            return Err(format!("{rest}: exit {:?}: {}", run.code, run.err).into());
-        }
+    let table = "
+        prune NANO --out o --ratio 0 => stage.ratio`: expected more than 0
+        prune NANO --out o --ratio 1 => less than 1, found 1
+        prune NANO --out o --ratio 0.5 --protect-first 2 => model's 2 layers
+        prune NANO --out o --ratio 0.5 --protect-last 1 => non_uniform
+        prune NANO --out o --ratio 0.5 --ranking global => non_uniform
+        prune NANO --out o --ratio 0.5 --calib short.txt => 10 x 64 tokens from token 0
+        prune NANO --out o --ratio 0.5 --samples 0 => calibration samples
+        prune NANO --out o --ratio 0.5 --length 1 => calibration length
+        prune NANO --out o --ratio 0.5 --score best => found best
+        compress quantize.toml --out o => prune before quantize
+        scores NANO --out s --score best => found best
+        scores NANO --out s --score l1 --groups heads => found heads
+        scores NANO --out s --score param_first --token-file short.txt => short.txt
+        scores NANO --out s --score param_first --calib none.txt => none.txt
+    ";
+    for (command, said) in rows(table) {
+        let command = command.replace("NANO", NANO);
+        lopper(folder, &format!("{command} --device cpu"))?.refused(2, said);
     }
     assert!(snapshot(folder)? == before, "something was written");
     Ok(())
@@ -218,9 +175,10 @@ fn scores() -> Result<(), Failed> {
     )?;
     let found = read_json(folder.join("s.json"))?;
     // Seven scores of two groups in each of two layers, of the hidden width and of layers; norms of 14 modules.
-    if found["tensors"].as_u64() != Some(7 * 6 + 14) || found["tokens"].as_u64() != Some(60) {
-        return Err(format!("{found}: {}", run.out).into());
-    }
+    assert!(
+        found["tensors"] == 7 * 6 + 14 && found["tokens"] == 60,
+        "{found}: {run}"
+    );
     let shown = succeeds(folder, "inspect embedded:nano-llama --groups")?.out;
     for line in [
         "ffn.0",
