@@ -135,6 +135,16 @@ pub fn engines_agree(quantize: &str, engines: [&str; 2], limit: f64) -> Result<(
 
 /// Rows of a table of tests, one a line: what is tried, `=>`, and what must come of it.
 pub fn rows(table: &str) -> impl Iterator<Item = (&str, &str)> {
-    let lines = table.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines.map(|line| line.split_once(" => ").expect("a row has two sides"))
+    let lines = table.lines().filter(|line| !line.trim().is_empty());
+    lines.map(|line| {
+        let (left, right) = line.split_once(" => ").expect("a row has two sides");
+        (left.trim(), right.trim_end())
+    })
+}
+
+/// The value has each field of a list.
+pub fn has_fields(value: &Value, fields: &str) {
+    for field in fields.split_whitespace() {
+        assert!(value.get(field).is_some(), "no field `{field}` in {value}");
+    }
 }

@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 use crate::machine::gpu_trial;
 use crate::program::{
-    NANO, Run, SHORT, TEXT, TINY, command, lopper, read_json, sha256, snapshot, succeeds,
+    NANO, Run, SHORT, TEXT, TINY, command, has_fields, lopper, read_json, sha256, snapshot,
+    succeeds,
 };
 
 pub fn trials() -> Vec<Trial> {
@@ -22,19 +23,10 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-fn has_fields(value: &Value, fields: &str) -> Result<(), Failed> {
-    for field in fields.split_whitespace() {
-        assert!(value.get(field).is_some(), "no field `{field}` in {value}");
-    }
-    Ok(())
-}
-
 /// The perplexity that `eval` gives a model of the folder.
 fn perplexity(folder: impl AsRef<Path>, model: &str) -> Result<f64, Failed> {
-    let run = succeeds(
-        folder,
-        &format!("eval {model} --ppl {TEXT} {SHORT} --json=-"),
-    )?;
+    let eval = format!("eval {model} --ppl {TEXT} {SHORT} --json=-");
+    let run = succeeds(folder, &eval)?;
     let value = run.json()?["perplexity"]["value"].as_f64();
     value.ok_or_else(|| format!("no perplexity in {}", run.out).into())
 }
@@ -44,12 +36,9 @@ fn devices() -> Result<(), Failed> {
     let run = lopper(&folder, "devices --json=-")?;
     let json = run.json()?;
     let list = json.as_array().ok_or("devices gives an array")?;
-    assert!(
-        !crate::machine::has_gpu() || !list.is_empty(),
-        "the list is empty"
-    );
+    assert!(!list.is_empty() || !crate::machine::has_gpu());
     for device in list {
-        has_fields(device, "name backend type driver tier limits features")?;
+        has_fields(device, "name backend type driver tier limits features");
     }
     let none = lopper(&folder, "devices --adapter nonesuch --json=-")?;
     assert!(none.json()? == Value::Array(vec![]), "{none}");
@@ -59,7 +48,7 @@ fn devices() -> Result<(), Failed> {
 fn inspect() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let json = succeeds(&folder, &format!("inspect {TINY} --json=-"))?.json()?;
-    has_fields(&json, "schema model family parameters bytes bytes_f16")?;
+    has_fields(&json, "schema model family parameters bytes bytes_f16");
     let tensors = json["tensors"].as_array().ok_or("no tensors")?;
     let sum: u64 = tensors.iter().filter_map(|t| t["bytes"].as_u64()).sum();
     assert!(
@@ -77,9 +66,9 @@ fn eval() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let arguments = format!("eval {TINY} --ppl {TEXT} --ctx 256 --max-tokens 8192 --json=-");
     let json = succeeds(&folder, &arguments)?.json()?;
-    has_fields(&json, "schema model perplexity")?;
+    has_fields(&json, "schema model perplexity");
     let figure = &json["perplexity"];
-    has_fields(figure, "value stderr ctx tokens_scored convention")?;
+    has_fields(figure, "value stderr ctx tokens_scored convention");
     let value = figure["value"].as_f64().unwrap_or(f64::NAN);
     assert!((value - 57.70).abs() <= 0.05, "perplexity {value}");
     assert!(
@@ -103,39 +92,25 @@ fn eval() -> Result<(), Failed> {
     );
     let long = format!("eval {NANO} --ppl {TEXT} --ctx 1024 --max-tokens 1024");
     let long = succeeds(&folder, &long)?;
-    assert!(
-        long.err.contains("context of 512"),
-        "no warning about the context: {}",
-        long.err
-    );
+    assert!(long.err.contains("context of 512"), "{long}");
     Ok(())
 }
 
 fn generate() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let greedy = format!("generate {TINY} --prompt People -n 24 --json=-");
-    let (first, second) = (
-        succeeds(&folder, &greedy)?.json()?,
-        succeeds(&folder, &greedy)?.json()?,
-    );
+    let first = succeeds(&folder, &greedy)?.json()?;
+    let second = succeeds(&folder, &greedy)?.json()?;
     let tokens = |json: &Value| json["tokens"].as_array().map_or(0, Vec::len);
     let text = first["text"].as_str().unwrap_or_default();
     assert!(!text.trim().is_empty() && tokens(&first) == 24, "{first}");
-    assert!(
-        first["tokens"] == second["tokens"],
-        "{first} is not {second}"
-    );
+    assert_eq!(first["tokens"], second["tokens"]);
     let printed = succeeds(&folder, &greedy.replace(" --json=-", ""))?.out;
     assert_eq!(printed, format!("People{text}\n"));
     let drawn = format!("{greedy} --temperature 1.5 --seed");
-    let (seven, eight) = (
-        succeeds(&folder, &format!("{drawn} 7"))?.json()?,
-        succeeds(&folder, &format!("{drawn} 8"))?.json()?,
-    );
-    assert!(
-        seven["tokens"] != eight["tokens"],
-        "the seed changes nothing"
-    );
+    let seven = succeeds(&folder, &format!("{drawn} 7"))?.json()?;
+    let eight = succeeds(&folder, &format!("{drawn} 8"))?.json()?;
+    assert_ne!(seven["tokens"], eight["tokens"]);
     let none = succeeds(&folder, &greedy.replace("24", "0"))?.json()?;
     assert!(tokens(&none) == 0 && none["text"] == "", "{none}");
     // However many are asked for, the model's context is the limit.
@@ -150,34 +125,21 @@ fn logits() -> Result<(), Failed> {
     let path = folder.path().join("l.safetensors");
     let file = Safetensors::open(Source::open(&path)?)?;
     let ids = file.get("input_ids").ok_or("no input_ids")?;
-    let wanted: Vec<u8> = [5i64, 6, 7]
-        .iter()
-        .flat_map(|id| id.to_le_bytes())
-        .collect();
+    let wanted = [5i64, 6, 7].map(i64::to_le_bytes).concat();
     assert!(ids.shape == [1, 3] && ids.bytes == wanted, "{ids:?}");
-    let shapes = [
-        ("logits", 4096),
-        ("hidden.0", 64),
-        ("hidden.1", 64),
-        ("hidden.2", 64),
-    ];
-    for (name, width) in shapes {
+    for name in ["logits", "hidden.0", "hidden.1", "hidden.2"] {
+        let width = if name == "logits" { 4096 } else { 64 };
         let tensor = file.get(name).ok_or(format!("no {name}"))?;
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.bytes);
         let sound = values.iter().all(|v| v.is_finite()) && values.iter().any(|v| *v != 0.0);
-        assert!(
-            tensor.shape == [1, 3, width] && sound,
-            "{name}: {:?} {values:?}",
-            tensor.shape
-        );
+        assert_eq!(tensor.shape, [1, 3, width], "{name}");
+        assert!(sound, "{name}: {values:?}");
     }
     assert!(file.get("hidden.3").is_none(), "hidden.3");
     succeeds(&folder, &format!("{arguments} --force"))?;
     let again = Safetensors::open(Source::open(&path)?)?;
-    assert!(
-        again.get("hidden.0").is_none() && again.get("logits").is_some(),
-        "--force did not replace the file"
-    );
+    let replaced = again.get("hidden.0").is_none() && again.get("logits").is_some();
+    assert!(replaced, "--force did not replace the file");
     Ok(())
 }
 
@@ -185,13 +147,12 @@ fn compress() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let out = folder.path().join("new/out");
     let json = succeeds(&folder, "compress --out new/out --json=-")?.json()?;
-    let text = std::fs::read(out.join("manifest.json"))?;
-    let manifest: Value = serde_json::from_slice(&text)?;
+    let manifest = read_json(out.join("manifest.json"))?;
     assert!(json == manifest, "--json differs from the manifest");
     let fields = "schema lopper recipe_sha256 seed device parent stages outputs";
-    has_fields(&manifest, fields)?;
+    has_fields(&manifest, fields);
     let stage = &manifest["stages"][0];
-    has_fields(stage, "name seconds peak_vram figures")?;
+    has_fields(stage, "name seconds peak_vram figures");
     let value = |figures: &Value| figures["perplexity"]["value"].as_f64().unwrap_or(f64::NAN);
     let (before, after) = (value(&manifest["parent"]), value(&stage["figures"]));
     assert!(
@@ -218,18 +179,12 @@ fn compress() -> Result<(), Failed> {
     let stands = snapshot(&folder)?;
     let smaller = format!("quantize {NANO} --no-eval --out new/out");
     let refused = lopper(&folder, &format!("{smaller} --device cpu"))?;
-    assert!(
-        refused.code == Some(4) && refused.err.contains("--force"),
-        "{refused}"
-    );
+    refused.refused(4, "--force");
     assert!(snapshot(&folder)? == stands, "the old output changed");
     succeeds(&folder, &format!("{smaller} --force"))?;
     let replaced = snapshot(&folder)?;
-    assert!(
-        replaced.get(Path::new("new/out/model.gguf"))
-            != stands.get(Path::new("new/out/model.gguf")),
-        "--force replaced nothing"
-    );
+    let gguf = Path::new("new/out/model.gguf");
+    assert_ne!(replaced.get(gguf), stands.get(gguf));
     assert!(replaced.len() == stands.len(), "{replaced:?}");
     Ok(())
 }
@@ -241,18 +196,13 @@ fn recipe_printed_is_recipe_read() -> Result<(), Failed> {
     std::fs::write(folder.path().join("r.toml"), &printed)?;
     let direct = succeeds(&folder, &format!("{flags} --out a --json=-"))?.json()?;
     let by_recipe = succeeds(&folder, "compress r.toml --out b --json=-")?.json()?;
-    assert!(
-        direct["outputs"] == by_recipe["outputs"],
-        "{direct} is not {by_recipe}"
-    );
+    assert_eq!(direct["outputs"], by_recipe["outputs"]);
     let again = succeeds(&folder, "compress r.toml --print-recipe")?.out;
     assert_eq!(again, printed);
     let other = format!("compress r.toml --model {TINY} --seed 3 --print-recipe");
     let other = succeeds(&folder, &other)?.out;
-    assert!(
-        other.contains(TINY) && other.contains("seed = 3"),
-        "{other}"
-    );
+    let changed = other.contains(TINY) && other.contains("seed = 3");
+    assert!(changed, "{other}");
     Ok(())
 }
 
@@ -273,10 +223,8 @@ fn exports_open_again() -> Result<(), Failed> {
     let packed = perplexity(&folder, "q/packed")?;
     let gguf = perplexity(&folder, "q/model.gguf")?;
     let hf = perplexity(&folder, "q/hf")?;
-    assert!(
-        packed == gguf && packed != perplexity(&folder, TINY)?,
-        "packed {packed}, gguf {gguf}"
-    );
+    assert_eq!(packed, gguf);
+    assert_ne!(packed, perplexity(&folder, TINY)?);
     // The folder for transformers is rounded to f16 once more.
     assert!((hf / packed - 1.0).abs() < 1e-3, "packed {packed}, hf {hf}");
     // From each to each; the artifact's folder stands for its packed model.
@@ -297,22 +245,17 @@ fn exports_open_again() -> Result<(), Failed> {
 
 fn gguf_rounding_is_announced() -> Result<(), Failed> {
     let folder = TempDir::new()?;
-    for (index, (flags, warns)) in [
+    for (flags, warns) in [
         ("--bits 3", true),
         ("--group-size 64", true),
         ("--bits 5", false),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let quantize = format!("quantize {NANO} --no-eval {flags} --out {index}");
-        let run = succeeds(&folder, &quantize)?;
-        let warned = run.err.contains("warning:") && run.err.contains("f16");
-        assert!(warned == warns, "{flags}: {run}");
-        let export = format!("export {index} --format gguf --out {index}.gguf");
-        let run = succeeds(&folder, &export)?;
-        let warned = run.err.contains("warning:") && run.err.contains("f16");
-        assert!(warned == warns, "export {flags}: {run}");
+    ] {
+        let quantize = format!("quantize {NANO} --no-eval {flags} --out q --force");
+        for command in [&quantize, "export q --format gguf --out q.gguf --force"] {
+            let run = succeeds(&folder, command)?;
+            let warned = run.err.contains("warning:") && run.err.contains("f16");
+            assert!(warned == warns, "{command} after {flags}: {run}");
+        }
     }
     Ok(())
 }
@@ -339,10 +282,7 @@ fn without_adapter() -> Result<(), Failed> {
     if !cfg!(target_os = "linux") {
         return Ok(());
     }
-    assert!(
-        gpu.code == Some(3) && gpu.err.contains("error: no GPU adapter"),
-        "{gpu}"
-    );
+    gpu.refused(3, "error: no GPU adapter");
     let auto = run("auto")?;
     let notes = auto.err.lines().filter(|line| line.starts_with("note: "));
     assert!(

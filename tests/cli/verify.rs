@@ -5,7 +5,7 @@ use lopper::gpu::{Selector, adapters};
 use serde_json::Value;
 
 use crate::machine::gpu_trial;
-use crate::program::lopper;
+use crate::program::{Run, has_fields, lopper};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("cli_verify":
@@ -25,22 +25,14 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-fn run(arguments: &str, code: i32) -> Result<(String, String), Failed> {
-    let folder = tempfile::tempdir()?;
-    let run = lopper(&folder, arguments)?;
-    if run.code == Some(code) {
-        return Ok((run.out, run.err));
-    }
-    Err(format!(
-        "{arguments}: exit code {:?}, not {code}: {}{}",
-        run.code, run.out, run.err
-    )
-    .into())
+fn run(arguments: &str, code: i32) -> Result<Run, Failed> {
+    let run = lopper(tempfile::tempdir()?, arguments)?;
+    assert!(run.code == Some(code), "{arguments}: not {code}: {run}");
+    Ok(run)
 }
 
 fn verify(arguments: &str, code: i32) -> Result<Value, Failed> {
-    let (out, _) = run(&format!("verify {arguments} --json=-"), code)?;
-    Ok(serde_json::from_str(&out)?)
+    run(&format!("verify {arguments} --json=-"), code)?.json()
 }
 
 fn rows(report: &Value) -> Result<&Vec<Value>, Failed> {
@@ -54,8 +46,7 @@ fn known_names_are_offered() -> Result<(), Failed> {
         ("matmul/tilde", "matmul/tiled"),
         ("shared/minifloats", "shared/minifloat"),
     ] {
-        let (_, err) = run(&format!("verify --kernel {wrong}"), 2)?;
-        assert!(err.contains(near), "{err}");
+        run(&format!("verify --kernel {wrong}"), 2)?.refused(2, near);
     }
     Ok(())
 }
@@ -71,21 +62,10 @@ fn rows_of_the_contract() -> Result<(), Failed> {
         "{report}"
     );
     for row in rows {
-        let fields = [
-            "kernel",
-            "case",
-            "tier",
-            "adapter",
-            "backend",
-            "driver",
-            "status",
-            "error",
-            "tolerance",
-            "reason",
-        ];
-        if let Some(field) = fields.iter().find(|field| row.get(**field).is_none()) {
-            return Err(format!("{field} is missing: {row}").into());
-        }
+        has_fields(
+            row,
+            "kernel case tier adapter backend driver status error tolerance reason",
+        );
         let within = row["error"]
             .as_f64()
             .is_some_and(|error| error <= row["tolerance"].as_f64().unwrap_or(0.0));
@@ -145,28 +125,22 @@ fn broken(inject: &str, reason: &str) -> Result<(), Failed> {
         .filter(|row| row["status"] == "fail")
         .collect();
     let same = rows(&report)?.len() == rows(&whole)?.len();
-    match failed[..] {
-        [row]
-            if same
-                && row["reason"]
-                    .as_str()
-                    .is_some_and(|text| text.contains(reason)) =>
-        {
-            Ok(())
-        }
-        _ => Err(report.to_string().into()),
-    }
+    let said = |row: &Value| {
+        row["reason"]
+            .as_str()
+            .is_some_and(|text| text.contains(reason))
+    };
+    assert!(same && matches!(failed[..], [row] if said(row)), "{report}");
+    Ok(())
 }
 
 fn user_shader_is_judged() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let source = std::fs::read_to_string("shaders/norm/rms.wgsl")?;
+    let verify = "verify --tier baseline --kernel norm/rms --shader mine.wgsl";
     let try_text = |text: &str, code: i32| -> Result<(), Failed> {
         std::fs::write(folder.path().join("mine.wgsl"), text)?;
-        let run = lopper(
-            &folder,
-            "verify --tier baseline --kernel norm/rms --shader mine.wgsl",
-        )?;
+        let run = lopper(&folder, verify)?;
         assert!(run.code == Some(code), "{run}");
         Ok(())
     };
@@ -178,42 +152,30 @@ fn user_shader_is_judged() -> Result<(), Failed> {
         folder.path().join("mine.wgsl"),
         source.replace("#import reduce", "#import nonsense"),
     )?;
-    let run = lopper(
-        &folder,
-        "verify --tier baseline --kernel norm/rms --shader mine.wgsl --fail-fast",
-    )?;
-    let told =
-        run.code == Some(1) && run.out.contains("nonsense") && !run.out.contains("process ended");
-    assert!(told, "{run}");
+    let run = lopper(&folder, &format!("{verify} --fail-fast"))?;
+    let told = run.out.contains("nonsense") && !run.out.contains("process ended");
+    assert!(run.code == Some(1) && told, "{run}");
     Ok(())
 }
 
 fn bench_rows() -> Result<(), Failed> {
-    let (out, _) = run("bench kernels --kernel residual/add -o json", 0)?;
-    let report: Value = serde_json::from_str(&out)?;
+    let report = run("bench kernels --kernel residual/add -o json", 0)?.json()?;
     let rows = report.as_array().ok_or("rows")?;
     for row in rows {
         let positive = ["us", "gbps", "percent_of_ceiling"]
             .iter()
             .all(|key| row[*key].as_f64().is_some_and(|v| v > 0.0));
-        if !positive || row["verified"] != true || row["kernel"] != "residual/add" {
-            return Err(row.to_string().into());
-        }
+        let right = row["verified"] == true && row["kernel"] == "residual/add";
+        assert!(positive && right, "{row}");
     }
-    if rows.is_empty() {
-        Err("no row".into())
-    } else {
-        Ok(())
-    }
+    assert!(!rows.is_empty(), "no row");
+    Ok(())
 }
 
 /// llama-bench's names, and rates that follow from its samples.
 fn bench_model_rows() -> Result<(), Failed> {
-    let (out, _) = run(
-        "bench model embedded:nano-llama --device cpu -p 16,32 -n 4 -d 8 -r 3 -o json",
-        0,
-    )?;
-    let report: Value = serde_json::from_str(&out)?;
+    let bench = "bench model embedded:nano-llama --device cpu";
+    let report = run(&format!("{bench} -p 16,32 -n 4 -d 8 -r 3 -o json"), 0)?.json()?;
     let rows = report.as_array().ok_or("rows")?;
     let tests: Vec<_> = rows
         .iter()
@@ -236,20 +198,14 @@ fn bench_model_rows() -> Result<(), Failed> {
                 .as_f64()
                 .is_some_and(|v| (v / value - 1.0).abs() < 1e-3)
         };
-        let names = [
-            "model_filename",
-            "model_type",
-            "model_size",
-            "model_n_params",
-            "test_time",
-            "stddev_ts",
-        ];
-        let named = names.iter().all(|name| row.get(*name).is_some());
-        if samples.len() != 3 || !named || !near("avg_ns", mean_ns) || !near("avg_ts", mean_ts) {
-            return Err(row.to_string().into());
-        }
+        has_fields(
+            row,
+            "model_filename model_type model_size model_n_params test_time stddev_ts",
+        );
+        let rates = near("avg_ns", mean_ns) && near("avg_ts", mean_ts);
+        assert!(samples.len() == 3 && rates, "{row}");
     }
-    run("bench model embedded:nano-llama --device cpu -p 600", 2).map(drop)
+    run(&format!("{bench} -p 600"), 2).map(drop)
 }
 
 fn bench_compare_judges_noise() -> Result<(), Failed> {
@@ -258,33 +214,22 @@ fn bench_compare_judges_noise() -> Result<(), Failed> {
     let write = |name: &str, rows: Vec<Value>| {
         std::fs::write(folder.path().join(name), Value::Array(rows).to_string())
     };
-    write(
-        "a.json",
-        vec![
-            row("same", 100.0),
-            row("faster", 100.0),
-            row("slower", 100.0),
-            row("gone", 1.0),
-        ],
-    )?;
-    write(
-        "b.json",
-        vec![
-            row("same", 103.0),
-            row("faster", 90.0),
-            row("slower", 110.0),
-        ],
-    )?;
-    let run = lopper(&folder, "bench --compare a.json b.json --json=-")?;
-    let report: Value = serde_json::from_str(&run.out)?;
+    let before = [
+        ("same", 100.0),
+        ("faster", 100.0),
+        ("slower", 100.0),
+        ("gone", 1.0),
+    ];
+    let after = [("same", 103.0), ("faster", 90.0), ("slower", 110.0)];
+    write("a.json", before.map(|(shape, us)| row(shape, us)).to_vec())?;
+    write("b.json", after.map(|(shape, us)| row(shape, us)).to_vec())?;
+    let report = lopper(&folder, "bench --compare a.json b.json --json=-")?.json()?;
     let judged: Vec<_> = rows(&report)?
         .iter()
         .map(|row| row["judgement"].as_str().unwrap_or_default())
         .collect();
     let missing = lopper(&folder, "bench --compare a.json nowhere.json")?;
-    if judged == ["within noise", "better", "worse"] && missing.code == Some(2) {
-        Ok(())
-    } else {
-        Err(run.out.into())
-    }
+    assert_eq!(judged, ["within noise", "better", "worse"]);
+    assert!(missing.code == Some(2), "{missing}");
+    Ok(())
 }

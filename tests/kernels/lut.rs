@@ -10,7 +10,7 @@ use lopper::tensor::{DType, WEIGHT_TYPES, weight_type};
 
 use crate::machine::open;
 use crate::numbers::relative_error;
-use crate::program::{TINY, engines_agree, lopper};
+use crate::program::{TINY, engines_agree, lopper, rows};
 
 pub fn trials() -> Vec<Trial> {
     suite!("lut":
@@ -157,24 +157,18 @@ fn a_model_of_two_bits() -> Result<(), Failed> {
 
 fn only_where_it_can() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
-    let quantize = "quantize embedded:tiny-llama --engine lut --out out --max-tokens 512";
-    for (arguments, wanted) in [
-        (format!("{quantize} --bits 5"), "1 to 4 bits"),
-        (format!("{quantize} --type nf4"), "1 to 4 bits"),
-        (
-            format!("{quantize} --bits 2 --group-size 16"),
-            "groups of 32",
-        ),
-        (format!("{quantize} --bits 2 --device cpu"), "a GPU"),
-        ("bench lut --bits 5".into(), "1..=4"),
-        ("bench lut --group-size 16".into(), "32 or more"),
-        (
-            "inspect embedded:tiny-llama --engine lut".into(),
-            "runs a model",
-        ),
-    ] {
-        let run = lopper(&folder, &arguments)?;
-        run.refused(2, wanted);
+    let table = "
+        QUANTIZE --bits 5 => 1 to 4 bits
+        QUANTIZE --type nf4 => 1 to 4 bits
+        QUANTIZE --bits 2 --group-size 16 => groups of 32
+        QUANTIZE --bits 2 --device cpu => a GPU
+        bench lut --bits 5 => 1..=4
+        bench lut --group-size 16 => 32 or more
+        inspect embedded:tiny-llama --engine lut => runs a model
+    ";
+    let quantize = format!("quantize {TINY} --engine lut --out out --max-tokens 512");
+    for (arguments, said) in rows(table) {
+        lopper(&folder, &arguments.replace("QUANTIZE", &quantize))?.refused(2, said);
         assert!(!folder.path().join("out").exists(), "{arguments}");
     }
     Ok(())

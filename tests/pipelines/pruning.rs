@@ -1,89 +1,60 @@
 //! Pruning: groups cut together, qualities that correct implementations reach, stages and what they refuse.
 
 use libtest_mimic::{Failed, Trial};
-use lopper::data::read_text;
 use lopper::device::{Device, HostTensor, Random};
-use lopper::gpu::Options;
+use lopper::error::Result as Outcome;
 use lopper::kernels::mask::weights::weights as mask;
 use lopper::kernels::score::Reduction;
-use lopper::measure::{Convention, perplexity};
 use lopper::methods::calibration::Rows;
 use lopper::methods::prune::Order;
 use lopper::methods::prune::score::{Score, sums};
 use lopper::model::{
-    Axis, Checkpoint, Compute, Config, Cut, Group, Layers, Llama, Pass, Pruned, TensorSpec,
-    Weights, Width, groups,
+    Axis, Checkpoint, Cut, Group, Layers, Pruned, TensorSpec, Weights, Width, groups,
 };
 use lopper::recipe::{Prune, Ranking, RatioOf, Scope};
-use lopper::tensor::{DType, Packed, WeightFormat};
+use lopper::tensor::{DType, Packed};
 
-use crate::machine::{device, gpu_trial};
+use crate::machine::on_each;
+use crate::models::{MapWeights, load, pass, speech_perplexity};
+use crate::numbers::{Within, assert_close};
+use crate::program::read_json;
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("pruning": quality, orders, parameters);
-    trials.extend([
-        Trial::test("pruning::any_group::cpu", || any_group(&Device::Cpu)),
-        gpu_trial("pruning::any_group::gpu".into(), || {
-            any_group(&device(Options::default())?)
-        }),
-    ]);
+    trials.extend(on_each("pruning::any_group", any_group));
     trials
 }
 
-fn pass(device: &Device) -> Pass<'_> {
-    Pass {
-        device,
-        compute: Compute::F32,
-    }
-}
-
-/// A model with some channels of some tensors at zero.
-struct Zeroed<'a> {
-    parent: &'a dyn Weights,
+/// What sets the channels of some groups' other units to zero as a tensor is loaded.
+fn zeroed<'a>(
     device: &'a Device,
-    /// Groups and the units that stay of each.
     cuts: Vec<(&'a Group, &'a [usize])>,
-}
-
-impl Weights for Zeroed<'_> {
-    fn config(&self) -> &Config {
-        self.parent.config()
-    }
-    fn specs(&self) -> &[TensorSpec] {
-        self.parent.specs()
-    }
-    fn load(&self, spec: &TensorSpec) -> lopper::error::Result<Packed> {
-        let weight = self.parent.load(spec)?;
+) -> impl Fn(&TensorSpec, Packed) -> Outcome<Packed> + 'a {
+    move |spec, weight| {
         let mut masks = [None, None];
-        let cuts = self.cuts.iter();
+        let cuts = cuts.iter();
         let members = cuts.flat_map(|cut| cut.0.members.iter().map(move |member| (cut, member)));
         for ((group, kept), member) in members.filter(|(_, m)| m.tensor == spec.name) {
             let channels = group.units * member.span;
             let stays = |channel: usize| u32::from(kept.contains(&(channel / member.span)));
             let mask: Vec<u32> = (0..channels).map(stays).collect();
             let mask = HostTensor::from_u32(&[channels], &mask);
-            masks[usize::from(member.axis == Axis::Columns)] =
-                Some(self.device.upload(&mask, "mask")?);
+            masks[usize::from(member.axis == Axis::Columns)] = Some(device.upload(&mask, "mask")?);
         }
         let (rows, columns) = (weight.rows, weight.columns);
         let values = HostTensor::from_f32(DType::F32, &[rows, columns], &weight.to_f32());
-        let values = self.device.upload(&values, &spec.name)?;
-        mask(self.device, masks[0].as_ref(), masks[1].as_ref(), &values)?;
-        let values = self.device.read(&values)?.to_f32();
+        let values = device.upload(&values, &spec.name)?;
+        mask(device, masks[0].as_ref(), masks[1].as_ref(), &values)?;
+        let values = device.read(&values)?.to_f32();
         Ok(Packed::from_f32(&values, rows, columns))
-    }
-    fn format(&self, spec: &TensorSpec) -> lopper::error::Result<WeightFormat> {
-        self.parent.format(spec)
     }
 }
 
 fn logits(device: &Device, weights: &dyn Weights) -> Result<Vec<f32>, Failed> {
-    let model = Llama::load(device, weights, |_, _| Ok(()))?;
     let mut random = Random::new(51);
     let vocabulary = weights.config().vocab_size as u32;
     let ids: Vec<u32> = (0..24).map(|_| random.below(vocabulary)).collect();
-    let (_, logits) = model.trace(&pass(device), &ids, 2, false)?;
-    Ok(logits.to_f32())
+    crate::models::logits(device, weights, &ids, 2)
 }
 
 /// Whatever group is cut, what is left runs, and every kept value is the original's. Cut channels of blocks are as good as
@@ -128,24 +99,18 @@ fn any_group(device: &Device) -> Result<(), Failed> {
                     places(Axis::Rows, before.rows),
                     places(Axis::Columns, before.columns),
                 );
-                if (after.rows, after.columns) != (rows.len(), columns.len()) {
-                    return Err(format!("{what}: shape of {}", spec.name).into());
-                }
+                let shape = (rows.len(), columns.len());
+                assert_eq!((after.rows, after.columns), shape, "{what}: {}", spec.name);
                 for (r, row) in rows.iter().enumerate() {
                     for (c, column) in columns.iter().enumerate() {
-                        if after.value(r, c) != before.value(*row, *column) {
-                            return Err(format!("{what}: {}[{r}, {c}]", spec.name).into());
-                        }
+                        let same = after.value(r, c) == before.value(*row, *column);
+                        assert!(same, "{what}: {}[{r}, {c}]", spec.name);
                     }
                 }
             }
             if group.layer.is_some() {
-                let zeroed = Zeroed {
-                    parent: &parent,
-                    device,
-                    cuts: vec![(&group, &kept)],
-                };
-                let wanted = logits(device, &zeroed)?;
+                let zeroed = zeroed(device, vec![(&group, &kept)]);
+                let wanted = logits(device, &MapWeights(&parent, &zeroed))?;
                 let worst = found
                     .iter()
                     .zip(&wanted)
@@ -166,27 +131,12 @@ fn quality() -> Result<(), Failed> {
     let parent = Checkpoint::open("embedded:tiny-llama")?;
     let tokenizer = parent.tokenizer()?;
     let rows = Rows::of_text("embedded:calibration", &tokenizer, 3000, 10, 64)?;
-    let mut tokens = tokenizer.encode(&read_text("embedded:heldout-2026")?, false)?;
-    tokens.truncate(8192);
-    let measured = |weights: &dyn Weights| -> Result<f64, Failed> {
-        let model = Llama::load(device, weights, |_, _| Ok(()))?;
-        let all = Convention::AllButFirst;
-        Ok(perplexity(
-            &model,
-            &pass(device),
-            &tokens,
-            256,
-            all,
-            None,
-            |_, _| Ok(()),
-        )?
-        .value)
-    };
+    let measured = |weights: &dyn Weights| speech_perplexity(&pass(device), weights, 8192);
     let channels: Vec<Group> = groups(parent.config(), parent.specs())
         .into_iter()
         .filter(|group| group.width == Width::FeedForward)
         .collect();
-    let model = Llama::load(device, &parent, |_, _| Ok(()))?;
+    let model = load(device, &parent)?;
     let sums = sums(
         Layers::Held(&model),
         &parent,
@@ -208,51 +158,34 @@ fn quality() -> Result<(), Failed> {
         }
         Ok(cut)
     };
-    let text = std::fs::read_to_string("assets/golden/quality.json")?;
-    let known: serde_json::Value = serde_json::from_str(&text)?;
+    let known = read_json("assets/golden/quality.json")?;
     let mut taylor = f64::INFINITY;
-    let mut wrong = Vec::new();
-    for score in Score::ALL
-        .into_iter()
-        .filter(|score| *score != Score::Random)
-    {
+    let scores = Score::ALL.into_iter();
+    for score in scores.filter(|score| *score != Score::Random) {
         let key = format!("drop 25% of FFN channels in every layer, {}", score.name());
         let expected = known[&key].as_f64().ok_or(key)?;
         let found = measured(&Pruned::new(&parent, device, cut(score, 0)?))?;
-        if (found / expected - 1.0).abs() > 0.01 {
-            wrong.push(format!(
-                "{}: perplexity {found:.3} for {expected:.3}",
-                score.name()
-            ));
-        }
+        assert_close(score.name(), &[found], &[expected], Within::Each(0.01));
         if matches!(
             score,
             Score::ParamFirst | Score::ParamSecond | Score::ParamMix
         ) {
             taylor = taylor.min(found);
         }
-        if std::env::var("LOPPER_SHOW_ERRORS").is_ok() {
-            wrong.push(format!("{}: {found:.4}, {expected:.4}", score.name()));
-        }
     }
     for seed in 0..8 {
         let found = measured(&Pruned::new(&parent, device, cut(Score::Random, seed)?))?;
-        if found < taylor {
-            wrong.push(format!("draw {seed}: {found:.3}, Taylor {taylor:.3}"));
-        }
+        assert!(
+            found >= taylor,
+            "draw {seed}: {found:.3}, Taylor {taylor:.3}"
+        );
     }
     let all = cut(Score::ParamFirst, 0)?;
     let kept = all.feed_forward.iter().map(Vec::as_slice);
-    let zeroed = measured(&Zeroed {
-        parent: &parent,
-        device,
-        cuts: channels.iter().zip(kept).collect(),
-    })?;
+    let zeros = zeroed(device, channels.iter().zip(kept).collect());
+    let zeroed = measured(&MapWeights(&parent, &zeros))?;
     let removed = measured(&Pruned::new(&parent, device, all.clone()))?;
-    if (removed / zeroed - 1.0).abs() > 5e-5 {
-        wrong.push(format!("cut {removed:.5}, zeroed {zeroed:.5}"));
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_close("cut, zeroed", &[removed], &[zeroed], Within::Each(5e-5));
     Ok(())
 }
 
@@ -267,17 +200,14 @@ fn orders() -> Result<(), Failed> {
     let order = |stage: &Prune| Order::new(stage, config, specs);
     let left = order(&stage()).map_err(|bad| format!("{bad:?}"))?.left;
     let widths = left.uniform().ok_or("uniform by default")?;
-    if (widths.intermediate_size, widths.heads, widths.kv_heads) != (288, 2, 1) {
-        return Err(format!("{widths:?}").into());
-    }
+    let widths = (widths.intermediate_size, widths.heads, widths.kv_heads);
+    assert_eq!(widths, (288, 2, 1));
     let twice = Prune {
         widths: vec!["kvgroup".into(), "ffn".into(), "kvgroup".into()],
         ..stage()
     };
     let cut = order(&twice).map_err(|bad| format!("{bad:?}"))?.widths;
-    if cut != [Width::FeedForward, Width::KvGroup] {
-        return Err(format!("{cut:?} are cut").into());
-    }
+    assert_eq!(cut, [Width::FeedForward, Width::KvGroup]);
     let layers = Prune {
         scope: Scope::Layer,
         ratio: 0.4,
@@ -326,10 +256,9 @@ fn orders() -> Result<(), Failed> {
         (|s| s.steps = 0, "steps", "0"),
     ];
     for (change, field, found) in cases {
-        match changed(change) {
-            Err(bad) if bad.field == field && bad.found == found => {}
-            other => return Err(format!("{field} = {found}: {other:?}").into()),
-        }
+        let refused = changed(change);
+        let named = matches!(&refused, Err(bad) if bad.field == field && bad.found == found);
+        assert!(named, "{field} = {found}: {refused:?}");
     }
     Ok(())
 }
@@ -348,8 +277,9 @@ fn parameters() -> Result<(), Failed> {
     let order = Order::new(&stage, parent.config(), specs).map_err(|bad| format!("{bad:?}"))?;
     let left = lopper::methods::prune::parameters(&order.left, specs) as f64;
     let share = 1.0 - left / parent.parameters() as f64;
-    if (share - 0.2).abs() > 0.002 {
-        return Err(format!("{share} of the parameters went").into());
-    }
+    assert!(
+        (share - 0.2).abs() <= 0.002,
+        "{share} of the parameters went"
+    );
     Ok(())
 }

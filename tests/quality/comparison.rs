@@ -11,7 +11,7 @@ use lopper::measure::quality::statistics::Bootstrap;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::program::{NANO, TINY, lopper, read_json, snapshot, succeeds};
+use crate::program::{NANO, TINY, lopper, read_json, rows, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("comparison":
@@ -278,87 +278,52 @@ fn predictions_of_others() -> Result<(), Failed> {
 fn bad_answers() -> Result<(), Failed> {
     let questions = [task("t", 4, |_| true), task("u", 4, |_| true)];
     let path = Path::new("p.jsonl");
-    for (text, words) in [
-        ("", &["p.jsonl", "no line"][..]),
-        ("{\"doc_id\": 0", &["line 1", "JSON object"]),
-        ("\n[1]", &["line 2", "JSON object"]),
-        (
-            "{\"doc_id\": 0, \"pick\": 1}",
-            &["line 1", "`task`", "none"],
-        ),
-        (
-            "{\"task\": \"v\", \"doc_id\": 0, \"pick\": 1}",
-            &["line 1", "t, u", "found v"],
-        ),
-        (
-            "{\"task\": \"t\", \"doc_id\": 4, \"pick\": 1}",
-            &["line 1", "4 items of t", "item 4"],
-        ),
-        (
-            "{\"task\": \"t\", \"doc_id\": -1, \"pick\": 1}",
-            &["line 1", "doc_id", "-1"],
-        ),
-        (
-            "{\"task\": \"t\", \"doc_id\": 0, \"pick\": 4}",
-            &["line 1", "below the 4 choices", "4"],
-        ),
-        (
-            "{\"task\": \"t\", \"doc_id\": 0, \"pick\": \"B\"}",
-            &["line 1", "pick"],
-        ),
-        (
-            "{\"task\": \"t\", \"doc_id\": 0}",
-            &["line 1", "pick", "neither"],
-        ),
-        (
-            "{\"task\": \"t\", \"doc_id\": 0, \"target\": 3, \"pick\": 1}",
-            &["line 1", "target 0", "found 3"],
-        ),
-        (
-            "{\"task\": \"t\", \"doc_id\": 0, \"filtered_resps\": [[1, true]]}",
-            &["line 1", "4 choices", "1"],
-        ),
-        (
-            "{\"task\": \"t\", \"doc_id\": 0, \"filtered_resps\": [[\"x\", true], [1, true], [1, true], [1, true]]}",
-            &["line 1", "log-likelihood", "x"],
-        ),
-        (
-            "{\"task\": \"t\", \"doc_id\": 0, \"pick\": 1}\n{\"task\": \"t\", \"doc_id\": 0, \"pick\": 1}",
-            &["line 2", "once", "item 0"],
-        ),
-    ] {
-        let error = read_predictions(path, text, &questions).err().ok_or(text)?;
+    let refused = |text: &str, said: &str| {
+        let error = read_predictions(path, text, &questions).expect_err(text);
         let (told, code) = (error.to_string(), error.exit_code());
-        let all = words.iter().all(|word| told.contains(word));
+        let all = said.split(" & ").all(|word| told.contains(word));
         assert!(code == 2 && all && !told.contains('\n'), "{text}: {told}");
+    };
+    refused("", "p.jsonl & no line");
+    refused("\n[1]", "line 2 & JSON object");
+    let once = "{\"task\": \"t\", \"doc_id\": 0, \"pick\": 1}";
+    refused(&format!("{once}\n{once}"), "line 2 & once & item 0");
+    let table = r#"
+        {"doc_id": 0 => JSON object
+        {"doc_id": 0, "pick": 1} => `task` & none
+        {"task": "v", "doc_id": 0, "pick": 1} => t, u & found v
+        {"task": "t", "doc_id": 4, "pick": 1} => 4 items of t & item 4
+        {"task": "t", "doc_id": -1, "pick": 1} => doc_id & -1
+        {"task": "t", "doc_id": 0, "pick": 4} => below the 4 choices & 4
+        {"task": "t", "doc_id": 0, "pick": "B"} => pick
+        {"task": "t", "doc_id": 0} => pick & neither
+        {"task": "t", "doc_id": 0, "target": 3, "pick": 1} => target 0 & found 3
+        {"task": "t", "doc_id": 0, "filtered_resps": [[1, true]]} => 4 choices & 1
+        {"task": "t", "doc_id": 0, "filtered_resps": [["x", true], [1, true], [1, true], [1, true]]} => log-likelihood & x
+    "#;
+    for (text, said) in rows(table) {
+        refused(text, &format!("line 1 & {said}"));
     }
     let good = samples(&questions);
-    for (change, words) in [
-        (("\"doc_id\":1", "\"doc_id\":0"), ["line 2", "item 0 again"]),
-        (
-            ("\"target\":\"2\"", "\"target\":\"9\""),
-            ["line 3", "below the 4 choices"],
-        ),
-        (("\"acc\":1.0", "\"acc\":0.5"), ["line 1", "0 or 1"]),
-        (("\"shots\":2", "\"shots\":null"), ["line 1", "`shots`"]),
-        (("\"task\":\"t\",", ""), ["line 1", "--predictions"]),
-        (
-            ("\"form\":\"multiple-choice\"", "\"form\":\"guess\""),
-            ["line 1", "`form`"],
-        ),
-        (
-            ("\"characters\":[7,8,9,10]", "\"characters\":[7]"),
-            ["line 1", "4 responses"],
-        ),
-        (("\"pick\":3", "\"pick\":7"), ["line 4", "`pick`"]),
-    ] {
-        let text = good.replacen(change.0, change.1, 1);
-        assert!(text != good, "nothing to change: {}", change.0);
-        let error = read_samples(path, &text).err().ok_or(change.1)?.to_string();
-        assert!(
-            words.iter().all(|word| error.contains(word)),
-            "{change:?}: {error}"
-        );
+    let table = r#"
+        "doc_id":1 => "doc_id":0 => line 2 & item 0 again
+        "target":"2" => "target":"9" => line 3 & below the 4 choices
+        "acc":1.0 => "acc":0.5 => line 1 & 0 or 1
+        "shots":2 => "shots":null => line 1 & `shots`
+        "task":"t", =>  => line 1 & --predictions
+        "form":"multiple-choice" => "form":"guess" => line 1 & `form`
+        "characters":[7,8,9,10] => "characters":[7] => line 1 & 4 responses
+        "pick":3 => "pick":7 => line 4 & `pick`
+    "#;
+    for (from, change) in rows(table) {
+        let (to, said) = change
+            .split_once(" => ")
+            .ok_or("a text instead, and what is said")?;
+        let text = good.replacen(from, to, 1);
+        assert!(text != good, "nothing to change: {from}");
+        let error = read_samples(path, &text).expect_err(from).to_string();
+        let all = said.split(" & ").all(|word| error.contains(word));
+        assert!(all, "{from}: {error}");
     }
     Ok(())
 }
@@ -398,19 +363,10 @@ fn compare_answers() -> Result<(), Failed> {
         "{json:#}"
     );
     let results = read_json(folder.path().join("r.json"))?;
-    assert!(
-        near(
-            results["results"]["t"]["acc,none"].as_f64().unwrap_or(0.0),
-            0.7,
-        ),
-        "{results}"
-    );
-    let same = std::fs::read(folder.path().join("s.jsonl"))?
-        == std::fs::read(folder.path().join("b.jsonl"))?;
-    assert!(
-        same,
-        "the samples of the child are not those it was read from"
-    );
+    let acc = results["results"]["t"]["acc,none"].as_f64();
+    assert!(acc.is_some_and(|acc| near(acc, 0.7)), "{results}");
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name));
+    assert_eq!(read("s.jsonl")?, read("b.jsonl")?, "the child's samples");
     let printed = succeeds(&folder, arguments)?.out;
     for words in [
         "t acc (100 items, 2 shots)",
@@ -431,52 +387,24 @@ fn compare_refuses() -> Result<(), Failed> {
     )?;
     std::fs::write(folder.path().join("bad.jsonl"), "{}\n")?;
     let before = snapshot(&folder)?;
-    for (arguments, code, words) in [
-        (
-            "a.jsonl none.jsonl".to_string(),
-            2,
-            "none.jsonl: cannot read",
-        ),
-        ("a.jsonl bad.jsonl".into(), 2, "bad.jsonl: line 1"),
-        (
-            format!("a.jsonl {NANO}"),
-            2,
-            "two models, two files of answers",
-        ),
-        (
-            "a.jsonl a.jsonl --ppl embedded:heldout-2026".into(),
-            2,
-            "a text needs two models",
-        ),
-        (
-            format!("{TINY} {NANO} --predictions a.jsonl"),
-            2,
-            "--predictions: expected answers",
-        ),
-        (
-            format!("{TINY} {NANO} --samples s.jsonl"),
-            2,
-            "expected answers to tasks",
-        ),
-        (format!("{TINY} nobody"), 2, "nobody"),
-        (
-            format!("{TINY} {NANO} --ppl none.txt"),
-            2,
-            "none.txt: cannot read",
-        ),
-        (format!("{TINY} {NANO} --ctx 1"), 2, "--ctx"),
-        (
-            "a.jsonl a.jsonl --samples no/s.jsonl".into(),
-            4,
-            "no/s.jsonl",
-        ),
-        ("a.jsonl a.jsonl --lm-eval .".into(), 4, "cannot write"),
-    ] {
-        let run = lopper(&folder, &format!("compare {arguments} --device cpu"))?;
-        assert!(
-            run.code == Some(code) && run.err.contains(words) && run.out.is_empty(),
-            "compare {arguments}: {run}"
-        );
+    let table = "
+        a.jsonl none.jsonl => none.jsonl: cannot read
+        a.jsonl bad.jsonl => bad.jsonl: line 1
+        a.jsonl NANO => two models, two files of answers
+        a.jsonl a.jsonl --ppl embedded:heldout-2026 => a text needs two models
+        TINY NANO --predictions a.jsonl => --predictions: expected answers
+        TINY NANO --samples s.jsonl => expected answers to tasks
+        TINY nobody => nobody
+        TINY NANO --ppl none.txt => none.txt: cannot read
+        TINY NANO --ctx 1 => --ctx
+        a.jsonl a.jsonl --samples no/s.jsonl => no/s.jsonl & cannot write
+        a.jsonl a.jsonl --lm-eval . => cannot write
+    ";
+    for (models, said) in rows(table) {
+        let models = models.replace("TINY", TINY).replace("NANO", NANO);
+        let run = lopper(&folder, &format!("compare {models} --device cpu"))?;
+        run.refused(if said.contains("cannot write") { 4 } else { 2 }, said);
+        assert!(run.out.is_empty(), "compare {models}: {run}");
     }
     assert!(snapshot(&folder)? == before, "something was left");
     Ok(())

@@ -1,39 +1,26 @@
 //! Figures of a child beside its parent, on a text: against values made here from whole logits, and through the program.
 
-use std::path::Path;
-
 use libtest_mimic::{Failed, Trial};
 use lopper::data::read_text;
 use lopper::device::Device;
-use lopper::gpu::Options;
 use lopper::measure::quality::statistics::Bootstrap;
 use lopper::measure::{Convention, Windows, divergence, losses, perplexity_change};
-use lopper::model::{Checkpoint, Compute, Llama, Pass};
+use lopper::model::{Checkpoint, Llama};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::machine::{device, gpu_trial};
-use crate::program::{NANO, SHORT, TEXT, TINY, lopper, read_json, succeeds};
+use crate::machine::on_each;
+use crate::models::{load, pass};
+use crate::program::{NANO, SHORT, TEXT, TINY, has_fields, lopper, read_json, rows, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("figures":
         bytes_of_the_scored_tokens, eval_against_a_base, compare_two_models, another_tokenizer);
-    trials.extend([
-        Trial::test("figures::a_model_is_not_apart_from_itself", || {
-            itself(&Device::Cpu)
-        }),
-        gpu_trial(
-            "figures::a_model_is_not_apart_from_itself_on_the_gpu".into(),
-            || itself(&device(Options::default())?),
-        ),
-        Trial::test("figures::divergence_is_that_of_the_logits", || {
-            of_logits(&Device::Cpu)
-        }),
-        gpu_trial(
-            "figures::divergence_is_that_of_the_logits_on_the_gpu".into(),
-            || of_logits(&device(Options::default())?),
-        ),
-    ]);
+    trials.extend(on_each("figures::a_model_is_not_apart_from_itself", itself));
+    trials.extend(on_each(
+        "figures::divergence_is_that_of_the_logits",
+        of_logits,
+    ));
     trials
 }
 
@@ -45,18 +32,7 @@ fn tokens(count: usize) -> Result<Vec<u32>, Failed> {
 }
 
 fn model(device: &Device, name: &str) -> Result<Llama, Failed> {
-    Ok(Llama::load(
-        device,
-        &Checkpoint::open(name)?,
-        |_, _| Ok(()),
-    )?)
-}
-
-fn pass(device: &Device) -> Pass<'_> {
-    Pass {
-        device,
-        compute: Compute::F32,
-    }
+    Ok(load(device, &Checkpoint::open(name)?)?)
 }
 
 fn itself(device: &Device) -> Result<(), Failed> {
@@ -179,32 +155,22 @@ fn bytes_of_the_scored_tokens() -> Result<(), Failed> {
     Ok(())
 }
 
-fn has(value: &Value, fields: &str) -> Result<(), Failed> {
-    for field in fields.split_whitespace() {
-        assert!(!value[field].is_null(), "no `{field}` in {value}");
-    }
-    Ok(())
-}
-
 fn eval_against_a_base() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let quantize = "--bits 3 --group-size 32 --grid float-min --out q";
     succeeds(&folder, &format!("quantize {NANO} {quantize}"))?;
     let arguments = format!("eval q/packed --base {NANO} --ppl {TEXT} {SHORT}");
-    let json = json(&folder, &format!("{arguments} --json=-"))?;
-    has(
-        &json,
-        "schema model base perplexity base_perplexity bits_per_byte perplexity_change kl delta_p size summary",
-    )?;
-    has(
-        &json["kl"],
-        "mean stderr max p99_9 p99 p95 p90 median p10 p5 p1 min same_top same_top_stderr",
-    )?;
-    has(
-        &json["perplexity_change"],
-        "ratio ratio_stderr ln_ratio difference correlation percent percent_interval windows",
-    )?;
-    has(&json["delta_p"], "mean rms max p99 p0_1 min")?;
+    let json = succeeds(&folder, &format!("{arguments} --json=-"))?.json()?;
+    let table = "
+         => schema model base perplexity base_perplexity bits_per_byte size summary
+        /kl => mean stderr max p99_9 p99 p95 p90 median p10 p5 p1 min same_top same_top_stderr
+        /perplexity_change => ratio ratio_stderr ln_ratio difference correlation
+        /perplexity_change => percent percent_interval windows
+        /delta_p => mean rms max p99 p0_1 min
+    ";
+    for (path, fields) in rows(table) {
+        has_fields(json.pointer(path).ok_or(path)?, fields);
+    }
     let number = |path: &str| {
         json.pointer(path)
             .and_then(Value::as_f64)
@@ -215,14 +181,9 @@ fn eval_against_a_base() -> Result<(), Failed> {
         ("q/packed", "/perplexity/value"),
         (NANO, "/base_perplexity/value"),
     ] {
-        let alone = self::json(
-            &folder,
-            &format!("eval {model} --ppl {TEXT} {SHORT} --json=-"),
-        )?;
-        assert!(
-            alone["perplexity"]["value"].as_f64() == Some(number(path)),
-            "{alone}"
-        );
+        let eval = format!("eval {model} --ppl {TEXT} {SHORT} --json=-");
+        let alone = succeeds(&folder, &eval)?.json()?;
+        assert_eq!(alone["perplexity"]["value"], number(path));
     }
     let ratio = number("/perplexity/value") / number("/base_perplexity/value");
     assert!(
@@ -251,30 +212,19 @@ fn eval_against_a_base() -> Result<(), Failed> {
     Ok(())
 }
 
-fn json(folder: impl AsRef<Path>, arguments: &str) -> Result<Value, Failed> {
-    Ok(serde_json::from_str(&succeeds(folder, arguments)?.out)?)
-}
-
 fn compare_two_models() -> Result<(), Failed> {
     let folder = TempDir::new()?;
-    let json = json(
-        &folder,
-        &format!("compare {TINY} {NANO} --ppl {TEXT} {SHORT} --json=-"),
-    )?;
-    has(&json, "schema parent child sizes text summary bootstrap")?;
+    let compare = format!("compare {TINY} {NANO}");
+    let whole = format!("{compare} --ppl {TEXT} {SHORT} --json=-");
+    let json = succeeds(&folder, &whole)?.json()?;
+    has_fields(&json, "schema parent child sizes text summary bootstrap");
     assert!(
         json["tasks"].is_null() && json["text"]["kl"]["mean"].as_f64() > Some(0.0),
         "{json}"
     );
-    let few = succeeds(
-        &folder,
-        &format!("compare {TINY} {NANO} --ctx 128 --max-tokens 512"),
-    )?
-    .out;
-    assert!(
-        few.contains("too few windows for an interval: 4") && few.contains("B against A"),
-        "{few}"
-    );
+    let few = succeeds(&folder, &format!("{compare} --ctx 128 --max-tokens 512"))?.out;
+    assert!(few.contains("too few windows for an interval: 4"), "{few}");
+    assert!(few.contains("B against A"), "{few}");
     Ok(())
 }
 
@@ -289,39 +239,24 @@ fn another_tokenizer() -> Result<(), Failed> {
     (vocabulary["e"], vocabulary["t"]) = (b, a);
     std::fs::write(&path, other.to_string())?;
     for command in ["eval m --base", "compare m"] {
-        let run = json(
-            &folder,
-            &format!("{command} {NANO} --ppl {TEXT} --ctx 64 --max-tokens 256 --json=-"),
-        )?;
-        let run = if run["text"].is_object() {
-            &run["text"]
-        } else {
-            &run
-        };
+        let command = format!("{command} {NANO} --ppl {TEXT} --ctx 64 --max-tokens 256 --json=-");
+        let mut run = succeeds(&folder, &command)?.json()?;
+        if run["text"].is_object() {
+            run = run["text"].take();
+        }
         let why = run["impossible"].as_str().unwrap_or_default();
         assert!(
             run["kl"].is_null() && why.contains("another tokenizer") && why.contains("\"t\""),
             "{run}"
         );
     }
-    let printed = succeeds(
-        &folder,
-        &format!("compare m {NANO} --ctx 64 --max-tokens 256"),
-    )?;
-    assert!(
-        printed.out.contains("bits per byte") && printed.out.contains("not possible: no KL"),
-        "{}",
-        printed.out
-    );
+    let compare = format!("compare m {NANO} --ctx 64 --max-tokens 256");
+    let printed = succeeds(&folder, &compare)?.out;
+    assert!(printed.contains("bits per byte"), "{printed}");
+    assert!(printed.contains("not possible: no KL"), "{printed}");
     // A parent without a tokenizer has no figure at all.
     std::fs::remove_file(&path)?;
-    let run = lopper(
-        &folder,
-        &format!("eval {NANO} --base m --ppl {TEXT} --device cpu"),
-    )?;
-    assert!(
-        run.code == Some(2) && run.err.contains("tokenizer"),
-        "{run}"
-    );
+    let eval = format!("eval {NANO} --base m --ppl {TEXT} --device cpu");
+    lopper(&folder, &eval)?.refused(2, "tokenizer");
     Ok(())
 }
