@@ -14,7 +14,7 @@
 //! - [`families`]: each model family's names, configuration keys and block function.
 //! - [`model`]: checkpoints, weights on a device, forward and backward passes, generation, saving.
 //! - [`walk`]: one block at a time: statistics of its inputs, weights replaced, on to the next.
-//! - [`measure`]: how well a model predicts a text and answers questions, how far it is from its parent.
+//! - [`measure`]: how good a model is and how far from its parent, how fast it runs, whether a device can be trusted.
 //! - [`methods`]: the compression maths, without wgpu.
 //! - [`plan`]: recipe and headers to decisions and bytes; pure.
 //! - [`run`]: executes a plan and writes the artifact.

@@ -13,7 +13,7 @@ use crate::interrupt;
 use crate::kernels::TABLE;
 use crate::kernels::matmul::coop;
 use crate::kernels::matmul::plan::Product;
-use crate::measure::tune::tune_all;
+use crate::measure::speed::tune::tune_all;
 use crate::model::{Checkpoint, Compute, Model};
 use crate::tensor::DType;
 

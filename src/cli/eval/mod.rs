@@ -1,0 +1,154 @@
+//! `lopper eval` and `lopper compare`: how good a model is, alone and beside its parent.
+
+mod against_base;
+pub(super) mod compare;
+mod pair;
+mod task_files;
+mod tasks;
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use self::pair::{ConventionName, Text};
+use self::task_files::TaskFiles;
+use self::tasks::{Answering, TaskArguments, json_of, text_of};
+use super::Global;
+use super::output::Output;
+use super::session::{compute, load_model, open_device, report_device};
+use crate::error::Result;
+use crate::interrupt;
+use crate::measure::losses;
+use crate::measure::quality::tasks::Setup;
+use crate::model::{Checkpoint, Pass, Weights};
+
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("measured").args(["ppl", "task"]).required(true).multiple(true)))]
+pub(super) struct Arguments {
+    /// A Hugging Face folder, a .gguf file, or embedded:NAME
+    model: String,
+    /// Compare with this model, its parent: divergence, change of perplexity, answers to tasks
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
+    /// Measure perplexity on this text: a file, or embedded:heldout-2026, embedded:heldout-older, embedded:calibration
+    #[arg(long, value_name = "FILE")]
+    ppl: Option<String>,
+    /// Tokens of a window
+    #[arg(long, default_value_t = 512)]
+    ctx: usize,
+    /// Use the text's first tokens only
+    #[arg(long)]
+    max_tokens: Option<usize>,
+    /// Which tokens are scored: all but each window's first, or llama-perplexity's second halves
+    #[arg(long, default_value = "lopper")]
+    convention: ConventionName,
+    #[command(flatten)]
+    tasks: TaskArguments,
+    #[command(flatten)]
+    files: TaskFiles,
+}
+
+pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    let tasks = arguments.tasks.read()?;
+    arguments.files.check(!tasks.is_empty())?;
+    let text = arguments.ppl.as_deref().map(|source| Text {
+        source,
+        ctx: arguments.ctx,
+        max_tokens: arguments.max_tokens,
+        convention: arguments.convention.into(),
+    });
+    let answering = Answering {
+        arguments: &arguments.tasks,
+        tasks: &tasks,
+        files: &arguments.files,
+    };
+    if let Some(base) = &arguments.base {
+        return against_base::run(
+            global,
+            &arguments.model,
+            base,
+            text.as_ref(),
+            answering,
+            output,
+        );
+    }
+    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let cut = text.as_ref().map(|text| text.cut(&tokenizer)).transpose()?;
+    let windows = match (&text, &cut) {
+        (Some(text), Some(cut)) => Some((cut, cut.windows(text)?)),
+        _ => None,
+    };
+    if let (Some(_), Some(warning)) = (&text, checkpoint.config().beyond_context(arguments.ctx)) {
+        output.note(format!("warning: {warning}"));
+    }
+    let device = open_device(global, output)?;
+    let compute = compute(global, &device)?;
+    let tokens_at_once = [arguments.ctx];
+    let model = load_model(
+        global,
+        &device,
+        &checkpoint,
+        compute,
+        &tokens_at_once,
+        output,
+    )?;
+    let pass = Pass {
+        device: &device,
+        compute,
+    };
+    let start = Instant::now();
+    let mut json = json!({ "schema": 1, "model": arguments.model });
+    if let Some((cut, windows)) = &windows {
+        let progress = |done: usize, total: usize| {
+            output.progress("evaluating", done, total);
+            interrupt::check()
+        };
+        let losses = losses(&model, &pass, windows, progress)?;
+        let figure = losses.perplexity();
+        let bits = losses.bits_per_byte(windows.scored_bytes(&cut.ends));
+        let seconds = start.elapsed().as_secs_f64();
+        let used = windows.count() * arguments.ctx;
+        let rate = used as f64 / seconds;
+        json["perplexity"] = json!(figure);
+        json["bits_per_byte"] = json!(bits);
+        json["text"] = json!(arguments.ppl);
+        json["tokens_per_second"] = json!(rate);
+        output.line(format!("{}: {figure}", arguments.model));
+        if let Some(bits) = bits {
+            output.line(bits.to_string());
+        }
+        let device = device.name();
+        output.line(format!(
+            "{used} tokens in {seconds:.2} s on {device}: {rate:.0} tokens/s"
+        ));
+    }
+    if !tasks.is_empty() {
+        let (model, pass, tokenizer) = (&model, &pass, &tokenizer);
+        let setup = Setup {
+            model,
+            pass,
+            tokenizer,
+        };
+        let began = Instant::now();
+        let outcomes = arguments.tasks.evaluate(global, &setup, &tasks, output)?;
+        let seconds = began.elapsed().as_secs_f64();
+        arguments.files.write(global, &arguments.model, &outcomes)?;
+        let questions: usize = outcomes.iter().map(|task| task.outcomes.len()).sum();
+        let rate = questions as f64 / seconds;
+        json["tasks"] = json_of(&outcomes);
+        json["task_options"] = arguments.tasks.json(global);
+        json["questions_per_second"] = json!(rate);
+        output.text(&text_of(&outcomes));
+        let device = device.name();
+        output.line(format!(
+            "{questions} questions in {seconds:.2} s on {device}: {rate:.1} questions/s"
+        ));
+    }
+    let seconds = start.elapsed();
+    json["device"] = json!(device.name());
+    json["seconds"] = json!(seconds.as_secs_f64());
+    json["compute"] = json!(pass.compute.name());
+    output.json(&json)?;
+    report_device(global, &device, output, seconds)
+}
