@@ -12,11 +12,13 @@ pub use split::Split;
 
 use crate::device::{Device, HostTensor, Matrix, Tensor};
 use crate::error::Result;
+use crate::kernels::activation::Activation;
+use crate::kernels::attention::Attention;
 use crate::kernels::attention::backward as attention;
-use crate::kernels::attention::causal::{Heads, causal};
+use crate::kernels::attention::causal::causal;
 use crate::kernels::copy::cast::{cast, scaled};
-use crate::kernels::gate::silu::silu;
-use crate::kernels::gate::silu_grad::silu_grad;
+use crate::kernels::gate::glu::glu;
+use crate::kernels::gate::glu_grad::glu_grad;
 use crate::kernels::matmul::{Destination, Input, backward, linear};
 use crate::kernels::norm::gain_grad::gain_grad;
 use crate::kernels::norm::rms::rms;
@@ -307,11 +309,13 @@ impl<'a> Tape<'a> {
     pub fn silu(&mut self, gate: &Value, up: &Value) -> Result<Value> {
         let (device, gate, up) = (self.device, gate.clone(), up.clone());
         let output = self.settings.activation;
-        let result = silu(device, &gate.tensor, &up.tensor, output)?;
+        let activation = Activation::Silu;
+        let result = glu(device, &gate.tensor, &up.tensor, activation, output)?;
         Ok(self.record(result, move |back, grad| {
             let grad = cast(device, &grad, DType::F32)?;
             let (gate_values, up_values) = (&gate.tensor, &up.tensor);
-            let (of_gate, of_up) = silu_grad(device, gate_values, up_values, &grad, output)?;
+            let (of_gate, of_up) =
+                glu_grad(device, gate_values, up_values, &grad, activation, output)?;
             back.add(gate.node, of_gate)?;
             back.add(up.node, of_up)
         }))
@@ -343,7 +347,7 @@ impl<'a> Tape<'a> {
         query: &Value,
         (key, value): (&Value, &Value),
         past: &Tensor,
-        heads: Heads,
+        heads: Attention,
     ) -> Result<Value> {
         let (device, sequences) = (self.device, past.len());
         let length = query.tensor.shape()[0] / sequences;

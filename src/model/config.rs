@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::rope::RopeScaling;
 use crate::error::{Error, Result};
-use crate::kernels::attention::causal::MAX_HEAD_DIM;
+use crate::kernels::attention::MAX_HEAD_DIM;
 
 /// What blocks of one model may have different numbers of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

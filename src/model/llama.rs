@@ -7,7 +7,9 @@ use super::linear::{Compute, Linear, Pass, load, vector};
 use crate::device::{Device, Engine, HostTensor, Matrix, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::kernels::attention::causal::{Heads, causal};
+use crate::kernels::activation::Activation;
+use crate::kernels::attention::Attention;
+use crate::kernels::attention::causal::causal;
 use crate::kernels::embed::gather::gather;
 use crate::kernels::kv::append::append;
 use crate::kernels::matmul::Destination;
@@ -223,18 +225,16 @@ impl Llama {
         )?;
         append(device, &value, past, values, capacity)?;
         let widths = config.blocks[layer];
-        let heads = Heads {
-            query: widths.heads,
-            kv: widths.kv_heads,
-            dim: config.head_dim,
-        };
+        let heads = Attention::new(widths.heads, widths.kv_heads, config.head_dim);
         let mixed = causal(device, &query, (keys, values), past, heads, capacity)?;
         let mixed = pass.input(mixed, widths.heads * config.head_dim);
         block.output.apply(pass, &mixed, Destination::Add(x))?;
 
         let normed = pass.normed(x, &block.feed_forward_norm, epsilon);
         let gated = block.gate.apply(pass, &normed, new)?;
-        block.up.apply(pass, &normed, Destination::Gate(&gated))?;
+        block
+            .up
+            .apply(pass, &normed, Destination::Gate(&gated, Activation::Silu))?;
         let gated = pass.input(gated, widths.intermediate_size);
         block.down.apply(pass, &gated, Destination::Add(x))?;
         Ok(())

@@ -16,7 +16,7 @@ use crate::autograd::{Gain, Node, Rotations, Settings, Sink, Split, Tape, Value,
 use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::kernels::attention::causal::Heads;
+use crate::kernels::attention::Attention;
 use crate::kernels::copy::rows::{Rows, rows};
 use crate::tensor::DType;
 
@@ -373,11 +373,8 @@ impl<'a> Run<'a> {
     ) -> Result<Recorded> {
         let config = self.layers.config();
         let dim = config.head_dim;
-        let heads = Heads {
-            query: config.blocks[layer].heads,
-            kv: config.blocks[layer].kv_heads,
-            dim,
-        };
+        let widths = config.blocks[layer];
+        let heads = Attention::new(widths.heads, widths.kv_heads, dim);
         let name = |norm: &str| format!("model.layers.{layer}.{norm}.weight");
         let (first, second) = (name("input_layernorm"), name("post_attention_layernorm"));
         let input = tape.input(input);
