@@ -5,8 +5,8 @@ use std::path::Path;
 use super::Family;
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
-use crate::graph::{AttentionShape, BlockShape};
-use crate::kernels::attention::causal::MAX_HEAD_DIM;
+use crate::graph::{Attention, BlockShape};
+use crate::kernels::attention::MAX_HEAD_DIM;
 
 /// The numbers in which blocks of one model may differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,10 +120,10 @@ impl Config {
         let block = &self.blocks[layer];
         let scale = self.attention_scale;
         BlockShape {
-            attention: AttentionShape {
-                heads: block.heads,
-                kv_heads: block.kv_heads,
-                head_dim: self.head_dim,
+            attention: Attention {
+                query: block.heads,
+                kv: block.kv_heads,
+                dim: self.head_dim,
                 scale: scale.unwrap_or_else(|| 1.0 / (self.head_dim as f64).sqrt()) as f32,
                 window: block.window,
                 soft_cap: self.attention_soft_cap.map(|cap| cap as f32),

@@ -1,7 +1,7 @@
 //! The graph that counts: the products of a block, the bytes of activations that its backward pass needs, and operations,
 //! from sizes alone.
 
-use super::{Activation, AttentionShape, Graph, Slot};
+use super::{Activation, Attention, Graph, Slot};
 use crate::error::Result;
 use crate::tensor::DType;
 
@@ -128,7 +128,7 @@ impl Graph for Counter<'_> {
         query: Width,
         key: Width,
         value: Width,
-        _: &AttentionShape,
+        _: &Attention,
     ) -> Result<Width> {
         for value in [query, key, value] {
             self.used(&value, Output::Activation);

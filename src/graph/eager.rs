@@ -5,7 +5,7 @@
 use std::cell::OnceCell;
 use std::rc::{Rc, Weak};
 
-use super::{Activation, AttentionShape, BlockWeights, Graph, Pass, Slot};
+use super::{Activation, Attention, BlockWeights, Graph, Pass, Slot};
 use crate::device::Tensor;
 use crate::error::Result;
 use crate::kernels::attention::causal::causal;
@@ -179,7 +179,7 @@ impl Graph for Eager<'_> {
         query: Lazy,
         key: Lazy,
         value: Lazy,
-        shape: &AttentionShape,
+        shape: &Attention,
     ) -> Result<Lazy> {
         let KeyValueCache {
             keys,
@@ -191,14 +191,12 @@ impl Graph for Eager<'_> {
         let device = self.pass.device;
         let value = self.force(&value, self.activation())?;
         let query = match query {
-            Lazy::Unrotated(query, rope) => {
-                self.rotated(&query, rope, shape.head_dim, Target::New)?
-            }
+            Lazy::Unrotated(query, rope) => self.rotated(&query, rope, shape.dim, Target::New)?,
             query => self.force(&query, self.activation())?,
         };
         match key {
             Lazy::Unrotated(key, rope) => {
-                self.rotated(&key, rope, shape.head_dim, Target::Cache(keys, capacity))?;
+                self.rotated(&key, rope, shape.dim, Target::Cache(keys, capacity))?;
             }
             key => append(
                 device,
@@ -209,15 +207,8 @@ impl Graph for Eager<'_> {
             )?,
         }
         append(device, &value, past, values, capacity)?;
-        let mixed = causal(
-            device,
-            &query,
-            (keys, values),
-            past,
-            shape.heads(),
-            capacity,
-        )?;
-        Ok(self.input(mixed, shape.heads * shape.head_dim))
+        let mixed = causal(device, &query, (keys, values), past, *shape, capacity)?;
+        Ok(self.input(mixed, shape.query * shape.dim))
     }
 
     fn gate(&mut self, gate: Lazy, up: Lazy, activation: Activation) -> Result<Lazy> {
@@ -227,7 +218,7 @@ impl Graph for Eager<'_> {
         };
         let linear = self.block.linear(*slot);
         let columns = linear.weight.rows();
-        linear.apply(&self.pass, input, activation.gating(&gated))?;
+        linear.apply(&self.pass, input, Destination::Gate(&gated, activation))?;
         Ok(self.input(gated, columns))
     }
 

@@ -23,6 +23,8 @@ pub use tape::{
 pub use token_split::TokenSplit;
 
 use crate::error::Result;
+pub use crate::kernels::activation::Activation;
+pub use crate::kernels::attention::Attention;
 
 /// A weight's place in a model: in a block, or before or after the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,55 +74,11 @@ impl Slot {
     }
 }
 
-/// What gates a feed-forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// x sigmoid(x)
-    Silu,
-    /// GELU by tanh (Hendrycks and Gimpel 2016): x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
-    GeluTanh,
-}
-
-/// An attention layer: heads, and which keys a token sees.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionShape {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; a divisor of the query heads (grouped-query attention).
-    pub kv_heads: usize,
-    /// Columns of a head.
-    pub head_dim: usize,
-    /// What scores are multiplied by.
-    pub scale: f32,
-    /// Tokens that a token attends to, itself included; `None`: all before it.
-    pub window: Option<usize>,
-    /// c of c tanh(score / c).
-    pub soft_cap: Option<f32>,
-}
-
-impl AttentionShape {
-    pub(crate) fn heads(&self) -> crate::kernels::attention::causal::Heads {
-        crate::kernels::attention::causal::Heads {
-            query: self.heads,
-            kv: self.kv_heads,
-            dim: self.head_dim,
-        }
-    }
-}
-impl Activation {
-    pub(crate) fn gating(
-        self,
-        gate: &crate::device::Tensor,
-    ) -> crate::kernels::matmul::Destination<'_> {
-        crate::kernels::matmul::Destination::Gate(gate)
-    }
-}
-
 /// What a block function needs to know of its layer beside the weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BlockShape {
     /// Its attention.
-    pub attention: AttentionShape,
+    pub attention: Attention,
     /// Which of the model's rotary encodings it uses.
     pub rope: usize,
     /// What gates its feed-forward.
@@ -129,7 +87,7 @@ pub struct BlockShape {
 
 /// The operations of a block. Values have (tokens, width) elements; a slot names a weight of the block.
 ///
-/// Families still to come add operations, not another shape: encoders a mask in [`AttentionShape`], decoders with
+/// Families still to come add operations, not another shape: encoders a mask in [`Attention`], decoders with
 /// cross-attention keys and values of another stream (which [`Graph::attention`] takes as values already), LayerNorm another
 /// kind of weight in a norm's slot, experts a `route` beside [`Graph::linear`].
 pub trait Graph {
@@ -152,7 +110,7 @@ pub trait Graph {
         query: Self::Value,
         key: Self::Value,
         value: Self::Value,
-        shape: &AttentionShape,
+        shape: &Attention,
     ) -> Result<Self::Value>;
 
     /// activation(gate) * up

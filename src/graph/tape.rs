@@ -10,14 +10,14 @@
 //! that is recomputed only for its gradients never runs.
 
 use super::token_split::TokenSplit;
-use super::{Activation, AttentionShape, BlockWeights, Graph, Linear, RmsNormWeight, Slot};
+use super::{Activation, Attention, BlockWeights, Graph, Linear, RmsNormWeight, Slot};
 use crate::device::{Device, HostTensor, Matrix, Tensor};
 use crate::error::Result;
 use crate::kernels::attention::backward as attention;
 use crate::kernels::attention::causal::causal;
 use crate::kernels::copy::cast::{cast, scaled};
-use crate::kernels::gate::silu::silu;
-use crate::kernels::gate::silu_grad::silu_grad;
+use crate::kernels::gate::glu::glu;
+use crate::kernels::gate::glu_grad::glu_grad;
 use crate::kernels::matmul::{Destination, Input, backward, linear};
 use crate::kernels::norm::gain_grad::gain_grad;
 use crate::kernels::norm::rms::rms;
@@ -353,14 +353,15 @@ impl<'a> Tape<'a> {
     }
 
     /// activation(gate) * up, all of one shape, in the activations' type, as its gradients at both are: they go into products.
-    pub fn glu(&mut self, gate: &Value, up: &Value, _activation: Activation) -> Result<Value> {
+    pub fn glu(&mut self, gate: &Value, up: &Value, activation: Activation) -> Result<Value> {
         let (device, gate, up) = (self.device, gate.clone(), up.clone());
         let output = self.settings.activation;
-        let result = silu(device, &gate.tensor, &up.tensor, output)?;
+        let result = glu(device, &gate.tensor, &up.tensor, activation, output)?;
         Ok(self.record(result, move |back, grad| {
             let grad = cast(device, &grad, DType::F32)?;
             let (gate_values, up_values) = (&gate.tensor, &up.tensor);
-            let (of_gate, of_up) = silu_grad(device, gate_values, up_values, &grad, output)?;
+            let (of_gate, of_up) =
+                glu_grad(device, gate_values, up_values, &grad, activation, output)?;
             back.add(gate.node, of_gate)?;
             back.add(up.node, of_up)
         }))
@@ -387,14 +388,14 @@ impl<'a> Tape<'a> {
         query: &Value,
         (key, value): (&Value, &Value),
         past: &Tensor,
-        shape: &AttentionShape,
+        shape: &Attention,
     ) -> Result<Value> {
         let (device, sequences) = (self.device, past.len());
         let length = query.tensor.shape()[0] / sequences;
         // Without a past, tokens in their order are a cache that is full.
         let (query, key, value) = (query.clone(), key.clone(), value.clone());
-        let (cache, heads) = ((&key.tensor, &value.tensor), shape.heads());
-        let result = causal(device, &query.tensor, cache, past, heads, length)?;
+        let (cache, shape) = ((&key.tensor, &value.tensor), *shape);
+        let result = causal(device, &query.tensor, cache, past, shape, length)?;
         let mixed = result.clone();
         Ok(self.record(result, move |back, grad| {
             let grad = cast(device, &grad, mixed.dtype())?;
@@ -403,7 +404,7 @@ impl<'a> Tape<'a> {
                 &query.tensor,
                 (&key.tensor, &value.tensor),
                 (&mixed, &grad),
-                heads,
+                shape,
                 sequences,
                 length,
             )?;
@@ -494,7 +495,7 @@ impl<'a> Graph for Tape<'a> {
         query: Deferred<'a>,
         key: Deferred<'a>,
         value: Deferred<'a>,
-        shape: &AttentionShape,
+        shape: &Attention,
     ) -> Result<Deferred<'a>> {
         let (query, key) = (self.force(&query)?, self.force(&key)?);
         let value = self.force(&value)?;

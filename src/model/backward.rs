@@ -18,9 +18,11 @@ use crate::graph::{
     Tape, TokenSplit, Weight,
 };
 use crate::interrupt;
-use crate::kernels::copy::cast::scaled;
+use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::copy::rows::{Rows, rows};
 use crate::kernels::embed::scatter::scatter;
+use crate::kernels::logits::soft_cap::soft_cap;
+use crate::kernels::logits::soft_cap_grad::soft_cap_grad;
 use crate::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
 use crate::kernels::loss::divergence::divergence;
 use crate::kernels::loss::divergence_grad::divergence_grad;
@@ -623,13 +625,17 @@ impl<'a> BackwardPass<'a> {
                 let some = tape.input(&self.cut(x, here.clone())?);
                 let activation = self.pass.compute.activation;
                 let normed = tape.rms(&some, &head.norm, activation)?;
-                let product = tape.linear(&normed, Weight::of(&head.linear))?;
-                let logits = match head.soft_cap {
-                    None => product.clone(),
-                    Some(_) => product.clone(),
-                };
-                let (of_logits, sum) = self.loss(batch, here.clone(), &logits.tensor)?;
+                let logits = tape.linear(&normed, Weight::of(&head.linear))?;
+                if let Some(cap) = head.soft_cap {
+                    soft_cap(device, &logits.tensor, cap)?;
+                }
+                let (mut of_logits, sum) = self.loss(batch, here.clone(), &logits.tensor)?;
                 losses.push(sum);
+                if let Some(cap) = head.soft_cap {
+                    of_logits = cast(device, &of_logits, DType::F32)?;
+                    soft_cap_grad(device, &logits.tensor, &of_logits, cap)?;
+                    of_logits = cast(device, &of_logits, activation)?;
+                }
                 let mut hold = |gradient: Gradient| {
                     match sums.iter().find(|sum| sum.name == gradient.name) {
                         Some(sum) => add(device, &gradient.values, &sum.values)?,
@@ -638,11 +644,7 @@ impl<'a> BackwardPass<'a> {
                     Ok(())
                 };
                 if keep {
-                    let grad = match head.soft_cap {
-                        None => of_logits.clone(),
-                        Some(_) => of_logits.clone(),
-                    };
-                    let normed = normed.tensor.clone();
+                    let (grad, normed) = (of_logits.clone(), normed.tensor.clone());
                     tied_grads.push(TiedHeadGrad { part, grad, normed });
                 }
                 let results = vec![(logits.node, of_logits)];

@@ -13,6 +13,7 @@ use crate::graph::{
 use crate::interrupt;
 use crate::kernels::copy::cast::scaled;
 use crate::kernels::embed::gather::gather;
+use crate::kernels::logits::soft_cap::soft_cap;
 use crate::kernels::matmul::Destination;
 use crate::kernels::matmul::plan::Product;
 use crate::kernels::norm::rms::rms;
@@ -131,7 +132,10 @@ impl Head {
         let logits = self.linear.apply_rows(pass, &normed, tokens, new)?;
         match self.soft_cap {
             None => Ok(logits),
-            Some(_) => Ok(logits),
+            Some(cap) => {
+                soft_cap(pass.device, &logits, cap)?;
+                Ok(logits)
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
-// Gradients of silu(gate) * up at the gate and at the other factor. One invocation: four elements.
+// Gradients of activation(gate) * up at the gate and at the other factor. One invocation: four elements.
 struct Params {
     count: u32,
+    activation: u32,
 }
 @group(0) @binding(0) var<storage, read> gate: array<vec4<act>>;             // (count)
 @group(0) @binding(1) var<storage, read> up: array<vec4<act>>;               // (count)
@@ -9,6 +10,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> up_grad: array<vec4<out_t>>;    // (count)
 @group(1) @binding(0) var<uniform> params: Params;
 override WORKGROUP: u32;
+#import activation
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -18,9 +20,15 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     }
     let g = vec4<f32>(gate[index]);
     let d = grad[index];
-    let sigmoid = 1.0 / (1.0 + exp(-g));
-    let of_gate = vec4<out_t>(d * vec4<f32>(up[index]) * (sigmoid * (1.0 + g * (1.0 - sigmoid))));
-    let of_up = vec4<out_t>(d * (g * sigmoid));
+    var activations = vec4(0.0);
+    var slopes = vec4(0.0);
+#for C in 4
+    let both{C} = activated_slope(g[{C}], params.activation);
+    activations[{C}] = both{C}.x;
+    slopes[{C}] = both{C}.y;
+#end
+    let of_gate = vec4<out_t>(d * vec4<f32>(up[index]) * slopes);
+    let of_up = vec4<out_t>(d * activations);
     // The last vector may be no whole one: what is behind its elements stays as it is.
     if index * 4u + 3u < params.count {
         gate_grad[index] = of_gate;

@@ -1,5 +1,5 @@
-//! `gate/silu_grad`: the gradients of [`gate/silu`](super::silu) at its two factors. With s = 1 / (1 + exp(-gate)):
-//! grad * up * s (1 + gate (1 - s)) and grad * gate s.
+//! `gate/glu_grad`: the gradients of [`gate/glu`](super::glu) at its two factors: grad * up * activation'(gate) and grad *
+//! activation(gate).
 
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
@@ -11,19 +11,21 @@ use crate::device::{
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, storing};
+use crate::kernels::activation::Activation;
+use crate::kernels::bounds::storing;
 use crate::tensor::DType;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Params {
     count: u32,
+    activation: u32,
 }
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
-    name: "gate/silu_grad",
-    source: include_str!("../../../shaders/gate/silu_grad.wgsl"),
+    name: "gate/glu_grad",
+    source: include_str!("../../../shaders/gate/glu_grad.wgsl"),
     bindings: &[
         binding("gate", Access::Read, Element::Activation),
         binding("up", Access::Read, Element::Activation),
@@ -61,19 +63,21 @@ pub static KERNEL: Kernel = Kernel {
     random,
 };
 
-/// The gradients of `gate` and `up`, in type `output` (theirs, or f16), from those of silu(gate) * up in f32; all of one
-/// shape.
-pub fn silu_grad(
+/// The gradients of `gate` and `up`, in type `output` (theirs, or f16), from those of activation(gate) * up in f32;
+/// all of one shape.
+pub fn glu_grad(
     device: &Device,
     gate: &Tensor,
     up: &Tensor,
     grad: &Tensor,
+    activation: Activation,
     output: DType,
 ) -> Result<(Tensor, Tensor)> {
     let new = || device.allocate(output, gate.shape(), "a gradient");
     let (gate_grad, up_grad) = (new()?, new()?);
     let params = Params {
         count: gate.len() as u32,
+        activation: activation.code(),
     };
     device.run(&Call {
         kernel: &KERNEL,
@@ -89,34 +93,28 @@ pub fn silu_grad(
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
+    let p: Params = args.parameters();
+    let activation = Activation::of(p.activation);
     let (gate, up) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
     let grad = args.tensors[2].to_f64();
     let dtype = args.variant.output;
     let (mut of_gate, mut of_up) = (Expected::default(), Expected::default());
     for ((gate, up), grad) in gate.iter().zip(&up).zip(&grad) {
-        let sigmoid = 1.0 / (1.0 + (-gate).exp());
-        // As of silu: exp is off by (3 + 2 |x|) ulp, and a division by more than 2^126 may give zero.
-        let relative = if *gate < -87.0 {
-            1.0
-        } else {
-            (20.0 + 6.0 * gate.abs().min(100.0)) * U
-        };
-        let slope = sigmoid * (1.0 + gate * (1.0 - sigmoid));
-        // 1 - s is as exact as s is, and what it is multiplied by may cancel the 1.
-        let rest = (gate * sigmoid).abs();
-        let slope_bound = relative * (slope.abs() + sigmoid + rest * (1.0 + sigmoid));
+        let [(activated, bound), (slope, slope_bound)] = activation.slope_reference(*gate);
         let value = grad * up * slope;
         of_gate.push(
             value,
             (grad * up).abs() * slope_bound + storing(dtype, value),
         );
-        let value = grad * gate * sigmoid;
-        of_up.push(value, relative * value.abs() + storing(dtype, value));
+        let value = grad * activated;
+        of_up.push(value, grad.abs() * bound + storing(dtype, value));
     }
     vec![of_gate, of_up]
 }
 
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let activation = Activation::of(p.activation);
     let (mut gate, mut up) = (args.tensors[0].to_f32(), args.tensors[1].to_f32());
     let grad = args.tensors[2].to_f32();
     gate.par_iter_mut()
@@ -124,17 +122,16 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
         .zip(&mut up)
         .zip(&grad)
         .for_each(|((gate, up), grad)| {
-            let (g, u) = (*gate, *up);
-            let sigmoid = 1.0 / (1.0 + (-g).exp());
-            *gate = grad * u * (sigmoid * (1.0 + g * (1.0 - sigmoid)));
-            *up = grad * (g * sigmoid);
+            let (activated, slope) = activation.value_and_slope(*gate);
+            *gate = grad * *up * slope;
+            *up = grad * activated;
         });
     outputs.store(0, 0, &gate);
     outputs.store(1, 0, &up);
 }
 
-fn case(count: usize, scale: f32, note: &'static str) -> Case {
-    let label = format!("count={count},scale={scale}{note}");
+fn case(count: usize, scale: f32, activation: Activation, note: &'static str) -> Case {
+    let label = format!("count={count},scale={scale},{activation:?}{note}");
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(33);
         let mut gate = random.values(count, scale);
@@ -149,6 +146,7 @@ fn case(count: usize, scale: f32, note: &'static str) -> Case {
         CaseData {
             parameters: bytemuck::bytes_of(&Params {
                 count: count as u32,
+                activation: activation.code(),
             })
             .to_vec(),
             tensors: vec![
@@ -166,20 +164,26 @@ fn random(sizes: &Sizes) -> Case {
     case(
         sizes.between(0, 1, 70) * sizes.between(1, 1, 70),
         [0.1, 4.0, 80.0][sizes.between(2, 0, 2)],
+        Activation::ALL[sizes.between(3, 0, 2)],
         "",
     )
 }
 
 fn cases() -> Vec<Case> {
-    vec![
-        case(1, 1.0, ""),
-        case(1001, 4.0, ""),
-        case(254, 80.0, ""),
-        case(255, 80.0, ""),
-        case(64, 1.0, ",zeros"),
-        case(3, 1.0, ",infinity"),
-        case(3, 1.0, ",nan"),
-        case(4_200_001, 2.0, "").only(|variant| variant.activation == DType::F32),
-        case(2048 * 14_336, 2.0, "").bench(),
-    ]
+    let mut cases = Vec::new();
+    for activation in Activation::ALL {
+        cases.extend([
+            case(1, 1.0, activation, ""),
+            case(1001, 4.0, activation, ""),
+            case(254, 80.0, activation, ""),
+            case(255, 80.0, activation, ""),
+            case(64, 1.0, activation, ",zeros"),
+            case(3, 1.0, activation, ",infinity"),
+            case(3, 1.0, activation, ",nan"),
+            case(2048 * 14_336, 2.0, activation, "").bench(),
+        ]);
+    }
+    let f32_only = |variant: &Variant| variant.activation == DType::F32;
+    cases.push(case(4_200_001, 2.0, Activation::Silu, "").only(f32_only));
+    cases
 }

@@ -11,12 +11,16 @@ struct Params {
     head_dim: u32,
     capacity: u32,
     scale: f32,
+    // Keys that a token sees, itself among them.
+    window: u32,
+    // 0: none.
+    soft_cap: f32,
 }
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;                // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<vec4<act>>;                  // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> result: array<vec4<act>>;               // (all tokens, heads, head_dim)
 @group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;                 // (all tokens, heads, head_dim)
-@group(0) @binding(4) var<storage, read_write> statistics: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
+@group(0) @binding(4) var<storage, read_write> lse_delta: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
 @group(1) @binding(0) var<uniform> params: Params;
 #import attention_tile
 
@@ -46,12 +50,13 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     var maxima = vec4(NOTHING);
     var totals = vec4(0.0);
     let seen = first + count;
-    for (var start = 0u; start < seen; start += STREAMED) {
+    for (var start = first_seen(first); start < seen; start += STREAMED) {
         let present = min(STREAMED, seen - start);
 #import attention_scores
         var highest = maxima;
 #for J in 4
-        let sees{J} = vec4(start + other + {J}u * 16u) <= tokens;
+        // A key behind the token wraps around.
+        let sees{J} = tokens - vec4(start + other + {J}u * 16u) < vec4(params.window);
         highest = select(highest, scores[{J}], sees{J} & (scores[{J}] > highest));
 #end
         totals *= exp(maxima - highest);
@@ -87,7 +92,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
             let at = 256u + (lane * 4u + {I}u) * 4u;
             let delta = (memory[at].x + memory[at + 1u].x) + (memory[at + 2u].x + memory[at + 3u].x);
             let its = select(lse[{I}], total[{I}], is_nan(total[{I}]));
-            statistics[base + (lane * 4u + {I}u) * params.heads] = vec2(its, delta);
+            lse_delta[base + (lane * 4u + {I}u) * params.heads] = vec2(its, delta);
         }
 #end
     }

@@ -1,4 +1,4 @@
-//! `gate/silu`: the gated activation of a Llama feed-forward (Shazeer 2020): result = gate / (1 + exp(-gate)) * up.
+//! `gate/glu`: a gated linear unit (Shazeer 2020, arXiv 2002.05202): result = activation(gate) * up.
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -11,19 +11,21 @@ use crate::device::{
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, storing};
+use crate::kernels::activation::Activation;
+use crate::kernels::bounds::storing;
 use crate::tensor::DType;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Params {
     count: u32,
+    activation: u32,
 }
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
-    name: "gate/silu",
-    source: include_str!("../../../shaders/gate/silu.wgsl"),
+    name: "gate/glu",
+    source: include_str!("../../../shaders/gate/glu.wgsl"),
     bindings: &[
         binding("gate", Access::Read, Element::Activation),
         binding("up", Access::Read, Element::Activation),
@@ -59,11 +61,18 @@ pub static KERNEL: Kernel = Kernel {
     random,
 };
 
-/// silu(gate) * up, element by element, in type `output`: that of the two, or f16.
-pub fn silu(device: &Device, gate: &Tensor, up: &Tensor, output: DType) -> Result<Tensor> {
+/// activation(gate) * up, element by element, in type `output`: that of the two, or f16.
+pub fn glu(
+    device: &Device,
+    gate: &Tensor,
+    up: &Tensor,
+    activation: Activation,
+    output: DType,
+) -> Result<Tensor> {
     let result = device.allocate(output, gate.shape(), "gated activations")?;
     let params = Params {
         count: gate.len() as u32,
+        activation: activation.code(),
     };
     device.run(&Call {
         kernel: &KERNEL,
@@ -78,25 +87,13 @@ pub fn silu(device: &Device, gate: &Tensor, up: &Tensor, output: DType) -> Resul
     Ok(result)
 }
 
-/// silu(gate) = gate / (1 + exp(-gate)), and what a device may be off by: exp is off by (3 + 2 |x|) ulp where it matters
-/// beside the 1, a division by 2.5 ulp. WGSL promises nothing of a division by more than 2^126, whose reciprocal is
-/// subnormal: such a result, below 1e-36, may be zero.
-pub(crate) fn silu_with_bound(gate: f64) -> (f64, f64) {
-    let divisor = 1.0 + (-gate).exp();
-    let value = gate / divisor;
-    let relative = if divisor > f64::powi(2.0, 126) {
-        1.0
-    } else {
-        (16.0 + 6.0 * gate.abs().min(100.0)) * U
-    };
-    (value, relative * value.abs())
-}
-
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (gate, up) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
+    let p: Params = args.parameters();
+    let activation = Activation::of(p.activation);
     let element = |(gate, up): (&f64, &f64)| {
-        let (silu, bound) = silu_with_bound(*gate);
-        let value = silu * up;
+        let (activated, bound) = activation.reference(*gate);
+        let value = activated * up;
         (
             value,
             bound * up.abs() + storing(args.variant.output, value),
@@ -107,16 +104,18 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 }
 
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let p: Params = args.parameters();
+    let activation = Activation::of(p.activation);
     let (mut gate, up) = (args.tensors[0].to_f32(), args.tensors[1].to_f32());
     gate.par_iter_mut()
         .with_min_len(1 << 12)
         .zip(&up)
-        .for_each(|(gate, up)| *gate = *gate / (1.0 + (-*gate).exp()) * up);
+        .for_each(|(gate, up)| *gate = activation.value(*gate) * up);
     outputs.store(0, 0, &gate);
 }
 
-fn case(count: usize, scale: f32, note: &'static str) -> Case {
-    let label = format!("count={count},scale={scale}{note}");
+fn case(count: usize, scale: f32, activation: Activation, note: &'static str) -> Case {
+    let label = format!("count={count},scale={scale},{activation:?}{note}");
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(7);
         let mut gate = random.values(count, scale);
@@ -130,6 +129,7 @@ fn case(count: usize, scale: f32, note: &'static str) -> Case {
         CaseData {
             parameters: bytemuck::bytes_of(&Params {
                 count: count as u32,
+                activation: activation.code(),
             })
             .to_vec(),
             tensors: vec![
@@ -145,37 +145,48 @@ fn random(sizes: &Sizes) -> Case {
     case(
         sizes.between(0, 1, 70) * sizes.between(1, 1, 70),
         [0.1, 4.0, 80.0][sizes.between(2, 0, 2)],
+        Activation::ALL[sizes.between(3, 0, 2)],
         "",
     )
 }
 
 fn cases() -> Vec<Case> {
-    vec![
-        case(1, 1.0, ""),
-        case(1001, 4.0, ""),
-        case(254, 80.0, ""),
-        case(255, 80.0, ""),
-        case(64, 1.0, ",zeros"),
-        case(3, 1.0, ",infinity"),
-        case(3, 1.0, ",nan"),
-        case(4_200_001, 2.0, "").only(|variant| variant.activation == DType::F32),
-        case(2048 * 14_336, 2.0, "").bench(),
-        // Every f16 there is, NaN and infinities among them.
-        Case::new("every f16", |variant: &Variant| CaseData {
-            parameters: bytemuck::bytes_of(&Params { count: 65_536 }).to_vec(),
-            tensors: vec![
-                every_half(variant.activation),
-                HostTensor::from_f32(variant.activation, &[65_536], &[1.0; 65_536]),
-                HostTensor::zeros(variant.output, &[65_536]),
-            ],
-        }),
-    ]
+    let mut cases = Vec::new();
+    for activation in Activation::ALL {
+        cases.extend([
+            case(1, 1.0, activation, ""),
+            case(1001, 4.0, activation, ""),
+            case(254, 80.0, activation, ""),
+            case(255, 80.0, activation, ""),
+            case(64, 1.0, activation, ",zeros"),
+            case(3, 1.0, activation, ",infinity"),
+            case(3, 1.0, activation, ",nan"),
+            case(2048 * 14_336, 2.0, activation, "").bench(),
+            every_half(activation),
+        ]);
+    }
+    let f32_only = |variant: &Variant| variant.activation == DType::F32;
+    cases.push(case(4_200_001, 2.0, Activation::Silu, "").only(f32_only));
+    cases
 }
 
-/// All 65 536 f16 values in order of their bits, as `dtype`.
-fn every_half(dtype: DType) -> HostTensor {
-    let values: Vec<f32> = (0..=u16::MAX)
-        .map(|bits| f16::from_bits(bits).to_f32())
-        .collect();
-    HostTensor::from_f32(dtype, &[values.len()], &values)
+/// Every f16 there is, NaN and infinities among them.
+fn every_half(activation: Activation) -> Case {
+    let count = 1 << 16;
+    Case::new(format!("every f16,{activation:?}"), move |variant| {
+        let halves = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32());
+        let halves: Vec<f32> = halves.collect();
+        let params = Params {
+            count: count as u32,
+            activation: activation.code(),
+        };
+        CaseData {
+            parameters: bytemuck::bytes_of(&params).to_vec(),
+            tensors: vec![
+                HostTensor::from_f32(variant.activation, &[count], &halves),
+                HostTensor::from_f32(variant.activation, &[count], &vec![1.0; count]),
+                HostTensor::zeros(variant.output, &[count]),
+            ],
+        }
+    })
 }

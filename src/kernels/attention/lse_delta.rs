@@ -1,12 +1,12 @@
-//! `attention/statistics`: what the backward pass of causal attention needs of each token and head, in f32: the log-sum-exp
+//! `attention/lse_delta`: what the backward pass of causal attention needs of each token and head, in f32: the log-sum-exp
 //! of its scores, from which the other kernels compute the softmax's weights again, and the dot product of its result and
 //! that result's gradient (Dao 2023, FlashAttention-2, arXiv 2307.08691: L and D).
 
 use rayon::prelude::*;
 
 use super::backward::{self, Params, dot, dot_reference, own_tokens};
-use super::causal::Heads;
 use super::examples::{self, Example};
+use super::{Attention, score, score_reference};
 use crate::compare::Expected;
 use crate::device::{Args, Case, Element, Kernel, Outputs, Sizes, Variant, binding, fold};
 use crate::gpu::Access;
@@ -15,14 +15,14 @@ use crate::tensor::DType;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
-    name: "attention/statistics",
-    source: include_str!("../../../shaders/attention/statistics.wgsl"),
+    name: "attention/lse_delta",
+    source: include_str!("../../../shaders/attention/lse_delta.wgsl"),
     bindings: &[
         binding("query", Access::Read, Element::Activation),
         binding("key", Access::Read, Element::Activation),
         binding("result", Access::Read, Element::Activation),
         binding("grad", Access::Read, Element::Activation),
-        binding("statistics", Access::ReadWrite, Element::Is(DType::F32)),
+        binding("lse_delta", Access::ReadWrite, Element::Is(DType::F32)),
     ],
     parameter_bytes: size_of::<Params>(),
     overrides: &[],
@@ -55,17 +55,19 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         .map(|(token, head)| {
             let at = p.token(token, head);
             let mine = at..at + columns;
-            let scores: Vec<(f64, f64)> = (0..=token.1)
+            let scores: Vec<(f64, f64)> = p
+                .seen(token.1)
                 .map(|place| {
                     let there = p.place((token.0, place), head / p.group());
                     let (sum, magnitude) =
                         dot_reference(&query[mine.clone()], &key[there..there + columns]);
-                    (sum * f64::from(p.scale), magnitude * f64::from(p.scale))
+                    let error = gamma(columns + 2) * magnitude * f64::from(p.scale);
+                    score_reference(sum * f64::from(p.scale), error, p.soft_cap)
                 })
                 .collect();
             let (delta, magnitude) = dot_reference(&result[mine.clone()], &grad[mine]);
             let delta_bound = gamma(columns) * magnitude + storing(DType::F32, delta);
-            let lse = log_sum_exp(&scores, columns);
+            let lse = log_sum_exp(&scores);
             (2 * p.row(token, head), [lse, (delta, delta_bound)])
         })
         .collect();
@@ -79,21 +81,21 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![expected]
 }
 
-/// log(sum(exp(scores))) and its bound, of scores with the sums of their products' magnitudes.
+/// log(sum(exp(scores))) and its bound, of scores with their errors.
 ///
 /// The errors of scores reach it as their weighted mean. Each term's exp is off by (3 + 2 |x|) ulp, once below the maximum
 /// of its part and once from there to the whole's; every new maximum costs a part another 3 ulp.
-fn log_sum_exp(scores: &[(f64, f64)], columns: usize) -> (f64, f64) {
+fn log_sum_exp(scores: &[(f64, f64)]) -> (f64, f64) {
     let maximum = scores
         .iter()
         .map(|(score, _)| *score)
         .fold(f64::NEG_INFINITY, f64::max);
     let (mut sum, mut weighted, mut score_error) = (0.0, 0.0, 0.0f64);
-    for (score, magnitude) in scores {
+    for (score, error) in scores {
         let term = (score - maximum).exp();
         sum += term;
         weighted += term * (16.0 + 12.0 * (maximum - score).min(100.0)) * U;
-        score_error = score_error.max(gamma(columns + 2) * magnitude);
+        score_error = score_error.max(*error);
     }
     let value = maximum + sum.ln();
     let log = f64::powi(2.0, -21).max(6.0 * U * sum.ln().abs());
@@ -114,11 +116,12 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
         .map(|(token, head)| {
             let at = p.token(token, head);
             let mine = at..at + columns;
-            let score = |place: usize| {
+            let of = |place: usize| {
                 let there = p.place((token.0, place), head / p.group());
-                dot(&query[mine.clone()], &key[there..there + columns]) * p.scale
+                let sum = dot(&query[mine.clone()], &key[there..there + columns]);
+                score(sum * p.scale, p.soft_cap)
             };
-            let scores: Vec<f32> = (0..=token.1).map(score).collect();
+            let scores: Vec<f32> = p.seen(token.1).map(of).collect();
             let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f32 = scores.iter().map(|score| (score - maximum).exp()).sum();
             let delta = dot(&result[mine.clone()], &grad[mine.clone()]);
@@ -130,18 +133,17 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     }
 }
 
-fn case(sequences: usize, each: usize, heads: Heads, note: &'static str) -> Case {
+fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> Case {
     examples::case(
         (sequences, each, heads, note),
         false,
         |example: &Example, variant: &Variant| {
-            let Example { statistics, .. } = example;
             vec![
                 example.tokens(&example.query, variant),
                 example.cache(&example.key, variant),
                 example.tokens(&example.result, variant),
                 example.tokens(&example.grad, variant),
-                example.known(&vec![0.5; statistics.len()]),
+                example.known(&vec![0.5; example.lse_delta.len()]),
             ]
         },
     )
