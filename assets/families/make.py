@@ -27,8 +27,9 @@ def float64():
 
 
 def random_weights(model, generator, ones):
-    """Products N(0, 1.5 / sqrt(in)), queries and keys twice that, so that attention matters; norms 0.3 N around `ones`;
-    biases 0.3 N. Every value is exact in bfloat16 and in float16."""
+    """Products N(0, 1.5 / sqrt(in)); queries and keys twice that where their heads are normalized, so that attention matters;
+    norms 0.3 N around `ones`; biases 0.3 N. Every value is exact in bfloat16 and in float16."""
+    normalized = any("q_norm" in name for name, _ in model.named_parameters())
     for name, p in model.named_parameters():
         r = torch.randn(p.shape, generator=generator, dtype=torch.float64)
         if name.endswith("bias"):
@@ -38,7 +39,7 @@ def random_weights(model, generator, ones):
         elif "embed" in name:
             v = 0.5 * r
         else:
-            v = r * 1.5 / p.shape[1] ** 0.5 * (2 if "q_proj" in name or "k_proj" in name else 1)
+            v = r * 1.5 / p.shape[1] ** 0.5 * (2 if normalized and ("q_proj" in name or "k_proj" in name) else 1)
         v = v.to(torch.bfloat16).double()
         p.data.copy_((v * 2**24).round() / 2**24)
 

@@ -376,8 +376,12 @@ pub fn metadata(
     let (path, tokenizer) = match origin {
         Origin::Gguf(gguf) => {
             let mut pairs = updated(gguf, config)?;
-            pairs.retain(|(key, _)| *key != file_type.0 && *key != version.0);
-            pairs.extend([file_type, version]);
+            for (key, value) in [file_type, version] {
+                match pairs.iter_mut().find(|(known, _)| *known == key) {
+                    Some((_, old)) => *old = value,
+                    None => pairs.push((key, value)),
+                }
+            }
             return Ok(pairs);
         }
         Origin::Other(path, tokenizer) => (path, tokenizer),

@@ -9,6 +9,8 @@
 //! Products wait until their result is used: one that is added to the residual stream runs with the sum, and the last of a block
 //! that is recomputed only for its gradients never runs.
 
+use std::cell::OnceCell;
+
 use super::token_split::TokenSplit;
 use super::{Activation, Attention, BlockWeights, Graph, Linear, RmsNormWeight, Slot};
 use crate::device::{Device, HostTensor, Matrix, Tensor};
@@ -78,14 +80,22 @@ pub struct Value {
 }
 
 /// A value of a block: computed, or a product that waits for its use.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Deferred<'a> {
     /// Computed.
     Known(Value),
     /// A product.
-    Product(Value, Weight<'a>),
-    /// A product and the residual stream that it is added to.
-    Sum(Value, Weight<'a>, Value),
+    Product(Product<'a>),
+}
+
+/// A product that waits for the first use of its result.
+#[derive(Debug)]
+pub struct Product<'a> {
+    x: Value,
+    weight: Weight<'a>,
+    /// The residual stream that it is added to.
+    stream: Option<Value>,
+    result: OnceCell<Value>,
 }
 
 /// A linear layer as the tape takes it.
@@ -418,20 +428,31 @@ impl<'a> Tape<'a> {
     pub fn force(&mut self, value: &Deferred<'a>) -> Result<Value> {
         match value {
             Deferred::Known(value) => Ok(value.clone()),
-            Deferred::Product(x, weight) => self.linear(x, *weight),
-            Deferred::Sum(x, weight, stream) => self.linear_onto(x, *weight, stream),
+            Deferred::Product(product) => {
+                if let Some(result) = product.result.get() {
+                    return Ok(result.clone());
+                }
+                let result = match &product.stream {
+                    None => self.linear(&product.x, product.weight)?,
+                    Some(stream) => self.linear_onto(&product.x, product.weight, stream)?,
+                };
+                Ok(product.result.get_or_init(|| result).clone())
+            }
         }
     }
 
     /// The place of a value whose gradient is known and whose elements nobody asks for: a product that has not run does not run.
     pub fn place(&mut self, value: &Deferred<'a>) -> Result<Node> {
-        let (x, weight, stream) = match value {
+        let product = match value {
             Deferred::Known(value) => return Ok(value.node),
-            Deferred::Product(x, weight) => (x, *weight, None),
-            Deferred::Sum(x, weight, stream) => (x, *weight, Some(stream.node)),
+            Deferred::Product(product) => product,
         };
-        let (x, _) = self.product_input(x, weight.matrix)?;
-        let rule = product_rule(self.device, &x, weight, stream);
+        if let Some(result) = product.result.get() {
+            return Ok(result.node);
+        }
+        let (x, _) = self.product_input(&product.x, product.weight.matrix)?;
+        let stream = product.stream.as_ref().map(|stream| stream.node);
+        let rule = product_rule(self.device, &x, product.weight, stream);
         Ok(self.record(x.tensor.clone(), rule).node)
     }
 
@@ -480,8 +501,12 @@ impl<'a> Graph for Tape<'a> {
     }
 
     fn linear(&mut self, x: &Deferred<'a>, slot: Slot) -> Result<Deferred<'a>> {
-        let weight = Weight::of(self.block().linear(slot));
-        Ok(Deferred::Product(self.force(x)?, weight))
+        Ok(Deferred::Product(Product {
+            weight: Weight::of(self.block().linear(slot)),
+            x: self.force(x)?,
+            stream: None,
+            result: OnceCell::new(),
+        }))
     }
 
     fn rotary(&mut self, x: Deferred<'a>, rope: usize) -> Result<Deferred<'a>> {
@@ -517,7 +542,12 @@ impl<'a> Graph for Tape<'a> {
     fn add(&mut self, stream: Deferred<'a>, x: Deferred<'a>) -> Result<Deferred<'a>> {
         let stream = self.force(&stream)?;
         match x {
-            Deferred::Product(x, weight) => Ok(Deferred::Sum(x, weight, stream)),
+            Deferred::Product(product)
+                if product.stream.is_none() && product.result.get().is_none() =>
+            {
+                let stream = Some(stream);
+                Ok(Deferred::Product(Product { stream, ..product }))
+            }
             x => {
                 let x = self.force(&x)?;
                 self.sum(&stream, &x).map(Deferred::Known)

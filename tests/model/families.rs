@@ -140,13 +140,16 @@ fn gradients_agree(device: &Device, fixture: &str) -> Result<(), Failed> {
     let mut found = Vec::new();
     let loss = model.gradients(&pass, &ids, SEQUENCES, &mut |gradient| {
         let values = device.read(&gradient.values)?.to_f32();
+        // Softmax takes no notice of what all keys have in common, so that the gradient of a key's bias is what position
+        // encoding leaves of sums that cancel.
+        let cancels = gradient.name.ends_with("k_proj.bias");
         assert_close(
             &gradient.name,
             &values,
             &known
                 .floats(&format!("grad.{}", gradient.name))
                 .expect("a gradient for every parameter"),
-            Within::Norm(1e-5),
+            Within::Norm(if cancels { 1e-4 } else { 1e-5 }),
         );
         found.push(gradient.name);
         Ok(())

@@ -317,7 +317,7 @@ fn hf_of_one_width_only() -> Result<(), Failed> {
     let out = folder.path().join("hf");
     std::fs::create_dir(&out)?;
     let refused = export_hf(&out, uneven.parent.config_json()?, &uneven, None);
-    let why = "a stock Llama configuration states one width for all; use gguf or packed";
+    let why = "a stock configuration states one width for all; use gguf or packed";
     assert!(
         matches!(&refused, Err(Error::Unsupported { why: found, .. }) if found == why),
         "{refused:?}"
