@@ -10,8 +10,10 @@
 //! - [`gpu`]: wgpu and no maths.
 //! - [`device`]: what a kernel is, and the CPU, GPU and checked devices that run one.
 //! - [`kernels`]: one formula each, with the reference that defines it.
-//! - [`autograd`]: reverse mode, a tape over kernel calls.
-//! - [`model`]: checkpoints, the blocks of each family and their gradients, generation, saving.
+//! - [`graph`]: what a block function runs on: eagerly, on a tape for gradients, or counting.
+//! - [`families`]: each model family's names, configuration keys and block function.
+//! - [`model`]: checkpoints, weights on a device, forward and backward passes, generation, saving.
+//! - [`walk`]: one block at a time: statistics of its inputs, weights replaced, on to the next.
 //! - [`measure`]: how good a model is and how far from its parent, how fast it runs, whether a device can be trusted.
 //! - [`methods`]: the compression maths, without wgpu.
 //! - [`plan`]: recipe and headers to decisions and bytes; pure.
@@ -22,14 +24,15 @@
 //! bits on every device. Position and length live in buffers. Nothing in the library panics on input; a broken promise of
 //! our own is an assert.
 
-pub mod autograd;
 pub mod cli;
 pub mod compare;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod families;
 pub mod formats;
 pub mod gpu;
+pub mod graph;
 pub mod interrupt;
 pub mod kernels;
 pub mod measure;
@@ -40,3 +43,4 @@ pub mod recipe;
 pub mod run;
 pub mod tensor;
 pub mod text;
+pub mod walk;

@@ -21,7 +21,7 @@ use crate::measure::{Convention, Perplexity, perplexity};
 use crate::methods::prune::Order;
 use crate::methods::prune::llm_pruner::{Means, prune};
 use crate::model::{
-    Checkpoint, Compute, Cut, Llama, Pass, Pruned, Weights, export_gguf, export_hf, export_packed,
+    Checkpoint, Compute, Cut, Model, Pass, Pruned, Weights, export_gguf, export_hf, export_packed,
 };
 use crate::plan::Plan;
 use crate::recipe::{Evaluate, ExportFormat, Recipe};
@@ -315,7 +315,7 @@ fn measure(
     tokens: &[u32],
     listen: Listener<'_>,
 ) -> Result<Perplexity> {
-    let model = Llama::load(pass.device, weights, |_, _| interrupt::check())?;
+    let model = Model::load(pass.device, weights, |_, _| interrupt::check())?;
     let step = format!("measuring the {whose} model");
     let progress = |done: usize, total: usize| {
         listen(Event::Progress {

@@ -54,6 +54,7 @@ mod kernels {
 
 mod model {
     pub mod distilled_gradients;
+    pub mod families;
     pub mod golden;
     pub mod gradients;
     pub mod scores;
@@ -99,6 +100,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     kernels::trits::trials,
     kernels::tuning::trials,
     model::distilled_gradients::trials,
+    model::families::trials,
     model::golden::trials,
     model::gradients::trials,
     model::scores::trials,

@@ -5,7 +5,7 @@ use lopper::data::read_text;
 use lopper::device::Device;
 use lopper::error::Result as Outcome;
 use lopper::measure::{Convention, perplexity};
-use lopper::model::{Checkpoint, Compute, Config, Llama, Pass, TensorSpec, Weights};
+use lopper::model::{Checkpoint, Compute, Config, Model, Pass, TensorSpec, Weights};
 use lopper::tensor::{Packed, WeightFormat};
 
 use crate::program::TEXT;
@@ -18,8 +18,8 @@ pub fn pass(device: &Device) -> Pass<'_> {
     }
 }
 
-pub fn load(device: &Device, weights: &dyn Weights) -> Outcome<Llama> {
-    Llama::load(device, weights, |_, _| Ok(()))
+pub fn load(device: &Device, weights: &dyn Weights) -> Outcome<Model> {
+    Model::load(device, weights, |_, _| Ok(()))
 }
 
 /// The logits of some sequences of equal length, in f32: (tokens, vocabulary).

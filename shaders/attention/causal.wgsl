@@ -9,6 +9,10 @@ struct Params {
     head_dim: u32,
     capacity: u32,
     scale: f32,
+    // Keys that a token sees, itself among them.
+    window: u32,
+    // 0: none.
+    soft_cap: f32,
 }
 @group(0) @binding(0) var<storage, read> query: array<act>;            // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<act>;              // (sequences, capacity, kv_heads, head_dim)
@@ -18,6 +22,7 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 override WORKGROUP: u32;
 #import reduce
+#import soft_cap
 
 const MAX_HEAD_DIM: u32 = 256u;
 var<workgroup> scaled_query: array<f32, MAX_HEAD_DIM>;
@@ -45,7 +50,7 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     var sums: array<f32, 8>;
     var maximum = -3.0e38;
     var total = 0.0;
-    for (var start = 0u; start <= position; start += WORKGROUP) {
+    for (var start = position + 1u - min(params.window, position + 1u); start <= position; start += WORKGROUP) {
         let mine = start + lane.index;
         var score = -3.0e38;
         if mine <= position {
@@ -53,6 +58,9 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
             score = 0.0;
             for (var column = 0u; column < params.head_dim; column++) {
                 score += scaled_query[column] * f32(key[at + column]);
+            }
+            if params.soft_cap > 0.0 {
+                score = soft_capped(score, params.soft_cap);
             }
         }
         let new_maximum = max(maximum, reduce_max(score, lane));

@@ -11,16 +11,42 @@ struct Params {
     head_dim: u32,
     capacity: u32,
     scale: f32,
+    // Keys that a token sees, itself among them.
+    window: u32,
+    // 0: none.
+    soft_cap: f32,
 }
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;              // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<vec4<act>>;                // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> value: array<vec4<act>>;              // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;               // (all tokens, heads, head_dim)
-@group(0) @binding(4) var<storage, read> statistics: array<vec2<f32>>;         // (all tokens, heads) log-sum-exp, product
+@group(0) @binding(4) var<storage, read> lse_delta: array<vec2<f32>>;         // (all tokens, heads) log-sum-exp, product
 @group(0) @binding(5) var<storage, read_write> key_grad: array<vec4<act>>;     // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(6) var<storage, read_write> value_grad: array<vec4<act>>;   // (sequences, capacity, kv_heads, head_dim)
 @group(1) @binding(0) var<uniform> params: Params;
 #import attention_tile
+
+// The rows at hand, from token `begin` on, to the sums of the four keys that they see, the first of which is at `own`.
+fn add_tokens(begin: u32, present: u32, own: i32, lane: u32, sums: ptr<function, array<vec4<f32>, SUMS>>) {
+    let end = min(begin + ROWS_AT_ONCE, present);
+    // From here on, in fours, not every key's window holds a token.
+    let whole = own + i32(params.window & ~3u);
+    if own >= i32(begin) && own < i32(begin + ROWS_AT_ONCE) && own < whole {
+        let t = u32(own);
+        add_row(t, t - begin, lane, vec4(true, false, false, false), sums);
+        add_row(t + 1u, t + 1u - begin, lane, vec4(true, true, false, false), sums);
+        add_row(t + 2u, t + 2u - begin, lane, vec4(true, true, true, false), sums);
+        add_row(t + 3u, t + 3u - begin, lane, vec4(true), sums);
+    }
+    for (var t = u32(max(own + 4, i32(begin))); t < end && i32(t) < whole; t += 4u) {
+        add_rows(t, t - begin, lane, sums);
+    }
+    for (var t = max(whole, i32(begin)); t < min(i32(end), own + 3 + i32(params.window)); t++) {
+        // Key i is i places later than the first.
+        let seen = vec4<u32>(vec4(t - own) - vec4(0, 1, 2, 3)) < vec4(params.window);
+        add_row(u32(t), u32(t) - begin, lane, seen, sums);
+    }
+}
 
 @compute @workgroup_size(128)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -37,6 +63,8 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     let tokens = params.tokens_per_sequence;
     // Keys of the tile that a token wrote; the places behind them may hold anything.
     let written = u32(clamp(i32(tokens) - i32(first), 0, i32(count)));
+    // Behind the last token whose window holds a key of the tile.
+    let seen = min(tokens, first + OWNERS - 1u + params.window);
     let fours = params.head_dim / 4u;
     let pitch = params.kv_heads * fours;
     let cache = (sequence * params.capacity + first) * pitch + kv_head * fours;
@@ -47,8 +75,8 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     var value_sums: array<vec4<f32>, SUMS>;
     let grouped = params.heads / params.kv_heads;
     for (var head = kv_head * grouped; head < (kv_head + 1u) * grouped; head++) {
-        for (var start = first; start < tokens; start += STREAMED) {
-            let present = min(STREAMED, tokens - start);
+        for (var start = first; start < seen; start += STREAMED) {
+            let present = min(STREAMED, seen - start);
             let base = (sequence * tokens + start) * params.heads + head;
             var scores = mat4x4<f32>();
             var weight_grads = mat4x4<f32>();
@@ -82,18 +110,20 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
                 weight_grads = with_products(weight_grads, OWNERS_SECOND, STREAMED_SECOND, lane);
                 workgroupBarrier();
             }
+            scores = with_soft_cap(scores);
             // Four tokens are added at a time: those behind the last count as zero.
 #for J in 4
             if other + {J}u * 16u < present {
-                let known = statistics[base + (other + {J}u * 16u) * params.heads];
+                let known = lse_delta[base + (other + {J}u * 16u) * params.heads];
+                let slopes = soft_cap_slopes(scores[{J}]);
                 scores[{J}] = exponentials(scores[{J}] - known.x);
-                weight_grads[{J}] = scores[{J}] * (weight_grads[{J}] - known.y);
+                weight_grads[{J}] = scores[{J}] * (weight_grads[{J}] - known.y) * slopes;
             } else {
                 scores[{J}] = vec4(0.0);
                 weight_grads[{J}] = vec4(0.0);
             }
 #end
-            // This invocation's first key is seen by the token at its place and those behind, each other by one fewer.
+            // This invocation's first key is seen by the token at its place and a window of those behind, each other one later.
             let own = i32(first + mine) - i32(start);
             keep_factors(scores, lane);
             for (var begin = 0u; begin < present; begin += ROWS_AT_ONCE) {
@@ -110,17 +140,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
                 }
 #end
                 workgroupBarrier();
-                if own >= i32(begin) && own < i32(begin + ROWS_AT_ONCE) {
-                    let t = u32(own);
-                    add_row(t, t - begin, lane, vec4(true, false, false, false), &value_sums);
-                    add_row(t + 1u, t + 1u - begin, lane, vec4(true, true, false, false), &value_sums);
-                    add_row(t + 2u, t + 2u - begin, lane, vec4(true, true, true, false), &value_sums);
-                    add_row(t + 3u, t + 3u - begin, lane, vec4(true), &value_sums);
-                }
-                let behind = u32(max(own + 4, i32(begin)));
-                for (var t = behind; t < min(begin + ROWS_AT_ONCE, present); t += 4u) {
-                    add_rows(t, t - begin, lane, &value_sums);
-                }
+                add_tokens(begin, present, own, lane, &value_sums);
                 workgroupBarrier();
             }
             keep_factors(weight_grads, lane);
@@ -138,17 +158,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
                 }
 #end
                 workgroupBarrier();
-                if own >= i32(begin) && own < i32(begin + ROWS_AT_ONCE) {
-                    let t = u32(own);
-                    add_row(t, t - begin, lane, vec4(true, false, false, false), &key_sums);
-                    add_row(t + 1u, t + 1u - begin, lane, vec4(true, true, false, false), &key_sums);
-                    add_row(t + 2u, t + 2u - begin, lane, vec4(true, true, true, false), &key_sums);
-                    add_row(t + 3u, t + 3u - begin, lane, vec4(true), &key_sums);
-                }
-                let behind = u32(max(own + 4, i32(begin)));
-                for (var t = behind; t < min(begin + ROWS_AT_ONCE, present); t += 4u) {
-                    add_rows(t, t - begin, lane, &key_sums);
-                }
+                add_tokens(begin, present, own, lane, &key_sums);
                 workgroupBarrier();
             }
         }

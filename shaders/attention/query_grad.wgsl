@@ -10,12 +10,16 @@ struct Params {
     head_dim: u32,
     capacity: u32,
     scale: f32,
+    // Keys that a token sees, itself among them.
+    window: u32,
+    // 0: none.
+    soft_cap: f32,
 }
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;          // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<vec4<act>>;            // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> value: array<vec4<act>>;          // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;           // (all tokens, heads, head_dim)
-@group(0) @binding(4) var<storage, read> statistics: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
+@group(0) @binding(4) var<storage, read> lse_delta: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
 @group(0) @binding(5) var<storage, read_write> result: array<vec4<act>>;   // (all tokens, heads, head_dim)
 @group(1) @binding(0) var<uniform> params: Params;
 #import attention_tile
@@ -44,14 +48,14 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     var delta = vec4(0.0);
 #for I in 4
     if mine + {I}u < count {
-        let known = statistics[base + (mine + {I}u) * params.heads];
+        let known = lse_delta[base + (mine + {I}u) * params.heads];
         lse[{I}] = known.x;
         delta[{I}] = known.y;
     }
 #end
     var sums: array<vec4<f32>, SUMS>;
     let seen = first + count;
-    for (var start = 0u; start < seen; start += STREAMED) {
+    for (var start = first_seen(first); start < seen; start += STREAMED) {
         let present = min(STREAMED, seen - start);
         var scores = mat4x4<f32>();
         var weight_grads = mat4x4<f32>();
@@ -85,12 +89,16 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
             weight_grads = with_products(weight_grads, OWNERS_SECOND, STREAMED_SECOND, lane);
             workgroupBarrier();
         }
+        scores = with_soft_cap(scores);
 #for J in 4
-        scores[{J}] = exponentials(scores[{J}] - lse) * (weight_grads[{J}] - delta);
+        scores[{J}] = exponentials(scores[{J}] - lse) * (weight_grads[{J}] - delta) * soft_cap_slopes(scores[{J}]);
 #end
         keep_factors(scores, lane);
-        // Of this invocation's tokens the first sees the keys before this one and it, each other one more.
+        // The last key that the first of this invocation's tokens sees, and the first: each other token's are one behind.
         let own = i32(first + mine) - i32(start);
+        let low = own + 1 - i32(params.window);
+        // From here on, in fours, all see all keys up to `own`.
+        let whole = (low + 6) & ~3;
         for (var begin = 0u; begin < present; begin += ROWS_AT_ONCE) {
 #for N in 4
             {
@@ -103,11 +111,14 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
             }
 #end
             workgroupBarrier();
-            for (var k = begin; k < begin + ROWS_AT_ONCE && i32(k) < own; k += 4u) {
+            var k = u32(max(i32(begin), low));
+            for (; k < begin + ROWS_AT_ONCE && i32(k) < min(whole, own + 4); k++) {
+                add_row(k, k - begin, lane, seen_by(own - i32(k)), &sums);
+            }
+            for (; k < begin + ROWS_AT_ONCE && i32(k) < own; k += 4u) {
                 add_rows(k, k - begin, lane, &sums);
             }
-            if own >= i32(begin) && own < i32(begin + ROWS_AT_ONCE) {
-                let k = u32(own);
+            if i32(k) == own && k < begin + ROWS_AT_ONCE {
                 add_row(k, k - begin, lane, vec4(true), &sums);
                 add_row(k + 1u, k + 1u - begin, lane, vec4(false, true, true, true), &sums);
                 add_row(k + 2u, k + 2u - begin, lane, vec4(false, false, true, true), &sums);

@@ -11,6 +11,10 @@ struct Params {
     head_dim: u32,
     capacity: u32,
     scale: f32,
+    // Keys that a token sees, itself among them.
+    window: u32,
+    // 0: none.
+    soft_cap: f32,
 }
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;          // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<vec4<act>>;            // (sequences, capacity, kv_heads, head_dim)
@@ -51,12 +55,13 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     var totals = vec4(0.0);
     var sums: array<vec4<f32>, SUMS>;
     let seen = place + count;
-    for (var start = 0u; start < seen; start += STREAMED) {
+    for (var start = first_seen(place); start < seen; start += STREAMED) {
         let present = min(STREAMED, seen - start);
 #import attention_scores
         var highest = maxima;
 #for J in 4
-        let sees{J} = vec4(start + other + {J}u * 16u) <= tokens;
+        // A key behind the token wraps around.
+        let sees{J} = tokens - vec4(start + other + {J}u * 16u) < vec4(params.window);
         highest = select(highest, scores[{J}], sees{J} & (scores[{J}] > highest));
 #end
         memory[lane] = highest;
@@ -79,8 +84,9 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         totals += scores[{J}];
 #end
         keep_factors(scores, lane);
-        // Of this invocation's tokens the first sees the keys before this one and it, each other one more.
+        // The last key that the first of this invocation's tokens sees, and the first: each other token's are one behind.
         let own = i32(own_place) - i32(start);
+        let low = own + 1 - i32(params.window);
         for (var begin = 0u; begin < present; begin += ROWS_AT_ONCE) {
 #for N in 4
             {
@@ -94,12 +100,16 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
 #end
             workgroupBarrier();
             let end = min(begin + ROWS_AT_ONCE, present);
-            var k = begin;
+            // Keys that not every token's window holds, keys that all see, keys that not every token is behind of.
+            var k = u32(max(i32(begin), low));
+            for (; k < end && i32(k) < low + 3; k++) {
+                add_row(k, k - begin, lane, seen_by(own - i32(k)), &sums);
+            }
             for (; k + 4u <= end && i32(k) + 3 <= own; k += 4u) {
                 add_rows(k, k - begin, lane, &sums);
             }
             for (; k < end && i32(k) <= own + 3; k++) {
-                add_row(k, k - begin, lane, vec4(i32(k)) <= vec4(own, own + 1, own + 2, own + 3), &sums);
+                add_row(k, k - begin, lane, seen_by(own - i32(k)), &sums);
             }
             workgroupBarrier();
         }

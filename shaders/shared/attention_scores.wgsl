@@ -26,3 +26,4 @@
             scores = with_products(scores, OWNERS_SECOND, STREAMED_SECOND, lane);
             workgroupBarrier();
         }
+        scores = with_soft_cap(scores);

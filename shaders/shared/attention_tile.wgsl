@@ -2,6 +2,7 @@
 // has four owners in a row: with four streamed rows, 16 apart, for products of two rows, and with CHUNKS vectors of columns,
 // 16 apart, for sums over the streamed rows. Both are register tiles, in which each vector loaded is multiplied four times.
 #import is_nan
+#import soft_cap
 
 const OWNERS: u32 = 32u;
 const STREAMED: u32 = 64u;
@@ -81,6 +82,39 @@ fn add_rows(k: u32, row: u32, lane: u32, sums: ptr<function, array<vec4<f32>, SU
 #for K in 4
     add_row(k + {K}u, row + {K}u, lane, vec4(true), sums);
 #end
+}
+
+// Scores with their soft cap, where there is one.
+fn with_soft_cap(scores: mat4x4<f32>) -> mat4x4<f32> {
+    if params.soft_cap == 0.0 {
+        return scores;
+    }
+    var capped = scores;
+#for J in 4
+#for I in 4
+    capped[{J}][{I}] = soft_capped(scores[{J}][{I}], params.soft_cap);
+#end
+#end
+    return capped;
+}
+
+// The derivative of the soft cap, where there is one, of four capped scores.
+fn soft_cap_slopes(capped: vec4<f32>) -> vec4<f32> {
+    if params.soft_cap == 0.0 {
+        return vec4(1.0);
+    }
+    let ratio = capped / params.soft_cap;
+    return vec4(1.0) - ratio * ratio;
+}
+
+// Which of four tokens in a row see a key, the first of them `distance` places behind it.
+fn seen_by(distance: i32) -> vec4<bool> {
+    return vec4<u32>(vec4(distance) + vec4(0, 1, 2, 3)) < vec4(params.window);
+}
+
+// The first key, in fours, that the token at `place` of its sequence sees.
+fn first_seen(place: u32) -> u32 {
+    return (place + 1u - min(params.window, place + 1u)) & ~3u;
 }
 
 // exp; a device may take that of NaN for anything.

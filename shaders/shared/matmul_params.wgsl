@@ -20,10 +20,12 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 
 // Bits of the epilogue: a bias is added; what stands in the result is added; the result holds a gate g, and the product
-// is multiplied by silu(g) = g / (1 + exp(-g)).
+// is multiplied by activation(g), whose number stands in the bits above.
 const EPILOGUE_BIAS: u32 = 1u;
 const EPILOGUE_ADD: u32 = 2u;
 const EPILOGUE_GATE: u32 = 4u;
+const EPILOGUE_ACTIVATION: u32 = 3u;
+#import activation
 
 fn store_result(token: u32, row: u32, sum: f32) {
     let place = params.out_offset + row;
@@ -36,8 +38,7 @@ fn store_result(token: u32, row: u32, sum: f32) {
         value += f32(result[at]);
     }
     if (params.epilogue & EPILOGUE_GATE) != 0u {
-        let gate = f32(result[at]);
-        value *= gate / (1.0 + exp(-gate));
+        value *= activated(f32(result[at]), params.epilogue >> EPILOGUE_ACTIVATION);
     }
     result[at] = out_t(value);
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::output::{Output, bytes, table};
 use crate::error::Result;
+use crate::families::without_layer;
 use crate::model::{Checkpoint, Config, Group, Weights, Widths, groups};
 
 #[derive(Debug, clap::Args)]
@@ -33,12 +34,12 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         Vec::new()
     };
     let mut facts = json!({
-        "schema": 1, "model": arguments.model, "family": "llama", "container": model.container(),
+        "schema": 1, "model": arguments.model, "family": config.family.name, "container": model.container(),
         "parameters": model.parameters(), "bytes": stored, "bytes_f16": f16,
         "hidden_size": config.hidden_size, "intermediate_size": stated(config, |w| w.intermediate_size),
         "layers": config.layers(),
         "heads": stated(config, |w| w.heads), "kv_heads": stated(config, |w| w.kv_heads), "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size, "max_positions": config.max_positions, "rope_theta": config.rope_theta,
+        "vocab_size": config.vocab_size, "max_positions": config.max_positions, "rope_theta": config.ropes[0].theta,
         "rms_norm_eps": config.rms_norm_eps, "tied": config.tied, "tensors": tensors,
     });
     if arguments.groups {
@@ -46,8 +47,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     output.json(&facts)?;
     output.line(format!(
-        "{}: llama ({}), {:.1} M parameters, {} as stored, {} in f16",
+        "{}: {} ({}), {:.1} M parameters, {} as stored, {} in f16",
         arguments.model,
+        config.family.name,
         model.container(),
         model.parameters() as f64 / 1e6,
         bytes(stored),
@@ -67,7 +69,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     ));
     output.line(format!(
         "rope theta {}, scaling {:?}\n",
-        config.rope_theta, config.rope_scaling
+        config.ropes[0].theta, config.ropes[0].scaling
     ));
     if arguments.groups {
         output.text(&group_table(&found));
@@ -123,11 +125,9 @@ fn group_table(groups: &[Group]) -> String {
         let mut seen: Vec<(String, usize)> = Vec::new();
         let mut lines: Vec<Vec<String>> = Vec::new();
         for member in &group.members {
-            let tensor = match (group.layer, member.tensor.split('.').nth(2)) {
-                (None, Some(layer)) if member.tensor.starts_with("model.layers.") => {
-                    member.tensor.replacen(layer, "*", 1)
-                }
-                _ => member.tensor.clone(),
+            let tensor = match group.layer {
+                None => without_layer(&member.tensor),
+                Some(_) => member.tensor.clone(),
             };
             if let Some((_, count)) = seen.iter_mut().find(|(name, _)| *name == tensor) {
                 *count += 1;

@@ -15,7 +15,7 @@ use crate::kernels::score::Reduction;
 use crate::methods::calibration::Rows;
 use crate::methods::prune::memory::{Placement, place};
 use crate::methods::prune::score::{Score, input_norms, sums};
-use crate::model::{Checkpoint, Group, Layers, Llama, Pass, Weights, Width, groups};
+use crate::model::{Checkpoint, Group, Model, Pass, WeightSource, Weights, Width, groups};
 use crate::run::Target;
 use crate::tensor::DType;
 
@@ -97,7 +97,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     )?;
     let start = Instant::now();
     let model = match placement {
-        Placement::Held if taught => Some(Llama::load(&device, &checkpoint, |done, total| {
+        Placement::Held if taught => Some(Model::load(&device, &checkpoint, |done, total| {
             output.progress("loading", done, total);
             interrupt::check()
         })?),
@@ -105,8 +105,11 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     };
     // Scores of weights alone look at one tensor at a time.
     let (layers, placement) = match &model {
-        Some(model) => (Layers::Held(model), Placement::Held),
-        None => (Layers::Streamed(&device, &checkpoint), Placement::Streamed),
+        Some(model) => (WeightSource::Resident(model), Placement::Held),
+        None => (
+            WeightSource::Streamed(&device, &checkpoint),
+            Placement::Streamed,
+        ),
     };
     let seed = global.seed.unwrap_or(0);
     let begin = Instant::now();

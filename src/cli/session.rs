@@ -14,7 +14,7 @@ use crate::kernels::TABLE;
 use crate::kernels::matmul::coop;
 use crate::kernels::matmul::plan::Product;
 use crate::measure::speed::tune::tune_all;
-use crate::model::{Checkpoint, Compute, Llama};
+use crate::model::{Checkpoint, Compute, Model};
 use crate::tensor::DType;
 
 /// Opens the device, saying in one line where `auto` landed if that may surprise.
@@ -155,9 +155,9 @@ pub(super) fn load_model(
     compute: Compute,
     tokens: &[usize],
     output: &Output,
-) -> Result<Llama> {
+) -> Result<Model> {
     let engine = global.engine.into();
-    let model = Llama::load(device, checkpoint, |done, total| {
+    let model = Model::load(device, checkpoint, |done, total| {
         output.progress("loading", done, total);
         interrupt::check()
     })?;

@@ -11,6 +11,7 @@ macro_rules! fragments {
 
 /// The texts of `shaders/shared`.
 const FRAGMENTS: &[(&str, &str)] = fragments! {
+    "activation"
     "attention_scores"
     "attention_tile"
     "block_bytes_1"
@@ -60,6 +61,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "reduce_subgroup"
     "reduce_workgroup"
     "score_element"
+    "soft_cap"
     "store_block"
     "store_four"
     "weight_affine"

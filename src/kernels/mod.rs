@@ -2,6 +2,7 @@
 //!
 //! A new kernel is a shader, a file here and a line in [`TABLE`]; tests, benches, `verify` and `bench` walk the table.
 
+pub mod activation;
 pub mod attention;
 pub mod bounds;
 pub mod copy;
@@ -9,6 +10,7 @@ pub mod dequantize;
 pub mod embed;
 pub mod gate;
 pub mod kv;
+pub mod logits;
 pub mod loss;
 pub mod mask;
 pub mod matmul;
@@ -48,11 +50,11 @@ pub static TABLE: &[&Kernel] = &[
     &kv::append::KERNEL,
     &attention::causal::KERNEL,
     &attention::tiled::KERNEL,
-    &attention::statistics::KERNEL,
+    &attention::lse_delta::KERNEL,
     &attention::query_grad::KERNEL,
     &attention::key_value_grad::KERNEL,
-    &gate::silu::KERNEL,
-    &gate::silu_grad::KERNEL,
+    &gate::glu::KERNEL,
+    &gate::glu_grad::KERNEL,
     &residual::add::KERNEL,
     &copy::cast::KERNEL,
     &copy::compact::KERNEL,
@@ -61,6 +63,8 @@ pub static TABLE: &[&Kernel] = &[
     &copy::rows::KERNEL,
     &copy::transpose::KERNEL,
     &copy::trits::KERNEL,
+    &logits::soft_cap::KERNEL,
+    &logits::soft_cap_grad::KERNEL,
     &loss::logsumexp::KERNEL,
     &loss::cross_entropy_grad::KERNEL,
     &loss::argmax::KERNEL,

@@ -1,18 +1,19 @@
 //! The key-value cache of a batch of sequences. How much each holds stands in a buffer, not in a recording.
 
-use super::config::Config;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
+use crate::families::{Config, Rope};
+use crate::graph::KeyValueCache;
 use crate::kernels::copy::rows::{Rows, rows};
 use crate::tensor::DType;
 
-/// Keys and values of every layer, and the rotations of the positions they may hold.
+/// The KV cache: keys and values of every layer, and the rotary tables of the positions they may hold.
 #[derive(Debug)]
 pub struct Cache {
     stores: Vec<(Tensor, Tensor)>,
     places: Vec<usize>, // of each layer's keys and values in `stores`
-    pub(super) past: Tensor,
-    pub(super) rotations: Tensor,
+    past: Tensor,
+    ropes: Vec<Tensor>,
     lengths: Vec<u32>,
     capacity: usize,
 }
@@ -32,7 +33,7 @@ impl Cache {
 
     /// A cache that holds one layer at a time (of each number of heads, where layers differ): enough for passes that never
     /// continue, evaluation for instance.
-    pub fn passing(
+    pub fn single_layer(
         device: &Device,
         config: &Config,
         sequences: usize,
@@ -74,11 +75,11 @@ impl Cache {
                 ));
             }
         }
-        let rotations = HostTensor::from_f32(
-            DType::F32,
-            &[capacity, config.head_dim],
-            &config.rotations(capacity),
-        );
+        let table = |rope: &Rope| {
+            let values = rope.table(config.head_dim, capacity);
+            let table = HostTensor::from_f32(DType::F32, &[capacity, config.head_dim], &values);
+            device.upload(&table, "rotations")
+        };
         Ok(Self {
             stores,
             places,
@@ -86,7 +87,7 @@ impl Cache {
                 &HostTensor::zeros(DType::U32, &[sequences]),
                 "cache lengths",
             )?,
-            rotations: device.upload(&rotations, "rotations")?,
+            ropes: config.ropes.iter().map(table).collect::<Result<_>>()?,
             lengths: vec![0; sequences],
             capacity,
         })
@@ -102,7 +103,24 @@ impl Cache {
         &self.lengths
     }
 
-    pub(super) fn layer(&self, index: usize) -> (&Tensor, &Tensor) {
+    /// A layer of it, for a pass over so many new tokens of each sequence.
+    pub fn layer_for(&self, index: usize, tokens: usize) -> KeyValueCache<'_> {
+        let held = self.lengths.iter().copied().max().unwrap_or(0) as usize;
+        assert!(
+            held + tokens <= self.capacity,
+            "a pass fits its cache: {held} + {tokens} tokens"
+        );
+        let (keys, values) = self.layer(index);
+        KeyValueCache {
+            keys,
+            values,
+            past: &self.past,
+            capacity: self.capacity,
+            ropes: &self.ropes,
+        }
+    }
+
+    fn layer(&self, index: usize) -> (&Tensor, &Tensor) {
         let (key, value) = &self.stores[self.places[index]];
         (key, value)
     }

@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::config::Config;
 use super::embedded::{EMBEDDED, EmbeddedModel, PROMISED};
 use super::formats::packed_formats;
-use super::names::{Role, TensorSpec, tensor_specs};
 use crate::error::{Error, Result};
+use crate::families::{Config, Role, TensorSpec, tensor_specs};
 use crate::formats::gguf::Gguf;
 use crate::formats::safetensors::Safetensors;
 use crate::formats::{Source, StoredType};
 use crate::tensor::{Packed, WeightFormat};
 use crate::text::{HfFiles, Tokenizer};
 
-/// Something that has a model's tensors, by their Hugging Face names, in Hugging Face's row order.
+/// Something that has a model's tensors, by their Hugging Face names, in Hugging Face's row order. The weight of a norm is what
+/// normalized columns are multiplied by, whatever a checkpoint leaves out of it.
 pub trait Weights {
     /// The configuration.
     fn config(&self) -> &Config;
@@ -154,7 +154,7 @@ impl Checkpoint {
     fn checked(mut self) -> Result<Self> {
         for spec in tensor_specs(&self.config) {
             let Some((shape, _)) = self.stored(&spec) else {
-                if spec.role == Role::Bias {
+                if spec.optional {
                     continue;
                 }
                 return Err(self.wrong(
@@ -221,6 +221,11 @@ impl Checkpoint {
         }
     }
 
+    /// Whether a norm's weight is stored without the part that its family adds. GGUF stores it whole.
+    fn lacks_offset(&self, spec: &TensorSpec) -> bool {
+        spec.offset != 0.0 && !matches!(self.store, Store::Gguf(_))
+    }
+
     /// The path or `embedded:` name it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
@@ -258,7 +263,7 @@ impl Checkpoint {
     pub fn config_json(&self) -> Result<Map<String, Value>> {
         match &self.config_json {
             Some(json) => Ok(json.clone()),
-            None => self.config.to_json(&self.path),
+            None => self.config.to_json(&self.path, &self.specs),
         }
     }
 
@@ -391,6 +396,10 @@ impl Weights for Checkpoint {
             },
         };
         match packed.first_non_finite() {
+            None if self.lacks_offset(spec) => {
+                let values: Vec<f32> = packed.to_f32().iter().map(|v| v + spec.offset).collect();
+                Ok(Packed::from_f32(&values, spec.rows, spec.columns))
+            }
             None => Ok(packed),
             Some((row, column)) => {
                 let found = format!(
@@ -403,6 +412,9 @@ impl Weights for Checkpoint {
     }
 
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        if self.lacks_offset(spec) {
+            return Ok(WeightFormat::f32());
+        }
         let ty = match &self.store {
             Store::Packed(tensors, formats) => match formats.get(&spec.name) {
                 Some(format) => return Ok(*format),

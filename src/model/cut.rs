@@ -6,11 +6,9 @@ use half::{bf16, f16};
 use serde::Serialize;
 
 use super::checkpoint::Weights;
-use super::config::{Config, Widths};
-use super::groups::{Axis, Width};
-use super::names::{TensorSpec, tensor_specs};
 use crate::device::{Device, HostTensor};
 use crate::error::Result;
+use crate::families::{Axis, Config, TensorSpec, Width, Widths, layer_name, tensor_specs};
 use crate::kernels::copy::compact::compact;
 use crate::tensor::{DType, Packed, WeightFormat};
 
@@ -67,6 +65,7 @@ impl Cut {
                 heads: before.heads / before.kv_heads * kv_heads,
                 kv_heads,
                 intermediate_size: self.feed_forward[place].len(),
+                ..before
             }
         };
         Config {
@@ -120,11 +119,8 @@ impl<'a> Pruned<'a> {
         let name = match spec.layer() {
             None => Cow::Borrowed(spec.name.as_str()),
             Some(place) => {
-                let (before, after) = (
-                    format!("model.layers.{place}."),
-                    format!("model.layers.{}.", self.cut.layers[place]),
-                );
-                Cow::Owned(spec.name.replacen(&before, &after, 1))
+                let whole = layer_name(self.cut.layers[place]);
+                Cow::Owned(spec.name.replacen(&layer_name(place), &whole, 1))
             }
         };
         self.parent.specs().iter().find(|spec| spec.name == name)

@@ -4,10 +4,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::cache::Cache;
-use super::linear::Pass;
-use super::llama::Llama;
+use super::resident::Model;
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
+use crate::graph::Pass;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +37,7 @@ pub struct Generation {
 /// Continues `prompt` by at most `count` tokens. `arrived` is told of each and may stop the rest by an error; `ends`
 /// says which tokens end the text.
 pub fn generate(
-    model: &Llama,
+    model: &Model,
     pass: &Pass<'_>,
     prompt: &[u32],
     count: usize,

@@ -1,40 +1,32 @@
-//! Models: what a checkpoint says, the weights on a device, the blocks of each family, cache and sampling.
+//! Models: checkpoints, their weights on a device, forward and backward passes, cuts, saving. What a family is stands in
+//! [`crate::families`]; nothing here knows one by name.
 
+mod backward;
 mod cache;
 mod checkpoint;
-mod config;
-mod config_json;
 mod cut;
 mod embedded;
 mod formats;
 mod generate;
-mod groups;
-mod head_grad;
-mod linear;
-mod llama;
-mod llama_grad;
-mod metadata;
-mod names;
-mod rope;
+mod load;
+mod resident;
 mod save;
-mod streamed;
+mod source;
 mod synth;
-mod wanted;
 
+pub use crate::families::{
+    Axis, Config, Group, Member, Role, Rope, RopeScaling, Side, TensorSpec, Width, Widths, groups,
+    tensor_specs,
+};
+pub use crate::graph::{Compute, Linear, Pass};
+pub use backward::{BackwardOptions, HiddenLoss, Loss, gradients};
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, Weights};
-pub use config::{Config, Widths};
 pub use cut::{Cut, Pruned, cut_format};
 pub use embedded::EMBEDDED;
 pub use generate::{Generation, Sampling, generate};
-pub use groups::{Axis, Group, Member, Side, Width, groups};
-pub use head_grad::Loss;
-pub use linear::{Compute, Linear, Pass};
-pub use llama::Llama;
-pub use llama_grad::{activations, gradients};
-pub use names::{Role, TensorSpec, tensor_specs};
-pub use rope::RopeScaling;
+pub use load::block as load_block;
+pub use resident::{Head, Model, block_counts, run_block};
 pub use save::{export_gguf, export_hf, export_packed, gguf_type};
-pub use streamed::Layers;
+pub use source::WeightSource;
 pub use synth::Synth;
-pub use wanted::Wanted;

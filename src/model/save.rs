@@ -9,9 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::checkpoint::{Checkpoint, Weights, to_gguf_order};
 use super::formats::{PACKED_VERSION, described};
-use super::metadata::{divisors, metadata};
-use super::names::{Role, TensorSpec};
 use crate::error::{Error, Result};
+use crate::families::{Origin, Role, TensorSpec, metadata};
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
 use crate::formats::safetensors::{NewTensor, write_folder};
 use crate::tensor::{DType, Packed, WeightFormat};
@@ -46,7 +45,7 @@ pub fn export_hf(
         } else {
             DType::F16
         };
-        let data = move || Ok(dense_bytes(&weights.load(spec)?, dtype));
+        let data = move || Ok(dense_bytes(&as_stored(weights, spec)?, dtype));
         tensors.push(NewTensor {
             name: spec.name.clone(),
             dtype,
@@ -77,7 +76,7 @@ pub fn export_packed(
         let format = weights.format(spec)?;
         if !format.ty.has_scales() {
             let dtype = vector_dtype(format);
-            let data = move || Ok(dense_bytes(&weights.load(spec)?, dtype));
+            let data = move || Ok(dense_bytes(&as_stored(weights, spec)?, dtype));
             tensors.push(NewTensor {
                 name: spec.name.clone(),
                 dtype,
@@ -157,9 +156,10 @@ pub fn export_gguf(
             data: Box::new(data),
         });
     }
-    if let Some(divisors) = divisors(weights.config()) {
+    let head_dim = weights.config().head_dim;
+    if let Some(divisors) = weights.config().ropes[0].divisors(head_dim) {
         let bytes = move || Ok(bytemuck::cast_slice::<f32, u8>(&divisors).to_vec());
-        let shape = vec![weights.config().head_dim / 2];
+        let shape = vec![head_dim / 2];
         let name = "rope_freqs.weight".to_string();
         tensors.push(NewGgufTensor {
             name,
@@ -172,9 +172,23 @@ pub fn export_gguf(
         .values()
         .max_by_key(|(bytes, _)| *bytes)
         .map_or(GgmlType::F16, |(_, ty)| *ty);
-    let metadata = metadata(parent, weights.config(), tokenizer, main)?;
+    let origin = match parent.gguf() {
+        Some(gguf) => Origin::Gguf(gguf),
+        None => Origin::Other(parent.path(), tokenizer),
+    };
+    let metadata = metadata(origin, weights.config(), main)?;
     gguf::write(path, &metadata, tensors)?;
     Ok(rounded)
+}
+
+/// A tensor as Hugging Face's checkpoints store it: the weight of a norm without what its family adds.
+fn as_stored(weights: &dyn Weights, spec: &TensorSpec) -> Result<Packed> {
+    let packed = weights.load(spec)?;
+    if spec.offset == 0.0 {
+        return Ok(packed);
+    }
+    let values: Vec<f32> = packed.to_f32().iter().map(|v| v - spec.offset).collect();
+    Ok(Packed::from_f32(&values, spec.rows, spec.columns))
 }
 
 fn vector_dtype(format: WeightFormat) -> DType {

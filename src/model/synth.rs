@@ -6,62 +6,11 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::checkpoint::Weights;
-use super::config::Config;
-use super::names::{Role, TensorSpec, tensor_specs};
 use crate::device::Random;
 use crate::error::{Error, Result};
+use crate::families::{Config, Role, SHAPES, TensorSpec, tensor_specs};
 use crate::tensor::{Packed, Scale, WeightFormat};
 use crate::text::{HfFiles, Tokenizer};
-
-/// A shape by name: vocabulary, width, FFN width, layers, query heads, key-value heads, rope theta, tied head, context.
-struct Shape {
-    name: &'static str,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    layers: usize,
-    heads: (usize, usize),
-    rope_theta: f64,
-    tied: bool,
-    context: usize,
-}
-
-/// The shapes, as the models' `config.json` has them.
-const SHAPES: &[Shape] = &[
-    Shape {
-        name: "smollm2-135m",
-        vocab_size: 49_152,
-        hidden_size: 576,
-        intermediate_size: 1536,
-        layers: 30,
-        heads: (9, 3),
-        rope_theta: 100_000.0,
-        tied: true,
-        context: 8192,
-    },
-    Shape {
-        name: "tinyllama-1.1b",
-        vocab_size: 32_000,
-        hidden_size: 2048,
-        intermediate_size: 5632,
-        layers: 22,
-        heads: (32, 4),
-        rope_theta: 10_000.0,
-        tied: false,
-        context: 2048,
-    },
-    Shape {
-        name: "llama-3.1-8b",
-        vocab_size: 128_256,
-        hidden_size: 4096,
-        intermediate_size: 14_336,
-        layers: 32,
-        heads: (32, 8),
-        rope_theta: 500_000.0,
-        tied: false,
-        context: 131_072,
-    },
-];
 
 /// A model of random weights.
 #[derive(Debug)]
@@ -87,24 +36,19 @@ impl Synth {
         layers: Option<usize>,
         seed: u64,
     ) -> Result<Self> {
-        let full = match shape {
-            "smollm2" => "smollm2-135m",
-            "tinyllama" => "tinyllama-1.1b",
-            "llama8b" => "llama-3.1-8b",
-            other => other,
-        };
-        let found = SHAPES.iter().find(|known| known.name == full);
+        let mut shapes = SHAPES.iter();
+        let found = shapes.find(|known| [known.name, known.short].contains(&shape));
         let found = found.ok_or_else(|| Error::Argument {
             argument: "SHAPE".into(),
             expected: Self::shapes().join(", "),
             found: shape.into(),
         })?;
-        let config_json = config_json(found, layers.unwrap_or(found.layers));
+        let config_json = found.config_json(layers.unwrap_or(found.layers));
         let config = Config::from_json(shape.as_ref(), &config_json)?;
         Ok(Self {
             specs: tensor_specs(&config)
                 .into_iter()
-                .filter(|spec| spec.role != Role::Bias)
+                .filter(|spec| !spec.optional)
                 .collect(),
             config,
             config_json,
@@ -150,23 +94,6 @@ impl Synth {
                 chat_template_jinja: None,
             },
         )
-    }
-}
-
-fn config_json(shape: &Shape, layers: usize) -> Map<String, Value> {
-    let (heads, kv_heads) = shape.heads;
-    let value = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-        "vocab_size": shape.vocab_size, "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-        "head_dim": shape.hidden_size / heads, "max_position_embeddings": shape.context,
-        "rms_norm_eps": 1e-5, "rope_theta": shape.rope_theta, "tie_word_embeddings": shape.tied,
-        "attention_bias": false, "mlp_bias": false, "bos_token_id": 256, "eos_token_id": 257, "dtype": "float16",
-    });
-    match value {
-        Value::Object(map) => map,
-        _ => Map::new(),
     }
 }
 

@@ -21,7 +21,7 @@ fn a_case_too_large_is_skipped() -> Result<(), Failed> {
         max_binding: Some(1 << 20),
         ..Options::default()
     })?;
-    let selection = Selection::new(Some("gate/silu"))?;
+    let selection = Selection::new(Some("gate/glu"))?;
     let mut rows = Vec::new();
     verify(
         &runner,

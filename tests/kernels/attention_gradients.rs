@@ -3,8 +3,9 @@
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Random};
 use lopper::gpu::Options as GpuOptions;
+use lopper::kernels::attention::Attention;
 use lopper::kernels::attention::backward::backward;
-use lopper::kernels::attention::causal::{Heads, causal};
+use lopper::kernels::attention::causal::causal;
 use lopper::tensor::DType;
 
 use crate::machine::{device, gpu_trial};
@@ -13,41 +14,56 @@ const SEQUENCES: usize = 2;
 // Two tiles of tokens, and two of places.
 const EACH: usize = 35;
 const CAPACITY: usize = 38;
-const HEADS: Heads = Heads {
-    query: 4,
-    kv: 2,
-    dim: 6,
-};
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const DIM: usize = 6;
 
 pub fn trials() -> Vec<Trial> {
-    let cpu = |name: &str, dtype| {
+    let plain = Attention::new(HEADS, KV_HEADS, DIM);
+    let cpu = |name: &str, dtype, attention| {
         Trial::test(
             format!("gradients::attention/backward::{name}"),
-            move || differences(&Device::Cpu, dtype),
+            move || differences(&Device::Cpu, dtype, attention),
         )
     };
+    let gpu = |name: &str, attention| {
+        gpu_trial(
+            format!("gradients::attention/backward::{name}"),
+            move || differences(&device(GpuOptions::default())?, DType::F32, attention),
+        )
+    };
+    let window = plain.with_window(7);
+    let cap = plain.with_soft_cap(1.5);
+    let both = Attention {
+        scale: 0.7,
+        ..window.with_soft_cap(1.5)
+    };
     vec![
-        cpu("cpu", DType::F32),
-        cpu("cpu_in_f16", DType::F16),
-        gpu_trial("gradients::attention/backward::gpu".into(), || {
-            differences(&device(GpuOptions::default())?, DType::F32)
-        }),
+        cpu("cpu", DType::F32, plain),
+        cpu("cpu_in_f16", DType::F16, plain),
+        cpu("cpu_window", DType::F32, window),
+        cpu("cpu_soft_cap", DType::F32, cap),
+        cpu("cpu_both", DType::F32, both),
+        gpu("gpu", plain),
+        gpu("gpu_window", window),
+        gpu("gpu_soft_cap", cap),
+        gpu("gpu_both", both),
         // A call for every tile.
-        gpu_trial("gradients::attention/backward::split".into(), || {
+        gpu_trial("gradients::attention/backward::split".into(), move || {
             let options = GpuOptions {
                 max_operations: Some(1.0),
                 ..GpuOptions::default()
             };
-            differences(&device(options)?, DType::F32)
+            differences(&device(options)?, DType::F32, plain)
         }),
     ]
 }
 
 /// Every gradient of sum(attention * r) against a central difference. What rounds a result to f16 moves delta, and through
 /// it every gradient, by 2^-11 of it.
-fn differences(device: &Device, dtype: DType) -> Result<(), Failed> {
+fn differences(device: &Device, dtype: DType, attention: Attention) -> Result<(), Failed> {
     let bound = if dtype == DType::F16 { 1e-2 } else { 1e-5 };
-    let (width, pitch) = (HEADS.query * HEADS.dim, HEADS.kv * HEADS.dim);
+    let (width, pitch) = (HEADS * DIM, KV_HEADS * DIM);
     let (tokens, places) = (SEQUENCES * EACH, SEQUENCES * CAPACITY);
     let mut random = Random::new(29);
     let mut make = |rows: usize, width: usize, scale: f32| {
@@ -66,13 +82,13 @@ fn differences(device: &Device, dtype: DType) -> Result<(), Failed> {
         on_device(&inputs[2])?,
     );
     let past = on_device(&HostTensor::from_u32(&[SEQUENCES], &[0; SEQUENCES]))?;
-    let result = causal(device, &query, (&key, &value), &past, HEADS, CAPACITY)?;
+    let result = causal(device, &query, (&key, &value), &past, attention, CAPACITY)?;
     let grads = backward(
         device,
         &query,
         (&key, &value),
         (&result, &on_device(&grad)?),
-        HEADS,
+        attention,
         SEQUENCES,
         CAPACITY,
     )?;
@@ -89,7 +105,7 @@ fn differences(device: &Device, dtype: DType) -> Result<(), Failed> {
             let middle = numbers[which][index];
             let [high, low] = [middle + step, middle - step].map(|moved| {
                 numbers[which][index] = moved;
-                loss(&numbers, &r)
+                loss(&numbers, &r, attention)
             });
             numbers[which][index] = middle;
             let expected = (high - low) / (2.0 * step);
@@ -101,23 +117,28 @@ fn differences(device: &Device, dtype: DType) -> Result<(), Failed> {
 }
 
 /// The sum of attention's results, each times its number of `r`.
-fn loss([query, key, value]: &[Vec<f64>; 3], r: &[f64]) -> f64 {
+fn loss([query, key, value]: &[Vec<f64>; 3], r: &[f64], attention: Attention) -> f64 {
     let mut loss = 0.0;
     for token in 0..SEQUENCES * EACH {
-        for head in 0..HEADS.query {
-            let at = (token * HEADS.query + head) * HEADS.dim;
+        for head in 0..HEADS {
+            let at = (token * HEADS + head) * DIM;
             let line = |values: &'_ [f64], place: usize, column: usize| {
                 let row = token / EACH * CAPACITY + place;
-                values[(row * HEADS.kv + head * HEADS.kv / HEADS.query) * HEADS.dim + column]
+                values[(row * KV_HEADS + head * KV_HEADS / HEADS) * DIM + column]
             };
             let (mut total, mut sum) = (0.0, 0.0);
-            for place in 0..=token % EACH {
-                let columns = 0..HEADS.dim;
+            let place = token % EACH;
+            // `transformers` masks the keys that are a window or more away.
+            let seen = |key: &usize| attention.window.is_none_or(|window| place - key < window);
+            for place in (0..=place).filter(seen) {
+                let columns = 0..DIM;
                 let score: f64 = columns
                     .clone()
                     .map(|column| query[at + column] * line(key, place, column))
                     .sum();
-                let weight = (score / (HEADS.dim as f64).sqrt()).exp();
+                let score = score * f64::from(attention.scale);
+                let cap = attention.soft_cap.map(f64::from);
+                let weight = cap.map_or(score, |cap| cap * (score / cap).tanh()).exp();
                 total += weight;
                 let valued = columns.map(|column| r[at + column] * line(value, place, column));
                 sum += weight * valued.sum::<f64>();

@@ -5,9 +5,11 @@ use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Matrix, Random, Tensor};
 use lopper::error::Result;
 use lopper::kernels::TABLE;
+use lopper::kernels::activation::Activation;
 use lopper::kernels::copy::cast::scaled;
 use lopper::kernels::embed::{gather::gather, scatter::scatter};
-use lopper::kernels::gate::{silu::silu, silu_grad::silu_grad};
+use lopper::kernels::gate::{glu::glu, glu_grad::glu_grad};
+use lopper::kernels::logits::{soft_cap::soft_cap, soft_cap_grad::soft_cap_grad};
 use lopper::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
 use lopper::kernels::loss::divergence::divergence;
 use lopper::kernels::loss::divergence_grad::divergence_grad;
@@ -25,6 +27,7 @@ const STEP: f32 = 1.0 / 32.0;
 const EPSILON: f32 = 1e-3;
 const HEAD_DIM: usize = 6;
 const TEMPERATURE: f32 = 1.75;
+const CAP: f32 = 1.5;
 
 /// An operation on some inputs, f32 of (rows, columns) each, and a number made of its result.
 struct Operation {
@@ -38,7 +41,7 @@ struct Operation {
     backward: fn(&Device, &[Tensor]) -> Result<Vec<Tensor>>,
 }
 
-const OPERATIONS: [Operation; 8] = [
+const OPERATIONS: [Operation; 11] = [
     Operation {
         name: "norm/rms",
         kernels: &["norm/rms_grad", "norm/gain_grad"],
@@ -57,17 +60,35 @@ const OPERATIONS: [Operation; 8] = [
         },
     },
     Operation {
-        name: "gate/silu",
-        kernels: &["gate/silu_grad"],
+        name: "gate/glu, SiLU",
+        kernels: &["gate/glu_grad"],
         inputs: &[[7, 13], [7, 13]],
-        forward: |device, inputs| {
-            let gated = silu(device, &inputs[0], &inputs[1], DType::F32)?;
-            weighed(device, &gated)
-        },
+        forward: |device, inputs| gated(device, inputs, Activation::Silu),
+        backward: |device, inputs| gated_back(device, inputs, Activation::Silu),
+    },
+    Operation {
+        name: "gate/glu, GELU by tanh",
+        kernels: &["gate/glu_grad"],
+        inputs: &[[7, 13], [7, 13]],
+        forward: |device, inputs| gated(device, inputs, Activation::GeluTanh),
+        backward: |device, inputs| gated_back(device, inputs, Activation::GeluTanh),
+    },
+    Operation {
+        name: "gate/glu, GELU",
+        kernels: &["gate/glu_grad"],
+        inputs: &[[7, 13], [7, 13]],
+        forward: |device, inputs| gated(device, inputs, Activation::Gelu),
+        backward: |device, inputs| gated_back(device, inputs, Activation::Gelu),
+    },
+    Operation {
+        name: "logits/soft_cap",
+        kernels: &["logits/soft_cap_grad"],
+        inputs: &[[5, 29]],
+        forward: |device, inputs| weighed(device, &capped(device, &inputs[0])?),
         backward: |device, inputs| {
             let grad = upstream(device, inputs[0].shape())?;
-            let (of_gate, of_up) = silu_grad(device, &inputs[0], &inputs[1], &grad, DType::F32)?;
-            Ok(vec![of_gate, of_up])
+            soft_cap_grad(device, &capped(device, &inputs[0])?, &grad, CAP)?;
+            Ok(vec![grad])
         },
     },
     Operation {
@@ -258,6 +279,25 @@ fn matrix(device: &Device, values: &Tensor) -> Result<Matrix> {
     let (rows, columns) = (values.shape()[0], values.shape()[1]);
     let packed = Packed::from_f32(&device.read(values)?.to_f32(), rows, columns);
     Matrix::upload(device, &packed, "a matrix")
+}
+
+fn gated(device: &Device, inputs: &[Tensor], activation: Activation) -> Result<f64> {
+    let result = glu(device, &inputs[0], &inputs[1], activation, DType::F32)?;
+    weighed(device, &result)
+}
+
+fn gated_back(device: &Device, inputs: &[Tensor], activation: Activation) -> Result<Vec<Tensor>> {
+    let grad = upstream(device, inputs[0].shape())?;
+    let (gate, up) = (&inputs[0], &inputs[1]);
+    let (of_gate, of_up) = glu_grad(device, gate, up, &grad, activation, DType::F32)?;
+    Ok(vec![of_gate, of_up])
+}
+
+/// A copy of logits behind their soft cap.
+fn capped(device: &Device, logits: &Tensor) -> Result<Tensor> {
+    let copy = scaled(device, logits, 1.0, DType::F32)?;
+    soft_cap(device, &copy, CAP)?;
+    Ok(copy)
 }
 
 fn product(device: &Device, inputs: &[Tensor]) -> Result<f64> {

@@ -4,6 +4,8 @@ use libtest_mimic::{Failed, Trial};
 use lopper::device::{Engine, Kernel, Sizes, Variant, check_case, check_cpu_case};
 use lopper::gpu::{Capabilities, Tier};
 use lopper::kernels::TABLE;
+use lopper::kernels::activation::{Activation, erf, erf_f32, soft_cap, soft_cap_reference};
+use lopper::kernels::bounds::U;
 use lopper::kernels::matmul::plan::Product;
 use lopper::tensor::{DType, WEIGHT_TYPES, WHOLE_ROW, WeightFormat};
 
@@ -13,10 +15,13 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRu
 use crate::machine::{gpu_trial, runner};
 
 pub fn trials() -> Vec<Trial> {
-    let mut trials = vec![Trial::test(
-        "kernels::choices_are_in_the_table",
-        choices_are_in_the_table,
-    )];
+    let mut trials = vec![
+        Trial::test(
+            "kernels::choices_are_in_the_table",
+            choices_are_in_the_table,
+        ),
+        Trial::test("kernels::activations", activations),
+    ];
     for kernel in TABLE.iter().copied() {
         trials.push(Trial::test(
             format!("kernels::cpu::{}", kernel.name),
@@ -48,6 +53,54 @@ pub fn trials() -> Vec<Trial> {
         }
     }
     trials
+}
+
+/// The error function has the values of Abramowitz and Stegun, table 7.1; activations in f32 keep their bounds, and slopes are
+/// those of the values.
+fn activations() -> Result<(), Failed> {
+    let table = [
+        (0.1, 0.112_462_916_018_285),
+        (0.5, 0.520_499_877_813_047),
+        (1.0, 0.842_700_792_949_715),
+        (1.5, 0.966_105_146_475_311),
+        (2.0, 0.995_322_265_018_953),
+        (-3.0, -0.999_977_909_503_001),
+    ];
+    for (x, expected) in table {
+        if !((erf(x) - expected).abs() < 1e-14) {
+            return Err(format!("erf({x}) = {}, not {expected}", erf(x)).into());
+        }
+    }
+    for index in -30_000..30_000 {
+        let x = index as f32 / 1000.0;
+        let wide = f64::from(x);
+        let near = |what: &str, found: f32, (value, bound): (f64, f64)| {
+            let error = (f64::from(found) - value).abs();
+            if error <= bound + 1e-36 {
+                Ok(())
+            } else {
+                Err(format!("{what} at {x}: {found}, not {value}"))
+            }
+        };
+        near("erf", erf_f32(x), (erf(wide), 4.0 * U * erf(wide).abs()))?;
+        near(
+            "cap",
+            soft_cap(x, 30.0),
+            soft_cap_reference(wide, 0.0, 30.0),
+        )?;
+        for activation in Activation::ALL {
+            let name = format!("{activation:?}");
+            near(&name, activation.value(x), activation.reference(wide))?;
+            let [of_value, of_slope] = activation.slope_reference(wide);
+            let (value, slope) = activation.value_and_slope(x);
+            near(&name, value, of_value)?;
+            near(&format!("slope of {name}"), slope, of_slope)?;
+            let [high, low] = [1e-5, -1e-5].map(|step| activation.reference(wide + step).0);
+            let difference = (high - low) / 2e-5;
+            near("difference", difference as f32, (of_slope.0, 1e-6))?;
+        }
+    }
+    Ok(())
 }
 
 fn on_cpu(kernel: &'static Kernel, variant: &Variant) -> Result<(), Failed> {

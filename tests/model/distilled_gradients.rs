@@ -7,7 +7,9 @@ use lopper::device::{Device, HostTensor};
 use lopper::error::Error;
 use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::loss::divergence_grad::divergence_grad;
-use lopper::model::{Checkpoint, Compute, Layers, Loss, Pass, Wanted, Weights, gradients};
+use lopper::model::{
+    BackwardOptions, Checkpoint, Compute, Loss, Pass, WeightSource, Weights, gradients,
+};
 use lopper::tensor::DType;
 
 use crate::machine::{device, gpu_trial, on_each};
@@ -75,14 +77,14 @@ fn golden(device: &Device, activation: DType, tokens: usize, limit: f64) -> Resu
         };
         let mut sums = BTreeMap::<String, Vec<f32>>::new();
         let loss = gradients(
-            Layers::Held(&model),
+            WeightSource::Resident(&model),
             &Pass { device, compute },
             &ids,
             SEQUENCES,
-            Wanted {
+            BackwardOptions {
                 loss,
                 tokens,
-                ..Wanted::ALL
+                ..BackwardOptions::ALL
             },
             &mut |_, _| {},
             &mut |gradient| {
@@ -152,13 +154,13 @@ fn bad_arguments() -> Result<(), Failed> {
             temperature,
         };
         let found = gradients(
-            Layers::Held(&model),
+            WeightSource::Resident(&model),
             &Pass { device, compute },
             &[1, 2, 3, 4],
             1,
-            Wanted {
+            BackwardOptions {
                 loss,
-                ..Wanted::ALL
+                ..BackwardOptions::ALL
             },
             &mut |_, _| {},
             &mut |_| Ok(()),

@@ -7,7 +7,9 @@ use lopper::device::{Device, HostTensor, Matrix, Random};
 use lopper::error::Result as Outcome;
 use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::matmul::backward;
-use lopper::model::{Checkpoint, Compute, Layers, Pass, TensorSpec, Wanted, Weights};
+use lopper::model::{
+    BackwardOptions, Checkpoint, Compute, Pass, TensorSpec, WeightSource, Weights,
+};
 use lopper::tensor::{DType, Packed};
 
 use crate::machine::{device, gpu_trial, on_each};
@@ -137,23 +139,23 @@ fn parts(device: &Device, activation: DType) -> Result<(), Failed> {
         let held = load(device, &weights)?;
         let compute = Compute::with(activation);
         let pass = Pass { device, compute };
-        let streamed = Layers::Streamed(device, &weights);
+        let streamed = WeightSource::Streamed(device, &weights);
         // A block of nano-llama, but not two.
         let some = 1 << 19;
         for (layers, by_sequence, tokens, keep) in [
-            (Layers::Held(&held), true, usize::MAX, 0),
-            (Layers::Held(&held), true, usize::MAX, u64::MAX),
-            (Layers::Held(&held), false, 2 * 9, some),
-            (Layers::Held(&held), false, usize::MAX, 0),
-            (Layers::Held(&held), false, usize::MAX, some),
+            (WeightSource::Resident(&held), true, usize::MAX, 0),
+            (WeightSource::Resident(&held), true, usize::MAX, u64::MAX),
+            (WeightSource::Resident(&held), false, 2 * 9, some),
+            (WeightSource::Resident(&held), false, usize::MAX, 0),
+            (WeightSource::Resident(&held), false, usize::MAX, some),
             (streamed, true, 2 * 9, u64::MAX),
             (streamed, false, usize::MAX, 0),
         ] {
-            let wanted = Wanted {
+            let wanted = BackwardOptions {
                 by_sequence,
                 tokens,
-                keep,
-                ..Wanted::ALL
+                activation_budget: keep,
+                ..BackwardOptions::ALL
             };
             let what = format!("{model}, {layers:?}, {by_sequence}, {tokens}, {keep}");
             let mut sums: HashMap<String, (usize, Vec<f64>)> = HashMap::new();

@@ -6,7 +6,7 @@ use lopper::gpu::Options;
 use lopper::kernels::score::Reduction;
 use lopper::methods::calibration::Rows;
 use lopper::methods::prune::score::{Score, Sums, input_norms, sums};
-use lopper::model::{Checkpoint, Compute, Group, Layers, Pass, Weights, Width, groups};
+use lopper::model::{Checkpoint, Compute, Group, Pass, WeightSource, Weights, Width, groups};
 use lopper::tensor::DType;
 
 use crate::machine::{device, gpu_trial, on_each};
@@ -47,9 +47,9 @@ fn golden(device: &Device, streamed: bool, activation: DType) -> Result<(), Fail
     let all = groups(weights.config(), weights.specs());
     let held = load(device, &weights)?;
     let layers = if streamed {
-        Layers::Streamed(device, &weights)
+        WeightSource::Streamed(device, &weights)
     } else {
-        Layers::Held(&held)
+        WeightSource::Resident(&held)
     };
     let compute = Compute::with(activation);
     let found = sums(
@@ -88,7 +88,7 @@ fn wanda(device: &Device) -> Result<(), Failed> {
     let held = load(device, &weights)?;
     let pass = pass(device);
     let rows = Rows { ids, samples: 16 };
-    let found = input_norms(Layers::Held(&held), &pass, &rows)?;
+    let found = input_norms(WeightSource::Resident(&held), &pass, &rows)?;
     let names = known.names();
     let wanted = names.iter().filter(|name| name.starts_with("wanda."));
     assert_eq!(wanted.count(), found.len(), "norms of modules");
@@ -105,7 +105,7 @@ fn reductions() -> Result<(), Failed> {
     let device = &Device::Cpu;
     let all = groups(weights.config(), weights.specs());
     let pass = pass(device);
-    let layers = Layers::Streamed(device, &weights);
+    let layers = WeightSource::Streamed(device, &weights);
     let found: Sums = sums(
         layers,
         &weights,

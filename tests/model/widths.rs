@@ -160,11 +160,7 @@ fn cut_is_zeroed(device: &Device) -> Result<(), Failed> {
         Cut::new(NANO, UNEVEN, true)?,
     );
     assert!(cut.config.uniform().is_none(), "{:?}", cut.config);
-    let widest = Widths {
-        heads: 4,
-        kv_heads: 2,
-        intermediate_size: 192,
-    };
+    let widest = Widths::new(4, 2, 192);
     assert_eq!(cut.config.widest(), widest);
     let wanted = logits(device, &zeroed, 2)?;
     close("two rows", &logits(device, &cut, 2)?, &wanted);
@@ -500,11 +496,7 @@ fn refused(read: Outcome<Config>, words: &[&str]) {
 fn hostile_gguf() -> Result<(), Failed> {
     let sound = read_gguf("deci", ("", Meta::U8(0)))??;
     let blocks = [(4, 2, 32), (2, 2, 64), (2, 1, 96)];
-    let blocks = blocks.map(|(heads, kv_heads, intermediate_size)| Widths {
-        heads,
-        kv_heads,
-        intermediate_size,
-    });
+    let blocks = blocks.map(|(heads, kv_heads, channels)| Widths::new(heads, kv_heads, channels));
     assert!(sound.blocks == blocks && sound.head_dim == 16, "{sound:?}");
     let (heads, kv, channels) = (
         "attention.head_count",

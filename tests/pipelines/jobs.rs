@@ -8,7 +8,8 @@ use lopper::device::{Device, HostTensor, Random};
 use lopper::error::Error;
 use lopper::formats::gguf;
 use lopper::gpu::{Options as GpuOptions, Tier};
-use lopper::kernels::gate::silu;
+use lopper::kernels::activation::Activation;
+use lopper::kernels::gate::glu::glu;
 use lopper::measure::{Convention, perplexity};
 use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
@@ -221,7 +222,7 @@ fn checked_sees_unwritten() -> Result<(), Failed> {
     let runner = gpu.with_source("shared/store_four", String::new());
     let device = Device::Checked(runner);
     let zeros = device.upload(&HostTensor::zeros(DType::F32, &[64]), "zeros")?;
-    let found = silu::silu(&device, &zeros, &zeros, DType::F32);
+    let found = glu(&device, &zeros, &zeros, Activation::Silu, DType::F32);
     assert!(
         matches!(found, Err(Error::Divergence { .. })),
         "{:?}",
@@ -239,7 +240,7 @@ fn short_submits_are_measured() -> Result<(), Failed> {
     let before = device.call_limit();
     let gate = device.upload(&HostTensor::zeros(DType::F32, &[1 << 20]), "zeros")?;
     for _ in 0..4 {
-        device.read(&silu::silu(&device, &gate, &gate, DType::F32)?)?;
+        device.read(&glu(&device, &gate, &gate, Activation::Silu, DType::F32)?)?;
     }
     assert!(device.call_limit() != before, "nothing was learnt");
     Ok(())

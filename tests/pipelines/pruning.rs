@@ -9,7 +9,7 @@ use lopper::methods::calibration::Rows;
 use lopper::methods::prune::Order;
 use lopper::methods::prune::score::{Score, sums};
 use lopper::model::{
-    Axis, Checkpoint, Cut, Group, Layers, Pruned, TensorSpec, Weights, Width, groups,
+    Axis, Checkpoint, Cut, Group, Pruned, TensorSpec, WeightSource, Weights, Width, groups,
 };
 use lopper::recipe::{Prune, Ranking, RatioOf, Scope};
 use lopper::tensor::{DType, Packed};
@@ -138,7 +138,7 @@ fn quality() -> Result<(), Failed> {
         .collect();
     let model = load(device, &parent)?;
     let sums = sums(
-        Layers::Held(&model),
+        WeightSource::Resident(&model),
         &parent,
         &pass(device),
         &Score::ALL,

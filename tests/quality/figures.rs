@@ -5,7 +5,7 @@ use lopper::data::read_text;
 use lopper::device::Device;
 use lopper::measure::quality::statistics::Bootstrap;
 use lopper::measure::{Convention, Windows, divergence, losses, perplexity_change};
-use lopper::model::{Checkpoint, Llama};
+use lopper::model::{Checkpoint, Model};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -31,7 +31,7 @@ fn tokens(count: usize) -> Result<Vec<u32>, Failed> {
     Ok(tokens)
 }
 
-fn model(device: &Device, name: &str) -> Result<Llama, Failed> {
+fn model(device: &Device, name: &str) -> Result<Model, Failed> {
     Ok(load(device, &Checkpoint::open(name)?)?)
 }
 

@@ -9,7 +9,7 @@ use lopper::device::Device;
 use lopper::gpu::Options as GpuOptions;
 use lopper::measure::quality::outcome::{Outcome, TaskOutcome};
 use lopper::measure::quality::tasks::{Batching, Event, Options, Setup, evaluate};
-use lopper::model::{Checkpoint, Compute, Llama, Pass};
+use lopper::model::{Checkpoint, Compute, Model, Pass};
 
 use crate::machine::{device, gpu_trial, open};
 use crate::program::read_json;
@@ -67,14 +67,14 @@ pub const OPTIONS: Options = Options {
 /// A model with its vocabulary on a device.
 pub struct Loaded<'a> {
     checkpoint: Checkpoint,
-    pub model: Llama,
+    pub model: Model,
     pass: Pass<'a>,
 }
 
 impl<'a> Loaded<'a> {
     pub fn new(device: &'a Device, model: &str, compute: Compute) -> Result<Self, Failed> {
         let checkpoint = Checkpoint::open(model)?;
-        let model = Llama::load(device, &checkpoint, |_, _| Ok(()))?;
+        let model = Model::load(device, &checkpoint, |_, _| Ok(()))?;
         let pass = Pass { device, compute };
         Ok(Self {
             checkpoint,

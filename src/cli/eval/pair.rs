@@ -16,7 +16,7 @@ use crate::measure::quality::summary::{Size, TextComparison, TextFigures};
 use crate::measure::{
     Convention, Divergences, Losses, Windows, divergence, losses, perplexity_change,
 };
-use crate::model::{Checkpoint, Llama, Pass, Weights};
+use crate::model::{Checkpoint, Model, Pass, Weights};
 use crate::text::Tokenizer;
 
 /// The conventions by their names on the command line.
@@ -182,7 +182,7 @@ impl<'a> Pair<'a> {
             device,
             compute: compute(global, device)?,
         };
-        let load = |side: usize| -> Result<Llama> {
+        let load = |side: usize| -> Result<Model> {
             let (checkpoint, tokens) = (self.checkpoints[side], [text.ctx]);
             load_model(global, device, checkpoint, pass.compute, &tokens, output)
         };

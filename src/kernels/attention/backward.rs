@@ -7,11 +7,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::causal::Heads;
-use super::{key_value_grad, query_grad, statistics};
+use super::{Attention, key_value_grad, lse_delta, query_grad, score_reference};
 use crate::device::{Args, Call, Device, Kernel, Tensor, Variant};
 use crate::error::Result;
 use crate::gpu::Cost;
+use crate::kernels::activation::soft_cap_slope_reference;
 use crate::kernels::bounds::{U, gamma};
 use crate::kernels::copy::pad::{cut, pad};
 use crate::tensor::DType;
@@ -40,6 +40,8 @@ pub(super) struct Params {
     pub(super) head_dim: u32,
     pub(super) capacity: u32,
     pub(super) scale: f32,
+    pub(super) window: u32,
+    pub(super) soft_cap: f32,
 }
 
 /// The gradients of attention over whole sequences that no cache continues: (query's, key's, value's), each of its shape and
@@ -53,27 +55,26 @@ pub fn backward(
     query: &Tensor,
     (key, value): (&Tensor, &Tensor),
     (result, grad): (&Tensor, &Tensor),
-    heads: Heads,
+    heads: Attention,
     sequences: usize,
     capacity: usize,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let scale = 1.0 / (heads.dim as f32).sqrt();
     let five = [query, key, value, result, grad];
     // The shaders take whole vectors of four; what else there is goes through copies. The CPU takes everything.
     if device.gpu().is_none() || heads.dim.is_multiple_of(4) {
-        let [query, key, value] = passes(device, five, heads, (sequences, capacity), scale)?;
+        let [query, key, value] = passes(device, five, heads, (sequences, capacity))?;
         return Ok((query, key, value));
     }
     let mut padded = Vec::with_capacity(five.len());
     for tensor in five {
         padded.push(pad(device, tensor, heads.dim)?);
     }
-    let wide = Heads {
+    let wide = Attention {
         dim: heads.dim.next_multiple_of(4),
         ..heads
     };
     let five = std::array::from_fn(|index| &padded[index]);
-    let grads = passes(device, five, wide, (sequences, capacity), scale)?;
+    let grads = passes(device, five, wide, (sequences, capacity))?;
     let [of_query, of_key, of_value] = &grads;
     let narrow = |grad: &Tensor, shape: &[usize]| cut(device, grad, wide.dim, heads.dim, shape);
     Ok((
@@ -88,9 +89,8 @@ pub fn backward(
 fn passes(
     device: &Device,
     [query, key, value, result, grad]: [&Tensor; 5],
-    heads: Heads,
+    heads: Attention,
     (sequences, capacity): (usize, usize),
-    scale: f32,
 ) -> Result<[Tensor; 3]> {
     let dtype = query.dtype();
     let width = heads.query * heads.dim;
@@ -103,7 +103,7 @@ fn passes(
     );
     assert!(each <= capacity, "the cache holds every token");
     let variant = variant(dtype, heads.dim);
-    let known = device.allocate(DType::F32, &[tokens, heads.query, 2], "statistics")?;
+    let known = device.allocate(DType::F32, &[tokens, heads.query, 2], "log-sum-exps")?;
     let query_grad = device.allocate(dtype, query.shape(), "gradient of queries")?;
     let key_grad = device.allocate(dtype, key.shape(), "gradient of keys")?;
     let value_grad = device.allocate(dtype, value.shape(), "gradient of values")?;
@@ -111,7 +111,7 @@ fn passes(
     let cache_tiles = sequences * capacity.div_ceil(OWNERS);
     let passes: [(&'static Kernel, usize, f64, Vec<&Tensor>); 3] = [
         (
-            &statistics::KERNEL,
+            &lse_delta::KERNEL,
             token_tiles,
             2.0,
             vec![query, key, result, grad, &known],
@@ -130,8 +130,9 @@ fn passes(
         ),
     ];
     for (kernel, tiles, operations, tensors) in passes {
-        // No row is paired with more than all of the sequence.
-        let operations = operations * (OWNERS * width * each) as f64;
+        // No row is paired with more than the sequence, or a window beside a tile.
+        let rows = each.min(heads.keys(each) + OWNERS);
+        let operations = operations * (OWNERS * width * rows) as f64;
         let step = ((device.call_limit().operations / operations) as usize).max(1);
         for start in (0..tiles).step_by(step) {
             let params = Params {
@@ -143,7 +144,9 @@ fn passes(
                 kv_heads: heads.kv as u32,
                 head_dim: heads.dim as u32,
                 capacity: capacity as u32,
-                scale,
+                scale: heads.scale,
+                window: heads.window_word(),
+                soft_cap: heads.soft_cap_word(),
             };
             device.run(&Call {
                 kernel,
@@ -161,7 +164,7 @@ pub(super) fn variants() -> Vec<Variant> {
     [with(DType::F32), with(DType::F16)].concat()
 }
 
-/// The variant for heads of so many columns, at most [`MAX_HEAD_DIM`](super::causal::MAX_HEAD_DIM).
+/// The variant for heads of so many columns, at most [`MAX_HEAD_DIM`](super::MAX_HEAD_DIM).
 pub(super) fn variant(dtype: DType, head_dim: usize) -> Variant {
     let fits = |constants: &&&[(&str, u32)]| head_dim <= constants[0].1 as usize;
     let constants = SHAPES.iter().find(fits).expect("heads have a largest size");
@@ -181,7 +184,9 @@ fn shaped(dtype: DType, constants: &'static [(&'static str, u32)]) -> Variant {
 pub(super) fn cost(args: &Args<'_>, operations: f64) -> Cost {
     let p: Params = args.parameters();
     let owners = OWNERS as f64;
-    let pairs = f64::from(p.tiles) * owners * f64::from(p.tokens_per_sequence) / 2.0;
+    let window = f64::from(p.window) + owners;
+    let pairs =
+        f64::from(p.tiles) * owners * f64::min(f64::from(p.tokens_per_sequence) / 2.0, window);
     let columns = pairs * f64::from(p.heads) * f64::from(p.head_dim);
     Cost {
         operations: operations * columns,
@@ -231,6 +236,20 @@ impl Params {
         (row * self.kv_heads as usize + kv_head) * self.head_dim as usize
     }
 
+    /// The places of the keys that a token at a place sees.
+    pub(super) fn seen(&self, place: usize) -> std::ops::RangeInclusive<usize> {
+        (place + 1).saturating_sub(self.window as usize)..=place
+    }
+
+    /// The derivative of the soft cap, where there is one, of a capped score.
+    pub(super) fn slope(&self, score: f32) -> f32 {
+        if self.soft_cap == 0.0 {
+            return 1.0;
+        }
+        let ratio = score / self.soft_cap;
+        1.0 - ratio * ratio
+    }
+
     /// Query heads of one key-value head.
     pub(super) fn group(&self) -> usize {
         (self.heads / self.kv_heads) as usize
@@ -254,7 +273,7 @@ pub(super) struct Inputs {
     pub(super) key: Vec<f64>,
     pub(super) value: Vec<f64>,
     pub(super) grad: Vec<f64>,
-    statistics: Vec<f64>,
+    lse_delta: Vec<f64>,
 }
 
 /// What a head of a token and a key make, each with its error.
@@ -274,7 +293,7 @@ impl Inputs {
             key: read(1),
             value: read(2),
             grad: read(3),
-            statistics: read(4),
+            lse_delta: read(4),
         }
     }
 
@@ -282,7 +301,7 @@ impl Inputs {
     ///
     /// An error d in a score, which is that of its sum of products, changes its weight by a factor exp(d); the exponent's
     /// subtraction is off by half an ulp of it, and exp by (3 + 2 |x|) ulp and what is flushed to zero. The score's gradient
-    /// is a product, off by what either factor is off.
+    /// is a product, off by what either factor is off, and the soft cap's slope another.
     pub(super) fn pair(&self, token: (usize, usize), head: usize, place: usize) -> Pair {
         let p = &self.p;
         let (columns, scale) = (p.head_dim as usize, f64::from(p.scale));
@@ -291,13 +310,14 @@ impl Inputs {
         let (here, there) = (at..at + columns, there..there + columns);
         let (score, magnitude) = dot_reference(&self.query[here.clone()], &self.key[there.clone()]);
         let score_error = scale * gamma(columns + 2) * magnitude;
-        let exponent = score * scale - self.statistics[2 * row];
+        let (score, score_error) = score_reference(score * scale, score_error, p.soft_cap);
+        let exponent = score - self.lse_delta[2 * row];
         let weight = exponent.exp();
         let flushed = f64::from(f32::MIN_POSITIVE);
         let relative = 2.0 * (score_error + (8.0 + 6.0 * exponent.abs().min(100.0)) * U);
         let weight_error = relative * weight + flushed;
         let (weight_grad, magnitude) = dot_reference(&self.grad[here], &self.value[there]);
-        let delta = self.statistics[2 * row + 1];
+        let delta = self.lse_delta[2 * row + 1];
         let difference = weight_grad - delta;
         let difference_error =
             gamma(columns) * magnitude + 2.0 * U * (weight_grad.abs() + delta.abs());
@@ -306,6 +326,14 @@ impl Inputs {
             + (weight + weight_error) * difference_error
             + 2.0 * U * score_grad.abs()
             + flushed;
+        let (score_grad, error) = if p.soft_cap == 0.0 {
+            (score_grad, error)
+        } else {
+            let cap = f64::from(p.soft_cap);
+            let (slope, slope_error) = soft_cap_slope_reference(score, score_error, cap);
+            let error = error * (slope.abs() + slope_error) + score_grad.abs() * slope_error;
+            (score_grad * slope, error)
+        };
         Pair {
             weight: (weight, weight_error),
             score_grad: (score_grad, error),

@@ -2,10 +2,13 @@
 //! heads (Ainslie et al. 2023): query head h reads key-value head h / (heads / kv_heads). The softmax runs along the
 //! keys with a running maximum (Milakov and Gimelshein 2018), so no score matrix is stored.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::tiled::tiled;
+use super::{Attention, score, score_reference};
 use crate::compare::Expected;
 use crate::device::{
     Args, Binding, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random,
@@ -15,9 +18,6 @@ use crate::error::Result;
 use crate::gpu::{Access, Cost};
 use crate::kernels::bounds::{U, gamma, storing};
 use crate::tensor::DType;
-
-/// The largest head that the shader's workgroup memory holds.
-pub const MAX_HEAD_DIM: usize = 256;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -30,6 +30,8 @@ pub(super) struct Params {
     pub(super) head_dim: u32,
     pub(super) capacity: u32,
     pub(super) scale: f32,
+    pub(super) window: u32,
+    pub(super) soft_cap: f32,
 }
 
 /// The row of the kernel table.
@@ -59,17 +61,6 @@ pub(super) const BINDINGS: &[Binding] = &[
     binding("result", Access::ReadWrite, Element::Activation),
 ];
 
-/// Heads and sizes of an attention layer.
-#[derive(Clone, Copy, Debug)]
-pub struct Heads {
-    /// Query heads.
-    pub query: usize,
-    /// Key and value heads; divides the query heads.
-    pub kv: usize,
-    /// Columns of one head, at most [`MAX_HEAD_DIM`].
-    pub dim: usize,
-}
-
 /// Attention of `query`, (tokens, heads, head_dim), over caches of (sequences, capacity, kv_heads, head_dim) that hold
 /// the new tokens already. `past`: tokens each sequence held before them.
 pub fn causal(
@@ -77,7 +68,7 @@ pub fn causal(
     query: &Tensor,
     (key, value): (&Tensor, &Tensor),
     past: &Tensor,
-    heads: Heads,
+    heads: Attention,
     capacity: usize,
 ) -> Result<Tensor> {
     // The CPU has a version of its own, for any number of tokens.
@@ -88,8 +79,8 @@ pub fn causal(
     }
     let tokens = query.shape()[0];
     let result = device.allocate(query.dtype(), query.shape(), "attention")?;
-    // No token sees more keys than the cache holds.
-    let each = 4.0 * (heads.query * heads.dim * capacity) as f64;
+    // No token sees more keys than the cache or its window holds.
+    let each = 4.0 * (heads.query * heads.dim * heads.keys(capacity)) as f64;
     let step = ((device.call_limit().operations / each) as usize).max(1);
     for start in (0..tokens).step_by(step) {
         let params = Params {
@@ -100,7 +91,9 @@ pub fn causal(
             kv_heads: heads.kv as u32,
             head_dim: heads.dim as u32,
             capacity: capacity as u32,
-            scale: 1.0 / (heads.dim as f32).sqrt(),
+            scale: heads.scale,
+            window: heads.window_word(),
+            soft_cap: heads.soft_cap_word(),
         };
         device.run(&Call {
             kernel: &KERNEL,
@@ -134,7 +127,7 @@ fn variants() -> Vec<Variant> {
 
 fn cost(args: &Args<'_>) -> Cost {
     let p: Params = args.parameters();
-    let keys = f64::from(p.tokens) * f64::from(p.capacity) / 2.0;
+    let keys = f64::from(p.tokens) * f64::min(f64::from(p.capacity) / 2.0, f64::from(p.window));
     let operations = 4.0 * keys * f64::from(p.heads) * f64::from(p.head_dim);
     Cost {
         operations,
@@ -147,7 +140,8 @@ struct Place {
     query: usize,
     cache: usize,
     pitch: usize,
-    keys: usize,
+    /// The keys that it sees.
+    keys: Range<usize>,
 }
 
 fn place(p: &Params, past: &[u32], index: usize) -> Place {
@@ -159,11 +153,12 @@ fn place(p: &Params, past: &[u32], index: usize) -> Place {
         token % p.tokens_per_sequence as usize,
     );
     let pitch = kv_heads * head_dim;
+    let end = past[sequence] as usize + order + 1;
     Place {
         query: (token * heads + head) * head_dim,
         cache: sequence * p.capacity as usize * pitch + head / (heads / kv_heads) * head_dim,
         pitch,
-        keys: past[sequence] as usize + order + 1,
+        keys: (end - end.min(p.window as usize))..end,
     }
 }
 
@@ -190,14 +185,7 @@ pub(super) fn expect(args: &Args<'_>, windows: &[Params], expected: &mut Expecte
         .into_par_iter()
         .map(|(p, index)| {
             let place = place(p, past, index);
-            let scale = f64::from(p.scale);
-            let line = head_reference(
-                &place,
-                p.head_dim as usize,
-                scale,
-                [&query, &key, &value],
-                args.variant,
-            );
+            let line = head_reference(&place, p, [&query, &key, &value], args.variant);
             (place.query, line)
         })
         .collect();
@@ -215,14 +203,14 @@ pub(super) fn expect(args: &Args<'_>, windows: &[Params], expected: &mut Expecte
 /// errors reach the result through sum(weight * |value|), once in the sum and once in the total that divides it.
 fn head_reference(
     place: &Place,
-    head_dim: usize,
-    scale: f64,
+    p: &Params,
     [query, key, value]: [&[f64]; 3],
     variant: &Variant,
 ) -> Vec<(f64, f64)> {
-    let mut scores = Vec::with_capacity(place.keys);
+    let (head_dim, scale) = (p.head_dim as usize, f64::from(p.scale));
+    let mut scores = Vec::with_capacity(place.keys.len());
     let mut score_error = 0.0f64;
-    for index in 0..place.keys {
+    for index in place.keys.clone() {
         let (mut score, mut magnitude) = (0.0, 0.0);
         for column in 0..head_dim {
             let product = query[place.query + column]
@@ -231,8 +219,10 @@ fn head_reference(
             score += product;
             magnitude += product.abs();
         }
+        let error = gamma(head_dim + 2) * magnitude;
+        let (score, error) = score_reference(score, error, p.soft_cap);
         scores.push(score);
-        score_error = score_error.max(gamma(head_dim + 2) * magnitude);
+        score_error = score_error.max(error);
     }
     let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|score| (score - maximum).exp()).collect();
@@ -243,11 +233,11 @@ fn head_reference(
         .fold(0.0, f64::max)
         .min(100.0);
     let relative =
-        2.0 * (2.0 * score_error + (8.0 + 6.0 * range) * U) + 2.0 * gamma(place.keys + 8);
+        2.0 * (2.0 * score_error + (8.0 + 6.0 * range) * U) + 2.0 * gamma(place.keys.len() + 8);
     (0..head_dim)
         .map(|column| {
             let (mut sum, mut magnitude) = (0.0, 0.0);
-            for (index, weight) in weights.iter().enumerate() {
+            for (index, weight) in place.keys.clone().zip(&weights) {
                 let product = weight / total * value[place.cache + index * place.pitch + column];
                 sum += product;
                 magnitude += product.abs();
@@ -274,22 +264,19 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
             let row = |index: usize| {
                 place.cache + index * place.pitch..place.cache + index * place.pitch + head_dim
             };
-            let mut scores: Vec<f32> = (0..place.keys)
-                .map(|index| {
-                    head.iter()
-                        .zip(&key[row(index)])
-                        .map(|(q, k)| q * k)
-                        .sum::<f32>()
-                        * p.scale
-                })
-                .collect();
+            let keys = place.keys.clone();
+            let scores = keys.map(|index| {
+                let products = head.iter().zip(&key[row(index)]).map(|(q, k)| q * k);
+                score(products.sum::<f32>() * p.scale, p.soft_cap)
+            });
+            let mut scores: Vec<f32> = scores.collect();
             let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             scores
                 .iter_mut()
                 .for_each(|score| *score = (*score - maximum).exp());
             let total: f32 = scores.iter().sum();
             let mut sums = vec![0.0; head_dim];
-            for (index, weight) in scores.iter().enumerate() {
+            for (index, weight) in place.keys.clone().zip(&scores) {
                 sums.iter_mut()
                     .zip(&value[row(index)])
                     .for_each(|(sum, v)| *sum += weight * v);
@@ -306,13 +293,14 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
 pub(super) fn case(
     sequences: usize,
     each: usize,
-    heads: Heads,
+    heads: Attention,
     past: u32,
     note: &'static str,
 ) -> Case {
-    let Heads { query, kv, dim } = heads;
+    let Attention { query, kv, dim, .. } = heads;
+    let scores = heads.score_label();
     let label = format!(
-        "sequences={sequences},tokens={each},heads={query}/{kv},head_dim={dim},past={past}{note}"
+        "sequences={sequences},tokens={each},heads={query}/{kv},head_dim={dim},past={past}{scores}{note}"
     );
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(6);
@@ -321,7 +309,7 @@ pub(super) fn case(
         let more = if note == ",many" { 0 } else { sequences };
         let capacity = past as usize + each + more + 3;
         let past: Vec<u32> = (0..sequences).map(|s| past + s.min(more) as u32).collect();
-        let skip = usize::from(note == ",window");
+        let skip = usize::from(note == ",part");
         let params = Params {
             tokens: (tokens - 2 * skip) as u32,
             token_start: skip as u32,
@@ -330,7 +318,9 @@ pub(super) fn case(
             kv_heads: kv as u32,
             head_dim: dim as u32,
             capacity: capacity as u32,
-            scale: 1.0 / (dim as f32).sqrt(),
+            scale: heads.scale,
+            window: heads.window_word(),
+            soft_cap: heads.soft_cap_word(),
         };
         let (width, pitch) = (query * dim, kv * dim);
         let rows = sequences * capacity;
@@ -370,37 +360,59 @@ pub(super) fn case(
     })
 }
 
+/// A layer of random scores: every other with a window, every other with a soft cap.
+pub(super) fn random_scores(sizes: &Sizes, attention: Attention) -> Attention {
+    Attention {
+        window: [None, Some(sizes.between(6, 1, 80))][sizes.between(7, 0, 3) % 2],
+        soft_cap: [None, Some(2.0)][sizes.between(7, 0, 3) / 2],
+        ..attention
+    }
+}
+
 fn random(sizes: &Sizes) -> Case {
     let kv = sizes.between(2, 1, 3);
-    let heads = Heads {
-        query: kv * sizes.between(3, 1, 4),
-        kv,
-        dim: 2 * sizes.between(4, 1, 64),
-    };
+    let heads = Attention::new(kv * sizes.between(3, 1, 4), kv, 2 * sizes.between(4, 1, 64));
     case(
         sizes.between(0, 1, 3),
         sizes.between(1, 1, 40),
-        heads,
+        random_scores(sizes, heads),
         sizes.between(5, 0, 200) as u32,
         "",
     )
 }
 
 fn cases() -> Vec<Case> {
-    let heads = |query, kv, dim| Heads { query, kv, dim };
+    let heads = Attention::new;
     vec![
         case(2, 5, heads(4, 2, 16), 0, ""),
         case(2, 1, heads(9, 3, 64), 130, ""),
         case(1, 70, heads(3, 1, 10), 0, ""),
         case(1, 1, heads(1, 1, 2), 0, ""),
         case(1, 3, heads(2, 2, 256), 61, ""),
-        case(1, 9, heads(2, 1, 8), 3, ",window"),
+        case(1, 9, heads(2, 1, 8), 3, ",part"),
         case(1, 4, heads(2, 1, 32), 60, ",large"),
         case(1, 4, heads(2, 1, 32), 60, ",zeros"),
         case(1, 2, heads(2, 1, 8), 3, ",nan"),
         case(2, 5, heads(2, 1, 8), 3, ",nan value"),
+        // Windows: of one key, inside the new tokens, across what is past, longer than all.
+        case(2, 9, heads(2, 1, 8).with_window(1), 3, ""),
+        case(1, 90, heads(4, 2, 16).with_window(17), 0, ""),
+        case(2, 3, heads(4, 1, 256).with_window(66), 130, ""),
+        case(1, 5, heads(2, 1, 8).with_window(64), 3, ""),
+        case(1, 9, heads(2, 1, 8).with_window(4), 3, ",nan value"),
+        case(1, 20, heads(4, 2, 16).with_soft_cap(2.0), 70, ""),
+        case(1, 4, heads(2, 1, 32).with_soft_cap(50.0), 60, ",large"),
+        case(1, 2, heads(2, 1, 8).with_soft_cap(50.0), 3, ",nan"),
+        case(
+            2,
+            20,
+            heads(4, 1, 32).with_window(9).with_soft_cap(1.0),
+            70,
+            "",
+        ),
         case(65_537, 1, heads(1, 1, 2), 0, ",many"),
         case(4, 512, heads(9, 3, 64), 0, "").bench(),
         case(1, 1, heads(32, 8, 128), 2047, "").bench(),
+        case(1, 1, heads(4, 1, 256).with_window(512), 2047, "").bench(),
     ]
 }

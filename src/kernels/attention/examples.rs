@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
+use super::Attention;
 use super::backward::{OWNERS, Params};
-use super::causal::Heads;
+use super::causal::random_scores;
 use crate::device::{Case, CaseData, HostTensor, Random, Sizes, Variant};
 use crate::tensor::DType;
 
@@ -12,19 +13,19 @@ pub(super) struct Example {
     sequences: usize,
     each: usize,
     capacity: usize,
-    heads: Heads,
+    heads: Attention,
     pub(super) query: Vec<f32>,
     pub(super) key: Vec<f32>,
     pub(super) value: Vec<f32>,
     pub(super) result: Vec<f32>,
     pub(super) grad: Vec<f32>,
     /// The log-sum-exp and the result's product with its gradient, of each token and head.
-    pub(super) statistics: Vec<f32>,
+    pub(super) lse_delta: Vec<f32>,
 }
 
 impl Example {
     fn new(
-        (sequences, each, heads, note): (usize, usize, Heads, &'static str),
+        (sequences, each, heads, note): (usize, usize, Attention, &'static str),
         dtype: DType,
     ) -> Self {
         let mut random = Random::new(8);
@@ -59,15 +60,15 @@ impl Example {
             value,
             result: Vec::new(),
             grad: rounded(dtype, &grad),
-            statistics: Vec::new(),
+            lse_delta: Vec::new(),
         };
         example.forward(dtype);
         example
     }
 
-    /// The result and the statistics.
+    /// The result and the lse_delta.
     fn forward(&mut self, dtype: DType) {
-        let Heads { query, dim, .. } = self.heads;
+        let Attention { query, dim, .. } = self.heads;
         let rows = self.sequences * self.each * query;
         let lines: Vec<(Vec<f32>, f64)> = (0..rows)
             .into_par_iter()
@@ -79,7 +80,7 @@ impl Example {
             .result
             .chunks_exact(dim)
             .zip(self.grad.chunks_exact(dim));
-        self.statistics = both
+        self.lse_delta = both
             .zip(&lines)
             .flat_map(|((result, grad), (_, lse))| {
                 let products = result.iter().zip(grad);
@@ -91,7 +92,7 @@ impl Example {
 
     /// The result of one head of a token, and its log-sum-exp.
     fn head(&self, token: usize, head: usize) -> (Vec<f32>, f64) {
-        let Heads { query, kv, dim } = self.heads;
+        let Attention { query, kv, dim, .. } = self.heads;
         let (sequence, order) = (token / self.each, token % self.each);
         let row = |values: &[f32], place: usize| -> Vec<f64> {
             let at = ((sequence * self.capacity + place) * kv + head / (query / kv)) * dim;
@@ -102,18 +103,21 @@ impl Example {
                 .collect()
         };
         let at = (token * query + head) * dim;
-        let scale = f64::from(1.0 / (dim as f32).sqrt());
-        let scores: Vec<f64> = (0..=order)
+        let first = (order + 1).saturating_sub(self.heads.window.unwrap_or(usize::MAX));
+        let scores: Vec<f64> = (first..=order)
             .map(|place| {
                 let products = self.query[at..at + dim].iter().zip(row(&self.key, place));
-                products.map(|(q, k)| f64::from(*q) * k).sum::<f64>() * scale
+                let sum: f64 = products.map(|(q, k)| f64::from(*q) * k).sum();
+                let score = sum * f64::from(self.heads.scale);
+                let cap = self.heads.soft_cap.map(f64::from);
+                cap.map_or(score, |cap| cap * (score / cap).tanh())
             })
             .collect();
         let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = scores.iter().map(|score| (score - maximum).exp()).sum();
         let lse = maximum + total.ln();
         let mut sums = vec![0.0; dim];
-        for (place, score) in scores.iter().enumerate() {
+        for (place, score) in (first..).zip(&scores) {
             for (sum, value) in sums.iter_mut().zip(row(&self.value, place)) {
                 *sum += (score - lse).exp() * value;
             }
@@ -146,19 +150,21 @@ fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
 
 /// A case of (sequences, tokens of each, heads, note), whose tiles are of tokens, or of places in the cache.
 pub(super) fn case(
-    shape: (usize, usize, Heads, &'static str),
+    shape: (usize, usize, Attention, &'static str),
     of_places: bool,
     tensors: fn(&Example, &Variant) -> Vec<HostTensor>,
 ) -> Case {
     let (sequences, each, heads, note) = shape;
-    let Heads { query, kv, dim } = heads;
-    let label =
-        format!("sequences={sequences},tokens={each},heads={query}/{kv},head_dim={dim}{note}");
+    let Attention { query, kv, dim, .. } = heads;
+    let scores = heads.score_label();
+    let label = format!(
+        "sequences={sequences},tokens={each},heads={query}/{kv},head_dim={dim}{scores}{note}"
+    );
     let case = Case::new(label, move |variant: &Variant| {
         let example = Example::new(shape, variant.activation);
         let length = if of_places { example.capacity } else { each };
         let tiles = sequences * length.div_ceil(OWNERS);
-        let skip = usize::from(note == ",window");
+        let skip = usize::from(note == ",part");
         let params = Params {
             tiles: (tiles - 2 * skip) as u32,
             tile_start: skip as u32,
@@ -168,7 +174,9 @@ pub(super) fn case(
             kv_heads: kv as u32,
             head_dim: dim as u32,
             capacity: example.capacity as u32,
-            scale: 1.0 / (dim as f32).sqrt(),
+            scale: heads.scale,
+            window: heads.window_word(),
+            soft_cap: heads.soft_cap_word(),
         };
         CaseData {
             parameters: bytemuck::bytes_of(&params).to_vec(),
@@ -183,15 +191,12 @@ pub(super) fn case(
 }
 
 /// Makes a kernel's case of (sequences, tokens of each, heads, note).
-type Make = fn(usize, usize, Heads, &'static str) -> Case;
+type Make = fn(usize, usize, Attention, &'static str) -> Case;
 
 pub(super) fn random(sizes: &Sizes, make: Make) -> Case {
     let kv = sizes.between(2, 1, 3);
-    let heads = Heads {
-        query: kv * sizes.between(3, 1, 4),
-        kv,
-        dim: 4 * sizes.between(4, 1, 64),
-    };
+    let heads = Attention::new(kv * sizes.between(3, 1, 4), kv, 4 * sizes.between(4, 1, 64));
+    let heads = random_scores(sizes, heads);
     make(sizes.between(0, 1, 3), sizes.between(1, 1, 60), heads, "")
 }
 
@@ -200,7 +205,7 @@ fn dim_64(variant: &Variant) -> bool {
 }
 
 pub(super) fn cases(make: Make) -> Vec<Case> {
-    let heads = |query, kv, dim| Heads { query, kv, dim };
+    let heads = Attention::new;
     vec![
         make(2, 5, heads(4, 2, 24), ""),
         make(1, 48, heads(9, 3, 64), ",full"),
@@ -210,11 +215,28 @@ pub(super) fn cases(make: Make) -> Vec<Case> {
         make(1, 75, heads(4, 2, 128), ""),
         make(2, 9, heads(2, 1, 252), ""),
         make(1, 67, heads(1, 1, 256), ",full"),
-        make(2, 40, heads(2, 1, 8), ",window"),
+        make(2, 40, heads(2, 1, 8), ",part"),
         make(1, 18, heads(2, 1, 32), ",large"),
         make(1, 18, heads(2, 2, 64), ",zeros"),
         make(1, 77, heads(2, 1, 8), ",nan"),
         make(1, 77, heads(2, 1, 8), ",nan-grad"),
+        // Windows: of one key, of no whole four, of less than a tile, of more, longer than all.
+        make(2, 40, heads(2, 1, 8).with_window(1), ""),
+        make(1, 140, heads(4, 2, 16).with_window(6), ""),
+        make(1, 150, heads(4, 1, 256).with_window(50), ""),
+        make(2, 170, heads(3, 1, 64).with_window(67), ",full"),
+        make(1, 33, heads(2, 1, 8).with_window(400), ""),
+        make(1, 77, heads(2, 1, 8).with_window(7), ",nan"),
+        make(1, 77, heads(2, 1, 8).with_window(7), ",nan-grad"),
+        make(1, 70, heads(4, 2, 16).with_soft_cap(2.0), ""),
+        make(1, 18, heads(2, 1, 32).with_soft_cap(2.0), ",large"),
+        make(1, 77, heads(2, 1, 8).with_soft_cap(2.0), ",nan"),
+        make(
+            2,
+            90,
+            heads(4, 1, 128).with_window(33).with_soft_cap(1.0),
+            "",
+        ),
         make(8, 512, heads(9, 3, 64), ",full").only(dim_64).bench(),
         make(10, 64, heads(9, 3, 64), ",full").only(dim_64).bench(),
         make(4, 512, heads(32, 4, 64), ",full").only(dim_64).bench(),

@@ -6,8 +6,8 @@
 use rayon::prelude::*;
 
 use super::backward::{self, Inputs, Params, add, add_reference, dot, own_places};
-use super::causal::Heads;
 use super::examples::{self, Example};
+use super::{Attention, score};
 use crate::compare::Expected;
 use crate::device::{Args, Case, Element, Kernel, Outputs, Sizes, Variant, binding, fold};
 use crate::gpu::Access;
@@ -23,7 +23,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("key", Access::Read, Element::Activation),
         binding("value", Access::Read, Element::Activation),
         binding("grad", Access::Read, Element::Activation),
-        binding("statistics", Access::Read, Element::Is(DType::F32)),
+        binding("lse_delta", Access::Read, Element::Is(DType::F32)),
         binding("key_grad", Access::ReadWrite, Element::Activation),
         binding("value_grad", Access::ReadWrite, Element::Activation),
     ],
@@ -56,7 +56,8 @@ fn seen_by(
     (sequence, place): (usize, usize),
     kv_head: usize,
 ) -> impl Iterator<Item = ((usize, usize), usize)> {
-    let (group, tokens) = (p.group(), p.tokens_per_sequence as usize);
+    let group = p.group();
+    let tokens = (p.tokens_per_sequence as usize).min(place + p.window as usize);
     let heads = kv_head * group..(kv_head + 1) * group;
     heads.flat_map(move |head| (place..tokens).map(move |token| ((sequence, token), head)))
 }
@@ -123,8 +124,9 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
             for (token, head) in seen_by(&p, place, kv_head) {
                 let (at, row) = (p.token(token, head), 2 * p.row(token, head));
                 let (query, grad) = (&query[at..at + columns], &grad[at..at + columns]);
-                let weight = (dot(query, key) * p.scale - known[row]).exp();
-                let score_grad = weight * (dot(grad, value) - known[row + 1]);
+                let score = score(dot(query, key) * p.scale, p.soft_cap);
+                let weight = (score - known[row]).exp();
+                let score_grad = weight * (dot(grad, value) - known[row + 1]) * p.slope(score);
                 add(&mut value_sums, weight, grad);
                 add(&mut key_sums, score_grad, query);
             }
@@ -138,7 +140,7 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     }
 }
 
-fn case(sequences: usize, each: usize, heads: Heads, note: &'static str) -> Case {
+fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> Case {
     examples::case(
         (sequences, each, heads, note),
         true,
@@ -148,7 +150,7 @@ fn case(sequences: usize, each: usize, heads: Heads, note: &'static str) -> Case
                 example.cache(&example.key, variant),
                 example.cache(&example.value, variant),
                 example.tokens(&example.grad, variant),
-                example.known(&example.statistics),
+                example.known(&example.lse_delta),
                 example.cache(&example.key, variant),
                 example.cache(&example.value, variant),
             ]

@@ -5,8 +5,8 @@
 use rayon::prelude::*;
 
 use super::backward::{self, Inputs, Params, add, add_reference, dot, own_tokens};
-use super::causal::Heads;
 use super::examples::{self, Example};
+use super::{Attention, score};
 use crate::compare::Expected;
 use crate::device::{Args, Case, Element, Kernel, Outputs, Sizes, Variant, binding, fold};
 use crate::gpu::Access;
@@ -22,7 +22,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("key", Access::Read, Element::Activation),
         binding("value", Access::Read, Element::Activation),
         binding("grad", Access::Read, Element::Activation),
-        binding("statistics", Access::Read, Element::Is(DType::F32)),
+        binding("lse_delta", Access::Read, Element::Is(DType::F32)),
         binding("result", Access::ReadWrite, Element::Activation),
     ],
     parameter_bytes: size_of::<Params>(),
@@ -56,7 +56,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         .into_par_iter()
         .map(|(token, head)| {
             let mut sums = vec![(0.0, 0.0); columns];
-            for place in 0..=token.1 {
+            for place in p.seen(token.1) {
                 let pair = inputs.pair(token, head, place);
                 let there = p.place((token.0, place), head / p.group());
                 let key = &inputs.key[there..there + columns];
@@ -87,12 +87,14 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
             let (at, row) = (p.token(token, head), 2 * p.row(token, head));
             let (query, grad) = (&query[at..at + columns], &grad[at..at + columns]);
             let mut sums = vec![0.0; columns];
-            for place in 0..=token.1 {
+            for place in p.seen(token.1) {
                 let there = p.place((token.0, place), head / p.group());
                 let key = &key[there..there + columns];
-                let weight = (dot(query, key) * p.scale - known[row]).exp();
+                let score = score(dot(query, key) * p.scale, p.soft_cap);
+                let weight = (score - known[row]).exp();
                 let weight_grad = dot(grad, &value[there..there + columns]);
-                add(&mut sums, weight * (weight_grad - known[row + 1]), key);
+                let score_grad = weight * (weight_grad - known[row + 1]);
+                add(&mut sums, score_grad * p.slope(score), key);
             }
             sums.iter_mut().for_each(|sum| *sum *= p.scale);
             (at, sums)
@@ -103,7 +105,7 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     }
 }
 
-fn case(sequences: usize, each: usize, heads: Heads, note: &'static str) -> Case {
+fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> Case {
     examples::case(
         (sequences, each, heads, note),
         false,
@@ -113,7 +115,7 @@ fn case(sequences: usize, each: usize, heads: Heads, note: &'static str) -> Case
                 example.cache(&example.key, variant),
                 example.cache(&example.value, variant),
                 example.tokens(&example.grad, variant),
-                example.known(&example.statistics),
+                example.known(&example.lse_delta),
                 example.tokens(&example.result, variant),
             ]
         },

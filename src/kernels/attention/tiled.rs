@@ -1,8 +1,9 @@
 //! `attention/tiled`: what [`attention/causal`](super::causal) computes, for many tokens of a sequence at once: 32 share
 //! what is read of the keys and values (Dao et al. 2022), in register tiles as the backward kernels have.
 
+use super::Attention;
 use super::backward::{OWNERS, Params, own_tokens, variant, variants};
-use super::causal::{self, Heads};
+use super::causal::{self, random_scores};
 use crate::compare::Expected;
 use crate::device::{Args, Call, Case, CaseData, Device, Kernel, Sizes, Tensor, Variant, fold};
 use crate::error::Result;
@@ -25,7 +26,10 @@ pub static KERNEL: Kernel = Kernel {
     },
     cost: |args| {
         let p: Params = args.parameters();
-        let keys = f64::from(p.tiles) * OWNERS as f64 * f64::from(p.capacity) / 2.0;
+        // Of a window, a tile sees its tokens' keys before it, too.
+        let window = f64::from(p.window) + OWNERS as f64;
+        let keys =
+            f64::from(p.tiles) * OWNERS as f64 * f64::min(f64::from(p.capacity) / 2.0, window);
         let operations = 4.0 * keys * f64::from(p.heads) * f64::from(p.head_dim);
         Cost {
             operations,
@@ -44,7 +48,7 @@ pub(super) fn tiled(
     query: &Tensor,
     (key, value): (&Tensor, &Tensor),
     past: &Tensor,
-    heads: Heads,
+    heads: Attention,
     capacity: usize,
 ) -> Result<Option<Tensor>> {
     let sequences = past.len();
@@ -55,7 +59,8 @@ pub(super) fn tiled(
     let variant = variant(query.dtype(), heads.dim);
     let result = device.allocate(query.dtype(), query.shape(), "attention")?;
     let tiles = sequences * each.div_ceil(OWNERS);
-    let operations = 4.0 * (OWNERS * heads.query * heads.dim * capacity) as f64;
+    let keys = capacity.min(heads.keys(capacity) + OWNERS);
+    let operations = 4.0 * (OWNERS * heads.query * heads.dim * keys) as f64;
     let step = ((device.call_limit().operations / operations) as usize).max(1);
     for start in (0..tiles).step_by(step) {
         let params = Params {
@@ -67,7 +72,9 @@ pub(super) fn tiled(
             kv_heads: heads.kv as u32,
             head_dim: heads.dim as u32,
             capacity: capacity as u32,
-            scale: 1.0 / (heads.dim as f32).sqrt(),
+            scale: heads.scale,
+            window: heads.window_word(),
+            soft_cap: heads.soft_cap_word(),
         };
         device.run(&Call {
             kernel: &KERNEL,
@@ -92,20 +99,22 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         head_dim: p.head_dim,
         capacity: p.capacity,
         scale: p.scale,
+        window: p.window,
+        soft_cap: p.soft_cap,
     };
     let windows: Vec<_> = own_tokens(args).into_iter().map(window).collect();
     causal::expect(args, &windows, &mut expected);
     vec![expected]
 }
 
-fn case(sequences: usize, each: usize, heads: Heads, past: u32, note: &'static str) -> Case {
+fn case(sequences: usize, each: usize, heads: Attention, past: u32, note: &'static str) -> Case {
     let case = causal::case(sequences, each, heads, past, note);
     let make = case.make;
     let made = move |variant: &Variant| {
         let data = make(variant);
         let p: causal::Params = bytemuck::pod_read_unaligned(&data.parameters);
         let tiles = sequences * each.div_ceil(OWNERS);
-        let skip = usize::from(note == ",window");
+        let skip = usize::from(note == ",part");
         let params = Params {
             tiles: (tiles - 2 * skip) as u32,
             tile_start: skip as u32,
@@ -116,6 +125,8 @@ fn case(sequences: usize, each: usize, heads: Heads, past: u32, note: &'static s
             head_dim: p.head_dim,
             capacity: p.capacity,
             scale: p.scale,
+            window: p.window,
+            soft_cap: p.soft_cap,
         };
         CaseData {
             parameters: bytemuck::bytes_of(&params).to_vec(),
@@ -132,17 +143,14 @@ fn case(sequences: usize, each: usize, heads: Heads, past: u32, note: &'static s
 
 fn random(sizes: &Sizes) -> Case {
     let kv = sizes.between(2, 1, 3);
-    let heads = Heads {
-        query: kv * sizes.between(3, 1, 4),
-        kv,
-        dim: 4 * sizes.between(4, 1, 64),
-    };
+    let heads = Attention::new(kv * sizes.between(3, 1, 4), kv, 4 * sizes.between(4, 1, 64));
+    let heads = random_scores(sizes, heads);
     let (sequences, each) = (sizes.between(0, 1, 3), sizes.between(1, 1, 60));
     case(sequences, each, heads, sizes.between(5, 0, 200) as u32, "")
 }
 
 fn cases() -> Vec<Case> {
-    let heads = |query, kv, dim| Heads { query, kv, dim };
+    let heads = Attention::new;
     vec![
         case(2, 21, heads(4, 2, 16), 0, ""),
         case(2, 16, heads(9, 3, 64), 130, ""),
@@ -151,7 +159,7 @@ fn cases() -> Vec<Case> {
         case(1, 33, heads(4, 2, 128), 61, ""),
         case(2, 19, heads(2, 1, 100), 5, ""),
         case(1, 37, heads(2, 1, 256), 27, ""),
-        case(2, 70, heads(2, 1, 8), 3, ",window"),
+        case(2, 70, heads(2, 1, 8), 3, ",part"),
         case(1, 18, heads(2, 1, 32), 60, ",large"),
         // Few keys, the first of which may be far above the others.
         case(1, 18, heads(16, 2, 32), 0, ",large"),
@@ -159,7 +167,25 @@ fn cases() -> Vec<Case> {
         case(1, 17, heads(2, 1, 8), 3, ",nan"),
         case(1, 35, heads(2, 1, 8), 2, ",nan value"),
         case(1, 35, heads(2, 1, 8), 66, ",nan value"),
+        // Windows: of one key, of no whole four, of less than a tile, across what is past, longer than all.
+        case(2, 40, heads(2, 1, 8).with_window(1), 3, ""),
+        case(1, 140, heads(4, 2, 16).with_window(6), 0, ""),
+        case(1, 150, heads(4, 1, 256).with_window(50), 0, ""),
+        case(2, 70, heads(3, 1, 64).with_window(67), 130, ""),
+        case(1, 33, heads(2, 1, 8).with_window(400), 5, ""),
+        case(1, 45, heads(2, 1, 8).with_window(5), 2, ",nan value"),
+        case(1, 70, heads(4, 2, 16).with_soft_cap(2.0), 20, ""),
+        case(1, 18, heads(16, 2, 32).with_soft_cap(2.0), 0, ",large"),
+        case(1, 17, heads(2, 1, 8).with_soft_cap(2.0), 3, ",nan"),
+        case(
+            2,
+            90,
+            heads(4, 1, 128).with_window(33).with_soft_cap(1.0),
+            70,
+            "",
+        ),
         case(4, 512, heads(9, 3, 64), 0, "").bench(),
+        case(1, 2048, heads(4, 1, 256).with_window(512), 0, "").bench(),
         case(1, 512, heads(32, 8, 128), 0, "").bench(),
     ]
 }

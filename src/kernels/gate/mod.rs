@@ -1,4 +1,4 @@
-//! Gated activations.
+//! Gated units.
 
-pub mod silu;
-pub mod silu_grad;
+pub mod glu;
+pub mod glu_grad;

@@ -7,6 +7,7 @@
 use super::{Destination, Input, input_grad, linear, weight_grad};
 use crate::device::{Chunk, Device, Matrix, Tensor};
 use crate::error::Result;
+use crate::kernels::copy::pad::cut;
 use crate::kernels::copy::transpose::transpose;
 use crate::kernels::residual::add::add;
 use crate::tensor::{BLOCK, DType, WeightFormat};
@@ -117,6 +118,18 @@ fn plain(dtype: DType) -> WeightFormat {
 fn fits(device: &Device, rows: usize, columns: usize, dtype: DType) -> bool {
     let bytes = rows * columns.next_multiple_of(BLOCK) * dtype.size();
     device.runner().is_some() && bytes as u64 <= device.max_tensor_bytes()
+}
+
+/// A tensor of f32, (rows, columns), as a matrix, for a weight that is itself computed. Rows that are no whole blocks are
+/// padded.
+pub fn dense_matrix(device: &Device, values: &Tensor) -> Result<Matrix> {
+    let (rows, columns) = (values.shape()[0], values.shape()[1]);
+    if columns.is_multiple_of(BLOCK) {
+        return matrix(device, values, columns);
+    }
+    let padded = columns.next_multiple_of(BLOCK);
+    let wide = cut(device, values, columns, padded, &[rows, padded])?;
+    matrix(device, &wide, columns)
 }
 
 /// Plain numbers, (rows, columns padded to whole blocks), as a matrix of so many columns.

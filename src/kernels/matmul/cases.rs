@@ -1,7 +1,8 @@
 //! Inputs to try the products on.
 
-use super::{EPILOGUE_ADD, EPILOGUE_BIAS, EPILOGUE_GATE, Params, padded};
+use super::{EPILOGUE_ADD, EPILOGUE_BIAS, Params, gate_epilogue, padded};
 use crate::device::{Case, CaseData, HostTensor, Layout, Random, Variant};
+use crate::kernels::activation::Activation;
 use crate::kernels::weights;
 use crate::tensor::{DType, WHOLE_ROW};
 
@@ -72,12 +73,7 @@ impl Shape {
             ",zeros" => x.fill(0.0),
             _ => {}
         }
-        let epilogue = match note {
-            ",bias" => EPILOGUE_BIAS,
-            ",add" => EPILOGUE_ADD,
-            ",gate" => EPILOGUE_GATE,
-            _ => 0,
-        };
+        let epilogue = epilogue(note);
         let biases = if epilogue == EPILOGUE_BIAS { stride } else { 1 };
         let bias = random.values(biases, 1.0);
         let params = Params {
@@ -94,11 +90,26 @@ impl Shape {
             layout: Layout::new(packed.format, columns),
         };
         let lines = all * splits;
-        let old = random.values(lines * stride, if note == ",gate" { 6.0 } else { 1.0 });
+        let old = random.values(
+            lines * stride,
+            if note.starts_with(",gate") { 6.0 } else { 1.0 },
+        );
         let mut tensors = weights::host(&packed).to_vec();
         tensors.push(HostTensor::from_f32(DType::F32, &[bias.len()], &bias));
         tensors.push(HostTensor::from_f32(variant.output, &[lines, stride], &old));
         (params, x, tensors)
+    }
+}
+
+/// The epilogue that a note names.
+pub(super) fn epilogue(note: &str) -> u32 {
+    match note {
+        ",bias" => EPILOGUE_BIAS,
+        ",add" => EPILOGUE_ADD,
+        ",gate" => gate_epilogue(Activation::Silu),
+        ",gate,gelu_tanh" => gate_epilogue(Activation::GeluTanh),
+        ",gate,gelu" => gate_epilogue(Activation::Gelu),
+        _ => 0,
     }
 }
 

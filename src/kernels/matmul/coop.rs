@@ -123,6 +123,8 @@ fn cases() -> Vec<Case> {
         noted(",bias", 33),
         noted(",add", 33),
         noted(",gate", 33),
+        noted(",gate,gelu_tanh", 33),
+        noted(",gate,gelu", 33),
         split(40, 640, 19, 2),
         split(130, 1000, 130, 3),
         noted(",infinity", 20).only(extremes),

@@ -84,6 +84,17 @@ impl Input {
         self.bytes
     }
 
+    /// As they are, without padding: what a product is of.
+    pub fn values(&self, device: &Device) -> Result<Tensor> {
+        match &self.norm {
+            Some(Norm { gain, epsilon }) if self.columns != padded(self.columns) => {
+                rms(device, &self.x, gain, *epsilon, self.dtype)
+            }
+            Some(_) => self.plain(device),
+            None => Ok(self.x.clone()),
+        }
+    }
+
     /// As they are, in rows padded to whole vectors of four.
     pub(super) fn plain(&self, device: &Device) -> Result<Tensor> {
         let whole = self.columns == padded(self.columns);

@@ -71,6 +71,8 @@ fn cases() -> Vec<Case> {
         noted(",bias", 2),
         noted(",add", 2),
         noted(",gate", 2),
+        noted(",gate,gelu_tanh", 2),
+        noted(",gate,gelu", 2),
         noted(",infinity", 1).only(extremes),
         noted(",nan", 1).only(extremes),
         noted(",zeros", 1).only(extremes),

@@ -1,7 +1,8 @@
 //! `matmul/merge`: the parts of a product that was split along its columns: their sum, and what becomes of it.
 
+use super::cases::epilogue;
 use super::reference::Finish;
-use super::{EPILOGUE_ADD, EPILOGUE_BIAS, EPILOGUE_GATE, Params};
+use super::{EPILOGUE_BIAS, Params};
 use crate::compare::Expected;
 use crate::device::{
     Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Layout, Random, Sizes, Variant,
@@ -97,12 +98,7 @@ fn case(tokens: usize, rows: usize, splits: usize, note: &'static str) -> Case {
         } else {
             (0, 0, rows)
         };
-        let epilogue = match note {
-            ",bias" => EPILOGUE_BIAS,
-            ",add" => EPILOGUE_ADD,
-            ",gate" => EPILOGUE_GATE,
-            _ => 0,
-        };
+        let epilogue = epilogue(note);
         let mut sums = random.values(splits * tokens * rows, 1.0);
         match note {
             ",nan" => sums[rows - 1] = f32::NAN,
@@ -153,6 +149,8 @@ fn cases() -> Vec<Case> {
         case(2, 33, 2, ",bias"),
         case(2, 33, 2, ",add"),
         case(2, 33, 2, ",gate"),
+        case(2, 33, 2, ",gate,gelu_tanh"),
+        case(2, 33, 2, ",gate,gelu"),
         case(2, 33, 2, ",nan"),
         case(2, 33, 2, ",infinity"),
         case(64, 4096, 4, "").bench(),

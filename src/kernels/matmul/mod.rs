@@ -31,6 +31,7 @@ use crate::device::{
 };
 use crate::error::Result;
 use crate::gpu::{Access, Cost};
+use crate::kernels::activation::Activation;
 use crate::kernels::copy::planes::{self, planes};
 use crate::kernels::copy::trits as ternary;
 use crate::kernels::weights;
@@ -59,8 +60,9 @@ struct Params {
 const EPILOGUE_BIAS: u32 = 1;
 /// What stands in the result is added.
 const EPILOGUE_ADD: u32 = 2;
-/// The result holds a gate.
+/// The result holds a gate, whose activation's number stands in the bits from [`EPILOGUE_ACTIVATION`] on.
 const EPILOGUE_GATE: u32 = 4;
+const EPILOGUE_ACTIVATION: u32 = 3;
 
 const BINDINGS: &[Binding] = &[
     binding("x", Access::Read, Element::Activation),
@@ -82,9 +84,9 @@ pub enum Destination<'a> {
     Into(&'a Tensor),
     /// It is added to this tensor, (tokens, rows).
     Add(&'a Tensor),
-    /// With g what stands in this tensor, (tokens, rows), the product times silu(g) takes its place: the gate of a Llama
-    /// feed-forward (Shazeer 2020).
-    Gate(&'a Tensor),
+    /// With g what stands in this tensor, (tokens, rows), the product times activation(g) takes its place: a gated linear
+    /// unit (Shazeer 2020, arXiv 2002.05202).
+    Gate(&'a Tensor, Activation),
 }
 
 impl Destination<'_> {
@@ -92,9 +94,14 @@ impl Destination<'_> {
         match self {
             Destination::New(_) | Destination::Into(_) => 0,
             Destination::Add(_) => EPILOGUE_ADD,
-            Destination::Gate(_) => EPILOGUE_GATE,
+            Destination::Gate(_, activation) => gate_epilogue(activation),
         }
     }
+}
+
+/// The epilogue of a gate.
+fn gate_epilogue(activation: Activation) -> u32 {
+    EPILOGUE_GATE | activation.code() << EPILOGUE_ACTIVATION
 }
 
 /// The product of all tokens of `x` with a weight of (rows, columns), in its destination.
@@ -121,7 +128,7 @@ pub fn linear_rows(
     let tokens = range.len();
     let result = match destination {
         Destination::New(dtype) => device.allocate(dtype, &[tokens, weight.rows()], "a product")?,
-        Destination::Into(tensor) | Destination::Add(tensor) | Destination::Gate(tensor) => {
+        Destination::Into(tensor) | Destination::Add(tensor) | Destination::Gate(tensor, _) => {
             tensor.clone()
         }
     };

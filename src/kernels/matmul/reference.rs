@@ -2,11 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::{EPILOGUE_ADD, EPILOGUE_BIAS, EPILOGUE_GATE, FEW_TOKENS, Params, padded};
+use super::{
+    EPILOGUE_ACTIVATION, EPILOGUE_ADD, EPILOGUE_BIAS, EPILOGUE_GATE, FEW_TOKENS, Params, padded,
+};
 use crate::compare::Expected;
 use crate::device::{Args, Outputs, View};
+use crate::kernels::activation::Activation;
 use crate::kernels::bounds::{gamma, storing};
-use crate::kernels::gate::silu::silu_with_bound;
 use crate::kernels::quantize::activations::Rounding;
 use crate::kernels::weights;
 use crate::tensor::DType;
@@ -101,8 +103,9 @@ impl Finish {
         let value = sum + bias + added;
         let bound = self.relative * (magnitude + bias.abs() + added.abs()) + self.lost;
         let (value, bound) = if self.epilogue & EPILOGUE_GATE > 0 {
-            let (silu, loss) = silu_with_bound(before);
-            (value * silu, bound * silu.abs() + loss * value.abs())
+            let gate = Activation::of(self.epilogue >> EPILOGUE_ACTIVATION);
+            let (gate, loss) = gate.reference(before);
+            (value * gate, bound * gate.abs() + loss * value.abs())
         } else {
             (value, bound)
         };
@@ -249,9 +252,10 @@ pub(super) fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
             }
             if p.epilogue & (EPILOGUE_ADD | EPILOGUE_GATE) > 0 {
                 let gate = p.epilogue & EPILOGUE_GATE > 0;
+                let activation = Activation::of(p.epilogue >> EPILOGUE_ACTIVATION);
                 for (value, before) in values.iter_mut().zip(outputs.load(0, first, count)) {
                     *value = if gate {
-                        *value * (before / (1.0 + (-before).exp()))
+                        *value * activation.value(before)
                     } else {
                         *value + before
                     };

@@ -79,6 +79,8 @@ fn cases() -> Vec<Case> {
         noted(",bias", 33),
         noted(",add", 33),
         noted(",gate", 33),
+        noted(",gate,gelu_tanh", 33),
+        noted(",gate,gelu", 33),
         noted(",infinity", 20).only(extremes),
         noted(",nan", 20).only(extremes),
         noted(",zeros", 20).only(extremes),

@@ -8,7 +8,7 @@ use super::windows::{Passing, Windows};
 use crate::device::{Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::kernels::loss::divergence::divergence as compare_rows;
-use crate::model::{Llama, Pass};
+use crate::model::{Model, Pass};
 
 /// Two models' predictions on the same windows compared: a value for each scored token, in the text's order.
 #[derive(Clone, Debug)]
@@ -26,8 +26,8 @@ pub struct Divergences {
 /// Runs both models, which must have one vocabulary, over the windows. `progress` is told (windows done, windows) and may
 /// stop the rest by an error.
 pub fn divergence(
-    parent: &Llama,
-    child: &Llama,
+    parent: &Model,
+    child: &Model,
     pass: &Pass<'_>,
     windows: &Windows<'_>,
     mut progress: impl FnMut(usize, usize) -> Result<()>,

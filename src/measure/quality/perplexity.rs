@@ -7,7 +7,7 @@ use super::windows::{Convention, Passing, Windows};
 use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::kernels::loss::logsumexp::logsumexp;
-use crate::model::{Llama, Pass};
+use crate::model::{Model, Pass};
 
 /// A perplexity with everything that it depends on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -138,7 +138,7 @@ impl Losses {
 /// The perplexity of `model` on a tokenized text. `bos` stands in for each window's first token under the llama.cpp
 /// convention. `progress` is told (windows done, windows) and may stop the rest by an error.
 pub fn perplexity(
-    model: &Llama,
+    model: &Model,
     pass: &Pass<'_>,
     tokens: &[u32],
     ctx: usize,
@@ -152,7 +152,7 @@ pub fn perplexity(
 
 /// The losses of `model` on a text's windows. `progress` is told (windows done, windows) and may stop the rest by an error.
 pub fn losses(
-    model: &Llama,
+    model: &Model,
     pass: &Pass<'_>,
     windows: &Windows<'_>,
     mut progress: impl FnMut(usize, usize) -> Result<()>,

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::data;
 use crate::device::Tensor;
 use crate::error::{Error, Result};
-use crate::model::{Cache, Llama, Pass};
+use crate::model::{Cache, Model, Pass};
 
 /// Which tokens of a window count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -145,16 +145,16 @@ impl<'a> Windows<'a> {
 
 /// A model that passes over groups of windows, with the cache it keeps from one to the next.
 pub(super) struct Passing<'a> {
-    model: &'a Llama,
+    model: &'a Model,
     cache: Option<(usize, Cache)>,
 }
 
 impl<'a> Passing<'a> {
-    pub(super) fn new(model: &'a Llama) -> Self {
+    pub(super) fn new(model: &'a Model) -> Self {
         Self { model, cache: None }
     }
 
-    pub(super) fn model(&self) -> &'a Llama {
+    pub(super) fn model(&self) -> &'a Model {
         self.model
     }
 
@@ -164,7 +164,7 @@ impl<'a> Passing<'a> {
         let cache = match &mut self.cache {
             Some((size, cache)) if *size == sequences => &*cache,
             slot => {
-                let new = Cache::passing(
+                let new = Cache::single_layer(
                     pass.device,
                     self.model.config(),
                     sequences,

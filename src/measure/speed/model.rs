@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::error::Result;
 use crate::interrupt;
 use crate::kernels::copy::rows::{Rows, rows};
-use crate::model::{Cache, Llama, Pass};
+use crate::model::{Cache, Model, Pass};
 use crate::tensor::DType;
 
 /// A test in llama-bench's terms. Tokens are synthetic; tokenization and sampling are not timed.
@@ -48,7 +48,7 @@ impl Test {
 
 /// Seconds of each of `repetitions` runs, after one that is not counted. A pass ends when its last token's logits have
 /// been read back, as a sampler needs them.
-pub fn speed(model: &Llama, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Vec<f64>> {
+pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Vec<f64>> {
     if test.sequences > 0 {
         return backward(model, pass, test, repetitions);
     }
@@ -91,7 +91,7 @@ pub fn speed(model: &Llama, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
 }
 
 /// Times forward and backward passes; a pass ends when the last gradient, the embedding's, has been computed.
-fn backward(model: &Llama, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Vec<f64>> {
+fn backward(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Vec<f64>> {
     let ids = synthetic(model, test.tokens(), 0);
     let mut seconds = Vec::with_capacity(repetitions);
     for repetition in 0..=repetitions {
@@ -121,7 +121,7 @@ fn backward(model: &Llama, pass: &Pass<'_>, test: Test, repetitions: usize) -> R
 }
 
 /// One pass over `ids`, up to the logits of the last.
-fn step(model: &Llama, pass: &Pass<'_>, cache: &mut Cache, ids: &[u32]) -> Result<()> {
+fn step(model: &Model, pass: &Pass<'_>, cache: &mut Cache, ids: &[u32]) -> Result<()> {
     interrupt::check()?;
     let normed = model.hidden(pass, ids, cache)?;
     let logits = model.head(pass, &normed, ids.len() - 1..ids.len())?;
@@ -131,7 +131,7 @@ fn step(model: &Llama, pass: &Pass<'_>, cache: &mut Cache, ids: &[u32]) -> Resul
 }
 
 /// Token ids that are the same every time and differ from place to place.
-fn synthetic(model: &Llama, count: usize, start: usize) -> Vec<u32> {
+fn synthetic(model: &Model, count: usize, start: usize) -> Vec<u32> {
     let vocabulary = model.config().vocab_size as u64;
     (start..start + count)
         .map(|place| ((place as u64 * 2_654_435_761) % vocabulary) as u32)

@@ -10,7 +10,7 @@ use crate::interrupt;
 use crate::kernels::score::Reduction;
 use crate::kernels::select::top_k::top_k;
 use crate::methods::calibration::Rows;
-use crate::model::{Config, Cut, Group, Layers, Llama, Pass, Pruned, Weights, Width, groups};
+use crate::model::{Config, Cut, Group, Model, Pass, Pruned, WeightSource, Weights, Width, groups};
 use crate::recipe::{Ranking, ReductionName};
 use crate::tensor::DType;
 
@@ -79,12 +79,12 @@ fn round(
     let compute = means.pass.compute;
     let placement = place(weights, &scores, &chosen, shape, compute, means.budget)?;
     let model = match placement {
-        Placement::Held if taught => Some(Llama::load(device, weights, |_, _| interrupt::check())?),
+        Placement::Held if taught => Some(Model::load(device, weights, |_, _| interrupt::check())?),
         _ => None,
     };
     let layers = match &model {
-        Some(model) => Layers::Held(model),
-        None => Layers::Streamed(device, weights),
+        Some(model) => WeightSource::Resident(model),
+        None => WeightSource::Streamed(device, weights),
     };
     let sums = sums(
         layers,

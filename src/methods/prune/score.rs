@@ -7,17 +7,19 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::memory::need;
-use crate::autograd::{Gradient, Parameter};
 use crate::device::{Device, HostTensor, Matrix, Random, Reading, Tensor};
 use crate::error::{Error, Result};
+use crate::families::{layer_name, module_name};
+use crate::graph::{Gradient, Parameter};
 use crate::interrupt;
 use crate::kernels::dequantize;
 use crate::kernels::residual::add::add;
 use crate::kernels::score::blocks::blocks;
-use crate::kernels::score::{Form, Reduction, columns, fisher, norms, rows as row_sums};
+use crate::kernels::score::{Form, Reduction, columns, fisher, rows as row_sums};
 use crate::methods::calibration::Rows;
-use crate::model::{Axis, Group, Layers, Pass, Wanted, Weights, Width, activations, gradients};
+use crate::model::{Axis, BackwardOptions, Group, Pass, WeightSource, Weights, Width, gradients};
 use crate::tensor::DType;
+use crate::walk::{Kind, Statistics, Through, Walk};
 
 /// How channels are scored. g is the gradient of the mean loss of all calibration tokens, F the mean over sequences of the
 /// squared gradient of each one's mean loss.
@@ -107,7 +109,7 @@ pub struct Sums {
 /// The sums that `scores` of `groups` are made of. `layers` and `weights` are one model; `progress` is told of what is done
 /// and to do.
 pub fn sums(
-    layers: Layers<'_>,
+    layers: WeightSource<'_>,
     weights: &dyn Weights,
     pass: &Pass<'_>,
     scores: &[Score],
@@ -194,7 +196,7 @@ struct Kept {
 }
 
 fn taught_sums(
-    layers: Layers<'_>,
+    layers: WeightSource<'_>,
     pass: &Pass<'_>,
     scores: &[Score],
     rows: &Rows,
@@ -210,12 +212,12 @@ fn taught_sums(
         forms().any(Form::needs_fisher),
     );
     let axes = taker.axes;
-    let wanted = Wanted {
+    let wanted = BackwardOptions {
         tensor: &|name| axes.contains_key(name),
         by_sequence: squares,
         tokens: AT_ONCE,
-        keep,
-        ..Wanted::ALL
+        activation_budget: keep,
+        ..BackwardOptions::ALL
     };
     let parts = wanted.parts(sequences, rows.length());
     let mut under_way: HashMap<String, Kept> = HashMap::new();
@@ -345,7 +347,7 @@ impl Sums {
         if group.width == Width::Layers {
             // Tensors of a block in their order, each a member: its whole sum.
             for layer in 0..group.units {
-                let prefix = format!("model.layers.{layer}.");
+                let prefix = format!("{}.", layer_name(layer));
                 let mut names: Vec<_> = self.sums.keys().collect();
                 names.retain(|key| key.0 == score && key.1.starts_with(&prefix));
                 names.sort_by(|a, b| (&a.1, a.2 as u8).cmp(&(&b.1, b.2 as u8)));
@@ -375,33 +377,31 @@ impl Sums {
 
 /// The L2 norm of each input channel of every linear layer over all calibration tokens: (module, norms).
 pub fn input_norms(
-    layers: Layers<'_>,
+    source: WeightSource<'_>,
     pass: &Pass<'_>,
     rows: &Rows,
 ) -> Result<Vec<(String, Vec<f32>)>> {
-    let device = pass.device;
-    let mut sums: Vec<(String, Tensor)> = Vec::new();
-    let (ids, sequences) = (&rows.ids, rows.samples);
-    activations(
-        layers,
-        pass,
-        ids,
-        sequences,
-        AT_ONCE,
-        &mut |module, input| match sums.iter().find(|(name, _)| name == module) {
-            Some((_, sum)) => norms::norms(device, input, sum, true),
-            None => {
-                let columns = input.len() / input.shape()[0];
-                let sum = device.allocate(DType::F32, &[columns], "norms")?;
-                norms::norms(device, input, &sum, false)?;
-                sums.push((module.to_string(), sum));
-                Ok(())
+    let (config, kinds) = (source.config(), [Kind::Squares]);
+    let mut walk = Walk::new(source, *pass, &rows.ids, rows.samples, AT_ONCE)?;
+    let mut norms = Vec::new();
+    while let Some(step) = walk.next_block()? {
+        let (layer, slots) = (step.layer(), step.linears());
+        let mut statistics = Statistics::new(pass.device, &kinds);
+        step.advance(Through::Parent, Some(&mut statistics))?;
+        for slot in slots {
+            let Some(squares) = statistics.sum(slot, Kind::Squares)? else {
+                continue;
+            };
+            let name = module_name(config, layer, slot);
+            let squares = squares.to_f32();
+            if let Some(value) = squares.iter().find(|value| !value.is_finite()) {
+                return Err(Error::NotFinite {
+                    what: format!("input of {name}"),
+                    found: value.to_string(),
+                });
             }
-        },
-    )?;
-    let read = |(module, sum): (String, Tensor)| {
-        let squares = device.read(&sum)?.to_f32();
-        Ok((module, squares.into_iter().map(f32::sqrt).collect()))
-    };
-    sums.into_iter().map(read).collect()
+            norms.push((name, squares.into_iter().map(f32::sqrt).collect()));
+        }
+    }
+    Ok(norms)
 }

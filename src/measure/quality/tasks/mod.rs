@@ -18,14 +18,14 @@ use super::outcome::{ChoiceScore, Form, Outcome, TaskOutcome};
 use crate::data::shots::Selection;
 use crate::data::{Item, Scoring, Task};
 use crate::error::Result;
-use crate::model::{Llama, Pass};
+use crate::model::{Model, Pass};
 use crate::text::Tokenizer;
 
 /// The model that answers.
 #[derive(Clone, Copy)]
 pub struct Setup<'a> {
     /// Its weights.
-    pub model: &'a Llama,
+    pub model: &'a Model,
     /// Where and in what it runs.
     pub pass: &'a Pass<'a>,
     /// Its vocabulary.

@@ -14,7 +14,7 @@ use crate::interrupt;
 use crate::kernels::copy::rows::{Rows, rows};
 use crate::kernels::loss::argmax::argmax;
 use crate::kernels::loss::logsumexp::logsumexp;
-use crate::model::{Cache, Llama, Pass};
+use crate::model::{Cache, Model, Pass};
 use crate::tensor::DType;
 
 /// A context and what may follow it, as tokens, at least one each.
@@ -76,7 +76,7 @@ const LEAST_PREFIX: usize = 8;
 
 /// Scores every request of every question, in their order. `progress` is told of questions done.
 pub fn score(
-    model: &Llama,
+    model: &Model,
     pass: &Pass<'_>,
     questions: &[Question],
     batching: Batching,
@@ -137,7 +137,7 @@ pub fn score(
 }
 
 fn prefix_cache(
-    model: &Llama,
+    model: &Model,
     pass: &Pass<'_>,
     question: &Question,
     prefix: usize,
@@ -162,7 +162,7 @@ struct Caches {
 
 fn ready<'a>(
     slot: &'a mut Option<Cache>,
-    model: &Llama,
+    model: &Model,
     pass: &Pass<'_>,
     sequences: usize,
     capacity: usize,
@@ -174,7 +174,7 @@ fn ready<'a>(
         // The old one goes before the new one comes.
         *slot = None;
         let dtype = pass.compute.activation;
-        let cache = Cache::passing(pass.device, model.config(), sequences, capacity, dtype)?;
+        let cache = Cache::single_layer(pass.device, model.config(), sequences, capacity, dtype)?;
         *slot = Some(cache);
     }
     Ok(slot.as_mut().expect("a cache was just made"))
@@ -193,7 +193,7 @@ type Wanted = (u32, u32, usize, usize);
 
 /// Records a pass over some questions and starts reading their losses back.
 fn record(
-    model: &Llama,
+    model: &Model,
     pass: &Pass<'_>,
     group: &[Split<'_>],
     prefix: Option<&Cache>,
@@ -242,7 +242,7 @@ fn record(
 
 /// The tokens after the prefix that a question's choices share: a row for each question.
 fn stems<'a>(
-    model: &Llama,
+    model: &Model,
     pass: &Pass<'_>,
     group: &[Split<'_>],
     sizes: Sizes,
@@ -277,7 +277,7 @@ fn stems<'a>(
 
 /// The choices after their questions, whose keys and values are in `from`: a row for each choice that continues.
 fn branches<'a>(
-    model: &Llama,
+    model: &Model,
     pass: &Pass<'_>,
     group: &[Split<'_>],
     sizes: Sizes,
@@ -340,7 +340,7 @@ struct PendingRows {
 }
 
 /// The head over the wanted rows of all segments.
-fn losses(model: &Llama, pass: &Pass<'_>, segments: &[Segment<'_>]) -> Result<Vec<PendingRows>> {
+fn losses(model: &Model, pass: &Pass<'_>, segments: &[Segment<'_>]) -> Result<Vec<PendingRows>> {
     let (device, hidden) = (pass.device, model.config().hidden_size);
     let total: usize = segments.iter().map(|segment| segment.wanted.len()).sum();
     let gathered = device.allocate(DType::F32, &[total, hidden], "scored rows")?;

@@ -1,7 +1,7 @@
 //! Batching of questions: common prefixes, and how many questions fit a pass.
 
 use super::score::{Batching, Question, Request};
-use crate::model::{Llama, Pass};
+use crate::model::{Model, Pass};
 
 /// Tokens of a pass at most, where the number of questions is not given.
 const BATCH_TOKENS: usize = 4096;
@@ -109,7 +109,7 @@ impl Sizes {
 
 /// How many of the next questions make a pass: at least one.
 pub fn fitting(
-    model: &Llama,
+    model: &Model,
     pass: &Pass<'_>,
     splits: &[Split<'_>],
     prefix: usize,

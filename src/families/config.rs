@@ -1,0 +1,194 @@
+//! The shape of a model: sizes, head counts, position encoding. Read from `config.json` or from GGUF metadata.
+
+use std::path::Path;
+
+use super::Family;
+use super::rope::{Rope, RopeScaling};
+use crate::error::{Error, Result};
+use crate::graph::{Attention, BlockShape};
+use crate::kernels::attention::MAX_HEAD_DIM;
+
+/// The numbers in which blocks of one model may differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Widths {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads, a divisor of the query heads.
+    pub kv_heads: usize,
+    /// Channels of the feed-forward.
+    pub intermediate_size: usize,
+    /// Tokens that a token attends to, itself included; `None`: all before it.
+    pub window: Option<usize>,
+    /// Which of [`Config::ropes`] rotates its queries and keys.
+    pub rope: usize,
+}
+
+impl Widths {
+    /// A block with attention to all tokens and the model's first rotary encoding.
+    pub fn new(heads: usize, kv_heads: usize, intermediate_size: usize) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            intermediate_size,
+            window: None,
+            rope: 0,
+        }
+    }
+
+    /// Blocks from lists of one number a layer.
+    pub(super) fn zip(
+        heads: Vec<usize>,
+        kv_heads: Vec<usize>,
+        intermediate: Vec<usize>,
+    ) -> Vec<Self> {
+        let lists = heads.into_iter().zip(kv_heads).zip(intermediate);
+        lists
+            .map(|((heads, kv_heads), intermediate)| Self::new(heads, kv_heads, intermediate))
+            .collect()
+    }
+
+    fn same_widths(&self, other: &Self) -> bool {
+        let of = |block: &Self| (block.heads, block.kv_heads, block.intermediate_size);
+        of(self) == of(other)
+    }
+}
+
+/// The shape of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Its family: names, block function, what it takes for granted.
+    pub family: &'static Family,
+    /// Columns of the residual stream.
+    pub hidden_size: usize,
+    /// Every block: as many as there are layers.
+    pub blocks: Vec<Widths>,
+    /// Columns of one head.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Longest context that the model was made for.
+    pub max_positions: usize,
+    /// Epsilon of the norms.
+    pub rms_norm_eps: f64,
+    /// Rotary encodings; a block says which one is its own.
+    pub ropes: Vec<Rope>,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+    /// What scores of attention are multiplied by; `None`: 1 / sqrt(head_dim).
+    pub attention_scale: Option<f64>,
+    /// c of c tanh(score / c) in attention (Gemma 2, arXiv 2408.00118, section 2).
+    pub attention_soft_cap: Option<f64>,
+    /// c of c tanh(logit / c) behind the head.
+    pub logit_soft_cap: Option<f64>,
+}
+
+/// Sizes above this are taken for damage: no model has them, and products of two still fit 64 bits.
+pub(super) const MAX_SIZE: u64 = 1 << 28;
+/// More layers than this are damage too.
+pub(super) const MAX_LAYERS: usize = 10_000;
+
+impl Config {
+    /// A warning for windows longer than the model was made for.
+    pub fn beyond_context(&self, ctx: usize) -> Option<String> {
+        let context = self.max_positions;
+        (ctx > context).then(|| {
+            format!("windows of {ctx} tokens are longer than the model's context of {context}")
+        })
+    }
+
+    /// Blocks.
+    pub fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The widths of every block, if all are alike. Windows and rotary encodings may differ.
+    pub fn uniform(&self) -> Option<Widths> {
+        let first = *self.blocks.first()?;
+        let alike = |block: &Widths| block.same_widths(&first);
+        self.blocks.iter().all(alike).then_some(first)
+    }
+
+    /// The largest of each width, for buffers that serve all blocks.
+    pub fn widest(&self) -> Widths {
+        let most = |width: fn(&Widths) -> usize| self.blocks.iter().map(width).max().unwrap_or(0);
+        let (heads, kv_heads) = (most(|widths| widths.heads), most(|widths| widths.kv_heads));
+        Widths::new(heads, kv_heads, most(|widths| widths.intermediate_size))
+    }
+
+    /// What the block function and its executors need to know of a layer.
+    pub fn block_shape(&self, layer: usize) -> BlockShape {
+        let block = &self.blocks[layer];
+        let scale = self.attention_scale;
+        BlockShape {
+            attention: Attention {
+                query: block.heads,
+                kv: block.kv_heads,
+                dim: self.head_dim,
+                scale: scale.unwrap_or_else(|| 1.0 / (self.head_dim as f64).sqrt()) as f32,
+                window: block.window,
+                soft_cap: self.attention_soft_cap.map(|cap| cap as f32),
+            },
+            rope: block.rope,
+            activation: self.family.activation,
+        }
+    }
+
+    /// What embeddings are multiplied by.
+    pub fn embedding_scale(&self) -> Option<f32> {
+        let scaled = self.family.scaled_embedding;
+        scaled.then(|| (self.hidden_size as f32).sqrt())
+    }
+
+    /// An error if a Hugging Face folder cannot state the widths; `path` is the model's.
+    pub fn check_plain(&self, path: &Path) -> Result<()> {
+        match self.uniform() {
+            Some(_) => Ok(()),
+            None => Err(Error::Unsupported {
+                path: path.into(),
+                what: "a Hugging Face folder of layers of several widths".into(),
+                why: "a stock configuration states one width for all; use gguf or packed".into(),
+            }),
+        }
+    }
+
+    /// Itself, if it makes sense. `kv_heads`: the key to name where the number of key and value heads is wrong.
+    pub(super) fn check(self, path: &Path, kv_heads: &str) -> Result<Self> {
+        let wrong = |key: &str, expected: String, found: usize| {
+            Err(Error::Key {
+                path: path.into(),
+                key: key.into(),
+                expected,
+                found: found.to_string(),
+            })
+        };
+        let uneven = |widths: &Widths| !widths.heads.is_multiple_of(widths.kv_heads);
+        if let Some(layer) = self.blocks.iter().position(uneven) {
+            let widths = self.blocks[layer];
+            let place = match self.uniform() {
+                Some(_) => String::new(),
+                None => format!(" in layer {layer}"),
+            };
+            let expected = format!("a divisor of {} query heads{place}", widths.heads);
+            return wrong(kv_heads, expected, widths.kv_heads);
+        }
+        if !self.head_dim.is_multiple_of(2) || self.head_dim > MAX_HEAD_DIM {
+            return wrong(
+                "head_dim",
+                format!("an even number up to {MAX_HEAD_DIM}"),
+                self.head_dim,
+            );
+        }
+        for rope in &self.ropes {
+            if let RopeScaling::Divisors(divisors) = &rope.scaling
+                && divisors.len() != self.head_dim / 2
+            {
+                return wrong(
+                    "rope_freqs.weight",
+                    format!("{} values", self.head_dim / 2),
+                    divisors.len(),
+                );
+            }
+        }
+        Ok(self)
+    }
+}

@@ -1,0 +1,461 @@
+//! A model's shape in GGUF metadata, read and written. Keys that all families share are here; what only one family has is in
+//! its own hooks. A family's architecture states one width for all layers; another one (DeciLM's `deci`, in llama.cpp the same
+//! block with the same order of rows) may state one for each.
+
+use std::path::Path;
+
+use super::config::{Config, MAX_LAYERS, MAX_SIZE, Widths};
+use super::rope::{Rope, RopeScaling};
+use super::{FAMILIES, Family};
+use crate::error::{Error, Result};
+use crate::formats::gguf::{Array, GgmlType, Gguf, Value as Meta};
+use crate::text::Tokenizer;
+
+const ARCHITECTURE: &str = "general.architecture";
+
+/// What llama.cpp reads of a model's shape, behind the architecture's name.
+const KEYS: [&str; 12] = [
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "vocab_size",
+];
+
+const SCALE: &str = "attention.scale";
+const ATTENTION_CAP: &str = "attn_logit_softcapping";
+const LOGIT_CAP: &str = "final_logit_softcapping";
+
+/// The keys of one architecture in a file.
+#[derive(Debug)]
+pub struct Keys<'a> {
+    gguf: &'a Gguf,
+    architecture: &'a str,
+    /// Whether the architecture may state a width for each layer.
+    per_layer: bool,
+}
+
+impl Keys<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture)
+    }
+
+    fn wrong(&self, name: &str, expected: impl Into<String>, found: impl ToString) -> Error {
+        Error::Key {
+            path: self.gguf.source().path().into(),
+            key: self.key(name),
+            expected: expected.into(),
+            found: found.to_string(),
+        }
+    }
+
+    fn unsupported(&self, what: String, why: impl Into<String>) -> Error {
+        Error::Unsupported {
+            path: self.gguf.source().path().into(),
+            what,
+            why: why.into(),
+        }
+    }
+
+    fn size(&self, name: &str, default: Option<u64>) -> Result<usize> {
+        match self.gguf.u64(&self.key(name))?.or(default) {
+            Some(value) if (1..=MAX_SIZE).contains(&value) => Ok(value as usize),
+            other => {
+                let found = other.map_or("nothing".into(), |v| v.to_string());
+                Err(self.wrong(name, "a positive integer", found))
+            }
+        }
+    }
+
+    /// A width of every layer: one number for all, or an array of one for each where the architecture allows it.
+    fn widths(&self, name: &str, layers: usize, default: Option<&[usize]>) -> Result<Vec<usize>> {
+        let array = match (self.gguf.get(&self.key(name)), default) {
+            (None, Some(default)) => return Ok(default.to_vec()),
+            (Some(Meta::Array(array)), _) if self.per_layer => array,
+            (Some(value), _) if self.per_layer && value.as_u64() == Some(0) => {
+                return Err(self.missing_part(name, "every layer"));
+            }
+            _ => return Ok(vec![self.size(name, None)?; layers]),
+        };
+        let Some(numbers) = array.integers() else {
+            return Err(self.wrong(name, "integers", "an array of another type"));
+        };
+        if numbers.len() != layers {
+            let expected = format!("a number for each of {layers} layers");
+            return Err(self.wrong(name, expected, format!("{} of them", numbers.len())));
+        }
+        let width = |(layer, number): (usize, i128)| match u64::try_from(number) {
+            Ok(0) => Err(self.missing_part(name, &format!("layer {layer}"))),
+            Ok(size) if size <= MAX_SIZE => Ok(size as usize),
+            _ => Err(self.wrong(
+                name,
+                format!("a positive integer for layer {layer}"),
+                number,
+            )),
+        };
+        numbers.enumerate().map(width).collect()
+    }
+
+    /// DeciLM's way to say that a layer has no attention, or a linear one, or no feed-forward.
+    fn missing_part(&self, name: &str, place: &str) -> Error {
+        let what = format!("{place} with {} 0", self.key(name));
+        self.unsupported(what, "here every layer has attention and a feed-forward")
+    }
+
+    /// A size that need not be there.
+    pub(super) fn optional_size(&self, name: &str) -> Result<Option<usize>> {
+        match self.gguf.get(&self.key(name)) {
+            None => Ok(None),
+            Some(_) => self.size(name, None).map(Some),
+        }
+    }
+
+    /// A positive number that need not be there.
+    pub(super) fn optional_number(&self, name: &str) -> Result<Option<f64>> {
+        match self.gguf.get(&self.key(name)) {
+            None => Ok(None),
+            Some(_) => self.positive(name, None).map(Some),
+        }
+    }
+
+    /// A yes or no for each layer, if it is there.
+    pub(super) fn flags(&self, name: &str, layers: usize) -> Result<Option<Vec<bool>>> {
+        match self.gguf.get(&self.key(name)) {
+            None => Ok(None),
+            Some(Meta::Array(Array::Bool(flags))) if flags.len() == layers => {
+                Ok(Some(flags.clone()))
+            }
+            Some(_) => Err(self.wrong(name, format!("{layers} booleans"), "another value")),
+        }
+    }
+
+    fn positive(&self, name: &str, default: Option<f64>) -> Result<f64> {
+        let key = self.key(name);
+        let value = match default {
+            Some(default) => self.gguf.f64(&key)?.unwrap_or(default),
+            None => self.gguf.require_f64(&key)?,
+        };
+        if value > 0.0 && value.is_finite() {
+            return Ok(value);
+        }
+        Err(self.wrong(name, "a positive number", value))
+    }
+
+    fn scaling(&self) -> Result<RopeScaling> {
+        if let Some(tensor) = self.gguf.tensor("rope_freqs.weight") {
+            let divisors = tensor.to_packed()?.to_f32();
+            if divisors
+                .iter()
+                .any(|divisor| !(divisor.is_finite() && *divisor > 0.0))
+            {
+                return Err(Error::Tensor {
+                    path: self.gguf.source().path().into(),
+                    tensor: "rope_freqs.weight".into(),
+                    expected: "positive divisors".into(),
+                    found: "another value".into(),
+                });
+            }
+            return Ok(RopeScaling::Divisors(divisors));
+        }
+        let kind = self.key("rope.scaling.type");
+        match self.gguf.str(&kind)? {
+            None | Some("none") => Ok(RopeScaling::None),
+            Some("linear") => Ok(RopeScaling::Linear {
+                factor: self.positive("rope.scaling.factor", None)?,
+            }),
+            Some(other) => {
+                Err(self.unsupported(format!("{kind} {other}"), "known are none and linear"))
+            }
+        }
+    }
+}
+
+/// The family of a GGUF file, and whether its architecture may state a width for each layer.
+fn family(gguf: &Gguf, architecture: &str) -> Option<(&'static Family, bool)> {
+    let marked = |family: &&&'static Family| match family.gguf_mark {
+        None => true,
+        Some(mark) => gguf.get(&format!("{architecture}.{mark}")).is_some(),
+    };
+    FAMILIES.iter().filter(marked).find_map(|family| {
+        let per_layer = family.gguf_per_layer == Some(architecture);
+        (per_layer || family.gguf == architecture).then_some((*family, per_layer))
+    })
+}
+
+impl Config {
+    /// Reads the keys of a GGUF file, under the name of its architecture.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let path = gguf.source().path();
+        let architecture = gguf.require_str(ARCHITECTURE)?;
+        let Some((family, per_layer)) = family(gguf, architecture) else {
+            let mut known: Vec<_> = FAMILIES.iter().map(|family| family.gguf).collect();
+            known.extend(FAMILIES.iter().filter_map(|family| family.gguf_per_layer));
+            known.dedup();
+            return Err(Error::Unsupported {
+                path: path.into(),
+                what: format!("architecture {architecture}"),
+                why: format!("this version reads {}", known.join(", ")),
+            });
+        };
+        let keys = Keys {
+            gguf,
+            architecture,
+            per_layer,
+        };
+        if gguf.u64(&keys.key("expert_count"))?.unwrap_or(0) > 0 {
+            let what = "a mixture of experts".into();
+            return Err(keys.unsupported(what, "this version reads dense models"));
+        }
+        let layers = keys.size("block_count", None)?;
+        if layers > MAX_LAYERS {
+            return Err(keys.wrong("block_count", format!("at most {MAX_LAYERS}"), layers));
+        }
+        let heads = keys.widths("attention.head_count", layers, None)?;
+        let kv_heads = keys.widths("attention.head_count_kv", layers, Some(&heads))?;
+        let intermediate = keys.widths("feed_forward_length", layers, None)?;
+        let hidden_size = keys.size("embedding_length", None)?;
+        let head_dim = keys.size(
+            "attention.key_length",
+            Some((hidden_size / heads[0]) as u64),
+        )?;
+        let rotated = keys.size("rope.dimension_count", Some(head_dim as u64))?;
+        if rotated != head_dim {
+            let what = format!("{} {rotated}", keys.key("rope.dimension_count"));
+            let why = format!("this version rotates whole heads, of {head_dim}");
+            return Err(keys.unsupported(what, why));
+        }
+        let embedding = gguf.tensor("token_embd.weight");
+        let rows = embedding.and_then(|tensor| tensor.shape.first().map(|&rows| rows as u64));
+        let mut config = Self {
+            family,
+            hidden_size,
+            blocks: Widths::zip(heads, kv_heads, intermediate),
+            head_dim,
+            vocab_size: keys.size("vocab_size", rows)?,
+            max_positions: keys.size("context_length", Some(2048))?,
+            rms_norm_eps: keys.positive("attention.layer_norm_rms_epsilon", None)?,
+            ropes: vec![Rope {
+                theta: keys.positive("rope.freq_base", Some(10_000.0))?,
+                scaling: keys.scaling()?,
+            }],
+            tied: gguf.tensor("output.weight").is_none(),
+            attention_scale: keys.optional_number(SCALE)?,
+            attention_soft_cap: keys.optional_number(ATTENTION_CAP)?,
+            logit_soft_cap: keys.optional_number(LOGIT_CAP)?,
+        };
+        (family.read_gguf)(&keys, &mut config)?;
+        config.check(path, &keys.key("attention.head_count_kv"))
+    }
+
+    /// The architecture that states the widths; an error if the family has none that does.
+    pub fn architecture(&self, path: &Path) -> Result<&'static str> {
+        if self.uniform().is_some() {
+            return Ok(self.family.gguf);
+        }
+        self.family
+            .gguf_per_layer
+            .ok_or_else(|| Error::Unsupported {
+                path: path.into(),
+                what: format!(
+                    "a GGUF file of the family {} with layers of several widths",
+                    self.family.name
+                ),
+                why: "its architecture states one width for all; use packed".into(),
+            })
+    }
+
+    /// Keys beyond [`KEYS`] that this configuration needs: what llama.cpp would take without them is not right.
+    fn further(&self) -> Vec<(&'static str, Meta)> {
+        let numbers = [
+            (SCALE, self.attention_scale),
+            (ATTENTION_CAP, self.attention_soft_cap),
+            (LOGIT_CAP, self.logit_soft_cap),
+        ];
+        let number = |(name, value): (&'static str, Option<f64>)| {
+            value.map(|value| (name, Meta::F32(value as f32)))
+        };
+        let mut further: Vec<_> = numbers.into_iter().filter_map(number).collect();
+        if let RopeScaling::Linear { factor } = self.ropes[0].scaling {
+            further.push(("rope.scaling.type", Meta::String("linear".into())));
+            further.push(("rope.scaling.factor", Meta::F32(factor as f32)));
+        }
+        further.extend((self.family.write_gguf)(self));
+        further
+    }
+
+    /// What one of [`KEYS`] says of this configuration; `None` for other keys.
+    fn stated(&self, name: &str) -> Option<Meta> {
+        let size = |value: usize| Meta::U32(value as u32);
+        let widths = |width: fn(&Widths) -> usize| match &self.uniform() {
+            Some(widths) => size(width(widths)),
+            // Signed, as llama.cpp's converter writes them: older versions read no others.
+            None => Meta::Array(Array::I32(
+                self.blocks
+                    .iter()
+                    .map(|block| width(block) as i32)
+                    .collect(),
+            )),
+        };
+        Some(match name {
+            "block_count" => size(self.layers()),
+            "context_length" => size(self.max_positions),
+            "embedding_length" => size(self.hidden_size),
+            "feed_forward_length" => widths(|block| block.intermediate_size),
+            "attention.head_count" => widths(|block| block.heads),
+            "attention.head_count_kv" => widths(|block| block.kv_heads),
+            "attention.key_length" | "attention.value_length" | "rope.dimension_count" => {
+                size(self.head_dim)
+            }
+            "attention.layer_norm_rms_epsilon" => Meta::F32(self.rms_norm_eps as f32),
+            "rope.freq_base" => Meta::F32(self.ropes[0].theta as f32),
+            "vocab_size" => size(self.vocab_size),
+            _ => return None,
+        })
+    }
+
+    /// Whether a file may do without one of [`KEYS`]: what llama.cpp takes instead is right.
+    fn is_implied(&self, name: &str) -> bool {
+        match name {
+            "attention.head_count_kv" => self.blocks.iter().all(|b| b.heads == b.kv_heads),
+            "attention.key_length" | "attention.value_length" => self
+                .blocks
+                .first()
+                .is_some_and(|block| self.hidden_size / block.heads == self.head_dim),
+            _ => true,
+        }
+    }
+}
+
+/// What `llama.cpp` calls a file whose weights are mostly of a type (`LLAMA_FTYPE_MOSTLY_*`).
+fn file_type(ty: GgmlType) -> u32 {
+    match ty {
+        GgmlType::F32 => 0,
+        GgmlType::Q4_0 => 2,
+        GgmlType::Q4_1 => 3,
+        GgmlType::Q8_0 => 7,
+        GgmlType::Q5_0 => 8,
+        GgmlType::Q5_1 => 9,
+        GgmlType::Bf16 => 32,
+        _ => 1,
+    }
+}
+
+/// Where the metadata of a new GGUF file comes from.
+#[derive(Clone, Copy)]
+pub enum Origin<'a> {
+    /// A GGUF file: what it says of anything but sizes is kept as it is.
+    Gguf(&'a Gguf),
+    /// A model of another kind, by its path, with its tokenizer if it has one.
+    Other(&'a Path, Option<&'a Tokenizer>),
+}
+
+impl std::fmt::Debug for Origin<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Origin::Gguf(_) => "Gguf",
+            Origin::Other(..) => "Other",
+        })
+    }
+}
+
+/// The metadata of `config`'s GGUF file, with weights mostly of type `main`.
+pub fn metadata(
+    origin: Origin<'_>,
+    config: &Config,
+    main: GgmlType,
+) -> Result<Vec<(String, Meta)>> {
+    let file_type = ("general.file_type".to_string(), Meta::U32(file_type(main)));
+    let version = ("general.quantization_version".to_string(), Meta::U32(2));
+    let (path, tokenizer) = match origin {
+        Origin::Gguf(gguf) => {
+            let mut pairs = updated(gguf, config)?;
+            pairs.retain(|(key, _)| *key != file_type.0 && *key != version.0);
+            pairs.extend([file_type, version]);
+            return Ok(pairs);
+        }
+        Origin::Other(path, tokenizer) => (path, tokenizer),
+    };
+    let architecture = config.architecture(path)?;
+    let name = path.file_name().map_or_else(
+        || "model".into(),
+        |name| name.to_string_lossy().into_owned(),
+    );
+    let mut pairs: Vec<(String, Meta)> = vec![
+        (ARCHITECTURE.into(), Meta::String(architecture.into())),
+        ("general.type".into(), Meta::String("model".into())),
+        (
+            "general.name".into(),
+            Meta::String(name.trim_start_matches("embedded:").to_string()),
+        ),
+        file_type,
+        version,
+    ];
+    let stated = |name: &&'static str| Some((*name, config.stated(name)?));
+    let all = KEYS.iter().filter_map(stated).chain(config.further());
+    pairs.extend(all.map(|(name, value)| (format!("{architecture}.{name}"), value)));
+    let Some(tokenizer) = tokenizer else {
+        return Err(Error::Unsupported {
+            path: path.into(),
+            what: "a GGUF file without a tokenizer".into(),
+            why: "the folder has no tokenizer.json".into(),
+        });
+    };
+    pairs.extend(tokenizer.to_gguf_metadata(config.vocab_size)?);
+    Ok(pairs)
+}
+
+/// A parent's metadata with the sizes of `config`, and its architecture.
+fn updated(gguf: &Gguf, config: &Config) -> Result<Vec<(String, Meta)>> {
+    let from = gguf.require_str(ARCHITECTURE)?;
+    let to = config.architecture(gguf.source().path())?;
+    let prefix = format!("{from}.");
+    let pair = |(key, value): &(String, Meta)| {
+        if key == ARCHITECTURE {
+            return (key.clone(), Meta::String(to.into()));
+        }
+        let Some(name) = key.strip_prefix(&prefix) else {
+            return (key.clone(), value.clone());
+        };
+        let value = match config.stated(name) {
+            Some(new) if !same_sizes(value, &new) => new,
+            _ => value.clone(),
+        };
+        (format!("{to}.{name}"), value)
+    };
+    let mut pairs: Vec<_> = gguf.metadata().iter().map(pair).collect();
+    for name in KEYS {
+        let missing = gguf.get(&format!("{from}.{name}")).is_none();
+        if missing && !config.is_implied(name) {
+            let stated = config.stated(name);
+            pairs.extend(stated.map(|value| (format!("{to}.{name}"), value)));
+        }
+    }
+    for (name, value) in config.further() {
+        let key = format!("{to}.{name}");
+        match pairs.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, old)) if matches!(value, Meta::Array(_)) => *old = value,
+            Some(_) => {}
+            None => pairs.push((key, value)),
+        }
+    }
+    Ok(pairs)
+}
+
+/// Whether two values state the same sizes, in whichever integer type; floats are no sizes.
+fn same_sizes(old: &Meta, new: &Meta) -> bool {
+    match (old, new) {
+        (Meta::Array(old), Meta::Array(new)) => match (old.integers(), new.integers()) {
+            (Some(old), Some(new)) => old.eq(new),
+            _ => false,
+        },
+        (_, Meta::F32(_)) => true,
+        _ => old.as_u64().is_some() && old.as_u64() == new.as_u64(),
+    }
+}

@@ -1,0 +1,376 @@
+//! A model's shape in `config.json`: of a checkpoint, and of Lopper's own packed folder, which may state one width a layer.
+//! Keys that all families share are read here; what only one family has is read by its own hook.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::config::{Config, MAX_LAYERS, MAX_SIZE, Widths};
+use super::names::{Role, TensorSpec};
+use super::rope::{Rope, RopeScaling};
+use super::{FAMILIES, Family};
+use crate::error::{Error, Result};
+use crate::graph::Slot;
+
+/// The keys of one JSON object.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    path: &'a Path,
+    object: &'a Map<String, Value>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn wrong(&self, key: &str, expected: &str) -> Error {
+        let found = self
+            .object
+            .get(key)
+            .map_or("nothing".to_string(), Value::to_string);
+        Error::Key {
+            path: self.path.into(),
+            key: key.into(),
+            expected: expected.into(),
+            found,
+        }
+    }
+
+    /// The value of a key, unless that is null.
+    pub(super) fn given(&self, key: &str) -> Option<&'a Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    pub(super) fn size(&self, key: &str) -> Result<Option<usize>> {
+        let Some(value) = self.given(key) else {
+            return Ok(None);
+        };
+        match value.as_u64() {
+            Some(size) if (1..=MAX_SIZE).contains(&size) => Ok(Some(size as usize)),
+            _ => Err(self.wrong(key, "a positive integer")),
+        }
+    }
+
+    fn required_size(&self, key: &str) -> Result<usize> {
+        self.size(key)?
+            .ok_or_else(|| self.wrong(key, "a positive integer"))
+    }
+
+    /// A width of every layer: one number for all, or in Lopper's own folder an array of one for each.
+    fn widths(&self, key: &str, layers: usize, default: Option<&[usize]>) -> Result<Vec<usize>> {
+        let list = match (self.given(key), default) {
+            (Some(Value::Array(list)), _) => list,
+            (None, Some(default)) => return Ok(default.to_vec()),
+            _ => return Ok(vec![self.required_size(key)?; layers]),
+        };
+        if !is_own(self.object) {
+            return Err(Error::Unsupported {
+                path: self.path.into(),
+                what: format!("`{key}` of several numbers"),
+                why: "only Lopper's packed folders and GGUF state a width a layer".into(),
+            });
+        }
+        let error = |expected: String, found: String| Error::Key {
+            path: self.path.into(),
+            key: key.into(),
+            expected,
+            found,
+        };
+        if list.len() != layers {
+            let expected = format!("a number for each of {layers} layers");
+            return Err(error(expected, format!("{} of them", list.len())));
+        }
+        let width = |(layer, value): (usize, &Value)| match value.as_u64() {
+            Some(size) if (1..=MAX_SIZE).contains(&size) => Ok(size as usize),
+            _ => {
+                let expected = format!("a positive integer for layer {layer}");
+                Err(error(expected, value.to_string()))
+            }
+        };
+        list.iter().enumerate().map(width).collect()
+    }
+
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.given(key) else {
+            return Ok(None);
+        };
+        match value.as_f64() {
+            Some(number) if number > 0.0 && number.is_finite() => Ok(Some(number)),
+            _ => Err(self.wrong(key, "a positive number")),
+        }
+    }
+
+    fn required_number(&self, key: &str) -> Result<f64> {
+        self.number(key)?
+            .ok_or_else(|| self.wrong(key, "a positive number"))
+    }
+
+    /// An object within the object.
+    pub(super) fn object(&self, key: &str) -> Result<Option<Reader<'a>>> {
+        match self.given(key) {
+            None => Ok(None),
+            Some(Value::Object(object)) => Ok(Some(Reader {
+                path: self.path,
+                object,
+            })),
+            Some(_) => Err(self.wrong(key, "an object")),
+        }
+    }
+
+    /// A rotary encoding: its object where there is one, and the base that stands outside it or is taken for granted.
+    pub(super) fn rope(&self, object: Option<&Reader<'a>>, key: &str, theta: f64) -> Result<Rope> {
+        let inside = match object {
+            Some(rope) => rope.number("rope_theta")?,
+            None => None,
+        };
+        Ok(Rope {
+            theta: inside.or(self.number(key)?).unwrap_or(theta),
+            scaling: object.map_or(Ok(RopeScaling::None), scaling)?,
+        })
+    }
+
+    /// Gives the blocks that `layer_types` calls `sliding_attention` (without that key, those that `sliding` says) the
+    /// window of `sliding_window`, or `default` where that key is missing.
+    pub(super) fn windows(
+        &self,
+        config: &mut Config,
+        default: Option<usize>,
+        sliding: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        let window = match self.object.get("sliding_window") {
+            None => default,
+            Some(_) => self.size("sliding_window")?,
+        };
+        let layers = config.layers();
+        let types = match self.given("layer_types") {
+            None => None,
+            Some(Value::Array(types)) if types.len() == layers => Some(types),
+            Some(_) => {
+                let expected = format!("a kind for each of {layers} layers");
+                return Err(self.wrong("layer_types", &expected));
+            }
+        };
+        for (layer, block) in config.blocks.iter_mut().enumerate() {
+            let slides = match types.map(|types| types[layer].as_str()) {
+                None => sliding(layer),
+                Some(Some(SLIDING)) => true,
+                Some(Some(FULL)) => false,
+                Some(_) => {
+                    return Err(self.wrong("layer_types", "full_attention, sliding_attention"));
+                }
+            };
+            block.window = window.filter(|_| slides);
+        }
+        Ok(())
+    }
+}
+
+const SLIDING: &str = "sliding_attention";
+const FULL: &str = "full_attention";
+
+/// `layer_types` of a configuration's blocks.
+pub(super) fn layer_types(config: &Config) -> Value {
+    let kind = |block: &Widths| match block.window {
+        Some(_) => SLIDING,
+        None => FULL,
+    };
+    json!(config.blocks.iter().map(kind).collect::<Vec<_>>())
+}
+
+/// Whether a configuration is that of a folder that Lopper wrote.
+fn is_own(object: &Map<String, Value>) -> bool {
+    let method = object
+        .get("quantization_config")
+        .and_then(|quantization| quantization.get("quant_method"));
+    method.and_then(Value::as_str) == Some("lopper")
+}
+
+impl Config {
+    /// Reads `config.json`, that of Lopper's packed folder too, in the styles of transformers 4 (`rope_theta`,
+    /// `rope_scaling`) and 5 (`rope_parameters`).
+    pub fn from_json(path: &Path, object: &Map<String, Value>) -> Result<Self> {
+        let reader = Reader { path, object };
+        let named = reader.given("model_type").and_then(Value::as_str);
+        let family: &'static Family = named.and_then(super::by_name).ok_or_else(|| {
+            let known: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
+            Error::Unsupported {
+                path: path.into(),
+                what: format!("model_type {}", named.unwrap_or("(none)")),
+                why: format!("this version reads the families {}", known.join(", ")),
+            }
+        })?;
+        let (key, names) = family.activation_key;
+        match reader.given(key).map(Value::as_str) {
+            None => {}
+            Some(Some(name)) if names.contains(&name) => {}
+            Some(_) => return Err(reader.wrong(key, &format!("{names:?}"))),
+        }
+        let hidden_size = reader.required_size("hidden_size")?;
+        let layers = reader.required_size("num_hidden_layers")?;
+        if layers > MAX_LAYERS {
+            return Err(reader.wrong("num_hidden_layers", &format!("at most {MAX_LAYERS}")));
+        }
+        let heads = reader.widths("num_attention_heads", layers, None)?;
+        let kv_heads = reader.widths("num_key_value_heads", layers, Some(&heads))?;
+        let intermediate = reader.widths("intermediate_size", layers, None)?;
+        let head_dim = match (reader.size("head_dim")?, family.head_dim) {
+            (Some(head_dim), _) | (None, Some(head_dim)) => head_dim,
+            _ if reader
+                .given("num_attention_heads")
+                .is_some_and(Value::is_array) =>
+            {
+                return Err(reader.wrong("head_dim", "a positive integer"));
+            }
+            _ if hidden_size % heads[0] == 0 => hidden_size / heads[0],
+            _ => return Err(reader.wrong("hidden_size", "a multiple of num_attention_heads")),
+        };
+        let tied = reader.given("tie_word_embeddings").and_then(Value::as_bool);
+        let mut config = Self {
+            family,
+            hidden_size,
+            blocks: Widths::zip(heads, kv_heads, intermediate),
+            head_dim,
+            vocab_size: reader.required_size("vocab_size")?,
+            max_positions: reader.size("max_position_embeddings")?.unwrap_or(2048),
+            rms_norm_eps: reader.number("rms_norm_eps")?.unwrap_or(1e-6),
+            ropes: Vec::new(),
+            tied: tied.unwrap_or(family.tied),
+            attention_scale: None,
+            attention_soft_cap: None,
+            logit_soft_cap: None,
+        };
+        (family.read_json)(&reader, &mut config)?;
+        if config.ropes.is_empty() {
+            let rope = match reader.object("rope_parameters")? {
+                None => reader.object("rope_scaling")?,
+                rope => rope,
+            };
+            config
+                .ropes
+                .push(reader.rope(rope.as_ref(), "rope_theta", 10_000.0)?);
+        }
+        config.check(path, "num_key_value_heads")
+    }
+
+    /// A `config.json` for transformers, of a model that came without one and has these tensors.
+    pub fn to_json(&self, path: &Path, specs: &[TensorSpec]) -> Result<Map<String, Value>> {
+        let rope = match self.ropes[0].portable_scaling(self.head_dim, path)? {
+            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => json!({
+                "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original_context as u64,
+            }),
+            _ => Value::Null,
+        };
+        let biased = |slots: &[Slot]| {
+            let mut biases = specs.iter().filter(|spec| spec.role == Role::Bias);
+            biases.any(|spec| slots.contains(&spec.slot))
+        };
+        let attention = [Slot::Query, Slot::Key, Slot::Value, Slot::Output];
+        let (key, names) = self.family.activation_key;
+        let object = json!({
+            "architectures": [self.family.class],
+            "attention_bias": biased(&attention),
+            "head_dim": self.head_dim,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": null,
+            "max_position_embeddings": self.max_positions,
+            "mlp_bias": biased(&[Slot::Gate, Slot::Up, Slot::Down]),
+            "model_type": self.family.name,
+            "num_attention_heads": null,
+            "num_hidden_layers": null,
+            "num_key_value_heads": null,
+            // f32 epsilons such as 1e-5 widen to 9.99999974e-06; their shortest decimal is what was meant.
+            "rms_norm_eps": shortest(self.rms_norm_eps),
+            "rope_scaling": rope,
+            "rope_theta": shortest(self.ropes[0].theta),
+            "tie_word_embeddings": self.tied,
+            "vocab_size": self.vocab_size,
+        });
+        let Value::Object(mut map) = object else {
+            unreachable!("an object literal is an object");
+        };
+        map.insert(key.into(), json!(names[0]));
+        (self.family.write_json)(self, &mut map);
+        Ok(self.updated_json(map))
+    }
+
+    /// A parent's `config.json` with the sizes of this configuration. Where layers differ in width, heads, key and value
+    /// heads and feed-forward are arrays of a number for each, which only Lopper reads.
+    pub fn updated_json(&self, mut parent: Map<String, Value>) -> Map<String, Value> {
+        let uniform = self.uniform();
+        let widths = |width: fn(&Widths) -> usize| match &uniform {
+            Some(widths) => json!(width(widths)),
+            None => json!(self.blocks.iter().map(width).collect::<Vec<_>>()),
+        };
+        let whole = |widths: Widths| widths.heads * self.head_dim == self.hidden_size;
+        if parent.contains_key("head_dim") || !uniform.is_some_and(whole) {
+            parent.insert("head_dim".into(), json!(self.head_dim));
+        }
+        for (key, value) in [
+            ("hidden_size", json!(self.hidden_size)),
+            (
+                "intermediate_size",
+                widths(|widths| widths.intermediate_size),
+            ),
+            ("num_attention_heads", widths(|widths| widths.heads)),
+            ("num_hidden_layers", json!(self.layers())),
+            ("num_key_value_heads", widths(|widths| widths.kv_heads)),
+            ("vocab_size", json!(self.vocab_size)),
+        ] {
+            parent.insert(key.into(), value);
+        }
+        if parent.get("layer_types").is_some_and(Value::is_array) {
+            parent.insert("layer_types".into(), layer_types(self));
+        }
+        parent
+    }
+}
+
+/// The f64 whose decimal form is the shortest that gives the same f32.
+pub(super) fn shortest(value: f64) -> f64 {
+    let text = (value as f32).to_string();
+    if f64::from(value as f32) == value {
+        text.parse().unwrap_or(value)
+    } else {
+        value
+    }
+}
+
+fn scaling(rope: &Reader<'_>) -> Result<RopeScaling> {
+    let kind = rope
+        .given("rope_type")
+        .or_else(|| rope.given("type"))
+        .and_then(Value::as_str);
+    match kind {
+        None | Some("default") => Ok(RopeScaling::None),
+        Some("linear") => Ok(RopeScaling::Linear {
+            factor: rope.required_number("factor")?,
+        }),
+        Some("llama3") => {
+            let scaling = RopeScaling::Llama3 {
+                factor: rope.required_number("factor")?,
+                low_freq_factor: rope.required_number("low_freq_factor")?,
+                high_freq_factor: rope.required_number("high_freq_factor")?,
+                original_context: rope.required_number("original_max_position_embeddings")?,
+            };
+            match scaling {
+                RopeScaling::Llama3 {
+                    low_freq_factor,
+                    high_freq_factor,
+                    ..
+                } if high_freq_factor <= low_freq_factor => {
+                    Err(rope.wrong("high_freq_factor", "more than low_freq_factor"))
+                }
+                scaling => Ok(scaling),
+            }
+        }
+        Some(other) => Err(Error::Unsupported {
+            path: rope.path.into(),
+            what: format!("rope_type {other}"),
+            why: "known are default, linear and llama3".into(),
+        }),
+    }
+}

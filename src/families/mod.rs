@@ -1,0 +1,127 @@
+//! Model families as data and one function each. A family is a file here and a row in [`FAMILIES`]: the tensors of its block,
+//! its block function over a [`Graph`], and what it takes for granted where a configuration is silent.
+//!
+//! Nothing outside this folder names a family, or a tensor of a block: others ask a [`TensorSpec`] for its slot and its role.
+
+mod config;
+mod decoder;
+mod gemma3;
+mod gguf;
+mod groups;
+mod json;
+mod llama;
+mod mistral;
+mod names;
+mod qwen2;
+mod qwen3;
+mod rope;
+mod shapes;
+
+pub use config::{Config, Widths};
+pub use gguf::{Origin, metadata};
+pub use groups::{Axis, Group, Member, Side, Width, groups};
+pub use names::{
+    LAYERS, Role, TensorSpec, embedding_name, final_norm_name, head_name, layer_name, module_name,
+    tensor_specs, without_layer,
+};
+pub use rope::{Rope, RopeScaling};
+pub use shapes::{SHAPES, Shape};
+
+use serde_json::{Map, Value};
+
+use self::gguf::Keys;
+use self::json::Reader;
+use self::names::Row;
+use crate::error::Result;
+use crate::formats::gguf::Value as Meta;
+use crate::graph::{Activation, Blocks, Graph};
+
+/// Every family. Where two share a GGUF architecture, the first whose mark is in the file is taken.
+pub static FAMILIES: &[&Family] = &[
+    &mistral::FAMILY,
+    &llama::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &gemma3::FAMILY,
+];
+
+/// The family of a `model_type`.
+pub fn by_name(name: &str) -> Option<&'static Family> {
+    let mut families = FAMILIES.iter().copied();
+    families.find(|family| family.name == name)
+}
+
+/// What makes a family: names, the block, and what its configurations take for granted.
+pub struct Family {
+    /// `model_type` in `config.json`.
+    pub name: &'static str,
+    /// The class that transformers opens it with, in `architectures`.
+    pub class: &'static str,
+    /// `general.architecture` in GGUF.
+    pub gguf: &'static str,
+    /// A key, behind the architecture's name, without which a GGUF file is of another family.
+    pub gguf_mark: Option<&'static str>,
+    /// The architecture in GGUF whose layers may differ in width.
+    pub gguf_per_layer: Option<&'static str>,
+    /// The tensors of a block, in the order they are met.
+    pub rows: &'static [Row],
+    /// The block function, for each kind of graph.
+    pub blocks: Blocks,
+    /// What gates the feed-forward.
+    pub activation: Activation,
+    /// The key that names it in `config.json`, and its names there, the usual one first.
+    pub activation_key: (&'static str, &'static [&'static str]),
+    /// What Hugging Face's checkpoints leave out of a norm's weight.
+    pub norm_offset: f32,
+    /// Whether embeddings are multiplied by the root of the hidden width.
+    pub scaled_embedding: bool,
+    /// Columns of a head where the configuration does not say; `None`: hidden width / heads.
+    pub head_dim: Option<usize>,
+    /// Whether the head is the embedding where the configuration does not say.
+    pub tied: bool,
+    /// Reads what only this family has in `config.json`.
+    pub read_json: fn(&Reader<'_>, &mut Config) -> Result<()>,
+    /// Writes it.
+    pub write_json: fn(&Config, &mut Map<String, Value>),
+    /// Reads what only this family has in GGUF.
+    pub read_gguf: fn(&Keys<'_>, &mut Config) -> Result<()>,
+    /// Writes it: keys behind the architecture's name.
+    pub write_gguf: fn(&Config) -> Vec<(&'static str, Meta)>,
+}
+
+impl Family {
+    /// A family like the plainest, for rows of the table to begin with.
+    const fn plain(name: &'static str, class: &'static str, blocks: Blocks) -> Self {
+        Self {
+            name,
+            class,
+            gguf: name,
+            gguf_mark: None,
+            gguf_per_layer: None,
+            rows: &[],
+            blocks,
+            activation: Activation::Silu,
+            activation_key: ("hidden_act", &["silu", "swish"]),
+            norm_offset: 0.0,
+            scaled_embedding: false,
+            head_dim: None,
+            tied: false,
+            read_json: |_, _| Ok(()),
+            write_json: |_, _| {},
+            read_gguf: |_, _| Ok(()),
+            write_gguf: |_| Vec::new(),
+        }
+    }
+}
+
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl std::fmt::Debug for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}

@@ -1,0 +1,336 @@
+//! Tensor names: what each tensor of a model is called, what it is for, what shape it has.
+//!
+//! The names of Hugging Face's checkpoints are Lopper's own; GGUF's are translated at the border. A family lists the tensors
+//! of its block as [`Row`]s; what stands before and after the blocks is common to all decoders.
+
+use super::config::{Config, Widths};
+use super::groups::Width;
+use crate::graph::Slot;
+
+/// What module names of blocks begin with, before the layer's number.
+pub const LAYERS: &str = "model.layers.";
+
+/// The module name of a layer.
+pub fn layer_name(layer: usize) -> String {
+    format!("{LAYERS}{layer}")
+}
+
+/// A tensor's name, or a module's, without its layer: equal for the same tensor of every layer.
+pub fn without_layer(name: &str) -> String {
+    let split = name
+        .strip_prefix(LAYERS)
+        .and_then(|rest| rest.split_once('.'));
+    match split {
+        Some((_, rest)) => format!("{LAYERS}*.{rest}"),
+        None => name.to_string(),
+    }
+}
+
+/// What a tensor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The token embedding.
+    Embedding,
+    /// A linear layer of a block.
+    Linear,
+    /// The output head.
+    Head,
+    /// The weight of a norm.
+    Norm,
+    /// A bias of a linear layer.
+    Bias,
+}
+
+/// A dimension of a tensor, in terms of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dim {
+    /// Columns of the residual stream.
+    Hidden,
+    /// Channels of the feed-forward.
+    Intermediate,
+    /// Columns of all query heads.
+    Query,
+    /// Columns of all key (or value) heads.
+    KeyValue,
+    /// Columns of one head.
+    Head,
+    /// Tokens.
+    Vocabulary,
+}
+
+impl Dim {
+    /// The width that is pruned when channels of this dimension are cut.
+    fn prunable(self) -> Option<Width> {
+        match self {
+            Dim::Hidden => Some(Width::Hidden),
+            Dim::Intermediate => Some(Width::FeedForward),
+            Dim::Query | Dim::KeyValue => Some(Width::KvGroup),
+            Dim::Head | Dim::Vocabulary => None,
+        }
+    }
+
+    /// Its size in a block of these widths; outside the blocks they do not matter.
+    fn size(self, config: &Config, widths: Widths) -> usize {
+        match self {
+            Dim::Hidden => config.hidden_size,
+            Dim::Intermediate => widths.intermediate_size,
+            Dim::Query => widths.heads * config.head_dim,
+            Dim::KeyValue => widths.kv_heads * config.head_dim,
+            Dim::Head => config.head_dim,
+            Dim::Vocabulary => config.vocab_size,
+        }
+    }
+}
+
+/// Whether a linear layer has a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bias {
+    /// If the checkpoint has one.
+    Optional,
+    /// Always.
+    Required,
+}
+
+/// One tensor of a family's block: a linear layer with its bias, or a norm.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    slot: Slot,
+    hf: &'static str,
+    gguf: &'static str,
+    role: Role,
+    rows: Dim,
+    columns: Dim,
+    bias: Bias,
+    interleaved: bool,
+}
+
+impl Row {
+    /// A linear layer: its slot, its module's name behind the layer's in Hugging Face's checkpoints, its name in GGUF, its
+    /// output and its input dimension.
+    pub const fn linear(
+        slot: Slot,
+        hf: &'static str,
+        gguf: &'static str,
+        rows: Dim,
+        columns: Dim,
+    ) -> Self {
+        Self {
+            slot,
+            hf,
+            gguf,
+            role: Role::Linear,
+            rows,
+            columns,
+            bias: Bias::Optional,
+            interleaved: false,
+        }
+    }
+
+    /// A norm over a dimension.
+    pub const fn norm(slot: Slot, hf: &'static str, gguf: &'static str, over: Dim) -> Self {
+        Self {
+            role: Role::Norm,
+            ..Self::linear(slot, hf, gguf, over, over)
+        }
+    }
+
+    /// The same, and GGUF stores the rows of each head with pairs side by side, Hugging Face with halves apart.
+    pub const fn interleaved(self) -> Self {
+        Self {
+            interleaved: true,
+            ..self
+        }
+    }
+
+    /// The same, with a bias that is always there.
+    pub const fn biased(self) -> Self {
+        Self {
+            bias: Bias::Required,
+            ..self
+        }
+    }
+
+    const fn of_role(self, role: Role) -> Self {
+        Self { role, ..self }
+    }
+}
+
+const EMBEDDING: Row = Row::linear(
+    Slot::Embedding,
+    "model.embed_tokens",
+    "token_embd",
+    Dim::Vocabulary,
+    Dim::Hidden,
+)
+.of_role(Role::Embedding);
+const FINAL_NORM: Row = Row::norm(Slot::FinalNorm, "model.norm", "output_norm", Dim::Hidden);
+const HEAD: Row = Row::linear(
+    Slot::Head,
+    "lm_head",
+    "output",
+    Dim::Vocabulary,
+    Dim::Hidden,
+)
+.of_role(Role::Head);
+
+/// One tensor of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorSpec {
+    /// The name in Hugging Face's checkpoints.
+    pub name: String,
+    /// The name in GGUF files, `blk.0.ffn_up.weight`.
+    pub gguf: String,
+    /// Its place in the block, or before or after the blocks; that of its linear layer for a bias.
+    pub slot: Slot,
+    /// The block that it is part of, if it is.
+    pub layer: Option<usize>,
+    /// What it is for.
+    pub role: Role,
+    /// Output features; 1 for a vector.
+    pub rows: usize,
+    /// Input features, or the length of a vector.
+    pub columns: usize,
+    /// What its rows are channels of, if they can be cut; of a vector nothing.
+    pub row_width: Option<Width>,
+    /// What its columns, or a vector's values, are channels of.
+    pub column_width: Option<Width>,
+    /// The head size within which GGUF interleaves rows (or a bias' values), if it does.
+    pub interleaved: Option<usize>,
+    /// Whether a checkpoint may do without it.
+    pub optional: bool,
+    /// What Hugging Face's checkpoints leave out of a norm's weight: there it is stored less this.
+    pub offset: f32,
+}
+
+impl TensorSpec {
+    fn new(row: &Row, layer: Option<usize>, bias: bool, config: &Config, widths: Widths) -> Self {
+        let suffix = if bias { "bias" } else { "weight" };
+        let (hf, gguf) = match layer {
+            Some(layer) => (format!("{LAYERS}{layer}."), format!("blk.{layer}.")),
+            None => Default::default(),
+        };
+        let vector = bias || row.role == Role::Norm;
+        let output = row.rows.size(config, widths);
+        let (rows, columns) = if vector {
+            (1, output)
+        } else {
+            (output, row.columns.size(config, widths))
+        };
+        let (row_width, column_width) = if vector {
+            (None, row.rows.prunable())
+        } else {
+            (row.rows.prunable(), row.columns.prunable())
+        };
+        Self {
+            name: format!("{hf}{}.{suffix}", row.hf),
+            gguf: format!("{gguf}{}.{suffix}", row.gguf),
+            slot: row.slot,
+            layer,
+            role: if bias { Role::Bias } else { row.role },
+            rows,
+            columns,
+            row_width,
+            column_width,
+            interleaved: row.interleaved.then_some(config.head_dim),
+            optional: bias && row.bias == Bias::Optional,
+            offset: match row.role {
+                Role::Norm => config.family.norm_offset,
+                _ => 0.0,
+            },
+        }
+    }
+
+    /// The shape in a checkpoint.
+    pub fn shape(&self) -> Vec<usize> {
+        match self.role {
+            Role::Norm | Role::Bias => vec![self.columns],
+            _ => vec![self.rows, self.columns],
+        }
+    }
+
+    /// The block that it is part of, if it is.
+    pub fn layer(&self) -> Option<usize> {
+        self.layer
+    }
+
+    /// Output features: rows of a matrix, values of a bias.
+    pub fn features(&self) -> usize {
+        if self.role == Role::Bias {
+            self.columns
+        } else {
+            self.rows
+        }
+    }
+
+    /// The module's name, without `.weight` or `.bias`.
+    pub fn module(&self) -> &str {
+        self.name
+            .rsplit_once('.')
+            .map_or(self.name.as_str(), |(module, _)| module)
+    }
+
+    /// Where row `r` of the Hugging Face order stands in GGUF's order, for every `r` of `count` rows.
+    ///
+    /// Within a head of size d, Hugging Face's row `h * d/2 + i` (half h, pair i) is GGUF's row `2 i + h`.
+    pub fn gguf_rows(&self, count: usize) -> Option<Vec<usize>> {
+        let dim = self.interleaved?;
+        let place = |row: usize| {
+            let (head, within) = (row / dim, row % dim);
+            let (half, pair) = (within / (dim / 2), within % (dim / 2));
+            head * dim + 2 * pair + half
+        };
+        Some((0..count).map(place).collect())
+    }
+
+    /// The inverse of [`TensorSpec::gguf_rows`]: where GGUF's row `r` stands in Hugging Face's order.
+    pub fn hf_rows(&self, count: usize) -> Option<Vec<usize>> {
+        let forward = self.gguf_rows(count)?;
+        let mut inverse = vec![0; count];
+        for (row, place) in forward.into_iter().enumerate() {
+            inverse[place] = row;
+        }
+        Some(inverse)
+    }
+}
+
+/// Every tensor a model of this configuration has or (optional biases) may have, in the order they are met.
+pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
+    let whole = |row: &Row| TensorSpec::new(row, None, false, config, config.widest());
+    let mut specs = vec![whole(&EMBEDDING)];
+    for (layer, widths) in config.blocks.iter().enumerate() {
+        for row in config.family.rows {
+            let spec = |bias| TensorSpec::new(row, Some(layer), bias, config, *widths);
+            specs.push(spec(false));
+            if row.role == Role::Linear {
+                specs.push(spec(true));
+            }
+        }
+    }
+    specs.push(whole(&FINAL_NORM));
+    if !config.tied {
+        specs.push(whole(&HEAD));
+    }
+    specs
+}
+
+/// The module name of a linear layer of a block.
+pub fn module_name(config: &Config, layer: usize, slot: Slot) -> String {
+    let rows = config.family.rows.iter();
+    let found = rows.filter(|row| row.slot == slot).map(|row| row.hf).next();
+    format!("{LAYERS}{layer}.{}", found.unwrap_or_default())
+}
+
+/// The name of the embedding's table.
+pub fn embedding_name() -> String {
+    format!("{}.weight", EMBEDDING.hf)
+}
+
+/// The name of the final norm's weight.
+pub fn final_norm_name() -> String {
+    format!("{}.weight", FINAL_NORM.hf)
+}
+
+/// The module name of the head.
+pub fn head_name() -> &'static str {
+    HEAD.hf
+}

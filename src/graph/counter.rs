@@ -1,0 +1,157 @@
+//! The graph that counts: the products of a block, the bytes of activations that its backward pass needs, and operations,
+//! from sizes alone.
+
+use super::{Activation, Attention, Graph, Slot};
+use crate::error::Result;
+use crate::tensor::DType;
+
+/// The type of a product's result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Goes on as an activation.
+    Activation,
+    /// Is added to the residual stream, or normalized, in f32.
+    Stream,
+}
+
+/// A value's columns, and the weight whose product it is until something uses it.
+#[derive(Clone, Copy, Debug)]
+pub struct Width {
+    columns: usize,
+    product: Option<Slot>,
+}
+
+impl Width {
+    /// So many columns.
+    pub fn new(columns: usize) -> Self {
+        let product = None;
+        Self { columns, product }
+    }
+}
+
+/// What a pass of one token through a block comes to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counts {
+    /// Every product in its order: its weight, and the type of its result.
+    pub products: Vec<(Slot, Output)>,
+    /// Elements of f32 that a backward pass keeps.
+    pub kept_f32: usize,
+    /// Elements in the type of products that it keeps.
+    pub kept_activations: usize,
+    /// Elements of f32 that it keeps in the type of products too, if that is another.
+    pub kept_casts: usize,
+    /// Columns of all results together.
+    pub columns: usize,
+}
+
+impl Counts {
+    /// Bytes that a backward pass keeps of each token, where products take activations of a type.
+    pub fn kept_bytes(&self, activation: DType) -> usize {
+        let casts = match activation {
+            DType::F32 => 0,
+            other => other.size() * self.kept_casts,
+        };
+        4 * self.kept_f32 + activation.size() * self.kept_activations + casts
+    }
+}
+
+/// Counts one block.
+pub struct Counter<'g> {
+    /// Output features of a weight.
+    rows: &'g dyn Fn(Slot) -> usize,
+    counts: Counts,
+}
+
+impl std::fmt::Debug for Counter<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.counts.fmt(f)
+    }
+}
+
+impl<'g> Counter<'g> {
+    /// A count of a block whose weights have so many output features.
+    pub fn new(rows: &'g dyn Fn(Slot) -> usize) -> Self {
+        let counts = Counts::default();
+        Self { rows, counts }
+    }
+
+    /// What was counted, after the block's result was used.
+    pub fn finish(mut self, result: Width) -> Counts {
+        self.used(&result, Output::Stream);
+        // The result is the next block's input, which is kept there.
+        self.counts.kept_f32 -= result.columns;
+        self.counts
+    }
+
+    /// A value is used: a product runs now.
+    fn used(&mut self, value: &Width, output: Output) {
+        if let Some(slot) = value.product {
+            self.counts.products.push((slot, output));
+        }
+    }
+
+    fn made(&mut self, columns: usize) -> Width {
+        self.counts.columns += columns;
+        Width::new(columns)
+    }
+}
+
+impl Graph for Counter<'_> {
+    type Value = Width;
+
+    fn norm(&mut self, x: &Width, slot: Slot) -> Result<Width> {
+        self.used(x, Output::Stream);
+        if x.product.is_some() {
+            self.counts.kept_f32 += x.columns;
+        }
+        match slot.feeds_products() {
+            true => self.counts.kept_activations += x.columns,
+            false => self.counts.kept_f32 += x.columns,
+        }
+        Ok(self.made(x.columns))
+    }
+
+    fn linear(&mut self, _: &Width, slot: Slot) -> Result<Width> {
+        let columns = (self.rows)(slot);
+        self.counts.columns += columns;
+        let product = Some(slot);
+        Ok(Width { columns, product })
+    }
+
+    fn rotary(&mut self, x: Width, _: usize) -> Result<Width> {
+        self.used(&x, Output::Activation);
+        Ok(self.made(x.columns))
+    }
+
+    fn attention(
+        &mut self,
+        query: Width,
+        key: Width,
+        value: Width,
+        _: &Attention,
+    ) -> Result<Width> {
+        for value in [query, key, value] {
+            self.used(&value, Output::Activation);
+            self.counts.kept_f32 += value.columns;
+        }
+        // The result, also as the next product takes it.
+        self.counts.kept_f32 += query.columns;
+        self.counts.kept_casts += query.columns;
+        Ok(self.made(query.columns))
+    }
+
+    fn gate(&mut self, gate: Width, up: Width, _: Activation) -> Result<Width> {
+        self.used(&gate, Output::Activation);
+        self.used(&up, Output::Activation);
+        self.counts.kept_f32 += 2 * gate.columns;
+        self.counts.kept_activations += gate.columns;
+        Ok(self.made(gate.columns))
+    }
+
+    fn add(&mut self, stream: Width, x: Width) -> Result<Width> {
+        self.used(&stream, Output::Stream);
+        self.used(&x, Output::Stream);
+        self.counts.kept_f32 += stream.columns;
+        Ok(self.made(stream.columns))
+    }
+}

@@ -1,0 +1,248 @@
+//! The graph that computes: operations run as soon as what they are fused with is known. A norm runs with the products that
+//! take it, the second half of a gate in the product of the first, a sum in the product's epilogue, and keys are rotated on their
+//! way into the cache.
+
+use std::cell::OnceCell;
+use std::rc::{Rc, Weak};
+
+use super::{Activation, Attention, BlockWeights, Graph, Pass, Slot};
+use crate::device::Tensor;
+use crate::error::Result;
+use crate::kernels::attention::causal::causal;
+use crate::kernels::copy::cast::cast;
+use crate::kernels::kv::append::append;
+use crate::kernels::matmul::{Destination, Input};
+use crate::kernels::norm::rms::rms;
+use crate::kernels::residual::add::add;
+use crate::kernels::rope::rotate::{Target, rotate};
+use crate::tensor::DType;
+
+/// Who is shown the input of a linear layer, (tokens, input features): as the product takes it.
+pub type Tap<'t> = dyn FnMut(Slot, &Tensor) -> Result<()> + 't;
+
+/// A layer's keys and values of a batch of sequences, and the positions of its new tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyValueCache<'a> {
+    /// (sequences, capacity, kv_heads, head_dim)
+    pub keys: &'a Tensor,
+    /// Likewise.
+    pub values: &'a Tensor,
+    /// Tokens that each sequence holds before the new ones, u32 (sequences).
+    pub past: &'a Tensor,
+    /// Tokens that each sequence may hold.
+    pub capacity: usize,
+    /// Cosines and sines of each rotary encoding, f32 (positions, head_dim / 2, 2).
+    pub ropes: &'a [Tensor],
+}
+
+/// Runs one block over new tokens of a batch.
+pub struct Eager<'g> {
+    pass: Pass<'g>,
+    block: &'g BlockWeights,
+    cache: KeyValueCache<'g>,
+    tap: Option<&'g mut Tap<'g>>,
+    /// Norms that read a residual stream and may not have run yet.
+    pending: Vec<Weak<Input>>,
+}
+
+/// A value that is computed, or what it will be computed from.
+#[derive(Debug)]
+pub enum Lazy {
+    /// Elements as they are: the residual stream (f32), or activations.
+    Ready(Tensor),
+    /// Activations on their way into products, which share their forms.
+    Input(Rc<Input>),
+    /// A product that has not run.
+    Product {
+        /// Its input.
+        input: Rc<Input>,
+        /// Its weight.
+        slot: Slot,
+        /// Its result, once something asked for it.
+        result: OnceCell<Tensor>,
+    },
+    /// Queries or keys that have not been rotated.
+    Unrotated(Tensor, usize),
+}
+
+impl std::fmt::Debug for Eager<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "one block, {:?}", self.cache)
+    }
+}
+
+impl<'g> Eager<'g> {
+    /// A pass through a block; `tap` is shown the input of each linear layer.
+    pub fn new(
+        pass: Pass<'g>,
+        block: &'g BlockWeights,
+        cache: KeyValueCache<'g>,
+        tap: Option<&'g mut Tap<'g>>,
+    ) -> Self {
+        Self {
+            pass,
+            block,
+            cache,
+            tap,
+            pending: Vec::new(),
+        }
+    }
+
+    /// A value's elements, in their own type if they are known, in `dtype` if they are computed now.
+    fn force(&self, value: &Lazy, dtype: DType) -> Result<Tensor> {
+        match value {
+            Lazy::Ready(tensor) | Lazy::Unrotated(tensor, _) => Ok(tensor.clone()),
+            Lazy::Input(input) => input.values(self.pass.device),
+            Lazy::Product {
+                input,
+                slot,
+                result,
+            } => match result.get() {
+                Some(result) => Ok(result.clone()),
+                None => {
+                    let linear = self.block.linear(*slot);
+                    let made = linear.apply(&self.pass, input, Destination::New(dtype))?;
+                    Ok(result.get_or_init(|| made).clone())
+                }
+            },
+        }
+    }
+
+    fn activation(&self) -> DType {
+        self.pass.compute.activation
+    }
+
+    /// What products take of activations (tokens, columns).
+    fn input(&self, x: Tensor, columns: usize) -> Lazy {
+        Lazy::Input(Rc::new(self.pass.input(x, columns)))
+    }
+
+    fn rotated(
+        &self,
+        x: &Tensor,
+        rope: usize,
+        head_dim: usize,
+        target: Target<'_>,
+    ) -> Result<Tensor> {
+        let KeyValueCache { past, ropes, .. } = self.cache;
+        rotate(self.pass.device, x, head_dim, &ropes[rope], past, target)
+    }
+}
+
+impl Graph for Eager<'_> {
+    type Value = Lazy;
+
+    fn norm(&mut self, x: &Lazy, slot: Slot) -> Result<Lazy> {
+        let norm = self.block.norm(slot);
+        let stream = self.force(x, DType::F32)?;
+        if slot.feeds_products() {
+            let input = Rc::new(self.pass.normed(&stream, norm));
+            self.pending.push(Rc::downgrade(&input));
+            return Ok(Lazy::Input(input));
+        }
+        let device = self.pass.device;
+        let output = match slot {
+            Slot::QueryNorm | Slot::KeyNorm => self.activation(),
+            _ => DType::F32,
+        };
+        let normed = rms(device, &stream, &norm.gain, norm.epsilon, output)?;
+        Ok(Lazy::Ready(normed))
+    }
+
+    fn linear(&mut self, x: &Lazy, slot: Slot) -> Result<Lazy> {
+        let input = match x {
+            Lazy::Input(input) => input.clone(),
+            other => {
+                let x = self.force(other, self.activation())?;
+                let x = cast(self.pass.device, &x, self.activation())?;
+                let columns = self.block.linear(slot).weight.columns();
+                Rc::new(self.pass.input(x, columns))
+            }
+        };
+        if let Some(tap) = &mut self.tap {
+            tap(slot, &input.values(self.pass.device)?)?;
+        }
+        let result = OnceCell::new();
+        Ok(Lazy::Product {
+            input,
+            slot,
+            result,
+        })
+    }
+
+    fn rotary(&mut self, x: Lazy, rope: usize) -> Result<Lazy> {
+        Ok(Lazy::Unrotated(self.force(&x, self.activation())?, rope))
+    }
+
+    fn attention(
+        &mut self,
+        query: Lazy,
+        key: Lazy,
+        value: Lazy,
+        shape: &Attention,
+    ) -> Result<Lazy> {
+        let KeyValueCache {
+            keys,
+            values,
+            past,
+            capacity,
+            ..
+        } = self.cache;
+        let device = self.pass.device;
+        let value = self.force(&value, self.activation())?;
+        let query = match query {
+            Lazy::Unrotated(query, rope) => self.rotated(&query, rope, shape.dim, Target::New)?,
+            query => self.force(&query, self.activation())?,
+        };
+        match key {
+            Lazy::Unrotated(key, rope) => {
+                self.rotated(&key, rope, shape.dim, Target::Cache(keys, capacity))?;
+            }
+            key => append(
+                device,
+                &self.force(&key, self.activation())?,
+                past,
+                keys,
+                capacity,
+            )?,
+        }
+        append(device, &value, past, values, capacity)?;
+        let mixed = causal(device, &query, (keys, values), past, *shape, capacity)?;
+        Ok(self.input(mixed, shape.query * shape.dim))
+    }
+
+    fn gate(&mut self, gate: Lazy, up: Lazy, activation: Activation) -> Result<Lazy> {
+        let gated = self.force(&gate, self.activation())?;
+        let Lazy::Product { input, slot, .. } = &up else {
+            unreachable!("a gate's other half is a product in every family");
+        };
+        let linear = self.block.linear(*slot);
+        let columns = linear.weight.rows();
+        linear.apply(&self.pass, input, Destination::Gate(&gated, activation))?;
+        Ok(self.input(gated, columns))
+    }
+
+    fn add(&mut self, stream: Lazy, x: Lazy) -> Result<Lazy> {
+        let device = self.pass.device;
+        let stream = self.force(&stream, DType::F32)?;
+        // The sum takes the stream's place: what still has to read the stream as it was reads it now.
+        for input in self.pending.drain(..).filter_map(|input| input.upgrade()) {
+            input.values(device)?;
+        }
+        match x {
+            Lazy::Product {
+                input,
+                slot,
+                result,
+            } if result.get().is_none() => {
+                let linear = self.block.linear(slot);
+                linear.apply(&self.pass, &input, Destination::Add(&stream))?;
+            }
+            other => {
+                let x = self.force(&other, DType::F32)?;
+                add(device, &cast(device, &x, DType::F32)?, &stream)?;
+            }
+        }
+        Ok(Lazy::Ready(stream))
+    }
+}

@@ -1,0 +1,189 @@
+//! What a block function runs on. A family's block is written once, over [`Graph`]; who implements it decides what becomes of
+//! the operations:
+//!
+//! - [`Eager`] computes them, fused where kernels are, over a key-value cache: evaluation, generation, calibration;
+//! - [`Tape`] computes them and keeps what their gradients need;
+//! - [`Counter`] computes nothing and counts products, bytes and operations.
+//!
+//! [`Graph::linear`] is the one call site of every linear layer: statistics are taken of its input there, and another weight or
+//! an adapter stands in for it there.
+
+mod counter;
+mod eager;
+mod linear;
+mod tape;
+mod token_split;
+
+pub use counter::{Counter, Counts, Output as ProductOutput, Width as CountedWidth};
+pub use eager::{Eager, KeyValueCache, Lazy, Tap};
+pub use linear::{Compute, Linear, Pass, RmsNormWeight};
+pub use tape::{
+    Deferred, Gradient, Node, Parameter, RopeTables, Settings, Sink, Tape, Value, Weight,
+};
+pub use token_split::TokenSplit;
+
+use crate::error::Result;
+pub use crate::kernels::activation::Activation;
+pub use crate::kernels::attention::Attention;
+
+/// A weight's place in a model: in a block, or before or after the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Slot {
+    /// The token embedding.
+    Embedding,
+    /// The norm before attention.
+    AttentionNorm,
+    /// The query projection.
+    Query,
+    /// The key projection.
+    Key,
+    /// The value projection.
+    Value,
+    /// The norm of each head's queries.
+    QueryNorm,
+    /// The norm of each head's keys.
+    KeyNorm,
+    /// The output projection of attention.
+    Output,
+    /// The norm of attention's result.
+    PostAttentionNorm,
+    /// The norm before the feed-forward.
+    FeedForwardNorm,
+    /// The gate projection of the feed-forward.
+    Gate,
+    /// The up projection.
+    Up,
+    /// The down projection.
+    Down,
+    /// The norm of the feed-forward's result.
+    PostFeedForwardNorm,
+    /// The norm after the last block.
+    FinalNorm,
+    /// The output head.
+    Head,
+}
+
+impl Slot {
+    /// Whether what this norm gives is an input of products only, and so comes in their type. What is added to the residual
+    /// stream, or rotated, stays f32.
+    pub fn feeds_products(self) -> bool {
+        matches!(
+            self,
+            Slot::AttentionNorm | Slot::FeedForwardNorm | Slot::FinalNorm
+        )
+    }
+}
+
+/// What a block function needs to know of its layer beside the weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BlockShape {
+    /// Its attention.
+    pub attention: Attention,
+    /// Which of the model's rotary encodings it uses.
+    pub rope: usize,
+    /// What gates its feed-forward.
+    pub activation: Activation,
+}
+
+/// The operations of a block. Values have (tokens, width) elements; a slot names a weight of the block.
+///
+/// Families still to come add operations, not another shape: encoders a mask in [`Attention`], decoders with
+/// cross-attention keys and values of another stream (which [`Graph::attention`] takes as values already), LayerNorm another
+/// kind of weight in a norm's slot, experts a `route` beside [`Graph::linear`].
+pub trait Graph {
+    /// A value, computed or not yet.
+    type Value;
+
+    /// `x` / sqrt(mean(x^2) + epsilon) * weight, over as many columns at a time as the weight has: the whole width, or each
+    /// head's.
+    fn norm(&mut self, x: &Self::Value, slot: Slot) -> Result<Self::Value>;
+
+    /// The product of `x` with a weight, plus its bias where it has one.
+    fn linear(&mut self, x: &Self::Value, slot: Slot) -> Result<Self::Value>;
+
+    /// Each head's pairs of columns turned by their token's position.
+    fn rotary(&mut self, x: Self::Value, rope: usize) -> Result<Self::Value>;
+
+    /// Attention of queries over keys and values; in a graph with a cache, over those that it holds too.
+    fn attention(
+        &mut self,
+        query: Self::Value,
+        key: Self::Value,
+        value: Self::Value,
+        shape: &Attention,
+    ) -> Result<Self::Value>;
+
+    /// activation(gate) * up
+    fn gate(
+        &mut self,
+        gate: Self::Value,
+        up: Self::Value,
+        activation: Activation,
+    ) -> Result<Self::Value>;
+
+    /// The residual stream with `x` added. A graph may reuse the stream's memory.
+    fn add(&mut self, stream: Self::Value, x: Self::Value) -> Result<Self::Value>;
+}
+
+/// The weights of a block on a device, by slot.
+#[derive(Clone, Debug, Default)]
+pub struct BlockWeights {
+    linears: Vec<(Slot, Linear)>,
+    norms: Vec<(Slot, RmsNormWeight)>,
+}
+
+impl BlockWeights {
+    /// Puts a linear layer in a slot, in place of what was there.
+    pub fn set_linear(&mut self, slot: Slot, linear: Linear) {
+        match self.linears.iter_mut().find(|(known, _)| *known == slot) {
+            Some((_, old)) => *old = linear,
+            None => self.linears.push((slot, linear)),
+        }
+    }
+
+    /// Puts a norm in a slot that has none.
+    pub fn set_norm(&mut self, slot: Slot, norm: RmsNormWeight) {
+        self.norms.push((slot, norm));
+    }
+
+    /// The linear layers, in the order in which the block uses them.
+    pub fn linears(&self) -> impl Iterator<Item = (Slot, &Linear)> {
+        self.linears.iter().map(|(slot, linear)| (*slot, linear))
+    }
+
+    /// The linear layer of a slot. The family's rows list every slot that its block function uses; a test runs each.
+    pub fn linear(&self, slot: Slot) -> &Linear {
+        let found = self.linears.iter().find(|(known, _)| *known == slot);
+        &found.expect("a family's rows list its linear layers").1
+    }
+
+    /// The norm of a slot.
+    pub fn norm(&self, slot: Slot) -> &RmsNormWeight {
+        let found = self.norms.iter().find(|(known, _)| *known == slot);
+        &found.expect("a family's rows list its norms").1
+    }
+}
+
+/// A block function, for each kind of graph.
+#[derive(Clone, Copy)]
+pub struct Blocks {
+    /// Computes.
+    pub eager: for<'a, 'g> fn(&'a mut Eager<'g>, Lazy, &BlockShape) -> Result<Lazy>,
+    /// Records.
+    pub tape: for<'a, 'g> fn(&'a mut Tape<'g>, Deferred<'g>, &BlockShape) -> Result<Deferred<'g>>,
+    /// Counts.
+    pub counter:
+        for<'a, 'g> fn(&'a mut Counter<'g>, CountedWidth, &BlockShape) -> Result<CountedWidth>,
+}
+
+/// [`Blocks`] of a function over any graph, with the arguments behind its first three.
+macro_rules! blocks {
+    ($block:path $(, $argument:expr)*) => {
+        $crate::graph::Blocks {
+            eager: |g, x, shape| $block(g, x, shape $(, $argument)*),
+            tape: |g, x, shape| $block(g, x, shape $(, $argument)*),
+            counter: |g, x, shape| $block(g, x, shape $(, $argument)*),
+        }
+    };
+}
+pub(crate) use blocks;

@@ -1,0 +1,581 @@
+//! The graph that can be run backwards: reverse mode over kernel calls. A backward rule is a few calls of kernels
+//! (`matmul::backward`, `norm/rms_grad`, ...), which know no tape; here they are recorded beside their forward operations.
+//!
+//! A tape is short: a block is recorded, run back and dropped. A weight's gradient is handed out as soon as it is known, so
+//! that never more than one is held. Activations and their gradients are f32, and take the type of products (f16, where that is
+//! asked for) on their way into one: rounded anywhere else too, gradients were off by 2.3e-3 instead of 1.5e-3. In f16 small
+//! gradients would underflow, so the caller scales the loss, and they are scaled back when handed out.
+//!
+//! Products wait until their result is used: one that is added to the residual stream runs with the sum, and the last of a block
+//! that is recomputed only for its gradients never runs.
+
+use super::token_split::TokenSplit;
+use super::{Activation, Attention, BlockWeights, Graph, Linear, RmsNormWeight, Slot};
+use crate::device::{Device, HostTensor, Matrix, Tensor};
+use crate::error::Result;
+use crate::kernels::attention::backward as attention;
+use crate::kernels::attention::causal::causal;
+use crate::kernels::copy::cast::{cast, scaled};
+use crate::kernels::gate::glu::glu;
+use crate::kernels::gate::glu_grad::glu_grad;
+use crate::kernels::matmul::{Destination, Input, backward, linear};
+use crate::kernels::norm::gain_grad::gain_grad;
+use crate::kernels::norm::rms::rms;
+use crate::kernels::norm::rms_grad::rms_grad;
+use crate::kernels::residual::add::add;
+use crate::kernels::rope::rotate::{Target, rotate};
+use crate::tensor::DType;
+
+/// The gradient of a tensor of the model, or a part of it.
+#[derive(Clone, Debug)]
+pub struct Gradient {
+    /// The tensor's name in the checkpoint.
+    pub name: String,
+    /// Which part, from 0. The parts of a gradient add up to it.
+    pub part: usize,
+    /// f32, of the tensor's shape.
+    pub values: Tensor,
+    /// The tensor itself.
+    pub weight: Parameter,
+}
+
+/// A tensor of the model, on its device.
+#[derive(Clone, Debug)]
+pub enum Parameter {
+    /// A matrix as it is stored.
+    Matrix(Matrix),
+    /// The weight of a norm or a bias, f32.
+    Vector(Tensor),
+}
+
+/// Who gets the gradients, each part once, in the order in which they are known.
+pub type Sink<'s> = dyn FnMut(Gradient) -> Result<()> + 's;
+
+/// What a tape computes in, and hands out.
+#[derive(Clone, Copy)]
+pub struct Settings<'a> {
+    /// The type that activations take on their way into products.
+    pub activation: DType,
+    /// Bytes of an activation in products of integers.
+    pub integer_bytes: u32,
+    /// Gradients are those of so many times the loss, until they are handed out.
+    pub scale: f32,
+    /// The parts in which they are.
+    pub split: &'a TokenSplit,
+}
+
+/// A place on the tape whose gradient can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node(usize);
+
+/// A value on the tape.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// Its place.
+    pub node: Node,
+    /// Its elements.
+    pub tensor: Tensor,
+}
+
+/// A value of a block: computed, or a product that waits for its use.
+#[derive(Clone, Debug)]
+pub enum Deferred<'a> {
+    /// Computed.
+    Known(Value),
+    /// A product.
+    Product(Value, Weight<'a>),
+    /// A product and the residual stream that it is added to.
+    Sum(Value, Weight<'a>, Value),
+}
+
+/// A linear layer as the tape takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight<'a> {
+    /// The module's name in the checkpoint, without `.weight`.
+    pub name: &'a str,
+    /// (output features, input features)
+    pub matrix: &'a Matrix,
+    /// f32 (output features)
+    pub bias: Option<&'a Tensor>,
+}
+
+impl<'a> Weight<'a> {
+    /// A linear layer's.
+    pub fn of(linear: &'a Linear) -> Self {
+        Self {
+            name: &linear.name,
+            matrix: &linear.weight,
+            bias: linear.bias.as_ref(),
+        }
+    }
+}
+
+/// A rotary encoding of sequences that begin at position 0, and its inverse, which is its gradient.
+#[derive(Debug)]
+pub struct RopeTables {
+    /// f32 (positions, head_dim / 2, 2): cosine and sine.
+    pub forward: Tensor,
+    /// The same with the sines negated.
+    pub backward: Tensor,
+    /// u32 (sequences): zeros.
+    pub past: Tensor,
+}
+
+impl RopeTables {
+    /// For `sequences` sequences of so many positions, from a table of f32 (positions, head_dim / 2, 2).
+    pub fn upload(
+        device: &Device,
+        table: &[f32],
+        positions: usize,
+        sequences: usize,
+    ) -> Result<Self> {
+        let upload = |values: &[f32]| {
+            let shape = [positions, values.len() / positions];
+            device.upload(
+                &HostTensor::from_f32(DType::F32, &shape, values),
+                "rotations",
+            )
+        };
+        let back = |pair: &[f32]| [pair[0], -pair[1]];
+        let negated: Vec<f32> = table.chunks_exact(2).flat_map(back).collect();
+        Ok(Self {
+            forward: upload(table)?,
+            backward: upload(&negated)?,
+            past: device.upload(&HostTensor::zeros(DType::U32, &[sequences]), "lengths")?,
+        })
+    }
+}
+
+type Rule<'a> = Box<dyn FnOnce(&mut Backward<'_, '_>, Tensor) -> Result<()> + 'a>;
+
+/// Operations in the order in which they ran, each with its backward rule.
+pub struct Tape<'a> {
+    device: &'a Device,
+    settings: Settings<'a>,
+    block: Option<&'a BlockWeights>,
+    ropes: &'a [RopeTables],
+    nodes: usize,
+    rules: Vec<(Node, Rule<'a>)>,
+}
+
+impl std::fmt::Debug for Tape<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a tape of {} operations", self.rules.len())
+    }
+}
+
+/// What rules see: the sums of gradients so far, and who gets those of weights.
+struct Backward<'d, 's> {
+    device: &'d Device,
+    settings: Settings<'d>,
+    sums: Vec<Option<Tensor>>,
+    wants: &'s dyn Fn(&str) -> bool,
+    sink: &'s mut Sink<'s>,
+    /// The last product's input transposed, part by part: the next product often has the same.
+    transposed: (Node, Vec<Option<Tensor>>),
+}
+
+impl Backward<'_, '_> {
+    /// Adds to a node's gradient. The tensor is the node's own from here on: nobody else holds it.
+    fn add(&mut self, node: Node, gradient: Tensor) -> Result<()> {
+        match &self.sums[node.0] {
+            Some(sum) => add(self.device, &gradient, sum),
+            None => {
+                self.sums[node.0] = Some(gradient);
+                Ok(())
+            }
+        }
+    }
+
+    /// Hands out a tensor's gradient, if it is asked for: `make` gives that of some of the tokens.
+    fn hand_out(
+        &mut self,
+        name: &str,
+        weight: Parameter,
+        mut make: impl FnMut(&TokenSplit, usize) -> Result<Tensor>,
+    ) -> Result<()> {
+        let Settings { split, scale, .. } = self.settings;
+        if !(self.wants)(name) {
+            return Ok(());
+        }
+        for part in 0..split.count() {
+            let values = make(split, part)?;
+            let values = if scale == 1.0 {
+                values
+            } else {
+                scaled(self.device, &values, 1.0 / scale, DType::F32)?
+            };
+            (self.sink)(Gradient {
+                name: name.to_string(),
+                part: split.first() + part,
+                values,
+                weight: weight.clone(),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Tape<'a> {
+    /// An empty tape.
+    pub fn new(device: &'a Device, settings: Settings<'a>) -> Self {
+        Self {
+            device,
+            settings,
+            block: None,
+            ropes: &[],
+            nodes: 0,
+            rules: Vec::new(),
+        }
+    }
+
+    /// An empty tape for a block, with the model's rotary encodings.
+    pub fn for_block(
+        device: &'a Device,
+        settings: Settings<'a>,
+        block: &'a BlockWeights,
+        ropes: &'a [RopeTables],
+    ) -> Self {
+        Self {
+            block: Some(block),
+            ropes,
+            ..Self::new(device, settings)
+        }
+    }
+
+    fn block(&self) -> &'a BlockWeights {
+        self.block.expect("a block function has a block's tape")
+    }
+
+    fn node(&mut self) -> Node {
+        self.nodes += 1;
+        Node(self.nodes - 1)
+    }
+
+    fn record(
+        &mut self,
+        tensor: Tensor,
+        rule: impl FnOnce(&mut Backward<'_, '_>, Tensor) -> Result<()> + 'a,
+    ) -> Value {
+        let node = self.node();
+        self.rules.push((node, Box::new(rule)));
+        Value { node, tensor }
+    }
+
+    /// A value that nothing on the tape computes: what it begins with, or a weight that is itself to be learned.
+    pub fn input(&mut self, tensor: &Tensor) -> Value {
+        let (node, tensor) = (self.node(), tensor.clone());
+        Value { node, tensor }
+    }
+
+    /// `x`, f32 (tokens, columns), normalized over as many columns at a time as the norm has, in type `output`.
+    pub fn rms(&mut self, x: &Value, norm: &'a RmsNormWeight, output: DType) -> Result<Value> {
+        let (device, x) = (self.device, x.clone());
+        let RmsNormWeight {
+            name,
+            gain,
+            epsilon,
+        } = norm;
+        let result = rms(device, &x.tensor, gain, *epsilon, output)?;
+        Ok(self.record(result, move |back, grad| {
+            let grad = cast(device, &grad, DType::F32)?;
+            let onto = back.sums[x.node.0].take();
+            let (sum, scales) = rms_grad(device, (&x.tensor, gain, *epsilon), &grad, onto)?;
+            back.sums[x.node.0] = Some(sum);
+            back.hand_out(name, Parameter::Vector(gain.clone()), |split, part| {
+                let of = |all: &Tensor| split.part(device, all, part);
+                let values = device.allocate(DType::F32, &[gain.len()], "gradient of a norm")?;
+                let (x, scales) = (of(&x.tensor)?, of(&scales)?);
+                gain_grad(device, (&x, &scales), &of(&grad)?, &values, false)?;
+                Ok(values)
+            })
+        }))
+    }
+
+    /// The product of `x`, (tokens, input features), with a weight, in f32.
+    pub fn linear(&mut self, x: &Value, weight: Weight<'a>) -> Result<Value> {
+        let (x, input) = self.product_input(x, weight.matrix)?;
+        let new = Destination::New(DType::F32);
+        let result = linear(self.device, &input, weight.matrix, weight.bias, new)?;
+        Ok(self.record(result, product_rule(self.device, &x, weight, None)))
+    }
+
+    /// The product of `x` with a weight that is a value of the tape, f32 (output features, input features): one that an
+    /// adapter was added to, or that was quantized for training. Gradients go to both.
+    pub fn linear_by_value(&mut self, x: &Value, weight: &Value) -> Result<Value> {
+        let device = self.device;
+        let shape = weight.tensor.shape();
+        let (rows, columns) = (shape[0], shape[1]);
+        let matrix = backward::dense_matrix(device, &weight.tensor)?;
+        let (x, input) = self.product_input(x, &matrix)?;
+        let result = linear(device, &input, &matrix, None, Destination::New(DType::F32))?;
+        let node = weight.node;
+        Ok(self.record(result, move |back, grad| {
+            let grad = cast(device, &grad, x.tensor.dtype())?;
+            let values = device.allocate(DType::F32, &[rows, columns], "gradient of a weight")?;
+            backward::weight(device, &grad, &x.tensor, &mut None, &values, false)?;
+            back.add(node, values)?;
+            let sum = back.sums[x.node.0].take();
+            back.sums[x.node.0] = Some(backward::input(device, &grad, &matrix, sum)?);
+            Ok(())
+        }))
+    }
+
+    /// `x` in the type that products take, also as their input.
+    fn product_input(&self, x: &Value, matrix: &Matrix) -> Result<(Value, Input)> {
+        let tensor = cast(self.device, &x.tensor, self.settings.activation)?;
+        let bytes = self.settings.integer_bytes;
+        let input = Input::new(tensor.clone(), matrix.columns(), bytes);
+        let node = x.node;
+        Ok((Value { node, tensor }, input))
+    }
+
+    /// The product of `x` with a weight, added to the residual stream `stream`, f32 (tokens, output features), in a new tensor.
+    fn linear_onto(&mut self, x: &Value, weight: Weight<'a>, stream: &Value) -> Result<Value> {
+        let (x, input) = self.product_input(x, weight.matrix)?;
+        let sum = scaled(self.device, &stream.tensor, 1.0, DType::F32)?;
+        let onto = Destination::Add(&sum);
+        linear(self.device, &input, weight.matrix, weight.bias, onto)?;
+        let rule = product_rule(self.device, &x, weight, Some(stream.node));
+        Ok(self.record(sum, rule))
+    }
+
+    /// The sum of two values of one shape, f32.
+    pub fn sum(&mut self, a: &Value, b: &Value) -> Result<Value> {
+        let device = self.device;
+        let sum = scaled(device, &a.tensor, 1.0, DType::F32)?;
+        add(device, &b.tensor, &sum)?;
+        let (a, b) = (a.node, b.node);
+        Ok(self.record(sum, move |back, grad| {
+            back.add(a, scaled(device, &grad, 1.0, DType::F32)?)?;
+            back.add(b, grad)
+        }))
+    }
+
+    /// activation(gate) * up, all of one shape, in the activations' type, as its gradients at both are: they go into products.
+    pub fn glu(&mut self, gate: &Value, up: &Value, activation: Activation) -> Result<Value> {
+        let (device, gate, up) = (self.device, gate.clone(), up.clone());
+        let output = self.settings.activation;
+        let result = glu(device, &gate.tensor, &up.tensor, activation, output)?;
+        Ok(self.record(result, move |back, grad| {
+            let grad = cast(device, &grad, DType::F32)?;
+            let (gate_values, up_values) = (&gate.tensor, &up.tensor);
+            let (of_gate, of_up) =
+                glu_grad(device, gate_values, up_values, &grad, activation, output)?;
+            back.add(gate.node, of_gate)?;
+            back.add(up.node, of_up)
+        }))
+    }
+
+    /// `x`, (tokens, heads, head_dim), rotated by its positions.
+    pub fn rotate(&mut self, x: &Value, head_dim: usize, tables: &'a RopeTables) -> Result<Value> {
+        let (device, node) = (self.device, x.node);
+        let turn = move |x: &Tensor, table: &Tensor| {
+            rotate(device, x, head_dim, table, &tables.past, Target::New)
+        };
+        let result = turn(&x.tensor, &tables.forward)?;
+        let dtype = result.dtype();
+        Ok(self.record(result, move |back, grad| {
+            let grad = cast(device, &grad, dtype)?;
+            back.add(node, turn(&grad, &tables.backward)?)
+        }))
+    }
+
+    /// Causal attention within each of some sequences of one length: `query`, (tokens, heads, head_dim), over `key` and
+    /// `value`, (tokens, kv_heads, head_dim). `past`: u32 (sequences), zeros.
+    pub fn attend(
+        &mut self,
+        query: &Value,
+        (key, value): (&Value, &Value),
+        past: &Tensor,
+        shape: &Attention,
+    ) -> Result<Value> {
+        let (device, sequences) = (self.device, past.len());
+        let length = query.tensor.shape()[0] / sequences;
+        // Without a past, tokens in their order are a cache that is full.
+        let (query, key, value) = (query.clone(), key.clone(), value.clone());
+        let (cache, shape) = ((&key.tensor, &value.tensor), *shape);
+        let result = causal(device, &query.tensor, cache, past, shape, length)?;
+        let mixed = result.clone();
+        Ok(self.record(result, move |back, grad| {
+            let grad = cast(device, &grad, mixed.dtype())?;
+            let (of_query, of_key, of_value) = attention::backward(
+                device,
+                &query.tensor,
+                (&key.tensor, &value.tensor),
+                (&mixed, &grad),
+                shape,
+                sequences,
+                length,
+            )?;
+            back.add(query.node, of_query)?;
+            back.add(key.node, of_key)?;
+            back.add(value.node, of_value)
+        }))
+    }
+
+    /// A value, computed now if it was not.
+    pub fn force(&mut self, value: &Deferred<'a>) -> Result<Value> {
+        match value {
+            Deferred::Known(value) => Ok(value.clone()),
+            Deferred::Product(x, weight) => self.linear(x, *weight),
+            Deferred::Sum(x, weight, stream) => self.linear_onto(x, *weight, stream),
+        }
+    }
+
+    /// The place of a value whose gradient is known and whose elements nobody asks for: a product that has not run does not run.
+    pub fn place(&mut self, value: &Deferred<'a>) -> Result<Node> {
+        let (x, weight, stream) = match value {
+            Deferred::Known(value) => return Ok(value.node),
+            Deferred::Product(x, weight) => (x, *weight, None),
+            Deferred::Sum(x, weight, stream) => (x, *weight, Some(stream.node)),
+        };
+        let (x, _) = self.product_input(x, weight.matrix)?;
+        let rule = product_rule(self.device, &x, weight, stream);
+        Ok(self.record(x.tensor.clone(), rule).node)
+    }
+
+    /// Runs the tape back from the gradients of some values, whose tensors are nobody else's. Returns the gradients of
+    /// `inputs`, where the results depend on them. Gradients of the model's tensors go to `sink` if `wants` says so of their
+    /// names; others are not computed.
+    pub fn backward(
+        self,
+        results: Vec<(Node, Tensor)>,
+        inputs: &[Node],
+        wants: &dyn Fn(&str) -> bool,
+        sink: &mut Sink<'_>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let mut pass = |gradient| sink(gradient);
+        let mut back = Backward {
+            device: self.device,
+            settings: self.settings,
+            sums: vec![None; self.nodes],
+            wants,
+            sink: &mut pass,
+            transposed: (Node(usize::MAX), Vec::new()),
+        };
+        for (node, gradient) in results {
+            back.add(node, gradient)?;
+        }
+        for (node, rule) in self.rules.into_iter().rev() {
+            // What no result was made of has no gradient.
+            if let Some(gradient) = back.sums[node.0].take() {
+                rule(&mut back, gradient)?;
+            }
+        }
+        Ok(inputs.iter().map(|node| back.sums[node.0].take()).collect())
+    }
+}
+
+impl<'a> Graph for Tape<'a> {
+    type Value = Deferred<'a>;
+
+    fn norm(&mut self, x: &Deferred<'a>, slot: Slot) -> Result<Deferred<'a>> {
+        let output = match slot.feeds_products() {
+            true => self.settings.activation,
+            false => DType::F32,
+        };
+        let (x, norm) = (self.force(x)?, self.block().norm(slot));
+        self.rms(&x, norm, output).map(Deferred::Known)
+    }
+
+    fn linear(&mut self, x: &Deferred<'a>, slot: Slot) -> Result<Deferred<'a>> {
+        let weight = Weight::of(self.block().linear(slot));
+        Ok(Deferred::Product(self.force(x)?, weight))
+    }
+
+    fn rotary(&mut self, x: Deferred<'a>, rope: usize) -> Result<Deferred<'a>> {
+        let (x, tables) = (self.force(&x)?, &self.ropes[rope]);
+        let head_dim = tables.forward.shape()[1];
+        self.rotate(&x, head_dim, tables).map(Deferred::Known)
+    }
+
+    fn attention(
+        &mut self,
+        query: Deferred<'a>,
+        key: Deferred<'a>,
+        value: Deferred<'a>,
+        shape: &Attention,
+    ) -> Result<Deferred<'a>> {
+        let (query, key) = (self.force(&query)?, self.force(&key)?);
+        let value = self.force(&value)?;
+        let past = &self.ropes[0].past;
+        self.attend(&query, (&key, &value), past, shape)
+            .map(Deferred::Known)
+    }
+
+    fn gate(
+        &mut self,
+        gate: Deferred<'a>,
+        up: Deferred<'a>,
+        activation: Activation,
+    ) -> Result<Deferred<'a>> {
+        let (gate, up) = (self.force(&gate)?, self.force(&up)?);
+        self.glu(&gate, &up, activation).map(Deferred::Known)
+    }
+
+    fn add(&mut self, stream: Deferred<'a>, x: Deferred<'a>) -> Result<Deferred<'a>> {
+        let stream = self.force(&stream)?;
+        match x {
+            Deferred::Product(x, weight) => Ok(Deferred::Sum(x, weight, stream)),
+            x => {
+                let x = self.force(&x)?;
+                self.sum(&stream, &x).map(Deferred::Known)
+            }
+        }
+    }
+}
+
+/// The rule of a product: gradients of the weight and the bias, then of the input, then of the stream it was added to.
+fn product_rule<'a>(
+    device: &'a Device,
+    x: &Value,
+    weight: Weight<'a>,
+    stream: Option<Node>,
+) -> impl FnOnce(&mut Backward<'_, '_>, Tensor) -> Result<()> + use<'a> {
+    let x = x.clone();
+    move |back, whole| {
+        let Weight { name, matrix, bias } = weight;
+        let (rows, columns) = (matrix.rows(), matrix.columns());
+        let grad = cast(device, &whole, x.tensor.dtype())?;
+        // Rows that are cut out are whole words.
+        let halves = rows.is_multiple_of(2) && columns.is_multiple_of(2);
+        let words = halves || back.settings.split.count() == 1;
+        let dtype = if words { grad.dtype() } else { DType::F32 };
+        let of = |all: &Tensor, split: &TokenSplit, part: usize| {
+            split.part(device, &cast(device, all, dtype)?, part)
+        };
+        let whole_matrix = Parameter::Matrix(matrix.clone());
+        let (node, mut transposed) = std::mem::replace(&mut back.transposed, (x.node, Vec::new()));
+        if node != x.node {
+            transposed.clear();
+        }
+        transposed.resize(back.settings.split.count(), None);
+        back.hand_out(&format!("{name}.weight"), whole_matrix, |split, part| {
+            let (grad, input) = (of(&grad, split, part)?, of(&x.tensor, split, part)?);
+            let values = device.allocate(DType::F32, &[rows, columns], name)?;
+            backward::weight(device, &grad, &input, &mut transposed[part], &values, false)?;
+            Ok(values)
+        })?;
+        back.transposed.1 = transposed;
+        if let Some(bias) = bias {
+            // A bias is a weight whose input is 1.
+            let vector = Parameter::Vector(bias.clone());
+            back.hand_out(&format!("{name}.bias"), vector, |split, part| {
+                let grad = of(&grad, split, part)?;
+                let tokens = grad.len() / rows;
+                let ones = HostTensor::from_f32(grad.dtype(), &[tokens, 1], &vec![1.0; tokens]);
+                let values = device.allocate(DType::F32, &[rows, 1], name)?;
+                let ones = device.upload(&ones, "ones")?;
+                backward::weight(device, &grad, &ones, &mut None, &values, false)?;
+                Ok(values)
+            })?;
+        }
+        let sum = back.sums[x.node.0].take();
+        back.sums[x.node.0] = Some(backward::input(device, &grad, matrix, sum)?);
+        match stream {
+            Some(stream) => back.add(stream, whole),
+            None => Ok(()),
+        }
+    }
+}

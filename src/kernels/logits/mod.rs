@@ -1,0 +1,4 @@
+//! Logits.
+
+pub mod soft_cap;
+pub mod soft_cap_grad;

@@ -1,0 +1,823 @@
+//! Gradients of a model's loss with respect to its weights, block by block, with gradient checkpointing (Chen et al. 2016,
+//! arXiv 1604.06174): the activations of as many of the last blocks are kept as there is room for; of the others only the input
+//! is, and they are recomputed before they are run back.
+//!
+//! All tokens go through a layer before the next one is looked at, a microbatch of sequences at a time, so that weights may
+//! come to the device layer by layer, and never more than a layer's gradients are in flight.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::resident::{Head, Model, block_counts, head_rows};
+use super::source::WeightSource;
+use crate::device::{Device, HostTensor, Reading, Tensor};
+use crate::error::{Error, Result};
+use crate::families::{embedding_name, final_norm_name, head_name, layer_name, tensor_specs};
+use crate::graph::{
+    BlockWeights, Deferred, Gradient, Node, Parameter, Pass, RopeTables, Settings, Sink, Slot,
+    Tape, TokenSplit, Weight,
+};
+use crate::interrupt;
+use crate::kernels::copy::cast::{cast, scaled};
+use crate::kernels::copy::rows::{Rows, rows};
+use crate::kernels::embed::scatter::scatter;
+use crate::kernels::logits::soft_cap::soft_cap;
+use crate::kernels::logits::soft_cap_grad::soft_cap_grad;
+use crate::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
+use crate::kernels::loss::divergence::divergence;
+use crate::kernels::loss::divergence_grad::divergence_grad;
+use crate::kernels::loss::logsumexp::logsumexp;
+use crate::kernels::matmul::backward;
+use crate::kernels::residual::add::add;
+use crate::tensor::DType;
+
+/// The loss to differentiate.
+#[derive(Clone, Copy)]
+pub enum Loss<'l> {
+    /// The mean cross-entropy of every next token within its sequence, in nats.
+    NextTokens,
+    /// The mean over all tokens of KL(teacher || model) in nats, of both's logits divided by a temperature, times its square,
+    /// which keeps gradients of one size (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
+    Teacher {
+        /// The teacher's logits of some of the pass's tokens, f32 (tokens, vocabulary) on its device. Each is asked for once.
+        logits: &'l dyn Fn(Range<usize>) -> Result<Tensor>,
+        /// Finite and more than 0.
+        temperature: f32,
+    },
+}
+
+impl std::fmt::Debug for Loss<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Loss::NextTokens => write!(f, "next tokens"),
+            Loss::Teacher { temperature, .. } => write!(f, "a teacher at {temperature}"),
+        }
+    }
+}
+
+impl Loss<'_> {
+    /// Tokens whose loss counts, in sequences of one length.
+    fn scored(&self, sequences: usize, length: usize) -> Result<usize> {
+        match self {
+            Loss::NextTokens => Ok(sequences * (length - 1)),
+            Loss::Teacher { temperature, .. } if temperature.is_normal() && *temperature > 0.0 => {
+                Ok(sequences * length)
+            }
+            Loss::Teacher { temperature, .. } => Err(Error::Argument {
+                argument: "temperature".into(),
+                expected: "a finite number above 0".into(),
+                found: temperature.to_string(),
+            }),
+        }
+    }
+}
+
+/// A loss of hidden states, that is added to the loss of the logits: given a layer, the pass's tokens (row by row) and that
+/// layer's output of them, f32 (tokens, hidden), the part of the loss and its gradient, f32 of the same shape, in a tensor of
+/// its own. `None`: none at this layer.
+pub type HiddenLoss<'l> =
+    dyn Fn(usize, Range<usize>, &Tensor) -> Result<Option<(f64, Tensor)>> + 'l;
+
+/// What a backward pass is asked for.
+#[derive(Clone, Copy)]
+pub struct BackwardOptions<'w> {
+    /// The loss of the logits to differentiate.
+    pub loss: Loss<'w>,
+    /// A loss of hidden states beside it.
+    pub hidden: Option<&'w HiddenLoss<'w>>,
+    /// Whether a tensor's gradient, by its name, is wanted. Others are not computed; a tied head is its embedding's.
+    pub tensor: &'w dyn Fn(&str) -> bool,
+    /// Whether each sequence's part of a gradient is handed out apart, numbered as the sequences are. Otherwise a part is a
+    /// microbatch's.
+    pub by_sequence: bool,
+    /// Tokens of a microbatch; at least one sequence goes through a layer at a time.
+    pub tokens: usize,
+    /// Bytes of activations that may be kept; blocks beyond that are recomputed. None are kept of a model whose layers are
+    /// streamed.
+    pub activation_budget: u64,
+}
+
+impl std::fmt::Debug for BackwardOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            loss, by_sequence, ..
+        } = self;
+        write!(f, "gradients of {loss:?}, by sequence: {by_sequence}")
+    }
+}
+
+impl BackwardOptions<'_> {
+    /// Every gradient of the next tokens' loss, each in one part, in the memory of one block.
+    pub const ALL: BackwardOptions<'static> = BackwardOptions {
+        loss: Loss::NextTokens,
+        hidden: None,
+        tensor: &|_| true,
+        by_sequence: false,
+        tokens: usize::MAX,
+        activation_budget: 0,
+    };
+
+    /// Parts of each gradient, for so many sequences of one length.
+    pub fn parts(&self, sequences: usize, length: usize) -> usize {
+        if self.by_sequence {
+            return sequences;
+        }
+        sequences.div_ceil(self.at_once(sequences, length))
+    }
+
+    /// Sequences of a microbatch.
+    fn at_once(&self, sequences: usize, length: usize) -> usize {
+        (self.tokens / length.max(1)).clamp(1, sequences.max(1))
+    }
+}
+
+impl Model {
+    /// [`gradients`] of a model that is on its device, all of them, each in one part. Activations take at most half of the
+    /// memory that is left.
+    pub fn gradients(
+        &self,
+        pass: &Pass<'_>,
+        ids: &[u32],
+        sequences: usize,
+        sink: &mut Sink<'_>,
+    ) -> Result<f64> {
+        gradients(
+            WeightSource::Resident(self),
+            pass,
+            ids,
+            sequences,
+            BackwardOptions {
+                activation_budget: pass.device.spare_bytes() / 2,
+                ..BackwardOptions::ALL
+            },
+            &mut |_, _| {},
+            sink,
+        )
+    }
+}
+
+/// The mean loss of the tokens in `ids`, `sequences` rows of one length, and its gradients, given to `sink` part by part:
+/// of the head, the final norm, the blocks from the last to the first, and the embedding. `progress` is told of layers
+/// done, out of those of the forward and the backward pass.
+///
+/// A loss or gradient that is not finite is an error that names the layer.
+pub fn gradients(
+    source: WeightSource<'_>,
+    pass: &Pass<'_>,
+    ids: &[u32],
+    sequences: usize,
+    options: BackwardOptions<'_>,
+    progress: &mut dyn FnMut(usize, usize),
+    sink: &mut Sink<'_>,
+) -> Result<f64> {
+    let run = BackwardPass::new(source, pass, ids, sequences, options)?;
+    let count = source.config().layers();
+    let first_kept = match source {
+        WeightSource::Resident(_) => run.first_kept(ids.len()),
+        WeightSource::Streamed(..) => count,
+    };
+    let blocks = (first_kept..count).map(|layer| source.block(layer));
+    let (blocks, mut kept) = (blocks.collect::<Result<Vec<_>>>()?, Vec::new());
+    let mut inputs = Vec::with_capacity(count);
+    let streams = run.forward(&blocks, &mut kept, &mut |layer, input| {
+        if layer == inputs.len() {
+            inputs.push(Vec::new());
+        }
+        inputs[layer].push(input.clone());
+        progress(layer, 2 * count);
+        Ok(())
+    })?;
+    let head = source.head()?;
+    let mut checks: Vec<(String, Reading)> = Vec::new();
+    let (mut loss, mut grads, mut tied) = (0.0, Vec::<Tensor>::new(), Vec::<TiedHeadGrad>::new());
+    for (batch, x) in run.batches.iter().zip(&streams) {
+        let (sum, grad) = run.head(&head, batch, x, &mut tied, &mut checks, sink)?;
+        loss += sum;
+        grads.push(grad);
+    }
+    drop(head);
+    if !loss.is_finite() {
+        inputs.push(streams);
+        return Err(run.first_non_finite_layer(&inputs)?);
+    }
+    loss /= run.scored as f64;
+    let mut outputs = streams;
+    for layer in (run.lowest()..count).rev() {
+        interrupt::check()?;
+        progress(2 * count - 1 - layer, 2 * count);
+        loss += run.hidden_loss(layer, &outputs, &mut grads)?;
+        let inputs = inputs.pop().expect("each block's inputs were kept");
+        let mut readings = Vec::new();
+        if let Some(recordings) = kept.pop() {
+            for (recording, grad) in recordings.into_iter().zip(&mut grads) {
+                run.block_backward(layer, recording, grad, &mut readings, sink)?;
+            }
+        } else {
+            let block = source.block(layer)?;
+            for ((batch, input), grad) in run.batches.iter().zip(&inputs).zip(&mut grads) {
+                let recording = run.recompute(&block, layer, batch, input)?;
+                run.block_backward(layer, recording, grad, &mut readings, sink)?;
+            }
+        }
+        outputs = inputs;
+        // A layer's are looked at when the next one's are on their way.
+        for (layer, reading) in checks.drain(..) {
+            finite(&layer, &pass.device.finish(reading)?)?;
+        }
+        let name = layer_name(layer);
+        checks.extend(readings.into_iter().map(|r| (name.clone(), r)));
+    }
+    for (layer, reading) in checks {
+        finite(&layer, &pass.device.finish(reading)?)?;
+    }
+    if (options.tensor)(&embedding_name()) {
+        run.embedding(&grads, &tied, sink)?;
+    }
+    Ok(loss)
+}
+
+/// A microbatch: sequences that go through a layer at once.
+struct Microbatch {
+    sequences: Range<usize>,
+    ropes: Vec<RopeTables>,
+    split: TokenSplit,
+}
+
+/// A block's forward pass over a microbatch, to be run back.
+struct Recording<'t> {
+    tape: Tape<'t>,
+    input: Node,
+    output: Node,
+}
+
+/// What the losses of some tokens are made of, on their way from the device.
+enum Losses {
+    /// The rows that count, log-sum-exps and the targets' logits.
+    NextTokens(Vec<usize>, Reading, Reading),
+    /// Each row's, and what each is multiplied by.
+    Divergences(Reading, f64),
+}
+
+impl Losses {
+    fn sum(self, device: &Device) -> Result<f64> {
+        match self {
+            Losses::NextTokens(scored, lse, picked) => {
+                let lse = device.finish(lse)?.to_f32();
+                let picked = device.finish(picked)?.to_f32();
+                let loss = |row: usize| f64::from(lse[row]) - f64::from(picked[row]);
+                Ok(scored.into_iter().map(loss).sum())
+            }
+            Losses::Divergences(rows, factor) => {
+                let rows = device.finish(rows)?.to_f32();
+                Ok(rows.into_iter().map(f64::from).sum::<f64>() * factor)
+            }
+        }
+    }
+}
+
+/// The gradient of a head that is also the embedding: it waits for that of the embedding.
+struct TiedHeadGrad {
+    part: usize,
+    grad: Tensor,
+    normed: Tensor,
+}
+
+/// A forward and a backward pass.
+struct BackwardPass<'a> {
+    source: WeightSource<'a>,
+    pass: &'a Pass<'a>,
+    options: BackwardOptions<'a>,
+    ids: &'a [u32],
+    length: usize,
+    batches: Vec<Microbatch>,
+    /// Tokens whose loss counts.
+    scored: usize,
+    /// What the loss is multiplied by, so that gradients in f16 do not underflow.
+    scale: f32,
+}
+
+impl<'a> BackwardPass<'a> {
+    fn new(
+        source: WeightSource<'a>,
+        pass: &'a Pass<'a>,
+        ids: &'a [u32],
+        sequences: usize,
+        options: BackwardOptions<'a>,
+    ) -> Result<Self> {
+        let length = ids.len() / sequences.max(1);
+        if length < 2 || length * sequences != ids.len() {
+            return Err(Error::Argument {
+                argument: "tokens".into(),
+                expected: "rows of one length, of two tokens or more".into(),
+                found: format!("{} tokens in {sequences} rows", ids.len()),
+            });
+        }
+        let scored = options.loss.scored(sequences, length)?;
+        // Sums of losses instead of their mean, and somewhat more, lie well within f16.
+        let scale = if pass.compute.activation == DType::F16 {
+            16.0 * scored.next_power_of_two() as f32
+        } else {
+            1.0
+        };
+        let config = source.config();
+        let tables = config
+            .ropes
+            .iter()
+            .map(|r| r.table(config.head_dim, length));
+        let tables: Vec<_> = tables.collect();
+        let at_once = options.at_once(sequences, length);
+        let batch = |first: usize| {
+            let sequences = first..(first + at_once).min(sequences);
+            let split = if options.by_sequence {
+                TokenSplit::even(pass.device, sequences.len(), length, first)?
+            } else {
+                TokenSplit::whole(first / at_once)
+            };
+            let upload =
+                |table: &Vec<f32>| RopeTables::upload(pass.device, table, length, sequences.len());
+            Ok(Microbatch {
+                ropes: tables.iter().map(upload).collect::<Result<_>>()?,
+                sequences,
+                split,
+            })
+        };
+        let batches = (0..sequences).step_by(at_once).map(batch);
+        Ok(Self {
+            batches: batches.collect::<Result<_>>()?,
+            source,
+            pass,
+            options,
+            ids,
+            length,
+            scored,
+            scale,
+        })
+    }
+
+    fn settings<'s>(&self, split: &'s TokenSplit) -> Settings<'s> {
+        Settings {
+            activation: self.pass.compute.activation,
+            integer_bytes: self.pass.compute.integer_bytes,
+            scale: self.scale,
+            split,
+        }
+    }
+
+    /// A microbatch's tokens among the pass's.
+    fn tokens(&self, batch: &Microbatch) -> Range<usize> {
+        batch.sequences.start * self.length..batch.sequences.end * self.length
+    }
+
+    /// The first of the blocks whose activations are kept: as many as the budget has room for, none below the lowest that is
+    /// run back.
+    fn first_kept(&self, tokens: usize) -> usize {
+        let config = self.source.config();
+        let specs = tensor_specs(config);
+        let bytes = |layer: usize| {
+            let counts = block_counts(config, &specs, layer);
+            (tokens * counts.kept_bytes(self.pass.compute.activation)) as u64
+        };
+        let (mut first, mut left) = (config.layers(), self.options.activation_budget);
+        while first > self.lowest() {
+            let bytes = bytes(first - 1);
+            if bytes > left {
+                break;
+            }
+            first -= 1;
+            left -= bytes;
+        }
+        first
+    }
+
+    /// The streams after the last block, one a microbatch. `see` is shown every microbatch's input of every block. Recordings
+    /// through the last blocks, which `blocks` are, are kept.
+    fn forward<'t>(
+        &'t self,
+        blocks: &'t [Cow<'_, BlockWeights>],
+        kept: &mut Vec<Vec<Recording<'t>>>,
+        see: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Vec<Tensor>> {
+        let embedded = self.source.embed(self.pass, self.ids)?;
+        let mut streams = Vec::with_capacity(self.batches.len());
+        for batch in &self.batches {
+            streams.push(self.cut(&embedded, self.tokens(batch))?);
+        }
+        drop(embedded);
+        let first_kept = self.source.config().layers() - blocks.len();
+        for layer in 0..first_kept {
+            interrupt::check()?;
+            let block = self.source.block(layer)?;
+            for (batch, x) in self.batches.iter().zip(&mut streams) {
+                see(layer, x)?;
+                self.through(&block, layer, batch, x)?;
+            }
+        }
+        for (layer, block) in (first_kept..).zip(blocks) {
+            interrupt::check()?;
+            let mut recordings = Vec::with_capacity(self.batches.len());
+            for (batch, x) in self.batches.iter().zip(&mut streams) {
+                see(layer, x)?;
+                recordings.push(self.through(block, layer, batch, x)?);
+            }
+            kept.push(recordings);
+        }
+        Ok(streams)
+    }
+
+    fn record<'t>(
+        &'t self,
+        block: &'t BlockWeights,
+        layer: usize,
+        batch: &'t Microbatch,
+        input: &Tensor,
+    ) -> Result<(Tape<'t>, Node, Deferred<'t>)> {
+        let config = self.source.config();
+        let settings = self.settings(&batch.split);
+        let mut tape = Tape::for_block(self.pass.device, settings, block, &batch.ropes);
+        let x = tape.input(input);
+        let node = x.node;
+        let shape = config.block_shape(layer);
+        let output = (config.family.blocks.tape)(&mut tape, Deferred::Known(x), &shape)?;
+        Ok((tape, node, output))
+    }
+
+    /// A microbatch's pass through a block, whose output takes the place of its input `x`.
+    fn through<'t>(
+        &'t self,
+        block: &'t BlockWeights,
+        layer: usize,
+        batch: &'t Microbatch,
+        x: &mut Tensor,
+    ) -> Result<Recording<'t>> {
+        let (mut tape, input, output) = self.record(block, layer, batch, x)?;
+        let output = tape.force(&output)?;
+        *x = output.tensor;
+        let output = output.node;
+        Ok(Recording {
+            tape,
+            input,
+            output,
+        })
+    }
+
+    /// The same again, to be run back, without the output itself.
+    fn recompute<'t>(
+        &'t self,
+        block: &'t BlockWeights,
+        layer: usize,
+        batch: &'t Microbatch,
+        input: &Tensor,
+    ) -> Result<Recording<'t>> {
+        let (mut tape, input, output) = self.record(block, layer, batch, input)?;
+        let output = tape.place(&output)?;
+        Ok(Recording {
+            tape,
+            input,
+            output,
+        })
+    }
+
+    /// Some rows of f32 (rows, hidden): a copy, unless they are all.
+    fn cut(&self, all: &Tensor, tokens: Range<usize>) -> Result<Tensor> {
+        let width = self.source.config().hidden_size;
+        if tokens.len() * width == all.len() {
+            return Ok(all.clone());
+        }
+        let device = self.pass.device;
+        let part = device.allocate(DType::F32, &[tokens.len(), width], "a part")?;
+        let first = tokens.start as u32;
+        let pairs = (0..tokens.len() as u32).map(|t| (first + t, t));
+        let list = Rows::upload(device, &pairs.collect::<Vec<_>>())?;
+        rows(device, all, &part, width, &list)?;
+        Ok(part)
+    }
+
+    /// The loss of a layer's outputs, whose gradient is added to theirs.
+    fn hidden_loss(&self, layer: usize, outputs: &[Tensor], grads: &mut [Tensor]) -> Result<f64> {
+        let Some(hidden) = self.options.hidden else {
+            return Ok(0.0);
+        };
+        let device = self.pass.device;
+        let mut sum = 0.0;
+        for ((batch, output), grad) in self.batches.iter().zip(outputs).zip(grads) {
+            if let Some((loss, of_output)) = hidden(layer, self.tokens(batch), output)? {
+                sum += loss;
+                add(
+                    device,
+                    &scaled(device, &of_output, self.scale, DType::F32)?,
+                    grad,
+                )?;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Replaces the gradient of a block's output by that of its input, f32 (tokens, hidden).
+    fn block_backward(
+        &self,
+        layer: usize,
+        recording: Recording<'_>,
+        grad: &mut Tensor,
+        readings: &mut Vec<Reading>,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        let specs = tensor_specs(self.source.config());
+        let first = specs
+            .iter()
+            .find(|spec| (spec.layer, spec.slot) == (Some(layer), Slot::AttentionNorm));
+        let first = first.map_or("", |spec| &spec.name);
+        let wants = |name: &str| name == first || (self.options.tensor)(name);
+        let Recording {
+            tape,
+            input,
+            output,
+        } = recording;
+        let results = vec![(output, grad.clone())];
+        let found = tape.backward(results, &[input], &wants, &mut |gradient| {
+            // Whatever is not finite in a block's backward pass reaches this one, the sum of all tokens.
+            if gradient.name == first {
+                readings.push(self.pass.device.read_later(&gradient.values)?);
+            }
+            if (self.options.tensor)(&gradient.name) {
+                sink(gradient)?;
+            }
+            Ok(())
+        })?;
+        let [Some(of_input)] = &found[..] else {
+            unreachable!("a block's output depends on its input");
+        };
+        *grad = of_input.clone();
+        Ok(())
+    }
+
+    /// The lowest layer to run back to: below it nothing is wanted.
+    fn lowest(&self) -> usize {
+        let config = self.source.config();
+        if (self.options.tensor)(&embedding_name()) {
+            return 0;
+        }
+        let specs = tensor_specs(config);
+        let wanted = specs.iter().filter(|s| (self.options.tensor)(&s.name));
+        let layers = wanted.filter_map(|spec| spec.layer);
+        layers.min().unwrap_or(config.layers())
+    }
+
+    /// Why a loss is not finite: the first block whose output is not. `streams`: each block's inputs, and the last's outputs.
+    fn first_non_finite_layer(&self, streams: &[Vec<Tensor>]) -> Result<Error> {
+        for (place, streams) in streams.iter().enumerate() {
+            for stream in streams {
+                let values = self.pass.device.read(stream)?.to_f32();
+                if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                    let module = match place {
+                        0 => embedding_name().trim_end_matches(".weight").to_string(),
+                        _ => layer_name(place - 1),
+                    };
+                    return Ok(Error::NotFinite {
+                        what: format!("output of {module}"),
+                        found: value.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(Error::NotFinite {
+            what: "loss, behind the last layer".into(),
+            found: "NaN".into(),
+        })
+    }
+
+    /// The sum of a microbatch's losses and the gradient of the last block's output `x`, f32 (tokens, hidden), times the scale.
+    /// As many tokens at a time as logits fit.
+    fn head(
+        &self,
+        head: &Head,
+        batch: &Microbatch,
+        x: &Tensor,
+        tied_grads: &mut Vec<TiedHeadGrad>,
+        checks: &mut Vec<(String, Reading)>,
+        sink: &mut Sink<'_>,
+    ) -> Result<(f64, Tensor)> {
+        let (device, config) = (self.pass.device, self.source.config());
+        let (width, tied) = (config.hidden_size, config.tied);
+        let (norm_name, head_weight) = (final_norm_name(), format!("{}.weight", head_name()));
+        let asked = |name: &str| (self.options.tensor)(name) && !(tied && name == head_weight);
+        let keep = tied && asked(&embedding_name());
+        let tokens = self.tokens(batch).len();
+        let apart = self.options.by_sequence && (keep || asked(&norm_name) || asked(&head_weight));
+        let part_tokens = if apart { self.length } else { tokens };
+        let step = head_rows(device, config).min(part_tokens);
+        let mut grad = None;
+        if step < tokens {
+            grad = Some(device.allocate(DType::F32, x.shape(), "a gradient")?);
+        }
+        let mut losses = Vec::new();
+        for start in (0..tokens).step_by(part_tokens) {
+            let part = match apart {
+                true => batch.sequences.start + start / self.length,
+                false => batch.split.first(),
+            };
+            let mut sums = Vec::<Gradient>::new();
+            for first in (start..start + part_tokens).step_by(step) {
+                let here = first..(first + step).min(start + part_tokens);
+                let split = TokenSplit::whole(part);
+                // The final norm's gradient tells whether all is finite.
+                let wants = |name: &str| name == norm_name || asked(name);
+                let mut tape = Tape::new(device, self.settings(&split));
+                let some = tape.input(&self.cut(x, here.clone())?);
+                let activation = self.pass.compute.activation;
+                let normed = tape.rms(&some, &head.norm, activation)?;
+                let logits = tape.linear(&normed, Weight::of(&head.linear))?;
+                if let Some(cap) = head.soft_cap {
+                    soft_cap(device, &logits.tensor, cap)?;
+                }
+                let (mut of_logits, sum) = self.loss(batch, here.clone(), &logits.tensor)?;
+                losses.push(sum);
+                if let Some(cap) = head.soft_cap {
+                    of_logits = cast(device, &of_logits, DType::F32)?;
+                    soft_cap_grad(device, &logits.tensor, &of_logits, cap)?;
+                    of_logits = cast(device, &of_logits, activation)?;
+                }
+                let mut hold = |gradient: Gradient| {
+                    match sums.iter().find(|sum| sum.name == gradient.name) {
+                        Some(sum) => add(device, &gradient.values, &sum.values)?,
+                        None => sums.push(gradient),
+                    }
+                    Ok(())
+                };
+                if keep {
+                    let (grad, normed) = (of_logits.clone(), normed.tensor.clone());
+                    tied_grads.push(TiedHeadGrad { part, grad, normed });
+                }
+                let results = vec![(logits.node, of_logits)];
+                let found = tape.backward(results, &[some.node], &wants, &mut hold)?;
+                let of_part = found.into_iter().next().flatten();
+                let of_part = of_part.expect("the loss depends on the stream");
+                match &grad {
+                    Some(grad) => {
+                        let count = here.len() as u32;
+                        let pairs = (0..count).map(|t| (t, here.start as u32 + t));
+                        let list = Rows::upload(device, &pairs.collect::<Vec<_>>())?;
+                        rows(device, &of_part, grad, width, &list)?;
+                    }
+                    None => grad = Some(of_part),
+                }
+            }
+            for gradient in sums {
+                if gradient.name == norm_name {
+                    checks.push(("the head".into(), device.read_later(&gradient.values)?));
+                }
+                if asked(&gradient.name) {
+                    sink(gradient)?;
+                }
+            }
+        }
+        let mut loss = 0.0;
+        for some in losses {
+            loss += some.sum(device)?;
+        }
+        Ok((loss, grad.expect("there is a token")))
+    }
+
+    /// The gradient of some of a microbatch's tokens' logits, in the type of products, and their losses.
+    fn loss(
+        &self,
+        batch: &Microbatch,
+        tokens: Range<usize>,
+        logits: &Tensor,
+    ) -> Result<(Tensor, Losses)> {
+        match self.options.loss {
+            Loss::NextTokens => self.next_tokens(batch, tokens, logits),
+            Loss::Teacher {
+                logits: teacher,
+                temperature,
+            } => {
+                let first = self.tokens(batch).start;
+                let parent = teacher(first + tokens.start..first + tokens.end)?;
+                self.divergences(&parent, logits, temperature)
+            }
+        }
+    }
+
+    fn divergences(
+        &self,
+        parent: &Tensor,
+        child: &Tensor,
+        temperature: f32,
+    ) -> Result<(Tensor, Losses)> {
+        let device = self.pass.device;
+        let of = |logits: &Tensor| (logits.dtype(), logits.shape().to_vec());
+        if of(parent) != of(child) {
+            return Err(Error::Argument {
+                argument: "a teacher's logits".into(),
+                expected: format!("{:?}", of(child)),
+                found: format!("{:?}", of(parent)),
+            });
+        }
+        let square = temperature * temperature;
+        let grad = divergence_grad(
+            device,
+            parent,
+            child,
+            temperature,
+            square * self.scale / self.scored as f32,
+            self.pass.compute.activation,
+        )?;
+        let cooled = |logits: &Tensor| match temperature {
+            1.0 => Ok(logits.clone()),
+            _ => scaled(device, logits, 1.0 / temperature, DType::F32),
+        };
+        let (rows, _) = divergence(device, &cooled(parent)?, &cooled(child)?)?;
+        let reading = device.read_later(&rows)?;
+        Ok((grad, Losses::Divergences(reading, f64::from(square))))
+    }
+
+    fn next_tokens(
+        &self,
+        batch: &Microbatch,
+        tokens: Range<usize>,
+        logits: &Tensor,
+    ) -> Result<(Tensor, Losses)> {
+        let (device, base) = (self.pass.device, self.tokens(batch).start);
+        let target = |token: usize| match (token + 1) % self.length {
+            0 => UNSCORED,
+            _ => self.ids[base + token + 1],
+        };
+        let targets: Vec<u32> = tokens.map(target).collect();
+        let scored = (0..targets.len()).filter(|row| targets[*row] != UNSCORED);
+        // Every row needs a column to pick; what rows without a target pick is left out.
+        let picks: Vec<u32> = targets
+            .iter()
+            .map(|t| if *t == UNSCORED { 0 } else { *t })
+            .collect();
+        let on_device = |targets: &[u32]| {
+            let targets = HostTensor::from_u32(&[targets.len()], targets);
+            device.upload(&targets, "targets")
+        };
+        let (lse, picked) = logsumexp(device, logits, &on_device(&picks)?)?;
+        let grad = cross_entropy_grad(
+            device,
+            logits,
+            &lse,
+            &on_device(&targets)?,
+            self.scale / self.scored as f32,
+            self.pass.compute.activation,
+        )?;
+        let (lse, picked) = (device.read_later(&lse)?, device.read_later(&picked)?);
+        Ok((grad, Losses::NextTokens(scored.collect(), lse, picked)))
+    }
+
+    /// Hands out the embedding's gradient, of which a tied head's is a part.
+    fn embedding(
+        &self,
+        grads: &[Tensor],
+        tied: &[TiedHeadGrad],
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        let (device, config) = (self.pass.device, self.source.config());
+        let table = self.source.embedding()?;
+        let name = embedding_name();
+        let factor = config.embedding_scale();
+        for (batch, grad) in self.batches.iter().zip(grads) {
+            let parts = if self.options.by_sequence {
+                batch.sequences.clone()
+            } else {
+                batch.split.first()..batch.split.first() + 1
+            };
+            let tokens = self.tokens(batch);
+            let each = tokens.len() / parts.len();
+            for (place, part) in parts.enumerate() {
+                let shape = [config.vocab_size, config.hidden_size];
+                let values = device.allocate(DType::F32, &shape, &name)?;
+                let mut accumulate = false;
+                for product in tied.iter().filter(|tied| tied.part == part) {
+                    let (grad, normed) = (&product.grad, &product.normed);
+                    backward::weight(device, grad, normed, &mut None, &values, accumulate)?;
+                    accumulate = true;
+                }
+                let here = place * each..(place + 1) * each;
+                let ids = &self.ids[tokens.start + here.start..tokens.start + here.end];
+                let mut of_rows = self.cut(grad, here)?;
+                if let Some(factor) = factor {
+                    of_rows = scaled(device, &of_rows, factor, DType::F32)?;
+                }
+                scatter(device, &of_rows, ids, &values, accumulate)?;
+                sink(Gradient {
+                    name: name.clone(),
+                    part,
+                    weight: Parameter::Matrix(table.clone()),
+                    values: scaled(device, &values, 1.0 / self.scale, DType::F32)?,
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn finite(layer: &str, gradient: &HostTensor) -> Result<()> {
+    match gradient.to_f32().iter().find(|value| !value.is_finite()) {
+        Some(value) => Err(Error::NotFinite {
+            what: format!("gradient of {layer}"),
+            found: value.to_string(),
+        }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,99 @@
+//! Weights of a checkpoint on a device, by slot.
+
+use super::checkpoint::Weights;
+use crate::device::{Device, HostTensor, Matrix, Tensor};
+use crate::error::Result;
+use crate::families::{Role, TensorSpec, head_name};
+use crate::graph::{BlockWeights, Linear, RmsNormWeight, Slot};
+use crate::tensor::{DType, Packed};
+
+/// The spec of a tensor that every model of the family has.
+pub(super) fn spec(weights: &dyn Weights, layer: Option<usize>, slot: Slot) -> &TensorSpec {
+    let is =
+        |spec: &&TensorSpec| (spec.layer, spec.slot) == (layer, slot) && spec.role != Role::Bias;
+    let found = weights.specs().iter().find(is);
+    found.expect("opening a checkpoint checks that it has every tensor")
+}
+
+/// A matrix as it is stored, packed on the device.
+pub(super) fn matrix(device: &Device, packed: &Packed, name: &str) -> Result<Matrix> {
+    Matrix::upload(device, packed, name)
+}
+
+/// A vector in f32.
+fn vector(device: &Device, weights: &dyn Weights, spec: &TensorSpec) -> Result<Tensor> {
+    let values = weights.load(spec)?.to_f32();
+    let values = HostTensor::from_f32(DType::F32, &[values.len()], &values);
+    device.upload(&values, &spec.name)
+}
+
+/// A linear layer whose weight is given, with the bias that the checkpoint has for it.
+pub(super) fn linear_with(
+    device: &Device,
+    weights: &dyn Weights,
+    spec: &TensorSpec,
+    weight: Matrix,
+) -> Result<Linear> {
+    let is_bias = |other: &&TensorSpec| {
+        (other.layer, other.slot, other.role) == (spec.layer, spec.slot, Role::Bias)
+    };
+    let bias = weights.specs().iter().find(is_bias);
+    Ok(Linear {
+        name: spec.module().to_string(),
+        weight,
+        bias: bias.map(|bias| vector(device, weights, bias)).transpose()?,
+    })
+}
+
+fn linear(device: &Device, weights: &dyn Weights, spec: &TensorSpec) -> Result<Linear> {
+    let weight = matrix(device, &weights.load(spec)?, spec.module())?;
+    linear_with(device, weights, spec, weight)
+}
+
+fn norm(device: &Device, weights: &dyn Weights, spec: &TensorSpec) -> Result<RmsNormWeight> {
+    Ok(RmsNormWeight {
+        name: spec.name.clone(),
+        gain: vector(device, weights, spec)?,
+        epsilon: weights.config().rms_norm_eps as f32,
+    })
+}
+
+/// A block.
+pub fn block(device: &Device, weights: &dyn Weights, layer: usize) -> Result<BlockWeights> {
+    let mut block = BlockWeights::default();
+    for spec in weights.specs().iter().filter(|s| s.layer == Some(layer)) {
+        match spec.role {
+            Role::Norm => block.set_norm(spec.slot, norm(device, weights, spec)?),
+            Role::Linear => block.set_linear(spec.slot, linear(device, weights, spec)?),
+            _ => {}
+        }
+    }
+    Ok(block)
+}
+
+/// The table of the embedding.
+pub(super) fn embedding(device: &Device, weights: &dyn Weights) -> Result<Matrix> {
+    let spec = spec(weights, None, Slot::Embedding);
+    matrix(device, &weights.load(spec)?, spec.module())
+}
+
+/// The final norm.
+pub(super) fn final_norm(device: &Device, weights: &dyn Weights) -> Result<RmsNormWeight> {
+    norm(device, weights, spec(weights, None, Slot::FinalNorm))
+}
+
+/// The head, which may be the embedding.
+pub(super) fn head(
+    device: &Device,
+    weights: &dyn Weights,
+    embedding: impl FnOnce() -> Result<Matrix>,
+) -> Result<Linear> {
+    if !weights.config().tied {
+        return linear(device, weights, spec(weights, None, Slot::Head));
+    }
+    Ok(Linear {
+        name: head_name().into(),
+        weight: embedding()?,
+        bias: None,
+    })
+}

@@ -1,0 +1,292 @@
+//! A model with all its weights on a device: `embed`, `block`, `head`.
+
+use super::cache::Cache;
+use super::checkpoint::Weights;
+use super::load;
+use crate::device::{Device, Engine, HostTensor, Matrix, Tensor};
+use crate::error::{Error, Result};
+use crate::families::{Config, TensorSpec};
+use crate::graph::{
+    BlockWeights, Compute, CountedWidth, Counter, Counts, Eager, KeyValueCache, Lazy, Linear, Pass,
+    ProductOutput, RmsNormWeight, Slot, Tap,
+};
+use crate::interrupt;
+use crate::kernels::copy::cast::scaled;
+use crate::kernels::embed::gather::gather;
+use crate::kernels::logits::soft_cap::soft_cap;
+use crate::kernels::matmul::Destination;
+use crate::kernels::matmul::plan::Product;
+use crate::kernels::norm::rms::rms;
+use crate::tensor::DType;
+
+/// A model with all its weights on a device.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    pub(super) embedding: Matrix,
+    pub(super) blocks: Vec<BlockWeights>,
+    pub(super) head: Head,
+}
+
+/// The final norm and the head: the residual stream after the last block to logits.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// The final norm.
+    pub norm: RmsNormWeight,
+    /// The product with the vocabulary.
+    pub linear: Linear,
+    /// c of c tanh(logit / c).
+    pub soft_cap: Option<f32>,
+}
+
+/// Token ids, (tokens), to the residual stream, f32 (tokens, hidden).
+pub(super) fn embed(
+    pass: &Pass<'_>,
+    config: &Config,
+    embedding: &Matrix,
+    ids: &[u32],
+) -> Result<Tensor> {
+    let vocabulary = embedding.rows();
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+        return Err(Error::Argument {
+            argument: "token id".into(),
+            expected: format!("less than the vocabulary's {vocabulary}"),
+            found: id.to_string(),
+        });
+    }
+    let ids = pass
+        .device
+        .upload(&HostTensor::from_u32(&[ids.len()], ids), "token ids")?;
+    let embedded = gather(pass.device, embedding, &ids)?;
+    match config.embedding_scale() {
+        Some(scale) => scaled(pass.device, &embedded, scale, DType::F32),
+        None => Ok(embedded),
+    }
+}
+
+/// Runs new tokens of a batch through a block: changes the residual stream `x`, f32 (tokens, hidden), in place and writes the
+/// cache. `tap` is shown the input of each linear layer.
+pub fn run_block(
+    pass: &Pass<'_>,
+    config: &Config,
+    layer: usize,
+    block: &BlockWeights,
+    x: &Tensor,
+    cache: KeyValueCache<'_>,
+    tap: Option<&mut Tap<'_>>,
+) -> Result<()> {
+    let mut reborrowed;
+    let tap: Option<&mut Tap<'_>> = match tap {
+        Some(tap) => {
+            reborrowed = |slot: Slot, input: &Tensor| tap(slot, input);
+            Some(&mut reborrowed)
+        }
+        None => None,
+    };
+    let mut graph = Eager::new(*pass, block, cache, tap);
+    let shape = config.block_shape(layer);
+    let result = (config.family.blocks.eager)(&mut graph, Lazy::Ready(x.clone()), &shape)?;
+    debug_assert!(
+        matches!(result, Lazy::Ready(_)),
+        "a block ends with a sum onto the stream"
+    );
+    Ok(())
+}
+
+/// What a token's pass through a block of a model with these tensors comes to.
+pub fn block_counts(config: &Config, specs: &[TensorSpec], layer: usize) -> Counts {
+    let rows = |slot: Slot| {
+        let found = specs
+            .iter()
+            .find(|spec| (spec.layer, spec.slot) == (Some(layer), slot));
+        found.map_or(0, |spec| spec.rows)
+    };
+    let mut counter = Counter::new(&rows);
+    let x = CountedWidth::new(config.hidden_size);
+    let result = (config.family.blocks.counter)(&mut counter, x, &config.block_shape(layer));
+    counter.finish(result.expect("counting cannot fail"))
+}
+
+/// Tokens whose logits fit one binding, and 256 MiB.
+pub(super) fn head_rows(device: &Device, config: &Config) -> usize {
+    let row = 4 * config.vocab_size as u64;
+    (device.max_tensor_bytes().min(256 << 20) / row).max(1) as usize
+}
+
+impl Head {
+    /// The head's input: the normalized residual stream, in the activations' type.
+    pub fn norm(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
+        let RmsNormWeight { gain, epsilon, .. } = &self.norm;
+        rms(pass.device, x, gain, *epsilon, pass.compute.activation)
+    }
+
+    /// Logits, f32 (tokens of the range, vocabulary), from the head's input.
+    pub fn logits(
+        &self,
+        pass: &Pass<'_>,
+        normed: &Tensor,
+        tokens: std::ops::Range<usize>,
+    ) -> Result<Tensor> {
+        let normed = pass.input(normed.clone(), self.norm.gain.len());
+        let new = Destination::New(DType::F32);
+        let logits = self.linear.apply_rows(pass, &normed, tokens, new)?;
+        match self.soft_cap {
+            None => Ok(logits),
+            Some(cap) => {
+                soft_cap(pass.device, &logits, cap)?;
+                Ok(logits)
+            }
+        }
+    }
+}
+
+impl Model {
+    /// Copies the weights to the device. `progress` is told of every block.
+    pub fn load(
+        device: &Device,
+        weights: &dyn Weights,
+        mut progress: impl FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Self> {
+        let config = weights.config().clone();
+        let embedding = load::embedding(device, weights)?;
+        let linear = load::head(device, weights, || Ok(embedding.clone()))?;
+        let mut blocks = Vec::with_capacity(config.layers());
+        for layer in 0..config.layers() {
+            progress(layer, config.layers())?;
+            blocks.push(load::block(device, weights, layer)?);
+        }
+        let head = Head {
+            norm: load::final_norm(device, weights)?,
+            linear,
+            soft_cap: config.logit_soft_cap.map(|cap| cap as f32),
+        };
+        Ok(Self {
+            config,
+            embedding,
+            blocks,
+            head,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The products of a pass over so many tokens, one of each shape and type.
+    pub fn products(&self, compute: Compute, engine: Engine, tokens: usize) -> Vec<Product> {
+        let mut products: Vec<Product> = Vec::new();
+        let mut add = |linear: &Linear, output: ProductOutput| {
+            let product = Product {
+                activation: compute.activation,
+                bytes: compute.integer_bytes,
+                output: match output {
+                    ProductOutput::Activation => compute.activation,
+                    ProductOutput::Stream => DType::F32,
+                },
+                weight: linear.weight.format(),
+                engine,
+                rows: linear.weight.rows(),
+                columns: linear.weight.columns(),
+                tokens,
+            };
+            if !products.contains(&product) {
+                products.push(product);
+            }
+        };
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let rows = |slot: Slot| block.linear(slot).weight.rows();
+            let mut counter = Counter::new(&rows);
+            let (x, shape) = (
+                CountedWidth::new(self.config.hidden_size),
+                self.config.block_shape(layer),
+            );
+            let result = (self.config.family.blocks.counter)(&mut counter, x, &shape);
+            let counts = counter.finish(result.expect("counting cannot fail"));
+            for (slot, output) in counts.products {
+                add(block.linear(slot), output);
+            }
+        }
+        add(&self.head.linear, ProductOutput::Stream);
+        products
+    }
+
+    /// Token ids, (sequences * tokens) in sequence order, to the residual stream, f32 (sequences * tokens, hidden).
+    pub fn embed(&self, pass: &Pass<'_>, ids: &[u32]) -> Result<Tensor> {
+        embed(pass, &self.config, &self.embedding, ids)
+    }
+
+    /// Block `layer`: changes the residual stream `x` in place and appends to the cache's layer.
+    pub fn block(&self, pass: &Pass<'_>, layer: usize, x: &Tensor, cache: &Cache) -> Result<()> {
+        let tokens = x.shape()[0] / cache.lengths().len();
+        let block = &self.blocks[layer];
+        let cache = cache.layer_for(layer, tokens);
+        run_block(pass, &self.config, layer, block, x, cache, None)
+    }
+
+    /// The residual stream after the last block to the head's input: the final norm.
+    pub fn final_norm(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
+        self.head.norm(pass, x)
+    }
+
+    /// Logits, f32 (tokens of the range, vocabulary), from the head's input.
+    pub fn head(
+        &self,
+        pass: &Pass<'_>,
+        normed: &Tensor,
+        tokens: std::ops::Range<usize>,
+    ) -> Result<Tensor> {
+        self.head.logits(pass, normed, tokens)
+    }
+
+    /// Tokens whose logits fit one binding, and 256 MiB.
+    pub fn head_rows(&self, device: &Device) -> usize {
+        head_rows(device, &self.config)
+    }
+
+    /// Everything up to the head's input. The cache is not advanced.
+    pub fn hidden(&self, pass: &Pass<'_>, ids: &[u32], cache: &Cache) -> Result<Tensor> {
+        let x = self.embed(pass, ids)?;
+        for layer in 0..self.config.layers() {
+            interrupt::check()?;
+            self.block(pass, layer, &x, cache)?;
+        }
+        self.final_norm(pass, &x)
+    }
+
+    /// A whole pass with everything read back: hidden states (if wanted) `0` (embedding) to `L` (after the final norm),
+    /// each f32 (tokens, hidden), and logits, f32 (tokens, vocabulary). `ids` holds `sequences` rows of one length.
+    pub fn trace(
+        &self,
+        pass: &Pass<'_>,
+        ids: &[u32],
+        sequences: usize,
+        hidden: bool,
+    ) -> Result<(Vec<HostTensor>, HostTensor)> {
+        let length = ids.len() / sequences;
+        let dtype = pass.compute.activation;
+        let cache = Cache::single_layer(pass.device, &self.config, sequences, length, dtype)?;
+        let x = self.embed(pass, ids)?;
+        let mut states = Vec::new();
+        for layer in 0..self.config.layers() {
+            interrupt::check()?;
+            if hidden {
+                states.push(pass.device.read(&x)?);
+            }
+            self.block(pass, layer, &x, &cache)?;
+        }
+        let normed = self.final_norm(pass, &x)?;
+        if hidden {
+            states.push(pass.device.read(&normed)?);
+        }
+        let mut logits = Vec::new();
+        let step = self.head_rows(pass.device);
+        for first in (0..ids.len()).step_by(step) {
+            let range = first..(first + step).min(ids.len());
+            let some = pass.device.read(&self.head(pass, &normed, range)?)?;
+            logits.extend(some.view().to_f32());
+        }
+        let shape = [ids.len(), self.config.vocab_size];
+        Ok((states, HostTensor::from_f32(DType::F32, &shape, &logits)))
+    }
+}

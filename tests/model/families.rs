@@ -1,0 +1,225 @@
+//! Every family's block against PyTorch: random-weight models made with transformers (`assets/families/make.py`), with logits,
+//! loss and the gradients of all parameters in float64; through Hugging Face folders and through GGUF.
+
+use std::path::Path;
+
+use libtest_mimic::{Failed, Trial};
+use lopper::device::Device;
+use lopper::families::FAMILIES;
+use lopper::gpu::{Options, Tier};
+use lopper::model::{Checkpoint, Compute, Pass, Weights, export_gguf, export_hf, export_packed};
+use lopper::tensor::DType;
+use serde_json::{Map, Value};
+
+use crate::machine::{device, gpu_trial};
+use crate::models::load;
+use crate::numbers::{Known, Within, assert_close};
+
+/// Models of `assets/families`.
+const MODELS: &[&str] = &["mistral", "qwen2", "qwen3", "gemma3", "gemma3-capped"];
+
+/// Sequences in each file of values.
+const SEQUENCES: usize = 2;
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = vec![Trial::test(
+        "families::each_has_a_fixture",
+        each_has_a_fixture,
+    )];
+    for name in MODELS {
+        let path = format!("assets/families/{name}");
+        let cases = [
+            ("f32", DType::F32, 1e-5),
+            // Random weights make activations that no trained model has; f16 rounds them more coarsely.
+            ("f16", DType::F16, 2e-3),
+        ];
+        for (label, activation, limit) in cases {
+            let on_cpu = path.clone();
+            trials.push(Trial::test(
+                format!("families::cpu::{label}::{name}"),
+                move || logits_agree(&Device::Cpu, &on_cpu, &on_cpu, activation, limit),
+            ));
+            for tier in [Tier::Baseline, Tier::F16] {
+                if tier == Tier::Baseline && activation == DType::F16 {
+                    continue;
+                }
+                let on_gpu = path.clone();
+                trials.push(gpu_trial(
+                    format!("families::gpu-{}::{label}::{name}", tier.name()),
+                    move || {
+                        let device = checked(tier)?;
+                        if activation == DType::F16 && !device.capabilities().f16 {
+                            return Ok(());
+                        }
+                        logits_agree(&device, &on_gpu, &on_gpu, activation, limit)
+                    },
+                ));
+            }
+        }
+        let (on_cpu, on_gpu) = (path.clone(), path.clone());
+        trials.push(Trial::test(
+            format!("families::gradients::cpu::{name}"),
+            move || gradients_agree(&Device::Cpu, &on_cpu),
+        ));
+        trials.push(gpu_trial(
+            format!("families::gradients::gpu::{name}"),
+            move || gradients_agree(&checked(Tier::F16)?, &on_gpu),
+        ));
+        let round = path.clone();
+        trials.push(Trial::test(
+            format!("families::round_trips::{name}"),
+            move || round_trips(&round),
+        ));
+        trials.push(Trial::test(
+            format!("families::old_config::{name}"),
+            move || old_config(&path),
+        ));
+    }
+    trials
+}
+
+fn checked(tier: Tier) -> Result<Device, Failed> {
+    device(Options {
+        tier,
+        checked: true,
+        ..Options::default()
+    })
+}
+
+/// A family without a model here would be claimed, not shown. The embedded models are of the plainest one.
+fn each_has_a_fixture() -> Result<(), Failed> {
+    let mut shown = vec![
+        Checkpoint::open("embedded:nano-llama")?
+            .config()
+            .family
+            .name,
+    ];
+    for name in MODELS {
+        let model = Checkpoint::open(&format!("assets/families/{name}"))?;
+        shown.push(model.config().family.name);
+    }
+    for family in FAMILIES {
+        assert!(shown.contains(&family.name), "{family:?} has no fixture");
+    }
+    Ok(())
+}
+
+fn values(fixture: &str) -> Result<Known, Failed> {
+    Known::open(&format!("{fixture}/golden.safetensors"))
+}
+
+fn logits_agree(
+    device: &Device,
+    model: &str,
+    fixture: &str,
+    activation: DType,
+    limit: f64,
+) -> Result<(), Failed> {
+    let known = values(fixture)?;
+    let ids = known.words("input_ids")?;
+    let compute = Compute::with(activation);
+    let pass = Pass { device, compute };
+    let model = load(device, &Checkpoint::open(model)?)?;
+    let (_, logits) = model.trace(&pass, &ids, SEQUENCES, false)?;
+    assert_close(
+        "logits",
+        &logits.to_f32(),
+        &known.floats("logits")?,
+        Within::Norm(limit),
+    );
+    Ok(())
+}
+
+fn gradients_agree(device: &Device, fixture: &str) -> Result<(), Failed> {
+    let known = values(fixture)?;
+    let ids = known.words("input_ids")?;
+    let checkpoint = Checkpoint::open(fixture)?;
+    let model = load(device, &checkpoint)?;
+    let compute = Compute::F32;
+    let pass = Pass { device, compute };
+    let mut found = Vec::new();
+    let loss = model.gradients(&pass, &ids, SEQUENCES, &mut |gradient| {
+        let values = device.read(&gradient.values)?.to_f32();
+        assert_close(
+            &gradient.name,
+            &values,
+            &known
+                .floats(&format!("grad.{}", gradient.name))
+                .expect("a gradient for every parameter"),
+            Within::Norm(1e-5),
+        );
+        found.push(gradient.name);
+        Ok(())
+    })?;
+    let wanted = f64::from(known.floats("loss")?[0]);
+    assert!(
+        ((loss - wanted) / wanted).abs() < 1e-5,
+        "loss {loss}, PyTorch's is {wanted}"
+    );
+    for spec in checkpoint.specs() {
+        assert!(found.contains(&spec.name), "no gradient of {}", spec.name);
+    }
+    Ok(())
+}
+
+/// Written as GGUF, as a Hugging Face folder and as Lopper's own, and read again; from GGUF to a folder too. The same logits
+/// come out each time, but for what f16 rounds: the weights are exact in it.
+fn round_trips(fixture: &str) -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let parent = Checkpoint::open(fixture)?;
+    let tokenizer = parent.tokenizer()?;
+    let path = |name: &str| folder.path().join(name);
+    let gguf = path("model.gguf");
+    export_gguf(&gguf, &parent, &parent, Some(&tokenizer))?;
+    let again = Checkpoint::open(&gguf.to_string_lossy())?;
+    for name in ["hf", "packed", "hf-of-gguf", "gguf-of-gguf"] {
+        let target = path(name);
+        let (from, config): (&Checkpoint, _) = match name {
+            "hf" | "packed" => (&parent, parent.config_json()?),
+            _ => (&again, again.config_json()?),
+        };
+        match name {
+            "packed" => {
+                std::fs::create_dir(&target)?;
+                export_packed(&target, config, from, Some(&tokenizer))?;
+            }
+            "gguf-of-gguf" => {
+                export_gguf(&target.with_extension("gguf"), from, from, Some(&tokenizer))?;
+                let read = |path: &Path| Ok::<_, Failed>(std::fs::read(path)?);
+                let twice = read(&target.with_extension("gguf"))?;
+                assert!(
+                    read(&gguf)? == twice,
+                    "a GGUF file changes on the way through"
+                );
+                continue;
+            }
+            _ => {
+                std::fs::create_dir(&target)?;
+                export_hf(&target, config, from, Some(&tokenizer))?;
+            }
+        }
+    }
+    for name in ["model.gguf", "hf", "packed", "hf-of-gguf"] {
+        let model = Checkpoint::open(&path(name).to_string_lossy())?;
+        assert!(
+            model.config().blocks == parent.config().blocks
+                && model.config().ropes.len() == parent.config().ropes.len(),
+            "{name}: {:?} of {:?}",
+            model.config(),
+            parent.config()
+        );
+        let text = path(name).to_string_lossy().into_owned();
+        logits_agree(&Device::Cpu, &text, fixture, DType::F32, 1e-5)?;
+    }
+    Ok(())
+}
+
+/// The keys of transformers 4 say the same.
+fn old_config(fixture: &str) -> Result<(), Failed> {
+    let path = Path::new(fixture).join("config-old.json");
+    let object: Map<String, Value> = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let old = lopper::model::Config::from_json(&path, &object)?;
+    let new = Checkpoint::open(fixture)?;
+    assert_eq!(&old, new.config(), "config-old.json");
+    Ok(())
+}
