@@ -88,6 +88,7 @@ use libtest_mimic::{Arguments, Trial};
 /// Every suite's list of trials, in the order in which they run.
 const SUITES: &[fn() -> Vec<Trial>] = &[
     layers::trials,
+    numbers::trials,
     kernels::attention_gradients::trials,
     kernels::canary::trials,
     kernels::finite_differences::trials,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use libtest_mimic::Failed;
+use libtest_mimic::{Failed, Trial};
 use lopper::formats::Source;
 use lopper::formats::safetensors::Safetensors;
 
@@ -65,28 +65,39 @@ pub fn relative_error(found: &[impl Copy + Into<f64>], expected: &[impl Copy + I
     (error / total).sqrt()
 }
 
-/// Panics with the worst element unless a result is as near as it must be. NaN is not near.
+/// Panics unless a result is as near as it must be.
 pub fn assert_close(
     what: &str,
     found: &[impl Copy + Into<f64>],
     expected: &[impl Copy + Into<f64>],
     within: Within,
 ) {
-    assert_eq!(found.len(), expected.len(), "{what}: number of values");
+    if let Some(why) = too_far(found, expected, within) {
+        panic!("{what}: {why}");
+    }
+}
+
+/// Why a result is not as near as it must be; `None` if it is. NaN is never near.
+fn too_far(
+    found: &[impl Copy + Into<f64>],
+    expected: &[impl Copy + Into<f64>],
+    within: Within,
+) -> Option<String> {
+    if found.len() != expected.len() {
+        return Some(format!("{} values, not {}", found.len(), expected.len()));
+    }
     let limit = match within {
         Within::Norm(limit) => {
             let error = relative_error(found, expected);
-            assert!(
-                error <= limit,
-                "{what}: relative error {error:.3e} > {limit:.0e}"
-            );
-            return;
+            let why = || format!("relative error {error:.3e} > {limit:.0e}");
+            return (error.is_nan() || error > limit).then(why);
         }
         Within::Largest(limit) | Within::Each(limit) | Within::EachAndOne(limit) => limit,
     };
     let magnitudes = expected.iter().map(|value| (*value).into().abs());
     let largest = magnitudes.fold(0.0, f64::max);
-    for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
+    let mut pairs = (0..).zip(found.iter().zip(expected));
+    pairs.find_map(|(place, (found, expected)): (usize, _)| {
         let (found, expected): (f64, f64) = ((*found).into(), (*expected).into());
         let unit = match within {
             Within::Each(_) => expected.abs(),
@@ -94,9 +105,33 @@ pub fn assert_close(
             _ => largest,
         };
         let off = (found - expected).abs();
+        let why = || format!("[{place}]: {found} for {expected}, off by {off:.1e}");
+        (off.is_nan() || off > limit * unit).then(why)
+    })
+}
+
+pub fn trials() -> Vec<Trial> {
+    suite!("numbers": near_is_near_and_far_is_far)
+}
+
+fn near_is_near_and_far_is_far() {
+    let expected = [4.0, -0.5, 0.0];
+    // Changes of the second element by 1 % of it, of it plus one, of the largest, and of the length.
+    for (within, near) in [
+        (Within::Each(0.01), 0.005),
+        (Within::EachAndOne(0.01), 0.015),
+        (Within::Largest(0.01), 0.04),
+        (Within::Norm(0.01), 0.0403),
+    ] {
+        let changed = |by: f64| [4.0, -0.5 + by, 0.0];
+        assert_eq!(too_far(&changed(0.99 * near), &expected, within), None);
+        for far in [1.01 * near, -1.01 * near, f64::NAN, f64::INFINITY] {
+            let noticed = too_far(&changed(far), &expected, within).is_some();
+            assert!(noticed, "{within:?}: {far}");
+        }
         assert!(
-            off <= limit * unit,
-            "{what}[{place}]: {found} for {expected}, off by {off:.1e}"
+            too_far(&expected[..2], &expected, within).is_some(),
+            "{within:?}"
         );
     }
 }

@@ -29,9 +29,7 @@ impl Run {
         let value = serde_json::from_str(&self.out);
         value.map_err(|error| format!("standard output is not JSON: {error}: {}", self.out).into())
     }
-}
 
-impl Run {
     /// It must have ended with this code and said this on standard error, each text between ` & `.
     pub fn refused(&self, code: i32, said: &str) {
         let refused =

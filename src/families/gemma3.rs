@@ -186,7 +186,7 @@ const GGUF_PATTERN: &str = "attention.sliding_window_pattern";
 const GGUF_LOCAL_THETA: &str = "rope.freq_base_swa";
 
 fn usual(layer: usize) -> bool {
-    (layer + 1) % PATTERN != 0
+    !(layer + 1).is_multiple_of(PATTERN)
 }
 
 fn read_gguf(keys: &Keys<'_>, config: &mut Config) -> Result<()> {

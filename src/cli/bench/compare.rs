@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::output::{Output, table};
 use crate::error::{Error, Result};
 
-/// What names a row, in any of the three kinds of bench.
+/// Keys that identify a row, of all three kinds of bench.
 const KEYS: &[&str] = &[
     "what",
     "kernel",

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::rows::{place, round, timings};
+use super::rows::{device_columns, round, timings};
 use crate::cli::output::Output;
 use crate::device::{Runner, Variant};
 use crate::error::{Error, Result};
@@ -49,7 +49,7 @@ impl Figure {
             self.note
         };
         row.insert("note".into(), note.into());
-        row.extend(place(runner));
+        row.extend(device_columns(runner));
         row
     }
 }
@@ -115,7 +115,7 @@ pub(super) fn hardware(devices: &Devices, output: &Output) -> Result<Vec<Map<Str
     }
 }
 
-/// What a probe's time says of the device.
+/// The figure that follows from a probe's time.
 fn probed(timing: &Timing, peak: Option<&Peak>) -> Figure {
     let of =
         |get: fn(&Peak) -> f64, margin| peak.map(get).filter(|v| *v > 0.0).map(|v| (v, margin));

@@ -9,7 +9,7 @@ use crate::measure::speed::kernels::{Ceilings, Timing};
 
 type Row = Map<String, Value>;
 
-/// A bar: its label, its length, the text behind it, and where the ceiling stands.
+/// A bar: its label, its length, the text after it, and the place of the ceiling.
 struct Bar {
     label: String,
     value: f64,

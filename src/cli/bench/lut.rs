@@ -3,17 +3,17 @@
 
 use serde_json::{Map, Value, json};
 
-use super::products::{parse_all, parse_format, parse_shape};
-use super::rows::{place, round};
+use super::products::{Activations, compile, parse_all, parse_format, parse_shape};
+use super::rows::{device_columns, round};
+use crate::cli::Global;
 use crate::cli::output::Output;
-use crate::cli::{ComputeChoice, Global};
 use crate::device::{Engine, Runner};
 use crate::error::Result;
 use crate::kernels::matmul::plan::Product;
-use crate::measure::speed::tune::{candidates, prepare};
-use crate::tensor::{DType, WeightFormat};
+use crate::measure::speed::tune::candidates;
+use crate::tensor::WeightFormat;
 
-/// What to time.
+/// The products to time.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Bits of the weights
@@ -65,39 +65,19 @@ pub(super) fn rows(
     let ternary = parse_format(&format!("ternary-g{}", arguments.group_size.max(128)))?;
     weights.push((ENGINES[1], ternary, Engine::Mul));
     weights.push((ENGINES[2], ternary, Engine::Lut));
-    let capabilities = runner.gpu().capabilities();
-    let half = capabilities.f16 && global.compute != ComputeChoice::F32;
-    let activation = if half { DType::F16 } else { DType::F32 };
-    let bytes = match (global.compute, half) {
-        (ComputeChoice::I8, _) => 1,
-        (_, true) => 2,
-        (_, false) => 3,
-    };
-    let product = |shape: (usize, usize), tokens: u32, weight: WeightFormat, engine| Product {
-        activation,
-        bytes,
-        output: activation,
-        weight,
-        engine,
-        rows: shape.0,
-        columns: shape.1,
-        tokens: tokens as usize,
-    };
+    let activations = Activations::of(global, runner);
     let mut products = Vec::new();
     for shape in &shapes {
         for tokens in &arguments.tokens {
-            let each = weights
-                .iter()
-                .map(|(name, weight, engine)| (*name, product(*shape, *tokens, *weight, *engine)));
+            let product = |weight, engine| activations.product(weight, *shape, *tokens, engine);
+            let each = weights.iter();
+            let each = each.map(|(name, weight, engine)| (*name, product(*weight, *engine)));
             products.push(each.collect::<Vec<_>>());
         }
     }
     output.progress("compiling", 0, 1);
     let every = products.iter().flatten();
-    let choices: Vec<_> = every
-        .flat_map(|(_, product)| product.candidates(capabilities))
-        .collect();
-    prepare(runner, &choices);
+    compile(runner, every.map(|(_, product)| product));
     let total = products.len() * weights.len();
     let mut rows: Vec<Map<String, Value>> = Vec::new();
     for group in products {
@@ -138,7 +118,7 @@ fn row(
     (best, f16): (f64, Option<f64>),
 ) -> Map<String, Value> {
     let bytes = product.weight.bytes(product.rows, product.columns) as f64;
-    let mut fields = place(runner);
+    let mut fields = device_columns(runner);
     let own = json!({
         "shape": format!("{}x{}", product.rows, product.columns),
         "tokens": product.tokens,

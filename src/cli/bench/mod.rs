@@ -16,7 +16,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use self::hardware::Devices;
-use self::rows::{place, round, timings};
+use self::rows::{device_columns, round, timings};
 use super::output::{Output, table};
 use super::session::replacement;
 use super::{DeviceChoice, Global};
@@ -129,7 +129,7 @@ enum Format {
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     if let Some(path) = &arguments.html {
-        // Better now than after minutes of measuring.
+        // Fail now rather than after minutes of measuring.
         let folder = path.parent().filter(|folder| *folder != Path::new(""));
         let folder = folder.unwrap_or(Path::new("."));
         std::fs::read_dir(folder).map_err(Error::write(path))?;
@@ -197,7 +197,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 html::kernels(&rows, &right, ceilings.unwrap_or_default())
             })?;
             print(&rows, *format, output)?;
-            // What is right was timed and is shown; what is wrong still fails the run.
+            // Kernels with right results are timed and shown; wrong ones still fail the run.
             match timings.iter().filter(|timing| !timing.verified).count() {
                 0 => Ok(()),
                 failed => Err(Error::CheckFailed(failed, timings.len())),
@@ -354,7 +354,7 @@ fn row(runner: &Runner, timing: &Timing) -> Map<String, Value> {
     if let Ok(Value::Object(fields)) = serde_json::to_value(timing) {
         row.extend(fields);
     }
-    row.extend(place(runner));
+    row.extend(device_columns(runner));
     row
 }
 

@@ -1,7 +1,62 @@
-//! Weight formats and shapes of products, as flags of `bench types`, `bench lut` and `tune-device` name them.
+//! Products as `bench types`, `bench lut` and `tune-device` name them by flags, and their times.
 
+use crate::cli::{ComputeChoice, Global};
+use crate::device::{Engine, Runner};
 use crate::error::{Error, Result};
-use crate::tensor::WeightFormat;
+use crate::kernels::matmul::plan::Product;
+use crate::measure::speed::tune::prepare;
+use crate::tensor::{DType, WeightFormat};
+
+/// Products with the activations that `--compute` asks for: type, and bytes in integer products.
+#[derive(Clone, Copy)]
+pub(super) struct Activations {
+    dtype: DType,
+    bytes: u32,
+}
+
+impl Activations {
+    /// f16 where the device has it and the user does not ask for f32.
+    pub(super) fn of(global: &Global, runner: &Runner) -> Self {
+        let half = runner.gpu().capabilities().f16 && global.compute != ComputeChoice::F32;
+        Self {
+            dtype: if half { DType::F16 } else { DType::F32 },
+            bytes: match (global.compute, half) {
+                (ComputeChoice::I8, _) => 1,
+                (_, true) => 2,
+                (_, false) => 3,
+            },
+        }
+    }
+
+    /// The product of a weight, (rows, columns), with some tokens.
+    pub(super) fn product(
+        self,
+        weight: WeightFormat,
+        (rows, columns): (usize, usize),
+        tokens: u32,
+        engine: Engine,
+    ) -> Product {
+        Product {
+            activation: self.dtype,
+            bytes: self.bytes,
+            output: self.dtype,
+            engine,
+            weight,
+            rows,
+            columns,
+            tokens: tokens as usize,
+        }
+    }
+}
+
+/// Compiles every candidate of some products before the first is timed: a device that waits for compilers slows down.
+pub(super) fn compile<'a>(runner: &Runner, products: impl Iterator<Item = &'a Product>) {
+    let capabilities = runner.gpu().capabilities();
+    let choices: Vec<_> = products
+        .flat_map(|product| product.candidates(capabilities))
+        .collect();
+    prepare(runner, &choices);
+}
 
 /// A weight format from its label: `uint4m-g32`.
 pub(super) fn parse_format(text: &str) -> Result<WeightFormat> {

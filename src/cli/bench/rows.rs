@@ -38,7 +38,7 @@ pub(super) fn timings(
 }
 
 /// The columns that say where a row was measured.
-pub(super) fn place(runner: &Runner) -> Map<String, Value> {
+pub(super) fn device_columns(runner: &Runner) -> Map<String, Value> {
     let adapter = runner.gpu().adapter();
     let mut row = Map::new();
     row.insert("gpu_info".into(), adapter.info.name.clone().into());

@@ -2,17 +2,16 @@
 
 use serde_json::{Map, Value, json};
 
-use super::products::{parse_all, parse_format, parse_shape};
+use super::products::{Activations, compile, parse_all, parse_format, parse_shape};
 use super::rows::round;
+use crate::cli::Global;
 use crate::cli::output::Output;
-use crate::cli::{ComputeChoice, Global};
 use crate::device::{Engine, Runner};
 use crate::error::Result;
 use crate::kernels::matmul::plan::Product;
-use crate::measure::speed::tune::{candidates, prepare};
-use crate::tensor::{DType, WeightFormat};
+use crate::measure::speed::tune::candidates;
 
-/// What to time.
+/// The products to time.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Weight formats with their group sizes; the first is what the others are compared with
@@ -45,55 +44,32 @@ pub(super) fn rows(
 ) -> Result<Vec<Map<String, Value>>> {
     let formats = parse_all(&arguments.formats, parse_format)?;
     let shapes = parse_all(&arguments.shape, parse_shape)?;
-    let half = runner.gpu().capabilities().f16 && global.compute != ComputeChoice::F32;
-    let activation = if half { DType::F16 } else { DType::F32 };
-    let bytes = match (global.compute, half) {
-        (ComputeChoice::I8, _) => 1,
-        (_, true) => 2,
-        (_, false) => 3,
-    };
-    let product = |weight: WeightFormat, (rows, columns): (usize, usize), tokens: u32| Product {
-        activation,
-        bytes,
-        output: activation,
-        engine: Engine::Auto,
-        weight,
-        rows,
-        columns,
-        tokens: tokens as usize,
-    };
-    // All at once before the first is timed: a device that waits for compilers slows down.
+    let activations = Activations::of(global, runner);
+    let product = |weight, shape, tokens| activations.product(weight, shape, tokens, Engine::Auto);
     output.progress("compiling", 0, 1);
-    let every = shapes.iter().flat_map(|shape| {
-        let tokens = arguments.tokens.iter();
-        let each = tokens.flat_map(|tokens| {
-            let formats = formats.iter();
-            formats.map(|weight| product(*weight, *shape, *tokens))
-        });
-        each.collect::<Vec<_>>()
-    });
-    let capabilities = runner.gpu().capabilities();
-    let choices: Vec<_> = every
-        .flat_map(|product| product.candidates(capabilities))
-        .collect();
-    prepare(runner, &choices);
-    let total = formats.len() * shapes.len() * arguments.tokens.len();
-    let mut rows = Vec::new();
-    for shape in shapes.iter().copied() {
+    let mut products = Vec::new();
+    for shape in &shapes {
         for tokens in &arguments.tokens {
-            let mut beside: Option<f64> = None;
-            for weight in &formats {
-                output.progress(&format!("timing {}", weight.label()), rows.len(), total);
-                let product = product(*weight, shape, *tokens);
-                let timed = candidates(runner, &product)?;
-                let best = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1));
-                let Some((choice, us)) = best else {
-                    output.note(format!("{}: too large for this device", product.class()));
-                    continue;
-                };
-                let first = *beside.get_or_insert(*us);
-                rows.push(row(&product, &choice.label(), *us, first));
-            }
+            let formats = formats.iter();
+            products.extend(formats.map(|weight| product(*weight, *shape, *tokens)));
+        }
+    }
+    compile(runner, products.iter());
+    let mut rows = Vec::new();
+    // The formats of one shape and number of tokens, the first of which the others are compared with.
+    for group in products.chunks(formats.len().max(1)) {
+        let mut first: Option<f64> = None;
+        for product in group {
+            let step = format!("timing {}", product.weight.label());
+            output.progress(&step, rows.len(), products.len());
+            let timed = candidates(runner, product)?;
+            let best = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+            let Some((choice, us)) = best else {
+                output.note(format!("{}: too large for this device", product.class()));
+                continue;
+            };
+            let first = *first.get_or_insert(*us);
+            rows.push(row(product, &choice.label(), *us, first));
         }
     }
     Ok(rows)

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::pair::{ConventionName, Pair, Text, size};
+use super::pair::{Pair, WindowArguments, size};
 use super::task_files::TaskFiles;
 use super::tasks::{Answering, TaskArguments};
 use crate::cli::Global;
@@ -31,15 +31,8 @@ pub(in crate::cli) struct Arguments {
     /// The text for perplexity and divergence: a file, or embedded:NAME [default: embedded:heldout-2026]
     #[arg(long, value_name = "FILE")]
     ppl: Option<String>,
-    /// Tokens of a window
-    #[arg(long, default_value_t = 512)]
-    ctx: usize,
-    /// Use the text's first tokens only
-    #[arg(long)]
-    max_tokens: Option<usize>,
-    /// Which tokens are scored: all but each window's first, or llama-perplexity's second halves
-    #[arg(long, default_value = "lopper")]
-    convention: ConventionName,
+    #[command(flatten)]
+    windows: WindowArguments,
     /// Another program's answers to the same items, as a further row: lines of JSON with doc_id (or item) and pick,
     /// prediction or filtered_resps
     #[arg(long, value_name = "FILE.jsonl")]
@@ -50,7 +43,7 @@ pub(in crate::cli) struct Arguments {
     files: TaskFiles,
 }
 
-/// What stands on one side.
+/// One of the two sides: a model, or answers read from a file.
 enum Side {
     Model(Box<Checkpoint>),
     Answers(Vec<TaskOutcome>),
@@ -73,7 +66,7 @@ impl Side {
         }
     }
 
-    /// What came of the tasks: a model's are answered now.
+    /// The outcomes of the tasks; a model answers them now.
     fn outcomes(
         &self,
         answer: &dyn Fn(&Checkpoint) -> Result<Vec<TaskOutcome>>,
@@ -85,7 +78,7 @@ impl Side {
     }
 }
 
-/// All that was found.
+/// Every result of the comparison.
 struct Found {
     sizes: [Option<Size>; 2],
     text: Option<TextComparison>,
@@ -127,12 +120,8 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
             "answers to tasks: --task, or files of answers (.jsonl)",
         );
     }
-    let text = Text {
-        source: arguments.ppl.as_deref().unwrap_or("embedded:heldout-2026"),
-        ctx: arguments.ctx,
-        max_tokens: arguments.max_tokens,
-        convention: arguments.convention.into(),
-    };
+    let source = arguments.ppl.as_deref().unwrap_or("embedded:heldout-2026");
+    let text = arguments.windows.of(source);
     let mut found = Found {
         sizes: [
             parent.checkpoint().map(|c| size(&arguments.parent, c)),
@@ -369,7 +358,7 @@ fn task_rows(tasks: &TasksComparison, whose: &str, row: Row<'_>) {
     }
 }
 
-/// What the table leaves out, and why.
+/// Lines below the table: scope of the figures, and what is left out with the reason.
 fn notes(found: &Found) -> Vec<String> {
     let mut notes = Vec::new();
     if let Some(text) = &found.text {
@@ -405,7 +394,7 @@ fn notes(found: &Found) -> Vec<String> {
     notes
 }
 
-/// What a comparison of tasks leaves out, and why.
+/// Tasks and items that the comparison leaves out, with the reason.
 fn about_tasks(whose: &str, tasks: &TasksComparison) -> Vec<String> {
     let mut notes = Vec::new();
     if !tasks.at_chance.is_empty() {

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use self::pair::{ConventionName, Text};
+use self::pair::WindowArguments;
 use self::task_files::TaskFiles;
 use self::tasks::{Answering, TaskArguments, json_of, text_of};
 use super::Global;
@@ -33,15 +33,8 @@ pub(super) struct Arguments {
     /// Measure perplexity on this text: a file, or embedded:heldout-2026, embedded:heldout-older, embedded:calibration
     #[arg(long, value_name = "FILE")]
     ppl: Option<String>,
-    /// Tokens of a window
-    #[arg(long, default_value_t = 512)]
-    ctx: usize,
-    /// Use the text's first tokens only
-    #[arg(long)]
-    max_tokens: Option<usize>,
-    /// Which tokens are scored: all but each window's first, or llama-perplexity's second halves
-    #[arg(long, default_value = "lopper")]
-    convention: ConventionName,
+    #[command(flatten)]
+    windows: WindowArguments,
     #[command(flatten)]
     tasks: TaskArguments,
     #[command(flatten)]
@@ -51,12 +44,9 @@ pub(super) struct Arguments {
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let tasks = arguments.tasks.read()?;
     arguments.files.check(!tasks.is_empty())?;
-    let text = arguments.ppl.as_deref().map(|source| Text {
-        source,
-        ctx: arguments.ctx,
-        max_tokens: arguments.max_tokens,
-        convention: arguments.convention.into(),
-    });
+    let ctx = arguments.windows.ctx;
+    let text = arguments.ppl.as_deref();
+    let text = text.map(|source| arguments.windows.of(source));
     let answering = Answering {
         arguments: &arguments.tasks,
         tasks: &tasks,
@@ -74,17 +64,18 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
     let checkpoint = Checkpoint::open(&arguments.model)?;
     let tokenizer = checkpoint.tokenizer()?;
-    let cut = text.as_ref().map(|text| text.cut(&tokenizer)).transpose()?;
-    let windows = match (&text, &cut) {
-        (Some(text), Some(cut)) => Some((cut, cut.windows(text)?)),
+    let tokenized = text.as_ref().map(|text| text.tokenize(&tokenizer));
+    let tokenized = tokenized.transpose()?;
+    let windows = match (&text, &tokenized) {
+        (Some(text), Some(tokenized)) => Some((tokenized, tokenized.windows(text)?)),
         _ => None,
     };
-    if let (Some(_), Some(warning)) = (&text, checkpoint.config().beyond_context(arguments.ctx)) {
+    if let (Some(_), Some(warning)) = (&text, checkpoint.config().beyond_context(ctx)) {
         output.note(format!("warning: {warning}"));
     }
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?;
-    let tokens_at_once = [arguments.ctx];
+    let tokens_at_once = [ctx];
     let model = load_model(
         global,
         &device,
@@ -99,16 +90,16 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     };
     let start = Instant::now();
     let mut json = json!({ "schema": 1, "model": arguments.model });
-    if let Some((cut, windows)) = &windows {
+    if let Some((tokenized, windows)) = &windows {
         let progress = |done: usize, total: usize| {
             output.progress("evaluating", done, total);
             interrupt::check()
         };
         let losses = losses(&model, &pass, windows, progress)?;
         let figure = losses.perplexity();
-        let bits = losses.bits_per_byte(windows.scored_bytes(&cut.ends));
+        let bits = losses.bits_per_byte(windows.scored_bytes(&tokenized.ends));
         let seconds = start.elapsed().as_secs_f64();
-        let used = windows.count() * arguments.ctx;
+        let used = windows.count() * ctx;
         let rate = used as f64 / seconds;
         json["perplexity"] = json!(figure);
         json["bits_per_byte"] = json!(bits);

@@ -21,7 +21,7 @@ use crate::text::Tokenizer;
 
 /// The conventions by their names on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum ConventionName {
+enum ConventionName {
     Lopper,
     #[value(name = "llama.cpp")]
     LlamaCpp,
@@ -36,22 +36,48 @@ impl From<ConventionName> for Convention {
     }
 }
 
+/// Flags that say how a text is cut into windows and scored.
+#[derive(Debug, clap::Args)]
+pub(super) struct WindowArguments {
+    /// Tokens of a window
+    #[arg(long, default_value_t = 512)]
+    pub(super) ctx: usize,
+    /// Use the text's first tokens only
+    #[arg(long)]
+    max_tokens: Option<usize>,
+    /// Which tokens are scored: all but each window's first, or llama-perplexity's second halves
+    #[arg(long, default_value = "lopper")]
+    convention: ConventionName,
+}
+
+impl WindowArguments {
+    /// A text, measured as the flags say.
+    pub(super) fn of<'a>(&self, source: &'a str) -> Text<'a> {
+        Text {
+            source,
+            ctx: self.ctx,
+            max_tokens: self.max_tokens,
+            convention: self.convention.into(),
+        }
+    }
+}
+
 /// A text, and how it is measured.
 pub(super) struct Text<'a> {
     pub(super) source: &'a str,
     pub(super) ctx: usize,
-    pub(super) max_tokens: Option<usize>,
-    pub(super) convention: Convention,
+    max_tokens: Option<usize>,
+    convention: Convention,
 }
 
 impl Text<'_> {
     /// The text as a model's tokens.
-    pub(super) fn cut(&self, tokenizer: &Tokenizer) -> Result<Cut> {
+    pub(super) fn tokenize(&self, tokenizer: &Tokenizer) -> Result<TokenizedText> {
         // llama-perplexity cuts its windows from a text that begins with BOS, where the vocabulary asks for it.
         let special = self.convention == Convention::SecondHalf;
         let (mut tokens, ends) = tokenizer.encode_with_ends(&read_text(self.source)?, special)?;
         tokens.truncate(self.max_tokens.unwrap_or(usize::MAX));
-        Ok(Cut {
+        Ok(TokenizedText {
             tokens,
             ends,
             bos: tokenizer.bos.filter(|_| tokenizer.add_bos && special),
@@ -59,14 +85,14 @@ impl Text<'_> {
     }
 }
 
-/// A text as tokens: where each ends in the text's bytes, and what begins a window where the convention asks for it.
-pub(super) struct Cut {
+/// A text as tokens, the place in its bytes where each token ends, and the BOS that begins a window if the convention has one.
+pub(super) struct TokenizedText {
     pub(super) tokens: Vec<u32>,
     pub(super) ends: Vec<usize>,
     bos: Option<u32>,
 }
 
-impl Cut {
+impl TokenizedText {
     pub(super) fn windows(&self, text: &Text<'_>) -> Result<Windows<'_>> {
         Windows::new(&self.tokens, text.ctx, text.convention, self.bos)
     }
@@ -82,16 +108,16 @@ pub(super) fn size(name: &str, checkpoint: &Checkpoint) -> Size {
     }
 }
 
-/// A parent and its child, each with its text, made ready before a device is opened.
+/// A parent and its child, each with the text in its own tokens. Made before a device is opened.
 pub(super) struct Pair<'a> {
     checkpoints: [&'a Checkpoint; 2],
-    cuts: [Cut; 2],
+    texts: [TokenizedText; 2],
     same_tokens: bool,
     impossible: Option<String>,
 }
 
 impl<'a> Pair<'a> {
-    /// Cuts the text for both and says which figures they can have.
+    /// Tokenizes the text for both and decides which figures they can have.
     pub(super) fn new(
         parent: &'a Checkpoint,
         child: &'a Checkpoint,
@@ -100,18 +126,21 @@ impl<'a> Pair<'a> {
     ) -> Result<Self> {
         let checkpoints = [parent, child];
         let tokenizers = [parent.tokenizer()?, child.tokenizer()?];
-        let mut cuts = [text.cut(&tokenizers[0])?, text.cut(&tokenizers[1])?];
-        for (checkpoint, cut) in checkpoints.iter().zip(&cuts) {
-            cut.windows(text)?;
+        let mut texts = [
+            text.tokenize(&tokenizers[0])?,
+            text.tokenize(&tokenizers[1])?,
+        ];
+        for (checkpoint, tokens) in checkpoints.iter().zip(&texts) {
+            tokens.windows(text)?;
             if let Some(warning) = checkpoint.config().beyond_context(text.ctx) {
                 output.note(format!("warning: {warning}"));
             }
         }
-        let other = other_tokens(&tokenizers, &cuts);
+        let other = other_tokens(&tokenizers, &texts);
         let sizes = checkpoints.map(|checkpoint| checkpoint.config().vocab_size);
         let same_tokens = other.is_none();
         if !same_tokens {
-            same_bytes(&mut cuts, text.ctx);
+            same_bytes(&mut texts, text.ctx);
         }
         let impossible = match other {
             Some(why) => Some(format!(
@@ -127,21 +156,21 @@ impl<'a> Pair<'a> {
         };
         Ok(Self {
             checkpoints,
-            cuts,
+            texts,
             same_tokens,
             impossible,
         })
     }
 
-    /// Tokens that both models read.
+    /// Tokens that the two models read together.
     pub(super) fn tokens(&self, text: &Text<'_>) -> usize {
-        self.cuts
+        self.texts
             .iter()
-            .map(|cut| cut.tokens.len() / text.ctx * text.ctx)
+            .map(|of_model| of_model.tokens.len() / text.ctx * text.ctx)
             .sum()
     }
 
-    /// Runs both models. The time is that of the passes alone.
+    /// Runs both models; the time counts forward passes only.
     pub(super) fn measure(
         &self,
         global: &Global,
@@ -161,10 +190,10 @@ impl<'a> Pair<'a> {
             output.progress("evaluating", done, total);
             interrupt::check()
         };
-        let windows = [self.cuts[0].windows(text)?, self.cuts[1].windows(text)?];
+        let windows = [self.texts[0].windows(text)?, self.texts[1].windows(text)?];
         let figures = |side: usize, losses: &Losses| TextFigures {
             perplexity: losses.perplexity(),
-            bits_per_byte: losses.bits_per_byte(windows[side].scored_bytes(&self.cuts[side].ends)),
+            bits_per_byte: losses.bits_per_byte(windows[side].scored_bytes(&self.texts[side].ends)),
         };
         let bootstrap = Bootstrap::seeded(global.seed.unwrap_or(0));
         if self.impossible.is_none() {
@@ -202,18 +231,18 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// Cuts off what only one of them would read: up to a window, both are then measured on the same bytes.
-fn same_bytes(cuts: &mut [Cut; 2], ctx: usize) {
-    let whole = |cut: &Cut| cut.ends[cut.tokens.len() / ctx * ctx - 1];
-    let common = whole(&cuts[0]).min(whole(&cuts[1]));
-    for cut in cuts {
-        let fits = cut.ends.partition_point(|end| *end <= common);
-        cut.tokens.truncate(fits.max(ctx));
+/// Truncates both texts to the bytes that both models read, to within a window.
+fn same_bytes(texts: &mut [TokenizedText; 2], ctx: usize) {
+    let end = |text: &TokenizedText| text.ends[text.tokens.len() / ctx * ctx - 1];
+    let common = end(&texts[0]).min(end(&texts[1]));
+    for text in texts {
+        let fits = text.ends.partition_point(|end| *end <= common);
+        text.tokens.truncate(fits.max(ctx));
     }
 }
 
-/// Why two models do not read the same tokens; none if they do.
-fn other_tokens(tokenizers: &[Tokenizer; 2], cuts: &[Cut; 2]) -> Option<String> {
+/// Why two models read different tokens; `None` if they read the same.
+fn other_tokens(tokenizers: &[Tokenizer; 2], texts: &[TokenizedText; 2]) -> Option<String> {
     if let Some(id) = tokenizers[0].first_difference(&tokenizers[1]) {
         let spelled = |tokenizer: &Tokenizer| {
             tokenizer
@@ -227,6 +256,6 @@ fn other_tokens(tokenizers: &[Tokenizer; 2], cuts: &[Cut; 2]) -> Option<String> 
             spelled(child)
         ));
     }
-    let same = cuts[0].tokens == cuts[1].tokens && cuts[0].bos == cuts[1].bos;
+    let same = texts[0].tokens == texts[1].tokens && texts[0].bos == texts[1].bos;
     (!same).then(|| "the same tokens, but it cuts the text otherwise".into())
 }

@@ -189,7 +189,7 @@ impl TaskArguments {
 }
 
 /// `tasks` of the command contract: a task's figures by its name, and those of every number of examples in `by_shots` where
-/// there are several. The figures that stand alone are those of the last.
+/// there are several. The figures outside `by_shots` are those of the last.
 pub(super) fn json_of(outcomes: &[TaskOutcome]) -> Value {
     let mut tasks = Map::new();
     for rows in outcomes.chunk_by(|a, b| a.task == b.task) {

@@ -3,4 +3,3 @@
 
 pub(super) mod mutate;
 pub(super) mod verify;
-mod verify_child;

@@ -153,7 +153,7 @@ fn score(
         .into_iter()
         .filter(|mutant| compiles(shader, &mutant.source))
         .collect();
-    // What cannot run here would count as killed.
+    // A shader that cannot run here would count each of its mutants as killed.
     let path = folder.path().join("original.wgsl");
     std::fs::write(&path, source).map_err(Error::write(&path))?;
     let original = try_mutant(global, arguments, shader, &path).status();
@@ -208,7 +208,7 @@ fn try_mutant(global: &Global, arguments: &Arguments, shader: &str, path: &Path)
     let mut command = Command::new(program);
     let kernel = TABLE.iter().find(|kernel| kernel.name == shader);
     let tier = match kernel {
-        // A fragment stands in variants of every tier.
+        // A fragment is part of variants of every tier.
         None => "all",
         Some(kernel) if (kernel.variants)().iter().all(|variant| variant.coop > 0) => "coop",
         Some(_) => "baseline",
@@ -263,7 +263,7 @@ fn compiles(shader: &str, source: &str) -> bool {
             bindings: &accesses,
             overrides: kernel.overrides,
         };
-        // What cards with matrix units have is more than WebGPU promises.
+        // Kernels for matrix units use more workgroup memory than WebGPU guarantees.
         let limits = wgpu::Limits {
             max_compute_workgroup_storage_size: 48 << 10,
             ..wgpu::Limits::default()

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::loss::divergence::divergence as compare_rows;
 use crate::model::{Model, Pass};
 
-/// What two models make of the same windows: one value for each scored token, in the text's order.
+/// Two models' predictions on the same windows compared: a value for each scored token, in the text's order.
 #[derive(Clone, Debug)]
 pub struct Divergences {
     /// The parent's losses.
@@ -61,7 +61,7 @@ pub fn divergence(
     Ok(found)
 }
 
-/// What consecutive rows of both models gave, on its way back.
+/// Results of consecutive rows of both models that are being read back.
 struct PendingPair {
     first: usize,
     losses: [PendingRows; 2],

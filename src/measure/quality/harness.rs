@@ -64,8 +64,8 @@ fn key(tasks: &[TaskOutcome], task: &TaskOutcome) -> String {
     }
 }
 
-/// The samples file: one line of JSON for each item. Beside lm-evaluation-harness's own keys, whose numbers are text in
-/// `resps`, stand `task` (its files have one task each) and what a later comparison needs.
+/// The samples file: one line of JSON for each item. Besides lm-evaluation-harness's own keys, whose numbers are text in
+/// `resps`, it has `task` (the harness writes a file for each task) and the fields that a later comparison needs.
 pub fn samples(tasks: &[TaskOutcome]) -> String {
     let mut text = String::new();
     for task in tasks {

@@ -1,4 +1,4 @@
-//! What came of the items of a task: scoring makes it; reports, comparisons and other programs' predictions share it.
+//! Outcomes of a task's items: made by scoring, read by reports, comparisons and other programs' predictions.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Form {
-    /// The choice that the model finds likeliest behind the question.
+    /// The choice that the model finds likeliest after the question.
     MultipleChoice,
-    /// The same, where the choices are the same labels for every item: accuracy, macro-F1 and a confusion matrix.
+    /// Multiple choice with the same labels for every item: accuracy, macro-F1 and a confusion matrix.
     Classification,
     /// The last word of a passage: right if greedy decoding gives it (LAMBADA's form, Paperno et al. 2016).
     Cloze,
@@ -29,7 +29,7 @@ pub struct ChoiceScore {
     pub greedy: bool,
 }
 
-/// What came of one item.
+/// The outcome of one item.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The item's place in its task, from 0; what pairs two models' outcomes.
@@ -52,7 +52,7 @@ pub struct Outcome {
     pub correct_norm: Option<bool>,
 }
 
-/// What came of a task, in the order of its items.
+/// The outcomes of a task, in the order of its items.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskOutcome {
     /// The task's name: the key of every report.

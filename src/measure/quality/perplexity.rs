@@ -41,7 +41,7 @@ impl std::fmt::Display for Perplexity {
     }
 }
 
-/// What a text costs per byte, whatever the tokenizer: the figure that models with other vocabularies can be compared by.
+/// Bits per byte of text: comparable between models with different tokenizers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct BitsPerByte {
     /// Negative log-likelihood of the scored tokens in bits, divided by the bytes of text that they stand for.
@@ -173,7 +173,7 @@ pub fn losses(
     Ok(losses)
 }
 
-/// Losses of consecutive rows of a pass, on their way back.
+/// Losses of consecutive rows of a pass that are being read back.
 pub(super) struct PendingRows {
     first: usize,
     lse: Reading,

@@ -2,7 +2,7 @@
 //!
 //! Intervals are percentile intervals of the bootstrap (Efron 1979), with the levels expanded as Hesterberg recommends
 //! (*What Teachers Should Know About the Bootstrap*, 2015, section 5.3): a sample of n spreads too little by sqrt((n-1)/n),
-//! and a normal quantile stands where Student's t belongs. Percentiles, and not an estimate plus or minus something, because
+//! and a normal quantile takes the place of Student's t. Percentiles, and not an estimate plus or minus something, because
 //! they follow a quantity through any rising function: the interval of a mean loss is that of the perplexity.
 
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! What a comparison of two models comes to, in plain words.
+//! A sentence that sums up the comparison of two models.
 
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ pub struct Size {
 pub struct TextFigures {
     /// Its perplexity.
     pub perplexity: Perplexity,
-    /// The same per byte of text.
+    /// Bits per byte of text.
     pub bits_per_byte: Option<BitsPerByte>,
 }
 

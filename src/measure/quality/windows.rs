@@ -13,8 +13,8 @@ pub enum Convention {
     /// Every token of a window but its first.
     #[serde(rename = "lopper")]
     AllButFirst,
-    /// llama-perplexity's: only the second half, behind a first half that is context. Where the vocabulary wants BOS, it
-    /// stands in place of each window's first token.
+    /// llama-perplexity's: only the second half; the first half is context. Where the vocabulary asks for BOS, it replaces
+    /// each window's first token.
     #[serde(rename = "llama.cpp")]
     SecondHalf,
 }
@@ -115,8 +115,8 @@ impl<'a> Windows<'a> {
         self.windows.chunks((BATCH_TOKENS / self.ctx).max(1))
     }
 
-    /// What a pass over a group reads, and the token that follows each place: (windows * ctx) each. Behind a window's last
-    /// token stands that token itself, which never counts.
+    /// Input tokens and target tokens of a pass over a group of windows: (windows * ctx) each. The target of a window's last
+    /// token is that token itself and is never scored.
     pub(super) fn inputs(&self, group: &[&[u32]]) -> (Vec<u32>, Vec<u32>) {
         let next = |window: &&[u32]| {
             let last = window[window.len() - 1];
@@ -135,7 +135,7 @@ impl<'a> Windows<'a> {
         (ids, targets)
     }
 
-    /// Whether the token behind this place of a pass is scored.
+    /// Whether the token after this place of a pass is scored.
     pub(super) fn counts(&self, place: usize) -> bool {
         self.convention
             .scored(self.ctx)

@@ -16,7 +16,7 @@ use crate::interrupt;
 /// several times too slow.
 const WARM_UP: Duration = Duration::from_millis(700);
 
-/// The same for software adapters, whose clocks are the processor's.
+/// Seconds of load before a measurement on a software adapter, whose clocks are the processor's.
 const WARM_UP_SOFTWARE: Duration = Duration::from_millis(100);
 
 /// Seconds of measurement.
@@ -37,7 +37,7 @@ pub enum Load {
     Short,
 }
 
-/// What a device was measured to reach.
+/// Measured peak rates of a device.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Ceilings {
     /// Bytes per second, reading.
@@ -71,7 +71,7 @@ pub struct Timing {
     pub percent_of_ceiling: Option<f64>,
     /// Whether the result was within its bound before it was timed. What is wrong is not timed.
     pub verified: bool,
-    /// What was wrong.
+    /// Why it was not verified.
     pub reason: String,
 }
 

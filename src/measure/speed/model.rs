@@ -8,7 +8,7 @@ use crate::kernels::copy::rows::{Rows, rows};
 use crate::model::{Cache, Model, Pass};
 use crate::tensor::DType;
 
-/// What is timed, in llama-bench's terms. Tokens are synthetic; tokenization and sampling are left out.
+/// A test in llama-bench's terms. Tokens are synthetic; tokenization and sampling are not timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Test {
     /// Prompt tokens, processed in one pass.
@@ -23,7 +23,7 @@ pub struct Test {
 
 impl Test {
     /// llama-bench's name: `pp512`, `tg128`, `pp512 @ d1024`.
-    /// Passes there and back: `bw10x64`.
+    /// Forward and backward passes: `bw10x64`.
     pub fn name(&self) -> String {
         if self.sequences > 0 {
             return format!("bw{}x{}", self.sequences, self.n_prompt);
@@ -90,7 +90,7 @@ pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
     Ok(seconds)
 }
 
-/// The same of passes there and back, which end when the last gradient, the embedding's, has been computed.
+/// Times forward and backward passes; a pass ends when the last gradient, the embedding's, has been computed.
 fn backward(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Vec<f64>> {
     let ids = synthetic(model, test.tokens(), 0);
     let mut seconds = Vec::with_capacity(repetitions);

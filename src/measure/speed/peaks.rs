@@ -1,4 +1,4 @@
-//! What devices can do at most, by their makers' data sheets: the yardstick that a measurement must stay under.
+//! Peak rates of devices by their makers' data sheets: an upper limit of every measurement.
 
 /// Peak rates of a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,8 +31,8 @@ const fn peak(name: &'static str, memory: f64, f32: f64, f16: f64, matrix: f64) 
     }
 }
 
-/// As NVIDIA, AMD and Apple publish them, written down from memory: whoever meets an excess checks the row against the
-/// maker's page first.
+/// As NVIDIA, AMD and Apple publish them, written down from memory: check a row against the maker's page before
+/// trusting an excess.
 #[rustfmt::skip]
 static PEAKS: &[Peak] = &[
     peak("NVIDIA H200", 4800.0, 66.9, 133.8, 989.4),
@@ -61,7 +61,7 @@ static PEAKS: &[Peak] = &[
     peak("Apple M2 Max", 400.0, 13.6, 0.0, 0.0),
 ];
 
-/// Words behind a name that make it another product.
+/// Words after a name that make it another product.
 const OTHERS: &[&str] = &[
     "laptop", "max-q", "ti", "super", "pro", "max", "ultra", "gre", "d",
 ];

@@ -16,7 +16,7 @@ const EACH: Duration = Duration::from_millis(60);
 /// Rows and tokens of the smaller product that a candidate is checked on: the check computes it on the processor.
 const CHECKED: (usize, usize) = (300, 20);
 
-/// What tuning found for a class.
+/// The result of tuning a class.
 #[derive(Clone, Debug)]
 pub struct Tuned {
     /// The class.

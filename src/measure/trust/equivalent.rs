@@ -8,7 +8,7 @@ use super::mutate::Mutant;
 pub struct Equivalent {
     /// The shader: a kernel's name, or `shared/NAME`.
     pub shader: &'static str,
-    /// The line as it stands, and what became of it. In either, `…` stands for anything.
+    /// The original line and the mutated one. In either, `…` matches any text.
     pub change: (&'static str, &'static str),
     /// Why nothing changes.
     pub reason: &'static str,

@@ -5,15 +5,15 @@
 pub struct Mutant {
     /// The line's number, from 1.
     pub line: usize,
-    /// What stood there.
+    /// The original text of the place.
     pub before: String,
-    /// What stands there now.
+    /// The mutated text.
     pub after: String,
     /// The whole text.
     pub source: String,
 }
 
-/// (what stands there, what it becomes). Longer tokens stand before those they contain.
+/// (token, its replacement). A token comes before those it contains.
 const CHANGES: &[(&str, &str)] = &[
     ("workgroupBarrier();", ""),
     ("<= ", "< "),

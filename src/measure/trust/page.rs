@@ -1,5 +1,5 @@
-//! A case as one self-contained page for whoever has another device, or writes its driver: WGSL, inputs, expected values
-//! with their bounds, and a WebGPU program that runs and judges it.
+//! A case as one self-contained page, for people with another device or who write its driver: WGSL, inputs, expected
+//! values with their bounds, and a WebGPU program that runs and judges it.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -73,6 +73,6 @@ pub fn page(kernel: &Kernel, variant: &Variant, case: &Case, source: &str) -> Re
     let title = title.replace('&', "&amp;").replace('<', "&lt;");
     Ok(include_str!("../../../assets/html/case.html")
         .replace("%TITLE%", &title)
-        // The text stands in a script: nothing in it may end that.
+        // The text is inside a script element, which nothing in it may end.
         .replace("%CASE%", &case_json.to_string().replace("</", "<\\/")))
 }

@@ -45,7 +45,7 @@ pub struct Row {
     pub status: Status,
     /// The largest error as a fraction of its element's bound.
     pub error: Option<f64>,
-    /// What `error` may be.
+    /// The limit of `error`.
     pub tolerance: f64,
     /// Normalized mean squared error.
     pub nmse: Option<f64>,
@@ -66,7 +66,7 @@ pub struct KnownFailure {
     pub backend: &'static str,
     /// Part of the driver's text.
     pub driver: &'static str,
-    /// What is wrong, and where it was reported.
+    /// The defect, and where it was reported.
     pub reason: &'static str,
 }
 
@@ -78,7 +78,7 @@ pub static KNOWN: &[KnownFailure] = &[];
 #[derive(Clone, Debug)]
 pub struct Selection {
     pattern: Option<glob::Pattern>,
-    /// The same for whole texts, where a bracket is a bracket.
+    /// The pattern with its brackets escaped, for whole texts.
     texts: Option<glob::Pattern>,
     text: String,
 }
@@ -178,7 +178,7 @@ impl Selection {
 pub struct RandomCases {
     /// Of each variant.
     pub count: usize,
-    /// The same shapes for the same seed.
+    /// The seed of the shapes.
     pub seed: u64,
 }
 
@@ -198,8 +198,8 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// Runs the selected cases in the table's order, but the first `skip`. `starting` is told each case's text before it
-/// runs, so that whoever watches knows which case a crash belongs to; `done` gets its row.
+/// Runs the selected cases in the table's order, but the first `skip`. `starting` gets each case's text before it
+/// runs, so that a watching process knows which case a crash belongs to; `done` gets its row.
 pub fn verify(
     runner: &Runner,
     selection: &Selection,
@@ -227,7 +227,7 @@ pub fn verify(
             for _ in 0..ahead {
                 scope.spawn(|| {
                     while let Some((variant, _)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        // Whoever runs it meets the error again, and reports it.
+                        // The run that uses it meets the error again and reports it.
                         let _ = runner.prepare(kernel, variant);
                     }
                 });

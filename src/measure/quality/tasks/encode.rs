@@ -13,8 +13,8 @@ use crate::text::Tokenizer;
 /// A context and its continuation as lm-evaluation-harness encodes them: spaces at the context's end belong to the
 /// continuation; both are encoded together, and the continuation's tokens are what follows as many tokens as the context
 /// alone has. A token over the boundary so changes the context, not what is scored. An empty context is BOS, or the first
-/// token that ends a text where the vocabulary has no BOS. `add_bos`: BOS stands in front though the vocabulary does not
-/// ask for it.
+/// token that ends a text where the vocabulary has no BOS. `add_bos`: begin with BOS though the vocabulary does not ask
+/// for it.
 pub fn encode(
     tokenizer: &Tokenizer,
     context: &str,
@@ -40,7 +40,7 @@ pub fn encode(
     checked(whole, behind)
 }
 
-/// A text's tokens, behind BOS where the vocabulary or the user wants it.
+/// A text's tokens, after BOS where the vocabulary or the user wants it.
 pub(super) fn with_bos(tokenizer: &Tokenizer, text: &str, add_bos: bool) -> Result<Vec<u32>> {
     let mut ids = tokenizer.encode(text, true)?;
     if let (true, Some(bos)) = (add_bos, tokenizer.bos)
@@ -65,7 +65,7 @@ fn checked(context: Vec<u32>, continuation: Vec<u32>) -> Result<Request> {
     })
 }
 
-/// What stands in front of each question: the task's introduction and the examples, each followed by a blank line.
+/// The text in front of each question: the task's introduction and the examples, each followed by a blank line.
 pub fn fronts(task: &Task, orders: &Orders, options: &Options) -> Result<Vec<String>> {
     let front = |(index, item): (usize, &Item)| {
         let order = orders.of(index, item);
@@ -87,7 +87,7 @@ pub fn asked<'a>(task: &'a Task, options: &Options) -> &'a [Item] {
     &task.items[..count]
 }
 
-/// Every question with its continuations as tokens. Questions behind the same front are of one family.
+/// Every question with its continuations as tokens. Questions with the same front are of one family.
 pub fn questions(
     tokenizer: &Tokenizer,
     task: &Task,

@@ -1,4 +1,4 @@
-//! What a task's outcomes add up to.
+//! Accuracy, macro-F1 and the other figures of a task's outcomes.
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ pub struct Figures {
     pub acc: f64,
     /// Its standard error, sqrt(acc (1 - acc) / (n - 1)), as lm-evaluation-harness has it; 0 for one question.
     pub acc_stderr: f64,
-    /// The same where choices are compared by log-likelihood per character.
+    /// Accuracy with choices compared by log-likelihood per character.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acc_norm: Option<f64>,
     /// Its standard error.

@@ -56,11 +56,10 @@ pub(super) fn answers(
     Ok(outcomes)
 }
 
-/// What the model writes behind a prompt, up to the first text that ends it.
+/// The continuation that the model generates, up to the first stop text.
 fn one(setup: &Setup<'_>, prompt: &[u32], how: &Generated) -> Result<String> {
     let tokenizer = setup.tokenizer;
-    // The generator asks of every token whether it ends the text; here all of them so far are looked at together, since
-    // a text that ends it may begin in one token and end in another.
+    // A stop text may begin in one token and end in another, so all tokens so far are searched.
     let written: RefCell<(Vec<u32>, Result<String>)> =
         RefCell::new((Vec::new(), Ok(String::new())));
     let ends = |token: u32| {

@@ -43,13 +43,13 @@ pub struct Options {
     pub seed: u64,
     /// The first so many questions only.
     pub limit: Option<usize>,
-    /// Whether BOS stands in front of a question though the vocabulary does not ask for it.
+    /// Whether a question begins with BOS though the vocabulary does not ask for it.
     pub add_bos: bool,
     /// How passes are put together; no answer depends on it.
     pub batching: Batching,
 }
 
-/// What is told of an evaluation under way.
+/// Progress events of an evaluation.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
     /// A step, how much of it is done, and all of it.
@@ -116,7 +116,7 @@ pub fn evaluate(
     })
 }
 
-/// What came of an item. `chosen`: whether it has choices, or a target that greedy decoding has to give.
+/// The outcome of an item. `chosen`: it has choices, as opposed to a target that greedy decoding must give.
 fn outcome(
     index: usize,
     item: &Item,

@@ -17,7 +17,7 @@ const BATCH_TOKENS: usize = 4096;
 /// Places in the pool by preference.
 #[derive(Debug)]
 pub enum Orders {
-    /// The same for all questions.
+    /// One order for all questions.
     One(Vec<usize>),
     /// By the words of the question.
     Words(Bm25),
@@ -26,7 +26,7 @@ pub enum Orders {
 }
 
 impl Orders {
-    /// What the options ask for.
+    /// The orders that the options ask for.
     pub fn new(
         setup: &Setup<'_>,
         task: &Task,
@@ -65,7 +65,7 @@ impl Orders {
     }
 }
 
-/// The mean final hidden state of each item's topic, behind the final norm, as a unit vector.
+/// The mean hidden state of each item's topic after the final norm, as a unit vector.
 fn vectors(
     setup: &Setup<'_>,
     items: &[Item],

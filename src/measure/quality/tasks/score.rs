@@ -1,9 +1,9 @@
-//! The log-likelihoods of continuations. What questions have in common is computed once: the examples in front of them, in
-//! a cache of their own; each question, whose keys and values its choices go on from; and the choices, side by side.
+//! The log-likelihoods of continuations. Shared tokens are computed once: the examples before all questions, in a KV cache
+//! of their own; then each question, from whose keys and values its choices continue; then the choices, side by side.
 //!
-//! The three run through a block together, layer by layer, so questions and choices need the cache of one layer only.
-//! Sequences of several lengths are rows of one length, filled up on the right: attention is causal, so nothing that counts
-//! sees what stands behind it, and the next part of a sequence overwrites it.
+//! The three run through a block together, layer by layer, so questions and choices need the KV cache of one layer only.
+//! Sequences of several lengths are padded on the right to rows of one length: attention is causal, so no scored token sees
+//! the padding, and the next part of a sequence overwrites it.
 
 use std::cmp::Reverse;
 
@@ -20,14 +20,14 @@ use crate::tensor::DType;
 /// A context and what may follow it, as tokens, at least one each.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// What is given.
+    /// Tokens given.
     pub context: Vec<u32>,
-    /// What is scored.
+    /// Tokens scored.
     pub continuation: Vec<u32>,
 }
 
 impl Request {
-    /// Tokens that the model is given: all but the last, behind which nothing is scored.
+    /// Input tokens: all but the last, after which nothing is scored.
     pub fn input(&self) -> impl Iterator<Item = u32> + '_ {
         let all = self.context.iter().chain(&self.continuation);
         all.copied().take(self.inputs())
@@ -49,11 +49,11 @@ impl Request {
 pub struct Question {
     /// One for each choice, at least one.
     pub requests: Vec<Request>,
-    /// Questions of one family share what stands in front of them.
+    /// Questions of one family share the text in front of them.
     pub family: usize,
 }
 
-/// What came of a request.
+/// The score of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Score {
     /// Natural log of the continuation's probability, summed in f64.
@@ -118,7 +118,7 @@ pub fn score(
         });
         let mut splits: Vec<Split<'_>> = splits.collect();
         // Rows of a pass are as long as its longest, so those of about one length go together; the longest come first,
-        // and whoever runs out of memory does so at once.
+        // so that a lack of memory shows at once.
         splits.sort_by_key(|split| (Reverse(split.stem), Reverse(split.longest()), split.index));
         let mut rest = splits.as_slice();
         while !rest.is_empty() {
@@ -240,7 +240,7 @@ fn record(
     losses(model, pass, &segments)
 }
 
-/// What the choices of each question have in common, behind the prefix: a row for each question.
+/// The tokens after the prefix that a question's choices share: a row for each question.
 fn stems<'a>(
     model: &Model,
     pass: &Pass<'_>,
@@ -275,7 +275,7 @@ fn stems<'a>(
     })
 }
 
-/// The choices behind their questions, whose keys and values are in `from`: a row for each that goes on.
+/// The choices after their questions, whose keys and values are in `from`: a row for each choice that continues.
 fn branches<'a>(
     model: &Model,
     pass: &Pass<'_>,
@@ -312,8 +312,8 @@ fn branches<'a>(
     })
 }
 
-/// Lists the rows of a segment's span of positions behind which tokens of a request are scored. `base`: the row of the
-/// span's first position.
+/// Lists the rows of a segment whose next token is a scored token of a request. `base`: the row of the span's first
+/// position.
 fn want(
     split: &Split<'_>,
     number: usize,
@@ -331,7 +331,7 @@ fn want(
     }
 }
 
-/// Losses on their way back: of the rows of a head's call, in the order of `wanted`.
+/// Losses that are being read back: of the rows of a head's call, in the order of `wanted`.
 struct PendingRows {
     wanted: Vec<Wanted>,
     lse: Reading,

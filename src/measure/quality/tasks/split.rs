@@ -1,4 +1,4 @@
-//! What questions have in common, and how many of them make a pass.
+//! Batching of questions: common prefixes, and how many questions fit a pass.
 
 use super::score::{Batching, Question, Request};
 use crate::model::{Model, Pass};
@@ -34,7 +34,7 @@ pub fn common<'a>(requests: impl Iterator<Item = &'a Request> + Clone) -> usize 
     })
 }
 
-/// The tokens that all inputs of a family begin with, but for the place behind which the first token is scored.
+/// The number of tokens that all inputs of a family begin with. The token before the first scored one is never among them.
 pub fn common_prefix(questions: &[Question], family: &[usize]) -> usize {
     let requests = family.iter().flat_map(|index| &questions[*index].requests);
     let shortest = requests.clone().map(|request| request.context.len() - 1);
@@ -58,7 +58,7 @@ impl Split<'_> {
         inputs.max().unwrap_or(0)
     }
 
-    /// Requests that go on behind the stem.
+    /// Requests that continue after the stem.
     pub fn branches(&self) -> impl Iterator<Item = (usize, &Request)> {
         let requests = self.question.requests.iter().enumerate();
         requests.filter(|(_, request)| request.inputs() > self.stem)
@@ -70,18 +70,18 @@ impl Split<'_> {
 pub struct Sizes {
     /// Rows of stems.
     pub questions: usize,
-    /// Most tokens of a stem behind the prefix.
+    /// Most tokens of a stem after the prefix.
     pub stem: usize,
     /// Most tokens of a stem with the prefix.
     pub held: usize,
     /// Rows of branches.
     pub branches: usize,
-    /// Most tokens of a branch behind its stem.
+    /// Most tokens of a branch after its stem.
     pub branch: usize,
 }
 
 impl Sizes {
-    /// Counts a question's rows behind a prefix of so many tokens.
+    /// Counts a question's rows after a prefix of this many tokens.
     pub fn add(&mut self, split: &Split<'_>, prefix: usize) {
         self.questions += 1;
         self.stem = self.stem.max(split.stem - prefix);
