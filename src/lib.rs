@@ -5,7 +5,7 @@
 //!
 //! - [`error`], [`interrupt`]: what can go wrong.
 //! - [`tensor`]: element types and packed weight formats.
-//! - [`formats`], [`text`], [`data`], [`recipe`]: bytes, tokens, texts, and what the user asks for. No device.
+//! - [`formats`], [`text`], [`data`]: bytes, tokens, texts. No device.
 //! - [`compare`]: the only place where two results are judged equal.
 //! - [`gpu`]: wgpu and no maths.
 //! - [`device`]: what a kernel is, and the CPU, GPU and checked devices that run one.
@@ -14,8 +14,9 @@
 //! - [`model`]: checkpoints, the blocks of each family and their gradients, generation, saving.
 //! - [`measure`]: how well a model predicts a text and answers questions, how far it is from its parent.
 //! - [`methods`]: the compression maths, without wgpu.
+//! - [`stages`]: the kinds of steps a recipe is made of; [`recipe`]: what the user asks for.
 //! - [`plan`]: recipe and headers to decisions and bytes; pure.
-//! - [`run`]: executes a plan and writes the artifact.
+//! - [`run`]: executes a plan, stage by stage over folders on the disk, and writes the artifact.
 //! - [`cli`]: arguments and printing; the only place that prints.
 //!
 //! Invariants. A result that a device computed is f32 or f16 rounded from f32 accumulation. Codes and scales are the same
@@ -38,5 +39,6 @@ pub mod model;
 pub mod plan;
 pub mod recipe;
 pub mod run;
+pub mod stages;
 pub mod tensor;
 pub mod text;

@@ -6,16 +6,13 @@ use std::process::Command;
 use libtest_mimic::{Failed, Trial};
 use tempfile::TempDir;
 
-use crate::cli::{NANO, Run, SHORT, TEXT, TINY, check, command, snapshot, succeeds};
+use crate::cli::{Run, TEXT, TINY, check, command, snapshot};
 
 pub fn trials() -> Vec<Trial> {
     if !cfg!(unix) {
         return Vec::new();
     }
-    vec![
-        Trial::test("cli_interrupt::compress", compress),
-        Trial::test("cli_interrupt::eval", eval),
-    ]
+    vec![Trial::test("cli_interrupt::eval", eval)]
 }
 
 /// Starts the program, presses Ctrl-C after a while, and says how it ended.
@@ -41,43 +38,6 @@ fn listens(id: &str) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
     let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     caught.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap_or(0) & 2 != 0)
-}
-
-fn compress() -> Result<(), Failed> {
-    let folder = TempDir::new()?;
-    let job = format!("quantize {TINY} {SHORT} --force --out");
-    let start = std::time::Instant::now();
-    succeeds(folder.path(), &format!("{job} whole"))?;
-    let full = start.elapsed().as_secs_f64();
-    succeeds(
-        folder.path(),
-        &format!("quantize {NANO} --no-eval --out old"),
-    )?;
-    let stands = snapshot(folder.path())?;
-    let mut stopped = 0;
-    for (share, out) in [
-        (0.0, "new"),
-        (0.2, "old"),
-        (0.4, "deep/er"),
-        (0.6, "old"),
-        (0.75, "new"),
-        (0.9, "old"),
-    ] {
-        let run = interrupted(folder.path(), &format!("{job} {out}"), share * full)?;
-        if run.code == Some(0) {
-            // It was quicker this time: the result is whole, and the last one looked at.
-            succeeds(folder.path(), &format!("inspect {out}"))?;
-            break;
-        }
-        let message = run.err.lines().any(|line| line.contains("interrupted"));
-        check(run.code == Some(130) && message, || {
-            format!("after {share}: {:?} {}", run.code, run.err)
-        })?;
-        let left = snapshot(folder.path())?;
-        check(left == stands, || format!("after {share}: {left:?}"))?;
-        stopped += 1;
-    }
-    check(stopped >= 3, || format!("stopped {stopped} times only"))
 }
 
 fn eval() -> Result<(), Failed> {

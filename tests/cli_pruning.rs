@@ -144,10 +144,6 @@ fn refused() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
     std::fs::write(folder.join("short.txt"), "Too little to learn from.")?;
-    std::fs::write(
-        folder.join("quantize.toml"),
-        "model = \"embedded:nano-llama\"\n[[stage]]\nkind = \"quantize\"\nbits = 8\n[[stage]]\nkind = \"prune\"\nratio = 0.5\n",
-    )?;
     let before = snapshot(folder)?;
     for (rest, words) in [
         (
@@ -186,7 +182,6 @@ fn refused() -> Result<(), Failed> {
             "prune embedded:nano-llama --out o --ratio 0.5 --score best",
             "found best",
         ),
-        ("compress quantize.toml --out o", "prune before quantize"),
         (
             "scores embedded:nano-llama --out s --score best",
             "found best",

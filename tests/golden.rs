@@ -9,10 +9,10 @@ use lopper::formats::Source;
 use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::{Options, Tier};
 use lopper::measure::{Convention, perplexity};
+use lopper::methods::quantize::Grid;
 use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
 use lopper::model::{Checkpoint, Compute, Config, Llama, Pass, Role, TensorSpec, Weights};
-use lopper::recipe::Grid;
 use lopper::tensor::{DType, Packed, WeightFormat};
 
 use crate::machine::{device, gpu_trial};

@@ -8,9 +8,9 @@ use lopper::formats::Source;
 use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options;
 use lopper::kernels::matmul::{Destination, Input, linear};
+use lopper::methods::quantize::Grid;
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Scheme, level_type, prescribed_group_size};
-use lopper::recipe::Grid;
 use lopper::tensor::{DType, Packed, codebook, minifloat};
 
 use crate::cli::{NANO, SHORT, lopper};

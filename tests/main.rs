@@ -29,6 +29,7 @@ mod machine;
 mod pipelines;
 mod pruning;
 mod recipes;
+mod resume;
 mod scores;
 mod shaders;
 mod statistics;
@@ -53,6 +54,7 @@ fn main() {
     trials.extend(golden::trials());
     trials.extend(pipelines::trials());
     trials.extend(recipes::trials());
+    trials.extend(resume::trials());
     trials.extend(layers::trials());
     trials.extend(gradients::trials());
     trials.extend(attention_gradients::trials());

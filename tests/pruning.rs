@@ -7,14 +7,13 @@ use lopper::gpu::Options;
 use lopper::kernels::mask::weights::weights as mask;
 use lopper::kernels::score::Reduction;
 use lopper::measure::{Convention, perplexity};
-use lopper::methods::calibration::Rows;
-use lopper::methods::prune::Order;
+use lopper::methods::calibration::{Calibration, Rows};
 use lopper::methods::prune::score::{Score, sums};
 use lopper::model::{
     Axis, Checkpoint, Compute, Config, Cut, Group, Layers, Llama, Pass, Pruned, TensorSpec,
     Weights, Width, groups,
 };
-use lopper::recipe::{Prune, Ranking, RatioOf, Scope};
+use lopper::stages::prune::{Prune, Ranking, RatioOf, Scope};
 use lopper::tensor::{DType, Packed, WeightFormat};
 
 use crate::machine::{device, gpu_trial};
@@ -168,7 +167,11 @@ fn quality() -> Result<(), Failed> {
     let device = &Device::Cpu;
     let parent = Checkpoint::open("embedded:tiny-llama")?;
     let tokenizer = parent.tokenizer()?;
-    let rows = Rows::of_text("embedded:calibration", &tokenizer, 3000, 10, 64)?;
+    let calibration = Calibration {
+        offset: 3000,
+        ..Calibration::default()
+    };
+    let rows = Rows::of_text(&calibration, &tokenizer)?;
     let mut tokens = tokenizer.encode(&read_text("embedded:heldout-2026")?, false)?;
     tokens.truncate(8192);
     let measured = |weights: &dyn Weights| -> Result<f64, Failed> {
@@ -202,7 +205,7 @@ fn quality() -> Result<(), Failed> {
     let cut = |score: Score, seed: u64| -> Result<Cut, Failed> {
         let mut cut = Cut::nothing(parent.config());
         for group in &channels {
-            let units = sums.units(device, score, group, Reduction::Sum, seed)?;
+            let units = sums.unit_scores(device, score, group, Reduction::Sum, seed)?;
             let mut order: Vec<usize> = (0..units.len()).collect();
             order.sort_by(|a, b| units[*b].total_cmp(&units[*a]));
             order.truncate(288);
@@ -270,7 +273,7 @@ fn stage() -> Prune {
 fn orders() -> Result<(), Failed> {
     let parent = Checkpoint::open("embedded:tiny-llama")?;
     let (config, specs) = (parent.config(), parent.specs());
-    let order = |stage: &Prune| Order::new(stage, config, specs);
+    let order = |stage: &Prune| stage.spec(config, specs);
     let left = order(&stage()).map_err(|bad| format!("{bad:?}"))?.left;
     let widths = left.uniform().ok_or("uniform by default")?;
     if (widths.intermediate_size, widths.heads, widths.kv_heads) != (288, 2, 1) {
@@ -355,7 +358,9 @@ fn parameters() -> Result<(), Failed> {
         ..stage()
     };
     let specs = parent.specs();
-    let order = Order::new(&stage, parent.config(), specs).map_err(|bad| format!("{bad:?}"))?;
+    let order = stage
+        .spec(parent.config(), specs)
+        .map_err(|bad| format!("{bad:?}"))?;
     let left = lopper::methods::prune::parameters(&order.left, specs) as f64;
     let share = 1.0 - left / parent.parameters() as f64;
     if (share - 0.2).abs() > 0.002 {
