@@ -12,7 +12,7 @@
 //! - [`kernels`]: one formula each, with the reference that defines it.
 //! - [`autograd`]: reverse mode, a tape over kernel calls.
 //! - [`model`]: checkpoints, the blocks of each family and their gradients, generation, saving.
-//! - [`measure`]: how well a model predicts a text and answers questions, how far it is from its parent.
+//! - [`measure`]: how good a model is and how far from its parent, how fast it runs, whether a device can be trusted.
 //! - [`methods`]: the compression maths, without wgpu.
 //! - [`stages`]: the kinds of steps a recipe is made of; [`recipe`]: what the user asks for.
 //! - [`plan`]: recipe and headers to decisions and bytes; pure.

@@ -42,6 +42,22 @@ pub fn device(options: Options) -> Result<Device, Failed> {
     open(options).map(Device::Gpu).map_err(Failed::from)
 }
 
+/// A trial on the CPU and one on the adapter, with shader checks on.
+pub fn on_each(
+    name: &str,
+    run: impl Fn(&Device) -> Result<(), Failed> + Send + Copy + 'static,
+) -> [Trial; 2] {
+    let options = Options {
+        checked: true,
+        ..Options::default()
+    };
+    let on_gpu = move || run(&device(options)?);
+    [
+        Trial::test(format!("{name}::cpu"), move || run(&Device::Cpu)),
+        gpu_trial(format!("{name}::gpu"), on_gpu),
+    ]
+}
+
 /// Whether the machine has an adapter.
 pub fn has_gpu() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
@@ -59,13 +75,24 @@ pub fn gpu_trial(name: String, run: impl FnOnce() -> Result<(), Failed> + Send +
     Trial::test(name, run).with_ignored_flag(!has_gpu() && !required)
 }
 
-/// Trials from a table of plain functions.
-pub fn plain_trials(table: &[(&'static str, fn())]) -> Vec<Trial> {
-    let trial = |&(name, test): &(&'static str, fn())| {
-        Trial::test(name, move || {
-            test();
-            Ok(())
-        })
-    };
-    table.iter().map(trial).collect()
+/// A trial of a function that panics or returns an error where it fails.
+pub fn trial<R: Outcome>(name: &str, run: fn() -> R) -> Trial {
+    Trial::test(name, move || run().outcome())
+}
+
+/// What a test returns.
+pub trait Outcome: 'static {
+    fn outcome(self) -> Result<(), Failed>;
+}
+
+impl Outcome for () {
+    fn outcome(self) -> Result<(), Failed> {
+        Ok(())
+    }
+}
+
+impl Outcome for Result<(), Failed> {
+    fn outcome(self) -> Result<(), Failed> {
+        self
+    }
 }

@@ -1,91 +1,137 @@
 //! The test suite: one binary, its trials listed from the kernel table and from the suites' own tables.
 //!
+//! A folder here is a subject, a file in it a suite; a new suite is its name among the folder's modules and in the table
+//! below (modules stay out of a macro because rustfmt would not see them). `layers` holds the rules of the source tree,
+//! `machine` opens adapters, `models` loads models, `numbers` compares results with known ones, `program` runs the binary.
+//!
 //! GPU trials need an adapter. Without one they are listed as ignored, or fail where `LOPPER_REQUIRE_GPU=1` is set.
 
-mod attention_gradients;
-mod canary;
-mod cli;
-mod cli_bad_input;
-mod cli_interrupt;
-mod cli_pages;
-mod cli_pruning;
-mod cli_tasks;
-mod cli_verify;
-mod comparison;
-mod distilled_gradients;
-mod figures;
-mod finite_differences;
-mod formats;
-mod golden;
-mod gradients;
-mod hostile_widths;
-mod importance;
-mod integers;
-mod kernels;
+/// The trials of a suite, each of a function of its name. Those behind `gpu` need an adapter.
+macro_rules! suite {
+    ($suite:literal: $($test:ident),* $(; gpu: $($on_gpu:ident),*)?) => {
+        vec![
+            $(crate::machine::trial(concat!($suite, "::", stringify!($test)), $test),)*
+            $($(crate::machine::gpu_trial(concat!($suite, "::", stringify!($on_gpu)).into(), $on_gpu),)*)?
+        ]
+    };
+}
+
 mod layers;
-mod levels;
-mod lut;
 mod machine;
-mod pipelines;
-mod pruning;
-mod recipes;
-mod resume;
-mod scores;
-mod shaders;
-mod statistics;
-mod synth;
-mod task_layouts;
-mod task_rules;
-mod tasks;
-mod text;
-mod text_hostile;
-mod trits;
-mod tuning;
-mod widths;
+mod models;
+mod numbers;
+mod program;
+
+mod cli {
+    pub mod bad_input;
+    pub mod commands;
+    pub mod interrupt;
+    pub mod pages;
+    pub mod pruning;
+    pub mod tasks;
+    pub mod verify;
+}
+
+mod formats {
+    pub mod gguf;
+    pub mod hostile_gguf;
+    pub mod hostile_safetensors;
+    pub mod safetensors;
+}
+
+mod kernels {
+    pub mod attention_gradients;
+    pub mod canary;
+    pub mod finite_differences;
+    pub mod importance;
+    pub mod integers;
+    pub mod lut;
+    pub mod shaders;
+    pub mod table;
+    pub mod trits;
+    pub mod tuning;
+}
+
+mod model {
+    pub mod distilled_gradients;
+    pub mod golden;
+    pub mod gradients;
+    pub mod scores;
+    pub mod synth;
+    pub mod widths;
+}
+
+mod pipelines {
+    pub mod jobs;
+    pub mod levels;
+    pub mod pruning;
+    pub mod recipes;
+    pub mod resume;
+}
+
+mod quality {
+    pub mod comparison;
+    pub mod figures;
+    pub mod statistics;
+    pub mod task_layouts;
+    pub mod task_rules;
+    pub mod tasks;
+}
+
+mod text {
+    pub mod hostile;
+    pub mod tokenizer;
+}
 
 use libtest_mimic::{Arguments, Trial};
 
+/// Every suite's list of trials, in the order in which they run.
+const SUITES: &[fn() -> Vec<Trial>] = &[
+    layers::trials,
+    kernels::attention_gradients::trials,
+    kernels::canary::trials,
+    kernels::finite_differences::trials,
+    kernels::importance::trials,
+    kernels::integers::trials,
+    kernels::lut::trials,
+    kernels::shaders::trials,
+    kernels::table::trials,
+    kernels::trits::trials,
+    kernels::tuning::trials,
+    model::distilled_gradients::trials,
+    model::golden::trials,
+    model::gradients::trials,
+    model::scores::trials,
+    model::synth::trials,
+    model::widths::trials,
+    pipelines::jobs::trials,
+    pipelines::levels::trials,
+    pipelines::pruning::trials,
+    pipelines::recipes::trials,
+    pipelines::resume::trials,
+    formats::gguf::trials,
+    formats::hostile_gguf::trials,
+    formats::hostile_safetensors::trials,
+    formats::safetensors::trials,
+    text::hostile::trials,
+    text::tokenizer::trials,
+    quality::comparison::trials,
+    quality::figures::trials,
+    quality::statistics::trials,
+    quality::task_layouts::trials,
+    quality::task_rules::trials,
+    quality::tasks::trials,
+    cli::bad_input::trials,
+    cli::commands::trials,
+    cli::interrupt::trials,
+    cli::pages::trials,
+    cli::pruning::trials,
+    cli::tasks::trials,
+    cli::verify::trials,
+];
+
 fn main() {
     let arguments = Arguments::from_args();
-    let mut trials: Vec<Trial> = Vec::new();
-    trials.extend(kernels::trials());
-    trials.extend(shaders::trials());
-    trials.extend(canary::trials());
-    trials.extend(golden::trials());
-    trials.extend(pipelines::trials());
-    trials.extend(recipes::trials());
-    trials.extend(resume::trials());
-    trials.extend(layers::trials());
-    trials.extend(gradients::trials());
-    trials.extend(attention_gradients::trials());
-    trials.extend(distilled_gradients::trials());
-    trials.extend(finite_differences::trials());
-    trials.extend(importance::trials());
-    trials.extend(integers::trials());
-    trials.extend(lut::trials());
-    trials.extend(trits::trials());
-    trials.extend(levels::trials());
-    trials.extend(synth::trials());
-    trials.extend(tasks::trials());
-    trials.extend(task_rules::trials());
-    trials.extend(cli::trials());
-    trials.extend(cli_bad_input::trials());
-    trials.extend(cli_interrupt::trials());
-    trials.extend(cli_pages::trials());
-    trials.extend(cli_tasks::trials());
-    trials.extend(cli_verify::trials());
-    trials.extend(cli_pruning::trials());
-    trials.extend(pruning::trials());
-    trials.extend(scores::trials());
-    trials.extend(tuning::trials());
-    trials.extend(widths::trials());
-    trials.extend(hostile_widths::trials());
-    trials.extend(statistics::trials());
-    trials.extend(comparison::trials());
-    trials.extend(figures::trials());
-    trials.extend(machine::plain_trials(formats::TESTS));
-    trials.extend(machine::plain_trials(task_layouts::TESTS));
-    trials.extend(machine::plain_trials(text::TESTS));
-    trials.extend(machine::plain_trials(text_hostile::TESTS));
+    let trials = SUITES.iter().flat_map(|suite| suite()).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }

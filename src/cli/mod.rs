@@ -1,41 +1,31 @@
-//! The command line: arguments and printing, one file per command. The only place that prints.
+//! The command line: arguments and printing, one file per command, a folder where several commands belong together. The
+//! only place that prints.
 
 mod bench;
-mod bench_compare;
-mod bench_hardware;
-mod bench_html;
-mod bench_lut;
-mod bench_model;
-mod bench_types;
-mod compare;
 mod compress;
 mod devices;
 mod eval;
-mod eval_base;
-mod eval_tasks;
 mod export;
 mod generate;
 mod inspect;
 mod logits;
-mod mutate;
 mod output;
-mod pair;
 mod prune;
 mod quantize;
 mod scores;
 mod session;
 mod synth;
-mod task_files;
-mod tune;
-mod verify;
-mod verify_child;
+mod trust;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::Engine;
 use crate::error::Result;
 use crate::gpu::{Selector, parse_backend};
+use bench::tune;
+use eval::compare;
 use output::Output;
+use trust::{mutate, verify};
 
 /// Makes language models small on the GPU you already own.
 #[derive(Debug, Parser)]

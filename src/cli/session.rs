@@ -13,7 +13,7 @@ use crate::interrupt;
 use crate::kernels::TABLE;
 use crate::kernels::matmul::coop;
 use crate::kernels::matmul::plan::Product;
-use crate::measure::tune::tune_all;
+use crate::measure::speed::tune::tune_all;
 use crate::model::{Checkpoint, Compute, Llama};
 use crate::tensor::DType;
 
@@ -69,7 +69,7 @@ fn only_multiplies(global: &Global) -> Result<()> {
     })
 }
 
-/// The user's WGSL and what it stands in for: a kernel, or a shared fragment. Only together with `--kernel`.
+/// The user's WGSL and the name of the kernel or shared fragment that it replaces. Only together with `--kernel`.
 pub(super) fn replacement(
     kernel: Option<&str>,
     shader: Option<&Path>,
@@ -277,7 +277,7 @@ pub(super) fn open_tuning(global: &Global, output: &Output) -> Result<Runner> {
     open_gpu(&global, adapter, false, output)
 }
 
-/// What a pass computes in. `auto` is f32; `i8` takes the bytes of integer products from what activations the device has.
+/// The number type of forward passes. `auto` is f32; `i8` means integer products, with other activations in f16 where the device has it.
 pub(super) fn compute(global: &Global, device: &Device) -> Result<Compute> {
     Ok(match global.compute {
         ComputeChoice::Auto | ComputeChoice::F32 => Compute::F32,
@@ -305,8 +305,8 @@ pub(super) fn compute(global: &Global, device: &Device) -> Result<Compute> {
     })
 }
 
-/// What gradients and scores compute in: f32 unless the user says otherwise, since they are compared with each other and with
-/// files.
+/// The number type of gradients and scores: f32 unless the user says otherwise, because they are compared with each other
+/// and with files.
 pub(super) fn calibration_compute(global: &Global, device: &Device) -> Result<Compute> {
     match global.compute {
         ComputeChoice::Auto => Ok(Compute::F32),

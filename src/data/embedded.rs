@@ -47,7 +47,7 @@ pub(super) fn embedded(name: &str) -> Option<Result<Task>> {
 /// Passages of the held-out speeches, the older ones first, without their last word (LAMBADA's form, made by rule and not
 /// chosen by people). A passage is the fewest whole sentences in a row of one paragraph, up to the sentence that ends it,
 /// that have 20 words; it has at most 90. Its last word is of lower-case letters, four at least, ends with a full stop,
-/// which is left out, and stands earlier in the passage too, as most of LAMBADA's do: a model that reads back can find it.
+/// which is left out, and occurs earlier in the passage too, as most of LAMBADA's do: a model that reads back can find it.
 /// No two passages share a sentence.
 fn cloze() -> Vec<Item> {
     let mut items = Vec::new();
@@ -86,7 +86,7 @@ fn sentences(paragraph: &str) -> Vec<Vec<&str>> {
             sentences.push(Vec::new());
         }
     }
-    // What is left has no end.
+    // The last piece is no whole sentence.
     sentences.pop();
     sentences
 }

@@ -1,4 +1,4 @@
-//! Which examples stand in front of a question.
+//! The choice of examples in front of a question.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ pub enum Selection {
     First,
     /// The first of a seeded shuffle of the pool, the same for every question.
     Random,
-    /// The most similar by BM25; the most similar stands next to the question.
+    /// The most similar by BM25, in rising order: the most similar is next to the question.
     Bm25,
     /// The most similar by the cosine of the model's mean final hidden states; likewise.
     Embedding,
@@ -38,7 +38,7 @@ impl Selection {
     }
 }
 
-/// What examples are drawn from.
+/// The items that examples are drawn from.
 pub fn pool(task: &Task) -> &[Item] {
     task.pool.as_deref().unwrap_or(&task.items)
 }
@@ -52,11 +52,11 @@ pub fn available(task: &Task) -> usize {
         *groups.entry(example.group.as_deref()).or_default() += 1;
     }
     let grouped = groups.keys().any(Option::is_some);
-    let of = |item: &Item| match &item.group {
+    let examples_for = |item: &Item| match &item.group {
         Some(group) if grouped => groups.get(&Some(group.as_str())).copied().unwrap_or(0),
         _ => pool.len(),
     };
-    let least = task.items.iter().map(of).min();
+    let least = task.items.iter().map(examples_for).min();
     least.unwrap_or(0).saturating_sub(own)
 }
 
@@ -85,7 +85,7 @@ pub fn pick<'a>(
     let grouped = asked.group.is_some() && pool.iter().any(|example| example.group.is_some());
     let usable = |place: &&usize| {
         let example = &pool[**place];
-        // The same question twice would show its answer.
+        // A question as its own example would show its answer.
         let other = if task.pool.is_none() {
             **place != item
         } else {

@@ -129,7 +129,7 @@ impl Source {
         Ok(rows)
     }
 
-    /// The same with the first row's names, as records of texts.
+    /// Rows as records of texts, named by the first row.
     pub fn named_rows(&self) -> Result<Vec<Record<'_>>> {
         let mut rows = self.rows()?.into_iter();
         let (_, names) = rows

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// What stands between two examples, and between the last one and the question.
+/// The text between two examples, and between the last one and the question.
 pub const SEPARATOR: &str = "\n\n";
 
 /// A set of questions.
@@ -19,9 +19,9 @@ pub struct Task {
     pub scoring: Scoring,
     /// The questions.
     pub items: Vec<Item>,
-    /// What examples are drawn from; `None`: the questions themselves, each without the one that is asked.
+    /// The items that examples are drawn from; `None`: the questions themselves, without the one that is asked.
     pub pool: Option<Vec<Item>>,
-    /// What stands between a query and what follows it: a space.
+    /// The text between a query and its continuation: a space.
     pub delimiter: String,
 }
 
@@ -45,24 +45,24 @@ pub struct Generated {
     pub max_tokens: usize,
     /// Texts that end it; they are not part of it.
     pub stop: Vec<String>,
-    /// What the answer is taken from.
+    /// The part of the generated text that is the answer.
     pub extract: Extract,
-    /// What is made equal before answers are compared.
+    /// Differences to remove before answers are compared.
     pub normalize: Vec<Normalize>,
 }
 
-/// Where in a generated text the answer stands.
+/// The place of the answer in a generated text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Extract {
     /// All of it is the answer.
     Whole,
-    /// What follows the last of these; nothing, if it is not there.
+    /// The text after the last of these markers; empty if there is none.
     After(String),
     /// The first group of the pattern's last match, or the whole match if it has no group. A text that compiles.
     Pattern(String),
 }
 
-/// What is made equal in a generated answer and its target before they are compared. White space at both ends never counts.
+/// A difference between a generated answer and its target that does not count. White space at both ends never does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Normalize {
@@ -74,22 +74,22 @@ pub enum Normalize {
     Punctuation,
     /// The English articles `a`, `an`, `the` are left out.
     Articles,
-    /// Commas and currency signs are left out of numbers, and a full stop behind them.
+    /// Commas and currency signs are left out of numbers, and a full stop after them.
     Numbers,
 }
 
 /// A question.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Item {
-    /// What stands in front of the examples.
+    /// The text in front of the examples.
     pub front: String,
     /// The question as the model sees it, without a space at its end.
     pub query: String,
-    /// What may follow; the target alone where nothing is chosen.
+    /// The possible continuations; the target alone where nothing is chosen.
     pub choices: Vec<Choice>,
     /// The place of the right one.
     pub answer: usize,
-    /// What an example shows behind its query instead of the right choice: a rationale that ends in the answer.
+    /// The text after an example's query in place of the right choice: a rationale that ends in the answer.
     pub shown: Option<String>,
     /// Examples come from items of the same group, where the pool has groups.
     pub group: Option<String>,
@@ -131,7 +131,7 @@ impl Item {
         format!("{}{delimiter}{answer}", self.query_of(self.answer))
     }
 
-    /// What is compared to find similar items: the question without its choices' texts.
+    /// The text by which similar items are found: the question without its choices.
     pub fn topic(&self) -> &str {
         self.query_of(0)
     }

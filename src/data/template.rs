@@ -22,12 +22,12 @@ struct TaskFile {
     name: Option<String>,
     /// The questions, beside the task file: JSONL, or CSV with a row of names.
     data: PathBuf,
-    /// What examples are drawn from, in the same form.
+    /// The file that examples are drawn from, in the same form.
     shots: Option<PathBuf>,
     /// A published layout; then nothing below is given.
     layout: Option<String>,
     form: Option<FormName>,
-    /// What stands in front of the examples.
+    /// The text in front of the examples.
     #[serde(default)]
     front: String,
     /// The question.
@@ -36,11 +36,11 @@ struct TaskFile {
     choices: Option<Choices>,
     /// The right choice.
     answer: Option<String>,
-    /// What `answer` becomes: a place, a letter or the text of a choice.
+    /// How `answer` names a choice: by place, letter or text.
     answer_is: Option<AnswerIs>,
     /// The right text, where nothing is chosen.
     target: Option<String>,
-    /// What an example shows behind its prompt instead of the right text: a chain of thought that ends in it.
+    /// The text after an example's prompt in place of the bare target: a chain of thought that ends in it.
     rationale: Option<String>,
     /// Examples come from lines of the same group.
     group: Option<String>,

@@ -143,7 +143,7 @@ impl Tokenizer {
     }
 }
 
-/// What every constructor knows besides the `tokenizer.json` document.
+/// Special tokens and the chat template, which every constructor reads from elsewhere than `tokenizer.json`.
 #[derive(Default)]
 struct Specials {
     bos: Option<u32>,

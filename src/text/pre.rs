@@ -104,7 +104,7 @@ impl Pre {
         }
     }
 
-    /// The kind of a `tokenizer.json`, or what stands in the way.
+    /// The kind of a `tokenizer.json`, or why it has none.
     pub fn recognise(document: &Json) -> Result<Pre, String> {
         let cutting = simplify(&document["pre_tokenizer"]);
         let kind = Pre::ALL

@@ -383,7 +383,7 @@ pub fn piqa(source: &Source) -> Result<Vec<Item>> {
     records.iter().enumerate().map(item).collect()
 }
 
-/// Partial evaluation (Trinh and Le 2018): each option ends a context, and what follows the blank is scored behind both.
+/// Partial evaluation (Trinh and Le 2018): each option ends a context, and the text after the blank is scored after each.
 pub fn winogrande(record: &Record<'_>) -> Result<Item> {
     let sentence = record.some_text("sentence")?;
     let Some((before, after)) = sentence.split_once('_') else {

@@ -17,9 +17,9 @@ use crate::error::{Error, Result};
 /// A published layout: a row of [`LAYOUTS`].
 #[derive(Debug)]
 pub struct Layout {
-    /// What stands before the colon in `LAYOUT:FILE`.
+    /// The name before the colon in `LAYOUT:FILE`.
     pub name: &'static str,
-    /// What such a file looks like.
+    /// The form of such a file.
     pub shape: &'static str,
     /// The labels that every item has, if it is a classification.
     labels: &'static [&'static str],
@@ -215,7 +215,7 @@ fn each(source: &Source, item: fn(&Record<'_>) -> Result<Item>) -> Result<Vec<It
     source.records()?.iter().map(item).collect()
 }
 
-/// What a file's name calls the task.
+/// The task's name, from its file's name.
 pub(super) fn name_of(path: &Path) -> String {
     path.file_stem()
         .unwrap_or_default()

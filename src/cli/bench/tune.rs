@@ -1,0 +1,126 @@
+//! `lopper tune-device`: measures which kernel is quickest for which product, and keeps the winners.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::products::{parse_all, parse_format, parse_shape};
+use super::rows::round;
+use crate::cli::Global;
+use crate::cli::output::{Output, table};
+use crate::cli::session::open_tuning;
+use crate::device::Engine;
+use crate::device::tuned::{self, Winners};
+use crate::error::Result;
+use crate::kernels::matmul::plan::Product;
+use crate::measure::speed::tune::tune_all;
+use crate::tensor::DType;
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Arguments {
+    /// Weight formats to tune for, with their group sizes: uint4m-g32, f16, int8-row
+    #[arg(
+        long = "type",
+        value_name = "FORMAT",
+        value_delimiter = ',',
+        default_value = "f16,int8-g32,uint4m-g32,int4-g32"
+    )]
+    formats: Vec<String>,
+    /// Output x input features of the products: 4096x4096
+    #[arg(
+        long,
+        value_name = "ROWSxCOLUMNS",
+        value_delimiter = ',',
+        default_value = "1024x1024,4096x4096,14336x4096,4096x14336"
+    )]
+    shape: Vec<String>,
+    /// Tokens at once
+    #[arg(long, value_delimiter = ',', default_value = "1,4,8,16,64,512", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    tokens: Vec<u32>,
+    /// Start no further product after this time
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    budget: Duration,
+}
+
+pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    let formats = parse_all(&arguments.formats, parse_format)?;
+    let shapes = parse_all(&arguments.shape, parse_shape)?;
+    let runner = open_tuning(global, output)?;
+    // Activations, and bytes of them in integer products: --compute f32, f16, i8.
+    let computes: &[(DType, u32)] = if runner.gpu().capabilities().f16 {
+        &[(DType::F32, 3), (DType::F16, 2), (DType::F16, 1)]
+    } else {
+        &[(DType::F32, 3), (DType::F32, 1)]
+    };
+    let mut products: Vec<Product> = Vec::new();
+    for weight in formats {
+        for (rows, columns) in &shapes {
+            for tokens in &arguments.tokens {
+                let product = |(activation, bytes): &(DType, u32)| Product {
+                    activation: *activation,
+                    bytes: *bytes,
+                    output: *activation,
+                    engine: Engine::Auto,
+                    weight,
+                    rows: *rows,
+                    columns: *columns,
+                    tokens: *tokens as usize,
+                };
+                products.extend(computes.iter().map(product));
+            }
+        }
+    }
+    let capabilities = runner.gpu().capabilities();
+    // Bytes matter where integers are a candidate only.
+    products.retain(|product| {
+        let candidates = product.candidates(capabilities);
+        product.bytes > 1 || candidates.iter().any(|choice| choice.rounding().is_some())
+    });
+    let (found, left) = tune_all(&runner, &products, arguments.budget, |index, product| {
+        output.progress(
+            &format!("tuning {}", product.class()),
+            index,
+            products.len(),
+        );
+    })?;
+    let mut rows = vec![
+        ["product", "analytic choice", "us", "winner", "us"]
+            .map(String::from)
+            .to_vec(),
+    ];
+    for tuned in &found {
+        let same = tuned.winner.0 == tuned.analytic.0;
+        rows.push(vec![
+            tuned.class.clone(),
+            tuned.analytic.0.clone(),
+            round(tuned.analytic.1).to_string(),
+            if same {
+                "the same".into()
+            } else {
+                tuned.winner.0.clone()
+            },
+            round(tuned.winner.1).to_string(),
+        ]);
+    }
+    let json = found.iter().map(|t| {
+        json!({
+            "class": t.class, "candidates": t.candidates,
+            "analytic": t.analytic.0, "analytic_us": t.analytic.1,
+            "winner": t.winner.0, "winner_us": t.winner.1,
+        })
+    });
+    output.json(&Value::Array(json.collect()))?;
+    output.text(&table(&rows));
+    if left > 0 {
+        output.note(format!(
+            "{left} of {} products not reached in the time; --budget gives more",
+            products.len()
+        ));
+    }
+    let winners: Winners = found.into_iter().map(|t| (t.class, t.winner.0)).collect();
+    match tuned::store(runner.gpu().adapter(), winners)? {
+        Some(path) => output.note(format!("kept in {}", path.display())),
+        None => output.note("not kept: the system names no place for caches; set LOPPER_CACHE"),
+    }
+    Ok(())
+}

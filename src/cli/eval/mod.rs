@@ -1,0 +1,145 @@
+//! `lopper eval` and `lopper compare`: how good a model is, alone and beside its parent.
+
+mod against_base;
+pub(super) mod compare;
+mod pair;
+mod task_files;
+mod tasks;
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use self::pair::WindowArguments;
+use self::task_files::TaskFiles;
+use self::tasks::{Answering, TaskArguments, json_of, text_of};
+use super::Global;
+use super::output::Output;
+use super::session::{compute, load_model, open_device, report_device};
+use crate::error::Result;
+use crate::interrupt;
+use crate::measure::losses;
+use crate::measure::quality::tasks::Setup;
+use crate::model::{Checkpoint, Pass, Weights};
+
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("measured").args(["ppl", "task"]).required(true).multiple(true)))]
+pub(super) struct Arguments {
+    /// A Hugging Face folder, a .gguf file, or embedded:NAME
+    model: String,
+    /// Compare with this model, its parent: divergence, change of perplexity, answers to tasks
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
+    /// Measure perplexity on this text: a file, or embedded:heldout-2026, embedded:heldout-older, embedded:calibration
+    #[arg(long, value_name = "FILE")]
+    ppl: Option<String>,
+    #[command(flatten)]
+    windows: WindowArguments,
+    #[command(flatten)]
+    tasks: TaskArguments,
+    #[command(flatten)]
+    files: TaskFiles,
+}
+
+pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    let tasks = arguments.tasks.read()?;
+    arguments.files.check(!tasks.is_empty())?;
+    let ctx = arguments.windows.ctx;
+    let text = arguments.ppl.as_deref();
+    let text = text.map(|source| arguments.windows.of(source));
+    let answering = Answering {
+        arguments: &arguments.tasks,
+        tasks: &tasks,
+        files: &arguments.files,
+    };
+    if let Some(base) = &arguments.base {
+        return against_base::run(
+            global,
+            &arguments.model,
+            base,
+            text.as_ref(),
+            answering,
+            output,
+        );
+    }
+    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let tokenized = text.as_ref().map(|text| text.tokenize(&tokenizer));
+    let tokenized = tokenized.transpose()?;
+    let windows = match (&text, &tokenized) {
+        (Some(text), Some(tokenized)) => Some((tokenized, tokenized.windows(text)?)),
+        _ => None,
+    };
+    if let (Some(_), Some(warning)) = (&text, checkpoint.config().beyond_context(ctx)) {
+        output.note(format!("warning: {warning}"));
+    }
+    let device = open_device(global, output)?;
+    let compute = compute(global, &device)?;
+    let tokens_at_once = [ctx];
+    let model = load_model(
+        global,
+        &device,
+        &checkpoint,
+        compute,
+        &tokens_at_once,
+        output,
+    )?;
+    let pass = Pass {
+        device: &device,
+        compute,
+    };
+    let start = Instant::now();
+    let mut json = json!({ "schema": 1, "model": arguments.model });
+    if let Some((tokenized, windows)) = &windows {
+        let progress = |done: usize, total: usize| {
+            output.progress("evaluating", done, total);
+            interrupt::check()
+        };
+        let losses = losses(&model, &pass, windows, progress)?;
+        let figure = losses.perplexity();
+        let bits = losses.bits_per_byte(windows.scored_bytes(&tokenized.ends));
+        let seconds = start.elapsed().as_secs_f64();
+        let used = windows.count() * ctx;
+        let rate = used as f64 / seconds;
+        json["perplexity"] = json!(figure);
+        json["bits_per_byte"] = json!(bits);
+        json["text"] = json!(arguments.ppl);
+        json["tokens_per_second"] = json!(rate);
+        output.line(format!("{}: {figure}", arguments.model));
+        if let Some(bits) = bits {
+            output.line(bits.to_string());
+        }
+        let device = device.name();
+        output.line(format!(
+            "{used} tokens in {seconds:.2} s on {device}: {rate:.0} tokens/s"
+        ));
+    }
+    if !tasks.is_empty() {
+        let (model, pass, tokenizer) = (&model, &pass, &tokenizer);
+        let setup = Setup {
+            model,
+            pass,
+            tokenizer,
+        };
+        let began = Instant::now();
+        let outcomes = arguments.tasks.evaluate(global, &setup, &tasks, output)?;
+        let seconds = began.elapsed().as_secs_f64();
+        arguments.files.write(global, &arguments.model, &outcomes)?;
+        let questions: usize = outcomes.iter().map(|task| task.outcomes.len()).sum();
+        let rate = questions as f64 / seconds;
+        json["tasks"] = json_of(&outcomes);
+        json["task_options"] = arguments.tasks.json(global);
+        json["questions_per_second"] = json!(rate);
+        output.text(&text_of(&outcomes));
+        let device = device.name();
+        output.line(format!(
+            "{questions} questions in {seconds:.2} s on {device}: {rate:.1} questions/s"
+        ));
+    }
+    let seconds = start.elapsed();
+    json["device"] = json!(device.name());
+    json["seconds"] = json!(seconds.as_secs_f64());
+    json["compute"] = json!(pass.compute.name());
+    output.json(&json)?;
+    report_device(global, &device, output, seconds)
+}

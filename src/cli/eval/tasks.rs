@@ -1,0 +1,248 @@
+//! The tasks of `lopper eval`.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+
+use super::task_files::TaskFiles;
+use crate::cli::Global;
+use crate::cli::output::{Output, table};
+use crate::cli::session::{compute, load_model};
+use crate::data::shots::{Selection, available};
+use crate::data::{Task, read_task};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::measure::quality::outcome::TaskOutcome;
+use crate::measure::quality::tasks::{Batching, Event, Figures, Options, Setup, evaluate};
+use crate::model::{Checkpoint, Pass};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct TaskArguments {
+    /// Answer these tasks: headlines, mmlu-mini, cloze, a data file, LAYOUT:FILE, or a task file (.toml)
+    #[arg(long, value_name = "TASK", value_delimiter = ',')]
+    pub task: Vec<String>,
+    /// Examples in front of each question; several numbers make a table
+    #[arg(
+        long,
+        value_name = "K",
+        value_delimiter = ',',
+        default_value = "0",
+        requires = "task"
+    )]
+    shots: Vec<usize>,
+    /// Which examples: the first, drawn by --seed, or the most similar to each question
+    #[arg(long, value_name = "HOW", default_value = "first", requires = "task")]
+    shot_selection: SelectionName,
+    /// Draw examples from this file, of the task's layout, instead
+    #[arg(long, value_name = "FILE", requires = "task")]
+    shots_from: Option<PathBuf>,
+    /// Each task's first questions only
+    #[arg(long, value_name = "N", requires = "task", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Put BOS in front of each question though the vocabulary does not ask for it
+    #[arg(long, requires = "task")]
+    add_bos: bool,
+    /// Questions of a pass at most; without it, as many as 4096 tokens hold
+    #[arg(long, value_name = "N", requires = "task", value_parser = clap::value_parser!(u64).range(1..))]
+    batch: Option<u64>,
+    /// Compute examples and questions anew for every choice, for comparison
+    #[arg(long, requires = "task")]
+    no_prefix_sharing: bool,
+}
+
+/// Tasks that were read, how they are answered, and where the answers go.
+#[derive(Clone, Copy)]
+pub(super) struct Answering<'a> {
+    pub(super) arguments: &'a TaskArguments,
+    pub(super) tasks: &'a [Task],
+    pub(super) files: &'a TaskFiles,
+}
+
+impl Answering<'_> {
+    /// Loads a model and lets it answer.
+    pub(super) fn answers(
+        &self,
+        global: &Global,
+        device: &Device,
+        checkpoint: &Checkpoint,
+        output: &Output,
+    ) -> Result<Vec<TaskOutcome>> {
+        let compute = compute(global, device)?;
+        // A question's choices and the questions of a batch differ in length: no one number of tokens is worth tuning.
+        let model = load_model(global, device, checkpoint, compute, &[], output)?;
+        let setup = Setup {
+            model: &model,
+            pass: &Pass { device, compute },
+            tokenizer: &checkpoint.tokenizer()?,
+        };
+        self.arguments.evaluate(global, &setup, self.tasks, output)
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SelectionName {
+    First,
+    Random,
+    #[value(name = "bm25")]
+    Bm25,
+    Embedding,
+}
+
+impl From<SelectionName> for Selection {
+    fn from(name: SelectionName) -> Self {
+        match name {
+            SelectionName::First => Selection::First,
+            SelectionName::Random => Selection::Random,
+            SelectionName::Bm25 => Selection::Bm25,
+            SelectionName::Embedding => Selection::Embedding,
+        }
+    }
+}
+
+impl TaskArguments {
+    /// Reads the tasks; what is wrong with them is said before a model is loaded.
+    pub(super) fn read(&self) -> Result<Vec<Task>> {
+        let mut names = HashSet::new();
+        let mut tasks = Vec::new();
+        for source in &self.task {
+            let task = read_task(source, self.shots_from.as_deref())?;
+            if !names.insert(task.name.clone()) {
+                return Err(Error::Argument {
+                    argument: "--task".into(),
+                    expected: "tasks with names of their own".into(),
+                    found: format!("`{}` twice", task.name),
+                });
+            }
+            let most = self.shots.iter().copied().max().unwrap_or(0);
+            if most > available(&task) {
+                return Err(Error::Argument {
+                    argument: "--shots".into(),
+                    expected: format!(
+                        "at most the {} examples that task `{}` has for every question",
+                        available(&task),
+                        task.name
+                    ),
+                    found: most.to_string(),
+                });
+            }
+            tasks.push(task);
+        }
+        Ok(tasks)
+    }
+
+    /// Evaluates the tasks on a model: by task, and for each by number of examples in the order of `--shots`.
+    pub(super) fn evaluate(
+        &self,
+        global: &Global,
+        setup: &Setup<'_>,
+        tasks: &[Task],
+        output: &Output,
+    ) -> Result<Vec<TaskOutcome>> {
+        let mut outcomes = Vec::new();
+        for task in tasks {
+            for shots in &self.shots {
+                let options = Options {
+                    shots: *shots,
+                    selection: self.shot_selection.into(),
+                    seed: global.seed.unwrap_or(0),
+                    limit: self.limit.map(|limit| limit as usize),
+                    add_bos: self.add_bos,
+                    batching: Batching {
+                        batch: self.batch.map(|batch| batch as usize),
+                        share: !self.no_prefix_sharing,
+                    },
+                };
+                let start = Instant::now();
+                let outcome = evaluate(setup, task, &options, &mut |event| {
+                    match event {
+                        Event::Progress(step, done, total) => output.progress(step, done, total),
+                        Event::Warning(text) => output.note(format!("warning: {text}")),
+                    }
+                    interrupt::check()
+                })?;
+                let seconds = start.elapsed().as_secs_f64();
+                tracing::info!(
+                    "{} with {shots} shots: {:.1} questions/s",
+                    task.name,
+                    outcome.outcomes.len() as f64 / seconds
+                );
+                outcomes.push(outcome);
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// The flags that figures depend on.
+    pub(super) fn json(&self, global: &Global) -> Value {
+        json!({
+            "shot_selection": Selection::from(self.shot_selection).name(),
+            "seed": global.seed.unwrap_or(0),
+            "limit": self.limit,
+            "add_bos": self.add_bos,
+            "prefix_sharing": !self.no_prefix_sharing,
+        })
+    }
+}
+
+/// `tasks` of the command contract: a task's figures by its name, and those of every number of examples in `by_shots` where
+/// there are several. The figures outside `by_shots` are those of the last.
+pub(super) fn json_of(outcomes: &[TaskOutcome]) -> Value {
+    let mut tasks = Map::new();
+    for rows in outcomes.chunk_by(|a, b| a.task == b.task) {
+        let figures = rows.iter().map(|outcome| json!(Figures::of(outcome)));
+        let figures: Vec<Value> = figures.collect();
+        let mut last = figures[figures.len() - 1].clone();
+        if let (Value::Object(last), true) = (&mut last, figures.len() > 1) {
+            last.insert("by_shots".into(), Value::Array(figures));
+        }
+        tasks.insert(rows[0].task.clone(), last);
+    }
+    Value::Object(tasks)
+}
+
+/// One table of all tasks, and a confusion matrix for each classification.
+pub(super) fn text_of(outcomes: &[TaskOutcome]) -> String {
+    let head = [
+        "task", "shots", "n", "acc", "±", "acc_norm", "±", "macro F1", "chance",
+    ];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.4}"));
+    for outcome in outcomes {
+        let figures = Figures::of(outcome);
+        rows.push(vec![
+            outcome.task.clone(),
+            figures.shots.to_string(),
+            figures.n.to_string(),
+            number(Some(figures.acc)),
+            number(Some(figures.acc_stderr)),
+            number(figures.acc_norm),
+            number(figures.acc_norm_stderr),
+            number(figures.macro_f1),
+            number((figures.chance > 0.0).then_some(figures.chance)),
+        ]);
+    }
+    let mut text = table(&rows);
+    for outcome in outcomes {
+        let figures = Figures::of(outcome);
+        if figures.labels.is_empty() {
+            continue;
+        }
+        let first = format!("{}, {} shots: right \\ picked", outcome.task, outcome.shots);
+        let mut rows = vec![
+            std::iter::once(first)
+                .chain(figures.labels.clone())
+                .collect(),
+        ];
+        for (label, row) in figures.labels.iter().zip(&figures.confusion) {
+            let counts = row.iter().map(usize::to_string);
+            rows.push(std::iter::once(label.clone()).chain(counts).collect());
+        }
+        text.push('\n');
+        text.push_str(&table(&rows));
+    }
+    text
+}

@@ -1,0 +1,489 @@
+//! `lopper verify`: every kernel on every adapter against the CPU reference.
+//!
+//! Each adapter and tier runs in a child process that reports line by line, so that a driver that hangs in its compiler or
+//! aborts gives a failed row, and a new child goes on after it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::cli::Global;
+use crate::cli::output::{Output, table};
+use crate::cli::session::replacement;
+use crate::device::Runner;
+use crate::error::{Error, Result};
+use crate::formats::replace_file;
+use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, adapters, backend_name, choose};
+use crate::interrupt;
+use crate::kernels::TABLE;
+use crate::measure::trust::page::page;
+use crate::measure::trust::verify::{RandomCases, Row, Selection, Status, judge_known, verify};
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Arguments {
+    /// Kernels to run: a pattern of names (matmul/*), or the text of one case as a failure prints it
+    #[arg(long, value_name = "GLOB")]
+    kernel: Option<String>,
+    /// Tiers to run; those that an adapter lacks are listed
+    #[arg(long, default_value = "all")]
+    tier: TierChoice,
+    /// Cases of random shapes to try besides the table's, of each kernel and variant; --seed says which
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    random: usize,
+    /// Put this WGSL file in the place of the kernel, or of the fragment shared/NAME, that --kernel names
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    shader: Option<PathBuf>,
+    /// Instead of running it, write the one case that --kernel names as a page that runs it in any browser with WebGPU
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    page: Option<PathBuf>,
+    /// Seconds that one case may take before its driver counts as hung
+    #[arg(long, default_value_t = 60)]
+    case_timeout: u64,
+    /// Stop at the first failure
+    #[arg(long)]
+    fail_fast: bool,
+    /// Run as the child of another verify: cases to leave out, as a number
+    #[arg(long, hide = true)]
+    child: Option<usize>,
+    /// Break on purpose at this case, to try the watching: hang:N or abort:N
+    #[arg(long, hide = true)]
+    inject: Option<String>,
+}
+
+impl Arguments {
+    /// The user's WGSL and the name of the kernel or fragment that it replaces.
+    fn replacement(&self) -> Result<Option<(String, String)>> {
+        replacement(self.kernel.as_deref(), self.shader.as_deref())
+    }
+
+    /// The random cases that the flags ask for.
+    fn random(&self, global: &Global) -> RandomCases {
+        RandomCases {
+            count: self.random,
+            seed: global.seed.unwrap_or(0),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum TierChoice {
+    All,
+    Baseline,
+    F16,
+    Coop,
+}
+
+pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    let selection = Selection::new(arguments.kernel.as_deref())?;
+    if let Some(skip) = arguments.child {
+        return run_child(global, arguments, &selection, skip);
+    }
+    let replacement = arguments.replacement()?;
+    if let Some(path) = &arguments.page {
+        return write_page(global, arguments, &selection, replacement, path, output);
+    }
+    let found = select_adapters(global)?;
+    let mut rows = Vec::new();
+    let mut summary = vec![
+        [
+            "adapter",
+            "backend",
+            "tier",
+            "passed",
+            "failed",
+            "skipped",
+            "known",
+            "worst error",
+            "seconds",
+        ]
+        .map(String::from)
+        .to_vec(),
+    ];
+    for adapter in &found {
+        for tier in [Tier::Baseline, Tier::F16, Tier::Coop] {
+            if !wanted(arguments.tier, tier) {
+                continue;
+            }
+            let start = Instant::now();
+            let mut line = vec![
+                adapter.info.name.clone(),
+                backend_name(adapter.info.backend).to_string(),
+                tier.name().to_string(),
+            ];
+            if !has_tier(adapter, tier) {
+                line.push("absent".into());
+                summary.push(line);
+                continue;
+            }
+            let new = watch(global, arguments, adapter, tier, output)?;
+            let count = |status: Status| {
+                new.iter()
+                    .filter(|row| row.status == status)
+                    .count()
+                    .to_string()
+            };
+            let worst = new.iter().filter_map(|row| row.error).fold(0.0, f64::max);
+            line.extend([Status::Pass, Status::Fail, Status::Skip, Status::Known].map(count));
+            line.push(format!("{worst:.2} of bound"));
+            line.push(format!("{:.1}", start.elapsed().as_secs_f64()));
+            summary.push(line);
+            rows.extend(new);
+        }
+    }
+    report(&rows, &summary, output)
+}
+
+/// Writes the page of the one selected case. Needs no adapter.
+fn write_page(
+    global: &Global,
+    arguments: &Arguments,
+    selection: &Selection,
+    replacement: Option<(String, String)>,
+    path: &Path,
+    output: &Output,
+) -> Result<()> {
+    let mut found = Vec::new();
+    for kernel in TABLE.iter().copied() {
+        for variant in (kernel.variants)() {
+            let cases = selection.cases(kernel, &variant, arguments.random(global));
+            found.extend(
+                cases
+                    .into_iter()
+                    .map(|(_, case)| (kernel, variant.clone(), case)),
+            );
+        }
+    }
+    let [(kernel, variant, case)] = found.as_slice() else {
+        return Err(Error::Argument {
+            argument: "--kernel".into(),
+            expected:
+                "with --page, the whole text of one case, as a failure prints it or --json lists it"
+                    .into(),
+            found: format!(
+                "{}, which selects {} cases",
+                arguments.kernel.as_deref().unwrap_or_default(),
+                found.len()
+            ),
+        });
+    };
+    let source = replacement.as_ref().filter(|(name, _)| name == kernel.name);
+    let source = source.map_or(kernel.source, |(_, text)| text.as_str());
+    let html = page(kernel, variant, case, source)?;
+    replace_file(path, |file| {
+        file.write_all(html.as_bytes()).map_err(Error::write(path))
+    })?;
+    output.line(format!(
+        "written: {} ({} kB)",
+        path.display(),
+        html.len() / 1000
+    ));
+    Ok(())
+}
+
+fn report(rows: &[Row], summary: &[Vec<String>], output: &Output) -> Result<()> {
+    let count = |status: Status| rows.iter().filter(|row| row.status == status).count();
+    output.json(&json!({
+        "schema": 1, "rows": rows, "passed": count(Status::Pass), "failed": count(Status::Fail),
+        "skipped": count(Status::Skip), "known": count(Status::Known),
+    }))?;
+    for row in rows.iter().filter(|row| row.status == Status::Fail) {
+        output.line(format!(
+            "FAIL {} {} ({}, {}): {}",
+            row.kernel, row.case, row.adapter, row.tier, row.reason
+        ));
+    }
+    output.text(&table(summary));
+    let failed = count(Status::Fail);
+    if let Some(row) = rows.iter().find(|row| row.status == Status::Fail) {
+        output.note(format!(
+            "to show a failure to whoever has another device: lopper verify --kernel '{} {}' --page case.html",
+            row.kernel, row.case
+        ));
+    }
+    output.line(format!(
+        "\n{} passed, {failed} failed, {} skipped",
+        count(Status::Pass),
+        count(Status::Skip)
+    ));
+    if rows.is_empty() {
+        return Err(Error::Argument {
+            argument: "--kernel / --tier".into(),
+            expected: "a selection that has cases on this machine".into(),
+            found: "none".into(),
+        });
+    }
+    if failed > 0 {
+        Err(Error::CheckFailed(failed, rows.len()))
+    } else {
+        Ok(())
+    }
+}
+
+fn wanted(choice: TierChoice, tier: Tier) -> bool {
+    match choice {
+        TierChoice::All => true,
+        TierChoice::Baseline => tier == Tier::Baseline,
+        TierChoice::F16 => tier == Tier::F16,
+        TierChoice::Coop => tier == Tier::Coop,
+    }
+}
+
+/// Whether opening the adapter with this tier gives more than the tier below.
+fn has_tier(adapter: &Adapter, tier: Tier) -> bool {
+    match tier {
+        Tier::Baseline => true,
+        Tier::F16 => adapter.capabilities.f16 || adapter.capabilities.subgroups,
+        Tier::Coop => adapter.capabilities.cooperative_matrix > 0,
+    }
+}
+
+fn select_adapters(global: &Global) -> Result<Vec<Adapter>> {
+    let Selector { name, backend } = global.selector()?;
+    if name.as_deref() == Some("all") {
+        let found = adapters(&Selector {
+            name: None,
+            backend,
+        });
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    let name = name.filter(|name| name != "all");
+    Ok(vec![choose(&Selector { name, backend }.or_environment()?)?])
+}
+
+/// A line that a child writes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Line {
+    /// This case begins.
+    Start(String),
+    /// It ended.
+    Row(Box<Row>),
+    /// The device is gone, or could not be opened.
+    Lost(String),
+}
+
+/// Runs the cases of one adapter and tier from number `skip` on, and writes a line for each event.
+fn run_child(
+    global: &Global,
+    arguments: &Arguments,
+    selection: &Selection,
+    skip: usize,
+) -> Result<()> {
+    let tier = match arguments.tier {
+        TierChoice::Baseline => Tier::Baseline,
+        TierChoice::Coop => Tier::Coop,
+        TierChoice::F16 | TierChoice::All => Tier::F16,
+    };
+    let mut lines = std::io::stdout().lock();
+    let mut say = |line: &Line| {
+        let text = serde_json::to_string(line).expect("a line is plain values");
+        let _ = writeln!(lines, "{text}").and_then(|()| lines.flush());
+    };
+    let runner = match open(global, tier, arguments) {
+        Ok(runner) => runner,
+        Err(error) => {
+            say(&Line::Lost(error.to_string()));
+            return Ok(());
+        }
+    };
+    let say = std::cell::RefCell::new(&mut say);
+    let started = std::cell::Cell::new(skip);
+    let starting = |text: &str| {
+        say.borrow_mut()(&Line::Start(text.to_string()));
+        started.set(started.get() + 1);
+        inject(arguments.inject.as_deref(), started.get());
+    };
+    let done = |row: Row| say.borrow_mut()(&Line::Row(Box::new(row)));
+    let random = arguments.random(global);
+    match verify(&runner, selection, random, skip, starting, done) {
+        Ok(()) => Ok(()),
+        Err(error @ Error::Device { .. }) => {
+            say.borrow_mut()(&Line::Lost(error.to_string()));
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn inject(how: Option<&str>, index: usize) {
+    match how.and_then(|text| text.split_once(':')) {
+        Some(("hang", at)) if at == index.to_string() => loop {
+            std::thread::sleep(Duration::from_secs(1));
+        },
+        Some(("abort", at)) if at == index.to_string() => std::process::abort(),
+        _ => {}
+    }
+}
+
+fn open(global: &Global, tier: Tier, arguments: &Arguments) -> Result<Runner> {
+    let adapter = choose(&global.selector()?)?;
+    let options = Options {
+        tier,
+        checked: true,
+        budget: global.vram_budget,
+        ..Options::default()
+    };
+    let runner = Runner::new(Gpu::open(adapter, options)?);
+    Ok(match arguments.replacement()? {
+        Some((name, source)) => runner.with_source(&name, source),
+        None => runner,
+    })
+}
+
+/// Runs children over one adapter and tier until every case has a row.
+fn watch(
+    global: &Global,
+    arguments: &Arguments,
+    adapter: &Adapter,
+    tier: Tier,
+    output: &Output,
+) -> Result<Vec<Row>> {
+    let mut rows: Vec<Row> = Vec::new();
+    let step = format!(
+        "{} {} {}",
+        adapter.info.name,
+        backend_name(adapter.info.backend),
+        tier.name()
+    );
+    loop {
+        let mut child = spawn(global, arguments, adapter, tier, rows.len())?;
+        let lines = listen(&mut child);
+        let mut current: Option<String> = None;
+        let broken = loop {
+            if let Err(error) = interrupt::check() {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+            match lines.recv_timeout(Duration::from_secs(arguments.case_timeout)) {
+                Ok(Line::Start(text)) => current = Some(text),
+                Ok(Line::Row(row)) => {
+                    let stop = arguments.fail_fast && row.status == Status::Fail;
+                    rows.push(*row);
+                    if stop {
+                        let _ = child.kill();
+                        let _ = child.wait();
+                        return Ok(rows);
+                    }
+                    current = None;
+                    output.progress(&step, rows.len(), rows.len() + 1);
+                }
+                Ok(Line::Lost(reason)) => break Some(reason),
+                Err(RecvTimeoutError::Timeout) => {
+                    break Some(format!("hung: no answer in {} s", arguments.case_timeout));
+                }
+                Err(RecvTimeoutError::Disconnected) => break None,
+            }
+        };
+        let _ = child.kill();
+        let status = child
+            .wait()
+            .map_err(Error::read("verify's child process"))?;
+        let reason = match (broken, &current) {
+            (Some(reason), _) => reason,
+            (None, Some(_)) => format!("the process ended: {status}"),
+            (None, None) => return Ok(rows),
+        };
+        let text = current.unwrap_or_else(|| "opening the device".into());
+        let opened = text != "opening the device";
+        rows.push(broken_row(adapter, tier, &text, reason));
+        if !opened || arguments.fail_fast {
+            return Ok(rows);
+        }
+    }
+}
+
+/// The lines of a child, read by a thread so that waiting for them can end.
+fn listen(child: &mut Child) -> Receiver<Line> {
+    let (send, lines) = channel();
+    if let Some(stdout) = child.stdout.take() {
+        std::thread::spawn(move || {
+            for text in BufReader::new(stdout)
+                .lines()
+                .map_while(std::result::Result::ok)
+            {
+                let Ok(line) = serde_json::from_str(&text) else {
+                    continue;
+                };
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    lines
+}
+
+fn spawn(
+    global: &Global,
+    arguments: &Arguments,
+    adapter: &Adapter,
+    tier: Tier,
+    skip: usize,
+) -> Result<Child> {
+    let program = std::env::current_exe().map_err(Error::read("this program"))?;
+    let mut command = Command::new(program);
+    command.args([
+        "verify",
+        "--child",
+        &skip.to_string(),
+        "--tier",
+        tier.name(),
+    ]);
+    command.args([
+        "--adapter",
+        &adapter.info.name,
+        "--backend",
+        backend_name(adapter.info.backend),
+    ]);
+    if let Some(kernel) = &arguments.kernel {
+        command.args(["--kernel", kernel]);
+    }
+    if let Some(shader) = &arguments.shader {
+        command.arg("--shader").arg(shader);
+    }
+    if let Some(inject) = &arguments.inject {
+        command.args(["--inject", inject]);
+    }
+    command.args(["--random", &arguments.random.to_string()]);
+    if let Some(seed) = global.seed {
+        command.args(["--seed", &seed.to_string()]);
+    }
+    if let Some(budget) = global.vram_budget {
+        command.args(["--vram-budget", &budget.to_string()]);
+    }
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    command
+        .spawn()
+        .map_err(Error::read("verify's child process"))
+}
+
+fn broken_row(adapter: &Adapter, tier: Tier, text: &str, reason: String) -> Row {
+    let (kernel, case) = text.split_once(' ').unwrap_or((text, ""));
+    let mut row = Row {
+        kernel: kernel.into(),
+        case: case.into(),
+        tier: tier.name().into(),
+        adapter: adapter.info.name.clone(),
+        backend: backend_name(adapter.info.backend).into(),
+        driver: adapter.driver(),
+        status: Status::Fail,
+        error: None,
+        tolerance: 1.0,
+        nmse: None,
+        reason,
+    };
+    judge_known(&mut row);
+    row
+}

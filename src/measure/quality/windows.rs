@@ -1,0 +1,179 @@
+//! A text cut into windows: which of its tokens are scored, and what a pass over some windows reads.
+
+use serde::{Deserialize, Serialize};
+
+use crate::data;
+use crate::device::Tensor;
+use crate::error::{Error, Result};
+use crate::model::{Cache, Llama, Pass};
+
+/// Which tokens of a window count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Convention {
+    /// Every token of a window but its first.
+    #[serde(rename = "lopper")]
+    AllButFirst,
+    /// llama-perplexity's: only the second half; the first half is context. Where the vocabulary asks for BOS, it replaces
+    /// each window's first token.
+    #[serde(rename = "llama.cpp")]
+    SecondHalf,
+}
+
+impl Convention {
+    /// The name in the command contract.
+    pub fn name(self) -> &'static str {
+        match self {
+            Convention::AllButFirst => "lopper",
+            Convention::SecondHalf => "llama.cpp",
+        }
+    }
+
+    /// Positions of a window whose next token is scored.
+    fn scored(self, ctx: usize) -> std::ops::Range<usize> {
+        match self {
+            Convention::AllButFirst => 0..ctx - 1,
+            Convention::SecondHalf => ctx / 2..ctx - 1,
+        }
+    }
+}
+
+/// Tokens of one pass at most. Windows are batched up to this.
+const BATCH_TOKENS: usize = 2048;
+
+/// The windows of a tokenized text, all of one length, with at least one scored token each.
+#[derive(Clone, Debug)]
+pub struct Windows<'a> {
+    windows: Vec<&'a [u32]>,
+    ctx: usize,
+    convention: Convention,
+    bos: Option<u32>,
+}
+
+impl<'a> Windows<'a> {
+    /// Windows of `ctx` tokens. `bos` stands in for each window's first token under the llama.cpp convention.
+    pub fn new(
+        tokens: &'a [u32],
+        ctx: usize,
+        convention: Convention,
+        bos: Option<u32>,
+    ) -> Result<Self> {
+        if ctx < 2 || convention.scored(ctx).is_empty() {
+            return Err(Error::Argument {
+                argument: "--ctx".into(),
+                expected: "at least 2 tokens (4 under the llama.cpp convention)".into(),
+                found: ctx.to_string(),
+            });
+        }
+        let windows = data::windows(tokens, ctx);
+        if windows.is_empty() {
+            return Err(Error::Argument {
+                argument: "text".into(),
+                expected: format!("at least one window of {ctx} tokens"),
+                found: format!("{} tokens", tokens.len()),
+            });
+        }
+        Ok(Self {
+            windows,
+            ctx,
+            convention,
+            bos,
+        })
+    }
+
+    /// Windows.
+    pub fn count(&self) -> usize {
+        self.windows.len()
+    }
+
+    /// Tokens of a window.
+    pub fn ctx(&self) -> usize {
+        self.ctx
+    }
+
+    /// Which tokens count.
+    pub fn convention(&self) -> Convention {
+        self.convention
+    }
+
+    /// Tokens that are scored in each window.
+    pub fn scored_each(&self) -> usize {
+        self.convention.scored(self.ctx).len()
+    }
+
+    /// Bytes of the text that the scored tokens stand for. `ends` says for each token of the text where in its bytes the
+    /// token ends, and never falls.
+    pub fn scored_bytes(&self, ends: &[usize]) -> usize {
+        let scored = self.convention.scored(self.ctx);
+        let starts = (0..self.count()).map(|window| window * self.ctx);
+        starts
+            .map(|start| ends[start + scored.end] - ends[start + scored.start])
+            .sum()
+    }
+
+    /// Windows of one pass at a time.
+    pub(super) fn groups(&self) -> impl Iterator<Item = &[&'a [u32]]> {
+        self.windows.chunks((BATCH_TOKENS / self.ctx).max(1))
+    }
+
+    /// Input tokens and target tokens of a pass over a group of windows: (windows * ctx) each. The target of a window's last
+    /// token is that token itself and is never scored.
+    pub(super) fn inputs(&self, group: &[&[u32]]) -> (Vec<u32>, Vec<u32>) {
+        let next = |window: &&[u32]| {
+            let last = window[window.len() - 1];
+            window[1..]
+                .iter()
+                .copied()
+                .chain([last])
+                .collect::<Vec<_>>()
+        };
+        let targets = group.iter().flat_map(next).collect();
+        let mut ids: Vec<u32> = group.concat();
+        if let (Convention::SecondHalf, Some(bos)) = (self.convention, self.bos) {
+            ids.chunks_exact_mut(self.ctx)
+                .for_each(|window| window[0] = bos);
+        }
+        (ids, targets)
+    }
+
+    /// Whether the token after this place of a pass is scored.
+    pub(super) fn counts(&self, place: usize) -> bool {
+        self.convention
+            .scored(self.ctx)
+            .contains(&(place % self.ctx))
+    }
+}
+
+/// A model that passes over groups of windows, with the cache it keeps from one to the next.
+pub(super) struct Passing<'a> {
+    model: &'a Llama,
+    cache: Option<(usize, Cache)>,
+}
+
+impl<'a> Passing<'a> {
+    pub(super) fn new(model: &'a Llama) -> Self {
+        Self { model, cache: None }
+    }
+
+    pub(super) fn model(&self) -> &'a Llama {
+        self.model
+    }
+
+    /// The head's input for windows of `ctx` tokens in `ids`.
+    pub(super) fn hidden(&mut self, pass: &Pass<'_>, ids: &[u32], ctx: usize) -> Result<Tensor> {
+        let sequences = ids.len() / ctx;
+        let cache = match &mut self.cache {
+            Some((size, cache)) if *size == sequences => &*cache,
+            slot => {
+                let new = Cache::passing(
+                    pass.device,
+                    self.model.config(),
+                    sequences,
+                    ctx,
+                    pass.compute.activation,
+                )?;
+                &slot.insert((sequences, new)).1
+            }
+        };
+        self.model.hidden(pass, ids, cache)
+    }
+}

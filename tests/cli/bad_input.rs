@@ -1,0 +1,365 @@
+//! What the program says to bad input: one line that names the place, the right exit code, and nothing written.
+
+use std::path::{Path, PathBuf};
+
+use libtest_mimic::{Failed, Trial};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::program::{NANO, TEXT, TINY, lopper, rows, snapshot, succeeds};
+
+pub fn trials() -> Vec<Trial> {
+    suite!("cli_bad_input":
+        models, safetensors, gguf, config, tokenizer, recipes, texts, arguments, devices, outputs)
+}
+
+/// A folder with a small model, `m`, and what is done to it.
+struct World(TempDir);
+
+impl World {
+    fn new() -> Result<Self, Failed> {
+        let world = World(TempDir::new()?);
+        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/nano-llama");
+        std::fs::create_dir(world.path("m"))?;
+        for entry in std::fs::read_dir(assets)? {
+            let from = entry?.path();
+            std::fs::copy(
+                &from,
+                world.path("m").join(from.file_name().unwrap_or_default()),
+            )?;
+        }
+        Ok(world)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn edit(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> Result<(), Failed> {
+        let mut bytes = std::fs::read(self.path(name))?;
+        change(&mut bytes);
+        Ok(std::fs::write(self.path(name), bytes)?)
+    }
+
+    /// The command fails with this code and one line that has each text between ` & `, and changes nothing below the folder.
+    fn refuses(&self, arguments: &str, code: i32, said: &str) -> Result<(), Failed> {
+        let before = snapshot(&self.0)?;
+        let device = match arguments.contains("--device") {
+            true => "",
+            false => "--device cpu",
+        };
+        let run = lopper(&self.0, &format!("{arguments} {device}"))?;
+        let about = format!("lopper {arguments}: {run}");
+        let lines = run.err.lines();
+        let lines: Vec<_> = lines
+            .filter(|line| !line.starts_with("note: ") && !line.starts_with("warning: "))
+            .collect();
+        let one = lines.len() == 1 && lines[0].starts_with("error: ");
+        assert!(one && run.out.is_empty(), "one line is due: {about}");
+        assert!(run.code == Some(code), "exit {code} is due: {about}");
+        for text in said.split(" & ") {
+            assert!(lines[0].contains(text), "`{text}` is due: {about}");
+        }
+        let after = snapshot(&self.0)?;
+        assert!(before == after, "left {after:?}: {about}");
+        Ok(())
+    }
+
+    /// Every command that reads a whole model refuses it.
+    fn refuses_model(&self, model: &str, said: &str) -> Result<(), Failed> {
+        self.refuses(&format!("eval {model} --ppl {TEXT}"), 2, said)?;
+        self.refuses(&format!("quantize {model} --out new/q"), 2, said)?;
+        self.refuses(&format!("export {model} --format hf --out new/e"), 2, said)
+    }
+}
+
+fn models() -> Result<(), Failed> {
+    let world = World::new()?;
+    world.refuses_model("none", "none & cannot read")?;
+    std::fs::create_dir(world.path("empty"))?;
+    world.refuses_model("empty", "empty/config.json & cannot read")?;
+    world.refuses_model("embedded:nobody", "embedded:nobody & embedded:tiny-llama")?;
+    world.refuses_model(
+        "embedded:tiny-mixtral",
+        "embedded:tiny-mixtral & not supported",
+    )?;
+    world.refuses_model("hub:some/body", "hub:some/body & not supported")?;
+    world.refuses_model("m/tokenizer.json", "m/tokenizer.json & GGUF & byte 0")?;
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("nowhere", world.path("link"))?;
+        world.refuses_model("link", "link & cannot read")?;
+        world.refuses_model("/dev/null", "/dev/null & not a regular file")?;
+    }
+    std::fs::remove_file(world.path("m/model.safetensors"))?;
+    world.refuses_model("m", "m & model.safetensors")?;
+    std::fs::create_dir(world.path("m/model.safetensors"))?;
+    world.refuses_model("m", "m/model.safetensors & cannot read")
+}
+
+fn safetensors() -> Result<(), Failed> {
+    let world = World::new()?;
+    let whole = std::fs::read(world.path("m/model.safetensors"))?;
+    for length in [0, 7, 100, whole.len() - 1] {
+        world.edit("m/model.safetensors", |bytes| bytes.truncate(length))?;
+        world.refuses_model("m", "m/model.safetensors")?;
+        std::fs::write(world.path("m/model.safetensors"), &whole)?;
+    }
+    world.edit("m/model.safetensors", |bytes| bytes[..8].fill(255))?;
+    world.refuses_model("m", "m/model.safetensors")?;
+
+    // NaN and infinity in a weight of the last block, found by its place in the header.
+    let length = u64::from_le_bytes(whole[..8].try_into()?) as usize;
+    let header: Value = serde_json::from_slice(&whole[8..8 + length])?;
+    for (name, bits, says) in [
+        ("model.layers.1.mlp.up_proj.weight", 0x7e00u16, "NaN"),
+        ("model.norm.weight", 0xfc00, "-inf"),
+        ("model.embed_tokens.weight", 0x7c00, "inf"),
+    ] {
+        let start = header[name]["data_offsets"][0]
+            .as_u64()
+            .ok_or("no offset")? as usize;
+        let place = 8 + length + start + 2 * 5;
+        std::fs::write(world.path("m/model.safetensors"), &whole)?;
+        world.edit("m/model.safetensors", |bytes| {
+            bytes[place..place + 2].copy_from_slice(&bits.to_le_bytes());
+        })?;
+        world.refuses_model("m", &format!("{name} & {says} & column 5"))?;
+    }
+    Ok(())
+}
+
+fn gguf() -> Result<(), Failed> {
+    let world = World::new()?;
+    succeeds(&world.0, "export m --format gguf --out m.gguf")?;
+    let whole = std::fs::read(world.path("m.gguf"))?;
+    for length in [0, 3, 20, 1000, whole.len() / 2, whole.len() - 1] {
+        world.edit("m.gguf", |bytes| bytes.truncate(length))?;
+        world.refuses_model("m.gguf", "m.gguf & byte")?;
+        std::fs::write(world.path("m.gguf"), &whole)?;
+    }
+    // The counts of tensors and of metadata.
+    for (place, count) in [(8, u64::MAX), (8, 1 << 60), (16, u64::MAX), (16, 1 << 40)] {
+        std::fs::write(world.path("m.gguf"), &whole)?;
+        world.edit("m.gguf", |bytes| {
+            bytes[place..place + 8].copy_from_slice(&count.to_le_bytes())
+        })?;
+        world.refuses_model("m.gguf", &format!("m.gguf & byte & {count}"))?;
+    }
+    // A key's value stands behind the key and its type.
+    for (key, value) in [
+        ("llama.rope.dimension_count", 8u32.to_le_bytes()),
+        ("llama.rope.freq_base", (-1.0f32).to_le_bytes()),
+        (
+            "llama.attention.layer_norm_rms_epsilon",
+            f32::NAN.to_le_bytes(),
+        ),
+    ] {
+        std::fs::write(world.path("m.gguf"), &whole)?;
+        world.edit("m.gguf", |bytes| {
+            let found = bytes.windows(key.len()).position(|w| w == key.as_bytes());
+            let place = found.expect("the key is written") + key.len() + 4;
+            bytes[place..place + 4].copy_from_slice(&value);
+        })?;
+        world.refuses_model("m.gguf", &format!("m.gguf & {key}"))?;
+    }
+    Ok(())
+}
+
+fn config() -> Result<(), Failed> {
+    let world = World::new()?;
+    let found = std::fs::read(world.path("m/config.json"))?;
+    let table = r#"
+        intermediate_size 256 => mlp.gate_proj & [256, 64]
+        vocab_size 4000 => embed_tokens & [4000, 64]
+        num_hidden_layers 3 => model.layers.2. & no such tensor
+        tie_word_embeddings false => lm_head.weight & no such tensor
+        hidden_size -1 => config.json & hidden_size
+        num_attention_heads "four" => config.json & num_attention_heads
+        num_key_value_heads 3 => config.json & num_key_value_heads
+        model_type "mamba" => config.json & mamba
+        rms_norm_eps "small" => config.json & rms_norm_eps
+    "#;
+    for (change, said) in rows(table) {
+        let (key, value) = change.split_once(' ').ok_or("a key and its value")?;
+        let mut config: Value = serde_json::from_slice(&found)?;
+        config[key] = serde_json::from_str(value)?;
+        std::fs::write(world.path("m/config.json"), config.to_string())?;
+        world.refuses_model("m", said)?;
+    }
+    std::fs::write(world.path("m/config.json"), &found)?;
+    world.edit("m/config.json", |text| text.truncate(30))?;
+    world.refuses_model("m", "m/config.json & JSON")
+}
+
+fn tokenizer() -> Result<(), Failed> {
+    let world = World::new()?;
+    world.edit("m/tokenizer.json", |text| text.truncate(500))?;
+    world.refuses_model("m", "m & tokenizer.json")?;
+    std::fs::remove_file(world.path("m/tokenizer.json"))?;
+    let eval = format!("eval m --ppl {TEXT}");
+    for command in [
+        eval.as_str(),
+        "generate m --prompt x",
+        "quantize m --out q",
+        "quantize m --no-eval --dry-run",
+        "logits m --prompt x --out f",
+    ] {
+        world.refuses(command, 2, "m/tokenizer.json & cannot read")?;
+    }
+    world.refuses("export m --format gguf --out e.gguf", 2, "m & tokenizer")?;
+    world.refuses(
+        &format!("generate {TINY} --prompt x --chat"),
+        2,
+        "chat_template",
+    )
+}
+
+fn recipes() -> Result<(), Failed> {
+    let world = World::new()?;
+    let good = succeeds(&world.0, &format!("quantize {NANO} --print-recipe"))?.out;
+    let table = r#"
+        seed => sead => r.toml & sead
+        bits = 4 => bits = 4\nbitz = 4 => r.toml & bitz
+        ctx => context => r.toml & context
+        bits = 4 => # => r.toml & bits
+        bits = 4 => bits = 9 => stage.bits & 9
+        bits = 4 => bits = -4 => r.toml & -4
+        group_size = 32 => group_size = 24 => stage.group_size & 24
+        float-min => float-max => r.toml & float-max
+        rtn => magic => r.toml & magic
+        model.layers.* => model.blocks.* => stage.include & model.blocks.*
+        ctx = 512 => ctx = 1 => evaluate.ctx & 1
+        "packed" => "zip" => r.toml & zip
+        "hf" => "gguf" => export.formats & Gguf
+        model = => model => r.toml & byte 6
+        embedded:heldout-2026 => no.txt => no.txt & cannot read
+    "#;
+    for (from, change) in rows(table) {
+        let (to, said) = change
+            .split_once(" => ")
+            .ok_or("a text instead, and what is said")?;
+        assert!(good.contains(from), "no {from} in {good}");
+        std::fs::write(
+            world.path("r.toml"),
+            good.replace(from, &to.replace("\\n", "\n")),
+        )?;
+        world.refuses("compress r.toml --out new/q", 2, said)?;
+    }
+    std::fs::write(world.path("r.toml"), [255, 254])?;
+    world.refuses("compress r.toml", 2, "r.toml & UTF-8")?;
+    world.refuses("compress none.toml", 2, "none.toml & cannot read")?;
+    world.refuses("compress m", 2, "m & cannot read")
+}
+
+fn texts() -> Result<(), Failed> {
+    let world = World::new()?;
+    std::fs::write(world.path("bad.txt"), b"good\xff")?;
+    std::fs::write(world.path("short.txt"), "A few words.")?;
+    let table = format!(
+        "none.txt => none.txt & cannot read
+        m => m & cannot read
+        bad.txt => bad.txt & byte 4 & UTF-8
+        short.txt => window of 512 tokens
+        embedded:x => embedded:x & {TEXT}
+        {TEXT} --max-tokens 0 => 0 tokens
+        {TEXT} --ctx {} => window of",
+        usize::MAX
+    );
+    for (text, said) in rows(&table) {
+        world.refuses(&format!("eval m --ppl {text}"), 2, said)?;
+        world.refuses(&format!("quantize m --out new/q --ppl {text}"), 2, said)?;
+    }
+    world.refuses(&format!("eval m --ppl {TEXT} --ctx 1"), 2, "--ctx & 1")?;
+    let second_half = format!("eval m --ppl {TEXT} --ctx 2 --convention llama.cpp");
+    world.refuses(&second_half, 2, "--ctx & 2")
+}
+
+fn arguments() -> Result<(), Failed> {
+    let world = World::new()?;
+    let table = "
+        generate m --prompt x --temperature nan => --temperature & NaN
+        generate m --prompt x --temperature -1 => --temperature & -1
+        generate m --prompt= => --prompt & 0 tokens
+        logits m --tokens 1,4096 --out f => token id & 4096
+        logits m --prompt= --out f => --prompt & none
+        quantize m --out q --bits 0 => stage.bits & 0
+        quantize m --out q --bits 1 --grid absmax-symmetric => stage.bits & 1
+        quantize m --out q --group-size 8 => stage.group_size & 8
+        quantize m --out q --type q4_k => stage.type & q4_k
+        quantize m --out q --type q4_0 --grid float-min => stage.type & q4_0
+        quantize m --out q --include [ => stage.include & [
+        quantize m --out q --exclude * => stage.include & none
+        inspect m --backend direct3d => --backend & direct3d
+    ";
+    for (arguments, said) in rows(table) {
+        world.refuses(arguments, 2, said)?;
+    }
+    // Mistakes of usage are told by the parser, in its own more than one line.
+    for wrong in [
+        "",
+        "nonsense",
+        "eval",
+        "eval m",
+        "inspect m --bits 4",
+        "inspect m --vram-budget much",
+    ] {
+        let run = lopper(&world.0, wrong)?;
+        assert!(
+            run.code == Some(2) && run.out.is_empty() && !run.err.is_empty(),
+            "lopper {wrong}: {run}"
+        );
+    }
+    Ok(())
+}
+
+fn devices() -> Result<(), Failed> {
+    let world = World::new()?;
+    for device in ["auto", "gpu", "checked"] {
+        let eval = format!("eval m --ppl {TEXT} --adapter nonesuch --device {device}");
+        world.refuses(&eval, 3, "no GPU adapter & nonesuch")?;
+    }
+    world.refuses(
+        "quantize m --out new/q --adapter nonesuch --device gpu",
+        3,
+        "nonesuch",
+    )
+}
+
+fn outputs() -> Result<(), Failed> {
+    let world = World::new()?;
+    std::fs::write(world.path("file"), "stays")?;
+    std::fs::create_dir_all(world.path("home/letters"))?;
+    let logits = "logits m --tokens 1 --out OUT";
+    let quantize = "quantize m --no-eval --out OUT";
+    let hf = "export m --format hf --out OUT";
+    let gguf = "export m --format gguf --out OUT";
+    for command in [logits, quantize, hf, gguf] {
+        let refuses = |out: &str, said: &str| world.refuses(&command.replace("OUT", out), 4, said);
+        refuses("file/below/it", "file/below/it & cannot write")?;
+        refuses("file", "file & --force")?;
+        if cfg!(target_os = "linux") {
+            refuses("/proc/lopper", "/proc/lopper & cannot write")?;
+        }
+        // --force replaces results, not what they are made from, nor a stranger's folder.
+        refuses("m --force", "m: cannot write")?;
+        refuses("home --force", "home: cannot write")?;
+    }
+    for command in [quantize, hf] {
+        world.refuses(
+            &command.replace("OUT", "file --force"),
+            4,
+            "a file stands there",
+        )?;
+    }
+    let inspect = "inspect m --json=OUT";
+    world.refuses(
+        &inspect.replace("OUT", "none/x.json"),
+        4,
+        "none/x.json & cannot write",
+    )?;
+    world.refuses(&inspect.replace("OUT", "m"), 4, "m: cannot write")?;
+    succeeds(&world.0, &gguf.replace("OUT", "m.gguf"))?;
+    let onto_itself = "export m.gguf --format gguf --out m.gguf --force";
+    world.refuses(onto_itself, 4, "m.gguf & the model itself")
+}

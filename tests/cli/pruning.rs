@@ -1,0 +1,189 @@
+//! `scores`, `prune` and `inspect --groups` as a user meets them.
+
+use std::path::Path;
+
+use libtest_mimic::{Failed, Trial};
+use serde_json::Value;
+
+use crate::numbers::{Within, assert_close};
+use crate::program::{NANO, lopper, read_json, rows, snapshot, succeeds};
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = suite!("cli::prune": uniform, non_uniform, then_quantize, refused);
+    trials.push(Trial::test("cli::scores", scores));
+    trials
+}
+
+fn perplexity(folder: &Path, model: &str) -> Result<f64, Failed> {
+    let eval =
+        format!("eval {model} --ppl embedded:heldout-2026 --ctx 64 --max-tokens 640 --json=e.json");
+    succeeds(folder, &eval)?;
+    let value = read_json(folder.join("e.json"))?["perplexity"]["value"].as_f64();
+    Ok(value.ok_or("a perplexity")?)
+}
+
+/// Both outputs say what they are, open, and are the model that was measured.
+fn uniform() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let command = "prune embedded:nano-llama --ratio 0.5 --ctx 64 --max-tokens 640 --samples 4 --length 32 --out o";
+    let run = succeeds(folder, command)?;
+    let config = read_json(folder.join("o/hf/config.json"))?;
+    let shape = [
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    ];
+    let shape = shape.map(|key| config[key].as_u64().unwrap_or(0));
+    assert!(shape == [64, 96, 2, 1, 16], "{shape:?}: {run}");
+    let manifest = read_json(folder.join("o/manifest.json"))?;
+    let (parent, after) = (&manifest["parent"], &manifest["stages"][0]["figures"]);
+    let counts = |figures: &Value| {
+        ["parameters", "bytes", "flops_per_token"].map(|key| figures[key].as_u64())
+    };
+    // Embedding and head are one matrix of 4096 x 64; a block has 2 x 64 x (64 + 32) + 3 x 64 x 192 weights and two norms.
+    let block = |heads: u64, kv: u64, channels: u64| 2 * 64 * 16 * (heads + kv) + 3 * 64 * channels;
+    let weights = |block: u64| 4096 * 64 + 2 * block;
+    let expected = |block: u64| {
+        let parameters = weights(block) + 5 * 64;
+        [
+            Some(parameters),
+            Some(2 * parameters),
+            Some(2 * weights(block)),
+        ]
+    };
+    assert_eq!(counts(parent), expected(block(4, 2, 192)));
+    assert_eq!(counts(after), expected(block(2, 1, 96)));
+    let measured = after["perplexity"]["value"].as_f64().ok_or("measured")?;
+    for model in ["o/hf", "o/model.gguf"] {
+        let found = perplexity(folder, model)?;
+        assert_close(model, &[found], &[measured], Within::Each(1e-5));
+    }
+    Ok(())
+}
+
+/// Ranking over all layers gives layers of several widths, which open as deci and packed.
+fn non_uniform() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let command = "prune embedded:nano-llama --ratio 0.3 --ranking global --non-uniform --multiple 8 --widths ffn \
+                   --steps 2 --score param_mix --ctx 64 --max-tokens 640 --samples 4 --length 32 --out o";
+    succeeds(folder, command)?;
+    let measured = read_json(folder.join("o/manifest.json"))?;
+    let measured = measured["stages"][0]["figures"]["perplexity"]["value"].as_f64();
+    let measured = measured.ok_or("measured")?;
+    for model in ["o/packed", "o/model.gguf"] {
+        let found = perplexity(folder, model)?;
+        assert_close(model, &[found], &[measured], Within::Each(1e-5));
+        let shown = succeeds(folder, &format!("inspect {model} --json=i.json"))?;
+        let widths = read_json(folder.join("i.json"))?["intermediate_size"].clone();
+        let list: Vec<u64> = serde_json::from_value(widths)?;
+        let unlike = list.len() == 2 && list[0] != list[1];
+        let whole = list.iter().all(|width| width % 8 == 0);
+        assert!(unlike && whole, "{model}: {list:?}, {shown}");
+    }
+    Ok(())
+}
+
+/// A recipe that prunes whole layers and quantizes what is left.
+fn then_quantize() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let recipe = r#"
+model = "embedded:tiny-llama"
+[[stage]]
+kind = "prune"
+scope = "layer"
+ratio = 0.3
+score = "l2"
+reduction = "mean"
+protect_first = 1
+[[stage]]
+kind = "quantize"
+bits = 8
+[evaluate]
+text = "embedded:heldout-2026"
+ctx = 64
+max_tokens = 640
+[export]
+formats = ["gguf", "packed"]
+"#;
+    std::fs::write(folder.join("r.toml"), recipe)?;
+    succeeds(folder, "compress r.toml --out o")?;
+    let manifest = read_json(folder.join("o/manifest.json"))?;
+    let measured = manifest["stages"][1]["figures"]["perplexity"]["value"].as_f64();
+    let found = perplexity(folder, "o/packed")?;
+    assert_close(
+        "o/packed",
+        &[found],
+        &[measured.ok_or("measured")?],
+        Within::Each(1e-5),
+    );
+    succeeds(folder, "inspect o/model.gguf --json=i.json")?;
+    assert_eq!(read_json(folder.join("i.json"))?["layers"], 4);
+    Ok(())
+}
+
+/// What cannot be is said before anything is written.
+fn refused() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    std::fs::write(folder.join("short.txt"), "Too little to learn from.")?;
+    let before = snapshot(folder)?;
+    let table = "
+        prune NANO --out o --ratio 0 => stage.ratio`: expected more than 0
+        prune NANO --out o --ratio 1 => less than 1, found 1
+        prune NANO --out o --ratio 0.5 --protect-first 2 => model's 2 layers
+        prune NANO --out o --ratio 0.5 --protect-last 1 => non_uniform
+        prune NANO --out o --ratio 0.5 --ranking global => non_uniform
+        prune NANO --out o --ratio 0.5 --calib short.txt => 10 x 64 tokens from token 0
+        prune NANO --out o --ratio 0.5 --samples 0 => calibration samples
+        prune NANO --out o --ratio 0.5 --length 1 => calibration length
+        prune NANO --out o --ratio 0.5 --score best => found best
+        scores NANO --out s --score best => found best
+        scores NANO --out s --score l1 --groups heads => found heads
+        scores NANO --out s --score param_first --token-file short.txt => short.txt
+        scores NANO --out s --score param_first --calib none.txt => none.txt
+    ";
+    for (command, said) in rows(table) {
+        let command = command.replace("NANO", NANO);
+        lopper(folder, &format!("{command} --device cpu"))?.refused(2, said);
+    }
+    assert!(snapshot(folder)? == before, "something was written");
+    Ok(())
+}
+
+/// Tokens by a file give the scores that the same tokens of a text give; groups are printed.
+fn scores() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let rows: Vec<Vec<u32>> = (0..3)
+        .map(|row| (0..20).map(|t| 7 * row + 11 * t + 4).collect())
+        .collect();
+    std::fs::write(folder.join("t.json"), serde_json::to_string(&rows)?)?;
+    let command = "scores embedded:nano-llama --score all,wanda --token-file t.json --groups ffn,kvgroup,hidden,layer";
+    let run = succeeds(
+        folder,
+        &format!("{command} --out s.safetensors --json=s.json"),
+    )?;
+    let found = read_json(folder.join("s.json"))?;
+    // Seven scores of two groups in each of two layers, of the hidden width and of layers; norms of 14 modules.
+    assert!(
+        found["tensors"] == 7 * 6 + 14 && found["tokens"] == 60,
+        "{found}: {run}"
+    );
+    let shown = succeeds(folder, "inspect embedded:nano-llama --groups")?.out;
+    for line in [
+        "ffn.0",
+        "kvgroup.1",
+        "hidden",
+        "layer",
+        "model.layers.*.mlp.down_proj.weight",
+        "consumes",
+    ] {
+        assert!(shown.contains(line), "no {line}: {shown}");
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Attention's backward pass against finite differences of a forward pass in f64.
+
+use libtest_mimic::{Failed, Trial};
+use lopper::device::{Device, HostTensor, Random};
+use lopper::gpu::Options as GpuOptions;
+use lopper::kernels::attention::backward::backward;
+use lopper::kernels::attention::causal::{Heads, causal};
+use lopper::tensor::DType;
+
+use crate::machine::{device, gpu_trial};
+
+const SEQUENCES: usize = 2;
+// Two tiles of tokens, and two of places.
+const EACH: usize = 35;
+const CAPACITY: usize = 38;
+const HEADS: Heads = Heads {
+    query: 4,
+    kv: 2,
+    dim: 6,
+};
+
+pub fn trials() -> Vec<Trial> {
+    let cpu = |name: &str, dtype| {
+        Trial::test(
+            format!("gradients::attention/backward::{name}"),
+            move || differences(&Device::Cpu, dtype),
+        )
+    };
+    vec![
+        cpu("cpu", DType::F32),
+        cpu("cpu_in_f16", DType::F16),
+        gpu_trial("gradients::attention/backward::gpu".into(), || {
+            differences(&device(GpuOptions::default())?, DType::F32)
+        }),
+        // A call for every tile.
+        gpu_trial("gradients::attention/backward::split".into(), || {
+            let options = GpuOptions {
+                max_operations: Some(1.0),
+                ..GpuOptions::default()
+            };
+            differences(&device(options)?, DType::F32)
+        }),
+    ]
+}
+
+/// Every gradient of sum(attention * r) against a central difference. What rounds a result to f16 moves delta, and through
+/// it every gradient, by 2^-11 of it.
+fn differences(device: &Device, dtype: DType) -> Result<(), Failed> {
+    let bound = if dtype == DType::F16 { 1e-2 } else { 1e-5 };
+    let (width, pitch) = (HEADS.query * HEADS.dim, HEADS.kv * HEADS.dim);
+    let (tokens, places) = (SEQUENCES * EACH, SEQUENCES * CAPACITY);
+    let mut random = Random::new(29);
+    let mut make = |rows: usize, width: usize, scale: f32| {
+        HostTensor::from_f32(dtype, &[rows, width], &random.values(rows * width, scale))
+    };
+    let inputs = [
+        make(tokens, width, 2.0),
+        make(places, pitch, 1.0),
+        make(places, pitch, 1.0),
+    ];
+    let grad = make(tokens, width, 1.0);
+    let on_device = |host: &HostTensor| device.upload(host, "values");
+    let (query, key, value) = (
+        on_device(&inputs[0])?,
+        on_device(&inputs[1])?,
+        on_device(&inputs[2])?,
+    );
+    let past = on_device(&HostTensor::from_u32(&[SEQUENCES], &[0; SEQUENCES]))?;
+    let result = causal(device, &query, (&key, &value), &past, HEADS, CAPACITY)?;
+    let grads = backward(
+        device,
+        &query,
+        (&key, &value),
+        (&result, &on_device(&grad)?),
+        HEADS,
+        SEQUENCES,
+        CAPACITY,
+    )?;
+    let wide = |host: &HostTensor| host.view().to_f64();
+    let (r, mut numbers) = (wide(&grad), inputs.each_ref().map(wide));
+    let step = 1e-5;
+    for (which, found) in [grads.0, grads.1, grads.2].iter().enumerate() {
+        let found = device.read(found)?;
+        assert_eq!(
+            found.shape, inputs[which].shape,
+            "shape of gradient {which}"
+        );
+        for (index, found) in wide(&found).into_iter().enumerate() {
+            let middle = numbers[which][index];
+            let [high, low] = [middle + step, middle - step].map(|moved| {
+                numbers[which][index] = moved;
+                loss(&numbers, &r)
+            });
+            numbers[which][index] = middle;
+            let expected = (high - low) / (2.0 * step);
+            let near = (found - expected).abs() <= bound * (1.0 + expected.abs());
+            assert!(near, "{which}, {index}: {expected} expected, {found} found");
+        }
+    }
+    Ok(())
+}
+
+/// The sum of attention's results, each times its number of `r`.
+fn loss([query, key, value]: &[Vec<f64>; 3], r: &[f64]) -> f64 {
+    let mut loss = 0.0;
+    for token in 0..SEQUENCES * EACH {
+        for head in 0..HEADS.query {
+            let at = (token * HEADS.query + head) * HEADS.dim;
+            let line = |values: &'_ [f64], place: usize, column: usize| {
+                let row = token / EACH * CAPACITY + place;
+                values[(row * HEADS.kv + head * HEADS.kv / HEADS.query) * HEADS.dim + column]
+            };
+            let (mut total, mut sum) = (0.0, 0.0);
+            for place in 0..=token % EACH {
+                let columns = 0..HEADS.dim;
+                let score: f64 = columns
+                    .clone()
+                    .map(|column| query[at + column] * line(key, place, column))
+                    .sum();
+                let weight = (score / (HEADS.dim as f64).sqrt()).exp();
+                total += weight;
+                let valued = columns.map(|column| r[at + column] * line(value, place, column));
+                sum += weight * valued.sum::<f64>();
+            }
+            loss += sum / total;
+        }
+    }
+    loss
+}

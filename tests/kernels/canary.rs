@@ -1,0 +1,303 @@
+//! The comparison itself: broken on purpose, it must notice. For every kernel, results and shaders are falsified.
+
+use libtest_mimic::{Failed, Trial};
+use lopper::compare::{Expected, Measured, compare};
+use lopper::device::{Args, CaseData, Failure, HostTensor, Kernel, Runner, Variant, check_case};
+use lopper::gpu::{Options, Tier};
+use lopper::kernels::TABLE;
+
+use crate::machine::{gpu_trial, open};
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials: Vec<Trial> = TABLE
+        .iter()
+        .copied()
+        .map(|kernel| {
+            Trial::test(format!("canary::results::{}", kernel.name), move || {
+                falsify_results(kernel)
+            })
+        })
+        .collect();
+    for (kernel, find, replace) in BROKEN_SHADERS {
+        let name = format!(
+            "canary::shader::{kernel}::{}",
+            replace.split_whitespace().collect::<Vec<_>>().join("_")
+        );
+        trials.push(gpu_trial(name, move || {
+            falsify_shader(kernel, find, replace)
+        }));
+    }
+    trials.push(Trial::test("canary::compare_rules", compare_rules));
+    trials
+}
+
+fn reference(kernel: &Kernel, variant: &Variant, data: &CaseData) -> Vec<Expected> {
+    let tensors = data.tensors.iter().map(HostTensor::view).collect();
+    (kernel.reference)(&Args {
+        variant,
+        parameters: &data.parameters,
+        tensors,
+    })
+}
+
+/// Each falsification of a right result must be noticed, in every output of every small enough case.
+fn falsify_results(kernel: &'static Kernel) -> Result<(), Failed> {
+    let variant = (kernel.variants)().remove(0);
+    let mut tried = 0;
+    for case in &kernel.checks(&variant) {
+        let data = (case.make)(&variant);
+        if data.tensors.iter().map(HostTensor::len).sum::<usize>() > 200_000 {
+            continue;
+        }
+        for expected in reference(kernel, &variant, &data) {
+            let right = expected.values.clone();
+            compare(
+                &expected,
+                &Measured {
+                    values: right.clone(),
+                },
+            )
+            .map_err(|d| format!("the truth fails: {d}"))?;
+            let last = right.len() - 1;
+            let finite = |index: usize| right[index].is_finite();
+            let Some(place) = (0..=last).rev().find(|&index| finite(index)) else {
+                continue;
+            };
+            let bound = expected.bounds[place];
+            let mut twice = right.clone();
+            twice[place] += (2.0 * bound).max(f64::MIN_POSITIVE.max(right[place].abs() * 1e-15));
+            let mut nan = right.clone();
+            nan[place] = f64::NAN;
+            let mut infinite = right.clone();
+            infinite[place] = f64::INFINITY;
+            let mut unwritten = right.clone();
+            unwritten[place] = f64::from(f32::from_bits(0x7fff_7fff));
+            for (what, values) in [
+                ("twice its bound", twice),
+                ("NaN", nan),
+                ("infinity", infinite),
+                ("unwritten", unwritten),
+            ] {
+                if compare(&expected, &Measured { values }).is_ok() {
+                    return Err(format!("{}: {what} at element {place} passed", case.label).into());
+                }
+                tried += 1;
+            }
+        }
+    }
+    if tried == 0 {
+        Err("no case was small enough".into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Mistakes that kernels are known to make: (kernel, text of the shader or of an import, what stands there instead).
+const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
+    (
+        "norm/rms",
+        "mean + params.epsilon",
+        "mean + 1.1 * params.epsilon",
+    ),
+    (
+        "norm/rms",
+        "column < params.columns; column += WORKGROUP) {\n        let",
+        "column + 1u < params.columns; column += WORKGROUP) {\n        let",
+    ),
+    ("matmul/tiled", "k < STEP;", "k < STEP - 1u;"),
+    (
+        "matmul/tiled",
+        "start < params.columns;",
+        "start + STEP < params.columns;",
+    ),
+    (
+        "matmul/tiled",
+        "weight_tile[(quad + {e}u)",
+        "weight_tile[(quad + 3u - {e}u)",
+    ),
+    (
+        "matmul/matvec",
+        "column < params.columns;",
+        "column + 4u < params.columns;",
+    ),
+    ("matmul/trits", "] ^ below", "] | below"),
+    ("matmul/trits", "words[5] >> 12u", "words[5] >> 13u"),
+    ("matmul/trits", "unit < units", "unit + 1u < units"),
+    ("copy/trits", "code == 3u", "false"),
+    (
+        "embed/gather",
+        "column + i < params.columns",
+        "column + i <= params.columns",
+    ),
+    (
+        "embed/gather",
+        "ids[token] - params.row_start",
+        "ids[token]",
+    ),
+    (
+        "rope/rotate",
+        "second * rotation.x + first",
+        "second * rotation.x - first",
+    ),
+    ("kv/append", "past[sequence] + token", "token"),
+    ("attention/causal", "* params.scale", "* 1.0"),
+    ("attention/causal", "mine <= position)", "mine < position)"),
+    ("attention/causal", "sums[slot] * correction", "sums[slot]"),
+    (
+        "attention/statistics",
+        "totals *= exp(maxima - highest)",
+        "totals *= 1.0",
+    ),
+    ("attention/statistics", "<= tokens", "< tokens"),
+    (
+        "attention/statistics",
+        " * exp(memory[part * 8u + lane] - maximum)",
+        "",
+    ),
+    ("attention/tiled", "<= tokens", "< tokens"),
+    ("attention/tiled", "*= correction[{I}]", "*= 1.0"),
+    ("attention/tiled", "i32(k) + 3 <= own", "i32(k) <= own"),
+    ("attention/query_grad", "- delta)", "- 0.0)"),
+    (
+        "attention/query_grad",
+        "vec4(false, true, true, true)",
+        "vec4(true)",
+    ),
+    (
+        "attention/query_grad",
+        "CHUNKS + {C}u] * params.scale",
+        "CHUNKS + {C}u] * 1.0",
+    ),
+    ("attention/key_value_grad", "- known.y", "- 0.0"),
+    (
+        "attention/key_value_grad",
+        "max(own + 4, i32(begin))",
+        "max(own, i32(begin))",
+    ),
+    (
+        "attention/key_value_grad",
+        "head < (kv_head + 1u) * grouped",
+        "head < kv_head * grouped + 1u",
+    ),
+    ("gate/silu", "exp(-g)", "exp(g)"),
+    ("gate/silu_grad", "1.0 + g * (1.0 - sigmoid)", "1.0"),
+    ("norm/rms_grad", "- x[at] * pull", ""),
+    ("norm/gain_grad", "share < SHARES", "share < SHARES - 1u"),
+    ("loss/cross_entropy_grad", "exp(logit) - one", "exp(logit)"),
+    ("loss/divergence_grad", "* params.inverse;", "* 1.0;"),
+    ("loss/divergence_grad", "shares.y - shares.x", "shares.y"),
+    (
+        "embed/scatter",
+        "place < starts[row + 1u]",
+        "place + 1u < starts[row + 1u]",
+    ),
+    ("copy/cast", "* params.factor", "* 1.0"),
+    ("copy/compact", "kept_rows[row]", "kept_rows[down]"),
+    ("copy/compact", "+ kept_columns[column]", "+ column"),
+    ("score/rows", "= params.row_start + index", "= index"),
+    ("score/rows", "sum += result[row]", "sum += 0.0"),
+    (
+        "score/columns",
+        "params.row_start + lane / COLUMNS",
+        "lane / COLUMNS",
+    ),
+    ("score/columns", "row += SHARES", "row += SHARES + 1u"),
+    ("score/fisher", "params.factor * (", "("),
+    ("score/norms", "value * value", "abs(value)"),
+    ("score/norms", "accumulate == 1u", "accumulate == 2u"),
+    ("score/blocks", "member * width + first", "first"),
+    ("score/blocks", "is_nan(next) || next", "next"),
+    ("score/blocks", "finished(value, params.members)", "value"),
+    ("select/top_k", "before < wanted", "before <= wanted"),
+    ("select/top_k", "done < 32u", "done < 24u"),
+    ("select/top_k", "wanted -= above", "wanted -= 0u"),
+    ("select/threshold", ">= bar", "> bar"),
+    ("select/threshold", "bar > 0u && ", ""),
+    ("mask/weights", "kept && column_mask", "column_mask"),
+    ("mask/weights", "row_mask[row]", "row_mask[down]"),
+    ("residual/add", "result[index] + vec4", "vec4"),
+    ("loss/logsumexp", "maximum + log(sum)", "log(sum)"),
+    (
+        "quantize/absmax",
+        "abs(value) > abs(extreme)",
+        "value > extreme",
+    ),
+    ("quantize/minmax", "high = max(high, value)", "high = value"),
+    (
+        "quantize/round",
+        "round(clamp(guess, 0.0, last))",
+        "floor(clamp(guess, 1.0, last)) - 1.0",
+    ),
+    (
+        "dequantize/rows",
+        "row * params.columns + column + i] =",
+        "row * params.columns + column + i + 1u] =",
+    ),
+];
+
+fn falsify_shader(kernel: &'static str, find: &str, replace: &str) -> Result<(), Failed> {
+    let kernel = TABLE
+        .iter()
+        .copied()
+        .find(|row| row.name == kernel)
+        .ok_or("the kernel is in the table")?;
+    if !kernel.source.contains(find) {
+        return Err(format!("the shader no longer contains `{find}`").into());
+    }
+    let broken = kernel.source.replacen(find, replace, 1);
+    let runner: Runner = open(Options {
+        tier: Tier::Baseline,
+        checked: true,
+        ..Options::default()
+    })?
+    .with_source(kernel.name, broken);
+    for variant in (kernel.variants)()
+        .iter()
+        .filter(|variant| !variant.uses_f16() && !variant.subgroups)
+    {
+        for case in &kernel.checks(variant) {
+            match check_case(&runner, kernel, variant, case) {
+                Ok(_) => {}
+                Err(Failure::Error(error)) => return Err(format!("did not run: {error}").into()),
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+    Err("every case passed".into())
+}
+
+fn compare_rules() -> Result<(), Failed> {
+    let nan = f64::NAN;
+    let infinity = f64::INFINITY;
+    let rules = [
+        (1.0, 0.1, 1.05, true),
+        (1.0, 0.1, 1.2, false),
+        (1.0, 0.0, 1.0, true),
+        (1.0, nan, 1.0, false),
+        (1.0, infinity, nan, false),
+        (nan, 0.0, nan, true),
+        (nan, infinity, 1.0, false),
+        (infinity, infinity, infinity, true),
+        (infinity, infinity, -infinity, false),
+        (infinity, infinity, 1.0, false),
+    ];
+    for (value, bound, measured, fits) in rules {
+        let expected = Expected {
+            values: vec![value],
+            bounds: vec![bound],
+        };
+        assert!(
+            compare(
+                &expected,
+                &Measured {
+                    values: vec![measured],
+                },
+            )
+            .is_ok()
+                == fits,
+            "expected {value} within {bound}, measured {measured}: judged {}",
+            !fits
+        );
+    }
+    Ok(())
+}

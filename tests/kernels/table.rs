@@ -1,0 +1,176 @@
+//! Every kernel x variant x case against its reference: on the CPU device, on the adapter, and with the baseline forced.
+
+use libtest_mimic::{Failed, Trial};
+use lopper::device::{Engine, Kernel, Sizes, Variant, check_case, check_cpu_case};
+use lopper::gpu::{Capabilities, Tier};
+use lopper::kernels::TABLE;
+use lopper::kernels::matmul::plan::Product;
+use lopper::tensor::{DType, WEIGHT_TYPES, WHOLE_ROW, WeightFormat};
+
+use proptest::prelude::any;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+
+use crate::machine::{gpu_trial, runner};
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = vec![Trial::test(
+        "kernels::choices_are_in_the_table",
+        choices_are_in_the_table,
+    )];
+    for kernel in TABLE.iter().copied() {
+        trials.push(Trial::test(
+            format!("kernels::cpu::{}", kernel.name),
+            move || {
+                for variant in (kernel.variants)() {
+                    on_cpu(kernel, &variant)?;
+                }
+                Ok(())
+            },
+        ));
+        trials.push(gpu_trial(
+            format!("kernels::random::{}", kernel.name),
+            move || random_shapes(kernel),
+        ));
+        for tier in [Tier::Baseline, Tier::F16] {
+            for variant in (kernel.variants)() {
+                let needs_more = variant.uses_f16() || variant.subgroups;
+                if needs_more != (tier == Tier::F16) {
+                    continue;
+                }
+                let name = format!(
+                    "kernels::{}::{} [{}]",
+                    tier.name(),
+                    kernel.name,
+                    variant.label()
+                );
+                trials.push(gpu_trial(name, move || on_gpu(kernel, &variant, tier)));
+            }
+        }
+    }
+    trials
+}
+
+fn on_cpu(kernel: &'static Kernel, variant: &Variant) -> Result<(), Failed> {
+    for case in &kernel.checks(variant) {
+        check_cpu_case(kernel, variant, case).map_err(|failure| {
+            format!(
+                "{} [{}] {}: {failure}",
+                kernel.name,
+                variant.label(),
+                case.label
+            )
+        })?;
+    }
+    Ok(())
+}
+
+fn on_gpu(kernel: &'static Kernel, variant: &Variant, tier: Tier) -> Result<(), Failed> {
+    let runner = runner(tier)?;
+    if !variant.runs_on(runner.gpu().capabilities()) {
+        // An adapter without the capability cannot run the variant; the baseline ones cover its kernels.
+        return Ok(());
+    }
+    for case in &kernel.checks(variant) {
+        check_case(runner, kernel, variant, case).map_err(|failure| {
+            format!(
+                "{} [{}] {}: {failure}",
+                kernel.name,
+                variant.label(),
+                case.label
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Random variants on random shapes, on the CPU device and on the adapter. A failure is shrunk, and its text replays it:
+/// `lopper verify --kernel TEXT`.
+fn random_shapes(kernel: &'static Kernel) -> Result<(), Failed> {
+    let runner = runner(Tier::F16)?;
+    let mut variants = (kernel.variants)();
+    variants.retain(|variant| variant.runs_on(runner.gpu().capabilities()));
+    if variants.is_empty() {
+        // Cooperative matrices, on an adapter without.
+        return Ok(());
+    }
+    let config = Config {
+        cases: 12,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let seed = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
+    let shapes = (any::<[u8; Sizes::COUNT]>(), 0..variants.len());
+    TestRunner::new_with_rng(config, seed)
+        .run(&shapes, |(sizes, index)| {
+            let (case, variant) = (kernel.sized(&Sizes(sizes)), &variants[index]);
+            if !(case.fits)(variant) {
+                return Ok(());
+            }
+            let text = format!("{} [{}] {}", kernel.name, variant.label(), case.label);
+            check_cpu_case(kernel, variant, &case)
+                .and_then(|_| check_case(runner, kernel, variant, &case))
+                .map(|_| ())
+                .map_err(|failure| TestCaseError::fail(format!("{text}: {failure}")))
+        })
+        .map_err(|error| error.to_string().into())
+}
+
+/// Whatever the planner of products may answer is a variant that the trials above check, and runs on the device asked for.
+fn choices_are_in_the_table() -> Result<(), Failed> {
+    let pairs = [
+        (DType::F32, DType::F32),
+        (DType::F16, DType::F16),
+        (DType::F16, DType::F32),
+    ];
+    for bits in 0..8 {
+        let capabilities = Capabilities {
+            f16: true,
+            subgroups: bits & 1 == 1,
+            integer_dot: bits & 2 == 2,
+            subgroup_size: 32,
+            cooperative_matrix: if bits & 5 == 5 { 16 } else { 0 },
+            ..Capabilities::default()
+        };
+        let bytes = [1, 2, 3];
+        for ((activation, output), bytes) in pairs.into_iter().flat_map(|p| bytes.map(|b| (p, b))) {
+            for ty in WEIGHT_TYPES {
+                for (tokens, group) in [1, 2, 8, 9, 64, 4096]
+                    .into_iter()
+                    .flat_map(|tokens| [(tokens, 32), (tokens, 128)])
+                {
+                    let group_size = if ty.has_scales() { group } else { WHOLE_ROW };
+                    let weight = WeightFormat { ty, group_size };
+                    let product = Product {
+                        activation,
+                        bytes,
+                        output,
+                        engine: Engine::Auto,
+                        weight,
+                        rows: 4096,
+                        columns: 4096,
+                        tokens,
+                    };
+                    let candidates = product.candidates(capabilities);
+                    assert!(!candidates.is_empty(), "nothing computes {product:?}");
+                    for choice in candidates {
+                        let dot4 = choice.kernel.name == "matmul/dot4";
+                        if dot4 && !capabilities.integer_dot {
+                            return Err(format!("{} without integers", choice.label()).into());
+                        }
+                        let known = (choice.kernel.variants)().contains(&choice.variant);
+                        if !known || !choice.variant.runs_on(capabilities) {
+                            return Err(format!("{}: {product:?}", choice.label()).into());
+                        }
+                        let again = product.choose(capabilities, Some(&choice.label()));
+                        assert!(
+                            again == choice,
+                            "{} is not found by its name",
+                            choice.label()
+                        );
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}

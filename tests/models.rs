@@ -1,0 +1,71 @@
+//! Models as tests run them: whole, and with weights changed on the way in.
+
+use libtest_mimic::Failed;
+use lopper::data::read_text;
+use lopper::device::Device;
+use lopper::error::Result as Outcome;
+use lopper::measure::{Convention, perplexity};
+use lopper::model::{Checkpoint, Compute, Config, Llama, Pass, TensorSpec, Weights};
+use lopper::tensor::{Packed, WeightFormat};
+
+use crate::program::TEXT;
+
+/// A pass in f32.
+pub fn pass(device: &Device) -> Pass<'_> {
+    Pass {
+        device,
+        compute: Compute::F32,
+    }
+}
+
+pub fn load(device: &Device, weights: &dyn Weights) -> Outcome<Llama> {
+    Llama::load(device, weights, |_, _| Ok(()))
+}
+
+/// The logits of some sequences of equal length, in f32: (tokens, vocabulary).
+pub fn logits(
+    device: &Device,
+    weights: &dyn Weights,
+    ids: &[u32],
+    sequences: usize,
+) -> Result<Vec<f32>, Failed> {
+    let (_, logits) = load(device, weights)?.trace(&pass(device), ids, sequences, false)?;
+    Ok(logits.to_f32())
+}
+
+/// Perplexity of the first tokens of the 2026 speech, in windows of 256.
+pub fn speech_perplexity(
+    pass: &Pass<'_>,
+    weights: &dyn Weights,
+    tokens: usize,
+) -> Result<f64, Failed> {
+    let tokenizer = Checkpoint::open("embedded:tiny-llama")?.tokenizer()?;
+    let mut ids = tokenizer.encode(&read_text(TEXT)?, false)?;
+    ids.truncate(tokens);
+    let model = load(pass.device, weights)?;
+    let all = Convention::AllButFirst;
+    let figure = perplexity(&model, pass, &ids, 256, all, None, |_, _| Ok(()))?;
+    assert_eq!(figure.tokens_scored, tokens / 256 * 255, "tokens scored");
+    Ok(figure.value)
+}
+
+/// What becomes of a tensor on the way in.
+type Map<'a> = dyn Fn(&TensorSpec, Packed) -> Outcome<Packed> + Sync + 'a;
+
+/// A model whose tensors are changed as they are loaded.
+pub struct MapWeights<'a>(pub &'a dyn Weights, pub &'a Map<'a>);
+
+impl Weights for MapWeights<'_> {
+    fn config(&self) -> &Config {
+        self.0.config()
+    }
+    fn specs(&self) -> &[TensorSpec] {
+        self.0.specs()
+    }
+    fn load(&self, spec: &TensorSpec) -> Outcome<Packed> {
+        (self.1)(spec, self.0.load(spec)?)
+    }
+    fn format(&self, spec: &TensorSpec) -> Outcome<WeightFormat> {
+        self.0.format(spec)
+    }
+}

@@ -1,0 +1,102 @@
+//! Numbers beside known ones: files of tensors from outside, and how close a result must come.
+
+use std::path::Path;
+
+use libtest_mimic::Failed;
+use lopper::formats::Source;
+use lopper::formats::safetensors::Safetensors;
+
+/// A file of tensors of four bytes an element.
+pub struct Known(Safetensors);
+
+impl Known {
+    pub fn open(path: &str) -> Result<Self, Failed> {
+        Ok(Self(Safetensors::open(Source::open(Path::new(path))?)?))
+    }
+
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>, Failed> {
+        Ok(self.0.get(name).ok_or(format!("no {name}"))?.shape)
+    }
+
+    /// The elements as integers; of 64 bits, their lower halves.
+    pub fn words(&self, name: &str) -> Result<Vec<u32>, Failed> {
+        let tensor = self.0.get(name).ok_or(format!("no {name}"))?;
+        let width = tensor.bytes.len() / tensor.shape.iter().product::<usize>();
+        let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        Ok(tensor.bytes.chunks_exact(width).map(word).collect())
+    }
+
+    pub fn floats(&self, name: &str) -> Result<Vec<f32>, Failed> {
+        let words = self.words(name)?;
+        Ok(words.into_iter().map(f32::from_bits).collect())
+    }
+
+    /// Every name but that of the tokens.
+    pub fn names(&self) -> Vec<String> {
+        let names = self.0.names().map(String::from);
+        names.filter(|name| name != "input_ids").collect()
+    }
+}
+
+/// How far a result may be from what is expected.
+#[derive(Clone, Copy, Debug)]
+pub enum Within {
+    /// The difference's length, in lengths of what is expected.
+    Norm(f64),
+    /// The largest difference, in largest magnitudes of what is expected.
+    Largest(f64),
+    /// Each difference, in magnitudes of its own element.
+    Each(f64),
+    /// Each difference, in magnitudes of its own element plus one.
+    EachAndOne(f64),
+}
+
+/// The length of the difference of two vectors, in lengths of the expected one; NaN if they differ in length.
+pub fn relative_error(found: &[impl Copy + Into<f64>], expected: &[impl Copy + Into<f64>]) -> f64 {
+    if found.len() != expected.len() {
+        return f64::NAN;
+    }
+    let (mut error, mut total) = (0.0, 0.0);
+    for (found, expected) in found.iter().zip(expected) {
+        let (found, expected): (f64, f64) = ((*found).into(), (*expected).into());
+        error += (found - expected).powi(2);
+        total += expected.powi(2);
+    }
+    (error / total).sqrt()
+}
+
+/// Panics with the worst element unless a result is as near as it must be. NaN is not near.
+pub fn assert_close(
+    what: &str,
+    found: &[impl Copy + Into<f64>],
+    expected: &[impl Copy + Into<f64>],
+    within: Within,
+) {
+    assert_eq!(found.len(), expected.len(), "{what}: number of values");
+    let limit = match within {
+        Within::Norm(limit) => {
+            let error = relative_error(found, expected);
+            assert!(
+                error <= limit,
+                "{what}: relative error {error:.3e} > {limit:.0e}"
+            );
+            return;
+        }
+        Within::Largest(limit) | Within::Each(limit) | Within::EachAndOne(limit) => limit,
+    };
+    let magnitudes = expected.iter().map(|value| (*value).into().abs());
+    let largest = magnitudes.fold(0.0, f64::max);
+    for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let (found, expected): (f64, f64) = ((*found).into(), (*expected).into());
+        let unit = match within {
+            Within::Each(_) => expected.abs(),
+            Within::EachAndOne(_) => 1.0 + expected.abs(),
+            _ => largest,
+        };
+        let off = (found - expected).abs();
+        assert!(
+            off <= limit * unit,
+            "{what}[{place}]: {found} for {expected}, off by {off:.1e}"
+        );
+    }
+}

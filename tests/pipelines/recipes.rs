@@ -1,0 +1,135 @@
+//! Recipes and plans: strict keys, filters, decisions.
+
+use std::path::Path;
+
+use libtest_mimic::{Failed, Trial};
+use lopper::error::Error;
+use lopper::model::{Checkpoint, Config, Outline, Role, Weights, Widths, tensor_specs};
+use lopper::plan::Plan;
+use lopper::recipe::{EMBEDDED, Recipe};
+use lopper::stages::quantize::Quantize;
+use lopper::tensor::WeightFormat;
+
+pub fn trials() -> Vec<Trial> {
+    suite!("recipes": later_stages_decide, recipes_are_strict, plans_are_pure)
+}
+
+fn later_stages_decide() -> Result<(), Failed> {
+    let mut recipe = Recipe::parse(Path::new("embedded recipe"), EMBEDDED)?;
+    let second: Quantize = toml::from_str(
+        r#"bits = 8
+        include = ["*.down_proj", "lm_head"]
+        exclude = ["model.layers.0.*"]"#,
+    )?;
+    recipe.stage.push(second.into());
+    let plan = Plan::new(&recipe, &Checkpoint::open("embedded:tiny-llama")?)?;
+    let decided = |name: &str| {
+        plan.tensors
+            .iter()
+            .find(|line| line.name == name)
+            .map(|line| line.format.label())
+    };
+    let wanted = [
+        ("model.layers.0.mlp.down_proj.weight", "uint4m-g32"),
+        ("model.layers.1.mlp.down_proj.weight", "uint8m-g32"),
+        ("model.layers.1.mlp.up_proj.weight", "uint4m-g32"),
+        ("lm_head.weight", "uint8m-g32"),
+        ("model.embed_tokens.weight", "f16"),
+        ("model.norm.weight", "f16"),
+    ];
+    for (name, format) in wanted {
+        assert_eq!(decided(name).as_deref(), Some(format), "{name}");
+    }
+    let bytes: u64 = plan.tensors.iter().map(|line| line.output_bytes).sum();
+    assert!(bytes == plan.output_bytes, "the total is the lines' sum");
+    Ok(())
+}
+
+fn refused<T>(result: Result<T, Error>, named: &str) {
+    let error = result.err().expect("a wrong recipe");
+    assert!(
+        error.exit_code() == 2 && error.to_string().contains(named),
+        "{named}: {error}"
+    );
+}
+
+fn recipes_are_strict() -> Result<(), Failed> {
+    let parse = |text: &str| Recipe::parse(Path::new("r.toml"), text);
+    let embedded = parse(EMBEDDED)?;
+    assert_eq!(parse(&embedded.to_toml())?, embedded, "printed and read");
+    for (find, replace, named) in [
+        ("seed = 0", "sede = 0", "sede"),
+        ("group_size = 32", "groupsize = 32", "groupsize"),
+        ("ctx = 256", "context = 256", "context"),
+        ("kind = \"quantize\"", "kind = \"shrink\"", "shrink"),
+        ("grid = \"float-min\"", "grid = \"float\"", "float"),
+        ("bits = 4", "bits = \"four\"", "four"),
+    ] {
+        assert!(EMBEDDED.contains(find), "the embedded recipe has {find}");
+        refused(parse(&EMBEDDED.replace(find, replace)), named);
+    }
+    let parent = Checkpoint::open("embedded:nano-llama")?;
+    for (find, replace, named) in [
+        ("bits = 4", "bits = 9", "bits"),
+        ("group_size = 32", "group_size = 24", "group_size"),
+        (
+            "grid = \"float-min\"",
+            "include = [\"nothing.*\"]",
+            "include",
+        ),
+    ] {
+        refused(
+            Plan::new(&parse(&EMBEDDED.replace(find, replace))?, &parent),
+            named,
+        );
+    }
+    Ok(())
+}
+
+/// A plan needs no model: of a shape alone, stages in any order say what they leave, the same every time.
+fn plans_are_pure() -> Result<(), Failed> {
+    let tiny = Checkpoint::open("embedded:tiny-llama")?;
+    let widths = Widths {
+        heads: 32,
+        kv_heads: 8,
+        intermediate_size: 14_336,
+    };
+    let config = Config {
+        hidden_size: 4096,
+        head_dim: 128,
+        vocab_size: 128_256,
+        blocks: vec![widths; 32],
+        ..tiny.config().clone()
+    };
+    let mut specs = tensor_specs(&config);
+    specs.retain(|spec| spec.role != Role::Bias);
+    let begin = Outline {
+        formats: vec![WeightFormat::f16(); specs.len()],
+        specs,
+        config,
+        estimated: false,
+    };
+    let text = "model = 'none'\n[[stage]]\nkind = 'quantize'\nbits = 4\n[[stage]]\nkind = 'prune'\nratio = 0.25\nwidths = ['ffn']\n[[stage]]\nkind = 'quantize'\ntype = 'q8_0'\ninclude = ['*.down_proj']\n";
+    let recipe = Recipe::parse(Path::new("r.toml"), text)?;
+    let mut outline = begin.clone();
+    // Of a block: 4096 x (4096 + 1024 + 1024 + 4096) and 3 x 4096 x channels; all of it in 4 bits with a scale and an offset
+    // of 32 columns, or down_proj in f16, or in 8 bits with a scale.
+    let block = |channels: u64, down: f64| {
+        let attention = 4096.0 * 10_240.0 * 5.0 / 8.0;
+        let matrix = 4096.0 * channels as f64;
+        (attention + matrix * (2.0 * 5.0 / 8.0 + down) + 4.0 * 4096.0) as u64
+    };
+    let rest = 2 * (2 * 4096 * 128_256 + 4096);
+    let expected = [(14_336, 5.0 / 8.0), (10_752, 2.0), (10_752, 8.5 / 8.0)];
+    for (stage, (channels, down)) in recipe.stage.iter().zip(expected) {
+        let planned = stage.plan(&outline)?;
+        assert_eq!(planned, stage.plan(&outline)?);
+        let bytes = planned.outline.bytes();
+        assert_eq!(bytes, rest + 32 * block(channels, down), "{stage:?}");
+        outline = planned.outline;
+    }
+    // The largest tensor in f16 is far from the whole model.
+    let planned = recipe.stage[0].plan(&begin)?;
+    assert!(planned.peak_host_bytes * 2 < begin.bytes(), "{planned:?}");
+    Ok(())
+}
