@@ -151,9 +151,33 @@ pub enum Error {
     /// A check that the user asked for failed; details were printed.
     #[error("{0} of {1} checks failed")]
     CheckFailed(usize, usize),
+    /// The work folder of an unfinished run is where a new one would work.
+    #[error("{}: an unfinished run left its work here; give --resume to continue it, or remove the folder", path.display())]
+    Unfinished {
+        /// The work folder.
+        path: PathBuf,
+    },
+    /// A work folder belongs to a run that would give another result.
+    #[error("{}: cannot resume: the {what} was {before} and is {now}; remove the folder or choose another --out", path.display())]
+    OtherRun {
+        /// The work folder.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+        /// Its value in the run that made the folder.
+        before: String,
+        /// Its value now.
+        now: String,
+    },
     /// The user pressed Ctrl-C.
     #[error("interrupted; nothing was written")]
     Interrupted,
+    /// The user pressed Ctrl-C in a run that can be continued.
+    #[error("interrupted; run again with --resume to continue from {}", work.display())]
+    Suspended {
+        /// The work folder.
+        work: PathBuf,
+    },
 }
 
 impl Error {
@@ -187,8 +211,11 @@ impl Error {
             | Error::Limit { .. }
             | Error::OutOfMemory { .. }
             | Error::Device { .. } => 3,
-            Error::Exists { .. } | Error::Write { .. } => 4,
-            Error::Interrupted => 130,
+            Error::Exists { .. }
+            | Error::Unfinished { .. }
+            | Error::OtherRun { .. }
+            | Error::Write { .. } => 4,
+            Error::Interrupted | Error::Suspended { .. } => 130,
         }
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! - [`error`], [`interrupt`]: what can go wrong.
 //! - [`tensor`]: element types and packed weight formats.
-//! - [`formats`], [`text`], [`data`], [`recipe`]: bytes, tokens, texts, and what the user asks for. No device.
+//! - [`formats`], [`text`], [`data`]: bytes, tokens, texts. No device.
 //! - [`compare`]: the only place where two results are judged equal.
 //! - [`gpu`]: wgpu and no maths.
 //! - [`device`]: what a kernel is, and the CPU, GPU and checked devices that run one.
@@ -16,8 +16,9 @@
 //! - [`walk`]: one block at a time: statistics of its inputs, weights replaced, on to the next.
 //! - [`measure`]: how good a model is and how far from its parent, how fast it runs, whether a device can be trusted.
 //! - [`methods`]: the compression maths, without wgpu.
+//! - [`stages`]: the kinds of steps a recipe is made of; [`recipe`]: what the user asks for.
 //! - [`plan`]: recipe and headers to decisions and bytes; pure.
-//! - [`run`]: executes a plan and writes the artifact.
+//! - [`run`]: executes a plan, stage by stage over folders on the disk, and writes the artifact.
 //! - [`cli`]: arguments and printing; the only place that prints.
 //!
 //! Invariants. A result that a device computed is f32 or f16 rounded from f32 accumulation. Codes and scales are the same
@@ -41,6 +42,7 @@ pub mod model;
 pub mod plan;
 pub mod recipe;
 pub mod run;
+pub mod stages;
 pub mod tensor;
 pub mod text;
 pub mod walk;

@@ -1,38 +1,41 @@
-//! Executes a plan: measures the parent, compresses tensor by tensor, measures the result, writes the artifact.
+//! Executes a plan: measures the parent, runs the stages one after the other, measures each result, writes the artifact.
 //!
-//! Everything is written into a temporary folder beside the output and renamed when whole. State is arguments and return
-//! values; whoever runs a plan is told what happens through [`Event`]s.
+//! Between two stages stands a folder on the disk (see [`work`]): a stage reads the one before and writes its own tensor by
+//! tensor, so no model is in memory as a whole, any stage can follow any other, and a killed run continues with `resume`. The
+//! artifact is written in the work folder and renamed when whole. Callers are told of progress through [`Event`]s.
 
 mod files;
-mod stages;
 mod target;
+mod work;
 
 use std::path::Path;
 use std::time::Instant;
 
-use serde::Serialize;
-use sha2::{Digest, Sha256};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::data::read_text;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::formats::{sync, write_record};
 use crate::interrupt;
 use crate::measure::{Convention, Perplexity, perplexity};
-use crate::methods::prune::Order;
-use crate::methods::prune::llm_pruner::{Means, prune};
+use crate::methods::calibration::Rows;
 use crate::model::{
-    Checkpoint, Compute, Cut, Model, Pass, Pruned, Weights, export_gguf, export_hf, export_packed,
+    Checkpoint, Compute, Config, Model, Outline, Pass, Weights, Widths, export_gguf, export_hf,
+    export_packed,
 };
 use crate::plan::Plan;
 use crate::recipe::{Evaluate, ExportFormat, Recipe};
+use crate::stages::{Context, RecipeStage};
 use crate::text::Tokenizer;
-use files::{hex, list_inputs, list_outputs};
-use stages::Compressed;
+use files::{list_inputs, list_outputs, sha256};
+use work::{Fact, Work};
 
 pub use files::{InputFile, OutputFile};
 pub use target::Target;
 
-/// What a run tells while it runs.
+/// Progress of a run.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
     /// A step with a known number of pieces, `done` of which are done.
@@ -44,9 +47,14 @@ pub enum Event<'a> {
         /// Pieces in all.
         total: usize,
     },
+    /// A stage's result is taken from the work folder.
+    Resumed {
+        /// The stage's folder there.
+        stage: &'a str,
+    },
     /// A figure is known.
     Measured {
-        /// Whose: `parent` or `compressed`.
+        /// Whose: `parent`, `pruned`, `quantized`.
         whose: &'a str,
         /// The figure.
         perplexity: &'a Perplexity,
@@ -57,7 +65,7 @@ pub enum Event<'a> {
 pub type Listener<'a> = &'a mut dyn FnMut(Event<'_>);
 
 /// What was measured of a model.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figures {
     /// Weights.
     pub parameters: u64,
@@ -75,11 +83,11 @@ pub struct Figures {
 }
 
 /// A stage as it ran.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StageReport {
     /// Its name.
     pub name: String,
-    /// Wall time.
+    /// Wall time, with its measurement; of what an interrupted run had done before, only whole stages count.
     pub seconds: f64,
     /// Most bytes of device buffers in use, up to its end.
     pub peak_vram: u64,
@@ -88,12 +96,14 @@ pub struct StageReport {
 }
 
 /// `manifest.json`: what was made from what, by what, and how good it is.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of this layout.
     pub schema: u32,
     /// Version of the program.
-    pub lopper: &'static str,
+    pub lopper: String,
+    /// Hash of everything that the outputs depend on: two runs with the same one give the same bytes.
+    pub run: String,
     /// Hash of `recipe.toml`.
     pub recipe_sha256: String,
     /// The recipe's seed.
@@ -119,10 +129,8 @@ pub struct Manifest {
 pub struct Options<'a> {
     /// The recipe's text as it was given; it becomes part of the artifact.
     pub recipe_text: &'a str,
-    /// The artifact's folder.
-    pub out: &'a Path,
-    /// Replace it if it is there.
-    pub force: bool,
+    /// Where the artifact goes.
+    pub place: Place<'a>,
     /// What evaluations compute in.
     pub compute: Compute,
     /// What gradients of a calibration compute in.
@@ -131,7 +139,59 @@ pub struct Options<'a> {
     pub budget: Option<u64>,
 }
 
-/// Runs a plan and writes the artifact. Returns its manifest.
+/// Where an artifact goes, and what may be there already.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The artifact's folder. The work folder is beside it: `OUT.work`.
+    pub out: &'a Path,
+    /// Replace an earlier artifact.
+    pub force: bool,
+    /// Continue what an interrupted run left in the work folder.
+    pub resume: bool,
+    /// Leave the work folder when the artifact is whole.
+    pub keep_work: bool,
+}
+
+impl Place<'_> {
+    fn target<'a>(&'a self, parent: &'a Checkpoint) -> Target<'a> {
+        Target {
+            path: self.out,
+            force: self.force,
+            folder: true,
+            model: parent.path(),
+        }
+    }
+
+    /// Refuses, before any work, what [`run`] would refuse.
+    pub fn check(&self, parent: &Checkpoint) -> Result<()> {
+        let work = work::work_path(self.out)?;
+        // The run may have been stopped between its end and the removal of its work folder.
+        if !(self.resume && self.out.exists()) {
+            self.target(parent).check()?;
+        }
+        match !self.resume && work::is_there(&work) {
+            true => Err(Error::Unfinished { path: work }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Everything of a run that its steps share.
+struct Run<'a> {
+    recipe: &'a Recipe,
+    plan: &'a Plan,
+    parent: &'a Checkpoint,
+    device: &'a Device,
+    options: Options<'a>,
+    tokenizer: Option<Tokenizer>,
+    /// The tokens of the evaluation, if there is one.
+    evaluation: Option<(&'a Evaluate, Vec<u32>)>,
+    /// The calibration rows of each stage.
+    rows: Vec<Option<Rows>>,
+}
+
+/// Runs a plan and writes the artifact. Returns its manifest. An interruption, or a crash, leaves the work folder, with which a
+/// call with `resume` gives the same artifact as an uninterrupted one.
 pub fn run(
     recipe: &Recipe,
     plan: &Plan,
@@ -140,112 +200,387 @@ pub fn run(
     options: Options<'_>,
     listen: Listener<'_>,
 ) -> Result<Manifest> {
-    let target = Target {
-        path: options.out,
-        force: options.force,
-        folder: true,
-        model: parent.path(),
-    };
-    target.check()?;
-    let tokenizer = if parent.has_tokenizer() {
-        Some(parent.tokenizer()?)
-    } else {
-        None
+    let place = options.place;
+    place.check(parent)?;
+    // What is wrong with any text is told before anything is computed.
+    let tokenizer = match parent.has_tokenizer() {
+        true => Some(parent.tokenizer()?),
+        false => None,
     };
     check_exports(parent, recipe, tokenizer.as_ref())?;
-    let pass = Pass {
-        device,
-        compute: options.compute,
-    };
     let evaluation = match &recipe.evaluate {
         Some(evaluate) => Some((evaluate, tokens(evaluate, parent, tokenizer.as_ref())?)),
         None => None,
     };
-    let measure =
-        |whose: &str, weights: &dyn Weights, listen: Listener<'_>| -> Result<Option<Perplexity>> {
-            let Some((evaluate, tokens)) = &evaluation else {
-                return Ok(None);
-            };
-            measure(whose, weights, &pass, evaluate, tokens, listen).map(Some)
-        };
-    let rows = |order: &Order| stages::rows(order, tokenizer.as_ref());
-    let rows = plan.orders.iter().map(rows).collect::<Result<Vec<_>>>()?;
-    let parent_figures = Figures {
-        parameters: plan.parameters,
-        bytes: plan.stored_bytes,
-        bytes_f16: plan.f16_bytes,
-        flops_per_token: plan.flops_per_token,
-        perplexity: measure("parent", parent, listen)?,
-        weight_error: None,
+    let stages = recipe.stage.iter();
+    let rows = stages.map(|stage| rows(stage, tokenizer.as_ref()));
+    let run = Run {
+        recipe,
+        plan,
+        parent,
+        device,
+        options,
+        evaluation,
+        rows: rows.collect::<Result<_>>()?,
+        tokenizer,
     };
-    let mut stages = Vec::new();
-    let (mut cut, mut pruned) = (Cut::nothing(parent.config()), None::<Pruned<'_>>);
-    for (order, rows) in plan.orders.iter().zip(&rows) {
-        let start = Instant::now();
-        let means = Means {
-            pass: Pass {
-                compute: options.calibration,
-                ..pass
-            },
-            rows: rows.as_ref(),
-            seed: recipe.seed,
-            budget: options.budget,
+    let path = work::work_path(place.out)?;
+    let inputs = list_inputs(parent, recipe, &work::known_inputs(&path))?;
+    let files: Vec<InputFile> = inputs.iter().map(|input| input.file.clone()).collect();
+    let facts = run.facts(&files)?;
+    let identity = sha256(work::hash(&facts) + options.recipe_text);
+    if place.resume
+        && let Some(manifest) = finished(place.out, &identity)
+    {
+        if work::is_there(&path) && !place.keep_work {
+            Work::open(path, true, facts, inputs)?.remove()?;
+        }
+        return Ok(manifest);
+    }
+    place.target(parent).check()?;
+    let work = Work::open(path, place.resume, facts, inputs)?;
+    match run.execute(&work, identity, files, listen) {
+        Ok(manifest) if place.keep_work => Ok(manifest),
+        Ok(manifest) => work.remove().map(|()| manifest),
+        Err(Error::Interrupted) => Err(Error::Suspended {
+            work: work.path().into(),
+        }),
+        Err(error) => {
+            work.leave(&error);
+            Err(error)
+        }
+    }
+}
+
+/// The manifest of an artifact that is there already, if it is of this run.
+fn finished(out: &Path, identity: &str) -> Option<Manifest> {
+    let text = std::fs::read(out.join("manifest.json")).ok()?;
+    let manifest: Manifest = serde_json::from_slice(&text).ok()?;
+    (manifest.run == identity).then_some(manifest)
+}
+
+/// A stage's record in its folder.
+#[derive(Debug, Serialize, Deserialize)]
+struct Done {
+    /// Hash of everything that the result depends on.
+    run: String,
+    seconds: f64,
+    peak_vram: u64,
+    hidden_size: usize,
+    blocks: Vec<Widths>,
+}
+
+impl Done {
+    /// The configuration of the result, of a run on a model of configuration `parent`.
+    fn config(&self, parent: &Config) -> Config {
+        Config {
+            hidden_size: self.hidden_size,
+            blocks: self.blocks.clone(),
+            ..parent.clone()
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Everything that the result depends on, stages last but for what comes after them.
+    fn facts(&self, inputs: &[InputFile]) -> Result<Vec<Fact>> {
+        let mut facts = Vec::new();
+        let mut fact = |what: &str, value: String| {
+            let what = what.to_string();
+            facts.push(Fact { what, value });
         };
-        cut = prune(parent, cut, order, means, &mut |done, total| {
+        fact("version of lopper", env!("CARGO_PKG_VERSION").into());
+        fact("model", self.model_hash(inputs)?);
+        fact("seed", self.recipe.seed.to_string());
+        fact("device", describe(self.device));
+        let [compute, calibration] = [self.options.compute, self.options.calibration];
+        fact(
+            "compute",
+            format!("{}, {}", compute.name(), calibration.name()),
+        );
+        for text in &inputs[self.parent.sources().len()..] {
+            fact(&format!("text {}", text.path), text.sha256.clone());
+        }
+        for (index, stage) in self.recipe.stage.iter().enumerate() {
+            fact(&format!("stage {}", index + 1), json(stage));
+        }
+        fact("evaluation", json(&self.recipe.evaluate));
+        fact("export", json(&self.recipe.export));
+        Ok(facts)
+    }
+
+    /// A hash of the parent's files: of weights, configuration and tokenizer.
+    fn model_hash(&self, inputs: &[InputFile]) -> Result<String> {
+        let weights = &inputs[..self.parent.sources().len()];
+        let mut hashes: String = weights.iter().map(|file| file.sha256.as_str()).collect();
+        for name in [
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "chat_template.jinja",
+        ] {
+            let path = self.parent.path().join(name);
+            if path.is_file() {
+                hashes += &sha256(std::fs::read(&path).map_err(Error::read(&path))?);
+            }
+        }
+        Ok(format!("sha256 {}", sha256(hashes)))
+    }
+
+    fn execute(
+        &self,
+        work: &Work,
+        identity: String,
+        inputs: Vec<InputFile>,
+        listen: Listener<'_>,
+    ) -> Result<Manifest> {
+        let plan = self.plan;
+        let parent = match work.recorded("00-parent.report.toml")? {
+            Some(figures) => figures,
+            None => {
+                let figures = Figures {
+                    parameters: plan.parameters,
+                    bytes: plan.stored_bytes,
+                    bytes_f16: plan.f16_bytes,
+                    flops_per_token: plan.flops_per_token,
+                    perplexity: self.measure("parent", self.parent, listen)?,
+                    weight_error: None,
+                };
+                work.record("00-parent.report.toml", &figures)?;
+                figures
+            }
+        };
+        let mut stages = Vec::new();
+        let mut current: Option<Checkpoint> = None;
+        for index in 0..self.recipe.stage.len() {
+            interrupt::check()?;
+            let before: &dyn Weights = match &current {
+                Some(checkpoint) => checkpoint,
+                None => self.parent,
+            };
+            let (after, report) = self.stage(work, index, before, listen)?;
+            stages.push(report);
+            current = Some(after);
+        }
+        let left: &dyn Weights = match &current {
+            Some(checkpoint) => checkpoint,
+            None => self.parent,
+        };
+        let mut manifest = Manifest {
+            schema: 1,
+            lopper: env!("CARGO_PKG_VERSION").into(),
+            run: identity,
+            recipe_sha256: sha256(self.options.recipe_text),
+            seed: self.recipe.seed,
+            device: describe(self.device),
+            model: self.parent.path().display().to_string(),
+            inputs,
+            parent,
+            stages,
+            outputs: Vec::new(),
+            warnings: plan.warnings.clone(),
+        };
+        let artifact = work.path().join("artifact.part");
+        if artifact.exists() {
+            std::fs::remove_dir_all(&artifact).map_err(Error::write(&artifact))?;
+        }
+        self.write_artifact(&artifact, left, &mut manifest, listen)?;
+        sync(&artifact)?;
+        interrupt::check()?;
+        let out = self.options.place.out;
+        let target = self.options.place.target(self.parent);
+        target.take(&artifact, &work.path().join("replaced"))?;
+        work::sync_folder(out.parent().unwrap_or(out))?;
+        Ok(manifest)
+    }
+
+    /// Runs a stage on `before`, or takes its result from the work folder; likewise what is measured of it.
+    fn stage(
+        &self,
+        work: &Work,
+        index: usize,
+        before: &dyn Weights,
+        listen: Listener<'_>,
+    ) -> Result<(Checkpoint, StageReport)> {
+        let stage = &self.recipe.stage[index];
+        let kind = stage.kind();
+        let name = format!("{:02}-{}", index + 1, kind.name);
+        let whole = work.path().join(&name);
+        if whole.exists() {
+            listen(Event::Resumed { stage: &name });
+        } else {
+            let part = work.path().join(format!("{name}.part"));
+            self.make(stage, index, before, &part, work, listen)?;
+            work.seal(&part, &whole)?;
+        }
+        let done: Option<Done> = work::read_record(&whole.join("done.toml"))?;
+        let expected = work.chain(index + 1);
+        let found = done.as_ref().map_or("absent", |done| &done.run);
+        let Some(done) = done.as_ref().filter(|done| done.run == expected) else {
+            return Err(Error::OtherRun {
+                what: format!("record of {name}"),
+                path: work.path().into(),
+                before: found.into(),
+                now: expected,
+            });
+        };
+        let after = Checkpoint::open_stage(&whole, done.config(self.parent.config()))?;
+        let record = format!("{name}.report.toml");
+        if let Some(report) = work.recorded(&record)? {
+            return Ok((after, report));
+        }
+        let start = Instant::now();
+        let outline = Outline::of(&after)?;
+        let changed = &self.plan.stages[index].changes;
+        let figures = Figures {
+            parameters: outline.parameters(),
+            bytes: outline.bytes(),
+            bytes_f16: 2 * outline.parameters(),
+            flops_per_token: outline.flops_per_token(),
+            perplexity: self.measure(kind.result, &after, listen)?,
+            weight_error: weight_error(before, &after, changed)?,
+        };
+        let report = StageReport {
+            name: kind.name.into(),
+            seconds: done.seconds + start.elapsed().as_secs_f64(),
+            peak_vram: done.peak_vram.max(self.peak()),
+            figures,
+        };
+        work.record(&record, &report)?;
+        Ok((after, report))
+    }
+
+    /// Runs a stage into the folder `part`, where an earlier attempt may have left something.
+    fn make(
+        &self,
+        stage: &RecipeStage,
+        index: usize,
+        before: &dyn Weights,
+        part: &Path,
+        work: &Work,
+        listen: Listener<'_>,
+    ) -> Result<()> {
+        let start = Instant::now();
+        std::fs::create_dir_all(part).map_err(Error::write(part))?;
+        let config = stage.run(
+            before,
+            &mut Context {
+                parent: self.parent,
+                pass: Pass {
+                    device: self.device,
+                    compute: self.options.calibration,
+                },
+                rows: self.rows[index].as_ref(),
+                seed: self.recipe.seed,
+                budget: self.options.budget,
+                folder: part,
+                progress: &mut |step, done, total| listen(Event::Progress { step, done, total }),
+            },
+        )?;
+        let done = Done {
+            run: work.chain(index + 1),
+            seconds: start.elapsed().as_secs_f64(),
+            peak_vram: self.peak(),
+            hidden_size: config.hidden_size,
+            blocks: config.blocks.clone(),
+        };
+        write_record(&part.join("done.toml"), &work::to_toml(&done))
+    }
+
+    /// Most bytes of device buffers in use so far.
+    fn peak(&self) -> u64 {
+        self.device.gpu().map_or(0, |gpu| gpu.memory().1)
+    }
+
+    /// The perplexity that the recipe asks for, if it does. `whose`: the model's name in reports.
+    fn measure(
+        &self,
+        whose: &str,
+        weights: &dyn Weights,
+        listen: Listener<'_>,
+    ) -> Result<Option<Perplexity>> {
+        let Some((evaluate, tokens)) = &self.evaluation else {
+            return Ok(None);
+        };
+        let pass = Pass {
+            device: self.device,
+            compute: self.options.compute,
+        };
+        let model = Model::load(self.device, weights, |_, _| interrupt::check())?;
+        let step = format!("measuring the {whose} model");
+        let progress = |done: usize, total: usize| {
             listen(Event::Progress {
-                step: "pruning",
+                step: &step,
                 done,
                 total,
             });
-        })?;
-        let left = pruned.insert(Pruned::new(parent, device, cut.clone()));
-        let figures = Figures {
-            perplexity: measure("pruned", left, listen)?,
-            ..stages::figures(left)?
+            interrupt::check()
         };
-        stages.push(report("prune", start, device, figures));
+        let convention = Convention::AllButFirst;
+        let ctx = evaluate.ctx;
+        let perplexity = perplexity(&model, &pass, tokens, ctx, convention, None, progress)?;
+        listen(Event::Measured {
+            whose,
+            perplexity: &perplexity,
+        });
+        Ok(Some(perplexity))
     }
-    let base: &dyn Weights = match &pruned {
-        Some(pruned) => pruned,
-        None => parent,
-    };
-    let mut compressed = Compressed::new(base);
-    if plan.tensors.iter().any(|line| line.scheme.is_some()) {
-        let start = Instant::now();
-        let weight_error = stages::quantize(plan, &mut compressed, device, listen)?;
-        let figures = Figures {
-            perplexity: measure("compressed", &compressed, listen)?,
-            weight_error: Some(weight_error),
-            ..stages::figures(&compressed)?
+
+    /// Fills the folder of the artifact.
+    fn write_artifact(
+        &self,
+        folder: &Path,
+        weights: &dyn Weights,
+        manifest: &mut Manifest,
+        listen: Listener<'_>,
+    ) -> Result<()> {
+        let make = |path: &Path| std::fs::create_dir(path).map_err(Error::write(path));
+        let put = |name: &str, text: &str| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).map_err(Error::write(&path))
         };
-        // Stages that need weights only are one pass over the tensors, each of which follows its last stage.
-        stages.push(report("quantize", start, device, figures));
+        make(folder)?;
+        put("recipe.toml", self.options.recipe_text)?;
+        put("plan.json", &pretty(self.plan))?;
+        let (parent, tokenizer) = (self.parent, self.tokenizer.as_ref());
+        let formats = &self.recipe.export.formats;
+        let total = formats.len();
+        let mut progress = |done: usize| {
+            listen(Event::Progress {
+                step: "writing",
+                done,
+                total,
+            });
+            interrupt::check()
+        };
+        for (done, format) in formats.iter().enumerate() {
+            progress(done)?;
+            match format {
+                ExportFormat::Gguf => {
+                    export_gguf(&folder.join("model.gguf"), parent, weights, tokenizer)?;
+                }
+                ExportFormat::Hf => {
+                    make(&folder.join("hf"))?;
+                    export_hf(
+                        &folder.join("hf"),
+                        parent.config_json()?,
+                        weights,
+                        tokenizer,
+                    )?;
+                }
+                ExportFormat::Packed => {
+                    let packed = folder.join("packed");
+                    make(&packed)?;
+                    export_packed(&packed, parent.config_json()?, weights, tokenizer)?;
+                }
+            }
+        }
+        progress(total)?;
+        manifest.outputs = list_outputs(folder)?;
+        put("manifest.json", &pretty(manifest))
     }
-    let mut manifest = Manifest {
-        schema: 1,
-        lopper: env!("CARGO_PKG_VERSION"),
-        recipe_sha256: hex(&Sha256::digest(options.recipe_text.as_bytes())),
-        seed: recipe.seed,
-        device: describe(device),
-        model: parent.path().display().to_string(),
-        inputs: list_inputs(parent, recipe)?,
-        parent: parent_figures,
-        stages,
-        outputs: Vec::new(),
-        warnings: plan.warnings.clone(),
-    };
-    target.write(|folder| {
-        write_artifact(
-            folder,
-            (recipe, options.recipe_text),
-            (plan, parent),
-            &compressed,
-            tokenizer.as_ref(),
-            &mut manifest,
-            listen,
-        )
-    })?;
-    Ok(manifest)
 }
 
 /// Makes once, before any work, what an export may find impossible after it.
@@ -307,101 +642,58 @@ fn tokens(
     Ok(tokens)
 }
 
-fn measure(
-    whose: &str,
-    weights: &dyn Weights,
-    pass: &Pass<'_>,
-    evaluate: &Evaluate,
-    tokens: &[u32],
-    listen: Listener<'_>,
-) -> Result<Perplexity> {
-    let model = Model::load(pass.device, weights, |_, _| interrupt::check())?;
-    let step = format!("measuring the {whose} model");
-    let progress = |done: usize, total: usize| {
-        listen(Event::Progress {
-            step: &step,
-            done,
-            total,
-        });
-        interrupt::check()
+/// The rows that a stage calibrates on, if it does.
+fn rows(stage: &RecipeStage, tokenizer: Option<&Tokenizer>) -> Result<Option<Rows>> {
+    let Some(calibration) = stage.needs().calibration else {
+        return Ok(None);
     };
-    let perplexity = perplexity(
-        &model,
-        pass,
-        tokens,
-        evaluate.ctx,
-        Convention::AllButFirst,
-        None,
-        progress,
-    )?;
-    listen(Event::Measured {
-        whose,
-        perplexity: &perplexity,
-    });
-    Ok(perplexity)
+    let tokenizer = tokenizer.ok_or_else(|| Error::Argument {
+        argument: "calibration".into(),
+        expected: "a model with a tokenizer".into(),
+        found: "none".into(),
+    })?;
+    Rows::of_text(calibration, tokenizer).map(Some)
 }
 
-fn report(name: &str, start: Instant, device: &Device, figures: Figures) -> StageReport {
-    StageReport {
-        name: name.into(),
-        seconds: start.elapsed().as_secs_f64(),
-        peak_vram: device.gpu().map_or(0, |gpu| gpu.memory().1),
-        figures,
-    }
-}
-
-fn write_artifact(
-    folder: &Path,
-    (recipe, recipe_text): (&Recipe, &str),
-    (plan, parent): (&Plan, &Checkpoint),
-    compressed: &Compressed<'_>,
-    tokenizer: Option<&Tokenizer>,
-    manifest: &mut Manifest,
-    listen: Listener<'_>,
-) -> Result<()> {
-    let make = |path: &Path| std::fs::create_dir(path).map_err(Error::write(path));
-    let put = |name: &str, text: String| {
-        let path = folder.join(name);
-        std::fs::write(&path, text).map_err(Error::write(&path))
-    };
-    make(folder)?;
-    put("recipe.toml", recipe_text.to_string())?;
-    put("plan.json", pretty(plan))?;
-    let total = recipe.export.formats.len();
-    for (done, format) in recipe.export.formats.iter().enumerate() {
+/// sum((after - before)^2) / sum(before^2) over the tensors of these names whose shape stayed; `None` if there are none.
+fn weight_error(
+    before: &dyn Weights,
+    after: &dyn Weights,
+    changed: &[String],
+) -> Result<Option<f64>> {
+    let (mut error, mut total, mut any) = (0.0f64, 0.0f64, false);
+    let specs = after
+        .specs()
+        .iter()
+        .filter(|spec| changed.contains(&spec.name));
+    for spec in specs {
         interrupt::check()?;
-        listen(Event::Progress {
-            step: "writing",
-            done,
-            total,
-        });
-        match format {
-            ExportFormat::Gguf => {
-                export_gguf(&folder.join("model.gguf"), parent, compressed, tokenizer)?;
-            }
-            ExportFormat::Hf => {
-                make(&folder.join("hf"))?;
-                let config = parent.config_json()?;
-                export_hf(&folder.join("hf"), config, compressed, tokenizer)?;
-            }
-            ExportFormat::Packed => {
-                make(&folder.join("packed"))?;
-                export_packed(
-                    &folder.join("packed"),
-                    parent.config_json()?,
-                    compressed,
-                    tokenizer,
-                )?;
-            }
+        let old = before.specs().iter().find(|old| old.name == spec.name);
+        let Some(old) = old.filter(|old| old.shape() == spec.shape()) else {
+            continue;
+        };
+        let (old, new) = (before.load(old)?, after.load(spec)?);
+        let row = |row: usize| {
+            let [mut was, mut is] = [vec![0.0; old.columns], vec![0.0; old.columns]];
+            old.decode_row(row, &mut was);
+            new.decode_row(row, &mut is);
+            let pairs = was.into_iter().zip(is);
+            pairs.fold((0.0, 0.0), |(error, total), (was, is): (f32, f32)| {
+                let (was, is) = (f64::from(was), f64::from(is));
+                (error + (is - was).powi(2), total + was.powi(2))
+            })
+        };
+        // In order, whichever thread computed a row: the figure is the same every time.
+        let rows: Vec<(f64, f64)> = (0..old.rows).into_par_iter().map(row).collect();
+        for (row_error, row_total) in rows {
+            (error, total, any) = (error + row_error, total + row_total, true);
         }
     }
-    listen(Event::Progress {
-        step: "writing",
-        done: total,
-        total,
-    });
-    manifest.outputs = list_outputs(folder)?;
-    put("manifest.json", pretty(manifest))
+    Ok(any.then_some(if total > 0.0 { error / total } else { 0.0 }))
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("recipes are plain tables and values")
 }
 
 fn pretty(value: &impl Serialize) -> String {

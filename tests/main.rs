@@ -67,6 +67,7 @@ mod pipelines {
     pub mod levels;
     pub mod pruning;
     pub mod recipes;
+    pub mod resume;
 }
 
 mod quality {
@@ -110,6 +111,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     pipelines::levels::trials,
     pipelines::pruning::trials,
     pipelines::recipes::trials,
+    pipelines::resume::trials,
     formats::gguf::trials,
     formats::hostile_gguf::trials,
     formats::hostile_safetensors::trials,

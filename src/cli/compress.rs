@@ -11,8 +11,9 @@ use super::session::{calibration_compute, compute, open_device, report_device};
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
 use crate::plan::Plan;
-use crate::recipe::{EMBEDDED, Recipe};
-use crate::run::{Event, Figures, Manifest, Options, Target, run as run_plan};
+use crate::recipe::{EMBEDDED, Evaluate, Export, ExportFormat, Recipe};
+use crate::run::{Event, Figures, Manifest, Options, Place, run as run_plan};
+use crate::stages::RecipeStage;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -37,9 +38,45 @@ pub(super) struct Common {
     /// Replace an existing result
     #[arg(long)]
     pub(super) force: bool,
+    /// Continue an interrupted run from its work folder, OUT.work; begin if there is none
+    #[arg(long)]
+    pub(super) resume: bool,
+    /// Leave the work folder, with the result of every stage, when all is done
+    #[arg(long)]
+    pub(super) keep_work: bool,
     /// Print the recipe and stop
     #[arg(long)]
     pub(super) print_recipe: bool,
+}
+
+/// What a command with one stage measures before and after it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Measuring {
+    #[command(flatten)]
+    evaluate: Evaluate,
+    /// Measure nothing
+    #[arg(long)]
+    no_eval: bool,
+}
+
+/// Plans, shows or runs a recipe of one stage.
+pub(super) fn execute_stage(
+    global: &Global,
+    model: &str,
+    stage: RecipeStage,
+    measuring: &Measuring,
+    formats: Vec<ExportFormat>,
+    common: &Common,
+    output: &Output,
+) -> Result<()> {
+    let recipe = Recipe {
+        model: model.into(),
+        seed: global.seed.unwrap_or(0),
+        stage: vec![stage],
+        evaluate: (!measuring.no_eval).then(|| measuring.evaluate.clone()),
+        export: Export { formats },
+    };
+    execute(global, &recipe, &recipe.to_toml(), common, output)
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
@@ -78,13 +115,13 @@ pub(super) fn execute(
         show_plan(&plan, output);
         return Ok(());
     }
-    let target = Target {
-        path: &common.out,
+    let place = Place {
+        out: &common.out,
         force: common.force,
-        folder: true,
-        model: parent.path(),
+        resume: common.resume,
+        keep_work: common.keep_work,
     };
-    target.check()?;
+    place.check(&parent)?;
     let device = open_device(global, output)?;
     if device.gpu().is_some() {
         plan.check_budget(global.vram_budget)?;
@@ -95,14 +132,14 @@ pub(super) fn execute(
     let start = Instant::now();
     let options = Options {
         recipe_text: text,
-        out: &common.out,
-        force: common.force,
+        place,
         compute: compute(global, &device)?,
         calibration: calibration_compute(global, &device)?,
         budget: global.vram_budget.filter(|_| device.gpu().is_some()),
     };
     let mut listen = |event: Event<'_>| match event {
         Event::Progress { step, done, total } => output.progress(step, done, total),
+        Event::Resumed { stage } => output.note(format!("note: {stage} was whole already")),
         Event::Measured { whose, perplexity } => tracing::info!("{whose}: {perplexity}"),
     };
     let manifest = run_plan(recipe, &plan, &parent, &device, options, &mut listen)?;
@@ -146,7 +183,21 @@ fn show_plan(plan: &Plan, output: &Output) {
         bytes(plan.output_bytes),
         plan.f16_bytes as f64 / plan.output_bytes as f64,
     ));
-    if !plan.orders.is_empty() {
+    if plan.stages.len() > 1 {
+        let stages = plan.stages.iter().enumerate().map(|(index, stage)| {
+            vec![
+                format!("{} {}", index + 1, stage.name),
+                stage.parameters.to_string(),
+                stage.output_bytes.to_string(),
+                stage.peak_device_bytes.to_string(),
+            ]
+        });
+        let head = ["stage", "parameters", "bytes after it", "device bytes"];
+        let mut rows = vec![head.map(String::from).to_vec()];
+        rows.extend(stages);
+        output.text(&format!("\n{}", table(&rows)));
+    }
+    if plan.output_parameters != plan.parameters {
         output.line(format!(
             "{:.2} M parameters are left ({:.2} %), {:.1} of {:.1} MFLOP a token in products",
             plan.output_parameters as f64 / 1e6,
@@ -156,9 +207,10 @@ fn show_plan(plan: &Plan, output: &Output) {
         ));
     }
     output.line(format!(
-        "peak device memory {}, peak host memory {}, about {} submits",
+        "peak device memory {}, peak host memory {}, {} on the disk until it is done, about {} submits",
         bytes(plan.peak_device_bytes),
         bytes(plan.peak_host_bytes),
+        bytes(plan.work_bytes),
         plan.estimated_submits,
     ));
     for warning in &plan.warnings {

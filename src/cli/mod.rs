@@ -218,7 +218,10 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
             found: "another command; tune-device tunes by itself".into(),
         });
     }
-    let compresses = matches!(cli.command, Command::Quantize(_) | Command::Compress(_));
+    let compresses = matches!(
+        cli.command,
+        Command::Quantize(_) | Command::Prune(_) | Command::Compress(_)
+    );
     if cli.global.engine != EngineChoice::Auto && !runs_a_model && !compresses {
         return Err(crate::error::Error::Argument {
             argument: "--engine".into(),

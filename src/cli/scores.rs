@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
 use crate::interrupt;
 use crate::kernels::score::Reduction;
-use crate::methods::calibration::Rows;
-use crate::methods::prune::memory::{Placement, place};
+use crate::methods::calibration::{Calibration, Rows};
+use crate::methods::prune::memory::{Residency, choose_residency};
 use crate::methods::prune::score::{Score, input_norms, sums};
-use crate::model::{Checkpoint, Group, Model, Pass, WeightSource, Weights, Width, groups};
+use crate::model::{Checkpoint, Group, Model, Outline, Pass, WeightSource, Weights, Width, groups};
 use crate::run::Target;
 use crate::tensor::DType;
 
@@ -30,7 +30,7 @@ pub(super) struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "ffn,kvgroup")]
     groups: Vec<String>,
     #[command(flatten)]
-    calibration: CalibrationArguments,
+    calibration: Calibration,
     /// Rows of token ids instead: a JSON array of arrays
     #[arg(long, value_name = "F.json", conflicts_with = "calib")]
     token_file: Option<PathBuf>,
@@ -40,23 +40,6 @@ pub(super) struct Arguments {
     /// Replace an existing file
     #[arg(long)]
     force: bool,
-}
-
-/// Which tokens calibration is done on.
-#[derive(Debug, clap::Args)]
-pub(super) struct CalibrationArguments {
-    /// Calibration text
-    #[arg(long, value_name = "FILE", default_value = "embedded:calibration")]
-    pub(super) calib: String,
-    /// Its first token that is used
-    #[arg(long, default_value_t = 0)]
-    pub(super) offset: usize,
-    /// Rows of tokens, consecutive ones
-    #[arg(long, default_value_t = 10)]
-    pub(super) samples: usize,
-    /// Tokens of a row
-    #[arg(long, default_value_t = 64)]
-    pub(super) length: usize,
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
@@ -71,8 +54,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         model: checkpoint.path(),
     };
     target.check()?;
-    let taught = wanda || scores.iter().any(|score| score.needs_gradient());
-    let rows = if taught {
+    let gradient_based = wanda || scores.iter().any(|score| score.needs_gradient());
+    let rows = if gradient_based {
         Some(calibration_rows(arguments, &checkpoint)?)
     } else {
         None
@@ -87,8 +70,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         .into_iter()
         .filter(|group| widths.contains(&group.width))
         .collect();
-    let placement = place(
-        &checkpoint,
+    let residency = choose_residency(
+        &Outline::of(&checkpoint)?,
         &scores,
         &chosen,
         rows.as_ref().map(|rows| (rows.samples, rows.length())),
@@ -96,19 +79,21 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         global.vram_budget.filter(|_| device.gpu().is_some()),
     )?;
     let start = Instant::now();
-    let model = match placement {
-        Placement::Held if taught => Some(Model::load(&device, &checkpoint, |done, total| {
-            output.progress("loading", done, total);
-            interrupt::check()
-        })?),
+    let model = match residency {
+        Residency::Resident if gradient_based => {
+            Some(Model::load(&device, &checkpoint, |done, total| {
+                output.progress("loading", done, total);
+                interrupt::check()
+            })?)
+        }
         _ => None,
     };
     // Scores of weights alone look at one tensor at a time.
-    let (layers, placement) = match &model {
-        Some(model) => (WeightSource::Resident(model), Placement::Held),
+    let (layers, residency) = match &model {
+        Some(model) => (WeightSource::Resident(model), Residency::Resident),
         None => (
             WeightSource::Streamed(&device, &checkpoint),
-            Placement::Streamed,
+            Residency::Streamed,
         ),
     };
     let seed = global.seed.unwrap_or(0);
@@ -126,7 +111,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let mut found: Vec<(String, Vec<f32>)> = Vec::new();
     for score in &scores {
         for group in &chosen {
-            let units = sums.units(&device, *score, group, Reduction::Sum, seed)?;
+            let units = sums.unit_scores(&device, *score, group, Reduction::Sum, seed)?;
             found.push((format!("{}.{group}", score.name()), units));
         }
     }
@@ -164,13 +149,13 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         "tensors": count, "device": device.name(), "compute": compute.name(), "loss": sums.loss,
         "tokens": tokens, "seconds": seconds, "load_seconds": (begin - start).as_secs_f64(),
         "tokens_per_second": tokens.map(|tokens| tokens as f64 / seconds),
-        "layers": placement.name(), "peak_vram": peak, "vram_budget": global.vram_budget,
+        "layers": residency.name(), "peak_vram": peak, "vram_budget": global.vram_budget,
     }))?;
     output.line(format!(
         "{}: {count} tensors of scores in {seconds:.2} s on {}, layers {}{}",
         arguments.out.display(),
         device.name(),
-        placement.name(),
+        residency.name(),
         peak.map_or_else(String::new, |peak| format!(", peak {}", bytes(peak))),
     ));
     if let (Some(loss), Some(tokens)) = (sums.loss, tokens) {
@@ -192,15 +177,9 @@ fn tensor(name: String, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> NewT
 }
 
 fn calibration_rows(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Rows> {
-    let CalibrationArguments {
-        calib,
-        offset,
-        samples,
-        length,
-    } = &arguments.calibration;
     let rows = match &arguments.token_file {
         Some(path) => Rows::of_file(path)?,
-        None => Rows::of_text(calib, &checkpoint.tokenizer()?, *offset, *samples, *length)?,
+        None => Rows::of_text(&arguments.calibration, &checkpoint.tokenizer()?)?,
     };
     let vocabulary = checkpoint.config().vocab_size;
     match rows.ids.iter().find(|id| **id as usize >= vocabulary) {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use super::Family;
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
@@ -9,7 +11,7 @@ use crate::graph::{Attention, BlockShape};
 use crate::kernels::attention::MAX_HEAD_DIM;
 
 /// The numbers in which blocks of one model may differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Widths {
     /// Query heads.
     pub heads: usize,

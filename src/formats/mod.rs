@@ -251,8 +251,39 @@ pub fn replace_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()
     write(&mut buffered)?;
     buffered.flush().map_err(Error::write(path))?;
     drop(buffered);
+    temporary.as_file().sync_all().map_err(Error::write(path))?;
     let failed = |error: tempfile::PersistError| Error::write(path)(error.error);
     temporary.persist(path).map_err(failed)?;
+    Ok(())
+}
+
+/// Writes a small file of a folder that only this process writes to: after a crash it has its old contents or the new
+/// ones. (The temporary name is fixed, so a crash leaves no stray files either.)
+pub fn write_record(path: &Path, text: &str) -> Result<()> {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    let written = std::fs::File::create(&new).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    written
+        .and_then(|()| std::fs::rename(&new, path))
+        .map_err(Error::write(path))
+}
+
+/// Flushes a file, or a folder with everything in it, to the disk: to be called before it is renamed.
+pub fn sync(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        for entry in std::fs::read_dir(path).map_err(Error::read(path))? {
+            sync(&entry.map_err(Error::read(path))?.path())?;
+        }
+    }
+    // Elsewhere a folder cannot be opened like a file.
+    if cfg!(unix) || path.is_file() {
+        let file = std::fs::File::open(path).map_err(Error::read(path))?;
+        file.sync_all().map_err(Error::write(path))?;
+    }
     Ok(())
 }
 

@@ -2,9 +2,42 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::data::read_text;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
+
+/// Which tokens calibration is done on: consecutive rows of a text tokenized once, without special tokens. Part of recipes,
+/// and flags of commands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct Calibration {
+    /// Calibration text
+    #[arg(long = "calib", value_name = "FILE", default_value_t = Self::default().text)]
+    pub text: String,
+    /// Its first token that is used
+    #[arg(long, default_value_t = Self::default().offset)]
+    pub offset: usize,
+    /// Rows of tokens, consecutive ones
+    #[arg(long, default_value_t = Self::default().samples)]
+    pub samples: usize,
+    /// Tokens of a row
+    #[arg(long, default_value_t = Self::default().length)]
+    pub length: usize,
+}
+
+impl Default for Calibration {
+    /// LLM-Pruner's 10 rows of 64 tokens.
+    fn default() -> Self {
+        Self {
+            text: "embedded:calibration".into(),
+            offset: 0,
+            samples: 10,
+            length: 64,
+        }
+    }
+}
 
 /// Rows of tokens of one length.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,15 +49,15 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Consecutive rows of `length` tokens, from token `offset` on of a text tokenized once without special tokens. `text`
-    /// is a file or `embedded:NAME`.
-    pub fn of_text(
-        text: &str,
-        tokenizer: &Tokenizer,
-        offset: usize,
-        samples: usize,
-        length: usize,
-    ) -> Result<Self> {
+    /// The rows that `calibration` names.
+    pub fn of_text(calibration: &Calibration, tokenizer: &Tokenizer) -> Result<Self> {
+        let Calibration {
+            text,
+            offset,
+            samples,
+            length,
+        } = calibration;
+        let (offset, samples, length) = (*offset, *samples, *length);
         for (argument, value, least) in [("samples", samples, 1), ("length", length, 2)] {
             if value < least {
                 return Err(Error::Argument {

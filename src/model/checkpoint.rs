@@ -73,6 +73,24 @@ impl Checkpoint {
         Self::open_folder(path)
     }
 
+    /// Opens a packed folder that is part of a model of this configuration: what a stage left of it, of other sizes perhaps.
+    /// Unlike [`Checkpoint::open`] it does not depend on what a `config.json` can say.
+    pub fn open_stage(folder: &Path, config: Config) -> Result<Self> {
+        let path = folder.join("config.json");
+        let text = std::fs::read(&path).map_err(Error::read(&path))?;
+        let config_json = parse_object(&path, &text)?;
+        let formats = packed_formats(&path, &config_json["quantization_config"])?;
+        Self {
+            path: folder.into(),
+            store: Store::Packed(Safetensors::open_folder(folder)?, formats),
+            config,
+            config_json: Some(config_json),
+            specs: vec![],
+            embedded: None,
+        }
+        .checked()
+    }
+
     fn open_embedded(name: &str) -> Result<Self> {
         let Some(model) = EMBEDDED.iter().find(|model| model.name == name) else {
             let names: Vec<_> = EMBEDDED

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use half::{bf16, f16};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Weights;
 use crate::device::{Device, HostTensor};
@@ -13,7 +13,7 @@ use crate::kernels::copy::compact::compact;
 use crate::tensor::{DType, Packed, WeightFormat};
 
 /// The blocks and channels of a model that are kept, each by its number in the whole model, in order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cut {
     /// Blocks.
     pub layers: Vec<usize>,
@@ -166,6 +166,10 @@ impl Weights for Pruned<'_> {
             return Ok(weight);
         }
         let [rows, columns] = kept;
+        if let (Some(rows), None, true) = (&rows, &columns, weight.format.ty.has_scales()) {
+            let rows: Vec<usize> = rows.iter().map(|row| *row as usize).collect();
+            return Ok(weight.pick_rows(&rows));
+        }
         let all = |count: usize| (0..count as u32).collect::<Vec<_>>();
         let rows = rows.unwrap_or_else(|| all(weight.rows));
         let columns = columns.unwrap_or_else(|| all(weight.columns));
@@ -198,27 +202,22 @@ impl Weights for Pruned<'_> {
             )?;
             values.extend(self.device.read(&result)?.to_f32());
         }
-        let format = cut_format(weight.format);
+        let format = cut_format(weight.format, true);
         Ok(stored(&values, format, rows.len(), columns.len()))
     }
 
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
         let whole = self.whole(spec).expect("what is left was there before");
         let format = self.parent.format(whole)?;
-        let untouched = [Axis::Rows, Axis::Columns]
-            .iter()
-            .all(|axis| self.kept(spec, whole, *axis).is_none());
-        Ok(if untouched {
-            format
-        } else {
-            cut_format(format)
-        })
+        let columns = self.kept(spec, whole, Axis::Columns).is_some();
+        Ok(cut_format(format, columns))
     }
 }
 
-/// The format of what is cut out of a tensor: groups of columns that share a scale do not survive it.
-pub fn cut_format(format: WeightFormat) -> WeightFormat {
-    if format.ty.has_scales() {
+/// The format of what is left of a tensor. Rows keep their codes; where columns are cut, the groups of them that share a scale
+/// do not survive, and what is left is dequantized.
+pub fn cut_format(format: WeightFormat, columns_are_cut: bool) -> WeightFormat {
+    if columns_are_cut && format.ty.has_scales() {
         WeightFormat::f16()
     } else {
         format

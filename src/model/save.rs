@@ -1,7 +1,9 @@
 //! Writing a model: a Hugging Face folder in f16, Lopper's own packed folder, a GGUF file.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use half::f16;
 use rayon::prelude::*;
@@ -11,8 +13,9 @@ use super::checkpoint::{Checkpoint, Weights, to_gguf_order};
 use super::formats::{PACKED_VERSION, described};
 use crate::error::{Error, Result};
 use crate::families::{Origin, Role, TensorSpec, metadata};
+use crate::formats::LazyBytes;
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
-use crate::formats::safetensors::{NewTensor, write_folder};
+use crate::formats::safetensors::{NewTensor, continue_folder, write_folder};
 use crate::tensor::{DType, Packed, WeightFormat};
 use crate::text::Tokenizer;
 
@@ -66,9 +69,34 @@ pub fn export_hf(
 /// but for the sizes of `weights`, which may be arrays of one number a layer.
 pub fn export_packed(
     folder: &Path,
-    mut config: Map<String, Value>,
+    config: Map<String, Value>,
     weights: &dyn Weights,
     tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
+    let write = |tensors| write_folder(folder, tensors, MAX_SHARD_BYTES);
+    packed_folder(folder, config, weights, write)?;
+    write_tokenizer(folder, tokenizer)
+}
+
+/// [`export_packed`] without a tokenizer, for a stage of a run: one tensor is in memory at a time, and a call after an
+/// interruption, or a crash, continues at the first tensor that is not safely on the disk. Calls `progress` before each
+/// tensor with those written and all; its error stops the writing.
+pub fn continue_packed(
+    folder: &Path,
+    config: Map<String, Value>,
+    weights: &dyn Weights,
+    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<()> {
+    packed_folder(folder, config, weights, |tensors| {
+        continue_folder(folder, tensors, MAX_SHARD_BYTES, progress)
+    })
+}
+
+fn packed_folder<'a>(
+    folder: &Path,
+    mut config: Map<String, Value>,
+    weights: &'a dyn Weights,
+    write: impl FnOnce(Vec<NewTensor<'a>>) -> Result<Vec<PathBuf>>,
 ) -> Result<()> {
     let mut tensors = Vec::new();
     let mut formats = Map::new();
@@ -86,35 +114,48 @@ pub fn export_packed(
             continue;
         }
         formats.insert(spec.name.clone(), described(format));
-        let (codes, scales) = (
-            format.code_words_per_row(spec.columns),
-            format.scale_words_per_row(spec.columns),
-        );
-        let words = |pick: fn(&Packed) -> &[u32]| {
-            move || Ok(bytemuck::cast_slice::<u32, u8>(pick(&weights.load(spec)?)).to_vec())
+        // Scales are written right after their codes: the tensor is loaded (or computed) once for both.
+        let scales_of_codes = Rc::new(RefCell::new(None));
+        let kept = scales_of_codes.clone();
+        let codes = move || {
+            let packed = weights.load(spec)?;
+            kept.replace(Some(packed.scales));
+            Ok(bytemuck::cast_slice(&packed.codes).to_vec())
         };
-        tensors.push(NewTensor {
-            name: format!("{}.codes", spec.name),
-            dtype: DType::U32,
-            shape: vec![spec.rows, codes],
-            data: Box::new(words(|packed| &packed.codes)),
-        });
-        tensors.push(NewTensor {
-            name: format!("{}.scales", spec.name),
-            dtype: DType::U32,
-            shape: vec![spec.rows, scales],
-            data: Box::new(words(|packed| &packed.scales)),
-        });
+        let scales = move || {
+            let scales = match scales_of_codes.take() {
+                Some(scales) => scales,
+                None => weights.load(spec)?.scales,
+            };
+            Ok(bytemuck::cast_slice(&scales).to_vec())
+        };
+        let mut add = |part: &str, words: usize, data: LazyBytes<'a>| {
+            tensors.push(NewTensor {
+                name: format!("{}.{part}", spec.name),
+                dtype: DType::U32,
+                shape: vec![spec.rows, words],
+                data,
+            });
+        };
+        add(
+            "codes",
+            format.code_words_per_row(spec.columns),
+            Box::new(codes),
+        );
+        add(
+            "scales",
+            format.scale_words_per_row(spec.columns),
+            Box::new(scales),
+        );
     }
-    write_folder(folder, tensors, MAX_SHARD_BYTES)?;
+    write(tensors)?;
     config = weights.config().updated_json(config);
     set_dtype(&mut config);
     config.insert(
         "quantization_config".into(),
         json!({"quant_method": "lopper", "version": PACKED_VERSION, "tensors": formats}),
     );
-    write_config(folder, &config)?;
-    write_tokenizer(folder, tokenizer)
+    write_config(folder, &config)
 }
 
 /// Writes a GGUF file for llama.cpp and what is built on it. Returns the tensors that no GGUF type holds exactly; they

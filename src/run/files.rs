@@ -3,17 +3,17 @@
 use std::io::Read;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::data::read_text;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::Checkpoint;
-use crate::recipe::{Recipe, Stage};
+use crate::recipe::Recipe;
 
 /// A file of the artifact.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OutputFile {
     /// Relative to the artifact.
     pub path: String,
@@ -24,7 +24,7 @@ pub struct OutputFile {
 }
 
 /// Something that was read.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InputFile {
     /// Its path, or the name of a part of the program.
     pub path: String,
@@ -34,41 +34,74 @@ pub struct InputFile {
     pub sha256: String,
 }
 
-/// The parent's weight files, the calibrations' texts and the evaluation's.
-pub(super) fn list_inputs(parent: &Checkpoint, recipe: &Recipe) -> Result<Vec<InputFile>> {
-    let input = |path: String, bytes: &[u8]| -> Result<InputFile> {
+/// An input as it was when it was hashed, so that a resumed run need not read a large file that is the same still.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct HashedInput {
+    #[serde(flatten)]
+    pub(super) file: InputFile,
+    /// When it was last modified, in nanoseconds since 1970; of parts of the program nothing.
+    modified: Option<String>,
+}
+
+/// The parent's weight files, the calibrations' texts and the evaluation's. `known`: what an earlier run hashed.
+pub(super) fn list_inputs(
+    parent: &Checkpoint,
+    recipe: &Recipe,
+    known: &[HashedInput],
+) -> Result<Vec<HashedInput>> {
+    let input = |path: String, bytes: &[u8]| -> Result<HashedInput> {
+        let (modified, length) = (modified(&path), bytes.len() as u64);
+        let same = |old: &&HashedInput| {
+            (&old.file.path, old.file.bytes, &old.modified) == (&path, length, &modified)
+        };
+        if let (Some(_), Some(old)) = (&modified, known.iter().find(same)) {
+            return Ok(old.clone());
+        }
         let mut hash = Sha256::new();
         for chunk in bytes.chunks(64 << 20) {
             interrupt::check()?;
             hash.update(chunk);
         }
-        Ok(InputFile {
+        let file = InputFile {
             path,
-            bytes: bytes.len() as u64,
+            bytes: length,
             sha256: hex(&hash.finalize()),
-        })
+        };
+        Ok(HashedInput { file, modified })
     };
     let mut inputs = Vec::new();
     for source in parent.sources() {
         inputs.push(input(source.path().display().to_string(), source.bytes())?);
     }
-    let mut texts: Vec<&str> = Vec::new();
-    for stage in &recipe.stage {
-        if let Stage::Prune(prune) = stage {
-            texts.push(&prune.calibration.text);
-        }
-    }
-    texts.extend(
-        recipe
-            .evaluate
-            .as_ref()
-            .map(|evaluate| evaluate.text.as_str()),
-    );
-    texts.dedup();
-    for text in texts {
+    for text in texts(recipe) {
         inputs.push(input(text.into(), read_text(text)?.as_bytes())?);
     }
     Ok(inputs)
+}
+
+/// The texts that a recipe's stages calibrate on, and that of its evaluation, each once.
+fn texts(recipe: &Recipe) -> Vec<&str> {
+    let stages = recipe.stage.iter();
+    let calibrations = stages.filter_map(|stage| Some(stage.needs().calibration?.text.as_str()));
+    let evaluation = recipe
+        .evaluate
+        .iter()
+        .map(|evaluate| evaluate.text.as_str());
+    let mut texts = Vec::new();
+    for text in calibrations.chain(evaluation) {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts
+}
+
+fn modified(path: &str) -> Option<String> {
+    let time = std::fs::metadata(path)
+        .and_then(|about| about.modified())
+        .ok()?;
+    let since = time.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(since.as_nanos().to_string())
 }
 
 /// Every file of a folder, in order of path.
@@ -113,7 +146,12 @@ fn file_sha256(path: &Path) -> Result<String> {
     }
 }
 
+/// The hash of a text, in hexadecimal digits.
+pub(super) fn sha256(text: impl AsRef<[u8]>) -> String {
+    hex(&Sha256::digest(text))
+}
+
 /// Bytes as hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
+fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

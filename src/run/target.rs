@@ -35,24 +35,29 @@ impl Target<'_> {
         let whole = temporary.path().join("output");
         write(&whole)?;
         interrupt::check()?;
+        let aside = temporary.path().join("replaced");
+        let taken = self.take(&whole, &aside);
+        if taken.is_err() && aside.exists() {
+            // Better a folder with a strange name than a lost result.
+            let _ = temporary.keep();
+        }
+        taken
+    }
+
+    /// Renames `whole`, on the same file system, to the target. An earlier result steps aside to `aside` first and comes
+    /// back if the new one cannot take its place, so that one of the two is always there whole.
+    pub fn take(&self, whole: &Path, aside: &Path) -> Result<()> {
         if let Some(parent) = self.path.parent() {
             std::fs::create_dir_all(parent).map_err(Error::write(self.path))?;
         }
-        // The old one steps aside first and comes back if the new one cannot take its place, so that one of the two is
-        // always there whole.
-        let aside = temporary.path().join("replaced");
         let replaces = self.path.exists();
         if replaces {
-            std::fs::rename(self.path, &aside).map_err(Error::write(self.path))?;
+            std::fs::rename(self.path, aside).map_err(Error::write(self.path))?;
         }
-        std::fs::rename(&whole, self.path).map_err(|error| {
-            if replaces && let Err(stuck) = std::fs::rename(&aside, self.path) {
-                // Better a folder with a strange name than a lost result.
-                let kept = temporary.keep();
-                let text = format!(
-                    "{error}; the earlier result is in {} ({stuck})",
-                    kept.display()
-                );
+        std::fs::rename(whole, self.path).map_err(|error| {
+            if replaces && let Err(stuck) = std::fs::rename(aside, self.path) {
+                let at = aside.display();
+                let text = format!("{error}; the earlier result is in {at} ({stuck})");
                 return Error::write(self.path)(Io::other(text));
             }
             Error::write(self.path)(error)

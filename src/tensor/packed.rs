@@ -282,6 +282,11 @@ impl Packed {
     /// The same matrix with row `r` taken from `order[r]`. Groups run along columns, so any format can be permuted.
     pub fn permute_rows(&self, order: &[usize]) -> Packed {
         assert_eq!(order.len(), self.rows, "a permutation names every row");
+        self.pick_rows(order)
+    }
+
+    /// The rows of these numbers.
+    pub fn pick_rows(&self, order: &[usize]) -> Packed {
         let (codes, scales) = (
             self.format.code_words_per_row(self.columns),
             self.format.scale_words_per_row(self.columns),
@@ -295,7 +300,7 @@ impl Packed {
         };
         Packed {
             format: self.format,
-            rows: self.rows,
+            rows: order.len(),
             columns: self.columns,
             codes: pick(&self.codes, codes),
             scales: pick(&self.scales, scales),

@@ -286,8 +286,8 @@ fn arguments() -> Result<(), Failed> {
         quantize m --out q --bits 0 => stage.bits & 0
         quantize m --out q --bits 1 --grid absmax-symmetric => stage.bits & 1
         quantize m --out q --group-size 8 => stage.group_size & 8
-        quantize m --out q --type q4_k => --type & q4_k
-        quantize m --out q --type q4_0 --grid float-min => --type & q4_0
+        quantize m --out q --type q4_k => stage.type & q4_k
+        quantize m --out q --type q4_0 --grid float-min => stage.type & q4_0
         quantize m --out q --include [ => stage.include & [
         quantize m --out q --exclude * => stage.include & none
         inspect m --backend direct3d => --backend & direct3d

@@ -6,13 +6,13 @@ use std::process::Command;
 use libtest_mimic::{Failed, Trial};
 use tempfile::TempDir;
 
-use crate::program::{NANO, Run, SHORT, TEXT, TINY, command, snapshot, succeeds};
+use crate::program::{Run, TEXT, TINY, command, snapshot};
 
 pub fn trials() -> Vec<Trial> {
     if !cfg!(unix) {
         return Vec::new();
     }
-    suite!("cli_interrupt": compress, eval)
+    suite!("cli_interrupt": eval)
 }
 
 /// Starts the program, presses Ctrl-C after a while, and says how it ended.
@@ -38,39 +38,6 @@ fn listens(id: &str) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
     let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     caught.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap_or(0) & 2 != 0)
-}
-
-fn compress() -> Result<(), Failed> {
-    let folder = TempDir::new()?;
-    let job = format!("quantize {TINY} {SHORT} --force --out");
-    let start = std::time::Instant::now();
-    succeeds(&folder, &format!("{job} whole"))?;
-    let full = start.elapsed().as_secs_f64();
-    succeeds(&folder, &format!("quantize {NANO} --no-eval --out old"))?;
-    let stands = snapshot(&folder)?;
-    let mut stopped = 0;
-    for (share, out) in [
-        (0.0, "new"),
-        (0.2, "old"),
-        (0.4, "deep/er"),
-        (0.6, "old"),
-        (0.75, "new"),
-        (0.9, "old"),
-    ] {
-        let run = interrupted(folder.path(), &format!("{job} {out}"), share * full)?;
-        if run.code == Some(0) {
-            // It was quicker this time: the result is whole, and the last one looked at.
-            succeeds(&folder, &format!("inspect {out}"))?;
-            break;
-        }
-        let message = run.err.lines().any(|line| line.contains("interrupted"));
-        assert!(run.code == Some(130) && message, "after {share}: {run}");
-        let left = snapshot(&folder)?;
-        assert!(left == stands, "after {share}: {left:?}");
-        stopped += 1;
-    }
-    assert!(stopped >= 3, "stopped {stopped} times only");
-    Ok(())
 }
 
 fn eval() -> Result<(), Failed> {

@@ -131,10 +131,6 @@ fn refused() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
     std::fs::write(folder.join("short.txt"), "Too little to learn from.")?;
-    std::fs::write(
-        folder.join("quantize.toml"),
-        "model = \"embedded:nano-llama\"\n[[stage]]\nkind = \"quantize\"\nbits = 8\n[[stage]]\nkind = \"prune\"\nratio = 0.5\n",
-    )?;
     let before = snapshot(folder)?;
     let table = "
         prune NANO --out o --ratio 0 => stage.ratio`: expected more than 0
@@ -146,7 +142,6 @@ fn refused() -> Result<(), Failed> {
         prune NANO --out o --ratio 0.5 --samples 0 => calibration samples
         prune NANO --out o --ratio 0.5 --length 1 => calibration length
         prune NANO --out o --ratio 0.5 --score best => found best
-        compress quantize.toml --out o => prune before quantize
         scores NANO --out s --score best => found best
         scores NANO --out s --score l1 --groups heads => found heads
         scores NANO --out s --score param_first --token-file short.txt => short.txt

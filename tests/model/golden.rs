@@ -5,10 +5,9 @@ use std::path::Path;
 use libtest_mimic::{Failed, Trial};
 use lopper::device::Device;
 use lopper::gpu::{Options, Tier};
-use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
+use lopper::methods::quantize::{Grid, Scheme};
 use lopper::model::{Checkpoint, Compute, Config, Pass, Role, TensorSpec, Weights};
-use lopper::recipe::Grid;
 use lopper::tensor::{DType, Packed};
 
 use crate::machine::{device, gpu_trial};

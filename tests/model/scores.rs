@@ -74,7 +74,7 @@ fn golden(device: &Device, streamed: bool, activation: DType) -> Result<(), Fail
         if score == Score::Vectorize && activation == DType::F16 {
             continue;
         }
-        let units = found.units(device, score, group, Reduction::Sum, 0)?;
+        let units = found.unit_scores(device, score, group, Reduction::Sum, 0)?;
         assert_close(name, &units, &known.floats(name)?, Within::Each(limit));
     }
     assert!(names.len() == 66, "{} tensors of 66", names.len());
@@ -140,7 +140,7 @@ fn reductions() -> Result<(), Failed> {
     for group in all.iter().filter(|group| group.width != Width::Layers) {
         let members = by_hand(group)?;
         for reduction in Reduction::ALL {
-            let units = found.units(device, Score::L1, group, reduction, 0)?;
+            let units = found.unit_scores(device, Score::L1, group, reduction, 0)?;
             for (unit, found) in units.iter().enumerate() {
                 let all = members.iter().map(|member| member[unit]);
                 let count = members.len() as f64;

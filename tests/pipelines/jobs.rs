@@ -11,12 +11,12 @@ use lopper::gpu::{Options as GpuOptions, Tier};
 use lopper::kernels::activation::Activation;
 use lopper::kernels::gate::glu::glu;
 use lopper::measure::{Convention, perplexity};
-use lopper::methods::quantize::Scheme;
 use lopper::methods::quantize::rtn::rtn;
+use lopper::methods::quantize::{Grid, Scheme};
 use lopper::model::{Checkpoint, Compute, Pass, Role, Sampling, Weights, export_gguf, generate};
 use lopper::plan::Plan;
-use lopper::recipe::{EMBEDDED, Grid, Recipe};
-use lopper::run::{Manifest, Options, Target, run};
+use lopper::recipe::{EMBEDDED, Recipe};
+use lopper::run::{Manifest, Options, Place, Target, run};
 use lopper::tensor::{DType, Packed, WHOLE_ROW};
 
 use crate::machine::{device, on_each};
@@ -53,8 +53,12 @@ fn run_recipe(recipe: &Recipe, parent: &Checkpoint, out: &Path) -> Result<Manife
     let text = recipe.to_toml();
     let options = Options {
         recipe_text: &text,
-        out,
-        force: false,
+        place: Place {
+            out,
+            force: false,
+            resume: false,
+            keep_work: false,
+        },
         compute: Compute::F32,
         calibration: Compute::F32,
         budget: None,

@@ -6,9 +6,9 @@ use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Matrix, Random};
 use lopper::gpu::Options;
 use lopper::kernels::matmul::{Destination, Input, linear};
+use lopper::methods::quantize::Grid;
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Scheme, level_type, prescribed_group_size};
-use lopper::recipe::Grid;
 use lopper::tensor::{DType, Packed, codebook, minifloat};
 
 use crate::machine::on_each;

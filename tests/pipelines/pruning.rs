@@ -5,13 +5,12 @@ use lopper::device::{Device, HostTensor, Random};
 use lopper::error::Result as Outcome;
 use lopper::kernels::mask::weights::weights as mask;
 use lopper::kernels::score::Reduction;
-use lopper::methods::calibration::Rows;
-use lopper::methods::prune::Order;
+use lopper::methods::calibration::{Calibration, Rows};
 use lopper::methods::prune::score::{Score, sums};
 use lopper::model::{
     Axis, Checkpoint, Cut, Group, Pruned, TensorSpec, WeightSource, Weights, Width, groups,
 };
-use lopper::recipe::{Prune, Ranking, RatioOf, Scope};
+use lopper::stages::prune::{Prune, Ranking, RatioOf, Scope};
 use lopper::tensor::{DType, Packed};
 
 use crate::machine::on_each;
@@ -130,7 +129,11 @@ fn quality() -> Result<(), Failed> {
     let device = &Device::Cpu;
     let parent = Checkpoint::open("embedded:tiny-llama")?;
     let tokenizer = parent.tokenizer()?;
-    let rows = Rows::of_text("embedded:calibration", &tokenizer, 3000, 10, 64)?;
+    let calibration = Calibration {
+        offset: 3000,
+        ..Calibration::default()
+    };
+    let rows = Rows::of_text(&calibration, &tokenizer)?;
     let measured = |weights: &dyn Weights| speech_perplexity(&pass(device), weights, 8192);
     let channels: Vec<Group> = groups(parent.config(), parent.specs())
         .into_iter()
@@ -149,7 +152,7 @@ fn quality() -> Result<(), Failed> {
     let cut = |score: Score, seed: u64| -> Result<Cut, Failed> {
         let mut cut = Cut::nothing(parent.config());
         for group in &channels {
-            let units = sums.units(device, score, group, Reduction::Sum, seed)?;
+            let units = sums.unit_scores(device, score, group, Reduction::Sum, seed)?;
             let mut order: Vec<usize> = (0..units.len()).collect();
             order.sort_by(|a, b| units[*b].total_cmp(&units[*a]));
             order.truncate(288);
@@ -197,7 +200,7 @@ fn stage() -> Prune {
 fn orders() -> Result<(), Failed> {
     let parent = Checkpoint::open("embedded:tiny-llama")?;
     let (config, specs) = (parent.config(), parent.specs());
-    let order = |stage: &Prune| Order::new(stage, config, specs);
+    let order = |stage: &Prune| stage.spec(config, specs);
     let left = order(&stage()).map_err(|bad| format!("{bad:?}"))?.left;
     let widths = left.uniform().ok_or("uniform by default")?;
     let widths = (widths.intermediate_size, widths.heads, widths.kv_heads);
@@ -274,7 +277,9 @@ fn parameters() -> Result<(), Failed> {
         ..stage()
     };
     let specs = parent.specs();
-    let order = Order::new(&stage, parent.config(), specs).map_err(|bad| format!("{bad:?}"))?;
+    let order = stage
+        .spec(parent.config(), specs)
+        .map_err(|bad| format!("{bad:?}"))?;
     let left = lopper::methods::prune::parameters(&order.left, specs) as f64;
     let share = 1.0 - left / parent.parameters() as f64;
     assert!(

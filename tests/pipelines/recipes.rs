@@ -4,23 +4,24 @@ use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
 use lopper::error::Error;
-use lopper::model::Checkpoint;
+use lopper::model::{Checkpoint, Config, Outline, Role, Weights, Widths, tensor_specs};
 use lopper::plan::Plan;
-use lopper::recipe::{EMBEDDED, Recipe, Stage};
+use lopper::recipe::{EMBEDDED, Recipe};
+use lopper::stages::quantize::Quantize;
+use lopper::tensor::WeightFormat;
 
 pub fn trials() -> Vec<Trial> {
-    suite!("recipes": later_stages_decide, recipes_are_strict)
+    suite!("recipes": later_stages_decide, recipes_are_strict, plans_are_pure)
 }
 
 fn later_stages_decide() -> Result<(), Failed> {
     let mut recipe = Recipe::parse(Path::new("embedded recipe"), EMBEDDED)?;
-    let Stage::Quantize(mut second) = recipe.stage[0].clone() else {
-        return Err("the embedded recipe quantizes".into());
-    };
-    second.bits = 8;
-    second.include = vec!["*.down_proj".into(), "lm_head".into()];
-    second.exclude = vec!["model.layers.0.*".into()];
-    recipe.stage.push(Stage::Quantize(second));
+    let second: Quantize = toml::from_str(
+        r#"bits = 8
+        include = ["*.down_proj", "lm_head"]
+        exclude = ["model.layers.0.*"]"#,
+    )?;
+    recipe.stage.push(second.into());
     let plan = Plan::new(&recipe, &Checkpoint::open("embedded:tiny-llama")?)?;
     let decided = |name: &str| {
         plan.tensors
@@ -82,5 +83,53 @@ fn recipes_are_strict() -> Result<(), Failed> {
             named,
         );
     }
+    Ok(())
+}
+
+/// A plan needs no model: of a shape alone, stages in any order say what they leave, the same every time.
+fn plans_are_pure() -> Result<(), Failed> {
+    let tiny = Checkpoint::open("embedded:tiny-llama")?;
+    let widths = Widths {
+        heads: 32,
+        kv_heads: 8,
+        intermediate_size: 14_336,
+    };
+    let config = Config {
+        hidden_size: 4096,
+        head_dim: 128,
+        vocab_size: 128_256,
+        blocks: vec![widths; 32],
+        ..tiny.config().clone()
+    };
+    let mut specs = tensor_specs(&config);
+    specs.retain(|spec| spec.role != Role::Bias);
+    let begin = Outline {
+        formats: vec![WeightFormat::f16(); specs.len()],
+        specs,
+        config,
+        estimated: false,
+    };
+    let text = "model = 'none'\n[[stage]]\nkind = 'quantize'\nbits = 4\n[[stage]]\nkind = 'prune'\nratio = 0.25\nwidths = ['ffn']\n[[stage]]\nkind = 'quantize'\ntype = 'q8_0'\ninclude = ['*.down_proj']\n";
+    let recipe = Recipe::parse(Path::new("r.toml"), text)?;
+    let mut outline = begin.clone();
+    // Of a block: 4096 x (4096 + 1024 + 1024 + 4096) and 3 x 4096 x channels; all of it in 4 bits with a scale and an offset
+    // of 32 columns, or down_proj in f16, or in 8 bits with a scale.
+    let block = |channels: u64, down: f64| {
+        let attention = 4096.0 * 10_240.0 * 5.0 / 8.0;
+        let matrix = 4096.0 * channels as f64;
+        (attention + matrix * (2.0 * 5.0 / 8.0 + down) + 4.0 * 4096.0) as u64
+    };
+    let rest = 2 * (2 * 4096 * 128_256 + 4096);
+    let expected = [(14_336, 5.0 / 8.0), (10_752, 2.0), (10_752, 8.5 / 8.0)];
+    for (stage, (channels, down)) in recipe.stage.iter().zip(expected) {
+        let planned = stage.plan(&outline)?;
+        assert_eq!(planned, stage.plan(&outline)?);
+        let bytes = planned.outline.bytes();
+        assert_eq!(bytes, rest + 32 * block(channels, down), "{stage:?}");
+        outline = planned.outline;
+    }
+    // The largest tensor in f16 is far from the whole model.
+    let planned = recipe.stage[0].plan(&begin)?;
+    assert!(planned.peak_host_bytes * 2 < begin.bytes(), "{planned:?}");
     Ok(())
 }

@@ -4,7 +4,10 @@
 //! header is the crate's.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ::safetensors::Dtype;
 use ::safetensors::tensor::{Metadata, TensorInfo};
@@ -12,7 +15,7 @@ use serde_json::json;
 
 use super::{INDEX_FILE, SINGLE_FILE};
 use crate::error::{Error, Result};
-use crate::formats::{LazyBytes, produce, replace_file};
+use crate::formats::{LazyBytes, produce, replace_file, write_record};
 use crate::tensor::DType;
 
 /// A tensor to be written.
@@ -42,11 +45,40 @@ pub fn write_folder(
     tensors: Vec<NewTensor<'_>>,
     max_shard_bytes: u64,
 ) -> Result<Vec<PathBuf>> {
+    write_files(folder, tensors, max_shard_bytes, write_file)
+}
+
+/// [`write_folder`], continuing where an earlier call with the same tensors stopped, killed or not. Calls `progress` with
+/// the tensors written and in all before each one; an error of it, or of a tensor's data, keeps what is there.
+pub fn continue_folder(
+    folder: &Path,
+    tensors: Vec<NewTensor<'_>>,
+    max_shard_bytes: u64,
+    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<Vec<PathBuf>> {
+    let (mut before, all) = (0, tensors.len());
+    write_files(folder, tensors, max_shard_bytes, |path, shard| {
+        let count = shard.len();
+        // A file has its name only when it is whole.
+        if !path.exists() {
+            continue_file(path, shard, &mut |done| progress(before + done, all))?;
+        }
+        before += count;
+        Ok(())
+    })
+}
+
+fn write_files<'a>(
+    folder: &Path,
+    tensors: Vec<NewTensor<'a>>,
+    max_shard_bytes: u64,
+    mut write: impl FnMut(&Path, Vec<NewTensor<'a>>) -> Result<()>,
+) -> Result<Vec<PathBuf>> {
     assert_unique(&tensors);
     let total: u64 = tensors.iter().map(NewTensor::bytes).sum();
     if total <= max_shard_bytes || tensors.len() <= 1 {
         let path = folder.join(SINGLE_FILE);
-        write_file(&path, tensors)?;
+        write(&path, tensors)?;
         return Ok(vec![path]);
     }
     let shards = split(tensors, max_shard_bytes);
@@ -59,7 +91,7 @@ pub fn write_folder(
             weight_map.insert(tensor.name.clone(), file.clone());
         }
         let path = folder.join(file);
-        write_file(&path, shard)?;
+        write(&path, shard)?;
         paths.push(path);
     }
     let path = folder.join(INDEX_FILE);
@@ -86,6 +118,68 @@ pub fn write_file(path: &Path, mut tensors: Vec<NewTensor<'_>>) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// What is flushed to the disk at once in a file that can be continued: this many bytes, or whatever came in this time.
+const CHECKPOINT_BYTES: u64 = 64 << 20;
+const CHECKPOINT_TIME: Duration = Duration::from_millis(500);
+
+/// Writes one file as `NAME.part`, with the number of tensors that are safely in it in `NAME.part.done`.
+fn continue_file(
+    path: &Path,
+    mut tensors: Vec<NewTensor<'_>>,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<()> {
+    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.size()));
+    let mut begin = header(path, &tensors)?;
+    begin.splice(..0, (begin.len() as u64).to_le_bytes());
+    let (part, record) = (
+        path.with_extension("part"),
+        path.with_extension("part.done"),
+    );
+    let failed = || Error::write(path);
+    let mut options = File::options();
+    let options = options.read(true).write(true).create(true).truncate(false);
+    let mut file = options.open(&part).map_err(failed())?;
+    let end = |count: usize| {
+        begin.len() as u64 + tensors[..count].iter().map(NewTensor::bytes).sum::<u64>()
+    };
+    let recorded = std::fs::read_to_string(&record).ok();
+    let recorded = recorded.and_then(|text| text.trim().parse::<usize>().ok());
+    let there = file.metadata().map_err(failed())?.len();
+    let mut found = Vec::new();
+    let read = (&mut file).take(begin.len() as u64).read_to_end(&mut found);
+    read.map_err(failed())?;
+    let usable = |count: &usize| *count <= tensors.len() && end(*count) <= there && found == begin;
+    let first = recorded.filter(usable).unwrap_or(0);
+    file.set_len(if first == 0 { 0 } else { end(first) })
+        .map_err(failed())?;
+    file.seek(SeekFrom::End(0)).map_err(failed())?;
+    if first == 0 {
+        file.write_all(&begin).map_err(failed())?;
+    }
+    let checkpoint = |done: usize| {
+        file.sync_data().map_err(failed())?;
+        write_record(&record, &format!("{done}\n"))
+    };
+    let (mut last, mut bytes) = (Instant::now(), 0);
+    for (done, tensor) in tensors.iter().enumerate().skip(first) {
+        let data =
+            progress(done).and_then(|()| produce(&tensor.name, &tensor.data, tensor.bytes()));
+        let data = data.or_else(|error| checkpoint(done).and(Err(error)))?;
+        (&file).write_all(&data).map_err(failed())?;
+        bytes += data.len() as u64;
+        if bytes >= CHECKPOINT_BYTES || last.elapsed() >= CHECKPOINT_TIME {
+            checkpoint(done + 1)?;
+            (last, bytes) = (Instant::now(), 0);
+        }
+    }
+    file.sync_all().map_err(failed())?;
+    std::fs::rename(&part, path).map_err(failed())?;
+    match std::fs::remove_file(&record) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed()(error)),
+        _ => Ok(()),
+    }
 }
 
 fn assert_unique(tensors: &[NewTensor<'_>]) {

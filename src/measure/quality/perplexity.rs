@@ -1,6 +1,6 @@
 //! Perplexity: exp of the mean negative log-likelihood per token, natural log, summed in f64.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::statistics::mean_and_error;
 use super::windows::{Convention, Passing, Windows};
@@ -10,7 +10,7 @@ use crate::kernels::loss::logsumexp::logsumexp;
 use crate::model::{Model, Pass};
 
 /// A perplexity with everything that it depends on.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Perplexity {
     /// exp(mean negative log-likelihood)
     pub value: f64,

@@ -1,6 +1,6 @@
 //! A text cut into windows: which of its tokens are scored, and what a pass over some windows reads.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::data;
 use crate::device::Tensor;
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::{Cache, Model, Pass};
 
 /// Which tokens of a window count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Convention {
     /// Every token of a window but its first.
     #[serde(rename = "lopper")]

@@ -1,22 +1,22 @@
 //! LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): dependency groups scored by weights or by the loss, the least important cut,
 //! once or in several rounds that score again what is left.
 
-use super::Order;
-use super::memory::{Placement, place};
+use super::PruneSpec;
+use super::memory::{Residency, choose_residency};
 use super::score::sums;
 use crate::device::{Device, HostTensor};
 use crate::error::Result;
 use crate::interrupt;
-use crate::kernels::score::Reduction;
 use crate::kernels::select::top_k::top_k;
 use crate::methods::calibration::Rows;
-use crate::model::{Config, Cut, Group, Model, Pass, Pruned, WeightSource, Weights, Width, groups};
-use crate::recipe::{Ranking, ReductionName};
+use crate::model::{
+    Config, Cut, Group, Model, Outline, Pass, Pruned, WeightSource, Weights, Width, groups,
+};
 use crate::tensor::DType;
 
-/// With what a model is pruned.
+/// What pruning computes with.
 #[derive(Clone, Copy, Debug)]
-pub struct Means<'a> {
+pub struct PruneContext<'a> {
     /// Where and in what it computes.
     pub pass: Pass<'a>,
     /// Calibration tokens, where the score takes them.
@@ -27,31 +27,31 @@ pub struct Means<'a> {
     pub budget: Option<u64>,
 }
 
-/// What is left of `parent`, of which `cut` is kept so far, after an order for that. `progress` is told of what is done and to
-/// do, over all rounds.
+/// Cuts `parent` in the rounds of `spec` after the first `done`, which left `kept`. Returns what is kept in the end. `after_round`
+/// is given the rounds done and what is kept so far; `progress` what is done and to do, over all rounds.
 pub fn prune(
     parent: &dyn Weights,
-    mut cut: Cut,
-    order: &Order,
-    means: Means<'_>,
+    (done, mut kept): (usize, Cut),
+    spec: &PruneSpec,
+    context: PruneContext<'_>,
+    after_round: &mut dyn FnMut(usize, &Cut) -> Result<()>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Cut> {
-    let device = means.pass.device;
-    let begin = cut.config(parent.config());
-    let steps = order.stage.steps;
-    for step in 1..=steps {
+    let steps = spec.steps;
+    for step in done + 1..=steps {
         interrupt::check()?;
-        let weights = Pruned::new(parent, device, cut.clone());
-        let share = order.ratio * step as f64 / steps as f64;
-        let aim = order.at(&begin, share);
-        let mut told = |done: usize, total: usize| {
+        let weights = Pruned::new(parent, context.pass.device, kept.clone());
+        let share = spec.ratio * step as f64 / steps as f64;
+        let aim = spec.at(parent.config(), share);
+        let mut of_all = |done: usize, total: usize| {
             progress((step - 1) * total + done, steps * total);
         };
-        for (width, layer, units) in round(&weights, order, &aim, means, &mut told)? {
-            cut.keep(width, layer, &units);
+        for (width, layer, units) in round(&weights, spec, &aim, context, &mut of_all)? {
+            kept.keep(width, layer, &units);
         }
+        after_round(step, &kept)?;
     }
-    Ok(cut)
+    Ok(kept)
 }
 
 /// The units that are kept of a width, of a block's where blocks have their own.
@@ -60,26 +60,29 @@ type Kept = (Width, Option<usize>, Vec<usize>);
 /// What to keep of each group, so that about `aim` is left.
 fn round(
     weights: &dyn Weights,
-    order: &Order,
+    spec: &PruneSpec,
     aim: &Config,
-    means: Means<'_>,
+    context: PruneContext<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Kept>> {
-    let device = means.pass.device;
+    let device = context.pass.device;
     let config = weights.config();
     let cuts = |group: &Group| {
-        let may = group.layer.is_none_or(|layer| order.may_cut(config, layer));
-        order.widths.contains(&group.width) && may
+        let may = group.layer.is_none_or(|layer| spec.may_cut(config, layer));
+        spec.widths.contains(&group.width) && may
     };
     let all = groups(config, weights.specs());
     let chosen: Vec<Group> = all.into_iter().filter(cuts).collect();
-    let scores = [order.score];
-    let taught = order.score.needs_gradient();
-    let shape = means.rows.map(|rows| (rows.samples, rows.length()));
-    let compute = means.pass.compute;
-    let placement = place(weights, &scores, &chosen, shape, compute, means.budget)?;
-    let model = match placement {
-        Placement::Held if taught => Some(Model::load(device, weights, |_, _| interrupt::check())?),
+    let scores = [spec.score];
+    let gradient_based = spec.score.needs_gradient();
+    let shape = context.rows.map(|rows| (rows.samples, rows.length()));
+    let compute = context.pass.compute;
+    let outline = Outline::of(weights)?;
+    let residency = choose_residency(&outline, &scores, &chosen, shape, compute, context.budget)?;
+    let model = match residency {
+        Residency::Resident if gradient_based => {
+            Some(Model::load(device, weights, |_, _| interrupt::check())?)
+        }
         _ => None,
     };
     let layers = match &model {
@@ -89,20 +92,20 @@ fn round(
     let sums = sums(
         layers,
         weights,
-        &means.pass,
+        &context.pass,
         &scores,
         &chosen,
-        means.rows,
+        context.rows,
         progress,
     )?;
     drop(model);
-    let reduction = reduction(order.stage.reduction);
     let mut found = Vec::new();
     for group in &chosen {
-        let mut units = sums.units(device, order.score, group, reduction, means.seed)?;
+        let mut units =
+            sums.unit_scores(device, spec.score, group, spec.reduction, context.seed)?;
         if group.width == Width::Layers {
             // Protected blocks are above all others.
-            let guarded = |layer: &usize| !order.may_cut(config, *layer);
+            let guarded = |layer: &usize| !spec.may_cut(config, *layer);
             for layer in (0..config.layers()).filter(guarded) {
                 units[layer] = f32::INFINITY;
             }
@@ -110,7 +113,7 @@ fn round(
         found.push(units);
     }
     let mut kept = Vec::new();
-    for width in &order.widths {
+    for width in &spec.widths {
         let its = || {
             chosen
                 .iter()
@@ -118,9 +121,9 @@ fn round(
                 .filter(|(group, _)| group.width == *width)
         };
         let wanted = |group: &Group| width.units(aim, group.layer);
-        let counts: Vec<usize> = match order.stage.ranking {
-            Ranking::Local => its().map(|(group, _)| wanted(group)).collect(),
-            Ranking::Global => {
+        let counts: Vec<usize> = match spec.global {
+            false => its().map(|(group, _)| wanted(group)).collect(),
+            true => {
                 let total: usize = its().map(|(group, _)| wanted(group)).sum();
                 let pool: Vec<f32> = its().flat_map(|(_, units)| units.clone()).collect();
                 let mut stay = largest(device, &pool, total)?.into_iter().peekable();
@@ -131,7 +134,7 @@ fn round(
                     while stay.next_if(|place| *place < end).is_some() {
                         its += 1;
                     }
-                    order.rounded(*width, its).min(group.units)
+                    spec.rounded(*width, its).min(group.units)
                 };
                 its().map(count).collect()
             }
@@ -155,15 +158,4 @@ fn largest(device: &Device, scores: &[f32], count: usize) -> Result<Vec<usize>> 
         .filter(|(_, stays)| **stays == 1)
         .map(|(place, _)| place)
         .collect())
-}
-
-fn reduction(name: ReductionName) -> Reduction {
-    match name {
-        ReductionName::Sum => Reduction::Sum,
-        ReductionName::Mean => Reduction::Mean,
-        ReductionName::Max => Reduction::Max,
-        ReductionName::Product => Reduction::Product,
-        ReductionName::First => Reduction::First,
-        ReductionName::Last => Reduction::Last,
-    }
 }

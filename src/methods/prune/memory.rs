@@ -2,32 +2,32 @@
 
 use super::score::{AT_ONCE, Score};
 use crate::error::{Error, Result};
-use crate::model::{Compute, Group, TensorSpec, Weights};
+use crate::model::{Compute, Group, Outline, TensorSpec};
 
 /// Where weights are while a model is scored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
+pub enum Residency {
     /// All on the device, all the time.
-    Held,
+    Resident,
     /// A layer's at a time.
     Streamed,
 }
 
-impl Placement {
+impl Residency {
     /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
-            Placement::Held => "held",
-            Placement::Streamed => "streamed",
+            Residency::Resident => "held",
+            Residency::Streamed => "streamed",
         }
     }
 }
 
-/// Bytes of device memory that scoring takes at most, about, with weights held and with weights streamed.
+/// Bytes of device memory that scoring takes at most, about, with weights resident and with weights streamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Need {
+pub struct MemoryEstimate {
     /// With all weights on the device.
-    pub held: u64,
+    pub resident: u64,
     /// With those of one layer, or the head, at a time.
     pub streamed: u64,
     /// Without any weights.
@@ -35,26 +35,26 @@ pub struct Need {
 }
 
 /// What scoring `groups` by `scores` needs. `calibration`: sequences and the length of each.
-pub fn need(
-    weights: &dyn Weights,
+pub fn estimate(
+    model: &Outline,
     scores: &[Score],
     groups: &[Group],
     calibration: Option<(usize, usize)>,
     compute: Compute,
-) -> Result<Need> {
-    let config = weights.config();
+) -> MemoryEstimate {
+    let config = &model.config;
     let values = |spec: &TensorSpec| (spec.rows * spec.columns) as u64;
     let all_layers = groups.iter().any(|group| group.members.is_empty());
     let members = || groups.iter().flat_map(|group| &group.members);
     let scored = |spec: &TensorSpec| {
         members().any(|m| m.tensor == spec.name) || (all_layers && spec.layer().is_some())
     };
-    let (mut held, mut largest) = (0, 0);
+    let (mut resident, mut largest) = (0, 0);
     // Of blocks, and of what stands before and behind them.
     let mut places = vec![(0u64, 0u64); config.layers() + 1];
-    for spec in weights.specs() {
-        let bytes = weights.format(spec)?.bytes(spec.rows, spec.columns);
-        held += bytes;
+    for (spec, format) in model.tensors() {
+        let bytes = format.bytes(spec.rows, spec.columns);
+        resident += bytes;
         let place = &mut places[spec.layer().unwrap_or(config.layers())];
         place.0 += bytes;
         if scored(spec) {
@@ -66,11 +66,11 @@ pub fn need(
     let Some((sequences, length)) = calibration else {
         // A tensor as it is, and as f32.
         let one = 8 * largest;
-        return Ok(Need {
-            held: one,
+        return MemoryEstimate {
+            resident: one,
             streamed: one,
             work: one,
-        });
+        };
     };
     let tokens = (sequences * length) as u64;
     let at_once = tokens.min((AT_ONCE as u64 / length as u64).max(1) * length as u64);
@@ -91,28 +91,28 @@ pub fn need(
         0
     };
     let work = kept + 4 * at_once * wide + logits + single + several;
-    Ok(Need {
-        held: held + work,
+    MemoryEstimate {
+        resident: resident + work,
         // A layer's weights may still be in use when the next one's arrive.
         streamed: 2 * largest_place + work,
         work,
-    })
+    }
 }
 
 /// Where weights go so that scoring keeps within `budget`; an error if nothing does.
-pub fn place(
-    weights: &dyn Weights,
+pub fn choose_residency(
+    model: &Outline,
     scores: &[Score],
     groups: &[Group],
     calibration: Option<(usize, usize)>,
     compute: Compute,
     budget: Option<u64>,
-) -> Result<Placement> {
-    let need = need(weights, scores, groups, calibration, compute)?;
+) -> Result<Residency> {
+    let need = estimate(model, scores, groups, calibration, compute);
     match budget {
-        Some(budget) if need.held > budget => {
+        Some(budget) if need.resident > budget => {
             if need.streamed <= budget {
-                return Ok(Placement::Streamed);
+                return Ok(Residency::Streamed);
             }
             Err(Error::OutOfMemory {
                 what: "scores, with one layer's weights at a time".into(),
@@ -121,6 +121,6 @@ pub fn place(
                 budget,
             })
         }
-        _ => Ok(Placement::Held),
+        _ => Ok(Residency::Resident),
     }
 }

@@ -5,130 +5,57 @@ pub mod memory;
 pub mod score;
 
 use self::score::Score;
+use super::BadField;
+use crate::kernels::score::Reduction;
 use crate::model::{Config, Role, TensorSpec, Width, Widths, tensor_specs};
-use crate::recipe::{Calibration, Prune, Ranking, RatioOf, Scope};
 
-/// A pruning stage, checked against a model.
+/// What is pruned of a model and how, checked against that model.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct PruneSpec {
     /// How channels are scored.
     pub score: Score,
+    /// What is made of the scores that a group's tensors give one channel.
+    pub reduction: Reduction,
     /// What is cut.
     pub widths: Vec<Width>,
     /// The share of each width that goes.
     pub ratio: f64,
+    /// Whether channels compete with those of all blocks, and not within their block only.
+    pub global: bool,
+    /// Rounds of scoring and cutting, with an even share each.
+    pub steps: usize,
+    /// Feed-forward and hidden widths that are left are multiples of this.
+    pub multiple: usize,
+    /// First and last blocks that stay as they are.
+    pub protected: (usize, usize),
     /// The model's configuration afterwards; where blocks compete with each other, with their mean widths.
     pub left: Config,
-    stage: Prune,
 }
 
-/// What a pruning stage cannot be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadPrune {
-    /// The field at fault.
-    pub field: &'static str,
-    /// What is allowed.
-    pub expected: String,
-    /// What was asked.
-    pub found: String,
-}
-
-fn bad(field: &'static str, expected: impl Into<String>, found: impl ToString) -> BadPrune {
-    BadPrune {
-        field,
-        expected: expected.into(),
-        found: found.to_string(),
-    }
-}
-
-impl Order {
-    /// Checks a stage against a model of this configuration and these tensors.
-    pub fn new(stage: &Prune, config: &Config, specs: &[TensorSpec]) -> Result<Self, BadPrune> {
-        let ratio = stage.ratio;
-        if !(ratio > 0.0 && ratio < 1.0) {
-            return Err(bad("ratio", "more than 0 and less than 1", ratio));
+impl PruneSpec {
+    /// Finds what is left of a model of this configuration and these tensors: sets `left`, and where `of_parameters` makes a
+    /// ratio of the parameters one of the widths. An error if that cuts nothing.
+    pub fn checked(
+        mut self,
+        of_parameters: bool,
+        config: &Config,
+        specs: &[TensorSpec],
+    ) -> Result<Self, BadField> {
+        let asked = self.ratio;
+        if of_parameters {
+            self.ratio = self.widths_ratio(config, specs);
         }
-        let Some(score) = Score::named(&stage.score) else {
-            let known = Score::ALL.map(Score::name).join(", ");
-            return Err(bad("score", known, &stage.score));
-        };
-        if stage.steps == 0 {
-            return Err(bad("steps", "1 or more", 0));
+        self.left = self.at(config, self.ratio);
+        if self.left != *config {
+            return Ok(self);
         }
-        if stage.multiple == 0 {
-            return Err(bad("multiple", "1 or more", 0));
-        }
-        let protected = stage.protect_first.saturating_add(stage.protect_last);
-        if protected >= config.layers() {
-            return Err(bad(
-                "protect_first",
-                format!("fewer than the model's {} layers in all", config.layers()),
-                format!("{} + {}", stage.protect_first, stage.protect_last),
-            ));
-        }
-        let widths = widths(stage)?;
-        let blocks = stage.scope == Scope::Block;
-        if !blocks && stage.ranking == Ranking::Global {
-            return Err(bad("ranking", "local, but for blocks", "global"));
-        }
-        if stage.scope == Scope::Channel && protected > 0 {
-            let expected = "0: the hidden width goes through every layer";
-            return Err(bad("protect_first", expected, protected));
-        }
-        if blocks && !stage.non_uniform {
-            let say = "or non_uniform, for which a stock Llama has no words (gguf's deci has)";
-            if stage.ranking == Ranking::Global {
-                return Err(bad("ranking", format!("local, {say}"), "global"));
-            }
-            if protected > 0 {
-                return Err(bad("protect_first", format!("0, {say}"), protected));
-            }
-        }
-        let mut order = Self {
-            score,
-            widths,
-            ratio,
-            left: config.clone(),
-            stage: stage.clone(),
-        };
-        if stage.ratio_of == RatioOf::Parameters {
-            order.ratio = order.widths_ratio(config, specs);
-        }
-        order.left = order.at(config, order.ratio);
-        if order.left == *config {
-            let units = order.widths.iter().map(|width| {
-                let step = order.multiple(*width);
-                format!(
-                    "{} {} by {step}",
-                    width.units(config, Some(0)),
-                    width.name()
-                )
-            });
-            let expected = format!(
-                "enough to cut something of {}",
-                units.collect::<Vec<_>>().join(", ")
-            );
-            return Err(bad("ratio", expected, ratio));
-        }
-        Ok(order)
-    }
-
-    /// Whether blocks compete with each other, so that what is left of each is known afterwards only.
-    pub fn is_global(&self) -> bool {
-        self.stage.ranking == Ranking::Global
-    }
-
-    /// Sequences of the calibration and the length of each.
-    pub fn calibration_shape(&self) -> (usize, usize) {
-        let Calibration {
-            samples, length, ..
-        } = self.stage.calibration;
-        (samples.max(1), length.max(2))
-    }
-
-    /// The calibration's text and where its rows are taken.
-    pub fn calibration(&self) -> &Calibration {
-        &self.stage.calibration
+        let units = self.widths.iter().map(|width| {
+            let (units, step) = (width.units(config, Some(0)), self.multiple(*width));
+            format!("{units} {} by {step}", width.name())
+        });
+        let units = units.collect::<Vec<_>>().join(", ");
+        let expected = format!("enough to cut something of {units}");
+        Err(BadField::new("ratio", expected, asked))
     }
 
     /// The configuration that is left of `config` at a share of its widths.
@@ -138,7 +65,8 @@ impl Order {
             match width {
                 Width::Hidden => left.hidden_size = self.kept(*width, config, 0, ratio),
                 Width::Layers => {
-                    let count = self.kept(*width, config, 0, ratio).max(self.protected());
+                    let protected = self.protected.0 + self.protected.1;
+                    let count = self.kept(*width, config, 0, ratio).max(protected);
                     left.blocks.truncate(count);
                 }
                 Width::FeedForward | Width::KvGroup => {
@@ -178,18 +106,14 @@ impl Order {
 
     fn multiple(&self, width: Width) -> usize {
         match width {
-            Width::FeedForward | Width::Hidden => self.stage.multiple,
+            Width::FeedForward | Width::Hidden => self.multiple,
             Width::KvGroup | Width::Layers => 1,
         }
     }
 
-    fn protected(&self) -> usize {
-        self.stage.protect_first + self.stage.protect_last
-    }
-
     /// Whether a block of a model of this configuration may be cut.
     fn may_cut(&self, config: &Config, layer: usize) -> bool {
-        (self.stage.protect_first..config.layers() - self.stage.protect_last).contains(&layer)
+        (self.protected.0..config.layers() - self.protected.1).contains(&layer)
     }
 
     /// The share of the widths that leaves as nearly as can be what the ratio says of the parameters.
@@ -204,31 +128,6 @@ impl Order {
             .min_by(|a, b| off(*a).total_cmp(&off(*b)))
             .unwrap_or(self.ratio)
     }
-}
-
-fn widths(stage: &Prune) -> Result<Vec<Width>, BadPrune> {
-    match stage.scope {
-        Scope::Channel => return Ok(vec![Width::Hidden]),
-        Scope::Layer => return Ok(vec![Width::Layers]),
-        Scope::Block => {}
-    }
-    let both = [Width::FeedForward, Width::KvGroup];
-    let named = |name: &String| {
-        let found = both.into_iter().find(|width| width.name() == name);
-        found.ok_or_else(|| bad("widths", "ffn, kvgroup", name))
-    };
-    let mut widths = stage
-        .widths
-        .iter()
-        .map(named)
-        .collect::<Result<Vec<_>, _>>()?;
-    if widths.is_empty() {
-        return Err(bad("widths", "ffn, kvgroup or both", "none"));
-    }
-    // Cut once, however often it is named.
-    widths.sort();
-    widths.dedup();
-    Ok(widths)
 }
 
 /// The tensors of a model of this configuration whose parent has tensors like `specs`: biases only where those have them.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::memory::need;
+use super::memory::estimate;
 use crate::device::{Device, HostTensor, Matrix, Random, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::families::{layer_name, module_name};
@@ -17,7 +17,9 @@ use crate::kernels::residual::add::add;
 use crate::kernels::score::blocks::blocks;
 use crate::kernels::score::{Form, Reduction, columns, fisher, rows as row_sums};
 use crate::methods::calibration::Rows;
-use crate::model::{Axis, BackwardOptions, Group, Pass, WeightSource, Weights, Width, gradients};
+use crate::model::{
+    Axis, BackwardOptions, Group, Outline, Pass, WeightSource, Weights, Width, gradients,
+};
 use crate::tensor::DType;
 use crate::walk::{Kind, Statistics, Through, Walk};
 
@@ -132,12 +134,12 @@ pub fn sums(
             }
         }
     }
-    let (taught, plain): (Vec<Score>, Vec<Score>) = scores
+    let (gradient_based, plain): (Vec<Score>, Vec<Score>) = scores
         .iter()
         .filter(|score| score.form().is_some())
         .partition(|score| score.needs_gradient());
     let device = pass.device;
-    let mut taker = Taker {
+    let mut collector = SumCollector {
         device,
         axes: &axes,
         readings: Vec::new(),
@@ -149,30 +151,43 @@ pub fn sums(
             .collect();
         for (done, spec) in wanted.iter().enumerate() {
             interrupt::check()?;
-            if taught.is_empty() {
+            if gradient_based.is_empty() {
                 progress(done, wanted.len());
             }
             let matrix = Matrix::upload(device, &weights.load(spec)?, &spec.name)?;
             let weight = dense(device, &Parameter::Matrix(matrix))?;
-            taker.take(&plain, &spec.name, &weight, None, None)?;
+            collector.collect(&plain, &spec.name, &weight, None, None)?;
         }
     }
     let mut loss = None;
-    if !taught.is_empty() {
+    if !gradient_based.is_empty() {
         let rows = rows.ok_or_else(|| Error::Argument {
             argument: "--calib".into(),
-            expected: format!("calibration tokens for {}", taught[0].name()),
+            expected: format!("calibration tokens for {}", gradient_based[0].name()),
             found: "none".into(),
         })?;
         let shape = Some((rows.samples, rows.length()));
-        let work = need(weights, &taught, groups, shape, pass.compute)?.work;
+        let work = estimate(
+            &Outline::of(weights)?,
+            &gradient_based,
+            groups,
+            shape,
+            pass.compute,
+        )
+        .work;
         let keep = device.spare_bytes().saturating_sub(work);
-        loss = Some(taught_sums(
-            layers, pass, &taught, rows, keep, &mut taker, progress,
+        loss = Some(gradient_sums(
+            layers,
+            pass,
+            &gradient_based,
+            rows,
+            keep,
+            &mut collector,
+            progress,
         )?);
     }
     let mut sums = HashMap::new();
-    for (key, reading) in taker.readings {
+    for (key, reading) in collector.readings {
         let mut values = device.finish(reading)?.to_f32();
         if let Some(value) = values.iter().find(|value| !value.is_finite()) {
             return Err(Error::NotFinite {
@@ -188,20 +203,20 @@ pub fn sums(
     Ok(Sums { sums, loss })
 }
 
-/// Gradients come part by part; what of them adds up is kept until the last part of a tensor is there.
+/// The sums over a tensor's gradients so far, until the last microbatch of them is there.
 #[derive(Default)]
 struct Kept {
     gradient: Option<Tensor>,
     fisher: Option<Tensor>,
 }
 
-fn taught_sums(
+fn gradient_sums(
     layers: WeightSource<'_>,
     pass: &Pass<'_>,
     scores: &[Score],
     rows: &Rows,
     keep: u64,
-    taker: &mut Taker<'_>,
+    collector: &mut SumCollector<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<f64> {
     let (ids, sequences) = (&rows.ids, rows.samples);
@@ -211,7 +226,7 @@ fn taught_sums(
         forms().any(Form::needs_gradient),
         forms().any(Form::needs_fisher),
     );
-    let axes = taker.axes;
+    let axes = collector.axes;
     let wanted = BackwardOptions {
         tensor: &|name| axes.contains_key(name),
         by_sequence: squares,
@@ -249,7 +264,7 @@ fn taught_sums(
             let kept = under_way.remove(&part.name).unwrap_or_default();
             let weight = dense(device, &part.weight)?;
             let (first, second) = (kept.gradient.as_ref(), kept.fisher.as_ref());
-            taker.take(scores, &part.name, &weight, first, second)?;
+            collector.collect(scores, &part.name, &weight, first, second)?;
         }
         Ok(())
     };
@@ -275,14 +290,14 @@ fn dense(device: &Device, weight: &Parameter) -> Result<Tensor> {
 }
 
 /// Sums of tensors, on their way back from the device.
-struct Taker<'a> {
+struct SumCollector<'a> {
     device: &'a Device,
     axes: &'a BTreeMap<&'a str, Vec<Axis>>,
     readings: Vec<((Score, String, Axis), Reading)>,
 }
 
-impl Taker<'_> {
-    fn take(
+impl SumCollector<'_> {
+    fn collect(
         &mut self,
         scores: &[Score],
         name: &str,
@@ -320,7 +335,7 @@ impl Taker<'_> {
 impl Sums {
     /// The scores of a group's units: sums over the channels of a unit, then `reduction` over the group's tensors. Of whole
     /// blocks, over the block's tensors. `random` is drawn from `seed`, a sequence of its own for each group.
-    pub fn units(
+    pub fn unit_scores(
         &self,
         device: &Device,
         score: Score,

@@ -3,7 +3,9 @@
 mod levels;
 pub mod rtn;
 
-use crate::recipe::Grid;
+use serde::{Deserialize, Serialize};
+
+use super::BadField;
 use crate::tensor::{Scale, WHOLE_ROW, WeightFormat, WeightType, weight_type};
 
 /// A grid at a width and group size.
@@ -19,20 +21,87 @@ pub struct Scheme {
     pub codebook: Option<&'static WeightType>,
 }
 
-/// What a scheme cannot be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadScheme {
-    /// The field at fault.
-    pub field: &'static str,
-    /// What is allowed.
-    pub expected: String,
-    /// What was asked.
-    pub found: String,
+/// How a group's range becomes a grid.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grid {
+    /// Symmetric, scale = max|w| / (2^(bits-1) - 1).
+    AbsmaxSymmetric,
+    /// Symmetric, scale = w_extreme / -2^(bits-1): the value of largest magnitude falls on the lowest code, as in GGUF's
+    /// symmetric types.
+    SignedMax,
+    /// scale = (max - min) / (2^bits - 1), integer zero point = round(-min / scale), not clamped to the code range.
+    ZeroPoint,
+    /// scale = (max - min) / (2^bits - 1), offset = min in f16, as in GGUF's types with a minimum.
+    #[default]
+    FloatMin,
+    /// -1, 0, 1 times the group's mean magnitude (BitNet b1.58). 2 bits.
+    Ternary,
+    /// Quantiles of a normal distribution, times the largest magnitude (QLoRA). 4 bits.
+    Nf4,
+    /// E2M1 floats, the largest magnitude at 6. 4 bits.
+    Fp4,
+    /// E4M3 floats, the largest magnitude at 448. 8 bits.
+    #[serde(rename = "fp8-e4m3")]
+    #[value(name = "fp8-e4m3")]
+    Fp8E4m3,
+    /// E5M2 floats, the largest magnitude at 448. 8 bits.
+    #[serde(rename = "fp8-e5m2")]
+    #[value(name = "fp8-e5m2")]
+    Fp8E5m2,
+    /// E2M1 floats with a power of two as the scale of 32 (OCP Microscaling). 4 bits.
+    Mxfp4,
+    /// E2M1 floats with an E4M3 scale of 16, under one f32 scale of the tensor. 4 bits.
+    Nvfp4,
+    /// The entries of `codebook`. As many bits as they need.
+    #[value(skip)]
+    Codebook,
+}
+
+impl Grid {
+    /// The grids of levels that are not evenly spaced, each of one width.
+    pub const LEVELED: [Grid; 7] = [
+        Grid::Ternary,
+        Grid::Nf4,
+        Grid::Fp4,
+        Grid::Fp8E4m3,
+        Grid::Fp8E5m2,
+        Grid::Mxfp4,
+        Grid::Nvfp4,
+    ];
+
+    /// Every evenly spaced grid, in the order of the command contract.
+    pub const ALL: [Grid; 4] = [
+        Grid::AbsmaxSymmetric,
+        Grid::SignedMax,
+        Grid::ZeroPoint,
+        Grid::FloatMin,
+    ];
+
+    /// The name in recipes and flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Grid::AbsmaxSymmetric => "absmax-symmetric",
+            Grid::SignedMax => "signed-max",
+            Grid::ZeroPoint => "zero-point",
+            Grid::FloatMin => "float-min",
+            Grid::Ternary => "ternary",
+            Grid::Nf4 => "nf4",
+            Grid::Fp4 => "fp4",
+            Grid::Fp8E4m3 => "fp8-e4m3",
+            Grid::Fp8E5m2 => "fp8-e5m2",
+            Grid::Mxfp4 => "mxfp4",
+            Grid::Nvfp4 => "nvfp4",
+            Grid::Codebook => "codebook",
+        }
+    }
 }
 
 impl Scheme {
     /// The format of the result.
-    pub fn format(self) -> Result<WeightFormat, BadScheme> {
+    pub fn format(self) -> Result<WeightFormat, BadField> {
         let Scheme {
             grid,
             bits,
@@ -40,11 +109,8 @@ impl Scheme {
             codebook,
         } = self;
         if (grid == Grid::Codebook) != codebook.is_some() {
-            return Err(BadScheme {
-                field: "codebook",
-                expected: "entries with the grid codebook, none with another".into(),
-                found: grid.name().into(),
-            });
+            let expected = "entries with the grid codebook, none with another";
+            return Err(BadField::new("codebook", expected, grid.name()));
         }
         if let Some(ty) = codebook.or_else(|| level_type(grid)) {
             return leveled(ty, bits, group_size);
@@ -58,11 +124,7 @@ impl Scheme {
         let least = if grid == Grid::AbsmaxSymmetric { 2 } else { 1 };
         if !(least..=8).contains(&bits) {
             let expected = format!("{least} to 8 for the grid {}", grid.name());
-            return Err(BadScheme {
-                field: "bits",
-                expected,
-                found: bits.to_string(),
-            });
+            return Err(BadField::new("bits", expected, bits));
         }
         check_group_size(group_size)?;
         Ok(WeightFormat::affine(bits, scale, group_size)
@@ -70,16 +132,13 @@ impl Scheme {
     }
 }
 
-fn check_group_size(group_size: u32) -> Result<(), BadScheme> {
+fn check_group_size(group_size: u32) -> Result<(), BadField> {
     let fits = group_size >= 16 && group_size.is_power_of_two() && group_size <= 1 << 20;
     if group_size == WHOLE_ROW || fits {
         return Ok(());
     }
-    Err(BadScheme {
-        field: "group_size",
-        expected: "a power of two from 16, or 0 for a whole row".into(),
-        found: group_size.to_string(),
-    })
+    let expected = "a power of two from 16, or 0 for a whole row";
+    Err(BadField::new("group_size", expected, group_size))
 }
 
 /// The weight type of a grid of levels; `None` for an evenly spaced one.
@@ -99,11 +158,9 @@ pub fn prescribed_group_size(ty: &WeightType) -> Option<u32> {
     }
 }
 
-fn leveled(ty: &'static WeightType, bits: u32, group_size: u32) -> Result<WeightFormat, BadScheme> {
-    let wrong = |field, expected: u32, found: u32| BadScheme {
-        field,
-        expected: format!("{expected} for {}", ty.name),
-        found: found.to_string(),
+fn leveled(ty: &'static WeightType, bits: u32, group_size: u32) -> Result<WeightFormat, BadField> {
+    let wrong = |field, expected: u32, found: u32| {
+        BadField::new(field, format!("{expected} for {}", ty.name), found)
     };
     if bits != ty.bits {
         return Err(wrong("bits", ty.bits, bits));

@@ -1,0 +1,80 @@
+//! A model as its headers describe it: what plans are made from.
+
+use super::checkpoint::Weights;
+use crate::error::Result;
+use crate::families::{Config, Role, TensorSpec};
+use crate::tensor::WeightFormat;
+
+/// Configuration, tensors and their formats, without weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outline {
+    /// The configuration.
+    pub config: Config,
+    /// The tensors, in the order a model meets them.
+    pub specs: Vec<TensorSpec>,
+    /// The format of each.
+    pub formats: Vec<WeightFormat>,
+    /// Whether the sizes of blocks are means: blocks compete for what stays, so that each one's share is known only when
+    /// the stage has run.
+    pub estimated: bool,
+}
+
+impl Outline {
+    /// The outline of a model. Loads no weight.
+    pub fn of(weights: &dyn Weights) -> Result<Self> {
+        let specs = weights.specs();
+        let formats = specs.iter().map(|spec| weights.format(spec));
+        Ok(Self {
+            config: weights.config().clone(),
+            specs: specs.to_vec(),
+            formats: formats.collect::<Result<_>>()?,
+            estimated: false,
+        })
+    }
+
+    /// Tensors with their formats.
+    pub fn tensors(&self) -> impl Iterator<Item = (&TensorSpec, WeightFormat)> {
+        self.specs.iter().zip(self.formats.iter().copied())
+    }
+
+    /// The tensor of a name, and its format.
+    pub fn find(&self, name: &str) -> Option<(&TensorSpec, WeightFormat)> {
+        self.tensors().find(|(spec, _)| spec.name == name)
+    }
+
+    /// Weights in all.
+    pub fn parameters(&self) -> u64 {
+        self.specs.iter().map(values).sum()
+    }
+
+    /// Bytes of the tensors in their formats.
+    pub fn bytes(&self) -> u64 {
+        self.tensors()
+            .map(|(spec, format)| format.bytes(spec.rows, spec.columns))
+            .sum()
+    }
+
+    /// Weights of the largest tensor.
+    pub fn largest(&self) -> u64 {
+        self.specs.iter().map(values).max().unwrap_or(0)
+    }
+
+    /// Operations of the products with weights for one token: 2 for each weight of the linear layers and the head.
+    pub fn flops_per_token(&self) -> u64 {
+        let in_product = |spec: &&TensorSpec| match spec.role {
+            Role::Linear | Role::Head => true,
+            Role::Embedding => self.config.tied,
+            Role::Norm | Role::Bias => false,
+        };
+        2 * self
+            .specs
+            .iter()
+            .filter(in_product)
+            .map(values)
+            .sum::<u64>()
+    }
+}
+
+fn values(spec: &TensorSpec) -> u64 {
+    (spec.rows * spec.columns) as u64
+}

@@ -1,0 +1,219 @@
+//! The kinds of stages a recipe is made of: one file and one row of [`STAGES`] each.
+//!
+//! A stage is a struct whose fields are the recipe's keys and the command's flags at once. It plans on an outline, without
+//! reading a weight, and runs on whatever the stage before it left: weights in, a packed folder out, tensor by tensor.
+
+pub mod prune;
+pub mod quantize;
+
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::de::{DeserializeOwned, Error as _};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::formats::write_record;
+use crate::interrupt;
+use crate::methods::calibration::{Calibration, Rows};
+use crate::model::{Checkpoint, Config, Outline, Pass, Weights, continue_packed};
+
+/// A kind of stage.
+#[derive(Debug)]
+pub struct StageKind {
+    /// `kind` in recipes, and the name of the stage's folder and report.
+    pub name: &'static str,
+    /// What a model is after it, in reports.
+    pub result: &'static str,
+    /// Reads a stage from the other keys of its table.
+    pub parse: fn(toml::Table) -> Result<Arc<dyn Stage>, toml::de::Error>,
+}
+
+/// Every kind. Later ones (distil, tune, merge) come as further rows.
+pub static STAGES: &[StageKind] = &[prune::KIND, quantize::KIND];
+
+/// A step of a recipe.
+pub trait Stage: std::fmt::Debug + Send + Sync {
+    /// Its row of [`STAGES`].
+    fn kind(&self) -> &'static StageKind;
+    /// Its recipe keys, in order, without `kind`.
+    fn keys(&self) -> Map<String, Value>;
+    /// What it takes beside the weights. Whatever it is, it is read before anything is computed.
+    fn needs(&self) -> Needs<'_>;
+    /// What it makes of a model of this outline. Pure. Errors name the recipe's key, or the tensor, that is at fault.
+    fn plan(&self, model: &Outline) -> Result<Planned>;
+    /// Runs on the weights that the stage before left, and ends with [`Context::write`]. After an interruption it is called
+    /// again with the same arguments and continues from what it saved. Returns the configuration of what it wrote.
+    fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config>;
+}
+
+/// What a stage takes beside weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Needs<'a> {
+    /// Tokens to calibrate on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<&'a Calibration>,
+    /// Gradients of the loss of these tokens.
+    pub gradients: bool,
+}
+
+/// What a stage will do, from headers alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// The model afterwards.
+    pub outline: Outline,
+    /// What is done to tensors, in words, by their names afterwards; those it leaves as they are do not appear.
+    pub changes: HashMap<String, String>,
+    /// Most bytes of device memory in use at once, about.
+    pub peak_device_bytes: u64,
+    /// Most bytes of host memory in use at once, about; mapped files not counted.
+    pub peak_host_bytes: u64,
+    /// What the user may not expect.
+    pub warnings: Vec<String>,
+}
+
+/// What a stage runs with.
+pub struct Context<'a> {
+    /// The recipe's own model: its configuration file, and the teacher of stages that learn from it.
+    pub parent: &'a Checkpoint,
+    /// Where and in what calibration computes.
+    pub pass: Pass<'a>,
+    /// The rows of [`Needs::calibration`].
+    pub rows: Option<&'a Rows>,
+    /// The recipe's seed.
+    pub seed: u64,
+    /// Bytes of device memory that may be used.
+    pub budget: Option<u64>,
+    /// The stage's folder while it is being made; what is in it outlives a crash.
+    pub folder: &'a Path,
+    /// Progress: what is being done, pieces done, pieces in all.
+    pub progress: &'a mut dyn FnMut(&str, usize, usize),
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context")
+            .field("folder", &self.folder)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Context<'_> {
+    /// Writes the stage's result. A tensor is loaded from `weights`, which may compute it then, and written before the next
+    /// one; a repeated call continues at the first tensor that is not safely on the disk. Returns the configuration.
+    pub fn write(&mut self, step: &str, weights: &dyn Weights) -> Result<Config> {
+        // What this file cannot say of some models (rotary divisors) `Checkpoint::open_stage` is told.
+        let config = self.parent.config_json().unwrap_or_default();
+        continue_packed(self.folder, config, weights, &mut |done, total| {
+            interrupt::check()?;
+            (self.progress)(step, done, total);
+            Ok(())
+        })?;
+        Ok(weights.config().clone())
+    }
+
+    /// What [`save`] saved as `name` before an interruption.
+    pub fn saved<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let path = self.folder.join(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = std::fs::read(&path).map_err(Error::read(&path))?;
+        let state = serde_json::from_slice(&text).map_err(|error| Error::Malformed {
+            path,
+            what: "saved state".into(),
+            offset: None,
+            expected: "what this version writes".into(),
+            found: error.to_string(),
+        })?;
+        Ok(Some(state))
+    }
+}
+
+/// Saves a stage's own progress as `name` in its folder: all of it, or what was there before stays.
+fn save(folder: &Path, name: &str, state: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(state).expect("states are plain tables and values");
+    write_record(&folder.join(name), &text)
+}
+
+/// A stage of whatever kind, as recipes hold it.
+#[derive(Clone, Debug)]
+pub struct RecipeStage(Arc<dyn Stage>);
+
+impl<S: Stage + 'static> From<S> for RecipeStage {
+    fn from(stage: S) -> Self {
+        Self(Arc::new(stage))
+    }
+}
+
+impl Deref for RecipeStage {
+    type Target = dyn Stage;
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+impl PartialEq for RecipeStage {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind().name == other.kind().name && self.keys() == other.keys()
+    }
+}
+
+impl Serialize for RecipeStage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("kind", self.kind().name)?;
+        for (key, value) in self.keys() {
+            map.serialize_entry(&key, &value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for RecipeStage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut table = toml::Table::deserialize(deserializer)?;
+        let names = || {
+            STAGES
+                .iter()
+                .map(|kind| kind.name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let Some(kind) = table.remove("kind") else {
+            return Err(D::Error::custom(format!(
+                "a stage without kind ({})",
+                names()
+            )));
+        };
+        let named = STAGES.iter().find(|row| kind.as_str() == Some(row.name));
+        let row = named.ok_or_else(|| {
+            D::Error::custom(format!("stage kind {kind}, which is none of {}", names()))
+        })?;
+        let stage = (row.parse)(table).map_err(|error| {
+            D::Error::custom(format!("in a {} stage: {}", row.name, error.message()))
+        })?;
+        Ok(Self(stage))
+    }
+}
+
+/// The parse of a kind whose keys are those of `S`.
+fn parse<S: Stage + DeserializeOwned + 'static>(
+    table: toml::Table,
+) -> Result<Arc<dyn Stage>, toml::de::Error> {
+    table
+        .try_into::<S>()
+        .map(|stage| Arc::new(stage) as Arc<dyn Stage>)
+}
+
+/// The keys of a stage, as its fields are declared.
+fn keys(stage: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(stage) {
+        Ok(Value::Object(map)) => map,
+        _ => unreachable!("a stage is a struct of plain values"),
+    }
+}

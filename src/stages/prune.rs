@@ -1,0 +1,370 @@
+//! `prune`: channels, heads or blocks taken out.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Context, Needs, Planned, Stage, StageKind, keys, parse};
+use crate::error::Result;
+use crate::kernels::score::Reduction;
+use crate::methods::BadField;
+use crate::methods::calibration::Calibration;
+use crate::methods::prune::llm_pruner::{PruneContext, prune};
+use crate::methods::prune::memory::estimate;
+use crate::methods::prune::score::Score;
+use crate::methods::prune::{PruneSpec, left_specs};
+use crate::model::{
+    Compute, Config, Cut, Outline, Pruned, TensorSpec, Weights, Width, cut_format, groups,
+};
+
+pub(super) const KIND: StageKind = StageKind {
+    name: "prune",
+    result: "pruned",
+    parse: parse::<Prune>,
+};
+
+/// Structured pruning: what the scores say matters least goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct Prune {
+    /// How what goes is found
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub method: PruneMethod,
+    /// The share that goes, more than 0 and less than 1
+    #[arg(long)]
+    pub ratio: f64,
+    /// What the ratio is a share of
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub ratio_of: RatioOf,
+    /// What is cut
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub scope: Scope,
+    /// Which widths of blocks: ffn, kvgroup
+    #[arg(long, value_delimiter = ',', default_values_t = default_widths())]
+    #[serde(default = "default_widths")]
+    pub widths: Vec<String>,
+    /// How channels are scored: l1, l2, vectorize, param_first, param_second, param_mix, random
+    #[arg(long, default_value_t = default_score())]
+    #[serde(default = "default_score")]
+    pub score: String,
+    /// What is made of the scores that a group's tensors give one channel
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub reduction: ReductionName,
+    /// Whether channels compete within their block or with those of all blocks
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub ranking: Ranking,
+    /// Rounds of scoring and cutting, with an even share each
+    #[arg(long, default_value_t = default_steps())]
+    #[serde(default = "default_steps")]
+    pub steps: usize,
+    /// Widths that are left are multiples of this; heads and blocks are whole anyway
+    #[arg(long, default_value_t = default_multiple())]
+    #[serde(default = "default_multiple")]
+    pub multiple: usize,
+    /// Let blocks differ in width: no Hugging Face folder is written then, and the GGUF file's architecture is deci
+    #[arg(long)]
+    #[serde(default)]
+    pub non_uniform: bool,
+    /// First blocks that stay as they are
+    #[arg(long, default_value_t)]
+    #[serde(default)]
+    pub protect_first: usize,
+    /// Last blocks that stay as they are
+    #[arg(long, default_value_t)]
+    #[serde(default)]
+    pub protect_last: usize,
+    /// What gradients are taken over
+    #[command(flatten)]
+    #[serde(default)]
+    pub calibration: Calibration,
+}
+
+/// How what is pruned is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum PruneMethod {
+    /// Dependency groups, scored by weights or by the loss (LLM-Pruner).
+    #[default]
+    LlmPruner,
+}
+
+/// What a pruning ratio is a share of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum RatioOf {
+    /// Every width that is cut.
+    #[default]
+    Widths,
+    /// The model's parameters: the widths are cut by what comes nearest.
+    Parameters,
+}
+
+/// What is pruned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Widths of blocks: feed-forward channels, key-value heads with their query heads.
+    #[default]
+    Block,
+    /// Columns of the residual stream.
+    Channel,
+    /// Whole blocks.
+    Layer,
+}
+
+/// Among which channels the least important are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ranking {
+    /// Those of one block.
+    #[default]
+    Local,
+    /// Those of one kind in all blocks.
+    Global,
+}
+
+/// How scores of several tensors become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReductionName {
+    /// Their sum.
+    #[default]
+    Sum,
+    /// Their mean.
+    Mean,
+    /// The largest.
+    Max,
+    /// Their product.
+    Product,
+    /// The first tensor's.
+    First,
+    /// The last tensor's.
+    Last,
+}
+
+impl From<ReductionName> for Reduction {
+    fn from(name: ReductionName) -> Self {
+        match name {
+            ReductionName::Sum => Reduction::Sum,
+            ReductionName::Mean => Reduction::Mean,
+            ReductionName::Max => Reduction::Max,
+            ReductionName::Product => Reduction::Product,
+            ReductionName::First => Reduction::First,
+            ReductionName::Last => Reduction::Last,
+        }
+    }
+}
+
+fn default_widths() -> Vec<String> {
+    vec!["ffn".into(), "kvgroup".into()]
+}
+
+fn default_score() -> String {
+    "param_first".into()
+}
+
+fn default_steps() -> usize {
+    1
+}
+
+fn default_multiple() -> usize {
+    32
+}
+
+impl Prune {
+    /// Checks the stage against a model of this configuration and these tensors.
+    pub fn spec(&self, config: &Config, specs: &[TensorSpec]) -> Result<PruneSpec, BadField> {
+        let ratio = self.ratio;
+        if !(ratio > 0.0 && ratio < 1.0) {
+            return Err(BadField::new("ratio", "more than 0 and less than 1", ratio));
+        }
+        let Some(score) = Score::named(&self.score) else {
+            let known = Score::ALL.map(Score::name).join(", ");
+            return Err(BadField::new("score", known, &self.score));
+        };
+        for (field, value) in [("steps", self.steps), ("multiple", self.multiple)] {
+            if value == 0 {
+                return Err(BadField::new(field, "1 or more", 0));
+            }
+        }
+        let protected = self.protect_first.saturating_add(self.protect_last);
+        if protected >= config.layers() {
+            return Err(BadField::new(
+                "protect_first",
+                format!("fewer than the model's {} layers in all", config.layers()),
+                format!("{} + {}", self.protect_first, self.protect_last),
+            ));
+        }
+        let widths = self.cut_widths()?;
+        let blocks = self.scope == Scope::Block;
+        let global = self.ranking == Ranking::Global;
+        if !blocks && global {
+            return Err(BadField::new("ranking", "local, but for blocks", "global"));
+        }
+        if self.scope == Scope::Channel && protected > 0 {
+            let expected = "0: the hidden width goes through every layer";
+            return Err(BadField::new("protect_first", expected, protected));
+        }
+        if blocks && !self.non_uniform {
+            let say = "or non_uniform, for which a stock Llama has no words (gguf's deci has)";
+            if global {
+                return Err(BadField::new("ranking", format!("local, {say}"), "global"));
+            }
+            if protected > 0 {
+                return Err(BadField::new(
+                    "protect_first",
+                    format!("0, {say}"),
+                    protected,
+                ));
+            }
+        }
+        let spec = PruneSpec {
+            score,
+            reduction: self.reduction.into(),
+            widths,
+            ratio,
+            global,
+            steps: self.steps,
+            multiple: self.multiple,
+            protected: (self.protect_first, self.protect_last),
+            left: config.clone(),
+        };
+        spec.checked(self.ratio_of == RatioOf::Parameters, config, specs)
+    }
+
+    fn cut_widths(&self) -> Result<Vec<Width>, BadField> {
+        match self.scope {
+            Scope::Channel => return Ok(vec![Width::Hidden]),
+            Scope::Layer => return Ok(vec![Width::Layers]),
+            Scope::Block => {}
+        }
+        let both = [Width::FeedForward, Width::KvGroup];
+        let named = |name: &String| {
+            let found = both.into_iter().find(|width| width.name() == name);
+            found.ok_or_else(|| BadField::new("widths", "ffn, kvgroup", name))
+        };
+        let mut widths = self
+            .widths
+            .iter()
+            .map(named)
+            .collect::<Result<Vec<_>, _>>()?;
+        if widths.is_empty() {
+            return Err(BadField::new("widths", "ffn, kvgroup or both", "none"));
+        }
+        // Cut once, however often it is named.
+        widths.sort();
+        widths.dedup();
+        Ok(widths)
+    }
+}
+
+impl Stage for Prune {
+    fn kind(&self) -> &'static StageKind {
+        &KIND
+    }
+
+    fn keys(&self) -> Map<String, Value> {
+        keys(self)
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        let gradients = Score::named(&self.score).is_some_and(Score::needs_gradient);
+        Needs {
+            calibration: gradients.then_some(&self.calibration),
+            gradients,
+        }
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Planned> {
+        let spec = self
+            .spec(&model.config, &model.specs)
+            .map_err(BadField::in_recipe)?;
+        let mut outline = Outline {
+            specs: left_specs(&spec.left, &model.specs),
+            formats: Vec::new(),
+            estimated: model.estimated || spec.global,
+            config: spec.left,
+        };
+        let mut changes = HashMap::new();
+        let mut dequantized = Vec::new();
+        for left in &outline.specs {
+            let (whole, format) = model.find(&left.name).expect("left_specs takes from these");
+            let cut = cut_format(format, left.columns < whole.columns);
+            if cut != format {
+                let [before, after] = [format, cut].map(|f| f.bytes(left.rows, left.columns));
+                dequantized.push((left.name.as_str(), before, after));
+            }
+            if left.shape() != whole.shape() {
+                let from = format!("cut from {:?}", whole.shape());
+                let text = match cut == format {
+                    true => from,
+                    false => format!("{from}, dequantized to {}", cut.label()),
+                };
+                changes.insert(left.name.clone(), text);
+            }
+            outline.formats.push(cut);
+        }
+        let mut warnings = Vec::new();
+        if let Some((first, ..)) = dequantized.first() {
+            let sum =
+                |pick: fn(&(&str, u64, u64)) -> u64| dequantized.iter().map(pick).sum::<u64>();
+            warnings.push(format!(
+                "groups of columns that share a scale do not survive a cut through them: {} quantized tensors ({first}, …) are kept in f16, {} bytes instead of {}; quantize them again afterwards",
+                dequantized.len(),
+                sum(|tensor| tensor.2),
+                sum(|tensor| tensor.1),
+            ));
+        }
+        let all = groups(&model.config, &model.specs).into_iter();
+        let chosen: Vec<_> = all
+            .filter(|group| spec.widths.contains(&group.width))
+            .collect();
+        let tokens = self.needs().calibration;
+        let tokens = tokens.map(|tokens| (tokens.samples.max(1), tokens.length.max(2)));
+        let memory = estimate(model, &[spec.score], &chosen, tokens, Compute::F32);
+        Ok(Planned {
+            outline,
+            changes,
+            peak_device_bytes: memory.streamed,
+            peak_host_bytes: 3 * 4 * model.largest(),
+            warnings,
+        })
+    }
+
+    fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
+        // The plan may have had to guess the sizes.
+        let spec = self
+            .spec(model.config(), model.specs())
+            .map_err(BadField::in_recipe)?;
+        let saved: Option<(usize, Cut)> = context.saved(ROUNDS)?;
+        let start = saved.unwrap_or_else(|| (0, Cut::nothing(model.config())));
+        let with = PruneContext {
+            pass: context.pass,
+            rows: context.rows,
+            seed: context.seed,
+            budget: context.budget,
+        };
+        let Context {
+            folder, progress, ..
+        } = context;
+        let kept = prune(
+            model,
+            start,
+            &spec,
+            with,
+            &mut |done, kept| super::save(folder, ROUNDS, &(done, kept)),
+            &mut |done, total| progress("pruning", done, total),
+        )?;
+        let pruned = Pruned::new(model, context.pass.device, kept);
+        context.write("cutting", &pruned)
+    }
+}
+
+/// Rounds done, and the numbers of the blocks and channels that they kept.
+const ROUNDS: &str = "kept.json";

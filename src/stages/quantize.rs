@@ -1,0 +1,277 @@
+//! `quantize`: weights to low-bit codes.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Context, Needs, Planned, Stage, StageKind, keys};
+use crate::device::Device;
+use crate::error::Result;
+use crate::methods::BadField;
+use crate::methods::quantize::rtn::rtn;
+use crate::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
+use crate::model::{Config, Outline, Role, TensorSpec, Weights};
+use crate::tensor::{Packed, Scale, WeightFormat, codebook, weight_type};
+
+pub(super) const KIND: StageKind = StageKind {
+    name: "quantize",
+    result: "quantized",
+    parse: |table| {
+        if !table.contains_key("bits") && !table.contains_key("type") {
+            return Err(serde::de::Error::custom("missing field `bits` (or `type`)"));
+        }
+        super::parse::<Quantize>(table)
+    },
+};
+
+/// Quantization of the weights whose names match.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct Quantize {
+    /// How codes are found
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub method: QuantizeMethod,
+    /// Bits of a code, 1 to 8 (default 4, or what --grid prescribes)
+    #[arg(long, conflicts_with = "ty")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits: Option<u32>,
+    /// A weight type instead: int4 (symmetric), uint4z (zero point), uint4m (float minimum), q4_0, q4_1, q5_0, q5_1, q8_0,
+    /// ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4, nvfp4
+    #[arg(long = "type", id = "ty", value_name = "TYPE")]
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub ty: Option<String>,
+    /// Columns that share a scale: a power of two from 16, or 0 for a whole row (default 32, or what --type prescribes)
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<u32>,
+    /// How a group's range becomes a grid (default float-min, or what --type says)
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grid: Option<Grid>,
+    /// The entries of the grid `codebook`, 2 to 256 numbers; a group's largest magnitude falls on the largest of them
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub codebook: Vec<f32>,
+    /// Quantize modules that match (* stands for anything; default: the linear layers of the blocks); norms and biases never
+    #[arg(long, default_values_t = default_include(), hide_default_value = true)]
+    #[serde(default = "default_include")]
+    pub include: Vec<String>,
+    /// Leave out modules that match
+    #[arg(long)]
+    #[serde(default)]
+    pub exclude: Vec<String>,
+}
+
+/// How codes are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum QuantizeMethod {
+    /// Round to nearest.
+    #[default]
+    Rtn,
+}
+
+fn default_include() -> Vec<String> {
+    // The linear layers of the blocks; the embedding and the head stay as they are unless they are named.
+    vec!["model.layers.*".into()]
+}
+
+impl Quantize {
+    /// The same stage with `bits`, `group_size` and `grid` stated, whatever they followed from.
+    pub fn explicit(self) -> Result<Self, BadField> {
+        let scheme = self.scheme()?;
+        Ok(Self {
+            bits: Some(scheme.bits),
+            ty: None,
+            group_size: Some(scheme.group_size),
+            grid: Some(scheme.grid),
+            ..self
+        })
+    }
+
+    /// Grid, bits and group size.
+    pub fn scheme(&self) -> Result<Scheme, BadField> {
+        let (bits, grid) = self.bits_and_grid()?;
+        let prescribed = || level_type(grid).and_then(prescribed_group_size);
+        let entries = (!self.codebook.is_empty()).then(|| codebook(&self.codebook));
+        let entries = entries.transpose().map_err(|found| {
+            BadField::new("codebook", "2 to 256 finite numbers, not all 0", found)
+        })?;
+        Ok(Scheme {
+            grid,
+            bits,
+            group_size: self.group_size.or_else(prescribed).unwrap_or(32),
+            codebook: entries,
+        })
+    }
+
+    fn bits_and_grid(&self) -> Result<(u32, Grid), BadField> {
+        let Some(name) = &self.ty else {
+            let grid = self.grid.unwrap_or_default();
+            let natural = level_type(grid).map_or(4, |ty| ty.bits);
+            return Ok((self.bits.unwrap_or(natural), grid));
+        };
+        if let Some(bits) = self.bits {
+            return Err(BadField::new(
+                "bits",
+                format!("none beside type {name}"),
+                bits,
+            ));
+        }
+        let row = match name.to_ascii_lowercase().as_str() {
+            "q4_0" => weight_type("int4"),
+            "q4_1" => weight_type("uint4m"),
+            "q5_0" => weight_type("int5"),
+            "q5_1" => weight_type("uint5m"),
+            "q8_0" => weight_type("int8"),
+            other => weight_type(other).filter(|row| row.has_scales()),
+        };
+        let row = row.ok_or_else(|| {
+            let expected =
+                "int1 to int8, uint1z to uint8z, uint1m to uint8m, q4_0, q4_1, q5_0, q5_1, q8_0, ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4 or nvfp4";
+            BadField::new("type", expected, name)
+        })?;
+        let fits = |grid: &Grid| match row.scale {
+            _ if !row.is_affine() => level_type(*grid) == Some(row),
+            Scale::ZeroPoint => *grid == Grid::ZeroPoint,
+            Scale::Offset => *grid == Grid::FloatMin,
+            _ => matches!(grid, Grid::SignedMax | Grid::AbsmaxSymmetric),
+        };
+        match self.grid {
+            Some(grid) if fits(&grid) => Ok((row.bits, grid)),
+            Some(grid) => {
+                let expected = format!("a type that the grid {} makes", grid.name());
+                Err(BadField::new("type", expected, name))
+            }
+            None => {
+                let even = [Grid::SignedMax, Grid::ZeroPoint, Grid::FloatMin].into_iter();
+                let natural = even.chain(Grid::LEVELED).find(fits);
+                Ok((row.bits, natural.unwrap_or_default()))
+            }
+        }
+    }
+
+    fn rule(&self) -> Result<Rule, BadField> {
+        let compile = |field, patterns: &[String]| -> Result<Vec<glob::Pattern>, BadField> {
+            let compile = |text: &String| {
+                let broken = |error: glob::PatternError| {
+                    BadField::new(field, "a pattern", format!("{text}: {}", error.msg))
+                };
+                glob::Pattern::new(text).map_err(broken)
+            };
+            patterns.iter().map(compile).collect()
+        };
+        let scheme = self.scheme()?;
+        Ok(Rule {
+            include: compile("include", &self.include)?,
+            exclude: compile("exclude", &self.exclude)?,
+            format: scheme.format()?,
+            scheme,
+        })
+    }
+}
+
+/// A stage with its patterns compiled.
+struct Rule {
+    include: Vec<glob::Pattern>,
+    exclude: Vec<glob::Pattern>,
+    scheme: Scheme,
+    format: WeightFormat,
+}
+
+impl Rule {
+    fn applies(&self, spec: &TensorSpec) -> bool {
+        let named = |patterns: &[glob::Pattern]| {
+            patterns
+                .iter()
+                .any(|pattern| pattern.matches(spec.module()))
+        };
+        let weight = matches!(spec.role, Role::Linear | Role::Head | Role::Embedding);
+        weight && named(&self.include) && !named(&self.exclude)
+    }
+}
+
+impl Stage for Quantize {
+    fn kind(&self) -> &'static StageKind {
+        &KIND
+    }
+
+    fn keys(&self) -> Map<String, Value> {
+        keys(self)
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        Needs::default()
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Planned> {
+        let rule = self.rule().map_err(BadField::in_recipe)?;
+        let mut outline = model.clone();
+        let mut changes = HashMap::new();
+        let mut largest = 0;
+        for (spec, format) in outline.specs.iter().zip(&mut outline.formats) {
+            if rule.applies(spec) {
+                *format = rule.format;
+                let text = format!("rtn {} {}", rule.scheme.grid.name(), format.label());
+                changes.insert(spec.name.clone(), text);
+                largest = largest.max(4 * (spec.rows * spec.columns) as u64);
+            }
+        }
+        if changes.is_empty() {
+            let found = format!("{:?}, which match none", self.include);
+            return Err(
+                BadField::new("include", "patterns that match a weight", found).in_recipe(),
+            );
+        }
+        Ok(Planned {
+            outline,
+            changes,
+            peak_device_bytes: 2 * largest,
+            peak_host_bytes: 3 * largest.max(4 * model.largest()),
+            warnings: Vec::new(),
+        })
+    }
+
+    fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
+        let quantized = Quantized {
+            model,
+            device: context.pass.device,
+            rule: self.rule().map_err(BadField::in_recipe)?,
+        };
+        context.write("quantizing", &quantized)
+    }
+}
+
+/// A model that is quantized tensor by tensor, when each is asked for.
+struct Quantized<'a> {
+    model: &'a dyn Weights,
+    device: &'a Device,
+    rule: Rule,
+}
+
+impl Weights for Quantized<'_> {
+    fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        self.model.specs()
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        let weight = self.model.load(spec)?;
+        if self.rule.applies(spec) {
+            return rtn(self.device, &weight, self.rule.scheme, &spec.name);
+        }
+        Ok(weight)
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        if self.rule.applies(spec) {
+            return Ok(self.rule.format);
+        }
+        self.model.format(spec)
+    }
+}
