@@ -165,7 +165,7 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
         "< vec4(params.window)",
         "<= vec4(params.window)",
     ),
-    ("attention/tiled", "i32(k) < low + 3", "i32(k) < low + 2"),
+    ("attention/tiled", "low = own + 1 -", "low = own + 2 -"),
     (
         "attention/tiled",
         "scores = with_soft_cap(scores)",
