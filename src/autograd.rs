@@ -10,7 +10,7 @@ mod split;
 
 pub use split::Split;
 
-use crate::device::{Device, HostTensor, Matrix, Tensor};
+use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::kernels::activation::Activation;
 use crate::kernels::attention::Attention;
@@ -20,6 +20,7 @@ use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::gate::glu::glu;
 use crate::kernels::gate::glu_grad::glu_grad;
 use crate::kernels::matmul::{Destination, Input, backward, linear};
+use crate::kernels::matrix::Matrix;
 use crate::kernels::norm::gain_grad::gain_grad;
 use crate::kernels::norm::rms::rms;
 use crate::kernels::norm::rms_grad::rms_grad;

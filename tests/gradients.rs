@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Device, HostTensor, Matrix, Random};
+use lopper::device::{Device, HostTensor, Random};
 use lopper::formats::Source;
 use lopper::formats::safetensors::Safetensors;
 use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::matmul::backward;
+use lopper::kernels::matrix::Matrix;
 use lopper::model::{
     Checkpoint, Compute, Config, Layers, Llama, Pass, TensorSpec, Wanted, Weights,
 };

@@ -5,9 +5,10 @@ use serde_json::{Map, Value, json};
 
 use super::output::Output;
 use super::{ComputeChoice, Global, bench, tune};
-use crate::device::{Engine, Runner};
+use crate::device::Runner;
 use crate::error::Result;
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::Engine;
+use crate::kernels::matmul::product::MatmulShape;
 use crate::measure::tune::{candidates, prepare};
 use crate::tensor::{DType, WeightFormat};
 
@@ -71,7 +72,7 @@ pub(super) fn rows(
         (_, true) => 2,
         (_, false) => 3,
     };
-    let product = |shape: (usize, usize), tokens: u32, weight: WeightFormat, engine| Product {
+    let product = |shape: (usize, usize), tokens: u32, weight: WeightFormat, engine| MatmulShape {
         activation,
         bytes,
         output: activation,
@@ -130,7 +131,7 @@ pub(super) fn rows(
 fn row(
     runner: &Runner,
     engine: &str,
-    product: &Product,
+    product: &MatmulShape,
     kernel: &str,
     us: f64,
     (best, f16): (f64, Option<f64>),

@@ -4,9 +4,10 @@ use serde_json::{Map, Value, json};
 
 use super::output::Output;
 use super::{ComputeChoice, Global, bench, tune};
-use crate::device::{Engine, Runner};
+use crate::device::Runner;
 use crate::error::Result;
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::Engine;
+use crate::kernels::matmul::product::MatmulShape;
 use crate::measure::tune::{candidates, prepare};
 use crate::tensor::{DType, WeightFormat};
 
@@ -50,16 +51,17 @@ pub(super) fn rows(
         (_, true) => 2,
         (_, false) => 3,
     };
-    let product = |weight: WeightFormat, (rows, columns): (usize, usize), tokens: u32| Product {
-        activation,
-        bytes,
-        output: activation,
-        engine: Engine::Auto,
-        weight,
-        rows,
-        columns,
-        tokens: tokens as usize,
-    };
+    let product =
+        |weight: WeightFormat, (rows, columns): (usize, usize), tokens: u32| MatmulShape {
+            activation,
+            bytes,
+            output: activation,
+            engine: Engine::Auto,
+            weight,
+            rows,
+            columns,
+            tokens: tokens as usize,
+        };
     // All at once before the first is timed: a device that waits for compilers slows down.
     output.progress("compiling", 0, 1);
     let every = shapes.iter().flat_map(|shape| {
@@ -97,8 +99,8 @@ pub(super) fn rows(
     Ok(rows)
 }
 
-fn row(product: &Product, kernel: &str, us: f64, first: f64) -> Map<String, Value> {
-    let Product {
+fn row(product: &MatmulShape, kernel: &str, us: f64, first: f64) -> Map<String, Value> {
+    let MatmulShape {
         weight,
         rows,
         columns,

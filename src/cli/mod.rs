@@ -32,9 +32,9 @@ mod verify_child;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::device::Engine;
 use crate::error::Result;
 use crate::gpu::{Selector, parse_backend};
+use crate::kernels::matmul::Engine;
 use output::Output;
 
 /// Makes language models small on the GPU you already own.

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use super::output::{Output, table};
 use super::session::open_tuning;
 use super::{Global, bench};
-use crate::device::Engine;
-use crate::device::tuned::{self, Winners};
 use crate::error::{Error, Result};
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::Engine;
+use crate::kernels::matmul::product::Winners;
+use crate::kernels::matmul::product::{InputForm, MatmulShape};
+use crate::kernels::matmul::tuned;
 use crate::measure::tune::tune_all;
 use crate::tensor::{DType, WeightFormat};
 
@@ -79,11 +80,11 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     } else {
         &[(DType::F32, 3), (DType::F32, 1)]
     };
-    let mut products: Vec<Product> = Vec::new();
+    let mut products: Vec<MatmulShape> = Vec::new();
     for weight in formats {
         for (rows, columns) in &shapes {
             for tokens in &arguments.tokens {
-                let product = |(activation, bytes): &(DType, u32)| Product {
+                let product = |(activation, bytes): &(DType, u32)| MatmulShape {
                     activation: *activation,
                     bytes: *bytes,
                     output: *activation,
@@ -101,7 +102,10 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     // Bytes matter where integers are a candidate only.
     products.retain(|product| {
         let candidates = product.candidates(capabilities);
-        product.bytes > 1 || candidates.iter().any(|choice| choice.rounding().is_some())
+        product.bytes > 1
+            || candidates
+                .iter()
+                .any(|choice| matches!(choice.input(), InputForm::Integers(_)))
     });
     let (found, left) = tune_all(&runner, &products, arguments.budget, |index, product| {
         output.progress(

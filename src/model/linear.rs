@@ -3,9 +3,10 @@
 
 use super::checkpoint::Weights;
 use super::names::{Role, TensorSpec};
-use crate::device::{Device, Matrix, Tensor};
+use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::kernels::matmul::{Destination, Input, Norm, linear_rows};
+use crate::kernels::matrix::Matrix;
 use crate::tensor::DType;
 
 /// A linear layer on a device.

@@ -4,7 +4,7 @@ use super::cache::Cache;
 use super::checkpoint::Weights;
 use super::config::Config;
 use super::linear::{Compute, Linear, Pass, load, vector};
-use crate::device::{Device, Engine, HostTensor, Matrix, Tensor};
+use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::kernels::activation::Activation;
@@ -13,7 +13,9 @@ use crate::kernels::attention::causal::causal;
 use crate::kernels::embed::gather::gather;
 use crate::kernels::kv::append::append;
 use crate::kernels::matmul::Destination;
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::Engine;
+use crate::kernels::matmul::product::MatmulShape;
+use crate::kernels::matrix::Matrix;
 use crate::kernels::norm::rms::rms;
 use crate::kernels::rope::rotate::{Target, rotate};
 use crate::tensor::DType;
@@ -151,10 +153,10 @@ impl Llama {
     }
 
     /// The products of a pass over so many tokens, one of each shape and type.
-    pub fn products(&self, compute: Compute, engine: Engine, tokens: usize) -> Vec<Product> {
-        let mut products: Vec<Product> = Vec::new();
+    pub fn products(&self, compute: Compute, engine: Engine, tokens: usize) -> Vec<MatmulShape> {
+        let mut products: Vec<MatmulShape> = Vec::new();
         let mut add = |linear: &Linear, output: DType| {
-            let product = Product {
+            let product = MatmulShape {
                 activation: compute.activation,
                 bytes: compute.integer_bytes,
                 output,

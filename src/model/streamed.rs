@@ -5,8 +5,9 @@ use super::checkpoint::Weights;
 use super::config::Config;
 use super::linear::{Linear, Pass, load};
 use super::llama::{Block, Llama, embed, head_of, norm};
-use crate::device::{Device, Matrix, Tensor};
+use crate::device::{Device, Tensor};
 use crate::error::Result;
+use crate::kernels::matrix::Matrix;
 
 /// Where a pass finds weights.
 #[derive(Clone, Copy)]

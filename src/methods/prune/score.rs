@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::memory::need;
 use crate::autograd::{Gradient, Parameter};
-use crate::device::{Device, HostTensor, Matrix, Random, Reading, Tensor};
+use crate::device::{Device, HostTensor, Random, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::kernels::dequantize;
+use crate::kernels::matrix::Matrix;
 use crate::kernels::residual::add::add;
 use crate::kernels::score::blocks::blocks;
 use crate::kernels::score::{Form, Reduction, columns, fisher, norms, rows as row_sums};
