@@ -20,6 +20,14 @@ impl Expected {
         Self { values, bounds }
     }
 
+    /// Replaces the elements from `start` on, each with its bound.
+    pub fn put(&mut self, start: usize, line: impl IntoIterator<Item = (f64, f64)>) {
+        for (index, (value, bound)) in line.into_iter().enumerate() {
+            self.values[start + index] = value;
+            self.bounds[start + index] = bound;
+        }
+    }
+
     /// Appends one element.
     pub fn push(&mut self, value: f64, bound: f64) {
         self.values.push(value);

@@ -1,25 +1,11 @@
 // Causal attention with grouped key-value heads over a cache, with a running softmax. One workgroup: one head of one
 // token; its lanes take one key each for the scores, then one column each for the weighted sum.
-struct Params {
-    tokens: u32,
-    token_start: u32,
-    tokens_per_sequence: u32,
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    capacity: u32,
-    scale: f32,
-    // Keys that a token sees, itself among them.
-    window: u32,
-    // 0: none.
-    soft_cap: f32,
-}
 @group(0) @binding(0) var<storage, read> query: array<act>;            // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<act>;              // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> value: array<act>;            // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(3) var<storage, read> past: array<u32>;             // (sequences) tokens seen before
 @group(0) @binding(4) var<storage, read_write> result: array<act>;     // (all tokens, heads, head_dim)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import reduce
 #import soft_cap

@@ -1,21 +1,6 @@
 // The gradients of causal attention's keys and values. One workgroup: one key-value head of 32 places of a sequence's
 // cache, and of each query head of its group all tokens that see them, 64 at a time: products in steps of 16 columns, then
 // sums over the tokens.
-struct Params {
-    tiles: u32,
-    tile_start: u32,
-    sequences: u32,
-    tokens_per_sequence: u32,
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    capacity: u32,
-    scale: f32,
-    // Keys that a token sees, itself among them.
-    window: u32,
-    // 0: none.
-    soft_cap: f32,
-}
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;              // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<vec4<act>>;                // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> value: array<vec4<act>>;              // (sequences, capacity, kv_heads, head_dim)
@@ -23,7 +8,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> lse_delta: array<vec2<f32>>;         // (all tokens, heads) log-sum-exp, product
 @group(0) @binding(5) var<storage, read_write> key_grad: array<vec4<act>>;     // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(6) var<storage, read_write> value_grad: array<vec4<act>>;   // (sequences, capacity, kv_heads, head_dim)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 #import attention_tile
 
 // The rows at hand, from token `begin` on, to the sums of the four keys that they see, the first of which is at `own`.

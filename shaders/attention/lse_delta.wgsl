@@ -1,27 +1,12 @@
 // What attention's backward kernels need of each token and head: the log-sum-exp of its scores, and the dot product of its
 // result and that result's gradient. One workgroup: one head of 32 tokens of a sequence, and all keys they see, 64 at a time,
 // in steps of 32 columns.
-struct Params {
-    tiles: u32,
-    tile_start: u32,
-    sequences: u32,
-    tokens_per_sequence: u32,
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    capacity: u32,
-    scale: f32,
-    // Keys that a token sees, itself among them.
-    window: u32,
-    // 0: none.
-    soft_cap: f32,
-}
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;                // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<vec4<act>>;                  // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> result: array<vec4<act>>;               // (all tokens, heads, head_dim)
 @group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;                 // (all tokens, heads, head_dim)
 @group(0) @binding(4) var<storage, read_write> lse_delta: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 #import attention_tile
 
 const NOTHING: f32 = -3.0e38;

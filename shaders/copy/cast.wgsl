@@ -1,11 +1,7 @@
 // Values times a factor, in another type. One invocation: four elements.
-struct Params {
-    count: u32,
-    factor: f32,
-}
 @group(0) @binding(0) var<storage, read> x: array<vec4<act>>;                // (count)
 @group(0) @binding(1) var<storage, read_write> result: array<vec4<out_t>>;   // (count)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,16 +1,9 @@
 // Some rows and columns of a matrix, as a smaller one. One invocation: one word.
-struct Params {
-    // The first of the result's rows that this call writes, and their number.
-    first: u32,
-    count: u32,
-    width: u32,
-    source_width: u32,
-}
 @group(0) @binding(0) var<storage, read> source: array<u32>;           // (rows, source_width)
 @group(0) @binding(1) var<storage, read> kept_rows: array<u32>;        // (rows of the result) rows of the source
 @group(0) @binding(2) var<storage, read> kept_columns: array<u32>;     // (width) columns of the source
 @group(0) @binding(3) var<storage, read_write> result: array<u32>;     // (rows, width)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

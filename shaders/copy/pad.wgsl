@@ -1,12 +1,7 @@
 // Rows cut off, or with zeros behind them. One invocation: one element of the result.
-struct Params {
-    rows: u32,
-    columns: u32,
-    width: u32,
-}
 @group(0) @binding(0) var<storage, read> source: array<act>;           // (rows, columns)
 @group(0) @binding(1) var<storage, read_write> result: array<act>;     // (rows, width)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,13 +1,8 @@
 // A packed matrix as bit planes for lookups: a lane of a subgroup owns a row, and finds 128 columns of a plane in 16 bytes
 // beside its neighbour's. One invocation: those 128 columns of one row, all planes.
-struct Params {
-    rows: u32,
-    columns: u32,
-    code_words: u32,
-}
 @group(0) @binding(0) var<storage, read> codes: array<code_t>;             // (rows, code_words)
 @group(0) @binding(1) var<storage, read_write> planes: array<vec4<u32>>;   // (rows / 32, units, BITS, 32)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import code_bytes
 

@@ -1,14 +1,9 @@
 // Rows of one tensor to rows of another; the others stay as they are. One invocation: one word.
-struct Params {
-    first: u32,
-    count: u32,
-    width: u32,
-}
 @group(0) @binding(0) var<storage, read> source: array<u32>;           // (rows, width)
 @group(0) @binding(1) var<storage, read> origin: array<u32>;           // (count) rows of the source
 @group(0) @binding(2) var<storage, read> target_row: array<u32>;       // (count) rows of the result
 @group(0) @binding(3) var<storage, read_write> result: array<u32>;     // (rows, width)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,18 +1,9 @@
 // A packed matrix with rows and columns exchanged, as plain numbers; rows of the result have zeros behind them, to whole
 // blocks of 32. One workgroup: a tile of 32 rows x 64 columns through workgroup memory.
-struct Params {
-    rows: u32,
-    columns: u32,
-    // Elements of a row of the result.
-    stride: u32,
-    code_words: u32,
-    scale_words: u32,
-    group_shift: u32,
-}
 @group(0) @binding(0) var<storage, read> codes: array<code_t>;         // (rows, code_words)
 @group(0) @binding(1) var<storage, read> scales: array<u32>;           // (rows, scale_words)
 @group(0) @binding(2) var<storage, read_write> result: array<vec4<out_t>>;   // (columns, stride)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 #import weight
 #import prepare
 

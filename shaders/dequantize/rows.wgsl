@@ -1,15 +1,8 @@
 // A packed matrix as plain f32. One invocation: four columns of one row.
-struct Params {
-    rows: u32,
-    columns: u32,
-    code_words: u32,
-    scale_words: u32,
-    group_shift: u32,
-}
 @group(0) @binding(0) var<storage, read> codes: array<code_t>;           // (rows, code_words)
 @group(0) @binding(1) var<storage, read> scales: array<u32>;           // (rows, scale_words)
 @group(0) @binding(2) var<storage, read_write> result: array<f32>;     // (rows, columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import weight
 #import prepare

@@ -1,18 +1,9 @@
 // Rows of an embedding table by token id. One invocation: four columns of one token.
-struct Params {
-    tokens: u32,
-    columns: u32,
-    row_start: u32,
-    rows: u32,
-    code_words: u32,
-    scale_words: u32,
-    group_shift: u32,
-}
 @group(0) @binding(0) var<storage, read> ids: array<u32>;              // (tokens)
 @group(0) @binding(1) var<storage, read> codes: array<code_t>;           // (rows, code_words)
 @group(0) @binding(2) var<storage, read> scales: array<u32>;           // (rows, scale_words)
 @group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (tokens, columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import weight
 #import prepare

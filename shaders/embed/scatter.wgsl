@@ -1,16 +1,10 @@
 // Gradient of an embedding table: each row is the sum of the gradients of the tokens that chose it, in the tokens' order.
 // One invocation: one element of the table.
-struct Params {
-    rows: u32,
-    columns: u32,
-    // 1: it is added to what stands in the result.
-    accumulate: u32,
-}
 @group(0) @binding(0) var<storage, read> grad: array<f32>;             // (tokens, columns)
 @group(0) @binding(1) var<storage, read> starts: array<u32>;           // (rows + 1) where a row's tokens begin in the order
 @group(0) @binding(2) var<storage, read> order: array<u32>;            // (tokens) tokens by the row they chose
 @group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (rows, columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,12 +1,8 @@
 // A gated unit: activation(gate) * up. One invocation: four elements.
-struct Params {
-    count: u32,
-    activation: u32,
-}
 @group(0) @binding(0) var<storage, read> gate: array<vec4<act>>;             // (count)
 @group(0) @binding(1) var<storage, read> up: array<vec4<act>>;               // (count)
 @group(0) @binding(2) var<storage, read_write> result: array<vec4<out_t>>;   // (count)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import activation
 

@@ -1,14 +1,10 @@
 // Gradients of activation(gate) * up at the gate and at the other factor. One invocation: four elements.
-struct Params {
-    count: u32,
-    activation: u32,
-}
 @group(0) @binding(0) var<storage, read> gate: array<vec4<act>>;             // (count)
 @group(0) @binding(1) var<storage, read> up: array<vec4<act>>;               // (count)
 @group(0) @binding(2) var<storage, read> grad: array<vec4<f32>>;             // (count)
 @group(0) @binding(3) var<storage, read_write> gate_grad: array<vec4<out_t>>;  // (count)
 @group(0) @binding(4) var<storage, read_write> up_grad: array<vec4<out_t>>;    // (count)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import activation
 

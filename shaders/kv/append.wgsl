@@ -1,14 +1,8 @@
 // Appends new tokens' rows to a cache, behind what each sequence holds already. One invocation: one element.
-struct Params {
-    tokens: u32,
-    tokens_per_sequence: u32,
-    width: u32,
-    capacity: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<act>;                // (tokens, width)
 @group(0) @binding(1) var<storage, read> past: array<u32>;             // (sequences) tokens seen before
 @group(0) @binding(2) var<storage, read_write> cache: array<act>;      // (sequences, capacity, width)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,10 +1,6 @@
 // The soft cap of logits, in place: cap * tanh(logit / cap). One invocation: four elements.
-struct Params {
-    count: u32,
-    cap: f32,
-}
 @group(0) @binding(0) var<storage, read_write> result: array<vec4<f32>>;   // (count) logits before
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import soft_cap
 

@@ -1,12 +1,8 @@
 // The gradient at logits before their soft cap, in the place of that behind it: grad * (1 - (capped / cap)^2). One
 // invocation: four elements.
-struct Params {
-    count: u32,
-    cap: f32,
-}
 @group(0) @binding(0) var<storage, read> capped: array<vec4<f32>>;         // (count)
 @group(0) @binding(1) var<storage, read_write> result: array<vec4<f32>>;   // (count) the gradient at `capped` before
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import soft_cap
 

@@ -1,11 +1,7 @@
 // The column of each row's largest value, the first of equals. One workgroup: one row.
-struct Params {
-    rows: u32,
-    columns: u32,
-}
 @group(0) @binding(0) var<storage, read> logits: array<f32>;           // (rows, columns)
 @group(0) @binding(1) var<storage, read_write> best: array<u32>;       // (rows)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import reduce
 

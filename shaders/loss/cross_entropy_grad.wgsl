@@ -1,15 +1,10 @@
 // Gradient of a weighted sum of cross-entropies at the logits: (softmax - one at the target) * weight; 0 in rows that have no
 // target. One invocation: one element.
-struct Params {
-    rows: u32,
-    columns: u32,
-    weight: f32,
-}
 @group(0) @binding(0) var<storage, read> logits: array<f32>;           // (rows, columns)
 @group(0) @binding(1) var<storage, read> lse: array<f32>;              // (rows) log(sum(exp(logits)))
 @group(0) @binding(2) var<storage, read> targets: array<u32>;          // (rows) a column, or more than there are
 @group(0) @binding(3) var<storage, read_write> result: array<out_t>;   // (rows, columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import is_nan
 

@@ -3,15 +3,11 @@
 //   KL = log(1 + sum(p (exp(x) - 1 - x))):
 // every term is at least 0, so nothing cancels and equal rows give exactly 0. KL too large for exp is m + the difference
 // of the log-sum-exps.
-struct Params {
-    rows: u32,
-    columns: u32,
-}
 @group(0) @binding(0) var<storage, read> parent: array<f32>;           // (rows, columns) logits
 @group(0) @binding(1) var<storage, read> child: array<f32>;            // (rows, columns) logits
 @group(0) @binding(2) var<storage, read_write> kl: array<f32>;         // (rows) nats
 @group(0) @binding(3) var<storage, read_write> tops: array<u32>;       // (rows, 2) parent's, child's; NONE beside a NaN
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import reduce
 #import is_nan

@@ -1,15 +1,9 @@
 // Gradient of a child's divergence from its parent, both at a temperature, at the child's logits:
 // (softmax(child / T) - softmax(parent / T)) * factor. One workgroup: one row.
-struct Params {
-    rows: u32,
-    columns: u32,
-    inverse: f32,
-    factor: f32,
-}
 @group(0) @binding(0) var<storage, read> parent: array<f32>;           // (rows, columns) logits
 @group(0) @binding(1) var<storage, read> child: array<f32>;            // (rows, columns) logits
 @group(0) @binding(2) var<storage, read_write> result: array<out_t>;   // (rows, columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import reduce
 #import is_nan

@@ -1,13 +1,9 @@
 // log(sum(exp(logits))) of each row and the logit of its target. One workgroup: one row.
-struct Params {
-    rows: u32,
-    columns: u32,
-}
 @group(0) @binding(0) var<storage, read> logits: array<f32>;           // (rows, columns)
 @group(0) @binding(1) var<storage, read> targets: array<u32>;          // (rows)
 @group(0) @binding(2) var<storage, read_write> lse: array<f32>;        // (rows)
 @group(0) @binding(3) var<storage, read_write> picked: array<f32>;     // (rows)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import reduce
 #import is_nan

@@ -1,17 +1,8 @@
 // Zeroes the rows and the columns of a weight that masks rule out, in place. One invocation: one element.
-struct Params {
-    rows: u32,
-    columns: u32,
-    // The first of the rows of this call.
-    row_start: u32,
-    // 1: the mask of rows, of columns, is there to be read.
-    by_row: u32,
-    by_column: u32,
-}
 @group(0) @binding(0) var<storage, read> row_mask: array<u32>;         // (rows) 0: zeroed
 @group(0) @binding(1) var<storage, read> column_mask: array<u32>;      // (columns) 0: zeroed
 @group(0) @binding(2) var<storage, read_write> weight: array<f32>;     // (rows, columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

@@ -2,15 +2,10 @@
 // of ACT_BITS bits in two's complement with a power of two as scale: the least for which the largest magnitude fits, so that
 // only the rounding to integers loses anything. One bit is a sign, set below zero, and the scale the mean of the
 // magnitudes. Blocks with NaN or infinity get the scale NaN.
-struct Params {
-    tokens: u32,
-    token_start: u32,
-    columns: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<vec4<act>>;                // (all tokens, columns, padded to fours)
 @group(0) @binding(1) var<storage, read_write> x_planes: array<u32>;         // (tokens, units, ACT_BITS, 4)
 @group(0) @binding(2) var<storage, read_write> x_scales: array<vec2<f32>>;   // (tokens, units, 4): scale, scale * sum
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 // The largest integer, and the exponent of the largest magnitude beside the scale's.

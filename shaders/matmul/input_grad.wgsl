@@ -1,25 +1,11 @@
 // Gradient of a product's input: result[t, c] = sum_r grad[t, r] * weight[r, c], in f32 through workgroup memory. One
 // workgroup of 16x16: a tile of 64 columns x 64 tokens; one invocation: 4x4 results, 16 apart. A call covers tokens
 // [token_start, token_start + tokens) and weight rows from row_start on, whose gradients stand from column grad_offset on.
-struct Params {
-    rows: u32,
-    row_start: u32,
-    columns: u32,
-    tokens: u32,
-    token_start: u32,
-    grad_stride: u32,
-    grad_offset: u32,
-    // 1: the sums are added to what stands in the result.
-    accumulate: u32,
-    code_words: u32,
-    scale_words: u32,
-    group_shift: u32,
-}
 @group(0) @binding(0) var<storage, read> grad: array<act>;             // (all tokens, grad_stride)
 @group(0) @binding(1) var<storage, read> codes: array<code_t>;           // (rows, code_words)
 @group(0) @binding(2) var<storage, read> scales: array<u32>;           // (rows, scale_words)
 @group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (all tokens, columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 #import weight
 #import prepare
 

@@ -1,5 +1,5 @@
 // Product with few tokens by lookup (T-MAC, arXiv 2407.00088): a nibble of a bit plane finds, in the table of its four
-// columns (matmul/tables), the sum of their activations that it asks for. One workgroup: SETS times 32 lanes with EACH rows
+// columns (matmul/lut_tables), the sum of their activations that it asks for. One workgroup: SETS times 32 lanes with EACH rows
 // each, one token or four; PARTS of such sets share tables of PARTS * 128 columns, 128 each. All lanes of a part read the
 // same table at a time, so that their reads meet in one bank or in different ones.
 @group(0) @binding(0) var<storage, read> tables: array<vec4<act>>;     // (tokens, units, 32, 4): 16 entries

@@ -1,18 +1,10 @@
 // Gradient of a product's weight: result[r, c] = sum_t grad[t, r] * x[t, c], in f32 through workgroup memory. One workgroup
 // of 16x16: a tile of 64 rows x 64 columns; one invocation: 4x4 results, 16 apart. A call covers tokens [token_start,
 // token_start + tokens).
-struct Params {
-    rows: u32,
-    columns: u32,
-    tokens: u32,
-    token_start: u32,
-    // 1: the sums are added to what stands in the result.
-    accumulate: u32,
-}
 @group(0) @binding(0) var<storage, read> grad: array<act>;             // (all tokens, rows)
 @group(0) @binding(1) var<storage, read> x: array<act>;                // (all tokens, columns)
 @group(0) @binding(2) var<storage, read_write> result: array<f32>;     // (rows, columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 
 const TILE: u32 = 64u;
 const STEP: u32 = 16u;

@@ -1,16 +1,10 @@
 // Gradient of a normalization's gain: result[c] = sum_r grad[r, c] * x[r, c] * scales[r]. One workgroup: 8 columns, whose
 // rows are shared among 32 lanes each; their sums are added in a fixed order.
-struct Params {
-    rows: u32,
-    columns: u32,
-    // 1: it is added to what stands in the result.
-    accumulate: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<f32>;                // (rows, columns)
 @group(0) @binding(1) var<storage, read> scales: array<f32>;           // (rows)
 @group(0) @binding(2) var<storage, read> grad: array<f32>;             // (rows, columns)
 @group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 
 const COLUMNS: u32 = 8u;
 const SHARES: u32 = 32u;

@@ -1,13 +1,8 @@
 // Root-mean-square normalization of each row. One workgroup: one row.
-struct Params {
-    rows: u32,
-    columns: u32,
-    epsilon: f32,
-}
 @group(0) @binding(0) var<storage, read> x: array<f32>;                // (rows, columns)
 @group(0) @binding(1) var<storage, read> gain: array<f32>;             // (columns)
 @group(0) @binding(2) var<storage, read_write> result: array<out_t>;   // (rows, columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import reduce
 

@@ -1,18 +1,11 @@
 // Gradient of root-mean-square normalization at its input: with s = 1 / sqrt(mean(x^2) + epsilon) and h = grad * gain,
 // s * h - x * s^3 * mean(h * x). Also s of each row, for the gradient of the gain. One workgroup: one row.
-struct Params {
-    rows: u32,
-    columns: u32,
-    epsilon: f32,
-    // 1: it is added to what stands in the result.
-    accumulate: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<f32>;                // (rows, columns)
 @group(0) @binding(1) var<storage, read> gain: array<f32>;             // (columns)
 @group(0) @binding(2) var<storage, read> grad: array<f32>;             // (rows, columns)
 @group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (rows, columns)
 @group(0) @binding(4) var<storage, read_write> scales: array<f32>;     // (rows)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import reduce
 

@@ -1,13 +1,9 @@
 // Cooperative-matrix multiply-adds: one subgroup keeps a tile of 2x2 matrices and adds the same four products to it
 // STEPS times. A workgroup of 128 has four tiles, which its one, two or four subgroups share. TILES is a multiple of 4.
-struct Params {
-    tiles: u32,
-    steps: u32,
-}
 @group(0) @binding(0) var<storage, read> a: array<f16>;                // (tiles, 2 COOP, COOP)
 @group(0) @binding(1) var<storage, read> b: array<f16>;                // (COOP, 2 COOP)
 @group(0) @binding(2) var<storage, read_write> result: array<f32>;     // (tiles, 2 COOP, 2 COOP)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 
 @compute @workgroup_size(128)
 fn main(@builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) subgroups: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {

@@ -1,10 +1,7 @@
 // Copies: every byte read once and written once. One invocation: 16 bytes.
-struct Params {
-    quads: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;              // (quads, 4)
 @group(0) @binding(1) var<storage, read_write> result: array<vec4<u32>>;   // (quads, 4)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,11 +1,7 @@
 // Packed int8 dot products: four running sums per invocation, each with STEPS products of four signed bytes.
-struct Params {
-    invocations: u32,
-    steps: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<u32>;                // (invocations)
 @group(0) @binding(1) var<storage, read_write> result: array<u32>;     // (invocations)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

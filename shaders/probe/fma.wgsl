@@ -1,12 +1,8 @@
 // Multiply-adds: 16 running values per invocation, each turned STEPS x 4 times by v = v * 0.5 + b, then summed. The number
 // of operations is counted in src/kernels/probe/fma.rs.
-struct Params {
-    invocations: u32,
-    steps: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<act>;                // (invocations)
 @group(0) @binding(1) var<storage, read_write> result: array<act>;     // (invocations)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,11 +1,8 @@
 // Reads: every byte read once; one word is written for every 16 x 16 bytes read. One invocation: 16 quads, one workgroup
 // apart, whose words are combined by exclusive or.
-struct Params {
-    quads: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;              // (quads, 4)
 @group(0) @binding(1) var<storage, read_write> result: array<u32>;         // (quads / 16)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,11 +1,7 @@
 // Reads from workgroup memory: each invocation adds up 256 neighbouring quads, one after the other, ROUNDS times.
-struct Params {
-    groups: u32,
-    rounds: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<u32>;                // (groups, 512)
 @group(0) @binding(1) var<storage, read_write> result: array<u32>;     // (groups, 256)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 var<workgroup> tile: array<vec4<u32>, 512>;
 
 @compute @workgroup_size(256)

@@ -1,9 +1,6 @@
 // Writes: every byte written once, its index. One invocation: 16 bytes.
-struct Params {
-    quads: u32,
-}
 @group(0) @binding(0) var<storage, read_write> result: array<vec4<u32>>;   // (quads, 4)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

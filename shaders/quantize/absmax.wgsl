@@ -1,17 +1,8 @@
 // Scales of symmetric groups from their largest magnitude. One invocation: one word, that is the f16 scales of two
 // groups of one row. Sums and products here are exact or rounded once, so every device gives the same bits.
-struct Params {
-    rows: u32,
-    columns: u32,
-    group_columns: u32,
-    scale_words: u32,
-    // 0: scale = largest magnitude * factor. 1: scale = the signed value of largest magnitude * factor.
-    signed_max: u32,
-    factor: f32,
-}
 @group(0) @binding(0) var<storage, read> weight: array<f32>;           // (rows, columns)
 @group(0) @binding(1) var<storage, read_write> scales: array<u32>;     // (rows, scale_words)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import f16_bits
 

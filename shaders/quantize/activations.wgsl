@@ -1,14 +1,9 @@
 // Activations as integers of PLANES bytes, for integer dot products. One invocation: one
 // block of 32 SPAN columns of one token.
-struct Params {
-    tokens: u32,
-    token_start: u32,
-    columns: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<vec4<act>>;                  // (all tokens, columns, padded to fours)
 @group(0) @binding(1) var<storage, read_write> x_codes: array<vec4<u32>>;      // (tokens, 2 SPAN PLANES, blocks)
 @group(0) @binding(2) var<storage, read_write> x_scales: array<vec2<f32>>;     // (tokens, blocks)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import integer_block
 

@@ -1,18 +1,8 @@
 // Scale and zero point, or scale and offset, of groups from their smallest and largest value. One invocation: one group.
 // Sums and products here are exact or rounded once, so every device gives the same bits.
-struct Params {
-    rows: u32,
-    columns: u32,
-    group_columns: u32,
-    groups: u32,
-    // 0: integer zero point. 1: the offset is the minimum.
-    offset: u32,
-    // 1 / (2^bits - 1)
-    factor: f32,
-}
 @group(0) @binding(0) var<storage, read> weight: array<f32>;           // (rows, columns)
 @group(0) @binding(1) var<storage, read_write> scales: array<u32>;     // (rows, groups)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import f16_bits
 

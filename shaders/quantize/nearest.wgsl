@@ -1,17 +1,10 @@
 // Codes of the levels nearest to a matrix, given its scales. One invocation: one block of 32 codes, that is BITS whole
 // words. Every level is tried; of two equally near the lower code wins. The distance from scale * level is taken apart
 // into products that are exact in f32, so that it does not matter whether a device fuses them into the differences.
-struct Params {
-    rows: u32,
-    columns: u32,
-    code_words: u32,
-    scale_words: u32,
-    group_shift: u32,
-}
 @group(0) @binding(0) var<storage, read> weight: array<f32>;           // (rows, columns)
 @group(0) @binding(1) var<storage, read> scales: array<u32>;           // (rows, scale_words)
 @group(0) @binding(2) var<storage, read_write> codes: array<u32>;      // (rows, code_words)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import store_block
 #import level

@@ -1,16 +1,10 @@
 // Root-mean-square normalization and rounding to integers in one pass, for integer dot products. One workgroup: one token.
 // Integers are those of x * gain, a product that every device rounds alike; what x is divided by goes into the scales.
-struct Params {
-    tokens: u32,
-    token_start: u32,
-    columns: u32,
-    epsilon: f32,
-}
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;                  // (all tokens, columns); columns in fours
 @group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;               // (columns)
 @group(0) @binding(2) var<storage, read_write> x_codes: array<vec4<u32>>;      // (tokens, 2 SPAN PLANES, blocks)
 @group(0) @binding(3) var<storage, read_write> x_scales: array<vec2<f32>>;     // (tokens, blocks)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import reduce
 #import integer_block

@@ -1,10 +1,7 @@
 // Adds a branch to the residual stream, which stays in f32. One invocation: four elements.
-struct Params {
-    count: u32,
-}
 @group(0) @binding(0) var<storage, read> branch: array<vec4<act>>;         // (count)
 @group(0) @binding(1) var<storage, read_write> result: array<vec4<f32>>;   // (count) the stream
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,17 +1,10 @@
 // Rotary position embedding in the half-split layout, written in place of the input's layout or into a cache.
 // One invocation: one pair of one head of one token.
-struct Params {
-    tokens: u32,
-    tokens_per_sequence: u32,
-    heads: u32,
-    head_dim: u32,
-    capacity: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<act>;                // (tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> rotations: array<vec2<f32>>;  // (positions, head_dim / 2) cosine and sine
 @group(0) @binding(2) var<storage, read> past: array<u32>;             // (sequences) tokens seen before
 @group(0) @binding(3) var<storage, read_write> result: array<act>;     // (tokens or sequences * capacity, heads, head_dim)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

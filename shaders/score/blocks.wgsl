@@ -1,13 +1,8 @@
 // One score for each block of channels: those of a member first, then the members', by one reduction. One invocation: one
 // block.
-struct Params {
-    members: u32,
-    count: u32,
-    block: u32,
-}
 @group(0) @binding(0) var<storage, read> scores: array<f32>;           // (members, count * block)
 @group(0) @binding(1) var<storage, read_write> result: array<f32>;     // (count)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import is_nan
 

@@ -1,17 +1,9 @@
 // Importance of the columns of a weight: the sum down each of what its elements count. One workgroup: 32 columns.
-struct Params {
-    rows: u32,
-    columns: u32,
-    // The first of the rows that this call sums.
-    row_start: u32,
-    // 1: it is added to what stands in the result.
-    accumulate: u32,
-}
 @group(0) @binding(0) var<storage, read> weight: array<f32>;           // (rows, columns)
 @group(0) @binding(1) var<storage, read> gradient: array<f32>;         // (rows, columns)
 @group(0) @binding(2) var<storage, read> fisher: array<f32>;           // (rows, columns)
 @group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 #import column_shares
 #import score_element
 

@@ -1,15 +1,7 @@
 // The diagonal of the empirical Fisher matrix: squares of gradients, weighed. One invocation: one element.
-struct Params {
-    // The first of the elements of this call, and their number.
-    first: u32,
-    count: u32,
-    factor: f32,
-    // 1: it is added to what stands in the result.
-    accumulate: u32,
-}
 @group(0) @binding(0) var<storage, read> gradient: array<f32>;
 @group(0) @binding(1) var<storage, read_write> result: array<f32>;
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

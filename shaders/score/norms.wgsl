@@ -1,15 +1,7 @@
 // Sums of squares down the columns of activations. One workgroup: 32 columns.
-struct Params {
-    tokens: u32,
-    columns: u32,
-    // The first of the tokens that this call sums.
-    token_start: u32,
-    // 1: it is added to what stands in the result.
-    accumulate: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<act>;                // (tokens, columns)
 @group(0) @binding(1) var<storage, read_write> result: array<f32>;     // (columns)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 #import column_shares
 
 @compute @workgroup_size(256)

@@ -1,17 +1,9 @@
 // Importance of the rows of a weight: the sum over each of what its elements count. One workgroup: one row.
-struct Params {
-    rows: u32,
-    columns: u32,
-    // The first of the rows that this call sums.
-    row_start: u32,
-    // 1: it is added to what stands in the result.
-    accumulate: u32,
-}
 @group(0) @binding(0) var<storage, read> weight: array<f32>;           // (rows, columns)
 @group(0) @binding(1) var<storage, read> gradient: array<f32>;         // (rows, columns)
 @group(0) @binding(2) var<storage, read> fisher: array<f32>;           // (rows, columns)
 @group(0) @binding(3) var<storage, read_write> result: array<f32>;     // (rows)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import reduce
 #import score_element

@@ -1,11 +1,8 @@
 // Which scores reach a threshold; no NaN does. One invocation: one score.
-struct Params {
-    count: u32,
-}
 @group(0) @binding(0) var<storage, read> scores: array<f32>;           // (count)
 @group(0) @binding(1) var<storage, read> threshold: array<f32>;        // (1)
 @group(0) @binding(2) var<storage, read_write> mask: array<u32>;       // (count) 0 or 1
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 #import order_key
 

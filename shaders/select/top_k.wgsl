@@ -2,15 +2,10 @@
 //
 // A radix selection: of the keys that begin as the one sought does, a histogram of the next 8 bits tells how it goes on.
 // Counts are the same in whatever order lanes add to them, so every run gives the same mask.
-struct Params {
-    count: u32,
-    // At most count.
-    keep: u32,
-}
 @group(0) @binding(0) var<storage, read> scores: array<f32>;           // (count)
 @group(0) @binding(1) var<storage, read_write> mask: array<u32>;       // (count) 0 or 1
 @group(0) @binding(2) var<storage, read_write> threshold: array<f32>;  // (1)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 #import order_key
 
 const LANES: u32 = 256u;

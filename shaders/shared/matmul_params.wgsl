@@ -1,23 +1,7 @@
 // What the products share: result = x * weight^T, and what is made of it (EPILOGUE_). A call covers tokens [token_start, token_start + tokens), whose
 // results stand from row result_start on, and rows of the weight from row_start on, whose results stand from column
 // out_offset on. Needs: bias, result.
-struct Params {
-    rows: u32,
-    row_start: u32,
-    columns: u32,
-    tokens: u32,
-    token_start: u32,
-    result_start: u32,
-    out_stride: u32,
-    out_offset: u32,
-    epilogue: u32,
-    // Parts that the columns are split in, whose sums are added up afterwards (merge); 1: none.
-    splits: u32,
-    code_words: u32,
-    scale_words: u32,
-    group_shift: u32,
-}
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 
 // Bits of the epilogue: a bias is added; what stands in the result is added; the result holds a gate g, and the product
 // is multiplied by activation(g), whose number stands in the bits above.

@@ -4,11 +4,12 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::output::{Output, bytes, table};
-use crate::device::Engine;
-use crate::device::tuned::{self, Winners};
 use crate::error::Result;
 use crate::gpu::{Adapter, adapters, backend_name};
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::Engine;
+use crate::kernels::matmul::product::MatmulShape;
+use crate::kernels::matmul::product::Winners;
+use crate::kernels::matmul::tuned;
 use crate::tensor::{DType, WHOLE_ROW, WeightFormat, weight_type};
 
 pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
@@ -97,7 +98,7 @@ fn choices(global: &Global, adapter: &Adapter, output: &Output) -> Result<()> {
         };
         let weight = WeightFormat { ty, group_size };
         for tokens in [1, 8, 512] {
-            let product = Product {
+            let product = MatmulShape {
                 activation,
                 bytes: if capabilities.f16 { 2 } else { 3 },
                 output: activation,

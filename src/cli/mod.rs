@@ -19,9 +19,9 @@ mod trust;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::device::Engine;
 use crate::error::Result;
 use crate::gpu::{Selector, parse_backend};
+use crate::kernels::matmul::Engine;
 use bench::tune;
 use eval::compare;
 use output::Output;

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use super::output::{Output, bytes};
 use super::{ComputeChoice, DeviceChoice, Global};
-use crate::device::tuned::Winners;
-use crate::device::{Device, Failure, Runner, check_case, fragment, tuned};
+use crate::device::{Device, Failure, Runner, check_case, fragment};
 use crate::error::{Error, Result};
 use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose};
 use crate::interrupt;
 use crate::kernels::TABLE;
 use crate::kernels::matmul::coop;
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::product::{MatmulShape, ProductChoices, WeightForm, Winners};
+use crate::kernels::matmul::tuned;
 use crate::measure::speed::tune::tune_all;
 use crate::model::{Checkpoint, Compute, Model};
 use crate::tensor::DType;
@@ -138,11 +138,11 @@ fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -
             Gpu::open(choose(&selector)?, options).map(Runner::new)?
         }
     };
-    let runner = runner.with_engine(global.engine.into());
+    let runner = runner.keeping(ProductChoices::new(global.engine.into()));
     if global.no_autotune {
         return Ok(runner);
     }
-    runner.learn(tuned::load(runner.gpu().adapter())?);
+    ProductChoices::of(&runner).learn(tuned::load(runner.gpu().adapter())?);
     Ok(runner)
 }
 
@@ -167,7 +167,7 @@ pub(super) fn load_model(
             let choices = product.candidates(device.capabilities());
             choices
                 .iter()
-                .any(|c| c.takes_planes() || c.trits().is_some())
+                .any(|choice| choice.weight() != WeightForm::Codes)
         });
         if !any {
             return Err(Error::Argument {
@@ -188,12 +188,13 @@ pub(super) fn load_model(
     if global.autotune.is_some() && !runner.gpu().capabilities().timestamps {
         output.note("note: this adapter has no timestamps, nothing is tuned");
     } else if let Some(budget) = global.autotune {
-        let mut products: BTreeMap<String, Product> = BTreeMap::new();
+        let known = ProductChoices::of(runner);
+        let mut products: BTreeMap<String, MatmulShape> = BTreeMap::new();
         for product in tokens
             .iter()
-            .flat_map(|n| model.products(compute, runner.engine(), *n))
+            .flat_map(|n| model.products(compute, known.engine(), *n))
         {
-            if runner.winner(|| product.class()).is_none() {
+            if known.winner(|| product.class()).is_none() {
                 products.insert(product.class(), product);
             }
         }
@@ -215,7 +216,7 @@ pub(super) fn load_model(
         }
         runner.gpu().forget_profile()?;
         tuned::store(runner.gpu().adapter(), winners.clone())?;
-        runner.learn(winners);
+        known.learn(winners);
     }
     // Reading back the time of every submit would itself take time.
     runner.gpu().sample_times(global.verbose == 0);

@@ -41,6 +41,27 @@ impl Case {
         }
     }
 
+    /// The case with its first binding poisoned.
+    pub fn with(self, poison: Poison) -> Self {
+        self.poisoned(0, poison)
+    }
+
+    /// The case with one of its bindings poisoned.
+    pub fn poisoned(self, binding: usize, poison: Poison) -> Self {
+        let make = self.make;
+        Self {
+            label: format!("{}{}", self.label, poison.label()),
+            make: Box::new(move |variant| {
+                let mut data = make(variant);
+                let numbers = &mut data.tensors[binding];
+                let columns = numbers.shape[numbers.shape.len() - 1];
+                poison.apply(numbers, columns);
+                data
+            }),
+            ..self
+        }
+    }
+
     /// The case, run by some variants only.
     pub fn only(self, fits: fn(&Variant) -> bool) -> Self {
         Self { fits, ..self }
@@ -54,13 +75,60 @@ impl std::fmt::Debug for Case {
 }
 
 /// The bindings and parameters of a case.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct CaseData {
     /// Bytes of the parameter struct.
     pub parameters: Vec<u8>,
     /// All bindings in order. Of a written binding only shape and type matter; of one that is read and written, the
     /// contents too.
     pub tensors: Vec<HostTensor>,
+}
+
+impl CaseData {
+    /// Parameters and all bindings in order.
+    pub fn new<P: bytemuck::NoUninit>(parameters: &P, tensors: Vec<HostTensor>) -> Self {
+        Self {
+            parameters: bytemuck::bytes_of(parameters).to_vec(),
+            tensors,
+        }
+    }
+}
+
+/// What a case puts in the place of a binding's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poison {
+    /// Zeros throughout.
+    Zeros,
+    /// Infinity in the middle of the first row.
+    Infinity,
+    /// The same below zero.
+    NegativeInfinity,
+    /// NaN at the end of the first row: whoever reads beyond the end of a row meets the next.
+    NaN,
+}
+
+impl Poison {
+    /// Poisons rows of so many numbers.
+    pub fn apply(self, numbers: &mut HostTensor, columns: usize) {
+        let (dtype, count) = (numbers.dtype, numbers.len());
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut numbers.words);
+        match self {
+            Poison::Zeros => (0..count).for_each(|index| dtype.set(bytes, index, 0.0)),
+            Poison::Infinity => dtype.set(bytes, columns / 2, f64::INFINITY),
+            Poison::NegativeInfinity => dtype.set(bytes, columns / 2, f64::NEG_INFINITY),
+            Poison::NaN => dtype.set(bytes, columns - 1, f64::NAN),
+        }
+    }
+
+    /// What it adds to a case's text.
+    pub fn label(self) -> &'static str {
+        match self {
+            Poison::Zeros => ",zeros",
+            Poison::Infinity => ",infinity",
+            Poison::NegativeInfinity => ",-infinity",
+            Poison::NaN => ",nan",
+        }
+    }
 }
 
 /// Seeded numbers for cases.

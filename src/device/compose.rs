@@ -1,7 +1,7 @@
 //! From a kernel's source to the WGSL text of a variant: constants in front, imports and repetitions in place.
 
-use super::kernel::Variant;
-use crate::tensor::{DType, Levels, Scale, WeightType};
+use super::kernel::{Kernel, Variant};
+use crate::tensor::{Levels, Scale, WeightType};
 
 macro_rules! fragments {
     ($($name:literal)*) => {
@@ -83,19 +83,17 @@ const BLOCK_BYTES: [&str; 8] = [
     "block_bytes_8",
 ];
 
-/// Codes of 1 to 3 bits as parts of bytes.
-const BLOCK_PARTS: [&str; 3] = ["block_parts_1", "block_parts_2", "block_parts_3"];
-
 /// The whole WGSL text of a kernel variant: `enable`s, aliases, constants, then the source with its imports in place.
 ///
-/// A line `#import NAME` becomes the fragment `shaders/shared/NAME.wgsl`; `weight` and `reduce` stand for the fragment
-/// that the variant asks for.
-pub fn compose(source: &str, variant: &Variant) -> String {
-    compose_with(source, variant, &|name| fragment(name))
+/// A line `#import NAME` becomes the fragment `shaders/shared/NAME.wgsl`; `params` stands for the kernel's parameters,
+/// `weight`, `reduce` and others for the fragment that the variant asks for.
+pub fn compose(kernel: &Kernel, source: &str, variant: &Variant) -> String {
+    compose_with(kernel, source, variant, &|name| fragment(name))
 }
 
 /// The same, with fragments from elsewhere.
 pub fn compose_with<'a>(
+    kernel: &Kernel,
     source: &str,
     variant: &Variant,
     fragment: &dyn Fn(&str) -> Option<&'a str>,
@@ -145,7 +143,13 @@ pub fn compose_with<'a>(
     for (name, value) in variant.constants {
         text.push_str(&format!("const {name}: u32 = {value}u;\n"));
     }
-    include(&mut text, source, variant, fragment, &mut Vec::new());
+    include(
+        &mut text,
+        source,
+        (kernel, variant),
+        fragment,
+        &mut Vec::new(),
+    );
     if text.contains("#for ") {
         repeat(&text, variant)
     } else {
@@ -196,19 +200,23 @@ fn repeat(text: &str, variant: &Variant) -> String {
 fn include<'a>(
     text: &mut String,
     source: &str,
-    variant: &Variant,
+    (kernel, variant): (&Kernel, &Variant),
     fragment: &dyn Fn(&str) -> Option<&'a str>,
     known: &mut Vec<String>,
 ) {
     for line in source.lines() {
         let name = line
             .strip_prefix("#import ")
-            .map(|name| resolve(name.trim(), variant));
+            .map(|name| kernel.resolve(variant, name.trim()));
+        if name == Some("params") {
+            text.push_str(&(kernel.parameters.wgsl)());
+            continue;
+        }
         match name.and_then(|name| Some((name, fragment(name)?))) {
             Some((name, _)) if known.iter().any(|seen| seen == name) => {}
             Some((name, imported)) => {
                 known.push(name.to_string());
-                include(text, imported, variant, fragment, known);
+                include(text, imported, (kernel, variant), fragment, known);
             }
             // An unknown import stays in the text, where the parser names it: shaders may come from users.
             None => {
@@ -274,18 +282,6 @@ pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
             Some(2 | 4) => "code_word_vector",
             _ => "code_word_one",
         },
-        "coop_weight" => match variant.weight.map(|weight| weight.levels) {
-            Some(Levels::F32 | Levels::F16 | Levels::Bf16) => "coop_weight_wide",
-            _ => "coop_weight_blocks",
-        },
-        "coop_wide" => match variant.weight.map(|weight| weight.levels) {
-            Some(Levels::F16) => "coop_wide_f16",
-            Some(Levels::Bf16) => "coop_wide_bf16",
-            _ => "coop_wide_f32",
-        },
-        "coop_before" if variant.output != DType::F32 => "coop_before_none",
-        "coop_direct" if variant.output == DType::F32 => "coop_direct",
-        "coop_direct" => "coop_staged",
         "quad" => match variant.weight {
             Some(weight) if weight.is_affine() => "quad_affine",
             _ => "quad_levels",
@@ -294,14 +290,6 @@ pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
             let bits = variant.weight.map_or(8, |weight| weight.bits.min(8));
             BLOCK_BYTES[bits as usize - 1]
         }
-        "lut_tokens" if variant.constant("AT_ONCE") == 4 => "lut_four",
-        "lut_tokens" => "lut_one",
-        "block_parts" => match variant.weight.filter(|_| variant.constant("TOKENS") == 1) {
-            Some(weight) if weight.is_affine() && weight.bits <= 3 => {
-                BLOCK_PARTS[weight.bits as usize - 1]
-            }
-            _ => "block_parts_bytes",
-        },
         "reduce_each" if variant.subgroups => "reduce_each_subgroup",
         "reduce_each" => "reduce_each_workgroup",
         "reduce" if variant.subgroups => "reduce_subgroup",

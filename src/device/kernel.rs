@@ -2,7 +2,7 @@
 
 use glam::UVec3;
 
-use super::case::{Case, Sizes};
+use super::case::{Case, CaseData, Sizes};
 use super::compose::{fragment, resolve};
 use super::host::{Args, Outputs};
 use crate::compare::Expected;
@@ -68,6 +68,15 @@ impl Variant {
         constants: &[],
     };
 
+    /// The baseline with these types of activations and result.
+    pub fn typed(activation: DType, output: DType) -> Self {
+        Self {
+            activation,
+            output,
+            ..Self::BASELINE
+        }
+    }
+
     /// Whether a device with these capabilities can run it.
     pub fn runs_on(&self, capabilities: Capabilities) -> bool {
         (!self.uses_f16() || capabilities.f16)
@@ -118,9 +127,61 @@ impl Variant {
     }
 }
 
+/// A kernel's parameters, on both sides.
+#[derive(Clone, Copy, Debug)]
+pub struct Parameters {
+    /// Bytes of the Rust struct.
+    pub bytes: usize,
+    /// The WGSL struct `Params` and its binding, what the import `params` stands for.
+    pub wgsl: fn() -> String,
+}
+
+/// A type that a field of a kernel's parameters may have.
+pub trait Field {
+    /// The WGSL of a field of that name: one line, or several where the type is a struct.
+    fn wgsl(name: &str) -> String;
+}
+
+impl Field for u32 {
+    fn wgsl(name: &str) -> String {
+        format!("    {name}: u32,\n")
+    }
+}
+
+impl Field for f32 {
+    fn wgsl(name: &str) -> String {
+        format!("    {name}: f32,\n")
+    }
+}
+
+/// Defines the parameters of a kernel: the `#[repr(C)]` struct and, as its `LAYOUT`, the WGSL text of the same fields, so that
+/// the two sides cannot disagree.
+macro_rules! params {
+    ($(#[$doc:meta])* struct $name:ident { $($(#[$about:meta])* $field:ident: $ty:ty,)* }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+        pub(crate) struct $name {
+            $($(#[$about])* pub(crate) $field: $ty,)*
+        }
+
+        impl $name {
+            pub(crate) const LAYOUT: $crate::device::Parameters = $crate::device::Parameters {
+                bytes: size_of::<$name>(),
+                wgsl: || {
+                    let fields = [$(<$ty as $crate::device::Field>::wgsl(stringify!($field))),*];
+                    let binding = "@group(1) @binding(0) var<uniform> params: Params;\n";
+                    format!("struct Params {{\n{}}}\n{binding}", fields.concat())
+                },
+            };
+        }
+    };
+}
+pub(crate) use params;
+
 /// A row of the kernel table.
 ///
-/// Parameters are one `#[repr(C)]` struct of 4-byte fields, the same on both sides, passed as bytes.
+/// Parameters are one struct of 4-byte fields, the same on both sides ([`params!`]), passed as bytes.
 #[derive(Debug)]
 pub struct Kernel {
     /// The path below `shaders/` and `src/kernels/`: its name everywhere.
@@ -129,8 +190,10 @@ pub struct Kernel {
     pub source: &'static str,
     /// Storage bindings in the order of group 0.
     pub bindings: &'static [Binding],
-    /// Bytes of the parameter struct.
-    pub parameter_bytes: usize,
+    /// The parameters, as [`params!`] defined them.
+    pub parameters: Parameters,
+    /// The shared fragment that an import of the source stands for in a variant; `None`: the one of that name.
+    pub imports: fn(&Variant, &str) -> Option<&'static str>,
     /// The `override` constants: workgroup sizes.
     pub overrides: &'static [(&'static str, f64)],
     /// Every variant there is.
@@ -158,6 +221,32 @@ impl PartialEq for Kernel {
 impl Eq for Kernel {}
 
 impl Kernel {
+    /// What a row says that says nothing else: one variant, no constants, no CPU version, no imports but shared ones. Name,
+    /// source, bindings, parameters, groups, cost, reference and cases are every row's own.
+    pub(crate) const BASE: Kernel = Kernel {
+        name: "",
+        source: "",
+        bindings: &[],
+        parameters: Parameters {
+            bytes: 0,
+            wgsl: String::new,
+        },
+        imports: |_, _| None,
+        overrides: &[],
+        variants: || vec![Variant::BASELINE],
+        groups: |_| UVec3::ONE,
+        cost: |_| Cost::default(),
+        reference: |_| Vec::new(),
+        cpu: None,
+        cases: Vec::new,
+        random: |_| Case::new("", |_| CaseData::default()),
+    };
+
+    /// The name of the fragment that an import stands for in a variant.
+    pub(super) fn resolve<'a>(&self, variant: &Variant, name: &'a str) -> &'a str {
+        (self.imports)(variant, name).unwrap_or_else(|| resolve(name, variant))
+    }
+
     /// The cases to check a variant on.
     pub fn checks(&self, variant: &Variant) -> Vec<Case> {
         (self.cases)()
@@ -185,17 +274,18 @@ impl Kernel {
 
     /// Whether a variant's text holds the shared fragment of that name.
     pub fn imports(&self, variant: &Variant, name: &str) -> bool {
-        fn holds(source: &str, variant: &Variant, name: &str) -> bool {
-            source
-                .lines()
-                .filter_map(|line| line.strip_prefix("#import "))
-                .map(|import| resolve(import.trim(), variant))
-                .any(|import| {
-                    import == name
-                        || fragment(import).is_some_and(|text| holds(text, variant, name))
-                })
-        }
-        holds(self.source, variant, name)
+        self.holds(self.source, variant, name)
+    }
+
+    fn holds(&self, source: &str, variant: &Variant, name: &str) -> bool {
+        source
+            .lines()
+            .filter_map(|line| line.strip_prefix("#import "))
+            .map(|import| self.resolve(variant, import.trim()))
+            .any(|import| {
+                let text = fragment(import);
+                import == name || text.is_some_and(|text| self.holds(text, variant, name))
+            })
     }
 
     /// The bindings that it writes.

@@ -8,19 +8,17 @@ mod check;
 mod compose;
 mod host;
 mod kernel;
-mod matrix;
 mod runner;
-pub mod tuned;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-pub use case::{Case, CaseData, Random, Sizes};
+pub use case::{Case, CaseData, Poison, Random, Sizes};
 pub use check::{Failure, UploadedCase, check_case, check_cpu_case, guard_word, upload_case};
 pub use compose::{compose, compose_with, fragment, fragments};
 pub use host::{Args, HostTensor, Outputs, View};
-pub use kernel::{Binding, Element, Kernel, Variant, binding, fold};
-pub use matrix::{Chunk, Layout, Matrix, rows_per_chunk};
-pub use runner::{Engine, Runner};
+pub(crate) use kernel::params;
+pub use kernel::{Binding, Element, Field, Kernel, Parameters, Variant, binding, fold};
+pub use runner::Runner;
 
 use crate::error::Result;
 use crate::gpu::{Buffer, Capabilities, Cost, Gpu, Pending};
@@ -133,12 +131,12 @@ impl Call<'_> {
         let Kernel {
             name,
             bindings,
-            parameter_bytes,
+            parameters,
             ..
         } = self.kernel;
         assert_eq!(
             self.parameters.len(),
-            *parameter_bytes,
+            parameters.bytes,
             "{name}: parameters are the kernel's struct"
         );
         assert_eq!(
@@ -338,6 +336,22 @@ impl Device {
     /// A tensor's contents after all calls made before.
     pub fn read(&self, tensor: &Tensor) -> Result<HostTensor> {
         self.finish(self.read_later(tensor)?)
+    }
+
+    /// Runs a kernel with these parameters and bindings.
+    pub fn call<P: bytemuck::NoUninit>(
+        &self,
+        kernel: &'static Kernel,
+        variant: Variant,
+        parameters: &P,
+        tensors: &[&Tensor],
+    ) -> Result<()> {
+        self.run(&Call {
+            kernel,
+            variant,
+            parameters: bytemuck::bytes_of(parameters),
+            tensors,
+        })
     }
 
     /// Runs a kernel, or records it to be run before the next readback.

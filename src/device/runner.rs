@@ -1,31 +1,17 @@
 //! Running kernel calls on a GPU: from a variant to a compiled pipeline, from tensors to buffers.
 
+use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use super::compose::{compose_with, fragment};
 use super::host::{Args, View};
 use super::kernel::{Kernel, Variant};
-use super::tuned::Winners;
 use super::{Call, Tensor};
 use crate::error::Result;
 use crate::gpu::{Access, Buffer, Gpu, Pipeline, Shader};
-
-/// How products of quantized weights are computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Engine {
-    /// By whatever is quickest.
-    #[default]
-    Auto,
-    /// Decoded, or as integers, and multiplied.
-    Mul,
-    /// By lookup, with any number of tokens, wherever the weight's type can be looked up; multiplied elsewhere.
-    Lut,
-    /// By counting the bits of integer activations of eight, with any number of tokens, where the weight's type has planes.
-    BitSerial,
-}
 
 /// A pipeline, once it is compiled. Locked while it is.
 type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
@@ -36,8 +22,7 @@ pub struct Runner {
     gpu: Gpu,
     pipelines: Mutex<HashMap<(&'static str, Variant), Slot>>,
     replaced: HashMap<String, String>,
-    winners: RwLock<Winners>,
-    engine: Engine,
+    kept: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
 
 impl Runner {
@@ -47,41 +32,30 @@ impl Runner {
             gpu,
             pipelines: Mutex::default(),
             replaced: HashMap::new(),
-            winners: RwLock::default(),
-            engine: Engine::default(),
+            kept: Mutex::default(),
         }
     }
 
-    /// The same, with products of quantized weights computed this way.
-    pub fn with_engine(mut self, engine: Engine) -> Self {
-        self.engine = engine;
+    /// The same, with a value of its type for the kernels to find: how products are computed, for instance.
+    pub fn keeping<T: Any + Send + Sync>(self, value: T) -> Self {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.insert(TypeId::of::<T>(), Arc::new(value));
+        drop(kept);
         self
     }
 
-    /// How products of quantized weights are computed.
-    pub fn engine(&self) -> Engine {
-        self.engine
+    /// The value of that type that it keeps; its default, kept from now on, where it keeps none.
+    pub fn kept<T: Any + Send + Sync + Default>(&self) -> Arc<T> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(T::default()) as Arc<dyn Any + Send + Sync>;
+        let value = Arc::clone(kept.entry(TypeId::of::<T>()).or_insert_with(new));
+        value.downcast().unwrap_or_default()
     }
 
     /// The same, with another WGSL text in the place of a kernel, or of a shared fragment (`shared/NAME`).
     pub fn with_source(mut self, name: &str, source: String) -> Self {
         self.replaced.insert(name.into(), source);
         self
-    }
-
-    /// Takes over what tuning found best, by class of product.
-    pub fn learn(&self, winners: Winners) {
-        let mut known = self.winners.write().unwrap_or_else(PoisonError::into_inner);
-        known.extend(winners);
-    }
-
-    /// What tuning found best for a class of products.
-    pub fn winner(&self, class: impl FnOnce() -> String) -> Option<String> {
-        let known = self.winners.read().unwrap_or_else(PoisonError::into_inner);
-        if known.is_empty() {
-            return None;
-        }
-        known.get(&class()).cloned()
     }
 
     /// The GPU.
@@ -156,7 +130,7 @@ impl Runner {
         let pipeline = Arc::new(self.gpu.compile(&Shader {
             kernel: kernel.name,
             variant: &variant.label(),
-            source: &compose_with(source, variant, &fragment),
+            source: &compose_with(kernel, source, variant, &fragment),
             bindings: &accesses,
             overrides: kernel.overrides,
         })?);

@@ -1,8 +1,9 @@
 //! Weights of a block on a device, and what a pass over them computes in.
 
-use crate::device::{Device, Matrix, Tensor};
+use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::kernels::matmul::{Destination, Input, Norm, linear_rows};
+use crate::kernels::matrix::Matrix;
 use crate::tensor::DType;
 
 /// A linear layer on a device.

@@ -13,7 +13,7 @@ use std::cell::OnceCell;
 
 use super::token_split::TokenSplit;
 use super::{Activation, Attention, BlockWeights, Graph, Linear, RmsNormWeight, Slot};
-use crate::device::{Device, HostTensor, Matrix, Tensor};
+use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::kernels::attention::backward as attention;
 use crate::kernels::attention::causal::causal;
@@ -21,6 +21,7 @@ use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::gate::glu::glu;
 use crate::kernels::gate::glu_grad::glu_grad;
 use crate::kernels::matmul::{Destination, Input, backward, linear};
+use crate::kernels::matrix::Matrix;
 use crate::kernels::norm::gain_grad::gain_grad;
 use crate::kernels::norm::rms::rms;
 use crate::kernels::norm::rms_grad::rms_grad;

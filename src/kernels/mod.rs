@@ -14,7 +14,9 @@ pub mod logits;
 pub mod loss;
 pub mod mask;
 pub mod matmul;
+pub mod matrix;
 pub mod norm;
+mod prelude;
 pub mod probe;
 pub mod quantize;
 pub mod residual;
@@ -37,12 +39,12 @@ pub static TABLE: &[&Kernel] = &[
     &matmul::tiled::KERNEL,
     &matmul::coop::KERNEL,
     &matmul::lut::KERNEL,
-    &matmul::tables::KERNEL,
-    &matmul::lut8::KERNEL,
-    &matmul::tables8::KERNEL,
+    &matmul::lut_tables::KERNEL,
+    &matmul::lut_i8::KERNEL,
+    &matmul::lut_tables_i8::KERNEL,
     &matmul::bitserial::KERNEL,
     &matmul::bits::KERNEL,
-    &matmul::trits::KERNEL,
+    &matmul::ternary::KERNEL,
     &matmul::merge::KERNEL,
     &matmul::input_grad::KERNEL,
     &matmul::weight_grad::KERNEL,
@@ -62,7 +64,7 @@ pub static TABLE: &[&Kernel] = &[
     &copy::planes::KERNEL,
     &copy::rows::KERNEL,
     &copy::transpose::KERNEL,
-    &copy::trits::KERNEL,
+    &copy::ternary::KERNEL,
     &logits::soft_cap::KERNEL,
     &logits::soft_cap_grad::KERNEL,
     &loss::logsumexp::KERNEL,

@@ -2,10 +2,9 @@
 
 use half::f16;
 
-use crate::device::{Args, HostTensor, Layout, Random, Variant};
-use crate::tensor::{
-    BLOCK, DType, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType,
-};
+use crate::kernels::matrix::Layout;
+use crate::kernels::prelude::*;
+use crate::tensor::{BLOCK, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType};
 
 /// The f32 variant that decodes this type.
 pub fn variant(ty: &'static WeightType) -> Variant {

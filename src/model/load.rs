@@ -1,10 +1,11 @@
 //! Weights of a checkpoint on a device, by slot.
 
 use super::checkpoint::Weights;
-use crate::device::{Device, HostTensor, Matrix, Tensor};
+use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::families::{Role, TensorSpec, head_name};
 use crate::graph::{BlockWeights, Linear, RmsNormWeight, Slot};
+use crate::kernels::matrix::Matrix;
 use crate::tensor::{DType, Packed};
 
 /// The spec of a tensor that every model of the family has.

@@ -3,7 +3,7 @@
 use super::cache::Cache;
 use super::checkpoint::Weights;
 use super::load;
-use crate::device::{Device, Engine, HostTensor, Matrix, Tensor};
+use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::families::{Config, TensorSpec};
 use crate::graph::{
@@ -15,7 +15,9 @@ use crate::kernels::copy::cast::scaled;
 use crate::kernels::embed::gather::gather;
 use crate::kernels::logits::soft_cap::soft_cap;
 use crate::kernels::matmul::Destination;
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::Engine;
+use crate::kernels::matmul::product::MatmulShape;
+use crate::kernels::matrix::Matrix;
 use crate::kernels::norm::rms::rms;
 use crate::tensor::DType;
 
@@ -174,10 +176,10 @@ impl Model {
     }
 
     /// The products of a pass over so many tokens, one of each shape and type.
-    pub fn products(&self, compute: Compute, engine: Engine, tokens: usize) -> Vec<Product> {
-        let mut products: Vec<Product> = Vec::new();
+    pub fn products(&self, compute: Compute, engine: Engine, tokens: usize) -> Vec<MatmulShape> {
+        let mut products: Vec<MatmulShape> = Vec::new();
         let mut add = |linear: &Linear, output: ProductOutput| {
-            let product = Product {
+            let product = MatmulShape {
                 activation: compute.activation,
                 bytes: compute.integer_bytes,
                 output: match output {

@@ -6,10 +6,11 @@ use std::borrow::Cow;
 use super::checkpoint::Weights;
 use super::load;
 use super::resident::{Head, Model, embed};
-use crate::device::{Device, Matrix, Tensor};
+use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::families::Config;
 use crate::graph::{BlockWeights, Pass};
+use crate::kernels::matrix::Matrix;
 
 /// Where a pass finds weights.
 #[derive(Clone, Copy)]

@@ -10,12 +10,13 @@ pub use statistic::{Kind, Statistics};
 
 use std::borrow::Cow;
 
-use crate::device::{Matrix, Tensor};
+use crate::device::Tensor;
 use crate::error::{Error, Result};
 use crate::graph::{BlockWeights, Pass, Slot};
 use crate::interrupt;
 use crate::kernels::copy::cast::scaled;
 use crate::kernels::copy::rows::{Rows, rows};
+use crate::kernels::matrix::Matrix;
 use crate::model::{Cache, WeightSource, run_block};
 use crate::tensor::{DType, Packed};
 

@@ -2,7 +2,7 @@
 //! Attention's stand in a file of their own, a whole model's in another.
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Device, HostTensor, Matrix, Random, Tensor};
+use lopper::device::{Device, HostTensor, Random, Tensor};
 use lopper::error::Result;
 use lopper::kernels::TABLE;
 use lopper::kernels::activation::Activation;
@@ -15,6 +15,7 @@ use lopper::kernels::loss::divergence::divergence;
 use lopper::kernels::loss::divergence_grad::divergence_grad;
 use lopper::kernels::loss::logsumexp::logsumexp;
 use lopper::kernels::matmul::{Destination, Input, backward, linear};
+use lopper::kernels::matrix::Matrix;
 use lopper::kernels::norm::{gain_grad::gain_grad, rms::rms, rms_grad::rms_grad};
 use lopper::kernels::rope::rotate::{Target, rotate};
 use lopper::tensor::{DType, Packed};

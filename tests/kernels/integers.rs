@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Device, HostTensor, Matrix, Random};
+use lopper::device::{Device, HostTensor, Random};
 use lopper::gpu::Options;
 use lopper::kernels::matmul::{Destination, Input, linear};
+use lopper::kernels::matrix::Matrix;
 use lopper::kernels::quantize::activations::{Rounding, activations};
 use lopper::kernels::weights;
 use lopper::model::Checkpoint;

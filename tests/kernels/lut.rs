@@ -1,10 +1,13 @@
 //! Products by lookup: the layout they read, and that they give what multiplying gives.
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Device, Engine, HostTensor, Matrix, Random, Variant};
+use lopper::device::{Device, HostTensor, Random, Variant};
 use lopper::gpu::Options;
 use lopper::kernels::copy::planes::{planes, restore, takes};
+use lopper::kernels::matmul::Engine;
+use lopper::kernels::matmul::product::ProductChoices;
 use lopper::kernels::matmul::{Destination, Input, linear};
+use lopper::kernels::matrix::Matrix;
 use lopper::kernels::weights;
 use lopper::tensor::{DType, WEIGHT_TYPES, weight_type};
 
@@ -59,7 +62,7 @@ fn gives_what_multiplying_gives() -> Result<(), Failed> {
                     max_binding,
                     ..Options::default()
                 };
-                let device = Device::Gpu(open(options)?.with_engine(engine));
+                let device = Device::Gpu(open(options)?.keeping(ProductChoices::new(engine)));
                 let matrix = Matrix::upload(&device, &weight, "w")?;
                 let input = Input::new(device.upload(&x, "x")?, columns, bytes);
                 let destination = Destination::New(DType::F32);
@@ -95,7 +98,8 @@ fn counting_bits_is_exact() -> Result<(), Failed> {
         .map(|_| random.below(127) as f32 - 63.0)
         .collect();
     let others = random.values(tokens * columns, 2.0);
-    let device = Device::Gpu(open(Options::default())?.with_engine(Engine::BitSerial));
+    let device =
+        Device::Gpu(open(Options::default())?.keeping(ProductChoices::new(Engine::BitSerial)));
     let matrix = Matrix::upload(&device, &weight, "w")?;
     for (values, bound) in [(integers, 1e-12), (others, 2e-3)] {
         let x = HostTensor::from_f32(DType::F32, &[tokens, columns], &values);

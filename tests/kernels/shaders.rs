@@ -54,7 +54,7 @@ fn loops_count_in_integers() -> Result<(), Failed> {
 }
 
 fn translate(kernel: &Kernel, variant: &Variant) -> Result<(), String> {
-    let source = compose(kernel.source, variant);
+    let source = compose(kernel, kernel.source, variant);
     let label = variant.label();
     let accesses: Vec<Access> = kernel
         .bindings
@@ -117,10 +117,10 @@ fn agrees_with_table(kernel: &Kernel, module: &naga::Module) -> Result<(), Strin
             }
             naga::AddressSpace::Uniform => {
                 let size = module.types[variable.ty].inner.size(module.to_ctx()) as usize;
-                if size != kernel.parameter_bytes {
+                if size != kernel.parameters.bytes {
                     return Err(format!(
                         "parameters: {size} bytes in WGSL, {} in Rust",
-                        kernel.parameter_bytes
+                        kernel.parameters.bytes
                     ));
                 }
             }

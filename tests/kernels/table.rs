@@ -1,12 +1,13 @@
 //! Every kernel x variant x case against its reference: on the CPU device, on the adapter, and with the baseline forced.
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Engine, Kernel, Sizes, Variant, check_case, check_cpu_case};
+use lopper::device::{Kernel, Sizes, Variant, check_case, check_cpu_case};
 use lopper::gpu::{Capabilities, Tier};
 use lopper::kernels::TABLE;
 use lopper::kernels::activation::{Activation, erf, erf_f32, soft_cap, soft_cap_reference};
 use lopper::kernels::bounds::U;
-use lopper::kernels::matmul::plan::Product;
+use lopper::kernels::matmul::Engine;
+use lopper::kernels::matmul::product::MatmulShape;
 use lopper::tensor::{DType, WEIGHT_TYPES, WHOLE_ROW, WeightFormat};
 
 use proptest::prelude::any;
@@ -193,7 +194,7 @@ fn choices_are_in_the_table() -> Result<(), Failed> {
                 {
                     let group_size = if ty.has_scales() { group } else { WHOLE_ROW };
                     let weight = WeightFormat { ty, group_size };
-                    let product = Product {
+                    let product = MatmulShape {
                         activation,
                         bytes,
                         output,
@@ -206,17 +207,17 @@ fn choices_are_in_the_table() -> Result<(), Failed> {
                     let candidates = product.candidates(capabilities);
                     assert!(!candidates.is_empty(), "nothing computes {product:?}");
                     for choice in candidates {
-                        let dot4 = choice.kernel.name == "matmul/dot4";
+                        let dot4 = choice.kernel().name == "matmul/dot4";
                         if dot4 && !capabilities.integer_dot {
                             return Err(format!("{} without integers", choice.label()).into());
                         }
-                        let known = (choice.kernel.variants)().contains(&choice.variant);
+                        let known = (choice.kernel().variants)().contains(&choice.variant);
                         if !known || !choice.variant.runs_on(capabilities) {
                             return Err(format!("{}: {product:?}", choice.label()).into());
                         }
                         let again = product.choose(capabilities, Some(&choice.label()));
                         assert!(
-                            again == choice,
+                            again.label() == choice.label(),
                             "{} is not found by its name",
                             choice.label()
                         );

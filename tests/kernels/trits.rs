@@ -1,11 +1,13 @@
 //! Ternary products by lookup: the layouts they read, and that they give what multiplying the same integers gives.
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Device, Engine, HostTensor, Matrix, Random};
+use lopper::device::{Device, HostTensor, Random};
 use lopper::gpu::Options;
-use lopper::kernels::copy::trits::{restore, trits};
-use lopper::kernels::matmul::plan::Product;
+use lopper::kernels::copy::ternary::{indices, restore};
+use lopper::kernels::matmul::Engine;
+use lopper::kernels::matmul::product::{MatmulShape, ProductChoices, WeightForm};
 use lopper::kernels::matmul::{Destination, Input, linear};
+use lopper::kernels::matrix::Matrix;
 use lopper::kernels::weights;
 use lopper::tensor::{DType, Packed, WeightFormat, weight_type};
 
@@ -40,8 +42,8 @@ fn there_and_back() -> Result<(), Failed> {
         let matrix = Matrix::upload(&device, &packed, "w")?;
         for each in [2, 3] {
             let (codes, shape) = (&matrix.chunks()[0].codes, (rows, columns));
-            let indices = trits(&device, codes, packed.format, shape, each)?;
-            let words = device.read(&indices)?.words;
+            let made = indices(&device, codes, packed.format, shape, each)?;
+            let words = device.read(&made)?.words;
             let back = restore(&words, packed.format, shape, each);
             for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |c| (row, c))) {
                 let code = packed.code(row, column);
@@ -75,7 +77,7 @@ fn exact_up_to_scales() -> Result<(), Failed> {
     // Squared error of squared size.
     let off = |found: &[f32]| relative_error(found, &truth).powi(2);
     for (bytes, max_binding) in [(1, None), (1, Some(32 << 10)), (2, None), (3, None)] {
-        let asked = Product {
+        let asked = MatmulShape {
             activation: DType::F32,
             bytes,
             output: DType::F32,
@@ -90,12 +92,12 @@ fn exact_up_to_scales() -> Result<(), Failed> {
                 max_binding,
                 ..Options::default()
             };
-            let runner = open(options)?.with_engine(engine);
+            let runner = open(options)?.keeping(ProductChoices::new(engine));
             if let Some(kernel) = kernel {
                 // Of whole and of cut matrices.
                 for rows in [64, 128, 256, 300] {
-                    let asked = Product { rows, ..asked };
-                    runner.learn([(asked.class(), kernel.to_string())].into());
+                    let asked = MatmulShape { rows, ..asked };
+                    ProductChoices::of(&runner).learn([(asked.class(), kernel.to_string())].into());
                 }
             }
             let device = Device::Gpu(runner);
@@ -109,7 +111,9 @@ fn exact_up_to_scales() -> Result<(), Failed> {
         };
         let device = open(Options::default())?;
         let choices = asked.candidates(device.gpu().capabilities());
-        let looked_up = choices.iter().all(|choice| choice.trits().is_some());
+        let looked_up = choices
+            .iter()
+            .all(|choice| matches!(choice.weight(), WeightForm::Ternary(_)));
         assert!(choices.len() == 4 && looked_up, "{choices:?}");
         let multiplied = off(&product(Engine::Mul, None)?);
         for choice in choices {
@@ -141,7 +145,7 @@ fn only_where_it_can() -> Result<(), Failed> {
     }
     // Nor does the planner look such groups up.
     let small = WeightFormat::from_label("ternary-g64").ok_or("a format")?;
-    let asked = Product {
+    let asked = MatmulShape {
         activation: DType::F32,
         bytes: 1,
         output: DType::F32,
@@ -152,7 +156,9 @@ fn only_where_it_can() -> Result<(), Failed> {
         tokens: 1,
     };
     let choices = asked.candidates(lopper::gpu::Capabilities::default());
-    let looked_up = choices.iter().any(|choice| choice.trits().is_some());
+    let looked_up = choices
+        .iter()
+        .any(|choice| matches!(choice.weight(), WeightForm::Ternary(_)));
     assert!(!looked_up, "{choices:?}");
     Ok(())
 }

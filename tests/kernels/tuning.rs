@@ -2,10 +2,13 @@
 //! a vector.
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Engine, HostTensor, Matrix, Random, tuned};
+use lopper::device::{HostTensor, Random};
 use lopper::gpu::{Options, backend_name};
-use lopper::kernels::matmul::plan::Product;
+use lopper::kernels::matmul::Engine;
+use lopper::kernels::matmul::product::MatmulShape;
+use lopper::kernels::matmul::tuned;
 use lopper::kernels::matmul::{Destination, Input, linear};
+use lopper::kernels::matrix::Matrix;
 use lopper::kernels::weights;
 use lopper::tensor::{DType, WeightFormat, weight_type};
 
@@ -32,7 +35,7 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
     } else {
         DType::F32
     };
-    let product = Product {
+    let product = MatmulShape {
         activation,
         bytes: if device.capabilities().f16 { 2 } else { 3 },
         output: activation,

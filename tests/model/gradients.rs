@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Device, HostTensor, Matrix, Random};
+use lopper::device::{Device, HostTensor, Random};
 use lopper::error::Result as Outcome;
 use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::matmul::backward;
+use lopper::kernels::matrix::Matrix;
 use lopper::model::{
     BackwardOptions, Checkpoint, Compute, Pass, TensorSpec, WeightSource, Weights,
 };

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
-use lopper::device::{Device, HostTensor, Matrix, Random};
+use lopper::device::{Device, HostTensor, Random};
 use lopper::gpu::Options;
 use lopper::kernels::matmul::{Destination, Input, linear};
+use lopper::kernels::matrix::Matrix;
 use lopper::methods::quantize::Grid;
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Scheme, level_type, prescribed_group_size};

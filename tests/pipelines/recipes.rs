@@ -89,11 +89,7 @@ fn recipes_are_strict() -> Result<(), Failed> {
 /// A plan needs no model: of a shape alone, stages in any order say what they leave, the same every time.
 fn plans_are_pure() -> Result<(), Failed> {
     let tiny = Checkpoint::open("embedded:tiny-llama")?;
-    let widths = Widths {
-        heads: 32,
-        kv_heads: 8,
-        intermediate_size: 14_336,
-    };
+    let widths = Widths::new(32, 8, 14_336);
     let config = Config {
         hidden_size: 4096,
         head_dim: 128,

@@ -294,7 +294,7 @@ fn host_costs(runner: &Runner) -> Result<Vec<HostCost>> {
             let salt = std::process::id().wrapping_mul(1000) + turn;
             let kernel = &crate::kernels::norm::rms::KERNEL;
             let variant = (kernel.variants)().remove(0);
-            let source = crate::device::compose(kernel.source, &variant);
+            let source = crate::device::compose(kernel, kernel.source, &variant);
             let source = source.replace(
                 "var squares = 0.0;",
                 &format!("var squares = f32({salt}u) * 0.0;"),

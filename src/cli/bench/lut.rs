@@ -7,9 +7,10 @@ use super::products::{Activations, compile, parse_all, parse_format, parse_shape
 use super::rows::{device_columns, round};
 use crate::cli::Global;
 use crate::cli::output::Output;
-use crate::device::{Engine, Runner};
+use crate::device::Runner;
 use crate::error::Result;
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::Engine;
+use crate::kernels::matmul::product::MatmulShape;
 use crate::measure::speed::tune::candidates;
 use crate::tensor::WeightFormat;
 
@@ -112,7 +113,7 @@ pub(super) fn rows(
 fn row(
     runner: &Runner,
     engine: &str,
-    product: &Product,
+    product: &MatmulShape,
     kernel: &str,
     us: f64,
     (best, f16): (f64, Option<f64>),

@@ -1,9 +1,10 @@
 //! Products as `bench types`, `bench lut` and `tune-device` name them by flags, and their times.
 
 use crate::cli::{ComputeChoice, Global};
-use crate::device::{Engine, Runner};
+use crate::device::Runner;
 use crate::error::{Error, Result};
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::Engine;
+use crate::kernels::matmul::product::MatmulShape;
 use crate::measure::speed::tune::prepare;
 use crate::tensor::{DType, WeightFormat};
 
@@ -35,8 +36,8 @@ impl Activations {
         (rows, columns): (usize, usize),
         tokens: u32,
         engine: Engine,
-    ) -> Product {
-        Product {
+    ) -> MatmulShape {
+        MatmulShape {
             activation: self.dtype,
             bytes: self.bytes,
             output: self.dtype,
@@ -50,7 +51,7 @@ impl Activations {
 }
 
 /// Compiles every candidate of some products before the first is timed: a device that waits for compilers slows down.
-pub(super) fn compile<'a>(runner: &Runner, products: impl Iterator<Item = &'a Product>) {
+pub(super) fn compile<'a>(runner: &Runner, products: impl Iterator<Item = &'a MatmulShape>) {
     let capabilities = runner.gpu().capabilities();
     let choices: Vec<_> = products
         .flat_map(|product| product.candidates(capabilities))

@@ -9,10 +9,9 @@ use super::rows::round;
 use crate::cli::Global;
 use crate::cli::output::{Output, table};
 use crate::cli::session::open_tuning;
-use crate::device::Engine;
-use crate::device::tuned::{self, Winners};
 use crate::error::Result;
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::product::{InputForm, MatmulShape, Winners};
+use crate::kernels::matmul::{Engine, tuned};
 use crate::measure::speed::tune::tune_all;
 use crate::tensor::DType;
 
@@ -52,11 +51,11 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     } else {
         &[(DType::F32, 3), (DType::F32, 1)]
     };
-    let mut products: Vec<Product> = Vec::new();
+    let mut products: Vec<MatmulShape> = Vec::new();
     for weight in formats {
         for (rows, columns) in &shapes {
             for tokens in &arguments.tokens {
-                let product = |(activation, bytes): &(DType, u32)| Product {
+                let product = |(activation, bytes): &(DType, u32)| MatmulShape {
                     activation: *activation,
                     bytes: *bytes,
                     output: *activation,
@@ -74,7 +73,10 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     // Bytes matter where integers are a candidate only.
     products.retain(|product| {
         let candidates = product.candidates(capabilities);
-        product.bytes > 1 || candidates.iter().any(|choice| choice.rounding().is_some())
+        product.bytes > 1
+            || candidates
+                .iter()
+                .any(|choice| matches!(choice.input(), InputForm::Integers(_)))
     });
     let (found, left) = tune_all(&runner, &products, arguments.budget, |index, product| {
         output.progress(

@@ -6,9 +6,10 @@ use super::products::{Activations, compile, parse_all, parse_format, parse_shape
 use super::rows::round;
 use crate::cli::Global;
 use crate::cli::output::Output;
-use crate::device::{Engine, Runner};
+use crate::device::Runner;
 use crate::error::Result;
-use crate::kernels::matmul::plan::Product;
+use crate::kernels::matmul::Engine;
+use crate::kernels::matmul::product::MatmulShape;
 use crate::measure::speed::tune::candidates;
 
 /// The products to time.
@@ -75,8 +76,8 @@ pub(super) fn rows(
     Ok(rows)
 }
 
-fn row(product: &Product, kernel: &str, us: f64, first: f64) -> Map<String, Value> {
-    let Product {
+fn row(product: &MatmulShape, kernel: &str, us: f64, first: f64) -> Map<String, Value> {
+    let MatmulShape {
         weight,
         rows,
         columns,

@@ -259,7 +259,7 @@ fn compiles(shader: &str, source: &str) -> bool {
         let composed = Shader {
             kernel: kernel.name,
             variant: "mutant",
-            source: &compose_with(text, variant, &own),
+            source: &compose_with(kernel, text, variant, &own),
             bindings: &accesses,
             overrides: kernel.overrides,
         };

@@ -5,16 +5,10 @@
 //! Keys and values get theirs from a kernel of their own, owned by key, so that nothing is added atomically and every run
 //! gives the same bits: the scores are computed three times in all.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{Attention, key_value_grad, lse_delta, query_grad, score_reference};
-use crate::device::{Args, Call, Device, Kernel, Tensor, Variant};
-use crate::error::Result;
-use crate::gpu::Cost;
 use crate::kernels::activation::soft_cap_slope_reference;
-use crate::kernels::bounds::{U, gamma};
 use crate::kernels::copy::pad::{cut, pad};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// Tokens, or places of a cache, that a workgroup owns, as in the shaders.
 pub(super) const OWNERS: usize = 32;
@@ -26,22 +20,22 @@ const SHAPES: [&[(&str, u32)]; 3] = [
     &[("DIM", 256), ("CHUNKS", 4)],
 ];
 
-/// Parameters of all three, and of the tiled forward kernel: a tile is so many tokens of a sequence, or places of its cache, as a workgroup owns. Tiles of
-/// all sequences stand beside each other.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(super) struct Params {
-    pub(super) tiles: u32,
-    pub(super) tile_start: u32,
-    pub(super) sequences: u32,
-    pub(super) tokens_per_sequence: u32,
-    pub(super) heads: u32,
-    pub(super) kv_heads: u32,
-    pub(super) head_dim: u32,
-    pub(super) capacity: u32,
-    pub(super) scale: f32,
-    pub(super) window: u32,
-    pub(super) soft_cap: f32,
+params! {
+    /// Parameters of all three, and of the tiled forward kernel: a tile is so many tokens of a sequence, or places of its cache, as a workgroup owns. Tiles of
+    /// all sequences stand beside each other.
+    struct Params {
+        tiles: u32,
+        tile_start: u32,
+        sequences: u32,
+        tokens_per_sequence: u32,
+        heads: u32,
+        kv_heads: u32,
+        head_dim: u32,
+        capacity: u32,
+        scale: f32,
+        window: u32,
+        soft_cap: f32,
+    }
 }
 
 /// The gradients of attention over whole sequences that no cache continues: (query's, key's, value's), each of its shape and

@@ -4,34 +4,25 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
 use super::tiled::tiled;
 use super::{Attention, score, score_reference};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Binding, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random,
-    Sizes, Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, gamma, storing};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(super) struct Params {
-    pub(super) tokens: u32,
-    pub(super) token_start: u32,
-    pub(super) tokens_per_sequence: u32,
-    pub(super) heads: u32,
-    pub(super) kv_heads: u32,
-    pub(super) head_dim: u32,
-    pub(super) capacity: u32,
-    pub(super) scale: f32,
-    pub(super) window: u32,
-    pub(super) soft_cap: f32,
+params! {
+    struct Params {
+        tokens: u32,
+        token_start: u32,
+        tokens_per_sequence: u32,
+        heads: u32,
+        kv_heads: u32,
+        head_dim: u32,
+        capacity: u32,
+        scale: f32,
+        /// Keys that a token sees, itself among them.
+        window: u32,
+        /// 0: none.
+        soft_cap: f32,
+    }
 }
 
 /// The row of the kernel table.
@@ -39,7 +30,7 @@ pub static KERNEL: Kernel = Kernel {
     name: "attention/causal",
     source: include_str!("../../../shaders/attention/causal.wgsl"),
     bindings: BINDINGS,
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants,
     groups: |args| {
@@ -51,6 +42,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 pub(super) const BINDINGS: &[Binding] = &[

@@ -1,12 +1,9 @@
 //! Cases of attention's backward kernels: layers with a forward result and what the kernels make of it, in f64 and plainly.
 
-use rayon::prelude::*;
-
 use super::Attention;
 use super::backward::{OWNERS, Params};
 use super::causal::random_scores;
-use crate::device::{Case, CaseData, HostTensor, Random, Sizes, Variant};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// A layer's inputs, its result and that result's gradient, rounded to the variant's type.
 pub(super) struct Example {

@@ -3,16 +3,10 @@
 //! exp(score_i - log-sum-exp_i) and dp_i = grad_i · v computed on the way (Dao 2023, FlashAttention-2, arXiv 2307.08691).
 //! Places of the cache behind a sequence's tokens get zeros.
 
-use rayon::prelude::*;
-
 use super::backward::{self, Inputs, Params, add, add_reference, dot, own_places};
 use super::examples::{self, Example};
 use super::{Attention, score};
-use crate::compare::Expected;
-use crate::device::{Args, Case, Element, Kernel, Outputs, Sizes, Variant, binding, fold};
-use crate::gpu::Access;
-use crate::kernels::bounds::storing;
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -27,8 +21,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("key_grad", Access::ReadWrite, Element::Activation),
         binding("value_grad", Access::ReadWrite, Element::Activation),
     ],
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants: backward::variants,
     groups: |args| {
         let p: Params = args.parameters();
@@ -39,6 +32,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases: || examples::cases(case),
     random: |sizes: &Sizes| examples::random(sizes, case),
+    ..Kernel::BASE
 };
 
 /// The (place in a cache, key-value head)s of a call.

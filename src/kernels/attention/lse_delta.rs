@@ -2,16 +2,10 @@
 //! of its scores, from which the other kernels compute the softmax's weights again, and the dot product of its result and
 //! that result's gradient (Dao 2023, FlashAttention-2, arXiv 2307.08691: L and D).
 
-use rayon::prelude::*;
-
 use super::backward::{self, Params, dot, dot_reference, own_tokens};
 use super::examples::{self, Example};
 use super::{Attention, score, score_reference};
-use crate::compare::Expected;
-use crate::device::{Args, Case, Element, Kernel, Outputs, Sizes, Variant, binding, fold};
-use crate::gpu::Access;
-use crate::kernels::bounds::{U, gamma, storing};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -24,8 +18,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("grad", Access::Read, Element::Activation),
         binding("lse_delta", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants: backward::variants,
     groups: |args| {
         let p: Params = args.parameters();
@@ -36,6 +29,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases: || examples::cases(case),
     random: |sizes: &Sizes| examples::random(sizes, case),
+    ..Kernel::BASE
 };
 
 /// The (token, head)s of a call.

@@ -2,16 +2,10 @@
 //! a token sees, with p_j = exp(score_j - log-sum-exp) and dp_j = grad · v_j computed on the way (Dao 2023, FlashAttention-2,
 //! arXiv 2307.08691).
 
-use rayon::prelude::*;
-
 use super::backward::{self, Inputs, Params, add, add_reference, dot, own_tokens};
 use super::examples::{self, Example};
 use super::{Attention, score};
-use crate::compare::Expected;
-use crate::device::{Args, Case, Element, Kernel, Outputs, Sizes, Variant, binding, fold};
-use crate::gpu::Access;
-use crate::kernels::bounds::storing;
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -25,8 +19,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("lse_delta", Access::Read, Element::Is(DType::F32)),
         binding("result", Access::ReadWrite, Element::Activation),
     ],
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants: backward::variants,
     groups: |args| {
         let p: Params = args.parameters();
@@ -37,6 +30,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases: || examples::cases(case),
     random: |sizes: &Sizes| examples::random(sizes, case),
+    ..Kernel::BASE
 };
 
 /// The (token, head)s of a call.

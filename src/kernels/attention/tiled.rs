@@ -4,10 +4,7 @@
 use super::Attention;
 use super::backward::{OWNERS, Params, own_tokens, variant, variants};
 use super::causal::{self, random_scores};
-use crate::compare::Expected;
-use crate::device::{Args, Call, Case, CaseData, Device, Kernel, Sizes, Tensor, Variant, fold};
-use crate::error::Result;
-use crate::gpu::Cost;
+use crate::kernels::prelude::*;
 
 /// From so many tokens of a sequence on, a tile of 32 is taken: a third of it filled, by reckoning, not by measurement.
 const MANY: usize = 12;
@@ -17,8 +14,7 @@ pub static KERNEL: Kernel = Kernel {
     name: "attention/tiled",
     source: include_str!("../../../shaders/attention/tiled.wgsl"),
     bindings: causal::BINDINGS,
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants,
     groups: |args| {
         let p: Params = args.parameters();
@@ -37,9 +33,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// As [`causal`](super::causal::causal), where the shader takes such heads and so many tokens are worth it; `None` elsewhere.

@@ -1,24 +1,13 @@
 //! `copy/cast`: values times a factor in another type: gradients on their way into products of f16, which are scaled so that
 //! small ones are not lost.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::storing;
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    count: u32,
-    factor: f32,
+params! {
+    struct Params {
+        count: u32,
+        factor: f32,
+    }
 }
 
 /// The row of the kernel table.
@@ -29,7 +18,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("x", Access::Read, Element::Activation),
         binding("result", Access::Write, Element::Output),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 128.0)],
     variants: || {
         let pairs = [
@@ -56,6 +45,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// A new tensor of `x`'s shape: its values times `factor`, in type `output`.

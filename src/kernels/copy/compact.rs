@@ -1,25 +1,16 @@
 //! `copy/compact`: some rows and columns of a matrix as a smaller one, result[i, j] = source[kept_rows[i], kept_columns[j]].
 //! Words, so that values keep their bits.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    first: u32,
-    count: u32,
-    width: u32,
-    source_width: u32,
+params! {
+    struct Params {
+        /// The first of the result's rows that this call writes, and their number.
+        first: u32,
+        count: u32,
+        width: u32,
+        source_width: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -32,9 +23,8 @@ pub static KERNEL: Kernel = Kernel {
         binding("kept_columns", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::ReadWrite, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| {
         let p: Params = args.parameters();
         fold((p.count as usize * p.width as usize).div_ceil(256))
@@ -50,6 +40,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Copies the rows and columns of `source`, (rows, columns), that `kept_rows`, u32 (n), and `kept_columns`, u32 (m), name,

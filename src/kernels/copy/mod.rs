@@ -5,5 +5,5 @@ pub mod compact;
 pub mod pad;
 pub mod planes;
 pub mod rows;
+pub mod ternary;
 pub mod transpose;
-pub mod trits;

@@ -1,22 +1,13 @@
 //! `copy/pad`: rows with zeros behind them, to whole vectors of four, as the products load activations; and cut off again.
 
-use bytemuck::{Pod, Zeroable};
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
-    Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    width: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        width: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -27,7 +18,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("source", Access::Read, Element::Activation),
         binding("result", Access::Write, Element::Activation),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let half = Variant {
@@ -42,9 +33,9 @@ pub static KERNEL: Kernel = Kernel {
         bytes: (args.tensors[1].len() * 2 * args.tensors[1].dtype.size()) as f64,
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// `source`, rows of `columns`, with every row padded with zeros to a multiple of four columns.

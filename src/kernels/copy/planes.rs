@@ -4,30 +4,21 @@
 //! bytes feed a lane, and the lanes of a subgroup, a row each, load them side by side. A word holds 32 columns: column
 //! `4q + i` is bit `8i + q`, so that a nibble is four columns four apart. Rows and columns beyond the end are zero bits.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
-    Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, DType, Packed, WHOLE_ROW, WeightFormat, WeightType};
+use crate::tensor::{BLOCK, Packed, WHOLE_ROW, WeightFormat, WeightType};
 
 /// Rows of a tile.
 pub const TILE: usize = 32;
 /// Columns of a unit.
 pub const UNIT: usize = 128;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    code_words: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        code_words: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -38,7 +29,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("codes", Access::Read, Element::Is(DType::U32)),
         binding("planes", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let all = weights::one_per_type().into_iter();
@@ -58,9 +49,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Whether products by lookup take codes of this type: integers of up to four bits.

@@ -1,23 +1,14 @@
 //! `copy/rows`: rows of one tensor to rows of another, by two lists: a prefix's keys and values into the caches that go on
 //! from it, or the few rows of a pass whose logits are wanted. Words, so that it takes any type whose rows are whole words.
 
-use bytemuck::{Pod, Zeroable};
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    first: u32,
-    count: u32,
-    width: u32,
+params! {
+    struct Params {
+        first: u32,
+        count: u32,
+        width: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -30,9 +21,8 @@ pub static KERNEL: Kernel = Kernel {
         binding("target_row", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::ReadWrite, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| {
         let p: Params = args.parameters();
         fold((p.count as usize * p.width as usize).div_ceil(64))
@@ -48,6 +38,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Rows of a copy: which of the source go where in the result. No row of the result is named twice.

@@ -1,29 +1,22 @@
 //! `copy/transpose`: a packed matrix with rows and columns exchanged, as plain numbers: what makes a backward product one of
 //! the forward kernels' own.
 
-use bytemuck::{Pod, Zeroable};
-
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Layout, Random, Sizes, Tensor,
-    Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::storing;
+use crate::kernels::matrix::Layout;
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, DType, WHOLE_ROW, WeightFormat};
+use crate::tensor::{BLOCK, WHOLE_ROW, WeightFormat};
 
 /// Rows and columns of one workgroup's tile, as in the shader.
 const TILE: (usize, usize) = (BLOCK, 64);
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    stride: u32,
-    layout: Layout,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        /// Elements of a row of the result.
+        stride: u32,
+        layout: Layout,
+    }
 }
 
 /// The row of the kernel table.
@@ -35,8 +28,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("scales", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::Write, Element::Output),
     ],
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants: || {
         let typed = weights::one_per_type().into_iter();
         let both = |variant: Variant| {
@@ -63,9 +55,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// `[codes, scales]` of `rows` rows of a format and `columns`, transposed: (columns, `rows` to whole blocks of 32) of

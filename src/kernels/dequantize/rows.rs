@@ -1,24 +1,18 @@
 //! `dequantize/rows`: a packed matrix as plain f32, exact.
 
-use bytemuck::{Pod, Zeroable};
 use glam::UVec3;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Chunk, Device, Element, HostTensor, Kernel, Layout, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
+use crate::kernels::matrix::{Chunk, Layout};
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{DType, Scale, WHOLE_ROW, WeightFormat};
+use crate::tensor::{Scale, WHOLE_ROW, WeightFormat};
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    layout: Layout,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        layout: Layout,
+    }
 }
 
 /// The row of the kernel table.
@@ -30,7 +24,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("scales", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::Write, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: weights::one_per_type,
     groups,
@@ -44,9 +38,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// The rows of one chunk of a matrix, f32 of (rows, columns).

@@ -1,26 +1,20 @@
 //! `embed/gather`: rows of an embedding table. result[t, c] = weight[ids[t], c], exact.
 
-use bytemuck::{Pod, Zeroable};
 use glam::UVec3;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Layout, Matrix, Outputs,
-    Random, Sizes, Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
+use crate::kernels::matrix::{Layout, Matrix};
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{DType, WHOLE_ROW};
+use crate::tensor::WHOLE_ROW;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    tokens: u32,
-    columns: u32,
-    row_start: u32,
-    rows: u32,
-    layout: Layout,
+params! {
+    struct Params {
+        tokens: u32,
+        columns: u32,
+        row_start: u32,
+        rows: u32,
+        layout: Layout,
+    }
 }
 
 /// The row of the kernel table.
@@ -33,7 +27,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("scales", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: weights::one_per_type,
     groups,
@@ -42,6 +36,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// The embeddings of `ids`, f32 of shape (tokens, columns). Every id must be below the table's rows.

@@ -1,25 +1,15 @@
 //! `embed/scatter`: the gradient of an embedding table. Row r is the sum of the gradients of the tokens that chose it, in
 //! the tokens' order, so that it is the same every time; it may be added to a gradient that stands there.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{gamma, storing};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    accumulate: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        /// 1: it is added to what stands in the result.
+        accumulate: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -32,9 +22,8 @@ pub static KERNEL: Kernel = Kernel {
         binding("order", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold(args.tensors[3].len().div_ceil(64)),
     cost: |args| {
         let values = (args.tensors[0].len() + args.tensors[3].len()) as f64;
@@ -47,6 +36,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Adds the gradient of an embedding table to `result`, f32 (rows, columns), or writes it there: from the gradient of its

@@ -1,25 +1,15 @@
 //! `gate/glu`: a gated linear unit (Shazeer 2020, arXiv 2002.05202): result = activation(gate) * up.
 
-use bytemuck::{Pod, Zeroable};
 use half::f16;
-use rayon::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
 use crate::kernels::activation::Activation;
-use crate::kernels::bounds::storing;
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    count: u32,
-    activation: u32,
+params! {
+    struct Params {
+        count: u32,
+        activation: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -31,7 +21,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("up", Access::Read, Element::Activation),
         binding("result", Access::Write, Element::Output),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 128.0)],
     variants: || {
         let pairs = [
@@ -59,6 +49,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// activation(gate) * up, element by element, in type `output`: that of the two, or f16.

@@ -1,25 +1,14 @@
 //! `gate/glu_grad`: the gradients of [`gate/glu`](super::glu) at its two factors: grad * up * activation'(gate) and grad *
 //! activation(gate).
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
 use crate::kernels::activation::Activation;
-use crate::kernels::bounds::storing;
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    count: u32,
-    activation: u32,
+params! {
+    struct Params {
+        count: u32,
+        activation: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -33,7 +22,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("gate_grad", Access::Write, Element::Output),
         binding("up_grad", Access::Write, Element::Output),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 128.0)],
     variants: || {
         let pairs = [
@@ -61,6 +50,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// The gradients of `gate` and `up`, in type `output` (theirs, or f16), from those of activation(gate) * up in f32;

@@ -1,23 +1,14 @@
 //! `kv/append`: new tokens' rows behind what each sequence's cache holds already. Exact.
 
-use bytemuck::{Pod, Zeroable};
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    tokens: u32,
-    tokens_per_sequence: u32,
-    width: u32,
-    capacity: u32,
+params! {
+    struct Params {
+        tokens: u32,
+        tokens_per_sequence: u32,
+        width: u32,
+        capacity: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -29,7 +20,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("past", Access::Read, Element::Is(DType::U32)),
         binding("cache", Access::ReadWrite, Element::Activation),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let half = Variant {
@@ -51,6 +42,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Appends `x`, (tokens, width), to `cache`, (sequences, capacity, width). `past`: tokens each sequence holds already.

@@ -1,24 +1,13 @@
 //! `logits/soft_cap`: the soft cap of logits (Gemma 2, arXiv 2408.00118), in place: result = cap tanh(result / cap).
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
 use crate::kernels::activation;
-use crate::kernels::bounds::storing;
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(super) struct Params {
-    pub(super) count: u32,
-    pub(super) cap: f32,
+params! {
+    struct Params {
+        count: u32,
+        cap: f32,
+    }
 }
 
 /// The row of the kernel table.
@@ -30,9 +19,8 @@ pub static KERNEL: Kernel = Kernel {
         Access::ReadWrite,
         Element::Is(DType::F32),
     )],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 128.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold(args.tensors[0].len().div_ceil(4 * 128)),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
@@ -45,6 +33,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Caps `logits`, f32 of any shape, in place. `cap` is above zero.

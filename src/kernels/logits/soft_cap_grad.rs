@@ -1,19 +1,9 @@
 //! `logits/soft_cap_grad`: the gradient of [`logits/soft_cap`](super::soft_cap), in place: result = result (1 - (capped /
 //! cap)^2).
 
-use rayon::prelude::*;
-
 use super::soft_cap::Params;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
 use crate::kernels::activation;
-use crate::kernels::bounds::storing;
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -23,9 +13,8 @@ pub static KERNEL: Kernel = Kernel {
         binding("capped", Access::Read, Element::Is(DType::F32)),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 128.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold(args.tensors[0].len().div_ceil(4 * 128)),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
@@ -38,6 +27,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Turns `grad`, the gradient at `capped` logits, into that at the logits before their soft cap, in place; both f32, of one

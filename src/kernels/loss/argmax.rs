@@ -2,28 +2,18 @@
 //! never the largest; whoever wants to know of it reads the row's log-sum-exp. The rows of a call are as many as one
 //! binding holds.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// Columns are compared as f32, which is exact up to here.
 const MAX_COLUMNS: usize = 1 << 24;
 /// What every logit that counts is above.
 const LEAST: f32 = -3.4e38;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -34,7 +24,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("logits", Access::Read, Element::Is(DType::F32)),
         binding("best", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
     variants: || {
         vec![
@@ -57,6 +47,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// For `logits`, f32 of (rows, columns): the column of each row's largest, u32 of (rows).

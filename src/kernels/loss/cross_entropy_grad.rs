@@ -1,28 +1,17 @@
 //! `loss/cross_entropy_grad`: the gradient of a weighted sum of cross-entropies at the logits,
 //! result[r, c] = (exp(logits[r, c] - lse[r]) - [c is the target]) * weight, and 0 in rows without a target.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, storing};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// The target of a row that is not scored.
 pub const UNSCORED: u32 = u32::MAX;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    weight: f32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        weight: f32,
+    }
 }
 
 /// The row of the kernel table.
@@ -35,7 +24,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("targets", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::Write, Element::Output),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let half = Variant {
@@ -56,6 +45,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// From `logits`, f32 (rows, columns), their log-sum-exp, f32 (rows), and a target column or [`UNSCORED`] for each row: the

@@ -2,24 +2,13 @@
 //! and Leibler 1951) and the likeliest token of each. The shader sums terms that are never negative, so that a model's
 //! divergence from itself is exactly 0.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, gamma, storing};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+    }
 }
 
 /// What stands for the likeliest token of a row that holds a NaN.
@@ -38,7 +27,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("kl", Access::Write, Element::Is(DType::F32)),
         binding("tops", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
     variants: || {
         vec![
@@ -61,6 +50,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// For logits of (rows, columns) each: KL(parent || child), f32 of (rows), and the likeliest columns, the first of equals,

@@ -2,28 +2,17 @@
 //! Vinyals and Dean 2015, arXiv 1503.02531, section 2), times a weight:
 //! result[r, c] = weight / T * (softmax(child[r] / T)[c] - softmax(parent[r] / T)[c]).
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, gamma, storing};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    /// 1 / T.
-    inverse: f32,
-    /// weight / T.
-    factor: f32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        /// 1 / T.
+        inverse: f32,
+        /// weight / T.
+        factor: f32,
+    }
 }
 
 /// The row of the kernel table.
@@ -35,7 +24,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("child", Access::Read, Element::Is(DType::F32)),
         binding("result", Access::Write, Element::Output),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
     variants: || {
         let with = |output, subgroups| Variant {
@@ -61,6 +50,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// From two models' logits of the same places, f32 (rows, columns) each: the gradient, at the child's, of `weight` times the

@@ -1,24 +1,13 @@
 //! `loss/logsumexp`: for each row of logits, log(sum(exp(logits))) and the target's logit. Their difference is the
 //! negative log-likelihood of the target. The rows of a call are as many as one binding holds.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, gamma, storing};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -31,7 +20,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("lse", Access::Write, Element::Is(DType::F32)),
         binding("picked", Access::Write, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
     variants: || {
         vec![
@@ -54,6 +43,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// For `logits` of (rows, columns) and one target column per row: (log-sum-exp, target logit), f32 of (rows) each.

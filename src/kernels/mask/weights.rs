@@ -1,26 +1,18 @@
 //! `mask/weights`: zeroes the rows and columns of a weight that masks rule out, in place: what pruning them does to a model,
 //! before its matrices are made smaller ([`copy/compact`](crate::kernels::copy::compact)).
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    row_start: u32,
-    by_row: u32,
-    by_column: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        /// The first of the rows of this call.
+        row_start: u32,
+        /// 1: the mask of rows, of columns, is there to be read.
+        by_row: u32,
+        by_column: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -32,9 +24,8 @@ pub static KERNEL: Kernel = Kernel {
         binding("column_mask", Access::Read, Element::Is(DType::U32)),
         binding("weight", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| {
         let p: Params = args.parameters();
         fold((p.rows as usize * p.columns as usize).div_ceil(256))
@@ -50,6 +41,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Zeroes those rows of `weight`, f32 (rows, columns), whose `row_mask`, u32 (rows), is 0, and those columns whose

@@ -5,12 +5,12 @@
 //! weight whole, the direct kernels serve.
 
 use super::{Destination, Input, input_grad, linear, weight_grad};
-use crate::device::{Chunk, Device, Matrix, Tensor};
-use crate::error::Result;
 use crate::kernels::copy::pad::cut;
 use crate::kernels::copy::transpose::transpose;
+use crate::kernels::matrix::{Chunk, Matrix};
+use crate::kernels::prelude::*;
 use crate::kernels::residual::add::add;
-use crate::tensor::{BLOCK, DType, WeightFormat};
+use crate::tensor::{BLOCK, WeightFormat};
 
 /// From so many tokens on, transposing pays.
 const MANY: usize = 64;

@@ -3,26 +3,17 @@
 //! A block of 32 columns becomes integers of 2 to 8 bits in two's complement, with the least power of two as scale for which
 //! the largest magnitude fits; or signs, with the mean of the magnitudes as scale (XNOR-Net, arXiv 1603.05279). Plane by plane, a word holds the 32 columns in the order of [`planes`](crate::kernels::copy::planes).
 
-use bytemuck::{Pod, Zeroable};
-
 use super::padded;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
-    Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{gamma, storing};
 use crate::kernels::copy::planes::UNIT;
-use crate::tensor::{BLOCK, DType};
+use crate::kernels::prelude::*;
+use crate::tensor::BLOCK;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    tokens: u32,
-    token_start: u32,
-    columns: u32,
+params! {
+    struct Params {
+        tokens: u32,
+        token_start: u32,
+        columns: u32,
+    }
 }
 
 /// Bits of an activation.
@@ -46,7 +37,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("x_planes", Access::Write, Element::Is(DType::U32)),
         binding("x_scales", Access::Write, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let all = [DType::F32, DType::F16].map(|activation| {
@@ -72,9 +63,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Blocks of a row, in whole units.

@@ -4,22 +4,17 @@
 //! With bits w_p of a code and x_a of an activation, sum(code x) = sum_p sum_a 2^p 2^a popcount(w_p & x_a), the highest a
 //! below zero: integers, exact. A group's scale and offset meet a block's sums as in [`dot4`](super::dot4).
 
-use rayon::prelude::*;
-
 use super::bits::words;
 use super::cases::Shape;
 use super::lut::{grid, planes_of};
+use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::finished;
 use super::{Params, padded};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding, fold,
-};
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::gamma;
+use crate::gpu::Capabilities;
 use crate::kernels::copy::planes::{block_planes, takes};
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, DType, Scale, WHOLE_ROW};
+use crate::tensor::{BLOCK, Scale, WHOLE_ROW};
 
 /// Bits of an activation, and subgroups of lanes that share a row.
 type Constants = &'static [(&'static str, u32)];
@@ -40,13 +35,29 @@ const NARROW: [Constants; 7] = [
     &[("ACT_BITS", 7), ("PARTS", 4)],
 ];
 
+/// The row of the table of product kernels.
+pub static PRODUCT: ProductKernel = ProductKernel {
+    kernel: &KERNEL,
+    engine: Engine::BitSerial,
+    input: |_| InputForm::Bits,
+    weight: |_| WeightForm::Planes,
+    candidates,
+    case: |shape, _| {
+        shaped(
+            shape.rows,
+            shape.columns,
+            shape.tokens,
+            shape.weight.group_size,
+        )
+    },
+};
+
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/bitserial",
     source: include_str!("../../../shaders/matmul/bitserial.wgsl"),
     bindings: BINDINGS,
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants,
     groups: |args| {
         let p: Params = args.parameters();
@@ -54,9 +65,9 @@ pub static KERNEL: Kernel = Kernel {
     },
     cost,
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 const BINDINGS: &[Binding] = &[
@@ -67,6 +78,12 @@ const BINDINGS: &[Binding] = &[
     binding("bias", Access::Read, Element::Is(DType::F32)),
     binding("result", Access::ReadWrite, Element::Output),
 ];
+
+/// Activations of eight bits: of themselves, not where more were asked for.
+fn candidates(shape: &MatmulShape, _: Capabilities) -> Vec<(Variant, u32)> {
+    let takes = shape.has_planes() && (shape.engine == Engine::BitSerial || shape.bytes == 1);
+    shape.shaped(SHAPES.into_iter().filter(|_| takes))
+}
 
 fn variants() -> Vec<Variant> {
     let typed = weights::one_per_type().into_iter();

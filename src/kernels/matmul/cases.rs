@@ -1,10 +1,12 @@
 //! Inputs to try the products on.
 
+use super::product::MatmulShape;
 use super::{EPILOGUE_ADD, EPILOGUE_BIAS, Params, gate_epilogue, padded};
-use crate::device::{Case, CaseData, HostTensor, Layout, Random, Variant};
 use crate::kernels::activation::Activation;
+use crate::kernels::matrix::Layout;
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{DType, WHOLE_ROW};
+use crate::tensor::WHOLE_ROW;
 
 /// A product to try, and what is special about it.
 #[derive(Clone, Copy)]
@@ -133,6 +135,15 @@ fn padded_rows(x: &[f32], columns: usize) -> Vec<f32> {
         target[..columns].copy_from_slice(line);
     }
     rows
+}
+
+/// A case of a product's shape, its columns split in so many parts.
+pub(super) fn case_of(shape: &MatmulShape, splits: u32) -> Case {
+    let (rows, columns, tokens) = (shape.rows, shape.columns, shape.tokens);
+    match splits {
+        1 => plain(rows, columns, tokens, shape.weight.group_size),
+        _ => split(rows, columns, tokens, splits as usize),
+    }
 }
 
 pub(super) fn plain(rows: usize, columns: usize, tokens: usize, group: u32) -> Case {

@@ -4,11 +4,13 @@
 
 use glam::UVec3;
 
-use super::cases::{noted, plain, split};
+use super::cases::{case_of, noted, plain, split};
+use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::reference;
 use super::{Params, cost};
-use crate::device::{Args, Case, Kernel, Sizes, Variant, fold};
-use crate::tensor::{DType, WEIGHT_TYPES, WHOLE_ROW};
+use crate::gpu::Capabilities;
+use crate::kernels::prelude::*;
+use crate::tensor::{Levels, WEIGHT_TYPES, WHOLE_ROW};
 
 type Shape = &'static [(&'static str, u32)];
 
@@ -46,21 +48,49 @@ pub(super) const TILES: [[Shape; 2]; 4] = [
     tile!(1 2, 1 4, 64, 2, 2, 16 2),
 ];
 
+/// The row of the table of product kernels.
+pub static PRODUCT: ProductKernel = ProductKernel {
+    kernel: &KERNEL,
+    engine: Engine::Mul,
+    input: |_| InputForm::Plain,
+    weight: |_| WeightForm::Codes,
+    candidates,
+    case: case_of,
+};
+
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/coop",
     source: include_str!("../../../shaders/matmul/coop.wgsl"),
     bindings: super::BINDINGS,
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    imports,
+    parameters: Params::LAYOUT,
     variants,
     groups,
     cost,
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
+
+fn imports(variant: &Variant, name: &str) -> Option<&'static str> {
+    let levels = variant.weight.map(|weight| weight.levels);
+    Some(match name {
+        "coop_weight" => match levels {
+            Some(Levels::F32 | Levels::F16 | Levels::Bf16) => "coop_weight_wide",
+            _ => "coop_weight_blocks",
+        },
+        "coop_wide" => match levels {
+            Some(Levels::F16) => "coop_wide_f16",
+            Some(Levels::Bf16) => "coop_wide_bf16",
+            _ => "coop_wide_f32",
+        },
+        "coop_before" if variant.output != DType::F32 => "coop_before_none",
+        "coop_direct" if variant.output != DType::F32 => "coop_staged",
+        _ => return None,
+    })
+}
 
 /// Tokens of a tile.
 pub fn tile_tokens(variant: &Variant) -> u32 {
@@ -85,6 +115,48 @@ pub(super) fn with_tile(base: &Variant, tile: &[Shape; 2]) -> Variant {
         constants: tile[usize::from(!wide)],
         ..base.clone()
     }
+}
+
+/// The largest tile that, split along the columns if need be, leaves enough workgroups to fill a large device; then what else
+/// may be quickest.
+pub(super) fn candidates(shape: &MatmulShape, capabilities: Capabilities) -> Vec<(Variant, u32)> {
+    const ENOUGH: usize = 128;
+    // Columns of a part, so that what a part costs beside its products stays small.
+    const LEAST: usize = 512;
+    let mut choices: Vec<(bool, (Variant, u32))> = Vec::new();
+    for tile in &TILES {
+        let whole = with_tile(&shape.variant(), tile);
+        if shape.activation != DType::F16 || !whole.runs_on(capabilities) {
+            return Vec::new();
+        }
+        let tokens = tile_tokens(&whole) as usize;
+        // No tile of which more than half would be empty, nor a small one beside a larger that fills the device.
+        let small = tokens * 4 < shape.tokens && choices.iter().any(|(enough, _)| *enough);
+        if small || (tokens > 16 && shape.tokens <= tokens / 2) {
+            continue;
+        }
+        let workgroups = shape.tokens.div_ceil(tokens) * shape.rows.div_ceil(128);
+        let most = (shape.columns / LEAST).clamp(1, 8);
+        let wanted = ENOUGH.div_ceil(workgroups).next_power_of_two();
+        let mut splits = vec![wanted.min(most)];
+        if wanted > 1 {
+            splits.extend([(2 * wanted).min(most), 1]);
+        }
+        splits.dedup();
+        choices.extend(splits.into_iter().map(|splits| {
+            // Sums of parts are f32.
+            let output = if splits > 1 { DType::F32 } else { shape.output };
+            let variant = Variant {
+                output,
+                ..whole.clone()
+            };
+            (workgroups * splits >= ENOUGH, (variant, splits as u32))
+        }));
+    }
+    let best = choices.iter().position(|(enough, _)| *enough);
+    let best = best.unwrap_or(choices.len() - 1);
+    choices[..=best].rotate_right(1);
+    choices.into_iter().map(|(_, choice)| choice).collect()
 }
 
 fn variants() -> Vec<Variant> {

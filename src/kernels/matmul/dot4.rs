@@ -4,20 +4,15 @@
 //! With s, z a group's scale and zero point, a the activations' scale and q their integers, a block of 32 columns gives
 //! s a sum(code q) - s z a sum(q); an offset m gives + m a sum(q). Both sums of integers are exact.
 
-use rayon::prelude::*;
-
 use super::cases::Shape;
+use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::{finished, tokens_of};
 use super::{Params, padded};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding,
-};
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::gamma;
+use crate::gpu::Capabilities;
+use crate::kernels::prelude::*;
 use crate::kernels::quantize::activations::{Rounding, words};
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, DType, Levels, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightType};
+use crate::tensor::{BLOCK, Levels, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightType};
 
 type Constants = &'static [(&'static str, u32)];
 
@@ -80,20 +75,37 @@ pub(super) fn shapes(bytes: u32, tokens: usize) -> &'static [Constants] {
     if tokens == 1 { ONE[place] } else { MORE[place] }
 }
 
+/// The row of the table of product kernels.
+pub static PRODUCT: ProductKernel = ProductKernel {
+    kernel: &KERNEL,
+    engine: Engine::Mul,
+    input: |variant| InputForm::Integers(Rounding::of(variant)),
+    weight: |_| WeightForm::Codes,
+    candidates,
+    case: |shape, _| {
+        shaped(
+            shape.rows,
+            shape.columns,
+            shape.tokens,
+            shape.weight.group_size,
+        )
+    },
+};
+
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/dot4",
     source: include_str!("../../../shaders/matmul/dot4.wgsl"),
     bindings: BINDINGS,
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    imports,
+    parameters: Params::LAYOUT,
     variants,
     groups: super::row_blocks,
     cost,
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 const BINDINGS: &[Binding] = &[
@@ -105,9 +117,49 @@ const BINDINGS: &[Binding] = &[
     binding("result", Access::ReadWrite, Element::Output),
 ];
 
+/// Codes of 1 to 3 bits as parts of bytes, where one token leaves the time for nothing else.
+fn imports(variant: &Variant, name: &str) -> Option<&'static str> {
+    const PARTS: [&str; 3] = ["block_parts_1", "block_parts_2", "block_parts_3"];
+    if name != "block_parts" {
+        return None;
+    }
+    let weight = variant.weight.filter(|_| variant.constant("TOKENS") == 1);
+    let parts = weight.filter(|weight| weight.is_affine());
+    let parts = parts.and_then(|weight| PARTS.get(weight.bits as usize - 1));
+    Some(parts.copied().unwrap_or("block_parts_bytes"))
+}
+
 /// Whether the kernel multiplies codes of this type: integers, and the ternary levels, which are.
 pub fn takes(weight: &WeightType) -> bool {
     weight.is_affine() || weight.name == "ternary"
+}
+
+/// Activations in so many bytes as were asked for.
+fn candidates(shape: &MatmulShape, capabilities: Capabilities) -> Vec<(Variant, u32)> {
+    let group = shape.weight.group_size as usize;
+    let whole_blocks = shape.weight.group_size == WHOLE_ROW || group.is_multiple_of(BLOCK);
+    // The table has f16 results with subgroups and of up to two bytes only.
+    let known = shape.output == DType::F32 || (capabilities.subgroups && shape.bytes < 3);
+    let can = shape.few_tokens() && capabilities.integer_dot && known && whole_blocks;
+    if !can || !takes(shape.weight.ty) {
+        return Vec::new();
+    }
+    let all = shape.output == DType::F32 && capabilities.subgroups;
+    let single = shapes(shape.bytes, shape.tokens);
+    let single = if all { single } else { &single[..1] };
+    let wide = shape.columns.is_multiple_of(2 * BLOCK) && (group == 0 || group > BLOCK);
+    let pairs = pairs(shape.weight.ty, shape.bytes, shape.tokens);
+    let pairs = match (wide, all) {
+        (true, true) => pairs,
+        // The first is in the table for f16 results too.
+        (true, false) => &pairs[..pairs.len().min(1)],
+        (false, _) => &[],
+    };
+    let mut choices = shape.shaped(pairs.iter().chain(single).copied());
+    for (variant, _) in &mut choices {
+        variant.subgroups = capabilities.subgroups;
+    }
+    choices
 }
 
 fn variants() -> Vec<Variant> {

@@ -3,17 +3,16 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::bits::{Bits, bits};
+use super::bits::bits;
+use super::lut_tables::tables;
+use super::lut_tables_i8::{self, byte_tables};
 use super::padded;
-use super::tables::{Tables, tables};
-use super::tables8::{self, ByteTables, byte_tables};
-use crate::device::{Device, Tensor};
-use crate::error::Result;
+use super::product::InputForm;
 use crate::kernels::copy::pad::pad;
 use crate::kernels::norm::rms::rms;
+use crate::kernels::prelude::*;
 use crate::kernels::quantize::activations::{Integers, Rounding, activations};
 use crate::kernels::quantize::normed::normed;
-use crate::tensor::DType;
 
 /// Activations, (tokens, columns), in the forms that products take. A form is made when the first product asks for it, and
 /// serves the others: the query, the key and the value of an attention share one.
@@ -24,11 +23,8 @@ pub struct Input {
     dtype: DType,
     columns: usize,
     bytes: u32,
-    plain: RefCell<Option<Tensor>>,
-    integers: RefCell<Option<(Range<usize>, Rounding, Integers)>>,
-    tables: RefCell<Option<(Range<usize>, Tables)>>,
-    byte_tables: RefCell<Option<(Range<usize>, ByteTables)>>,
-    bits: RefCell<Option<(Range<usize>, Bits)>>,
+    /// Of each form, its tensors for the tokens that were last asked for.
+    forms: RefCell<Vec<(InputForm, Range<usize>, Vec<Tensor>)>>,
 }
 
 /// A root-mean-square normalization that is still to be done: its gain, f32 (columns), and epsilon.
@@ -50,11 +46,7 @@ impl Input {
             norm: None,
             columns,
             bytes,
-            plain: RefCell::default(),
-            integers: RefCell::default(),
-            tables: RefCell::default(),
-            byte_tables: RefCell::default(),
-            bits: RefCell::default(),
+            forms: RefCell::default(),
         }
     }
 
@@ -95,91 +87,87 @@ impl Input {
         }
     }
 
-    /// As they are, in rows padded to whole vectors of four.
-    pub(super) fn plain(&self, device: &Device) -> Result<Tensor> {
-        let whole = self.columns == padded(self.columns);
-        if self.norm.is_none() && whole {
-            return Ok(self.x.clone());
-        }
-        let mut kept = self.plain.borrow_mut();
-        if let Some(kept) = &*kept {
-            return Ok(kept.clone());
-        }
-        let x = match &self.norm {
-            Some(Norm { gain, epsilon }) => rms(device, &self.x, gain, *epsilon, self.dtype)?,
-            None => self.x.clone(),
-        };
-        let x = if whole {
-            x
-        } else {
-            pad(device, &x, self.columns)?
-        };
-        Ok(kept.insert(x).clone())
-    }
-
-    /// Those of some tokens as tables for lookup.
-    pub(super) fn tables(
+    /// Those of some tokens in a form: its tensors, and the row of the first of the tokens in them.
+    pub(super) fn form(
         &self,
         device: &Device,
+        form: InputForm,
         tokens: Range<usize>,
-        dtype: DType,
-    ) -> Result<Tables> {
-        let mut kept = self.tables.borrow_mut();
-        if let Some((range, kept)) = &*kept
-            && (range, kept.tables.dtype()) == (&tokens, dtype)
-        {
-            return Ok(kept.clone());
+    ) -> Result<(Vec<Tensor>, usize)> {
+        // Plain ones are all tokens'.
+        let (range, first) = match form {
+            InputForm::Plain => (0..self.tokens(), tokens.start),
+            _ => (tokens, 0),
+        };
+        let kept = self.forms.borrow();
+        let known = kept
+            .iter()
+            .find(|(known, its, _)| (known, its) == (&form, &range));
+        if let Some((.., tensors)) = known {
+            return Ok((tensors.clone(), first));
         }
-        let x = self.plain(device)?;
-        let made = tables(device, &x, tokens.clone(), self.columns, dtype)?;
-        Ok(kept.insert((tokens, made)).1.clone())
+        drop(kept);
+        let tensors = self.make(device, form, range.clone())?;
+        let mut kept = self.forms.borrow_mut();
+        kept.retain(|(known, ..)| *known != form);
+        kept.push((form, range, tensors.clone()));
+        Ok((tensors, first))
     }
 
-    /// Those of some tokens as tables of bytes.
-    pub(super) fn byte_tables(&self, device: &Device, tokens: Range<usize>) -> Result<ByteTables> {
-        let mut kept = self.byte_tables.borrow_mut();
-        if let Some((range, kept)) = &*kept
-            && *range == tokens
-        {
-            return Ok(kept.clone());
-        }
-        let x = self.integers(device, tokens.clone(), tables8::ROUNDING)?;
-        let made = byte_tables(device, &x, tokens.len(), self.columns)?;
-        Ok(kept.insert((tokens, made)).1.clone())
+    /// As they are, in rows padded to whole vectors of four.
+    pub(super) fn plain(&self, device: &Device) -> Result<Tensor> {
+        let (mut tensors, _) = self.form(device, InputForm::Plain, 0..self.tokens())?;
+        Ok(tensors.remove(0))
     }
 
-    /// Those of some tokens as bit planes.
-    pub(super) fn bits(&self, device: &Device, tokens: Range<usize>) -> Result<Bits> {
-        let mut kept = self.bits.borrow_mut();
-        if let Some((range, kept)) = &*kept
-            && *range == tokens
-        {
-            return Ok(kept.clone());
-        }
-        let made = bits(device, &self.plain(device)?, tokens.clone(), self.columns)?;
-        Ok(kept.insert((tokens, made)).1.clone())
+    fn make(&self, device: &Device, form: InputForm, tokens: Range<usize>) -> Result<Vec<Tensor>> {
+        let columns = self.columns;
+        Ok(match form {
+            InputForm::Plain => {
+                let x = match &self.norm {
+                    Some(Norm { gain, epsilon }) => {
+                        rms(device, &self.x, gain, *epsilon, self.dtype)?
+                    }
+                    None => self.x.clone(),
+                };
+                vec![if columns == padded(columns) {
+                    x
+                } else {
+                    pad(device, &x, columns)?
+                }]
+            }
+            InputForm::Integers(rounding) => {
+                let made = self.integers(device, tokens, rounding)?;
+                vec![made.codes, made.scales]
+            }
+            InputForm::Tables(dtype) => {
+                let made = tables(device, &self.plain(device)?, tokens, columns, dtype)?;
+                vec![made.tables, made.halves]
+            }
+            InputForm::ByteTables => {
+                let (count, rounding) = (tokens.len(), lut_tables_i8::ROUNDING);
+                let (x, _) = self.form(device, InputForm::Integers(rounding), tokens)?;
+                let made = byte_tables(device, [&x[0], &x[1]], count, columns)?;
+                vec![made.tables, made.sums]
+            }
+            InputForm::Bits => {
+                let made = bits(device, &self.plain(device)?, tokens, columns)?;
+                vec![made.planes, made.scales]
+            }
+        })
     }
 
-    /// Those of some tokens as integers.
-    pub(super) fn integers(
+    fn integers(
         &self,
         device: &Device,
         tokens: Range<usize>,
         rounding: Rounding,
     ) -> Result<Integers> {
-        let mut kept = self.integers.borrow_mut();
-        if let Some((range, known, kept)) = &*kept
-            && (range, *known) == (&tokens, rounding)
-        {
-            return Ok(kept.clone());
-        }
-        let range = tokens.clone();
-        let made = match &self.norm {
+        match &self.norm {
             Some(Norm { gain, epsilon }) if self.columns == padded(self.columns) => {
-                normed(device, &self.x, gain, *epsilon, range, rounding)?
+                normed(device, &self.x, gain, *epsilon, tokens, rounding)
             }
-            _ => activations(device, &self.plain(device)?, range, self.columns, rounding)?,
-        };
-        Ok(kept.insert((tokens, rounding, made)).2.clone())
+            _ => activations(device, &self.plain(device)?, tokens, self.columns, rounding),
+        }
     }
 }

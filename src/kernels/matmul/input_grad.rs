@@ -1,20 +1,11 @@
 //! `matmul/input_grad`: the gradient of a product's input, dX = dY * W. result[t, c] = sum_r grad[t, r] * weight[r, c], in
 //! f32; of a weight in several chunks the sums are added up.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
 use super::{call_tile, tiles};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Layout, Matrix, Outputs,
-    Random, Sizes, Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{gamma, storing};
+use crate::kernels::matrix::{Layout, Matrix};
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{DType, WHOLE_ROW};
+use crate::tensor::WHOLE_ROW;
 
 /// Columns and tokens of one workgroup's tile, as in the shader.
 const TILE: u32 = 64;
@@ -23,18 +14,19 @@ const TILE: u32 = 64;
 /// parts of 256 by 3e-7.
 const EXACT_ROWS: usize = 256;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    row_start: u32,
-    columns: u32,
-    tokens: u32,
-    token_start: u32,
-    grad_stride: u32,
-    grad_offset: u32,
-    accumulate: u32,
-    layout: Layout,
+params! {
+    struct Params {
+        rows: u32,
+        row_start: u32,
+        columns: u32,
+        tokens: u32,
+        token_start: u32,
+        grad_stride: u32,
+        grad_offset: u32,
+        /// 1: the sums are added to what stands in the result.
+        accumulate: u32,
+        layout: Layout,
+    }
 }
 
 /// The row of the kernel table.
@@ -47,8 +39,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("scales", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants: || {
         let half = |variant: Variant| Variant {
             activation: DType::F16,
@@ -81,6 +72,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// The gradient of the input of a product with a weight of (rows, columns), given that of its result, (tokens, rows):

@@ -2,24 +2,19 @@
 //! 2206.09557), for integer codes of 1 to 4 bits as bit planes ([`planes`](crate::kernels::copy::planes)).
 //!
 //! With bits b_p of a code, sum(code x) = sum_p 2^p sum(b_p x), and sum(b x) = (sum(x) + sum(±x)) / 2, + where b is set. The
-//! signed sum of four activations is one of sixteen, looked up in a table ([`tables`](super::tables)) that all rows share. A
+//! signed sum of four activations is one of sixteen, looked up in a table ([`lut_tables`](super::lut_tables)) that all rows share. A
 //! group's scale and offset meet the sums block by block, in f32. Tables are f32, or f16, which rounds
 //! their entries.
 
-use rayon::prelude::*;
-
 use super::cases::Shape;
+use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::finished;
-use super::{Params, padded, tables};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding, fold,
-};
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::gamma;
+use super::{Params, lut_tables, padded};
+use crate::gpu::Capabilities;
 use crate::kernels::copy::planes::{arrange, block_planes, takes};
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, DType, Packed, Scale, WHOLE_ROW, WeightFormat, WeightType};
+use crate::tensor::{BLOCK, Packed, Scale, WHOLE_ROW, WeightFormat, WeightType};
 
 type Constants = &'static [(&'static str, u32)];
 
@@ -72,13 +67,34 @@ pub(super) fn shapes(
     fours.iter().chain(ones(tables)).copied()
 }
 
+/// The row of the table of product kernels.
+pub static PRODUCT: ProductKernel = ProductKernel {
+    kernel: &KERNEL,
+    engine: Engine::Lut,
+    input: |variant| InputForm::Tables(variant.activation),
+    weight: |_| WeightForm::Planes,
+    candidates,
+    case: |shape, _| {
+        shaped(
+            shape.rows,
+            shape.columns,
+            shape.tokens,
+            shape.weight.group_size,
+        )
+    },
+};
+
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/lut",
     source: include_str!("../../../shaders/matmul/lut.wgsl"),
     bindings: BINDINGS,
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    imports: |variant, name| match (name, variant.constant("AT_ONCE")) {
+        ("lut_tokens", 4) => Some("lut_four"),
+        ("lut_tokens", _) => Some("lut_one"),
+        _ => None,
+    },
+    parameters: Params::LAYOUT,
     variants,
     groups: |args| {
         let p: Params = args.parameters();
@@ -88,9 +104,9 @@ pub static KERNEL: Kernel = Kernel {
     },
     cost,
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 const BINDINGS: &[Binding] = &[
@@ -101,6 +117,31 @@ const BINDINGS: &[Binding] = &[
     binding("bias", Access::Read, Element::Is(DType::F32)),
     binding("result", Access::ReadWrite, Element::Output),
 ];
+
+/// Tables in f32 lose nothing; those in f16 are for activations that were rounded already, and hold four tokens.
+fn candidates(shape: &MatmulShape, _: Capabilities) -> Vec<(Variant, u32)> {
+    if !shape.has_planes() || shape.bytes == 1 {
+        return Vec::new();
+    }
+    let types: &[DType] = match shape.activation {
+        DType::F16 => &[DType::F16, DType::F32],
+        _ => &[DType::F32],
+    };
+    let choices = types.iter().flat_map(|tables| {
+        let all = shape.shaped(shapes(shape.weight.ty, *tables, shape.tokens));
+        all.into_iter().map(|(variant, splits)| {
+            let activation = *tables;
+            (
+                Variant {
+                    activation,
+                    ..variant
+                },
+                splits,
+            )
+        })
+    });
+    choices.collect()
+}
 
 fn variants() -> Vec<Variant> {
     let pairs = [
@@ -150,7 +191,7 @@ pub(super) struct Tokens {
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let columns = args.parameters::<Params>().columns as usize;
     let (tables, halves) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
-    let per_token = (tables::entries(columns), tables::halves(columns));
+    let per_token = (lut_tables::entries(columns), lut_tables::halves(columns));
     looked_up(args, |token| Tokens {
         tables: tables[token * per_token.0..][..per_token.0].to_vec(),
         blocks: halves[token * per_token.1..][..per_token.1]
@@ -242,7 +283,7 @@ fn case(shape: Shape) -> Case {
     Case::new(shape.label(), move |variant: &Variant| {
         let (params, x, rest) = shape.data(variant);
         let planes = arranged(&shape, variant, &params, &rest[0]);
-        let (tables, halves) = tables::of_rows(&x, shape.columns);
+        let (tables, halves) = lut_tables::of_rows(&x, shape.columns);
         let before = vec![
             HostTensor::from_f32(variant.activation, &[tables.len()], &tables),
             HostTensor::from_f32(DType::F32, &[halves.len()], &halves),

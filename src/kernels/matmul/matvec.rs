@@ -1,10 +1,12 @@
 //! `matmul/matvec`: the product with few tokens, bound by reading the weight once.
 
-use super::cases::{noted, plain};
+use super::cases::{case_of, noted, plain};
+use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::{cpu, reference};
 use super::{Params, cost, typed_variants};
-use crate::device::{Case, Kernel, Sizes, Variant};
-use crate::tensor::{DType, WHOLE_ROW};
+use crate::gpu::Capabilities;
+use crate::kernels::prelude::*;
+use crate::tensor::WHOLE_ROW;
 
 /// Rows and tokens of a workgroup, and its invocations.
 type Shape = &'static [(&'static str, u32)];
@@ -17,13 +19,22 @@ pub(super) const ONE: [Shape; 2] = [
 /// Four tokens per workgroup.
 pub(super) const FOUR: [Shape; 1] = [&[("TOKENS", 4), ("ROWS", 2), ("WORKGROUP", 64)]];
 
+/// The row of the table of product kernels.
+pub static PRODUCT: ProductKernel = ProductKernel {
+    kernel: &KERNEL,
+    engine: Engine::Mul,
+    input: |_| InputForm::Plain,
+    weight: |_| WeightForm::Codes,
+    candidates,
+    case: case_of,
+};
+
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/matvec",
     source: include_str!("../../../shaders/matmul/matvec.wgsl"),
     bindings: super::BINDINGS,
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants,
     groups: super::row_blocks,
     cost,
@@ -31,7 +42,21 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
+
+fn candidates(shape: &MatmulShape, capabilities: Capabilities) -> Vec<(Variant, u32)> {
+    let shapes: &[Shape] = match shape.tokens {
+        1 => &ONE,
+        _ => &FOUR,
+    };
+    let mut choices = shape.shaped(shapes.iter().copied().filter(|_| shape.few_tokens()));
+    for (variant, _) in &mut choices {
+        variant.activation = shape.activation;
+        variant.subgroups = capabilities.subgroups;
+    }
+    choices
+}
 
 fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();

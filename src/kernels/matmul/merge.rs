@@ -3,21 +3,16 @@
 use super::cases::epilogue;
 use super::reference::Finish;
 use super::{EPILOGUE_BIAS, Params};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Layout, Random, Sizes, Variant,
-    binding, fold,
-};
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::gamma;
-use crate::tensor::{DType, WeightFormat};
+use crate::kernels::matrix::Layout;
+use crate::kernels::prelude::*;
+use crate::tensor::WeightFormat;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/merge",
     source: include_str!("../../../shaders/matmul/merge.wgsl"),
     bindings: BINDINGS,
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         [DType::F32, DType::F16]
@@ -41,9 +36,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 const BINDINGS: &[Binding] = &[

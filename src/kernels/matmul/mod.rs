@@ -1,6 +1,6 @@
 //! Matrix products: result[t, r] = sum_c x[t, c] * weight[r, c] (+ bias[r]), accumulated in f32, and what becomes of them.
 //!
-//! One family of kernels; [`plan`] chooses among them, and [`linear`] cuts long work along tokens and rows.
+//! One family of kernels; [`product`] chooses among them, and [`linear`] cuts long work along tokens and rows.
 
 pub mod backward;
 pub mod bits;
@@ -11,49 +11,43 @@ pub mod dot4;
 mod input;
 pub mod input_grad;
 pub mod lut;
-pub mod lut8;
+pub mod lut_i8;
+pub mod lut_tables;
+pub mod lut_tables_i8;
 pub mod matvec;
 pub mod merge;
-pub mod plan;
+pub mod product;
 mod reference;
-pub mod tables;
-pub mod tables8;
+pub mod ternary;
 pub mod tiled;
-pub mod trits;
+pub mod tuned;
 pub mod weight_grad;
 
-use bytemuck::{Pod, Zeroable};
 use glam::UVec3;
 
-use crate::device::{
-    Args, Binding, Call, Chunk, Device, Element, Engine, Layout, Matrix, Tensor, Variant, binding,
-    fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
 use crate::kernels::activation::Activation;
-use crate::kernels::copy::planes::{self, planes};
-use crate::kernels::copy::trits as ternary;
+use crate::kernels::matrix::{Layout, Matrix};
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::DType;
 pub use input::{Input, Norm};
-use plan::{Choice, Product};
+pub use product::Engine;
+use product::{MatmulShape, ProductChoices, WeightForm};
 
-/// Parameters of every kernel of the family.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    row_start: u32,
-    columns: u32,
-    tokens: u32,
-    token_start: u32,
-    result_start: u32,
-    out_stride: u32,
-    out_offset: u32,
-    epilogue: u32,
-    splits: u32,
-    layout: Layout,
+params! {
+    /// Parameters of every kernel of the family.
+    struct Params {
+        rows: u32,
+        row_start: u32,
+        columns: u32,
+        tokens: u32,
+        token_start: u32,
+        result_start: u32,
+        out_stride: u32,
+        out_offset: u32,
+        epilogue: u32,
+        splits: u32,
+        layout: Layout,
+    }
 }
 
 /// A bias is added.
@@ -90,6 +84,19 @@ pub enum Destination<'a> {
 }
 
 impl Destination<'_> {
+    /// The tensor, of that shape where it is new.
+    fn tensor(self, device: &Device, shape: &[usize]) -> Result<Tensor> {
+        let result = match self {
+            Destination::New(dtype) => device.allocate(dtype, shape, "a product")?,
+            Destination::Into(tensor) | Destination::Add(tensor) | Destination::Gate(tensor, _) => {
+                tensor.clone()
+            }
+        };
+        let len = shape.iter().product::<usize>();
+        assert_eq!(result.len(), len, "a product fits its destination");
+        Ok(result)
+    }
+
     fn epilogue(self) -> u32 {
         match self {
             Destination::New(_) | Destination::Into(_) => 0,
@@ -124,19 +131,8 @@ pub fn linear_rows(
     bias: Option<&Tensor>,
     destination: Destination<'_>,
 ) -> Result<Tensor> {
-    let columns = weight.columns();
-    let tokens = range.len();
-    let result = match destination {
-        Destination::New(dtype) => device.allocate(dtype, &[tokens, weight.rows()], "a product")?,
-        Destination::Into(tensor) | Destination::Add(tensor) | Destination::Gate(tensor, _) => {
-            tensor.clone()
-        }
-    };
-    assert_eq!(
-        result.len(),
-        tokens * weight.rows(),
-        "a product fits its destination"
-    );
+    let (tokens, columns) = (range.len(), weight.columns());
+    let result = destination.tensor(device, &[tokens, weight.rows()])?;
     let unused;
     let bias_tensor = match bias {
         Some(bias) => bias,
@@ -145,22 +141,22 @@ pub fn linear_rows(
             &unused
         }
     };
+    let choices = device.runner().map(ProductChoices::of);
     for chunk in weight.chunks() {
-        let (token_step, row_step) = call_tile(device, tokens, chunk.rows, columns);
-        // Tables are four entries an activation, in f32 at most.
-        let fit = device.max_tensor_bytes() as usize / (4 * tables::entries(columns));
-        let engine = match device.runner() {
-            // Planes are padded, and may not fit a binding where the codes do.
-            Some(runner) if planes_fit(device, weight, chunk) => runner.engine(),
+        let engine = match &choices {
+            Some(choices) if WeightForm::fits(device, weight.format(), chunk.rows, columns) => {
+                choices.engine()
+            }
             _ => Engine::Mul,
         };
-        let token_step = match engine {
-            Engine::Lut => token_step.min(fit.max(1)),
-            _ => token_step,
-        };
+        let (mut token_step, row_step) = call_tile(device, tokens, chunk.rows, columns);
+        if engine == Engine::Lut {
+            // Tables are four entries an activation, in f32 at most.
+            let fit = device.max_tensor_bytes() as usize / (4 * lut_tables::entries(columns));
+            token_step = token_step.min(fit.max(1));
+        }
         for (start, row) in tiles(tokens, token_step, chunk.rows, row_step) {
-            let count = token_step.min(tokens - start);
-            let product = Product {
+            let shape = MatmulShape {
                 activation: x.dtype(),
                 bytes: x.bytes(),
                 output: result.dtype(),
@@ -168,18 +164,21 @@ pub fn linear_rows(
                 engine,
                 rows: row_step.min(chunk.rows - row),
                 columns,
-                tokens: count,
+                tokens: token_step.min(tokens - start),
             };
-            let runner = device.runner();
-            let winner = runner.and_then(|runner| runner.winner(|| product.class()));
-            let choice = product.choose(device.capabilities(), winner.as_deref());
+            let winner = choices
+                .as_ref()
+                .and_then(|known| known.winner(|| shape.class()));
+            let choice = shape.choose(device.capabilities(), winner.as_deref());
             let first = range.start + start;
-            let mut params = Params {
-                rows: product.rows as u32,
+            let (x, token_start) = x.form(device, choice.input(), first..first + shape.tokens)?;
+            let codes = chunk.form(device, choice.weight(), weight.format(), columns)?;
+            let params = Params {
+                rows: shape.rows as u32,
                 row_start: row as u32,
                 columns: columns as u32,
-                tokens: count as u32,
-                token_start: first as u32,
+                tokens: shape.tokens as u32,
+                token_start: token_start as u32,
                 result_start: start as u32,
                 out_stride: weight.rows() as u32,
                 out_offset: (chunk.start + row) as u32,
@@ -187,76 +186,12 @@ pub fn linear_rows(
                 splits: choice.splits,
                 layout: weight.layout(),
             };
-            // Other layouts are made by the first product that asks for them, and stay.
-            let codes = if let Some(trits) = choice.trits() {
-                let shape = (chunk.rows, columns);
-                let make = || ternary::trits(device, &chunk.codes, weight.format(), shape, trits);
-                chunk.trits[trits - 2].get_or_make(make)?
-            } else if choice.takes_planes() {
-                let make = || planes(device, &chunk.codes, weight.format(), (chunk.rows, columns));
-                chunk.planes.get_or_make(make)?
-            } else {
-                &chunk.codes
-            };
-            let weight = [codes, &chunk.scales, bias_tensor];
-            let run = |choice: &Choice, params: &Params, x: &[&Tensor], result: &Tensor| {
-                device.run(&Call {
-                    kernel: choice.kernel,
-                    variant: choice.variant.clone(),
-                    parameters: bytemuck::bytes_of(params),
-                    tensors: &[x, &weight, &[result]].concat(),
-                })
-            };
-            if let Some(rounding) = choice.rounding() {
-                let x = x.integers(device, first..first + count, rounding)?;
-                params.token_start = 0;
-                run(&choice, &params, &[&x.codes, &x.scales], &result)?;
-            } else if choice.looks_up() {
-                let x = x.tables(device, first..first + count, choice.variant.activation)?;
-                params.token_start = 0;
-                run(&choice, &params, &[&x.tables, &x.halves], &result)?;
-            } else if choice.looks_up_bytes() {
-                let x = x.byte_tables(device, first..first + count)?;
-                params.token_start = 0;
-                run(&choice, &params, &[&x.tables, &x.sums], &result)?;
-            } else if choice.counts_bits() {
-                let x = x.bits(device, first..first + count)?;
-                params.token_start = 0;
-                run(&choice, &params, &[&x.planes, &x.scales], &result)?;
-            } else if choice.splits == 1 {
-                run(&choice, &params, &[&x.plain(device)?], &result)?;
-            } else {
-                let parts = [choice.splits as usize, count, product.rows];
-                let sums = device.allocate(DType::F32, &parts, "parts of a product")?;
-                let part = Params {
-                    result_start: 0,
-                    out_stride: params.rows,
-                    out_offset: 0,
-                    epilogue: 0,
-                    ..params
-                };
-                run(&choice, &part, &[&x.plain(device)?], &sums)?;
-                device.run(&Call {
-                    kernel: &merge::KERNEL,
-                    variant: merge::variant(result.dtype()),
-                    parameters: bytemuck::bytes_of(&params),
-                    tensors: &[&sums, bias_tensor, &result],
-                })?;
-            }
+            let mut operands: Vec<&Tensor> = x.iter().collect();
+            operands.extend([&codes, &chunk.scales, bias_tensor]);
+            choice.run(device, &params, &operands, &result)?;
         }
     }
     Ok(result)
-}
-
-fn planes_fit(device: &Device, weight: &Matrix, chunk: &Chunk) -> bool {
-    let ty = weight.format().ty;
-    let (rows, columns) = (chunk.rows, weight.columns());
-    let words = match ty {
-        _ if planes::takes(ty) => planes::words(rows, columns, ty.bits as usize),
-        _ if ternary::takes(ty) => ternary::words(rows, columns, 2),
-        _ => 0,
-    };
-    4 * words as u64 <= device.max_tensor_bytes()
 }
 
 /// Workgroups of a kernel whose variants say how many ROWS and TOKENS a workgroup has.

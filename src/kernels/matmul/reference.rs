@@ -1,17 +1,13 @@
 //! What the products must give, and the same in f32 for the CPU device.
 
-use rayon::prelude::*;
-
 use super::{
     EPILOGUE_ACTIVATION, EPILOGUE_ADD, EPILOGUE_BIAS, EPILOGUE_GATE, FEW_TOKENS, Params, padded,
 };
-use crate::compare::Expected;
-use crate::device::{Args, Outputs, View};
+use crate::device::View;
 use crate::kernels::activation::Activation;
-use crate::kernels::bounds::{gamma, storing};
+use crate::kernels::prelude::*;
 use crate::kernels::quantize::activations::Rounding;
 use crate::kernels::weights;
-use crate::tensor::DType;
 
 /// The call's activations without their padding: (tokens, columns).
 fn activations(args: &Args<'_>) -> Vec<f32> {

@@ -2,22 +2,33 @@
 
 use glam::UVec3;
 
-use super::cases::{noted, plain};
+use super::cases::{case_of, noted, plain};
+use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::{cpu, reference};
-use super::{Params, cost, typed_variants};
-use crate::device::{Args, Case, Kernel, Sizes, Variant, fold};
-use crate::tensor::{DType, WHOLE_ROW};
+use super::{Params, coop, cost, typed_variants};
+use crate::gpu::Capabilities;
+use crate::kernels::prelude::*;
+use crate::tensor::WHOLE_ROW;
 
 /// Tiles of 64 and of 128 weight rows and tokens: a workgroup's, 64 * QUADS in the shader.
 pub(super) const TILES: [&[(&str, u32)]; 2] = [&[("QUADS", 1)], &[("QUADS", 2)]];
+
+/// The row of the table of product kernels.
+pub static PRODUCT: ProductKernel = ProductKernel {
+    kernel: &KERNEL,
+    engine: Engine::Mul,
+    input: |_| InputForm::Plain,
+    weight: |_| WeightForm::Codes,
+    candidates,
+    case: case_of,
+};
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/tiled",
     source: include_str!("../../../shaders/matmul/tiled.wgsl"),
     bindings: super::BINDINGS,
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants,
     groups,
     cost,
@@ -25,12 +36,37 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 fn groups(args: &Args<'_>) -> UVec3 {
     let p: Params = args.parameters();
     let tile = 64 * args.variant.constant("QUADS");
     fold(p.rows.div_ceil(tile) as usize * p.tokens.div_ceil(tile) as usize)
+}
+
+/// For many tokens, which are many times as quick on matrix units where there are some.
+fn candidates(shape: &MatmulShape, capabilities: Capabilities) -> Vec<(Variant, u32)> {
+    if shape.few_tokens() || !coop::candidates(shape, capabilities).is_empty() {
+        return Vec::new();
+    }
+    let base = Variant {
+        activation: shape.activation,
+        ..shape.variant()
+    };
+    // The large tile where it leaves enough workgroups to fill a large device; a processor has few cores to fill.
+    let workgroups = shape.rows.div_ceil(128) * shape.tokens.div_ceil(128);
+    let enough = if capabilities.processor { 2 } else { 128 };
+    let mut tiles = TILES.to_vec();
+    if workgroups >= enough && shape.tokens > 64 {
+        tiles.reverse();
+    }
+    tiles.retain(|constants| large(&base) || *constants == TILES[0]);
+    let variant = |constants| Variant {
+        constants,
+        ..base.clone()
+    };
+    tiles.into_iter().map(|tile| (variant(tile), 1)).collect()
 }
 
 fn variants() -> Vec<Variant> {

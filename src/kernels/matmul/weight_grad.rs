@@ -1,30 +1,20 @@
 //! `matmul/weight_grad`: the gradient of a product's weight, dW = dYᵗ * X. result[r, c] = sum_t grad[t, r] * x[t, c], in
 //! f32; it may be added to a gradient that stands there, so that many batches make one.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{gamma, storing};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// Rows and columns of one workgroup's tile, as in the shader.
 const TILE: u32 = 64;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    tokens: u32,
-    token_start: u32,
-    accumulate: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        tokens: u32,
+        token_start: u32,
+        /// 1: the sums are added to what stands in the result.
+        accumulate: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -36,8 +26,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("x", Access::Read, Element::Activation),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants: || {
         let half = Variant {
             activation: DType::F16,
@@ -63,6 +52,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Adds the gradient of a product's weight to `result`, f32 of (rows, columns), or writes it there: from the gradient of

@@ -1,28 +1,18 @@
 //! `norm/gain_grad`: the gradient of a normalization's gain, result[c] = sum_r grad[r, c] x[r, c] scales[r], with the scales
 //! that [`norm/rms_grad`](super::rms_grad) leaves. Added in a fixed order; it may be added to a gradient that stands there.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{gamma, storing};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// Columns of a workgroup, as in the shader.
 const COLUMNS: u32 = 8;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    accumulate: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        /// 1: it is added to what stands in the result.
+        accumulate: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -35,9 +25,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("grad", Access::Read, Element::Is(DType::F32)),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
-    variants: || vec![Variant::BASELINE],
+    parameters: Params::LAYOUT,
     groups: |args| fold(args.parameters::<Params>().columns.div_ceil(COLUMNS) as usize),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
@@ -50,6 +38,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Adds the gradient of the gain to `result`, f32 (columns), or writes it there: from the rows `x`, their scales and the

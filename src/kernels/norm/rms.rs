@@ -2,25 +2,14 @@
 //!
 //! result[r, c] = x[r, c] / sqrt(mean_c(x[r, c]^2) + epsilon) * gain[c]
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, gamma, storing};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    epsilon: f32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        epsilon: f32,
+    }
 }
 
 /// The row of the kernel table.
@@ -32,7 +21,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("gain", Access::Read, Element::Is(DType::F32)),
         binding("result", Access::Write, Element::Output),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 128.0)],
     variants,
     groups: |args| fold(args.parameters::<Params>().rows as usize),
@@ -41,6 +30,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Normalizes the rows of `x`, f32 of shape (rows, columns); the result has type `output`.

@@ -2,26 +2,16 @@
 //! h = grad * gain, dx = s h - x s^3 mean(h x); it may be added to a gradient that stands there. Also s of each row, which
 //! the gradient of the gain needs ([`norm/gain_grad`](super::gain_grad)).
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, gamma, storing};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    epsilon: f32,
-    accumulate: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        epsilon: f32,
+        /// 1: it is added to what stands in the result.
+        accumulate: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -35,7 +25,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
         binding("scales", Access::Write, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 128.0)],
     variants: || {
         let subgroups = Variant {
@@ -56,6 +46,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// From `x`, f32 (rows, columns), the gain and the gradient of the normalized rows, f32 of the same shape: the gradient of

@@ -1,15 +1,8 @@
 //! `probe/coop`: result = steps * a * b of small integers, by cooperative-matrix multiply-adds. Exact: every sum is an
 //! integer below 2^24.
 
-use rayon::prelude::*;
-
 use super::Steps;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Case, CaseData, Element, HostTensor, Kernel, Random, Sizes, Variant, binding, fold,
-};
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// Tiles of a workgroup, as in the shader.
 const GROUP_TILES: usize = 4;
@@ -23,8 +16,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("b", Access::Read, Element::Is(DType::F16)),
         binding("result", Access::Write, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Steps>(),
-    overrides: &[],
+    parameters: Steps::LAYOUT,
     variants: || {
         let of = |coop| Variant {
             coop,
@@ -43,9 +35,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {

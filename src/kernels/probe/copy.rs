@@ -1,10 +1,7 @@
 //! `probe/copy`: result = x. 32 bytes of memory traffic per invocation.
 
 use super::{Quads, result, words};
-use crate::compare::Expected;
-use crate::device::{Args, Case, CaseData, Element, Kernel, Sizes, Variant, binding, fold};
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -14,18 +11,17 @@ pub static KERNEL: Kernel = Kernel {
         binding("x", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Quads>(),
+    parameters: Quads::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold((args.parameters::<Quads>().quads as usize).div_ceil(256)),
     cost: |args| Cost {
         operations: 0.0,
         bytes: 32.0 * f64::from(args.parameters::<Quads>().quads),
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {

@@ -1,12 +1,7 @@
 //! `probe/dot4`: four sums per invocation, each with `steps` products of four signed bytes by dot4I8Packed. Exact.
 
-use rayon::prelude::*;
-
 use super::{Steps, result, words};
-use crate::compare::Expected;
-use crate::device::{Args, Case, CaseData, Element, Kernel, Sizes, Variant, binding, fold};
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// The other operand of every product: bytes 2, 3, -2, 1 from the lowest.
 const OPERAND: u32 = 0x01fe_0302;
@@ -19,9 +14,8 @@ pub static KERNEL: Kernel = Kernel {
         binding("x", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Steps>(),
+    parameters: Steps::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold((args.parameters::<Steps>().invocations as usize).div_ceil(256)),
     cost: |args| {
         let p: Steps = args.parameters();
@@ -33,9 +27,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 fn dot(a: u32, b: u32) -> i32 {

@@ -1,16 +1,8 @@
 //! `probe/fma`: 16 values per invocation, each turned 4 x steps times by v = v * 0.5 + b, then summed. The value tends to
 //! 2 b, so it neither grows nor vanishes.
 
-use rayon::prelude::*;
-
 use super::Steps;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Case, CaseData, Element, HostTensor, Kernel, Random, Sizes, Variant, binding, fold,
-};
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::storing;
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -20,7 +12,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("x", Access::Read, Element::Activation),
         binding("result", Access::Write, Element::Activation),
     ],
-    parameter_bytes: size_of::<Steps>(),
+    parameters: Steps::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
     variants: || {
         let half = Variant {
@@ -41,9 +33,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {

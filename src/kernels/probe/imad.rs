@@ -1,13 +1,8 @@
 //! `probe/imad`: 16 values per invocation, each turned 4 x steps times by v = v * f + b in wrapping integers, with
 //! f = steps | 5. Exact.
 
-use rayon::prelude::*;
-
 use super::{Steps, result, words};
-use crate::compare::Expected;
-use crate::device::{Args, Case, CaseData, Element, Kernel, Sizes, Variant, binding, fold};
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -17,9 +12,8 @@ pub static KERNEL: Kernel = Kernel {
         binding("x", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Steps>(),
+    parameters: Steps::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold((args.parameters::<Steps>().invocations as usize).div_ceil(256)),
     cost: |args| {
         let p: Steps = args.parameters();
@@ -30,9 +24,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {

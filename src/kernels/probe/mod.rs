@@ -1,6 +1,8 @@
 //! Kernels that do one thing only, to measure what a device can do: `bench hardware` times them, and the products are
 //! judged against what they reach.
 
+use crate::kernels::prelude::*;
+
 pub mod coop;
 pub mod copy;
 pub mod dot4;
@@ -10,33 +12,28 @@ pub mod read;
 pub mod shared;
 pub mod write;
 
-use bytemuck::{Pod, Zeroable};
-
-use crate::device::{HostTensor, Random};
-use crate::tensor::DType;
-
-/// Parameters of the bandwidth probes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Quads {
-    quads: u32,
+params! {
+    /// Parameters of the bandwidth probes.
+    struct Quads {
+        quads: u32,
+    }
 }
 
-/// Parameters of the arithmetic probes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Steps {
-    /// Of `probe/coop`: tiles.
-    invocations: u32,
-    steps: u32,
+params! {
+    /// Parameters of the arithmetic probes.
+    struct Steps {
+        /// Of `probe/coop`: tiles.
+        invocations: u32,
+        steps: u32,
+    }
 }
 
-/// Parameters of the probe of workgroup memory.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Rounds {
-    groups: u32,
-    rounds: u32,
+params! {
+    /// Parameters of the probe of workgroup memory.
+    struct Rounds {
+        groups: u32,
+        rounds: u32,
+    }
 }
 
 /// Random words.

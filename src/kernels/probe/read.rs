@@ -2,10 +2,7 @@
 //! invocation and 4 written.
 
 use super::{Quads, result, words};
-use crate::compare::Expected;
-use crate::device::{Args, Case, CaseData, Element, Kernel, Sizes, Variant, binding, fold};
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// Invocations of a workgroup.
 const WORKGROUP: usize = 256;
@@ -18,18 +15,17 @@ pub static KERNEL: Kernel = Kernel {
         binding("x", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Quads>(),
+    parameters: Quads::LAYOUT,
     overrides: &[("WORKGROUP", WORKGROUP as f64)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold(args.parameters::<Quads>().quads as usize / (16 * WORKGROUP)),
     cost: |args| Cost {
         operations: 0.0,
         bytes: 16.25 * f64::from(args.parameters::<Quads>().quads),
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {

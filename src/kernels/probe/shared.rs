@@ -1,13 +1,8 @@
 //! `probe/shared`: how fast workgroup memory is read. Each invocation adds up 256 neighbouring quads of a tile of 512, 4
 //! KiB a round. Exact, in wrapping integers.
 
-use rayon::prelude::*;
-
 use super::{Rounds, result, words};
-use crate::compare::Expected;
-use crate::device::{Args, Case, CaseData, Element, Kernel, Sizes, Variant, binding, fold};
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// Invocations of a workgroup, and quads that each adds up in a round.
 const WORKGROUP: usize = 256;
@@ -20,9 +15,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("x", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Rounds>(),
-    overrides: &[],
-    variants: || vec![Variant::BASELINE],
+    parameters: Rounds::LAYOUT,
     groups: |args| fold(args.parameters::<Rounds>().groups as usize),
     cost: |args| {
         let p: Rounds = args.parameters();
@@ -33,9 +26,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {

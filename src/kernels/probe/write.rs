@@ -1,28 +1,24 @@
 //! `probe/write`: result[i] = i. 16 bytes of memory traffic per invocation.
 
 use super::{Quads, result};
-use crate::compare::Expected;
-use crate::device::{Args, Case, CaseData, Element, Kernel, Sizes, Variant, binding, fold};
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "probe/write",
     source: include_str!("../../../shaders/probe/write.wgsl"),
     bindings: &[binding("result", Access::Write, Element::Is(DType::U32))],
-    parameter_bytes: size_of::<Quads>(),
+    parameters: Quads::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold((args.parameters::<Quads>().quads as usize).div_ceil(256)),
     cost: |args| Cost {
         operations: 0.0,
         bytes: 16.0 * f64::from(args.parameters::<Quads>().quads),
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {

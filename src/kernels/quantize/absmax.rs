@@ -4,28 +4,21 @@
 //! `signed_max` 1: scale = w_extreme * factor, with factor -1 / 2^(bits-1): GGUF's symmetric types, where the value of
 //! largest magnitude falls on the lowest code, whatever its sign.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::SHAPES;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
 use half::f16;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    group_columns: u32,
-    scale_words: u32,
-    signed_max: u32,
-    factor: f32,
+use super::SHAPES;
+use crate::kernels::prelude::*;
+
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        group_columns: u32,
+        scale_words: u32,
+        /// 0: scale = largest magnitude * factor. 1: scale = the signed value of largest magnitude * factor.
+        signed_max: u32,
+        factor: f32,
+    }
 }
 
 /// The row of the kernel table.
@@ -36,9 +29,8 @@ pub static KERNEL: Kernel = Kernel {
         binding("weight", Access::Read, Element::Is(DType::F32)),
         binding("scales", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold(args.tensors[1].len().div_ceil(64)),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
@@ -51,6 +43,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// The scale words of a weight, f32 of (rows, columns).

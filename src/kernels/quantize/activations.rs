@@ -3,23 +3,15 @@
 //! A block's scale is the least power of two for which its largest magnitude fits, so every step but one rounding is
 //! exact and all devices agree. One byte loses up to 2^-7 of the block's largest magnitude, two 2^-15, three 2^-23.
 
-use bytemuck::{Pod, Zeroable};
+use crate::kernels::prelude::*;
+use crate::tensor::BLOCK;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
-    Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::tensor::{BLOCK, DType};
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    tokens: u32,
-    token_start: u32,
-    columns: u32,
+params! {
+    struct Params {
+        tokens: u32,
+        token_start: u32,
+        columns: u32,
+    }
 }
 
 /// How activations become integers.
@@ -92,7 +84,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("x_codes", Access::Write, Element::Is(DType::U32)),
         binding("x_scales", Access::Write, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let all = [DType::F32, DType::F16].map(|activation| {
@@ -120,9 +112,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Integer activations.

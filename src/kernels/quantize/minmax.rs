@@ -3,28 +3,22 @@
 //! scale = (max - min) / (2^bits - 1). Grid `zero-point`: an integer z nearest to -min / scale, not clamped to the code
 //! range. Grid `float-min`: the offset is the minimum itself.
 
-use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::{SHAPES, rounded};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    group_columns: u32,
-    groups: u32,
-    offset: u32,
-    factor: f32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        group_columns: u32,
+        groups: u32,
+        /// 0: integer zero point. 1: the offset is the minimum.
+        offset: u32,
+        /// 1 / (2^bits - 1)
+        factor: f32,
+    }
 }
 
 /// The row of the kernel table.
@@ -35,9 +29,8 @@ pub static KERNEL: Kernel = Kernel {
         binding("weight", Access::Read, Element::Is(DType::F32)),
         binding("scales", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold(args.tensors[1].len().div_ceil(64)),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
@@ -50,6 +43,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// The scale words of a weight, f32 of (rows, columns). `offset`: float minimum instead of integer zero point.

@@ -12,7 +12,7 @@ pub mod round;
 
 use half::f16;
 
-use crate::device::Random;
+use crate::kernels::prelude::*;
 
 /// Widths of the groups that the cases try: (rows, columns, group_columns).
 const SHAPES: [(usize, usize, usize); 5] = [

@@ -1,26 +1,18 @@
 //! `quantize/nearest`: the code whose level, times its group's scale, is nearest to each weight, for types whose codes are
 //! levels (floats of few bits, codebooks). A tie goes to the lower code. Exact: every device finds the same codes.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
 use super::SHAPES;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Layout, Outputs, Random,
-    Sizes, Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
+use crate::kernels::matrix::Layout;
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, DType, Packed, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType};
+use crate::tensor::{BLOCK, Packed, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType};
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    layout: Layout,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        layout: Layout,
+    }
 }
 
 /// The row of the kernel table.
@@ -32,7 +24,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("scales", Access::Read, Element::Is(DType::U32)),
         binding("codes", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let leveled = |ty: &&&WeightType| ty.has_scales() && !ty.is_affine();
@@ -58,6 +50,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// The code words of a weight, f32 of (rows, columns), in a format whose scales are given.

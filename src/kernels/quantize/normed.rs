@@ -1,26 +1,16 @@
 //! `quantize/normed`: root-mean-square normalization and rounding to integers in one pass over the residual stream: what
 //! [`norm/rms`](crate::kernels::norm::rms) and [`quantize/activations`](super::activations) give one after the other.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::activations::{Integers, ROUNDINGS, Rounding, words};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
-    Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, gamma, storing};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    tokens: u32,
-    token_start: u32,
-    columns: u32,
-    epsilon: f32,
+params! {
+    struct Params {
+        tokens: u32,
+        token_start: u32,
+        columns: u32,
+        epsilon: f32,
+    }
 }
 
 /// The row of the kernel table.
@@ -33,7 +23,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("x_codes", Access::Write, Element::Is(DType::U32)),
         binding("x_scales", Access::Write, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 128.0)],
     variants: || {
         let with = |subgroups| {
@@ -55,9 +45,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Tokens of `x`, f32 (all tokens, columns), normalized and as integers. Columns are a multiple of four.

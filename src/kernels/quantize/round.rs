@@ -1,28 +1,21 @@
 //! `quantize/round`: the code whose value is nearest to each weight, on the grid its group's scales span. A tie goes to
 //! the lower code. Exact: distances are compared, not quotients rounded.
 
-use bytemuck::{Pod, Zeroable};
 use glam::UVec3;
 use half::f16;
-use rayon::prelude::*;
 
 use super::SHAPES;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Layout, Outputs, Random,
-    Sizes, Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
+use crate::kernels::matrix::Layout;
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, DType, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat};
+use crate::tensor::{BLOCK, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat};
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    layout: Layout,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        layout: Layout,
+    }
 }
 
 /// The row of the kernel table.
@@ -34,7 +27,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("scales", Access::Read, Element::Is(DType::U32)),
         binding("codes", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         WEIGHT_TYPES
@@ -55,6 +48,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// The code words of a weight, f32 of (rows, columns), in a format whose scales are given.

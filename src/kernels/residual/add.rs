@@ -3,22 +3,12 @@
 //! The stream stays in f32 whatever the activations are: it sums every layer's output, and some models carry values in
 //! it that f16 does not hold.
 
-use bytemuck::{Pod, Zeroable};
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::storing;
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    count: u32,
+params! {
+    struct Params {
+        count: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -29,7 +19,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("branch", Access::Read, Element::Activation),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 128.0)],
     variants: || {
         vec![
@@ -52,6 +42,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Adds `branch` to `residual` in place.

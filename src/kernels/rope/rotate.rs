@@ -3,27 +3,18 @@
 //! For a pair (a, b) = (x[i], x[i + head_dim/2]) at position p: (a cos - b sin, b cos + a sin), with the cosine and sine
 //! of p * frequency_i from a table made on the CPU. Positions are what the sequence holds already plus the token's index.
 
-use bytemuck::{Pod, Zeroable};
 use glam::UVec3;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, storing};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    tokens: u32,
-    tokens_per_sequence: u32,
-    heads: u32,
-    head_dim: u32,
-    capacity: u32,
+params! {
+    struct Params {
+        tokens: u32,
+        tokens_per_sequence: u32,
+        heads: u32,
+        head_dim: u32,
+        capacity: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -36,7 +27,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("past", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::ReadWrite, Element::Activation),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let half = Variant {
@@ -58,6 +49,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Where rotated tokens go.

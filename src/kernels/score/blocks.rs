@@ -2,25 +2,15 @@
 //! be pruned together: each member's channels first, then the members, by one [`Reduction`] (Ma et al. 2023, LLM-Pruner,
 //! arXiv 2305.11627, section 3.2, "group importance").
 
-use bytemuck::{Pod, Zeroable};
-
 use super::Reduction;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
-    Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{U, gamma, storing};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    members: u32,
-    count: u32,
-    block: u32,
+params! {
+    struct Params {
+        members: u32,
+        count: u32,
+        block: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -31,7 +21,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("scores", Access::Read, Element::Is(DType::F32)),
         binding("result", Access::Write, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || Reduction::ALL.map(Reduction::variant).to_vec(),
     groups: |args| fold(args.tensors[1].len().div_ceil(64)),
@@ -43,9 +33,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// The scores of blocks, f32 (count), from those of their channels, f32 (members, count * block): `block` consecutive ones

@@ -1,15 +1,9 @@
 //! `score/columns`: the importance of a weight's columns, that is of input channels: the sum down each of what its elements
 //! count by a [`Form`] (Ma et al. 2023, LLM-Pruner, arXiv 2305.11627, section 3.2). Added in a fixed order.
 
-use rayon::prelude::*;
-
 use super::Form;
 use super::element::{self, Params};
-use crate::compare::Expected;
-use crate::device::{Args, Case, Device, Element, Kernel, Outputs, Sizes, Tensor, binding, fold};
-use crate::error::Result;
-use crate::gpu::Access;
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// Columns of a workgroup, as in the shader.
 pub(super) const COLUMNS: usize = 32;
@@ -24,8 +18,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("fisher", Access::Read, Element::Is(DType::F32)),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants: || Form::ALL.map(Form::variant).to_vec(),
     groups: |args| fold((args.parameters::<Params>().columns as usize).div_ceil(COLUMNS)),
     cost: element::cost,
@@ -33,6 +26,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Adds the importance of each column of `weight`, f32 (rows, columns), to `result`, f32 (columns), or writes it there.

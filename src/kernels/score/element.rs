@@ -1,25 +1,17 @@
 //! What [`score/rows`](super::rows) and [`score/columns`](super::columns) share: their parameters and calls, what an element
 //! counts, the reference of a sum of them, and their cases.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::Form;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, HostTensor, Kernel, Random, Tensor, Variant, View,
-};
-use crate::error::Result;
-use crate::gpu::Cost;
-use crate::kernels::bounds::{gamma, storing};
-use crate::tensor::DType;
+use crate::device::View;
+use crate::kernels::prelude::*;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(super) struct Params {
-    pub(super) rows: u32,
-    pub(super) columns: u32,
-    pub(super) row_start: u32,
-    pub(super) accumulate: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        row_start: u32,
+        accumulate: u32,
+    }
 }
 
 impl Params {

@@ -2,26 +2,17 @@
 //! their weights it is what [`Form::Second`](super::Form::Second) reads (Ma et al. 2023, LLM-Pruner, arXiv 2305.11627,
 //! section 3.2).
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{gamma, storing};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    first: u32,
-    count: u32,
-    factor: f32,
-    accumulate: u32,
+params! {
+    struct Params {
+        /// The first of the elements of this call, and their number.
+        first: u32,
+        count: u32,
+        factor: f32,
+        /// 1: it is added to what stands in the result.
+        accumulate: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -32,9 +23,8 @@ pub static KERNEL: Kernel = Kernel {
         binding("gradient", Access::Read, Element::Is(DType::F32)),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold((args.parameters::<Params>().count as usize).div_ceil(256)),
     cost: |args| {
         let count = f64::from(args.parameters::<Params>().count);
@@ -47,6 +37,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Adds `factor` times the square of each element of `gradient` to `result`, or writes it there; f32 of one length.

@@ -1,13 +1,13 @@
 //! How much a weight, a channel or a block of channels matters: sums of what single weights count, and what they need.
 
+use crate::kernels::prelude::*;
+
 pub mod blocks;
 pub mod columns;
 mod element;
 pub mod fisher;
 pub mod norms;
 pub mod rows;
-
-use crate::device::Variant;
 
 /// What one weight w counts, from its gradient g and its place F on the diagonal of the Fisher matrix: how the loss changes
 /// without it, to some order (Ma et al. 2023, LLM-Pruner, arXiv 2305.11627, section 3.2).

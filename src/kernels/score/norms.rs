@@ -1,27 +1,18 @@
 //! `score/norms`: sums of squares of activations by channel, result[c] = sum_t x[t, c]²: before its root the norm by which
 //! Wanda weighs a weight's columns (Sun et al. 2023, arXiv 2306.11695, section 3). Added in a fixed order.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
 use super::columns::COLUMNS;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Outputs, Random, Sizes,
-    Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{gamma, storing};
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    tokens: u32,
-    columns: u32,
-    token_start: u32,
-    accumulate: u32,
+params! {
+    struct Params {
+        tokens: u32,
+        columns: u32,
+        /// The first of the tokens that this call sums.
+        token_start: u32,
+        /// 1: it is added to what stands in the result.
+        accumulate: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -32,8 +23,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("x", Access::Read, Element::Activation),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants: || {
         vec![
             Variant::BASELINE,
@@ -56,6 +46,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Adds the sum of squares of each column of `x`, f32 or f16 (tokens, columns), to `result`, f32 (columns), or writes it

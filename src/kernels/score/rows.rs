@@ -1,17 +1,9 @@
 //! `score/rows`: the importance of a weight's rows, that is of output channels: the sum over each of what its elements count
 //! by a [`Form`] (Ma et al. 2023, LLM-Pruner, arXiv 2305.11627, section 3.2).
 
-use rayon::prelude::*;
-
 use super::Form;
 use super::element::{self, Params};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Case, Device, Element, Kernel, Outputs, Sizes, Tensor, Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::Access;
-use crate::tensor::DType;
+use crate::kernels::prelude::*;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
@@ -23,7 +15,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("fisher", Access::Read, Element::Is(DType::F32)),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
     variants: || {
         let both = |form: Form| [false, true].map(|subgroups| variant(form, subgroups));
@@ -35,6 +27,7 @@ pub static KERNEL: Kernel = Kernel {
     cpu: Some(cpu),
     cases,
     random,
+    ..Kernel::BASE
 };
 
 fn variant(form: Form, subgroups: bool) -> Variant {

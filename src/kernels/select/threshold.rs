@@ -1,21 +1,12 @@
 //! `select/threshold`: which scores reach a threshold that stays on the device, [`select/top_k`](super::top_k)'s for
 //! instance.
 
-use bytemuck::{Pod, Zeroable};
+use crate::kernels::prelude::*;
 
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
-    Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    count: u32,
+params! {
+    struct Params {
+        count: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -27,9 +18,8 @@ pub static KERNEL: Kernel = Kernel {
         binding("threshold", Access::Read, Element::Is(DType::F32)),
         binding("mask", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| fold(args.tensors[0].len().div_ceil(64)),
     cost: |args| {
         let count = args.tensors[0].len() as f64;
@@ -39,9 +29,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// A mask, u32 (count), of 1 where `scores`, f32 (count), are at least `threshold`, f32 (1), and 0 elsewhere: at a NaN, and

@@ -2,23 +2,16 @@
 //! the highest (Alabi, Blanchard, Gordon and Steinbach 2012, "Fast k-selection algorithms for graphics processing units"),
 //! and exact: of equal scores the first are kept.
 
-use bytemuck::{Pod, Zeroable};
-
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
-    Variant, binding,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::tensor::DType;
 use glam::UVec3;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    count: u32,
-    keep: u32,
+use crate::kernels::prelude::*;
+
+params! {
+    struct Params {
+        count: u32,
+        /// At most count.
+        keep: u32,
+    }
 }
 
 /// The row of the kernel table.
@@ -30,9 +23,7 @@ pub static KERNEL: Kernel = Kernel {
         binding("mask", Access::Write, Element::Is(DType::U32)),
         binding("threshold", Access::Write, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
-    variants: || vec![Variant::BASELINE],
+    parameters: Params::LAYOUT,
     groups: |_| UVec3::ONE,
     cost: |args| {
         let count = args.tensors[0].len() as f64;
@@ -43,9 +34,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// For `scores`, f32 (count): a mask, u32 (count), of 1 at the `keep` largest and 0 elsewhere, and the smallest score kept,

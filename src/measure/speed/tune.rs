@@ -2,12 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::device::{Failure, Runner, Variant, check_case};
+use crate::device::{Failure, Runner, check_case};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::kernels::matmul::plan::{Choice, Product};
-use crate::kernels::matmul::{bits, merge, tables, tables8};
-use crate::kernels::quantize::activations;
+use crate::kernels::matmul::product::{Choice, MatmulShape};
 use crate::measure::speed::kernels::{Load, measure};
 
 /// Seconds that one candidate is timed.
@@ -31,8 +29,8 @@ pub struct Tuned {
 
 /// Every candidate for a product that the device can hold, with its microseconds. A candidate with a wrong result is an
 /// error: no measurement may hide it.
-pub fn candidates(runner: &Runner, product: &Product) -> Result<Vec<(Choice, f64)>> {
-    let small = Product {
+pub fn candidates(runner: &Runner, product: &MatmulShape) -> Result<Vec<(Choice, f64)>> {
+    let small = MatmulShape {
         rows: product.rows.min(CHECKED.0),
         tokens: product.tokens.min(CHECKED.1),
         ..*product
@@ -44,7 +42,12 @@ pub fn candidates(runner: &Runner, product: &Product) -> Result<Vec<(Choice, f64
     let mut right = Vec::new();
     for choice in choices {
         interrupt::check()?;
-        match check_case(runner, choice.kernel, &choice.variant, &choice.case(&small)) {
+        match check_case(
+            runner,
+            choice.kernel(),
+            &choice.variant,
+            &choice.case(&small),
+        ) {
             Ok(_) => right.push(choice),
             Err(Failure::Error(Error::Limit { .. })) => {}
             Err(failure) => {
@@ -76,13 +79,13 @@ pub fn candidates(runner: &Runner, product: &Product) -> Result<Vec<(Choice, f64
 pub fn prepare(runner: &Runner, choices: &[Choice]) {
     let variants: Vec<_> = choices
         .iter()
-        .map(|choice| (choice.kernel, choice.variant.clone()))
+        .map(|choice| (choice.kernel(), choice.variant.clone()))
         .collect();
     runner.prepare_all(&variants);
 }
 
 /// Times the candidates for a product; `None` where there is but one, or none that the device holds.
-pub fn tune(runner: &Runner, product: &Product) -> Result<Option<Tuned>> {
+pub fn tune(runner: &Runner, product: &MatmulShape) -> Result<Option<Tuned>> {
     if product.candidates(runner.gpu().capabilities()).len() < 2 {
         return Ok(None);
     }
@@ -104,53 +107,16 @@ pub fn tune(runner: &Runner, product: &Product) -> Result<Option<Tuned>> {
 
 /// The median time of a product that way, with the quantization of its activations and the merging of its parts where
 /// there is one.
-fn seconds(runner: &Runner, choice: &Choice, product: &Product, load: Load) -> Result<f64> {
+fn seconds(runner: &Runner, choice: &Choice, product: &MatmulShape, load: Load) -> Result<f64> {
     let median = |mut samples: Vec<f64>| {
         samples.sort_by(f64::total_cmp);
         samples[samples.len() / 2]
     };
     let case = choice.case(product);
-    let (samples, _) = measure(runner, choice.kernel, &choice.variant, &case, EACH, load)?;
+    let (samples, _) = measure(runner, choice.kernel(), &choice.variant, &case, EACH, load)?;
     let mut seconds = median(samples);
-    let rounding = match choice.looks_up_bytes() {
-        true => Some(tables8::ROUNDING),
-        false => choice.rounding(),
-    };
-    if let Some(rounding) = rounding {
-        let before = activations::shaped(product.tokens, product.columns);
-        let variant = activations::variant(product.activation, rounding);
-        let kernel = &activations::KERNEL;
-        seconds += median(measure(runner, kernel, &variant, &before, EACH, Load::Short)?.0);
-    }
-    if choice.looks_up_bytes() {
-        let before = tables8::shaped(product.tokens, product.columns);
-        let (kernel, variant) = (&tables8::KERNEL, Variant::BASELINE);
-        seconds += median(measure(runner, kernel, &variant, &before, EACH, Load::Short)?.0);
-    }
-    if choice.looks_up() {
-        let before = tables::shaped(product.tokens, product.columns);
-        let variant = tables::variant(product.activation, choice.variant.activation);
-        seconds += median(
-            measure(
-                runner,
-                &tables::KERNEL,
-                &variant,
-                &before,
-                EACH,
-                Load::Short,
-            )?
-            .0,
-        );
-    }
-    if choice.counts_bits() {
-        let before = bits::shaped(product.tokens, product.columns);
-        let variant = bits::variant(product.activation);
-        seconds += median(measure(runner, &bits::KERNEL, &variant, &before, EACH, Load::Short)?.0);
-    }
-    if choice.splits > 1 {
-        let after = merge::shaped(product.tokens, product.rows, choice.splits as usize);
-        let variant = merge::variant(product.output);
-        seconds += median(measure(runner, &merge::KERNEL, &variant, &after, EACH, Load::Short)?.0);
+    for (kernel, variant, case) in choice.steps(product) {
+        seconds += median(measure(runner, kernel, &variant, &case, EACH, Load::Short)?.0);
     }
     Ok(seconds)
 }
@@ -158,9 +124,9 @@ fn seconds(runner: &Runner, choice: &Choice, product: &Product, load: Load) -> R
 /// Tunes products until the time is up. Returns what was found, and how many products were left out.
 pub fn tune_all(
     runner: &Runner,
-    products: &[Product],
+    products: &[MatmulShape],
     budget: Duration,
-    mut progress: impl FnMut(usize, &Product),
+    mut progress: impl FnMut(usize, &MatmulShape),
 ) -> Result<(Vec<Tuned>, usize)> {
     let start = Instant::now();
     let mut found = Vec::new();

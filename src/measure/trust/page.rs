@@ -58,7 +58,7 @@ pub fn page(kernel: &Kernel, variant: &Variant, case: &Case, source: &str) -> Re
     if variant.uses_f16() {
         features.push("shader-f16");
     }
-    text.push_str(&compose(source, variant));
+    text.push_str(&compose(kernel, source, variant));
     let overrides: Map<String, Value> = kernel
         .overrides
         .iter()

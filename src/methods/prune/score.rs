@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::memory::estimate;
-use crate::device::{Device, HostTensor, Matrix, Random, Reading, Tensor};
+use crate::device::{Device, HostTensor, Random, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::families::{layer_name, module_name};
 use crate::graph::{Gradient, Parameter};
 use crate::interrupt;
 use crate::kernels::dequantize;
+use crate::kernels::matrix::Matrix;
 use crate::kernels::residual::add::add;
 use crate::kernels::score::blocks::blocks;
 use crate::kernels::score::{Form, Reduction, columns, fisher, rows as row_sums};

@@ -1,8 +1,9 @@
 //! Round to nearest: each weight goes to the nearest point of its group's grid. Needs the weight only.
 
 use super::{Grid, Scheme, levels};
-use crate::device::{Chunk, Device, HostTensor, Layout, Matrix, rows_per_chunk};
+use crate::device::{Device, HostTensor};
 use crate::error::{Error, Result};
+use crate::kernels::matrix::{Chunk, Layout, Matrix, rows_per_chunk};
 use crate::kernels::quantize::{absmax::absmax, minmax::minmax, nearest::nearest, round::round};
 use crate::tensor::{DType, Packed, Scale, WeightFormat};
 

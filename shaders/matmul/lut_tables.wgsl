@@ -1,14 +1,9 @@
 // Tables for products by lookup (T-MAC, arXiv 2407.00088): for every four columns the sixteen sums of their activations,
 // each added or taken away. One invocation: one table. Entries are a quarter of the sums, so that f16 holds them.
-struct Params {
-    tokens: u32,
-    token_start: u32,
-    columns: u32,
-}
 @group(0) @binding(0) var<storage, read> x: array<vec4<act>>;                // (all tokens, columns, padded to fours)
 @group(0) @binding(1) var<storage, read_write> tables: array<vec4<out_t>>;   // (tokens, units, 32, 4): 16 entries
 @group(0) @binding(2) var<storage, read_write> halves: array<f32>;           // (tokens, units, 8): sums of 16 columns
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)

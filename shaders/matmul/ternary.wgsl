@@ -1,4 +1,4 @@
-// Product with few tokens of ternary weights by lookup (bitnet.cpp's TL1 and TL2, arXiv 2502.11880): an index (copy/trits)
+// Product with few tokens of ternary weights by lookup (bitnet.cpp's TL1 and TL2, arXiv 2502.11880): an index (copy/ternary)
 // finds, in the table of its TRITS columns, the sum of their integer activations (quantize/activations, 128 columns a scale)
 // that it asks for. Sums are integers and exact until the scales meet them; needs neither f16 nor integer dot products. One
 // workgroup: a row of each of SETS times 32 lanes, one token; PARTS of such sets take 128 columns each at a time, whose tables

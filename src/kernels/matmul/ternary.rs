@@ -1,5 +1,5 @@
-//! `matmul/trits`: the product with few tokens of ternary weights by lookup instead of multiplication, two (TL1) or three
-//! (TL2) weights to an index ([`trits`](crate::kernels::copy::trits); bitnet.cpp, arXiv 2502.11880).
+//! `matmul/ternary`: the product with few tokens of ternary weights by lookup instead of multiplication, two (TL1) or three
+//! (TL2) weights to an index ([`copy/ternary`](crate::kernels::copy::trits); bitnet.cpp, arXiv 2502.11880).
 //!
 //! Activations are integers of one to three bytes, of which 128 columns share a scale
 //! ([`activations`](crate::kernels::quantize::activations)); the sums that two or three of them have with weights of -1, 0
@@ -7,23 +7,18 @@
 //! columns give s a sum, a sum of integers and exact (below 2^30 for three bytes): what is lost is f32's rounding of that
 //! product and of the sum over units. Groups are multiples of 128 columns, or rows.
 
-use rayon::prelude::*;
-
 use super::cases::Shape;
 use super::lut::planes_of;
+use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::{finished, tokens_of};
 use super::{Params, padded};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding, fold,
-};
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::gamma;
+use crate::gpu::Capabilities;
 use crate::kernels::copy::planes::UNIT;
-use crate::kernels::copy::trits::{arrange, restore, takes, unit_words};
+use crate::kernels::copy::ternary::{arrange, restore, takes, unit_words};
+use crate::kernels::prelude::*;
 use crate::kernels::quantize::activations::{Rounding, words};
 use crate::kernels::weights;
-use crate::tensor::{DType, Packed, WHOLE_ROW, WeightFormat};
+use crate::tensor::{Packed, WHOLE_ROW, WeightFormat};
 
 type Constants = &'static [(&'static str, u32)];
 
@@ -72,13 +67,29 @@ pub(super) fn shapes(bytes: u32, output: DType) -> &'static [Constants] {
     }
 }
 
+/// The row of the table of product kernels.
+pub static PRODUCT: ProductKernel = ProductKernel {
+    kernel: &KERNEL,
+    engine: Engine::Lut,
+    input: |variant| InputForm::Integers(Rounding::of(variant)),
+    weight: |variant| WeightForm::Ternary(variant.constant("TRITS") as usize),
+    candidates,
+    case: |shape, _| {
+        shaped(
+            shape.rows,
+            shape.columns,
+            shape.tokens,
+            shape.weight.group_size,
+        )
+    },
+};
+
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
-    name: "matmul/trits",
-    source: include_str!("../../../shaders/matmul/trits.wgsl"),
+    name: "matmul/ternary",
+    source: include_str!("../../../shaders/matmul/ternary.wgsl"),
     bindings: BINDINGS,
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants,
     groups: |args| {
         let p: Params = args.parameters();
@@ -87,9 +98,9 @@ pub static KERNEL: Kernel = Kernel {
     },
     cost,
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 const BINDINGS: &[Binding] = &[
@@ -100,6 +111,11 @@ const BINDINGS: &[Binding] = &[
     binding("bias", Access::Read, Element::Is(DType::F32)),
     binding("result", Access::ReadWrite, Element::Output),
 ];
+
+fn candidates(shape: &MatmulShape, _: Capabilities) -> Vec<(Variant, u32)> {
+    let known = shapes(shape.bytes, shape.output).iter().copied();
+    shape.shaped(known.filter(|_| multiplies(shape.weight)))
+}
 
 fn variants() -> Vec<Variant> {
     let typed = weights::one_per_type().into_iter();

@@ -5,12 +5,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::product::Winners;
 use crate::error::{Error, Result};
 use crate::formats::replace_file;
 use crate::gpu::{Adapter, backend_name};
-
-/// Winners by class.
-pub type Winners = BTreeMap<String, String>;
 
 /// The file's contents: winners by device.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -1,15 +1,11 @@
 // Tables of bytes for products by lookup (T-MAC, arXiv 2407.00088, section 3.2): of integer activations of two bytes, 64
 // columns a scale, the sixteen signed sums of every four columns, all of a scale's divided by the least power of two for which
 // they fit a byte. Integers, rounded to the nearest, halves up: every device agrees. One invocation: 64 columns of one token.
-struct Params {
-    tokens: u32,
-    columns: u32,
-}
 @group(0) @binding(0) var<storage, read> x_codes: array<vec4<u32>>;          // (tokens, 8, spans): two bytes, 64 columns
 @group(0) @binding(1) var<storage, read> x_scales: array<vec2<f32>>;         // (tokens, spans): scale, scale * sum
 @group(0) @binding(2) var<storage, read_write> tables: array<vec4<u32>>;     // (tokens, 2 units, 16): 16 entries
 @group(0) @binding(3) var<storage, read_write> sums: array<vec4<f32>>;       // (tokens, 2 units): scale, sums of two blocks
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 
 @compute @workgroup_size(WORKGROUP)
@@ -23,7 +19,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         return;
     }
     let span = index - token * stored;
-    // Columns of a table stand 4 apart in half a block: those of a byte of four words (matmul/tables).
+    // Columns of a table stand 4 apart in half a block: those of a byte of four words (matmul/lut_tables).
     var quads: array<vec4<i32>, 16>;
     var totals = vec2(0);
     var largest = 0;

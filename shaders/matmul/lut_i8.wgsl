@@ -1,4 +1,4 @@
-// Product with few tokens by lookup in tables of bytes (matmul/tables8): sums of found entries are integers, exact, and meet
+// Product with few tokens by lookup in tables of bytes (matmul/lut_tables_i8): sums of found entries are integers, exact, and meet
 // a scale every 64 columns. One workgroup: EACH rows of each of 32 lanes, one token; the tables of TILE * 128 columns stand in
 // workgroup memory at a time, and PARTS subgroups of lanes take 128 columns each in turns. A table is four words: what lanes
 // ask for at a time meets in one bank or lies in different ones.

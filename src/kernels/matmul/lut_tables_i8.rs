@@ -1,29 +1,21 @@
-//! `matmul/tables8`: integer activations as tables of bytes, for products by lookup ([`lut8`](super::lut8)).
+//! `matmul/lut_tables_i8`: integer activations as tables of bytes, for products by lookup ([`lut_i8`](super::lut_i8)).
 //!
-//! As [`tables`](super::tables), of activations rounded to two bytes with a scale every 64 columns: the sixteen signed sums
+//! As [`lut_tables`](super::lut_tables), of activations rounded to two bytes with a scale every 64 columns: the sixteen signed sums
 //! of every four columns are integers, which the least power of two for which the largest fits divides, so that they become
 //! bytes (T-MAC, arXiv 2407.00088, section 3.2: quantized tables, one scale per 64 activations).
 
-use bytemuck::{Pod, Zeroable};
-
+use super::lut_tables::columns_of;
 use super::reference::integer;
-use super::tables::columns_of;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
-    Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
 use crate::kernels::copy::planes::UNIT;
-use crate::kernels::quantize::activations::{Integers, Rounding, block, words};
-use crate::tensor::{BLOCK, DType};
+use crate::kernels::prelude::*;
+use crate::kernels::quantize::activations::{Rounding, block, words};
+use crate::tensor::BLOCK;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    tokens: u32,
-    columns: u32,
+params! {
+    struct Params {
+        tokens: u32,
+        columns: u32,
+    }
 }
 
 /// How the activations are rounded that become tables.
@@ -40,17 +32,16 @@ pub(super) fn spans(columns: usize) -> usize {
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
-    name: "matmul/tables8",
-    source: include_str!("../../../shaders/matmul/tables8.wgsl"),
+    name: "matmul/lut_tables_i8",
+    source: include_str!("../../../shaders/matmul/lut_tables_i8.wgsl"),
     bindings: &[
         binding("x_codes", Access::Read, Element::Is(DType::U32)),
         binding("x_scales", Access::Read, Element::Is(DType::F32)),
         binding("tables", Access::Write, Element::Is(DType::U32)),
         binding("sums", Access::Write, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
-    variants: || vec![Variant::BASELINE],
     groups: |args| {
         let p: Params = args.parameters();
         fold((p.tokens as usize * spans(p.columns as usize)).div_ceil(64))
@@ -65,9 +56,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// The tables of some tokens.
@@ -79,10 +70,10 @@ pub struct ByteTables {
     pub sums: Tensor,
 }
 
-/// All tokens of `x`, rounded by [`ROUNDING`], as tables.
+/// All tokens of activations, their codes and scales rounded by [`ROUNDING`], as tables.
 pub fn byte_tables(
     device: &Device,
-    x: &Integers,
+    [codes, scales]: [&Tensor; 2],
     tokens: usize,
     columns: usize,
 ) -> Result<ByteTables> {
@@ -97,7 +88,7 @@ pub fn byte_tables(
         kernel: &KERNEL,
         variant: Variant::BASELINE,
         parameters: bytemuck::bytes_of(&params),
-        tensors: &[&x.codes, &x.scales, &tables, &sums],
+        tensors: &[codes, scales, &tables, &sums],
     })?;
     Ok(ByteTables { tables, sums })
 }

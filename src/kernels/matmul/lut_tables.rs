@@ -1,29 +1,20 @@
-//! `matmul/tables`: activations as tables of sums, for products by lookup.
+//! `matmul/lut_tables`: activations as tables of sums, for products by lookup.
 //!
 //! Four columns 4 apart in half a block of 32, a nibble of a bit plane's word ([`planes`](crate::kernels::copy::planes)),
 //! share a table of sixteen: entry `n` is a quarter of the sum of the four, column `i` added where bit `i` of `n` is set
 //! and taken away elsewhere (T-MAC, arXiv 2407.00088, section 3.1).
 
-use bytemuck::{Pod, Zeroable};
-
 use super::padded;
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
-    Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
-use crate::kernels::bounds::{gamma, storing};
 use crate::kernels::copy::planes::UNIT;
-use crate::tensor::{BLOCK, DType};
+use crate::kernels::prelude::*;
+use crate::tensor::BLOCK;
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    tokens: u32,
-    token_start: u32,
-    columns: u32,
+params! {
+    struct Params {
+        tokens: u32,
+        token_start: u32,
+        columns: u32,
+    }
 }
 
 /// Entries of the tables of a token.
@@ -38,14 +29,14 @@ pub(super) fn halves(columns: usize) -> usize {
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
-    name: "matmul/tables",
-    source: include_str!("../../../shaders/matmul/tables.wgsl"),
+    name: "matmul/lut_tables",
+    source: include_str!("../../../shaders/matmul/lut_tables.wgsl"),
     bindings: &[
         binding("x", Access::Read, Element::Activation),
         binding("tables", Access::Write, Element::Output),
         binding("halves", Access::Write, Element::Is(DType::F32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let f16 = [DType::F16, DType::F32].map(|tables| variant(DType::F16, tables));
@@ -66,9 +57,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// The variant for activations of a type, and tables of a type.

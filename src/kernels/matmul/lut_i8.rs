@@ -1,17 +1,15 @@
-//! `matmul/lut8`: the product with few tokens by lookup in tables of bytes ([`tables8`](super::tables8)), otherwise as
+//! `matmul/lut_i8`: the product with few tokens by lookup in tables of bytes ([`lut_tables_i8`](super::lut_tables_i8)), otherwise as
 //! [`lut`](super::lut): a quarter of its memory for tables, and a found entry is within one part in 254 of its scale's largest.
 
 use super::cases::Shape;
 use super::lut::{Tokens, arranged, looked_up};
-use super::{Params, padded, tables8};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Binding, Case, CaseData, Element, HostTensor, Kernel, Sizes, Variant, binding, fold,
-};
-use crate::gpu::{Access, Cost};
+use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
+use super::{Params, lut_tables_i8, padded};
+use crate::gpu::Capabilities;
 use crate::kernels::copy::planes::takes;
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, DType, WHOLE_ROW};
+use crate::tensor::{BLOCK, WHOLE_ROW};
 
 type Constants = &'static [(&'static str, u32)];
 
@@ -22,13 +20,29 @@ pub(super) const SHAPES: [Constants; 2] = [
     &[("EACH", 2), ("PARTS", 8), ("TILE", 24)],
 ];
 
+/// The row of the table of product kernels.
+pub static PRODUCT: ProductKernel = ProductKernel {
+    kernel: &KERNEL,
+    engine: Engine::Lut,
+    input: |_| InputForm::ByteTables,
+    weight: |_| WeightForm::Planes,
+    candidates,
+    case: |shape, _| {
+        shaped(
+            shape.rows,
+            shape.columns,
+            shape.tokens,
+            shape.weight.group_size,
+        )
+    },
+};
+
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
-    name: "matmul/lut8",
-    source: include_str!("../../../shaders/matmul/lut8.wgsl"),
+    name: "matmul/lut_i8",
+    source: include_str!("../../../shaders/matmul/lut_i8.wgsl"),
     bindings: BINDINGS,
-    parameter_bytes: size_of::<Params>(),
-    overrides: &[],
+    parameters: Params::LAYOUT,
     variants,
     groups: |args| {
         let p: Params = args.parameters();
@@ -37,9 +51,9 @@ pub static KERNEL: Kernel = Kernel {
     },
     cost,
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 const BINDINGS: &[Binding] = &[
@@ -50,6 +64,12 @@ const BINDINGS: &[Binding] = &[
     binding("bias", Access::Read, Element::Is(DType::F32)),
     binding("result", Access::ReadWrite, Element::Output),
 ];
+
+/// Where activations of one byte were asked for.
+fn candidates(shape: &MatmulShape, _: Capabilities) -> Vec<(Variant, u32)> {
+    let takes = shape.has_planes() && shape.bytes == 1;
+    shape.shaped(SHAPES.into_iter().filter(|_| takes))
+}
 
 fn variants() -> Vec<Variant> {
     let typed = weights::one_per_type().into_iter();
@@ -83,7 +103,7 @@ fn cost(args: &Args<'_>) -> Cost {
 /// The algorithm itself, with the tables as they are given.
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
-    let spans = tables8::spans(p.columns as usize);
+    let spans = lut_tables_i8::spans(p.columns as usize);
     let bytes: &[i8] = bytemuck::cast_slice(args.tensors[0].words);
     let sums = args.tensors[1].to_f64();
     looked_up(args, |token| {
@@ -116,7 +136,7 @@ fn noted(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static 
     };
     Case::new(shape.label(), move |variant: &Variant| {
         let (params, x, rest) = shape.data(variant);
-        let (tables, sums) = tables8::of_rows(&x, shape.columns);
+        let (tables, sums) = lut_tables_i8::of_rows(&x, shape.columns);
         let before = vec![
             HostTensor::from_u32(&[tables.len()], &tables),
             HostTensor::from_f32(DType::F32, &[sums.len()], &sums),

@@ -1,14 +1,9 @@
 // A ternary matrix as indices of sums of TRITS weights, for products by lookup (bitnet.cpp's TL1 and TL2, arXiv 2502.11880): a
 // lane of a subgroup owns a row, and finds its words beside its neighbour's. One invocation: 128 columns of one row.
-// src/kernels/copy/trits.rs tells the layout.
-struct Params {
-    rows: u32,
-    columns: u32,
-    code_words: u32,
-}
+// src/kernels/copy/ternary.rs tells the layout.
 @group(0) @binding(0) var<storage, read> codes: array<code_t>;       // (rows, code_words)
 @group(0) @binding(1) var<storage, read_write> trits: array<u32>;    // (rows / 32, units, WORDS, 32)
-@group(1) @binding(0) var<uniform> params: Params;
+#import params
 override WORKGROUP: u32;
 const WORDS: u32 = 10u - TRITS;
 #import code_bytes

@@ -1,9 +1,10 @@
 //! A packed weight matrix on a device, split by rows where a binding cannot hold it whole.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Device, Tensor};
+use crate::device::{Device, Field, Tensor};
 use crate::error::Result;
+use crate::kernels::matmul::product::WeightForm;
 use crate::tensor::{BLOCK, DType, Packed, Scale, WHOLE_ROW, WeightFormat};
 
 /// A weight of shape (rows, columns): codes and scales as [`Packed`] lays them out.
@@ -14,6 +15,9 @@ pub struct Matrix {
     columns: usize,
     chunks: Vec<Chunk>,
 }
+
+/// Forms of a chunk's codes. Clones of the chunk share them.
+type Forms = Arc<Mutex<Vec<(WeightForm, Tensor)>>>;
 
 /// Consecutive rows of a matrix, in bindings of their own.
 #[derive(Clone, Debug)]
@@ -26,10 +30,8 @@ pub struct Chunk {
     pub codes: Tensor,
     /// (rows, scale_words) u32, or one unused word for types without scales.
     pub scales: Tensor,
-    /// The codes as bit planes, once a product by lookup asked for them.
-    pub planes: Later,
-    /// Ternary codes as indices of sums of two and of three weights, once a product by lookup asked for them.
-    pub trits: [Later; 2],
+    /// The codes in the other forms that products have asked for.
+    forms: Forms,
 }
 
 impl Chunk {
@@ -40,24 +42,28 @@ impl Chunk {
             rows,
             codes,
             scales,
-            planes: Later::default(),
-            trits: Default::default(),
+            forms: Forms::default(),
         }
     }
-}
 
-/// A tensor that is made when it is first asked for. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Later(Arc<OnceLock<Tensor>>);
-
-impl Later {
-    /// The tensor, made now if it was not before.
-    pub fn get_or_make(&self, make: impl FnOnce() -> Result<Tensor>) -> Result<&Tensor> {
-        if let Some(made) = self.0.get() {
-            return Ok(made);
+    /// The codes, of `columns` in a format, in a form that products take: made when the first asks for it, and kept.
+    pub fn form(
+        &self,
+        device: &Device,
+        form: WeightForm,
+        format: WeightFormat,
+        columns: usize,
+    ) -> Result<Tensor> {
+        if form == WeightForm::Codes {
+            return Ok(self.codes.clone());
         }
-        let made = make()?;
-        Ok(self.0.get_or_init(|| made))
+        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, made)) = forms.iter().find(|(known, _)| *known == form) {
+            return Ok(made.clone());
+        }
+        let made = form.make(device, &self.codes, format, (self.rows, columns))?;
+        forms.push((form, made.clone()));
+        Ok(made)
     }
 }
 
@@ -71,6 +77,14 @@ pub struct Layout {
     pub scale_words: u32,
     /// log2 of the columns of a group; 31: one group per row.
     pub group_shift: u32,
+}
+
+impl Field for Layout {
+    fn wgsl(_: &str) -> String {
+        ["code_words", "scale_words", "group_shift"]
+            .map(u32::wgsl)
+            .concat()
+    }
 }
 
 impl Layout {

@@ -1,4 +1,4 @@
-//! `copy/trits`: ternary codes as indices of sums of two or three weights, for products by lookup: the layouts TL1 and TL2
+//! `copy/ternary`: ternary codes as indices of sums of two or three weights, for products by lookup: the layouts TL1 and TL2
 //! of bitnet.cpp (arXiv 2502.11880, section 3).
 //!
 //! Rows stand in tiles of 32, columns in units of 128; a unit of a tile holds word by word, row by row, so that the lanes of
@@ -11,26 +11,17 @@
 //!
 //! Columns and rows beyond the end are weights of 0. Codes of 3, which stand for 0, come back as 1: all others as they were.
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
 use super::planes::{TILE, UNIT};
-use crate::compare::Expected;
-use crate::device::{
-    Args, Call, Case, CaseData, Device, Element, HostTensor, Kernel, Random, Sizes, Tensor,
-    Variant, binding, fold,
-};
-use crate::error::Result;
-use crate::gpu::{Access, Cost};
+use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{DType, Packed, WHOLE_ROW, WeightFormat, WeightType};
+use crate::tensor::{Packed, WHOLE_ROW, WeightFormat, WeightType};
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    columns: u32,
-    code_words: u32,
+params! {
+    struct Params {
+        rows: u32,
+        columns: u32,
+        code_words: u32,
+    }
 }
 
 /// How many weights an index stands for.
@@ -38,13 +29,13 @@ const TRITS: [&[(&str, u32)]; 2] = [&[("TRITS", 2)], &[("TRITS", 3)]];
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
-    name: "copy/trits",
-    source: include_str!("../../../shaders/copy/trits.wgsl"),
+    name: "copy/ternary",
+    source: include_str!("../../../shaders/copy/ternary.wgsl"),
     bindings: &[
         binding("codes", Access::Read, Element::Is(DType::U32)),
         binding("trits", Access::Write, Element::Is(DType::U32)),
     ],
-    parameter_bytes: size_of::<Params>(),
+    parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let all = weights::one_per_type().into_iter();
@@ -70,9 +61,9 @@ pub static KERNEL: Kernel = Kernel {
         }
     },
     reference,
-    cpu: None,
     cases,
     random,
+    ..Kernel::BASE
 };
 
 /// Whether codes of this type are ternary.
@@ -106,7 +97,7 @@ fn sign_place(triple: usize) -> (usize, usize) {
 
 /// The codes of a ternary matrix, (rows, code_words) u32 of a device, `trits` (2 or 3) to an index: u32
 /// (rows / 32, units, words of a unit, 32).
-pub fn trits(
+pub fn indices(
     device: &Device,
     codes: &Tensor,
     format: WeightFormat,
