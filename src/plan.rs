@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::gpu::SUBMIT_SECONDS;
-use crate::model::{Checkpoint, Config, Outline, TensorSpec, Weights, gguf_type};
+use crate::model::{Checkpoint, Outline, TensorSpec, Weights, gguf_type};
 use crate::recipe::{ExportFormat, Recipe};
 use crate::stages::{Needs, Planned};
 use crate::tensor::WeightFormat;
@@ -35,6 +35,8 @@ pub struct Plan {
     pub work_bytes: u64,
     /// Most bytes of device memory in use at once.
     pub peak_device_bytes: u64,
+    /// The same with evaluations that hold one block's weights at a time, as they do within a smaller `--vram-budget`.
+    pub least_device_bytes: u64,
     /// Most bytes of host memory in use at once, mapped files not counted.
     pub peak_host_bytes: u64,
     /// Submits, on a device of 1 TFLOP/s.
@@ -121,11 +123,16 @@ impl Plan {
             .collect();
         let output_bytes = end.bytes();
         let widest = stages.iter().map(|stage| stage.output_bytes).max();
-        let (mut tokens, mut evaluated) = (0, 0);
+        let (mut tokens, mut evaluated) = (0, (0, 0));
         if let Some(evaluate) = &recipe.evaluate {
             tokens = evaluate.max_tokens.unwrap_or(16_384);
-            let model = begin.bytes().max(widest.unwrap_or(0));
-            evaluated = model.saturating_add(activation_bytes(&begin.config, evaluate.ctx));
+            // What a stage leaves may be larger than what it found.
+            let grown = widest.unwrap_or(0).saturating_sub(begin.bytes());
+            let (resident, streamed) = begin.evaluation_bytes(evaluate.ctx);
+            evaluated = (
+                resident.saturating_add(grown),
+                streamed.saturating_add(grown),
+            );
             warnings.extend(begin.config.beyond_context(evaluate.ctx));
         }
         warnings.extend(rounded_in_gguf(recipe, &tensors));
@@ -142,7 +149,8 @@ impl Plan {
             output_bytes,
             work_bytes: stages.iter().map(|stage| stage.output_bytes).sum(),
             // Only an evaluation has a whole model on the device.
-            peak_device_bytes: evaluated.max(peak(|stage| stage.peak_device_bytes)),
+            peak_device_bytes: evaluated.0.max(peak(|stage| stage.peak_device_bytes)),
+            least_device_bytes: evaluated.1.max(peak(|stage| stage.peak_device_bytes)),
             peak_host_bytes: peak(|stage| stage.peak_host_bytes).max(8 * begin.largest()),
             estimated_submits: tensors.len() as u64
                 + (operations / 1e12 / SUBMIT_SECONDS).ceil() as u64,
@@ -155,11 +163,10 @@ impl Plan {
     /// An error if the plan needs more device memory than it may have.
     pub fn check_budget(&self, budget: Option<u64>) -> Result<()> {
         match budget {
-            Some(budget) if self.peak_device_bytes > budget => Err(Error::OutOfMemory {
-                what:
-                    "the plan (the widest of an evaluation with its model, pruning and quantizing)"
-                        .into(),
-                bytes: self.peak_device_bytes,
+            Some(budget) if self.least_device_bytes > budget => Err(Error::OutOfMemory {
+                what: "the plan (the widest of an evaluation, pruning and quantizing, a block's weights at a time)"
+                    .into(),
+                bytes: self.least_device_bytes,
                 used: 0,
                 budget,
             }),
@@ -235,20 +242,6 @@ fn tensor_plan(
         gguf: gguf_type(spec, format).0.name(),
         format,
     }
-}
-
-/// Activations of one evaluation pass, generously: residual stream, six hidden-sized and three feed-forward-sized
-/// buffers in f32, the cache of one layer, one block of logits.
-fn activation_bytes(config: &Config, ctx: usize) -> u64 {
-    let tokens = 2048.max(ctx) as u64; // any number that the user typed
-    let widest = config.widest();
-    let wide = (8 * config.hidden_size
-        + 4 * widest.intermediate_size
-        + 4 * widest.heads * config.head_dim) as u64;
-    let logits = tokens.saturating_mul(4 * config.vocab_size as u64);
-    tokens
-        .saturating_mul(4 * wide)
-        .saturating_add(logits.min(256 << 20))
 }
 
 /// A warning of tensors that a GGUF file cannot hold as they are, if it is to be written and there are any.

@@ -22,8 +22,8 @@ use crate::interrupt;
 use crate::measure::{Convention, Perplexity, perplexity};
 use crate::methods::calibration::Rows;
 use crate::model::{
-    Checkpoint, Compute, Config, Model, Outline, Pass, Weights, Widths, export_gguf, export_hf,
-    export_packed,
+    Checkpoint, Compute, Config, Model, Outline, Pass, WeightSource, Weights, Widths, export_gguf,
+    export_hf, export_packed,
 };
 use crate::plan::Plan;
 use crate::recipe::{Evaluate, ExportFormat, Recipe};
@@ -508,7 +508,14 @@ impl Run<'_> {
             device: self.device,
             compute: self.options.compute,
         };
-        let model = Model::load(self.device, weights, |_, _| interrupt::check())?;
+        let (resident, _) = Outline::of(weights)?.evaluation_bytes(evaluate.ctx);
+        let fits = self.options.budget.is_none_or(|budget| resident <= budget);
+        let model = fits.then(|| Model::load(self.device, weights, |_, _| interrupt::check()));
+        let model = model.transpose()?;
+        let source = match &model {
+            Some(model) => WeightSource::Resident(model),
+            None => WeightSource::Streamed(self.device, weights),
+        };
         let step = format!("measuring the {whose} model");
         let progress = |done: usize, total: usize| {
             listen(Event::Progress {
@@ -520,7 +527,7 @@ impl Run<'_> {
         };
         let convention = Convention::AllButFirst;
         let ctx = evaluate.ctx;
-        let perplexity = perplexity(&model, &pass, tokens, ctx, convention, None, progress)?;
+        let perplexity = perplexity(source, &pass, tokens, ctx, convention, None, progress)?;
         listen(Event::Measured {
             whose,
             perplexity: &perplexity,

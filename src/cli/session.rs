@@ -14,7 +14,7 @@ use crate::kernels::matmul::coop;
 use crate::kernels::matmul::product::{MatmulShape, ProductChoices, WeightForm, Winners};
 use crate::kernels::matmul::tuned;
 use crate::measure::speed::tune::tune_all;
-use crate::model::{Checkpoint, Compute, Model};
+use crate::model::{Checkpoint, Compute, Model, Outline, WeightSource};
 use crate::tensor::DType;
 
 /// Opens the device, saying in one line where `auto` landed if that may surprise.
@@ -144,6 +144,56 @@ fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -
     }
     ProductChoices::of(&runner).learn(tuned::load(runner.gpu().adapter())?);
     Ok(runner)
+}
+
+/// A model for passes over windows of a text.
+pub(super) enum Loaded<'a> {
+    /// On the device as a whole.
+    Resident(Model),
+    /// Copied there block by block.
+    Streamed(&'a Device, &'a Checkpoint),
+}
+
+impl Loaded<'_> {
+    /// Its weights.
+    pub(super) fn source(&self) -> WeightSource<'_> {
+        match self {
+            Loaded::Resident(model) => WeightSource::Resident(model),
+            Loaded::Streamed(device, checkpoint) => WeightSource::Streamed(device, *checkpoint),
+        }
+    }
+}
+
+/// A model for passes over windows of `ctx` tokens, one of so many on the device at a time: whole, or where `--vram-budget` has
+/// no room for that block by block.
+pub(super) fn load_for_windows<'a>(
+    global: &Global,
+    device: &'a Device,
+    checkpoint: &'a Checkpoint,
+    compute: Compute,
+    (ctx, models): (usize, u64),
+    output: &Output,
+) -> Result<Loaded<'a>> {
+    let budget = global.vram_budget.filter(|_| device.gpu().is_some());
+    let (resident, streamed) = Outline::of(checkpoint)?.evaluation_bytes(ctx);
+    match budget {
+        Some(budget) if resident > budget / models => {
+            if streamed > budget / models {
+                return Err(Error::OutOfMemory {
+                    what: "an evaluation with a block's weights at a time".into(),
+                    bytes: streamed * models,
+                    used: 0,
+                    budget,
+                });
+            }
+            output.note(format!(
+                "note: {} of weights and activations exceed the budget; blocks go through the device one at a time",
+                bytes(resident)
+            ));
+            Ok(Loaded::Streamed(device, checkpoint))
+        }
+        _ => load_model(global, device, checkpoint, compute, &[ctx], output).map(Loaded::Resident),
+    }
 }
 
 /// A model on the device. With `--autotune`, the products of passes of so many tokens that were never tuned are tuned first,

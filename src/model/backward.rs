@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::resident::{Head, Model, block_counts, head_rows};
+use super::resident::{Head, Model, block_counts};
 use super::source::WeightSource;
 use crate::device::{Device, HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
@@ -604,7 +604,7 @@ impl<'a> BackwardPass<'a> {
         let tokens = self.tokens(batch).len();
         let apart = self.options.by_sequence && (keep || asked(&norm_name) || asked(&head_weight));
         let part_tokens = if apart { self.length } else { tokens };
-        let step = head_rows(device, config).min(part_tokens);
+        let step = head.rows_at_once(device).min(part_tokens);
         let mut grad = None;
         if step < tokens {
             grad = Some(device.allocate(DType::F32, x.shape(), "a gradient")?);

@@ -1,6 +1,7 @@
 //! A model as its headers describe it: what plans are made from.
 
 use super::checkpoint::Weights;
+use super::resident::block_counts;
 use crate::error::Result;
 use crate::families::{Config, Role, TensorSpec};
 use crate::tensor::WeightFormat;
@@ -57,6 +58,32 @@ impl Outline {
     /// Weights of the largest tensor.
     pub fn largest(&self) -> u64 {
         self.specs.iter().map(values).max().unwrap_or(0)
+    }
+
+    /// Device memory of a pass over windows of `ctx` tokens, in bytes: with all weights there, and with a block's at a time.
+    pub fn evaluation_bytes(&self, ctx: usize) -> (u64, u64) {
+        let config = &self.config;
+        let tokens = 2048.max(ctx) as u64; // any number that the user typed
+        let columns = |layer| block_counts(config, &self.specs, layer).columns;
+        let widest = (0..config.layers()).map(columns).max().unwrap_or(0);
+        // A block's results, the cache of its layer, and the streams before and after it.
+        let columns = (widest + widest / 2 + 3 * config.hidden_size) as u64;
+        let logits = tokens.saturating_mul(4 * config.vocab_size as u64);
+        let work = tokens.saturating_mul(4 * columns);
+        let work = work.saturating_add(logits.min(256 << 20));
+        let mut places = vec![0u64; config.layers()];
+        let mut ends = 0;
+        for (spec, format) in self.tensors() {
+            let bytes = format.bytes(spec.rows, spec.columns);
+            match spec.layer {
+                Some(layer) => places[layer] += bytes,
+                None => ends += bytes,
+            }
+        }
+        // A block's weights may still be in use when the next one's arrive.
+        let block = 2 * places.iter().max().unwrap_or(&0);
+        let streamed = block.saturating_add(ends).saturating_add(work);
+        (self.bytes().saturating_add(work), streamed)
     }
 
     /// Operations of the products with weights for one token: 2 for each weight of the linear layers and the head.

@@ -109,13 +109,13 @@ pub fn block_counts(config: &Config, specs: &[TensorSpec], layer: usize) -> Coun
     counter.finish(result.expect("counting cannot fail"))
 }
 
-/// Tokens whose logits fit one binding, and 256 MiB.
-pub(super) fn head_rows(device: &Device, config: &Config) -> usize {
-    let row = 4 * config.vocab_size as u64;
-    (device.max_tensor_bytes().min(256 << 20) / row).max(1) as usize
-}
-
 impl Head {
+    /// Tokens whose logits fit one binding, and 256 MiB.
+    pub fn rows_at_once(&self, device: &Device) -> usize {
+        let row = 4 * self.linear.weight.rows() as u64;
+        (device.max_tensor_bytes().min(256 << 20) / row).max(1) as usize
+    }
+
     /// The head's input: the normalized residual stream, in the activations' type.
     pub fn norm(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let RmsNormWeight { gain, epsilon, .. } = &self.norm;
@@ -243,7 +243,7 @@ impl Model {
 
     /// Tokens whose logits fit one binding, and 256 MiB.
     pub fn head_rows(&self, device: &Device) -> usize {
-        head_rows(device, &self.config)
+        self.head.rows_at_once(device)
     }
 
     /// Everything up to the head's input. The cache is not advanced.

@@ -30,6 +30,12 @@ impl std::fmt::Debug for WeightSource<'_> {
     }
 }
 
+impl<'a> From<&'a Model> for WeightSource<'a> {
+    fn from(model: &'a Model) -> Self {
+        WeightSource::Resident(model)
+    }
+}
+
 impl<'a> WeightSource<'a> {
     /// The configuration.
     pub fn config(&self) -> &'a Config {

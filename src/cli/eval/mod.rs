@@ -15,7 +15,7 @@ use self::task_files::TaskFiles;
 use self::tasks::{Answering, TaskArguments, json_of, text_of};
 use super::Global;
 use super::output::Output;
-use super::session::{compute, load_model, open_device, report_device};
+use super::session::{Loaded, compute, load_for_windows, load_model, open_device, report_device};
 use crate::error::Result;
 use crate::interrupt;
 use crate::measure::losses;
@@ -75,15 +75,12 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?;
-    let tokens_at_once = [ctx];
-    let model = load_model(
-        global,
-        &device,
-        &checkpoint,
-        compute,
-        &tokens_at_once,
-        output,
-    )?;
+    let loaded = match tasks.is_empty() {
+        true => load_for_windows(global, &device, &checkpoint, compute, (ctx, 1), output)?,
+        // Tasks go back to the model again and again.
+        false => load_model(global, &device, &checkpoint, compute, &[ctx], output)
+            .map(Loaded::Resident)?,
+    };
     let pass = Pass {
         device: &device,
         compute,
@@ -95,7 +92,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             output.progress("evaluating", done, total);
             interrupt::check()
         };
-        let losses = losses(&model, &pass, windows, progress)?;
+        let losses = losses(loaded.source(), &pass, windows, progress)?;
         let figure = losses.perplexity();
         let bits = losses.bits_per_byte(windows.scored_bytes(&tokenized.ends));
         let seconds = start.elapsed().as_secs_f64();
@@ -114,8 +111,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             "{used} tokens in {seconds:.2} s on {device}: {rate:.0} tokens/s"
         ));
     }
-    if !tasks.is_empty() {
-        let (model, pass, tokenizer) = (&model, &pass, &tokenizer);
+    if let (Loaded::Resident(model), false) = (&loaded, tasks.is_empty()) {
+        let (pass, tokenizer) = (&pass, &tokenizer);
         let setup = Setup {
             model,
             pass,

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use crate::cli::Global;
 use crate::cli::output::Output;
-use crate::cli::session::{compute, load_model};
+use crate::cli::session::{compute, load_for_windows};
 use crate::data::read_text;
 use crate::device::Device;
 use crate::error::Result;
@@ -16,7 +16,7 @@ use crate::measure::quality::summary::{Size, TextComparison, TextFigures};
 use crate::measure::{
     Convention, Divergences, Losses, Windows, divergence, losses, perplexity_change,
 };
-use crate::model::{Checkpoint, Model, Pass, Weights};
+use crate::model::{Checkpoint, Pass, Weights};
 use crate::text::Tokenizer;
 
 /// The conventions by their names on the command line.
@@ -182,9 +182,9 @@ impl<'a> Pair<'a> {
             device,
             compute: compute(global, device)?,
         };
-        let load = |side: usize| -> Result<Model> {
-            let (checkpoint, tokens) = (self.checkpoints[side], [text.ctx]);
-            load_model(global, device, checkpoint, pass.compute, &tokens, output)
+        let load = |side: usize, models: u64| {
+            let (checkpoint, sizes) = (self.checkpoints[side], (text.ctx, models));
+            load_for_windows(global, device, checkpoint, pass.compute, sizes, output)
         };
         let progress = |done: usize, total: usize| {
             output.progress("evaluating", done, total);
@@ -197,9 +197,11 @@ impl<'a> Pair<'a> {
         };
         let bootstrap = Bootstrap::seeded(global.seed.unwrap_or(0));
         if self.impossible.is_none() {
-            let (parent, child) = (load(0)?, load(1)?);
+            let (parent, child) = (load(0, 2)?, load(1, 2)?);
             let start = Instant::now();
-            let found: Divergences = divergence(&parent, &child, &pass, &windows[0], progress)?;
+            let sources = (parent.source(), child.source());
+            let found: Divergences =
+                divergence(sources.0, sources.1, &pass, &windows[0], progress)?;
             let comparison = TextComparison {
                 parent: figures(0, &found.parent),
                 child: figures(1, &found.child),
@@ -212,9 +214,9 @@ impl<'a> Pair<'a> {
         }
         let (mut found, mut time) = (Vec::new(), Duration::ZERO);
         for (side, windows) in windows.iter().enumerate() {
-            let model = load(side)?;
+            let model = load(side, 1)?;
             let start = Instant::now();
-            found.push(losses(&model, &pass, windows, progress)?);
+            found.push(losses(model.source(), &pass, windows, progress)?);
             time += start.elapsed();
         }
         let comparison = TextComparison {

@@ -8,7 +8,7 @@ use super::windows::{Passing, Windows};
 use crate::device::{Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::kernels::loss::divergence::divergence as compare_rows;
-use crate::model::{Model, Pass};
+use crate::model::{Pass, WeightSource};
 
 /// Two models' predictions on the same windows compared: a value for each scored token, in the text's order.
 #[derive(Clone, Debug)]
@@ -25,13 +25,14 @@ pub struct Divergences {
 
 /// Runs both models, which must have one vocabulary, over the windows. `progress` is told (windows done, windows) and may
 /// stop the rest by an error.
-pub fn divergence(
-    parent: &Model,
-    child: &Model,
+pub fn divergence<'p, 'c>(
+    parent: impl Into<WeightSource<'p>>,
+    child: impl Into<WeightSource<'c>>,
     pass: &Pass<'_>,
     windows: &Windows<'_>,
     mut progress: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Divergences> {
+    let (parent, child) = (parent.into(), child.into());
     let sizes = [parent, child].map(|model| model.config().vocab_size);
     if sizes[0] != sizes[1] {
         return Err(Error::Argument {
@@ -46,7 +47,10 @@ pub fn divergence(
         kl: Vec::new(),
         same_top: Vec::new(),
     };
-    let mut sides = [Passing::new(parent), Passing::new(child)];
+    let mut sides = [
+        Passing::new(parent, windows)?,
+        Passing::new(child, windows)?,
+    ];
     let mut pending: Option<Vec<PendingPair>> = None;
     let mut done = 0;
     for group in windows.groups() {
@@ -78,15 +82,19 @@ fn record(
     let (ids, targets) = windows.inputs(group);
     let mut normed: Vec<Tensor> = Vec::new();
     for side in sides.iter_mut() {
-        normed.push(side.hidden(pass, &ids, windows.ctx())?);
+        normed.push(side.hidden(pass, &ids)?);
     }
     let mut rows = Vec::new();
     // Both models' logits are held at once.
-    let step = (sides[0].model().head_rows(pass.device) / 2).max(1);
+    let step = (sides[0].head().rows_at_once(pass.device) / 2).max(1);
     for first in (0..ids.len()).step_by(step) {
         let range = first..(first + step).min(ids.len());
         let wanted = upload_targets(pass, &targets[range.clone()])?;
-        let logits = |side: usize| sides[side].model().head(pass, &normed[side], range.clone());
+        let logits = |side: usize| {
+            sides[side]
+                .head()
+                .logits(pass, &normed[side], range.clone())
+        };
         let (parent, child) = (logits(0)?, logits(1)?);
         let (kl, tops) = compare_rows(pass.device, &parent, &child)?;
         rows.push(PendingPair {

@@ -7,7 +7,7 @@ use super::windows::{Convention, Passing, Windows};
 use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::kernels::loss::logsumexp::logsumexp;
-use crate::model::{Model, Pass};
+use crate::model::{Pass, WeightSource};
 
 /// A perplexity with everything that it depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -137,8 +137,8 @@ impl Losses {
 
 /// The perplexity of `model` on a tokenized text. `bos` stands in for each window's first token under the llama.cpp
 /// convention. `progress` is told (windows done, windows) and may stop the rest by an error.
-pub fn perplexity(
-    model: &Model,
+pub fn perplexity<'m>(
+    model: impl Into<WeightSource<'m>>,
     pass: &Pass<'_>,
     tokens: &[u32],
     ctx: usize,
@@ -151,15 +151,15 @@ pub fn perplexity(
 }
 
 /// The losses of `model` on a text's windows. `progress` is told (windows done, windows) and may stop the rest by an error.
-pub fn losses(
-    model: &Model,
+pub fn losses<'m>(
+    model: impl Into<WeightSource<'m>>,
     pass: &Pass<'_>,
     windows: &Windows<'_>,
     mut progress: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Losses> {
     let mut losses = Losses::new(windows);
     let mut pending: Option<Vec<PendingRows>> = None;
-    let mut passing = Passing::new(model);
+    let mut passing = Passing::new(model.into(), windows)?;
     let mut done = 0;
     for group in windows.groups() {
         progress(done, windows.count())?;
@@ -222,12 +222,12 @@ fn record(
     group: &[&[u32]],
 ) -> Result<Vec<PendingRows>> {
     let (ids, targets) = windows.inputs(group);
-    let normed = passing.hidden(pass, &ids, windows.ctx())?;
+    let normed = passing.hidden(pass, &ids)?;
     let mut rows = Vec::new();
-    let step = passing.model().head_rows(pass.device);
+    let step = passing.head().rows_at_once(pass.device);
     for first in (0..ids.len()).step_by(step) {
         let range = first..(first + step).min(ids.len());
-        let logits = passing.model().head(pass, &normed, range.clone())?;
+        let logits = passing.head().logits(pass, &normed, range.clone())?;
         let wanted = upload_targets(pass, &targets[range])?;
         rows.push(PendingRows::start(pass, first, &logits, &wanted)?);
     }

@@ -1,11 +1,14 @@
 //! A text cut into windows: which of its tokens are scored, and what a pass over some windows reads.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use crate::data;
 use crate::device::Tensor;
 use crate::error::{Error, Result};
-use crate::model::{Cache, Model, Pass};
+use crate::model::{Cache, Head, Pass, WeightSource};
+use crate::walk::{Through, Walk};
 
 /// Which tokens of a window count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,37 +146,76 @@ impl<'a> Windows<'a> {
     }
 }
 
-/// A model that passes over groups of windows, with the cache it keeps from one to the next.
-pub(super) struct Passing<'a> {
-    model: &'a Model,
+/// A model that passes over a text's groups of windows, in their order.
+pub(super) struct Passing<'w> {
+    source: WeightSource<'w>,
+    head: Head,
+    windows: &'w Windows<'w>,
+    /// The next group.
+    next: usize,
+    /// The cache of a resident model, kept from one group to the next.
     cache: Option<(usize, Cache)>,
+    /// Residual streams after the last block, of groups that a streamed model has been through already.
+    ready: VecDeque<Tensor>,
 }
 
-impl<'a> Passing<'a> {
-    pub(super) fn new(model: &'a Model) -> Self {
-        Self { model, cache: None }
+impl<'w> Passing<'w> {
+    pub(super) fn new(source: WeightSource<'w>, windows: &'w Windows<'w>) -> Result<Self> {
+        Ok(Self {
+            head: source.head()?,
+            source,
+            windows,
+            next: 0,
+            cache: None,
+            ready: VecDeque::new(),
+        })
     }
 
-    pub(super) fn model(&self) -> &'a Model {
-        self.model
+    pub(super) fn head(&self) -> &Head {
+        &self.head
     }
 
-    /// The head's input for windows of `ctx` tokens in `ids`.
-    pub(super) fn hidden(&mut self, pass: &Pass<'_>, ids: &[u32], ctx: usize) -> Result<Tensor> {
+    /// The head's input for the next group, whose tokens are `ids`.
+    pub(super) fn hidden(&mut self, pass: &Pass<'_>, ids: &[u32]) -> Result<Tensor> {
+        self.next += 1;
+        let ctx = self.windows.ctx();
+        let model = match self.source {
+            WeightSource::Resident(model) => model,
+            WeightSource::Streamed(..) => {
+                if self.ready.is_empty() {
+                    self.ready = self.walk(pass)?.into();
+                }
+                let stream = self.ready.pop_front();
+                return self.head.norm(pass, &stream.expect("a group has a stream"));
+            }
+        };
         let sequences = ids.len() / ctx;
         let cache = match &mut self.cache {
             Some((size, cache)) if *size == sequences => &*cache,
             slot => {
-                let new = Cache::single_layer(
-                    pass.device,
-                    self.model.config(),
-                    sequences,
-                    ctx,
-                    pass.compute.activation,
-                )?;
+                let dtype = pass.compute.activation;
+                let config = model.config();
+                let new = Cache::single_layer(pass.device, config, sequences, ctx, dtype)?;
                 &slot.insert((sequences, new)).1
             }
         };
-        self.model.hidden(pass, ids, cache)
+        model.hidden(pass, ids, cache)
+    }
+
+    /// Takes groups from the one that is asked for through all blocks: as many as a quarter of the memory that is left holds
+    /// the streams of, so that blocks are copied to the device as seldom as can be.
+    fn walk(&self, pass: &Pass<'_>) -> Result<Vec<Tensor>> {
+        let first = self.next - 1;
+        let width = self.source.config().hidden_size;
+        let fit = pass.device.spare_bytes() / 4 / (4 * BATCH_TOKENS * width) as u64;
+        let groups = self.windows.groups().skip(first).take(fit.max(1) as usize);
+        let ids: Vec<Vec<u32>> = groups.map(|group| self.windows.inputs(group).0).collect();
+        let ids = ids.concat();
+        let sequences = ids.len() / self.windows.ctx();
+        let mut walk = Walk::new(self.source, *pass, &ids, sequences, BATCH_TOKENS)?;
+        while let Some(step) = walk.next_block()? {
+            step.advance(Through::Parent, None)?;
+        }
+        Ok(walk.into_streams())
     }
 }
