@@ -5,10 +5,12 @@
 use std::path::Path;
 
 use super::config::{Config, MAX_LAYERS, MAX_SIZE, Widths};
+use super::names::TensorSpec;
 use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, GgmlType, Gguf, Value as Meta};
+use crate::graph::Slot;
 use crate::text::Tokenizer;
 
 const ARCHITECTURE: &str = "general.architecture";
@@ -29,7 +31,6 @@ const KEYS: [&str; 12] = [
     "vocab_size",
 ];
 
-const SCALE: &str = "attention.scale";
 const ATTENTION_CAP: &str = "attn_logit_softcapping";
 const LOGIT_CAP: &str = "final_logit_softcapping";
 
@@ -125,14 +126,23 @@ impl Keys<'_> {
         }
     }
 
-    /// A yes or no for each layer, if it is there.
+    /// A yes or no for each layer, if it is there: one by one, or as a period whose last layer is a no.
     pub(super) fn flags(&self, name: &str, layers: usize) -> Result<Option<Vec<bool>>> {
         match self.gguf.get(&self.key(name)) {
             None => Ok(None),
             Some(Meta::Array(Array::Bool(flags))) if flags.len() == layers => {
                 Ok(Some(flags.clone()))
             }
-            Some(_) => Err(self.wrong(name, format!("{layers} booleans"), "another value")),
+            Some(value) => match value.as_u64() {
+                Some(period) if period > 0 => {
+                    let flag = |layer: u64| (layer + 1) % period != 0;
+                    Ok(Some((0..layers as u64).map(flag).collect()))
+                }
+                _ => {
+                    let expected = format!("a period, or {layers} booleans");
+                    Err(self.wrong(name, expected, "another value"))
+                }
+            },
         }
     }
 
@@ -246,7 +256,7 @@ impl Config {
                 scaling: keys.scaling()?,
             }],
             tied: gguf.tensor("output.weight").is_none(),
-            attention_scale: keys.optional_number(SCALE)?,
+            attention_scale: None,
             attention_soft_cap: keys.optional_number(ATTENTION_CAP)?,
             logit_soft_cap: keys.optional_number(LOGIT_CAP)?,
         };
@@ -274,7 +284,6 @@ impl Config {
     /// Keys beyond [`KEYS`] that this configuration needs: what llama.cpp would take without them is not right.
     fn further(&self) -> Vec<(&'static str, Meta)> {
         let numbers = [
-            (SCALE, self.attention_scale),
             (ATTENTION_CAP, self.attention_soft_cap),
             (LOGIT_CAP, self.logit_soft_cap),
         ];
@@ -345,6 +354,15 @@ fn file_type(ty: GgmlType) -> u32 {
         GgmlType::Bf16 => 32,
         _ => 1,
     }
+}
+
+/// What a tensor's values are multiplied by in a GGUF file. llama.cpp takes every attention's scale for 1 / sqrt(head_dim):
+/// another one goes into the norm of the queries.
+pub fn factor(config: &Config, spec: &TensorSpec) -> Option<f32> {
+    let scale = config
+        .attention_scale
+        .filter(|_| spec.slot == Slot::QueryNorm)?;
+    Some((scale * (config.head_dim as f64).sqrt()) as f32)
 }
 
 /// Where the metadata of a new GGUF file comes from.

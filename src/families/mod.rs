@@ -18,7 +18,7 @@ mod rope;
 mod shapes;
 
 pub use config::{Config, Widths};
-pub use gguf::{Origin, metadata};
+pub use gguf::{Origin, factor as gguf_factor, metadata};
 pub use groups::{Axis, Group, Member, Side, Width, groups};
 pub use names::{
     LAYERS, Role, TensorSpec, embedding_name, final_norm_name, head_name, layer_name, module_name,

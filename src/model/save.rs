@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::{Checkpoint, Weights, to_gguf_order};
 use super::formats::{PACKED_VERSION, described};
 use crate::error::{Error, Result};
-use crate::families::{Origin, Role, TensorSpec, metadata};
+use crate::families::{Origin, Role, TensorSpec, gguf_factor, metadata};
 use crate::formats::LazyBytes;
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
 use crate::formats::safetensors::{NewTensor, continue_folder, write_folder};
@@ -181,7 +181,11 @@ pub fn export_gguf(
             ty,
         );
         let data = move || {
-            let packed = to_gguf_order(weights.load(spec)?, spec);
+            let mut packed = to_gguf_order(weights.load(spec)?, spec);
+            if let Some(factor) = gguf_factor(weights.config(), spec) {
+                let values: Vec<f32> = packed.to_f32().iter().map(|v| v * factor).collect();
+                packed = Packed::from_f32(&values, packed.rows, packed.columns);
+            }
             Ok(match (ty, exact) {
                 (GgmlType::F32, _) => dense_bytes(&packed, DType::F32),
                 (_, true) => gguf::pack(&packed)

@@ -1,12 +1,15 @@
 //! A tokenizer from the `tokenizer.*` pairs of a GGUF.
 
-use std::collections::{HashMap, HashSet};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::Path;
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
+use tokenizers::models::bpe::{self, Merges};
 
 use super::pre::Pre;
-use super::{Origin, Specials, Tokenizer, assemble, bad_key, load_engine, spm, unsupported};
+use super::{Origin, Specials, Tokenizer};
+use super::{assemble, bad_key, load_engine, makes_token, spm, unsupported};
 use crate::error::Result;
 use crate::formats::gguf::{Array, Value};
 
@@ -19,6 +22,9 @@ pub(super) mod token_type {
     pub const UNUSED: i32 = 5;
     pub const BYTE: i32 = 6;
 }
+
+/// Tokens that end a turn in the families' chat templates.
+const END_OF_TURN: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|endoftext|>"];
 
 impl Tokenizer {
     /// Reads the vocabulary of a GGUF from its metadata; keys outside `tokenizer.` are not looked at.
@@ -42,14 +48,14 @@ impl Tokenizer {
             "post_processor": post_processor(&vocab, &specials),
             "decoder": engine.decoder, "model": engine.model,
         });
-        let bytes = document.to_string().into_bytes();
-        let engine = load_engine(path, &bytes)?;
+        let length = vocab.tokens.len();
+        let engine = load_engine(path, document, Some((vocab.ids, engine.merges)))?;
         let kept = metadata
             .iter()
             .filter(|(key, _)| key.starts_with("tokenizer."));
         let origin = Origin::Gguf(kept.cloned().collect());
-        let mut made = assemble(path, engine, bytes, specials, origin);
-        made.vocab_size = vocab.tokens.len();
+        let mut made = assemble(path, engine, specials, origin);
+        made.vocab_size = length;
         Ok(made)
     }
 }
@@ -57,6 +63,7 @@ impl Tokenizer {
 /// The parts of a `tokenizer.json` that differ between the two kinds of vocabulary.
 struct Parts {
     model: Json,
+    merges: Merges,
     normalizer: Json,
     pre_tokenizer: Json,
     decoder: Json,
@@ -66,7 +73,8 @@ struct Parts {
 fn byte_level(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Parts, Specials)> {
     let pre = Pre::from_name(keys.path, keys.text("tokenizer.ggml.pre")?)?;
     let parts = Parts {
-        model: byte_level_model(keys, vocab, pre)?,
+        model: bpe_settings(None, pre.ignore_merges()),
+        merges: listed_merges(keys, vocab)?,
         normalizer: pre.normalizer(),
         pre_tokenizer: pre.definition(),
         decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
@@ -85,8 +93,11 @@ fn sentencepiece(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Parts, Specials)
         .flag("tokenizer.ggml.add_space_prefix")?
         .unwrap_or(true);
     let named = keys.id("tokenizer.ggml.unknown_token_id", vocab)?;
+    let unknown = named.or(present(0));
+    let unknown = unknown.map(|id| vocab.tokens[id as usize].as_ref());
     let parts = Parts {
-        model: sentencepiece_model(keys, vocab, named.or(present(0)))?,
+        model: bpe_settings(unknown, false),
+        merges: scored_merges(keys, vocab)?,
         normalizer: space_normalizer(prefix),
         pre_tokenizer: Json::Null,
         decoder: space_decoder(prefix),
@@ -175,8 +186,9 @@ impl<'a> Keys<'a> {
 
 /// The token list with its types.
 struct Vocab<'a> {
-    tokens: Vec<std::borrow::Cow<'a, str>>,
+    tokens: Vec<Cow<'a, str>>,
     types: Vec<i32>,
+    ids: bpe::Vocab,
 }
 
 impl<'a> Vocab<'a> {
@@ -187,28 +199,19 @@ impl<'a> Vocab<'a> {
             let found = format!("{} tokens", list.len());
             return Err(bad_key(keys.path, key, "1 to 2^32 tokens", found));
         }
-        let mut tokens: Vec<std::borrow::Cow<'a, str>> = Vec::with_capacity(list.len());
-        for (id, token) in list.iter().enumerate() {
+        let mut tokens: Vec<Cow<'a, str>> = Vec::with_capacity(list.len());
+        let mut ids = bpe::Vocab::with_capacity(list.len());
+        for (id, token) in (0..).zip(list) {
             // llama.cpp names empty tokens so, too.
-            let empty = token.is_empty();
-            tokens.push(if empty {
-                format!("[EMPTY_{id}]").into()
-            } else {
-                token.as_str().into()
-            });
-        }
-        let mut seen = HashSet::with_capacity(tokens.len());
-        if let Some(twice) = tokens
-            .iter()
-            .map(AsRef::as_ref)
-            .find(|token: &&str| !seen.insert(*token))
-        {
-            return Err(bad_key(
-                keys.path,
-                key,
-                "distinct tokens",
-                format!("`{twice}` twice"),
-            ));
+            let token = match token.as_str() {
+                "" => Cow::Owned(format!("[EMPTY_{id}]")),
+                token => Cow::Borrowed(token),
+            };
+            if ids.insert(token.to_string(), id).is_some() {
+                let found = format!("`{token}` twice");
+                return Err(bad_key(keys.path, key, "distinct tokens", found));
+            }
+            tokens.push(token);
         }
         let key = "tokenizer.ggml.token_type";
         let types = match keys.get(key) {
@@ -217,14 +220,14 @@ impl<'a> Vocab<'a> {
             Some(_) => return Err(bad_key(keys.path, key, "a list of int32", "another type")),
         };
         keys.check_length(key, types.len(), tokens.len())?;
-        Ok(Vocab { tokens, types })
+        Ok(Vocab { tokens, types, ids })
     }
 
-    fn ids(&self) -> Map<String, Json> {
-        let pairs = self.tokens.iter().enumerate();
-        pairs
-            .map(|(id, token)| (token.to_string(), id.into()))
-            .collect()
+    /// The control token that ends a turn by its text, as llama.cpp finds it where a file does not name one.
+    fn end_of_turn(&self) -> Option<u32> {
+        let known = END_OF_TURN.iter().filter_map(|&text| self.ids.get(text));
+        let mut control = known.filter(|&&id| self.types[id as usize] == token_type::CONTROL);
+        control.next().copied()
     }
 
     /// Control tokens are special; user-defined ones are only cut out of the text before anything else.
@@ -243,10 +246,9 @@ impl<'a> Vocab<'a> {
     }
 }
 
-fn byte_level_model(keys: &Keys<'_>, vocab: &Vocab<'_>, pre: Pre) -> Result<Json> {
+fn listed_merges(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<Merges> {
     let key = "tokenizer.ggml.merges";
-    let known: HashSet<&str> = vocab.tokens.iter().map(AsRef::as_ref).collect();
-    let mut merges = Vec::new();
+    let (mut merges, mut whole) = (Merges::new(), String::new());
     for (rank, merge) in keys.strings(key)?.iter().enumerate() {
         // The first character belongs to the left part even if it is a space.
         let after_first = merge.chars().next().map_or(0, char::len_utf8);
@@ -254,26 +256,17 @@ fn byte_level_model(keys: &Keys<'_>, vocab: &Vocab<'_>, pre: Pre) -> Result<Json
             .find(' ')
             .map(|at| merge.split_at(after_first + at));
         let (left, right) = parts.map_or((merge.as_str(), ""), |(l, r)| (l, &r[1..]));
-        let whole = format!("{left}{right}");
-        if right.is_empty()
-            || [left, right, &whole]
-                .iter()
-                .any(|part| !known.contains(part))
-        {
+        if right.is_empty() || !makes_token(&vocab.ids, left, right, "", &mut whole) {
             let found = format!("`{merge}` at {rank}");
-            return Err(bad_key(
-                keys.path,
-                key,
-                "two tokens that make a token",
-                found,
-            ));
+            let expected = "two tokens that make a token";
+            return Err(bad_key(keys.path, key, expected, found));
         }
-        merges.push(json!([left, right]));
+        merges.push((left.into(), right.into()));
     }
-    Ok(bpe(vocab, merges, None, pre.ignore_merges()))
+    Ok(merges)
 }
 
-fn sentencepiece_model(keys: &Keys<'_>, vocab: &Vocab<'_>, unk: Option<u32>) -> Result<Json> {
+fn scored_merges(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<Merges> {
     let key = "tokenizer.ggml.scores";
     let scores = match keys.get(key) {
         Some(Value::Array(Array::F32(scores))) => scores,
@@ -293,20 +286,21 @@ fn sentencepiece_model(keys: &Keys<'_>, vocab: &Vocab<'_>, unk: Option<u32>) -> 
         let found = format!("{} bytes at {id}", tokens[id].len());
         return Err(bad_key(keys.path, "tokenizer.ggml.tokens", expected, found));
     }
-    let merges = spm::merges_from_scores(&tokens, scores, &normal);
-    let merges = merges.into_iter().map(|(l, r)| json!([l, r])).collect();
-    let unk = unk.map(|id| vocab.tokens[id as usize].as_ref());
-    Ok(bpe(vocab, merges, unk, false))
+    let merges = spm::merges_from_scores(&tokens, &vocab.ids, scores, &normal);
+    Ok(merges
+        .into_iter()
+        .map(|(l, r)| (l.into(), r.into()))
+        .collect())
 }
 
-/// The `model` of a `tokenizer.json`. Only SentencePiece vocabularies name an unknown token: byte-level ones have all
-/// bytes.
-fn bpe(vocab: &Vocab<'_>, merges: Vec<Json>, unk: Option<&str>, ignore_merges: bool) -> Json {
+/// The `model` of a `tokenizer.json` but for its vocabulary and merges. Only SentencePiece vocabularies name an unknown token:
+/// byte-level ones have all bytes.
+fn bpe_settings(unk: Option<&str>, ignore_merges: bool) -> Json {
     let sentencepiece = unk.is_some();
     json!({
         "type": "BPE", "dropout": null, "unk_token": unk, "continuing_subword_prefix": null,
         "end_of_word_suffix": null, "fuse_unk": sentencepiece, "byte_fallback": sentencepiece,
-        "ignore_merges": ignore_merges, "vocab": vocab.ids(), "merges": merges,
+        "ignore_merges": ignore_merges,
     })
 }
 
@@ -335,7 +329,7 @@ fn space_decoder(prefix: bool) -> Json {
 fn read_specials(keys: &Keys<'_>, vocab: &Vocab<'_>, defaults: Specials) -> Result<Specials> {
     let id = |name: &str| keys.id(&format!("tokenizer.ggml.{name}_token_id"), vocab);
     let main_eos = id("eos")?.or(defaults.main_eos);
-    let ends = [main_eos, id("eot")?, id("eom")?];
+    let ends = [main_eos, id("eot")?.or(vocab.end_of_turn()), id("eom")?];
     let add_bos = keys.flag("tokenizer.ggml.add_bos_token")?;
     Ok(Specials {
         bos: id("bos")?.or(defaults.bos),

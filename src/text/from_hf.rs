@@ -1,11 +1,12 @@
 //! A tokenizer from the files of a model folder.
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::Value as Json;
+use tokenizers::models::bpe::{Merges, Vocab};
 
-use super::{Origin, Specials, Tokenizer, assemble, bad_key, load_engine, malformed, unsupported};
+use super::{Origin, Specials, Tokenizer};
+use super::{assemble, bad_key, load_engine, makes_token, malformed, unsupported};
 use crate::error::Result;
 
 /// The bytes of the files of a model folder that say how to tokenize; only the first must be there.
@@ -31,8 +32,8 @@ impl Tokenizer {
     /// EOS are those of `generation_config.json` (without it, of `config.json`), then the tokenizer's own, as
     /// generation in transformers stops at the former and chat templates end turns with the latter.
     pub fn from_hf(path: &Path, files: HfFiles<'_>) -> Result<Self> {
-        let document = parse(path, "tokenizer.json", Some(files.tokenizer_json))?;
-        check_merges(path, &document)?;
+        let mut document = parse(path, "tokenizer.json", Some(files.tokenizer_json))?;
+        let bpe = take_bpe(path, &mut document)?;
         if document["model"]["dropout"]
             .as_f64()
             .is_some_and(|p| p != 0.0)
@@ -40,7 +41,7 @@ impl Tokenizer {
             let why = "the same text would get other ids each time";
             return Err(unsupported(path, "tokenizer.json with BPE dropout", why));
         }
-        let engine = load_engine(path, files.tokenizer_json)?;
+        let engine = load_engine(path, document, bpe)?;
         let reader = Reader {
             path,
             engine: &engine,
@@ -66,8 +67,7 @@ impl Tokenizer {
             .into_iter()
             .filter_map(|(name, bytes)| Some((name, bytes?.to_vec())));
         let origin = Origin::Hf(kept.collect());
-        let json = files.tokenizer_json.to_vec();
-        Ok(assemble(path, engine, json, specials, origin))
+        Ok(assemble(path, engine, specials, origin))
     }
 }
 
@@ -78,35 +78,55 @@ fn parse(path: &Path, name: &str, bytes: Option<&[u8]>) -> Result<Json> {
     serde_json::from_slice(bytes).map_err(|e| malformed(path, name, "a JSON document", e))
 }
 
-/// The `tokenizers` crate indexes by the lengths of a merge's parts without checking that the result is a token, and
-/// would panic on a document where it is not.
-fn check_merges(path: &Path, document: &Json) -> Result<()> {
-    let model = &document["model"];
-    let Some(vocab) = model["vocab"].as_object() else {
-        return Ok(());
+/// Moves the vocabulary and the merges out of a byte-pair document. None of a document of another kind or without them,
+/// which the engine's own reader then judges.
+fn take_bpe(path: &Path, document: &mut Json) -> Result<Option<(Vocab, Merges)>> {
+    let Some(model) = document.get_mut("model").filter(|model| model.is_object()) else {
+        return Ok(None);
     };
-    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or("");
-    let known: HashSet<&str> = vocab.keys().map(String::as_str).collect();
-    for (rank, merge) in model["merges"].as_array().into_iter().flatten().enumerate() {
-        let sound = split_merge(merge).is_some_and(|(left, right)| {
-            let whole = right
-                .strip_prefix(prefix)
-                .map(|tail| format!("{left}{tail}"));
-            known.contains(left)
-                && known.contains(right)
-                && whole.is_some_and(|whole| known.contains(whole.as_str()))
-        });
-        if !sound {
-            let what = format!("tokenizer.json: merge {rank}");
-            return Err(malformed(
+    let other = model["type"].as_str().is_some_and(|kind| kind != "BPE");
+    if other || !model["vocab"].is_object() || !model["merges"].is_array() {
+        return Ok(None);
+    }
+    let prefix = model["continuing_subword_prefix"]
+        .as_str()
+        .unwrap_or("")
+        .to_string();
+    let (entries, list) = (model["vocab"].take(), model["merges"].take());
+    let (Json::Object(entries), Json::Array(list)) = (entries, list) else {
+        return Ok(None);
+    };
+    let mut vocab = Vocab::with_capacity(entries.len());
+    for (token, id) in entries {
+        let found = id.as_u64().and_then(|id| u32::try_from(id).ok());
+        let id = found.ok_or_else(|| {
+            malformed(
                 path,
-                &what,
-                "two tokens that make a token",
-                merge,
-            ));
+                "tokenizer.json: vocab",
+                "a token id",
+                format!("{id} of `{token}`"),
+            )
+        })?;
+        vocab.insert(token, id);
+    }
+    let (mut merges, mut whole) = (Merges::with_capacity(list.len()), String::new());
+    for (rank, merge) in list.into_iter().enumerate() {
+        match split_merge(&merge) {
+            Some((left, right)) if makes_token(&vocab, left, right, &prefix, &mut whole) => {
+                merges.push((left.to_string(), right.to_string()));
+            }
+            _ => {
+                let what = format!("tokenizer.json: merge {rank}");
+                return Err(malformed(
+                    path,
+                    &what,
+                    "two tokens that make a token",
+                    merge,
+                ));
+            }
         }
     }
-    Ok(())
+    Ok(Some((vocab, merges)))
 }
 
 /// The parts of a merge, in the old spelling (one string) or the new (a pair).

@@ -1,7 +1,7 @@
 //! Text in and out of a model: the tokenizer, the chat template and detokenizing streams.
 //!
-//! One engine (the `tokenizers` crate) does all tokenizing. A GGUF vocabulary is first written as a `tokenizer.json`
-//! document and that document is loaded, so what runs here is by construction what `to_hf_files` exports.
+//! One engine (the `tokenizers` crate) does all tokenizing. A GGUF vocabulary is loaded as the `tokenizer.json` that says the
+//! same, and `to_hf_files` writes the loaded engine, so what runs here is by construction what is exported.
 
 mod chat;
 mod from_gguf;
@@ -15,6 +15,10 @@ mod to_hf;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+
+use serde_json::{Value as Json, json};
+use tokenizers::models::ModelWrapper;
+use tokenizers::models::bpe::{BpeBuilder, Merges, Vocab};
 
 use crate::error::{Error, Result};
 use crate::formats::gguf::Value;
@@ -40,8 +44,6 @@ pub struct Tokenizer {
     /// The Jinja source of the chat template.
     pub chat_template: Option<String>,
     inner: tokenizers::Tokenizer,
-    /// The `tokenizer.json` that `inner` was loaded from.
-    json: Vec<u8>,
     /// The EOS that the vocabulary itself names, which a GGUF keeps apart from further end tokens.
     main_eos: Option<u32>,
     special: HashSet<u32>,
@@ -159,7 +161,6 @@ struct Specials {
 fn assemble(
     path: &Path,
     inner: tokenizers::Tokenizer,
-    json: Vec<u8>,
     specials: Specials,
     origin: Origin,
 ) -> Tokenizer {
@@ -186,23 +187,71 @@ fn assemble(
         add_bos: specials.add_bos && specials.bos.is_some(),
         chat_template: specials.chat_template,
         inner,
-        json,
         special,
         origin,
         path: path.to_path_buf(),
     }
 }
 
-/// Loads a `tokenizer.json` whose merges were checked, without the truncation and padding it may ask for.
-fn load_engine(path: &Path, json: &[u8]) -> Result<tokenizers::Tokenizer> {
-    let mut inner = tokenizers::Tokenizer::from_bytes(json)
-        .map_err(|e| malformed(path, "tokenizer.json", "a tokenizer document", e))?;
+/// Loads a `tokenizer.json`, without the truncation and padding it may ask for. `bpe` is what was taken out of its model,
+/// if that is byte-pair encoding: the crate's own reader takes several times as long over a large vocabulary.
+fn load_engine(
+    path: &Path,
+    mut document: Json,
+    bpe: Option<(Vocab, Merges)>,
+) -> Result<tokenizers::Tokenizer> {
+    let fails =
+        |e: &dyn std::fmt::Display| malformed(path, "tokenizer.json", "a tokenizer document", e);
+    let mut added = Json::Null;
+    if bpe.is_some() {
+        document["model"]["vocab"] = json!({});
+        document["model"]["merges"] = json!([]);
+        added = std::mem::replace(&mut document["added_tokens"], json!([]));
+    }
+    let mut inner =
+        tokenizers::Tokenizer::from_bytes(document.to_string()).map_err(|e| fails(&e))?;
+    if let Some((vocab, merges)) = bpe {
+        let ModelWrapper::BPE(settings) = inner.get_model() else {
+            return Err(fails(&"a model that is not byte-pair encoding"));
+        };
+        let mut builder = BpeBuilder::new().vocab_and_merges(vocab, merges);
+        if let Some(prefix) = &settings.continuing_subword_prefix {
+            builder = builder.continuing_subword_prefix(prefix.clone());
+        }
+        let mut model = builder.build().map_err(|e| fails(&e))?;
+        model.dropout = settings.dropout;
+        model.unk_token.clone_from(&settings.unk_token);
+        model
+            .end_of_word_suffix
+            .clone_from(&settings.end_of_word_suffix);
+        model.fuse_unk = settings.fuse_unk;
+        model.byte_fallback = settings.byte_fallback;
+        model.ignore_merges = settings.ignore_merges;
+        inner.with_model(model);
+        let added: Option<Vec<tokenizers::AddedToken>> =
+            serde_json::from_value(added).map_err(|e| fails(&e))?;
+        inner
+            .add_tokens(added.unwrap_or_default())
+            .map_err(|e| fails(&e))?;
+    }
     // Truncation would silently shorten evaluation texts, padding would lengthen them.
-    inner
-        .with_truncation(None)
-        .map_err(|e| malformed(path, "tokenizer.json", "a tokenizer document", e))?;
+    inner.with_truncation(None).map_err(|e| fails(&e))?;
     inner.with_padding(None);
     Ok(inner)
+}
+
+/// Whether both parts of a merge are tokens and together make one. The engine needs that: it indexes by the lengths of the
+/// parts and would panic. `prefix` stands in front of a right part and not in the whole; `whole` is room to work in.
+fn makes_token(vocab: &Vocab, left: &str, right: &str, prefix: &str, whole: &mut String) -> bool {
+    let Some(tail) = right.strip_prefix(prefix) else {
+        return false;
+    };
+    whole.clear();
+    whole.push_str(left);
+    whole.push_str(tail);
+    [left, right, whole]
+        .iter()
+        .all(|part| vocab.contains_key(*part))
 }
 
 fn malformed(path: &Path, what: &str, expected: &str, found: impl std::fmt::Display) -> Error {

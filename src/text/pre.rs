@@ -14,11 +14,13 @@ pub(super) enum Pre {
     Smollm,
     LlamaBpe,
     Qwen2,
+    Tekken,
     Default,
 }
 
 const LLAMA_BPE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// llama.cpp's own fallback, which no published tokenizer uses: four expressions one after the other.
 const DEFAULT: [&str; 4] = [
     r"[\p{P}\$\+<=>\^~\|]+",
@@ -29,11 +31,12 @@ const DEFAULT: [&str; 4] = [
 
 impl Pre {
     /// Every kind, in the order in which messages list them.
-    const ALL: [Pre; 5] = [
+    const ALL: [Pre; 6] = [
         Pre::Gpt2,
         Pre::Smollm,
         Pre::LlamaBpe,
         Pre::Qwen2,
+        Pre::Tekken,
         Pre::Default,
     ];
 
@@ -44,6 +47,7 @@ impl Pre {
             Some("smollm" | "starcoder" | "refact") => Pre::Smollm,
             Some("llama-bpe" | "llama3" | "llama-v3") => Pre::LlamaBpe,
             Some("qwen2" | "deepseek-r1-qwen") => Pre::Qwen2,
+            Some("tekken") => Pre::Tekken,
             Some("default" | "") | None => Pre::Default,
             Some(other) => {
                 let known: Vec<_> = Pre::ALL.iter().map(|p| p.name()).collect();
@@ -63,18 +67,19 @@ impl Pre {
             Pre::Smollm => "smollm",
             Pre::LlamaBpe => "llama-bpe",
             Pre::Qwen2 => "qwen2",
+            Pre::Tekken => "tekken",
             Pre::Default => "default",
         }
     }
 
     /// A word that is a token as a whole is taken without looking at the merges.
     pub fn ignore_merges(self) -> bool {
-        self == Pre::LlamaBpe
+        matches!(self, Pre::LlamaBpe | Pre::Tekken)
     }
 
     /// llama.cpp adds BOS for this kind when the file does not say.
     pub fn adds_bos(self) -> bool {
-        self == Pre::LlamaBpe
+        matches!(self, Pre::LlamaBpe | Pre::Tekken)
     }
 
     /// The `pre_tokenizer` of a `tokenizer.json`.
@@ -87,6 +92,7 @@ impl Pre {
             ]),
             Pre::LlamaBpe => sequence(vec![split(LLAMA_BPE), byte_level(false)]),
             Pre::Qwen2 => sequence(vec![split(QWEN2), byte_level(false)]),
+            Pre::Tekken => sequence(vec![split(TEKKEN), byte_level(false)]),
             Pre::Default => {
                 let mut steps: Vec<_> = DEFAULT.iter().map(|r| split(r)).collect();
                 steps.push(byte_level(false));

@@ -6,33 +6,37 @@
 
 use std::collections::{HashMap, HashSet};
 
+use tokenizers::models::bpe::Vocab;
+
 /// Longer tokens are refused: listing the splits of a token costs the square of its length.
 pub(super) const MAX_TOKEN_BYTES: usize = 512;
 
-/// Every split of every token into two tokens, best score first. The lists have one entry per token; tokens that are
-/// not `normal` take no part.
+/// Every split of every token into two tokens, best score first. The lists have one entry per token, `ids` are their places
+/// in them; tokens that are not `normal` take no part.
 pub(super) fn merges_from_scores<'a>(
     tokens: &[&'a str],
+    ids: &Vocab,
     scores: &[f32],
     normal: &[bool],
 ) -> Vec<(&'a str, &'a str)> {
-    let ids: HashMap<&str, usize> = (0..tokens.len())
-        .filter(|&id| normal[id])
-        .map(|id| (tokens[id], id))
-        .collect();
-    let mut order: Vec<usize> = ids.values().copied().collect();
+    let known = |part: &str| ids.get(part).copied().filter(|&id| normal[id as usize]);
+    let mut order: Vec<usize> = (0..tokens.len()).filter(|&id| normal[id]).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-    let mut merges = Vec::new();
+    let (mut merges, mut splits) = (Vec::new(), Vec::new());
     for id in order {
         let token = tokens[id];
-        let mut splits: Vec<_> = token
-            .char_indices()
-            .skip(1)
-            .map(|(at, _)| token.split_at(at))
-            .filter_map(|(left, right)| Some((*ids.get(left)?, *ids.get(right)?, left, right)))
-            .collect();
+        splits.clear();
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            // Of most splits at least one part is no token, most often the longer one.
+            let ids = match left.len() > right.len() {
+                true => known(left).and_then(|l| Some((l, known(right)?))),
+                false => known(right).and_then(|r| Some((known(left)?, r))),
+            };
+            splits.extend(ids.map(|ids| (ids, left, right)));
+        }
         splits.sort_unstable();
-        merges.extend(splits.into_iter().map(|(_, _, left, right)| (left, right)));
+        merges.extend(splits.iter().map(|&(_, left, right)| (left, right)));
     }
     merges
 }
@@ -44,13 +48,17 @@ pub(super) fn scores_from_merges(
     normal: &[bool],
     merges: &[(&str, &str)],
 ) -> Result<Vec<f32>, String> {
-    let ids: HashMap<&str, usize> = (0..tokens.len()).map(|id| (tokens[id], id)).collect();
+    let ids: Vocab = (0..)
+        .zip(tokens)
+        .map(|(id, token)| (token.to_string(), id))
+        .collect();
     let mut place: HashMap<usize, usize> = HashMap::new();
     let mut last = None;
     for (left, right) in merges {
-        let Some(&id) = ids.get(format!("{left}{right}").as_str()) else {
+        let Some(&id) = ids.get(&format!("{left}{right}")) else {
             return Err(format!("the merge `{left} {right}` makes no token"));
         };
+        let id = id as usize;
         let next = place.len();
         if place
             .insert(id, place.get(&id).copied().unwrap_or(next))
@@ -65,7 +73,7 @@ pub(super) fn scores_from_merges(
     let scores: Vec<f32> = (0..tokens.len())
         .map(|id| -(place.get(&id).copied().unwrap_or(lowest) as f32))
         .collect();
-    let implied = merges_from_scores(tokens, &scores, normal);
+    let implied = merges_from_scores(tokens, &ids, &scores, normal);
     let listed: HashSet<_> = merges.iter().copied().collect();
     match implied.iter().find(|pair| !listed.contains(*pair)) {
         Some((left, right)) => Err(format!(

@@ -29,10 +29,13 @@ impl Tokenizer {
                 found: format!("{vocab_size} rows"),
             });
         }
-        if let Origin::Gguf(pairs) = &self.origin {
-            return Ok(pairs.clone());
-        }
-        let document: Json = serde_json::from_slice(&self.json)
+        let files = match &self.origin {
+            Origin::Gguf(pairs) => return Ok(pairs.clone()),
+            Origin::Hf(files) => files,
+        };
+        let mut files = files.iter();
+        let document = files.find(|(name, _)| *name == "tokenizer.json");
+        let document: Json = serde_json::from_slice(document.map_or(&[], |(_, bytes)| bytes))
             .map_err(|e| malformed(&self.path, "tokenizer.json", "a JSON document", e))?;
         let mut pairs = Pairs::default();
         self.vocabulary(&document, vocab_size, &mut pairs)?;
@@ -77,7 +80,14 @@ impl Tokenizer {
     fn token_list(&self, vocab_size: usize, sentencepiece: bool) -> TokenList {
         let vocab = self.inner.get_vocab(true);
         let taken: HashSet<&str> = vocab.keys().map(String::as_str).collect();
-        let by_id: BTreeMap<u32, &str> = vocab.iter().map(|(t, &id)| (id, t.as_str())).collect();
+        let mut by_id: BTreeMap<u32, &str> = BTreeMap::new();
+        for (token, &id) in &vocab {
+            // Gemma's document has the tab twice, as itself and as a byte.
+            let one = by_id.entry(id).or_insert(token);
+            if is_byte(token) || (!is_byte(one) && token.as_str() < *one) {
+                *one = token;
+            }
+        }
         let added = self.inner.get_added_tokens_decoder();
         let mut list = TokenList::default();
         for id in 0..vocab_size {
@@ -119,7 +129,21 @@ impl Tokenizer {
                 spm::MAX_TOKEN_BYTES
             ));
         }
-        let mut scores = spm::scores_from_merges(&tokens, &normal, merges)?;
+        // Gemma's document has merges that make runs of blanks. As tokens of a GGUF these are cut out before merging.
+        let added = self.inner.get_added_tokens_decoder();
+        let added = added.values().filter(|token| !token.special);
+        let cut: HashSet<&str> = added.map(|token| token.content.as_str()).collect();
+        let merges: Vec<(&str, &str)> = merges
+            .iter()
+            .copied()
+            .filter(|(left, right)| {
+                let whole = format!("{left}{right}");
+                ![*left, *right, &whole]
+                    .iter()
+                    .any(|part| cut.contains(part))
+            })
+            .collect();
+        let mut scores = spm::scores_from_merges(&tokens, &normal, &merges)?;
         for (score, &kind) in scores.iter_mut().zip(&list.types) {
             match kind {
                 token_type::NORMAL => {}

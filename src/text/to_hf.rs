@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Origin, Tokenizer};
+use super::{Origin, Tokenizer, malformed};
 use crate::error::Result;
 
 impl Tokenizer {
@@ -11,8 +11,10 @@ impl Tokenizer {
         if let Origin::Hf(files) = &self.origin {
             return Ok(files.clone());
         }
+        let engine = self.inner.to_string(false);
+        let engine = engine.map_err(|e| malformed(&self.path, "tokenizer", "one to write", e))?;
         Ok(vec![
-            ("tokenizer.json", self.json.clone()),
+            ("tokenizer.json", engine.into_bytes()),
             ("tokenizer_config.json", pretty(&self.tokenizer_config())),
             ("generation_config.json", pretty(&self.generation_config())),
         ])

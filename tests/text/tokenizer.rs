@@ -10,12 +10,12 @@ use serde_json::Value as Json;
 
 pub fn trials() -> Vec<Trial> {
     suite!("text":
-        byte_level_kinds, byte_level_from_gguf, sentencepiece_equals, sentencepiece_round_trip,
+        byte_level_kinds, byte_level_from_gguf, sentencepiece_equals, sentencepiece_round_trip, families_round_trip, runs_of_blanks,
         decode_gives_text_back, stream_equals_decode, stream_of_broken_bytes, bos_once, eos_lists,
         special_token_forms, tiny_llama_to_gguf, padded_vocabulary, originals_unchanged, gguf_to_hf_files)
 }
 
-const BYTE_LEVEL: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
+const BYTE_LEVEL: [&str; 5] = ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"];
 
 fn read(name: &str) -> Vec<u8> {
     std::fs::read(Path::new("assets").join(name)).unwrap()
@@ -101,29 +101,25 @@ fn sentencepiece_equals() {
     check_cases(&tokenizer, &cases(&fixture("llama")));
 }
 
-/// GGUF to a folder and back to a GGUF: ranks replace the scores, the ids stay.
-fn sentencepiece_round_trip() {
-    let first = gguf(&sentencepiece()).unwrap();
-    let files = first.to_hf_files().unwrap();
-    let bytes = |name: &str| {
-        files
-            .iter()
-            .find(|(n, _)| *n == name)
-            .map(|(_, b)| b.as_slice())
-    };
+fn from_files(files: &[(&'static str, Vec<u8>)]) -> Tokenizer {
+    let bytes = |name: &str| Some(files.iter().find(|(n, _)| *n == name)?.1.as_slice());
     let folder = HfFiles {
         tokenizer_json: bytes("tokenizer.json").unwrap(),
         tokenizer_config: bytes("tokenizer_config.json"),
         generation_config: bytes("generation_config.json"),
         ..HfFiles::default()
     };
-    let second = Tokenizer::from_hf(Path::new("folder"), folder).unwrap();
+    Tokenizer::from_hf(Path::new("folder"), folder).unwrap()
+}
+
+/// GGUF to a folder and back to a GGUF: ranks replace the scores, the ids stay.
+fn sentencepiece_round_trip() {
+    let first = gguf(&sentencepiece()).unwrap();
+    let second = from_files(&first.to_hf_files().unwrap());
     assert!(second.add_bos);
     let metadata = second.to_gguf_metadata(second.vocab_size).unwrap();
-    assert_eq!(
-        get(&metadata, "tokenizer.ggml.model").as_str(),
-        Some("llama")
-    );
+    let model = get(&metadata, "tokenizer.ggml.model");
+    assert_eq!(model.as_str(), Some("llama"));
     let key = "tokenizer.ggml.token_type";
     assert_eq!(get(&metadata, key), get(&sentencepiece(), key));
     let third = gguf(&metadata).unwrap();
@@ -133,8 +129,109 @@ fn sentencepiece_round_trip() {
     }
 }
 
+/// A folder's tokenizer as a GGUF, and that as a folder again.
+fn there_and_back(first: &Tokenizer) -> [Tokenizer; 2] {
+    let second = gguf(&first.to_gguf_metadata(first.vocab_size).unwrap()).unwrap();
+    let third = from_files(&second.to_hf_files().unwrap());
+    [second, third]
+}
+
+fn family(name: &str) -> [(&'static str, Vec<u8>); 3] {
+    let names = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ];
+    names.map(|file| (file, read(&format!("families/{name}/{file}"))))
+}
+
+fn families_round_trip() {
+    let texts = ["llama", "qwen2"]
+        .map(|kind| cases(&fixture(kind)))
+        .concat();
+    let turns = "<start_of_turn>user\nhi<end_of_turn> <|im_start|>x<|im_end|><s>y</s>".to_string();
+    let texts: Vec<String> = texts
+        .into_iter()
+        .map(|(text, _)| text)
+        .chain([turns])
+        .collect();
+    for (name, bos, pre) in [
+        ("mistral", true, "default"),
+        ("qwen2", false, "qwen2"),
+        ("gemma3", true, "default"),
+    ] {
+        let first = from_files(&family(name));
+        let metadata = first.to_gguf_metadata(first.vocab_size).unwrap();
+        assert_eq!(get(&metadata, "tokenizer.ggml.pre").as_str(), Some(pre));
+        assert_eq!(first.add_bos, bos, "{name}");
+        for tokenizer in there_and_back(&first) {
+            assert_eq!(
+                (tokenizer.add_bos, tokenizer.bos, tokenizer.pad),
+                (bos, first.bos, first.pad)
+            );
+            assert!(first.eos.iter().all(|&id| tokenizer.is_eos(id)), "{name}");
+            for text in &texts {
+                let ids = first.encode(text, true).unwrap();
+                assert_eq!(
+                    tokenizer.encode(text, true).unwrap(),
+                    ids,
+                    "{name} {text:?}"
+                );
+                let decoded = first.decode(&ids, false).unwrap();
+                assert_eq!(tokenizer.decode(&ids, false).unwrap(), decoded, "{name}");
+            }
+        }
+    }
+}
+
+/// Gemma's document merges blanks to runs that are added tokens too, and lists the tab as itself and as a byte. A GGUF
+/// has the runs with blanks in place of `▁` and says nothing of merging them.
+fn runs_of_blanks() {
+    let files = family("gemma3");
+    let mut document: Json = serde_json::from_slice(&files[0].1).unwrap();
+    let tab = document["model"]["vocab"]["<0x09>"].clone();
+    document["model"]["vocab"]["\t"] = tab;
+    let newline = document["model"]["vocab"]["<0x0A>"].clone();
+    document["model"]["vocab"]["\n"] = newline;
+    let mut merges = Vec::new();
+    for (id, (left, right)) in (304..).zip([("▁", "▁"), ("▁▁", "▁"), ("\n", "\n"), ("\t", "\t")])
+    {
+        let whole = format!("{left}{right}");
+        document["model"]["vocab"][&whole] = id.into();
+        merges.push(serde_json::json!([left, right]));
+        let token = serde_json::json!({"id": id, "content": whole, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": false});
+        document["added_tokens"].as_array_mut().unwrap().push(token);
+    }
+    merges.append(document["model"]["merges"].as_array_mut().unwrap());
+    document["model"]["merges"] = merges.into();
+    let first = from_document(&document, &serde_json::from_slice(&files[1].1).unwrap()).unwrap();
+    let metadata = first.to_gguf_metadata(first.vocab_size).unwrap();
+    let tokens = get(&metadata, "tokenizer.ggml.tokens")
+        .as_strings()
+        .unwrap();
+    assert_eq!(tokens[304..], ["  ", "   ", "\n\n", "\t\t"]);
+    assert_eq!(tokens[first.token_id("<0x09>").unwrap() as usize], "<0x09>");
+    let one = |text: &str| first.token_id(text).unwrap();
+    let (space, b) = (one("▁"), one("b"));
+    for tokenizer in there_and_back(&first).iter().chain([&first]) {
+        let ids = |text: &str| tokenizer.encode(text, false).unwrap();
+        assert_eq!(ids("b  b   b"), [b, 304, b, 305, b]);
+        assert_eq!(ids("b\n\nb\t\tb"), [b, 306, b, 307, b]);
+        assert_eq!(ids("\tb\n"), [one("<0x09>"), b, one("<0x0A>")]);
+        assert_eq!(ids("b b"), [b, space, b]);
+        assert_eq!(
+            tokenizer.decode(&[b, 305, 306, b], false).unwrap(),
+            "b   \n\nb"
+        );
+    }
+    // No key names the end of a turn; its text does.
+    let turn = one("<end_of_turn>");
+    assert!(!first.is_eos(turn) && gguf(&metadata).unwrap().is_eos(turn));
+}
+
 fn decode_gives_text_back() {
-    for kind in ["gpt-2", "smollm", "llama-bpe"] {
+    for kind in ["gpt-2", "smollm", "llama-bpe", "tekken"] {
         let tokenizer = from_fixture(kind);
         for (text, ids) in cases(&fixture(kind)) {
             assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
