@@ -32,7 +32,8 @@ pub struct Recipe {
 pub struct Evaluate {
     /// Measure perplexity on this text, before and after
     #[arg(
-        long = "ppl",
+        id = "ppl",
+        long,
         value_name = "FILE",
         default_value = "embedded:heldout-2026"
     )]
