@@ -33,7 +33,7 @@ pub struct Evaluate {
     /// Measure perplexity on this text, before and after
     #[arg(
         id = "ppl",
-        long,
+        long = "ppl",
         value_name = "FILE",
         default_value = "embedded:heldout-2026"
     )]
