@@ -32,6 +32,7 @@ pub struct Recipe {
 pub struct Evaluate {
     /// Measure perplexity on this text, before and after
     #[arg(
+        id = "ppl",
         long = "ppl",
         value_name = "FILE",
         default_value = "embedded:heldout-2026"

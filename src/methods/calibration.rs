@@ -14,7 +14,7 @@ use crate::text::Tokenizer;
 #[serde(deny_unknown_fields, default)]
 pub struct Calibration {
     /// Calibration text
-    #[arg(long = "calib", value_name = "FILE", default_value_t = Self::default().text)]
+    #[arg(id = "calib", long = "calib", value_name = "FILE", default_value_t = Self::default().text)]
     pub text: String,
     /// Its first token that is used
     #[arg(long, default_value_t = Self::default().offset)]
