@@ -59,6 +59,8 @@ mod model {
     pub mod gradients;
     pub mod scores;
     pub mod synth;
+    pub mod tape;
+    pub mod walk;
     pub mod widths;
 }
 
@@ -105,6 +107,8 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::golden::trials,
     model::gradients::trials,
     model::scores::trials,
+    model::tape::trials,
+    model::walk::trials,
     model::synth::trials,
     model::widths::trials,
     pipelines::jobs::trials,

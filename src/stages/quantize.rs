@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::{Context, Needs, Planned, Stage, StageKind, keys};
 use crate::device::Device;
 use crate::error::Result;
+use crate::families::LAYERS;
 use crate::methods::BadField;
 use crate::methods::quantize::rtn::rtn;
 use crate::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
@@ -75,7 +76,7 @@ pub enum QuantizeMethod {
 
 fn default_include() -> Vec<String> {
     // The linear layers of the blocks; the embedding and the head stay as they are unless they are named.
-    vec!["model.layers.*".into()]
+    vec![format!("{LAYERS}*")]
 }
 
 impl Quantize {
