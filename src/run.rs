@@ -232,7 +232,8 @@ pub fn run(
     if place.resume
         && let Some(manifest) = finished(place.out, &identity)
     {
-        if work::is_there(&path) && !place.keep_work {
+        if path.is_dir() && !place.keep_work {
+            // Perhaps half removed, or an empty folder.
             Work::open(path, true, facts, inputs)?.remove()?;
         }
         return Ok(manifest);

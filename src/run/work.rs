@@ -155,7 +155,20 @@ impl Work {
     /// Removes the folder when its result is out.
     pub(super) fn remove(self) -> Result<()> {
         drop(self.lock);
-        std::fs::remove_dir_all(&self.path).map_err(Error::write(&self.path))
+        let wrong = || Error::write(&self.path);
+        for entry in std::fs::read_dir(&self.path).map_err(wrong())? {
+            let entry = entry.map_err(wrong())?.path();
+            // The record goes last: a folder that is half removed is still known for what it is.
+            if entry.ends_with(RECORD) {
+                continue;
+            }
+            match entry.is_dir() {
+                true => std::fs::remove_dir_all(&entry),
+                false => std::fs::remove_file(&entry),
+            }
+            .map_err(wrong())?;
+        }
+        std::fs::remove_dir_all(&self.path).map_err(wrong())
     }
 
     /// After an error: removes the folder if there is nothing in it that would spare a later run work.

@@ -166,10 +166,11 @@ pub fn linear_rows(
                 columns,
                 tokens: token_step.min(tokens - start),
             };
-            let winner = choices
-                .as_ref()
-                .and_then(|known| known.winner(|| shape.class()));
-            let choice = shape.choose(device.capabilities(), winner.as_deref());
+            let capabilities = device.capabilities();
+            let choice = match &choices {
+                Some(choices) => choices.choose(&shape, capabilities),
+                None => shape.choose(capabilities, None),
+            };
             let first = range.start + start;
             let (x, token_start) = x.form(device, choice.input(), first..first + shape.tokens)?;
             let codes = chunk.form(device, choice.weight(), weight.format(), columns)?;

@@ -1,7 +1,8 @@
 //! Which kernel computes a product: the table of product kernels, an analytic order of their candidates, best first, and the
 //! measured winner where the device was tuned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{
@@ -171,6 +172,21 @@ pub struct MatmulShape {
     pub columns: usize,
     /// Rows of activations.
     pub tokens: usize,
+}
+
+impl Hash for MatmulShape {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self {
+            bytes,
+            rows,
+            columns,
+            tokens,
+            weight,
+            ..
+        } = self;
+        (bytes, rows, columns, tokens, weight.group_size).hash(state);
+        weight.ty.name.hash(state);
+    }
 }
 
 /// A product kernel and a variant of it.
@@ -368,6 +384,8 @@ pub type Winners = BTreeMap<String, String>;
 pub struct ProductChoices {
     engine: Engine,
     winners: RwLock<Winners>,
+    /// Choices that were made: a token of a small model takes hundreds of products of a few shapes.
+    made: RwLock<HashMap<MatmulShape, Choice>>,
 }
 
 impl ProductChoices {
@@ -389,8 +407,24 @@ impl ProductChoices {
         self.engine
     }
 
+    /// The kernel to run.
+    pub(super) fn choose(&self, shape: &MatmulShape, capabilities: Capabilities) -> Choice {
+        let made = self.made.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(choice) = made.get(shape) {
+            return choice.clone();
+        }
+        drop(made);
+        let winner = self.winner(|| shape.class());
+        let choice = shape.choose(capabilities, winner.as_deref());
+        let mut made = self.made.write().unwrap_or_else(PoisonError::into_inner);
+        made.insert(*shape, choice.clone());
+        choice
+    }
+
     /// Takes over what tuning found best, by class of product.
     pub fn learn(&self, winners: Winners) {
+        let mut made = self.made.write().unwrap_or_else(PoisonError::into_inner);
+        made.clear();
         let mut known = self.winners.write().unwrap_or_else(PoisonError::into_inner);
         known.extend(winners);
     }
