@@ -1,29 +1,54 @@
 //! Lopper makes language models small on the GPU people already own.
 //!
-//! The modules in reading order, from what knows least to what knows most. A module imports only from those above it in
+//! # Data flow
+//!
+//! A recipe and a checkpoint's headers make a plan, which is pure and can be printed. Each stage of the plan reads a
+//! model ([`model::Weights`]) and leaves a smaller one in a folder; the next stage opens that folder, and a run that was killed
+//! goes on at the last one that is whole. Evaluation and exports read the last folder.
+//!
+//! A model on a device is weights by slot ([`graph::Slot`]). Its family's block function says what happens to them, once, over the trait
+//! [`graph::Graph`]; who implements that decides what becomes of it: [`graph::Eager`] computes (fused, over a KV cache),
+//! [`graph::Tape`] records for the backward pass, [`graph::Counter`] counts products and bytes. So evaluation, generation,
+//! calibration, gradients and memory estimates cannot disagree on what a block is. A pass takes its blocks from a
+//! [`model::WeightSource`]: resident, or streamed one at a time where memory is short. [`walk::Walk`] goes through a model block by
+//! block with all calibration tokens, and lets weights be replaced on the way.
+//!
+//! # Where a thing lives
+//!
+//! Decided by what it knows. The modules from what knows least to what knows most; a module imports only from those above it in
 //! this list (a test holds that), so the engine below can be used without the tool on top.
 //!
-//! - [`error`], [`interrupt`]: what can go wrong.
-//! - [`tensor`]: element types and packed weight formats.
+//! - [`error`], [`interrupt`]: typed errors with what was expected and found; Ctrl-C.
+//! - [`tensor`]: element types and packed weight formats, a row in one table each.
 //! - [`formats`], [`text`], [`data`]: bytes, tokens, texts. No device.
 //! - [`compare`]: the only place where two results are judged equal.
-//! - [`gpu`]: wgpu and no maths.
+//! - [`gpu`]: wgpu and no maths: adapters, buffers within a budget, recording, submits, timestamps.
 //! - [`device`]: what a kernel is, and the CPU, GPU and checked devices that run one.
-//! - [`kernels`]: one formula each, with the reference that defines it.
-//! - [`graph`]: what a block function runs on: eagerly, on a tape for gradients, or counting.
-//! - [`families`]: each model family's names, configuration keys and block function.
+//! - [`kernels`]: one formula each, with the reference that defines it, its error bound and its cases.
+//! - [`graph`]: what a block function runs on.
+//! - [`families`]: each model family's names, configuration keys and block function. Nothing outside knows one by name.
 //! - [`model`]: checkpoints, weights on a device, forward and backward passes, generation, saving.
 //! - [`walk`]: one block at a time: statistics of its inputs, weights replaced, on to the next.
 //! - [`measure`]: how good a model is and how far from its parent, how fast it runs, whether a device can be trusted.
 //! - [`methods`]: the compression maths, without wgpu.
-//! - [`stages`]: the kinds of steps a recipe is made of; [`recipe`]: what the user asks for.
-//! - [`plan`]: recipe and headers to decisions and bytes; pure.
-//! - [`run`]: executes a plan, stage by stage over folders on the disk, and writes the artifact.
+//! - [`stages`], [`recipe`], [`plan`], [`run`]: what the user asks for, decided, and executed over work folders.
 //! - [`cli`]: arguments and printing; the only place that prints.
 //!
-//! Invariants. A result that a device computed is f32 or f16 rounded from f32 accumulation. Codes and scales are the same
-//! bits on every device. Position and length live in buffers. Nothing in the library panics on input; a broken promise of
-//! our own is an assert.
+//! # Invariants
+//!
+//! - A result that a device computed is f32, or f16 rounded from f32 accumulation: sums in f16 give NaN on some drivers.
+//! - Codes and scales are the same bits on every device: scales are rounded with integer code.
+//! - Position and length live in buffers, not in recordings, so that one encoding serves every token.
+//! - The residual stream is f32. The eager graph adds to it in place; what still has to read it as it was reads it first.
+//! - Every linear layer of a block goes through [`graph::Graph::linear`]: there inputs are observed and weights stand in for others.
+//! - Outputs appear whole or not at all; what a killed run leaves is a work folder, or a temporary name beside the output.
+//! - The library does not panic on input. A broken promise of our own is an assert.
+//!
+//! # Deliberately absent
+//!
+//! No sessions, hooks or global flags: state is arguments and return values. No computation graph that is built, optimized and run
+//! later: a block function calls kernels as it goes, and fusing is looking one operation ahead. No model type per family or per
+//! quantization. No unsafe code but where bytes are mapped or reinterpreted.
 
 pub mod cli;
 pub mod compare;

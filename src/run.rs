@@ -22,8 +22,8 @@ use crate::interrupt;
 use crate::measure::{Convention, Perplexity, perplexity};
 use crate::methods::calibration::Rows;
 use crate::model::{
-    Checkpoint, Compute, Config, Model, Outline, Pass, WeightSource, Weights, Widths, export_gguf,
-    export_hf, export_packed,
+    BlockDims, Checkpoint, Compute, Config, Model, Outline, Pass, WeightSource, Weights,
+    export_gguf, export_hf, export_packed,
 };
 use crate::plan::Plan;
 use crate::recipe::{Evaluate, ExportFormat, Recipe};
@@ -268,7 +268,7 @@ struct Done {
     seconds: f64,
     peak_vram: u64,
     hidden_size: usize,
-    blocks: Vec<Widths>,
+    blocks: Vec<BlockDims>,
 }
 
 impl Done {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::output::{Output, bytes, table};
 use crate::error::Result;
 use crate::families::without_layer;
-use crate::model::{Checkpoint, Config, Group, Weights, Widths, groups};
+use crate::model::{BlockDims, Checkpoint, Config, Group, Weights, groups};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -93,7 +93,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 }
 
 /// A width of every layer for JSON: a number, or where layers differ one for each.
-fn stated(config: &Config, width: fn(&Widths) -> usize) -> Value {
+fn stated(config: &Config, width: fn(&BlockDims) -> usize) -> Value {
     match &config.uniform() {
         Some(widths) => json!(width(widths)),
         None => json!(config.blocks.iter().map(width).collect::<Vec<_>>()),
@@ -101,7 +101,7 @@ fn stated(config: &Config, width: fn(&Widths) -> usize) -> Value {
 }
 
 /// A width of every layer in a sentence: a number, or the least and the most.
-fn range(config: &Config, width: fn(&Widths) -> usize) -> String {
+fn range(config: &Config, width: fn(&BlockDims) -> usize) -> String {
     let least = config.blocks.iter().map(width).min().unwrap_or(0);
     let most = width(&config.widest());
     if least == most {

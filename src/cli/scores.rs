@@ -15,7 +15,9 @@ use crate::kernels::score::Reduction;
 use crate::methods::calibration::{Calibration, Rows};
 use crate::methods::prune::memory::{Residency, choose_residency};
 use crate::methods::prune::score::{Score, input_norms, sums};
-use crate::model::{Checkpoint, Group, Model, Outline, Pass, WeightSource, Weights, Width, groups};
+use crate::model::{
+    Checkpoint, Group, Model, Outline, Pass, PrunableDim, WeightSource, Weights, groups,
+};
 use crate::run::Target;
 use crate::tensor::DType;
 
@@ -213,18 +215,18 @@ fn named_scores(names: &[String]) -> Result<Vec<Score>> {
     Ok(scores)
 }
 
-fn named_widths(names: &[String]) -> Result<Vec<Width>> {
+fn named_widths(names: &[String]) -> Result<Vec<PrunableDim>> {
     let all = [
-        Width::FeedForward,
-        Width::KvGroup,
-        Width::Hidden,
-        Width::Layers,
+        PrunableDim::FeedForward,
+        PrunableDim::KvGroup,
+        PrunableDim::Hidden,
+        PrunableDim::Layers,
     ];
     let named = |name: &String| {
         let found = all.into_iter().find(|width| width.name() == name);
         found.ok_or_else(|| Error::Argument {
             argument: "--groups".into(),
-            expected: all.map(Width::name).join(", "),
+            expected: all.map(PrunableDim::name).join(", "),
             found: name.clone(),
         })
     };

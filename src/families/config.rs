@@ -12,7 +12,7 @@ use crate::kernels::attention::MAX_HEAD_DIM;
 
 /// The numbers in which blocks of one model may differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Widths {
+pub struct BlockDims {
     /// Query heads.
     pub heads: usize,
     /// Key and value heads, a divisor of the query heads.
@@ -25,7 +25,7 @@ pub struct Widths {
     pub rope: usize,
 }
 
-impl Widths {
+impl BlockDims {
     /// A block with attention to all tokens and the model's first rotary encoding.
     pub fn new(heads: usize, kv_heads: usize, intermediate_size: usize) -> Self {
         Self {
@@ -63,7 +63,7 @@ pub struct Config {
     /// Columns of the residual stream.
     pub hidden_size: usize,
     /// Every block: as many as there are layers.
-    pub blocks: Vec<Widths>,
+    pub blocks: Vec<BlockDims>,
     /// Columns of one head.
     pub head_dim: usize,
     /// Rows of the embedding.
@@ -104,17 +104,18 @@ impl Config {
     }
 
     /// The widths of every block, if all are alike. Windows and rotary encodings may differ.
-    pub fn uniform(&self) -> Option<Widths> {
+    pub fn uniform(&self) -> Option<BlockDims> {
         let first = *self.blocks.first()?;
-        let alike = |block: &Widths| block.same_widths(&first);
+        let alike = |block: &BlockDims| block.same_widths(&first);
         self.blocks.iter().all(alike).then_some(first)
     }
 
     /// The largest of each width, for buffers that serve all blocks.
-    pub fn widest(&self) -> Widths {
-        let most = |width: fn(&Widths) -> usize| self.blocks.iter().map(width).max().unwrap_or(0);
+    pub fn widest(&self) -> BlockDims {
+        let most =
+            |width: fn(&BlockDims) -> usize| self.blocks.iter().map(width).max().unwrap_or(0);
         let (heads, kv_heads) = (most(|widths| widths.heads), most(|widths| widths.kv_heads));
-        Widths::new(heads, kv_heads, most(|widths| widths.intermediate_size))
+        BlockDims::new(heads, kv_heads, most(|widths| widths.intermediate_size))
     }
 
     /// What the block function and its executors need to know of a layer.
@@ -163,7 +164,7 @@ impl Config {
                 found: found.to_string(),
             })
         };
-        let uneven = |widths: &Widths| !widths.heads.is_multiple_of(widths.kv_heads);
+        let uneven = |widths: &BlockDims| !widths.heads.is_multiple_of(widths.kv_heads);
         if let Some(layer) = self.blocks.iter().position(uneven) {
             let widths = self.blocks[layer];
             let place = match self.uniform() {

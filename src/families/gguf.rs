@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::config::{Config, MAX_LAYERS, MAX_SIZE, Widths};
+use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE};
 use super::names::TensorSpec;
 use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family};
@@ -246,7 +246,7 @@ impl Config {
         let mut config = Self {
             family,
             hidden_size,
-            blocks: Widths::zip(heads, kv_heads, intermediate),
+            blocks: BlockDims::zip(heads, kv_heads, intermediate),
             head_dim,
             vocab_size: keys.size("vocab_size", rows)?,
             max_positions: keys.size("context_length", Some(2048))?,
@@ -302,7 +302,7 @@ impl Config {
     /// What one of [`KEYS`] says of this configuration; `None` for other keys.
     fn stated(&self, name: &str) -> Option<Meta> {
         let size = |value: usize| Meta::U32(value as u32);
-        let widths = |width: fn(&Widths) -> usize| match &self.uniform() {
+        let widths = |width: fn(&BlockDims) -> usize| match &self.uniform() {
             Some(widths) => size(width(widths)),
             // Signed, as llama.cpp's converter writes them: older versions read no others.
             None => Meta::Array(Array::I32(

@@ -12,7 +12,7 @@ use super::names::{Role, TensorSpec};
 /// What channels can be cut from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Width {
+pub enum PrunableDim {
     /// Channels of a block's feed-forward.
     FeedForward,
     /// Key-value heads of a block, each with the query heads that read it: contiguous ones.
@@ -23,14 +23,14 @@ pub enum Width {
     Layers,
 }
 
-impl Width {
+impl PrunableDim {
     /// The name in tensors of scores: `NAME.ffn.L`.
     pub fn name(self) -> &'static str {
         match self {
-            Width::FeedForward => "ffn",
-            Width::KvGroup => "kvgroup",
-            Width::Hidden => "hidden",
-            Width::Layers => "layer",
+            PrunableDim::FeedForward => "ffn",
+            PrunableDim::KvGroup => "kvgroup",
+            PrunableDim::Hidden => "hidden",
+            PrunableDim::Layers => "layer",
         }
     }
 
@@ -38,10 +38,10 @@ impl Width {
     pub fn units(self, config: &Config, layer: Option<usize>) -> usize {
         let widths = config.blocks[layer.unwrap_or(0)];
         match self {
-            Width::FeedForward => widths.intermediate_size,
-            Width::KvGroup => widths.kv_heads,
-            Width::Hidden => config.hidden_size,
-            Width::Layers => config.layers(),
+            PrunableDim::FeedForward => widths.intermediate_size,
+            PrunableDim::KvGroup => widths.kv_heads,
+            PrunableDim::Hidden => config.hidden_size,
+            PrunableDim::Layers => config.layers(),
         }
     }
 }
@@ -85,12 +85,12 @@ pub struct Member {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Group {
     /// What they are channels of.
-    pub width: Width,
+    pub width: PrunableDim,
     /// The block, of widths that each block has.
     pub layer: Option<usize>,
     /// How many units there are, each of which can go or stay.
     pub units: usize,
-    /// What a unit is made of. None for [`Width::Layers`]: a unit is all tensors of a block.
+    /// What a unit is made of. None for [`PrunableDim::Layers`]: a unit is all tensors of a block.
     pub members: Vec<Member>,
 }
 
@@ -106,7 +106,7 @@ impl fmt::Display for Group {
 /// The groups of a model with these tensors, block by block, then those that go through all of it.
 pub fn groups(config: &Config, specs: &[TensorSpec]) -> Vec<Group> {
     let mut groups = Vec::new();
-    let mut add = |width: Width, layer: Option<usize>| {
+    let mut add = |width: PrunableDim, layer: Option<usize>| {
         let units = width.units(config, layer);
         let mut members = Vec::new();
         for spec in specs {
@@ -136,11 +136,11 @@ pub fn groups(config: &Config, specs: &[TensorSpec]) -> Vec<Group> {
         });
     };
     for layer in 0..config.layers() {
-        add(Width::FeedForward, Some(layer));
-        add(Width::KvGroup, Some(layer));
+        add(PrunableDim::FeedForward, Some(layer));
+        add(PrunableDim::KvGroup, Some(layer));
     }
-    add(Width::Hidden, None);
-    add(Width::Layers, None);
+    add(PrunableDim::Hidden, None);
+    add(PrunableDim::Layers, None);
     groups
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Config, MAX_LAYERS, MAX_SIZE, Widths};
+use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE};
 use super::names::{Role, TensorSpec};
 use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family};
@@ -167,7 +167,7 @@ const FULL: &str = "full_attention";
 
 /// `layer_types` of a configuration's blocks.
 pub(super) fn layer_types(config: &Config) -> Value {
-    let kind = |block: &Widths| match block.window {
+    let kind = |block: &BlockDims| match block.window {
         Some(_) => SLIDING,
         None => FULL,
     };
@@ -225,7 +225,7 @@ impl Config {
         let mut config = Self {
             family,
             hidden_size,
-            blocks: Widths::zip(heads, kv_heads, intermediate),
+            blocks: BlockDims::zip(heads, kv_heads, intermediate),
             head_dim,
             vocab_size: reader.required_size("vocab_size")?,
             max_positions: reader.size("max_position_embeddings")?.unwrap_or(2048),
@@ -301,11 +301,11 @@ impl Config {
     /// heads and feed-forward are arrays of a number for each, which only Lopper reads.
     pub fn updated_json(&self, mut parent: Map<String, Value>) -> Map<String, Value> {
         let uniform = self.uniform();
-        let widths = |width: fn(&Widths) -> usize| match &uniform {
+        let widths = |width: fn(&BlockDims) -> usize| match &uniform {
             Some(widths) => json!(width(widths)),
             None => json!(self.blocks.iter().map(width).collect::<Vec<_>>()),
         };
-        let whole = |widths: Widths| widths.heads * self.head_dim == self.hidden_size;
+        let whole = |widths: BlockDims| widths.heads * self.head_dim == self.hidden_size;
         if parent.contains_key("head_dim") || !uniform.is_some_and(whole) {
             parent.insert("head_dim".into(), json!(self.head_dim));
         }

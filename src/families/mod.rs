@@ -17,9 +17,9 @@ mod qwen3;
 mod rope;
 mod shapes;
 
-pub use config::{Config, Widths};
+pub use config::{BlockDims, Config};
 pub use gguf::{Origin, factor as gguf_factor, metadata};
-pub use groups::{Axis, Group, Member, Side, Width, groups};
+pub use groups::{Axis, Group, Member, PrunableDim, Side, groups};
 pub use names::{
     LAYERS, Role, TensorSpec, embedding_name, final_norm_name, head_name, layer_name, module_name,
     tensor_specs, without_layer,

@@ -3,8 +3,8 @@
 //! The names of Hugging Face's checkpoints are Lopper's own; GGUF's are translated at the border. A family lists the tensors
 //! of its block as [`Row`]s; what stands before and after the blocks is common to all decoders.
 
-use super::config::{Config, Widths};
-use super::groups::Width;
+use super::config::{BlockDims, Config};
+use super::groups::PrunableDim;
 use crate::graph::Slot;
 
 /// What module names of blocks begin with, before the layer's number.
@@ -60,17 +60,17 @@ pub enum Dim {
 
 impl Dim {
     /// The width that is pruned when channels of this dimension are cut.
-    fn prunable(self) -> Option<Width> {
+    fn prunable(self) -> Option<PrunableDim> {
         match self {
-            Dim::Hidden => Some(Width::Hidden),
-            Dim::Intermediate => Some(Width::FeedForward),
-            Dim::Query | Dim::KeyValue => Some(Width::KvGroup),
+            Dim::Hidden => Some(PrunableDim::Hidden),
+            Dim::Intermediate => Some(PrunableDim::FeedForward),
+            Dim::Query | Dim::KeyValue => Some(PrunableDim::KvGroup),
             Dim::Head | Dim::Vocabulary => None,
         }
     }
 
     /// Its size in a block of these widths; outside the blocks they do not matter.
-    fn size(self, config: &Config, widths: Widths) -> usize {
+    fn size(self, config: &Config, widths: BlockDims) -> usize {
         match self {
             Dim::Hidden => config.hidden_size,
             Dim::Intermediate => widths.intermediate_size,
@@ -191,9 +191,9 @@ pub struct TensorSpec {
     /// Input features, or the length of a vector.
     pub columns: usize,
     /// What its rows are channels of, if they can be cut; of a vector nothing.
-    pub row_width: Option<Width>,
+    pub row_width: Option<PrunableDim>,
     /// What its columns, or a vector's values, are channels of.
-    pub column_width: Option<Width>,
+    pub column_width: Option<PrunableDim>,
     /// The head size within which GGUF interleaves rows (or a bias' values), if it does.
     pub interleaved: Option<usize>,
     /// Whether a checkpoint may do without it.
@@ -203,7 +203,13 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    fn new(row: &Row, layer: Option<usize>, bias: bool, config: &Config, widths: Widths) -> Self {
+    fn new(
+        row: &Row,
+        layer: Option<usize>,
+        bias: bool,
+        config: &Config,
+        widths: BlockDims,
+    ) -> Self {
         let suffix = if bias { "bias" } else { "weight" };
         let (hf, gguf) = match layer {
             Some(layer) => (format!("{LAYERS}{layer}."), format!("blk.{layer}.")),

@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint::Weights;
 use crate::device::{Device, HostTensor};
 use crate::error::Result;
-use crate::families::{Axis, Config, TensorSpec, Width, Widths, layer_name, tensor_specs};
+use crate::families::{Axis, BlockDims, Config, PrunableDim, TensorSpec, layer_name, tensor_specs};
 use crate::kernels::copy::compact::compact;
 use crate::tensor::{DType, Packed, WeightFormat};
 
 /// The blocks and channels of a model that are kept, each by its number in the whole model, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cut {
+pub struct KeptChannels {
     /// Blocks.
     pub layers: Vec<usize>,
     /// Feed-forward channels of each kept block.
@@ -25,7 +25,7 @@ pub struct Cut {
     pub hidden: Vec<usize>,
 }
 
-impl Cut {
+impl KeptChannels {
     /// Everything is kept.
     pub fn nothing(config: &Config) -> Self {
         let all = |count: usize| (0..count).collect::<Vec<_>>();
@@ -39,14 +39,14 @@ impl Cut {
     }
 
     /// Keeps, of what is left of a width (of block `layer` of what is left), the units of these numbers only.
-    pub fn keep(&mut self, width: Width, layer: Option<usize>, units: &[usize]) {
+    pub fn keep(&mut self, width: PrunableDim, layer: Option<usize>, units: &[usize]) {
         let pick = |kept: &mut Vec<usize>| *kept = units.iter().map(|unit| kept[*unit]).collect();
         let layer = layer.unwrap_or(0);
         match width {
-            Width::FeedForward => pick(&mut self.feed_forward[layer]),
-            Width::KvGroup => pick(&mut self.kv_groups[layer]),
-            Width::Hidden => pick(&mut self.hidden),
-            Width::Layers => {
+            PrunableDim::FeedForward => pick(&mut self.feed_forward[layer]),
+            PrunableDim::KvGroup => pick(&mut self.kv_groups[layer]),
+            PrunableDim::Hidden => pick(&mut self.hidden),
+            PrunableDim::Layers => {
                 let block =
                     |lists: &[Vec<usize>]| units.iter().map(|u| lists[*u].clone()).collect();
                 self.feed_forward = block(&self.feed_forward);
@@ -61,7 +61,7 @@ impl Cut {
         let block = |(place, layer): (usize, &usize)| {
             let before = whole.blocks[*layer];
             let kv_heads = self.kv_groups[place].len();
-            Widths {
+            BlockDims {
                 heads: before.heads / before.kv_heads * kv_heads,
                 kv_heads,
                 intermediate_size: self.feed_forward[place].len(),
@@ -80,7 +80,7 @@ impl Cut {
 pub struct Pruned<'a> {
     parent: &'a dyn Weights,
     device: &'a Device,
-    cut: Cut,
+    cut: KeptChannels,
     config: Config,
     specs: Vec<TensorSpec>,
 }
@@ -93,7 +93,7 @@ impl std::fmt::Debug for Pruned<'_> {
 
 impl<'a> Pruned<'a> {
     /// `parent` with only what `cut` keeps of it; `device` does the cutting.
-    pub fn new(parent: &'a dyn Weights, device: &'a Device, cut: Cut) -> Self {
+    pub fn new(parent: &'a dyn Weights, device: &'a Device, cut: KeptChannels) -> Self {
         let config = cut.config(parent.config());
         let mut pruned = Self {
             parent,
@@ -110,7 +110,7 @@ impl<'a> Pruned<'a> {
     }
 
     /// What is kept.
-    pub fn cut(&self) -> &Cut {
+    pub fn cut(&self) -> &KeptChannels {
         &self.cut
     }
 
@@ -134,10 +134,10 @@ impl<'a> Pruned<'a> {
             Axis::Columns => (whole.column_width?, whole.columns),
         };
         let kept = match width {
-            Width::FeedForward => &self.cut.feed_forward[place],
-            Width::KvGroup => &self.cut.kv_groups[place],
-            Width::Hidden => &self.cut.hidden,
-            Width::Layers => return None,
+            PrunableDim::FeedForward => &self.cut.feed_forward[place],
+            PrunableDim::KvGroup => &self.cut.kv_groups[place],
+            PrunableDim::Hidden => &self.cut.hidden,
+            PrunableDim::Layers => return None,
         };
         let units = width.units(self.parent.config(), Some(self.cut.layers[place]));
         if kept.len() == units {

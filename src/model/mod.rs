@@ -16,14 +16,14 @@ mod source;
 mod synth;
 
 pub use crate::families::{
-    Axis, Config, Group, Member, Role, Rope, RopeScaling, Side, TensorSpec, Width, Widths, groups,
-    tensor_specs,
+    Axis, BlockDims, Config, Group, Member, PrunableDim, Role, Rope, RopeScaling, Side, TensorSpec,
+    groups, tensor_specs,
 };
 pub use crate::graph::{Compute, Linear, Pass};
 pub use backward::{BackwardOptions, HiddenLoss, Loss, gradients};
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, Weights};
-pub use cut::{Cut, Pruned, cut_format};
+pub use cut::{KeptChannels, Pruned, cut_format};
 pub use embedded::EMBEDDED;
 pub use generate::{Generation, Sampling, generate};
 pub use load::block as load_block;

@@ -15,7 +15,8 @@ use crate::methods::prune::memory::estimate;
 use crate::methods::prune::score::Score;
 use crate::methods::prune::{PruneSpec, left_specs};
 use crate::model::{
-    Compute, Config, Cut, Outline, Pruned, TensorSpec, Weights, Width, cut_format, groups,
+    Compute, Config, KeptChannels, Outline, PrunableDim, Pruned, TensorSpec, Weights, cut_format,
+    groups,
 };
 
 pub(super) const KIND: StageKind = StageKind {
@@ -238,13 +239,13 @@ impl Prune {
         spec.checked(self.ratio_of == RatioOf::Parameters, config, specs)
     }
 
-    fn cut_widths(&self) -> Result<Vec<Width>, BadField> {
+    fn cut_widths(&self) -> Result<Vec<PrunableDim>, BadField> {
         match self.scope {
-            Scope::Channel => return Ok(vec![Width::Hidden]),
-            Scope::Layer => return Ok(vec![Width::Layers]),
+            Scope::Channel => return Ok(vec![PrunableDim::Hidden]),
+            Scope::Layer => return Ok(vec![PrunableDim::Layers]),
             Scope::Block => {}
         }
-        let both = [Width::FeedForward, Width::KvGroup];
+        let both = [PrunableDim::FeedForward, PrunableDim::KvGroup];
         let named = |name: &String| {
             let found = both.into_iter().find(|width| width.name() == name);
             found.ok_or_else(|| BadField::new("widths", "ffn, kvgroup", name))
@@ -257,7 +258,7 @@ impl Prune {
         if widths.is_empty() {
             return Err(BadField::new("widths", "ffn, kvgroup or both", "none"));
         }
-        // Cut once, however often it is named.
+        // KeptChannels once, however often it is named.
         widths.sort();
         widths.dedup();
         Ok(widths)
@@ -346,8 +347,8 @@ impl Stage for Prune {
         let spec = self
             .spec(model.config(), model.specs())
             .map_err(BadField::in_recipe)?;
-        let saved: Option<(usize, Cut)> = context.saved(ROUNDS)?;
-        let start = saved.unwrap_or_else(|| (0, Cut::nothing(model.config())));
+        let saved: Option<(usize, KeptChannels)> = context.saved(ROUNDS)?;
+        let start = saved.unwrap_or_else(|| (0, KeptChannels::nothing(model.config())));
         let with = PruneContext {
             pass: context.pass,
             rows: context.rows,

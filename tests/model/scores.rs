@@ -6,7 +6,7 @@ use lopper::gpu::Options;
 use lopper::kernels::score::Reduction;
 use lopper::methods::calibration::Rows;
 use lopper::methods::prune::score::{Score, Sums, input_norms, sums};
-use lopper::model::{Checkpoint, Compute, Group, Pass, WeightSource, Weights, Width, groups};
+use lopper::model::{Checkpoint, Compute, Group, Pass, PrunableDim, WeightSource, Weights, groups};
 use lopper::tensor::DType;
 
 use crate::machine::{device, gpu_trial, on_each};
@@ -137,7 +137,10 @@ fn reductions() -> Result<(), Failed> {
         }
         Ok(members)
     };
-    for group in all.iter().filter(|group| group.width != Width::Layers) {
+    for group in all
+        .iter()
+        .filter(|group| group.width != PrunableDim::Layers)
+    {
         let members = by_hand(group)?;
         for reduction in Reduction::ALL {
             let units = found.unit_scores(device, Score::L1, group, reduction, 0)?;

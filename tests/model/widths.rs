@@ -9,8 +9,8 @@ use lopper::error::{Error, Result as Outcome};
 use lopper::formats::Source;
 use lopper::formats::gguf::{self, Array, Gguf, Value as Meta};
 use lopper::model::{
-    Cache, Checkpoint, Config, TensorSpec, Weights, Widths, export_gguf, export_hf, export_packed,
-    tensor_specs,
+    BlockDims, Cache, Checkpoint, Config, TensorSpec, Weights, export_gguf, export_hf,
+    export_packed, tensor_specs,
 };
 use lopper::tensor::{DType, Packed, WeightFormat};
 use serde_json::{Map, Value, json};
@@ -160,7 +160,7 @@ fn cut_is_zeroed(device: &Device) -> Result<(), Failed> {
         Cut::new(NANO, UNEVEN, true)?,
     );
     assert!(cut.config.uniform().is_none(), "{:?}", cut.config);
-    let widest = Widths::new(4, 2, 192);
+    let widest = BlockDims::new(4, 2, 192);
     assert_eq!(cut.config.widest(), widest);
     let wanted = logits(device, &zeroed, 2)?;
     close("two rows", &logits(device, &cut, 2)?, &wanted);
@@ -496,7 +496,8 @@ fn refused(read: Outcome<Config>, words: &[&str]) {
 fn hostile_gguf() -> Result<(), Failed> {
     let sound = read_gguf("deci", ("", Meta::U8(0)))??;
     let blocks = [(4, 2, 32), (2, 2, 64), (2, 1, 96)];
-    let blocks = blocks.map(|(heads, kv_heads, channels)| Widths::new(heads, kv_heads, channels));
+    let blocks =
+        blocks.map(|(heads, kv_heads, channels)| BlockDims::new(heads, kv_heads, channels));
     assert!(sound.blocks == blocks && sound.head_dim == 16, "{sound:?}");
     let (heads, kv, channels) = (
         "attention.head_count",

@@ -8,7 +8,8 @@ use lopper::kernels::score::Reduction;
 use lopper::methods::calibration::{Calibration, Rows};
 use lopper::methods::prune::score::{Score, sums};
 use lopper::model::{
-    Axis, Checkpoint, Cut, Group, Pruned, TensorSpec, WeightSource, Weights, Width, groups,
+    Axis, Checkpoint, Group, KeptChannels, PrunableDim, Pruned, TensorSpec, WeightSource, Weights,
+    groups,
 };
 use lopper::stages::prune::{Prune, Ranking, RatioOf, Scope};
 use lopper::tensor::{DType, Packed};
@@ -56,7 +57,7 @@ fn logits(device: &Device, weights: &dyn Weights) -> Result<Vec<f32>, Failed> {
     crate::models::logits(device, weights, &ids, 2)
 }
 
-/// Whatever group is cut, what is left runs, and every kept value is the original's. Cut channels of blocks are as good as
+/// Whatever group is cut, what is left runs, and every kept value is the original's. KeptChannels channels of blocks are as good as
 /// zeros; and a model without a block or a part of the stream still speaks of the same vocabulary.
 fn any_group(device: &Device) -> Result<(), Failed> {
     for model in ["embedded:nano-llama", "assets/fixtures/biased"] {
@@ -69,7 +70,7 @@ fn any_group(device: &Device) -> Result<(), Failed> {
             for _ in 0..fewer {
                 kept.remove(random.below(kept.len() as u32) as usize);
             }
-            let mut cut = Cut::nothing(parent.config());
+            let mut cut = KeptChannels::nothing(parent.config());
             cut.keep(group.width, group.layer, &kept);
             let pruned = Pruned::new(&parent, device, cut);
             let found = logits(device, &pruned)?;
@@ -137,7 +138,7 @@ fn quality() -> Result<(), Failed> {
     let measured = |weights: &dyn Weights| speech_perplexity(&pass(device), weights, 8192);
     let channels: Vec<Group> = groups(parent.config(), parent.specs())
         .into_iter()
-        .filter(|group| group.width == Width::FeedForward)
+        .filter(|group| group.width == PrunableDim::FeedForward)
         .collect();
     let model = load(device, &parent)?;
     let sums = sums(
@@ -149,8 +150,8 @@ fn quality() -> Result<(), Failed> {
         Some(&rows),
         &mut |_, _| {},
     )?;
-    let cut = |score: Score, seed: u64| -> Result<Cut, Failed> {
-        let mut cut = Cut::nothing(parent.config());
+    let cut = |score: Score, seed: u64| -> Result<KeptChannels, Failed> {
+        let mut cut = KeptChannels::nothing(parent.config());
         for group in &channels {
             let units = sums.unit_scores(device, score, group, Reduction::Sum, seed)?;
             let mut order: Vec<usize> = (0..units.len()).collect();
@@ -210,7 +211,7 @@ fn orders() -> Result<(), Failed> {
         ..stage()
     };
     let cut = order(&twice).map_err(|bad| format!("{bad:?}"))?.widths;
-    assert_eq!(cut, [Width::FeedForward, Width::KvGroup]);
+    assert_eq!(cut, [PrunableDim::FeedForward, PrunableDim::KvGroup]);
     let layers = Prune {
         scope: Scope::Layer,
         ratio: 0.4,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
 use lopper::error::Error;
-use lopper::model::{Checkpoint, Config, Outline, Role, Weights, Widths, tensor_specs};
+use lopper::model::{BlockDims, Checkpoint, Config, Outline, Role, Weights, tensor_specs};
 use lopper::plan::Plan;
 use lopper::recipe::{EMBEDDED, Recipe};
 use lopper::stages::quantize::Quantize;
@@ -89,7 +89,7 @@ fn recipes_are_strict() -> Result<(), Failed> {
 /// A plan needs no model: of a shape alone, stages in any order say what they leave, the same every time.
 fn plans_are_pure() -> Result<(), Failed> {
     let tiny = Checkpoint::open("embedded:tiny-llama")?;
-    let widths = Widths::new(32, 8, 14_336);
+    let widths = BlockDims::new(32, 8, 14_336);
     let config = Config {
         hidden_size: 4096,
         head_dim: 128,

@@ -10,7 +10,8 @@ use crate::interrupt;
 use crate::kernels::select::top_k::top_k;
 use crate::methods::calibration::Rows;
 use crate::model::{
-    Config, Cut, Group, Model, Outline, Pass, Pruned, WeightSource, Weights, Width, groups,
+    Config, Group, KeptChannels, Model, Outline, Pass, PrunableDim, Pruned, WeightSource, Weights,
+    groups,
 };
 use crate::tensor::DType;
 
@@ -31,12 +32,12 @@ pub struct PruneContext<'a> {
 /// is given the rounds done and what is kept so far; `progress` what is done and to do, over all rounds.
 pub fn prune(
     parent: &dyn Weights,
-    (done, mut kept): (usize, Cut),
+    (done, mut kept): (usize, KeptChannels),
     spec: &PruneSpec,
     context: PruneContext<'_>,
-    after_round: &mut dyn FnMut(usize, &Cut) -> Result<()>,
+    after_round: &mut dyn FnMut(usize, &KeptChannels) -> Result<()>,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Cut> {
+) -> Result<KeptChannels> {
     let steps = spec.steps;
     for step in done + 1..=steps {
         interrupt::check()?;
@@ -55,7 +56,7 @@ pub fn prune(
 }
 
 /// The units that are kept of a width, of a block's where blocks have their own.
-type Kept = (Width, Option<usize>, Vec<usize>);
+type Kept = (PrunableDim, Option<usize>, Vec<usize>);
 
 /// What to keep of each group, so that about `aim` is left.
 fn round(
@@ -103,7 +104,7 @@ fn round(
     for group in &chosen {
         let mut units =
             sums.unit_scores(device, spec.score, group, spec.reduction, context.seed)?;
-        if group.width == Width::Layers {
+        if group.width == PrunableDim::Layers {
             // Protected blocks are above all others.
             let guarded = |layer: &usize| !spec.may_cut(config, *layer);
             for layer in (0..config.layers()).filter(guarded) {

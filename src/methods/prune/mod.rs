@@ -7,7 +7,7 @@ pub mod score;
 use self::score::Score;
 use super::BadField;
 use crate::kernels::score::Reduction;
-use crate::model::{Config, Role, TensorSpec, Width, Widths, tensor_specs};
+use crate::model::{BlockDims, Config, PrunableDim, Role, TensorSpec, tensor_specs};
 
 /// What is pruned of a model and how, checked against that model.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub struct PruneSpec {
     /// What is made of the scores that a group's tensors give one channel.
     pub reduction: Reduction,
     /// What is cut.
-    pub widths: Vec<Width>,
+    pub widths: Vec<PrunableDim>,
     /// The share of each width that goes.
     pub ratio: f64,
     /// Whether channels compete with those of all blocks, and not within their block only.
@@ -63,22 +63,22 @@ impl PruneSpec {
         let mut left = config.clone();
         for width in &self.widths {
             match width {
-                Width::Hidden => left.hidden_size = self.kept(*width, config, 0, ratio),
-                Width::Layers => {
+                PrunableDim::Hidden => left.hidden_size = self.kept(*width, config, 0, ratio),
+                PrunableDim::Layers => {
                     let protected = self.protected.0 + self.protected.1;
                     let count = self.kept(*width, config, 0, ratio).max(protected);
                     left.blocks.truncate(count);
                 }
-                Width::FeedForward | Width::KvGroup => {
+                PrunableDim::FeedForward | PrunableDim::KvGroup => {
                     for layer in (0..config.layers()).filter(|layer| self.may_cut(config, *layer)) {
                         let kept = self.kept(*width, config, layer, ratio);
                         let block = &mut left.blocks[layer];
                         *block = match width {
-                            Width::FeedForward => Widths {
+                            PrunableDim::FeedForward => BlockDims {
                                 intermediate_size: kept,
                                 ..*block
                             },
-                            _ => Widths {
+                            _ => BlockDims {
                                 heads: block.heads / block.kv_heads * kept,
                                 kv_heads: kept,
                                 ..*block
@@ -93,21 +93,21 @@ impl PruneSpec {
 
     /// Units of a width that stay, of those that a layer of `config` has: as LLM-Pruner counts them, the whole part of what is
     /// left, then to the nearest multiple.
-    fn kept(&self, width: Width, config: &Config, layer: usize, ratio: f64) -> usize {
+    fn kept(&self, width: PrunableDim, config: &Config, layer: usize, ratio: f64) -> usize {
         let units = width.units(config, Some(layer));
         let left = (units as f64 * (1.0 - ratio) + 1e-9).floor() as usize;
         self.rounded(width, left).min(units)
     }
 
-    fn rounded(&self, width: Width, units: usize) -> usize {
+    fn rounded(&self, width: PrunableDim, units: usize) -> usize {
         let step = self.multiple(width);
         ((units + step / 2) / step * step).max(step)
     }
 
-    fn multiple(&self, width: Width) -> usize {
+    fn multiple(&self, width: PrunableDim) -> usize {
         match width {
-            Width::FeedForward | Width::Hidden => self.multiple,
-            Width::KvGroup | Width::Layers => 1,
+            PrunableDim::FeedForward | PrunableDim::Hidden => self.multiple,
+            PrunableDim::KvGroup | PrunableDim::Layers => 1,
         }
     }
 

@@ -19,7 +19,7 @@ use crate::kernels::score::blocks::blocks;
 use crate::kernels::score::{Form, Reduction, columns, fisher, rows as row_sums};
 use crate::methods::calibration::Rows;
 use crate::model::{
-    Axis, BackwardOptions, Group, Outline, Pass, WeightSource, Weights, Width, gradients,
+    Axis, BackwardOptions, Group, Outline, Pass, PrunableDim, WeightSource, Weights, gradients,
 };
 use crate::tensor::DType;
 use crate::walk::{Kind, Statistics, Through, Walk};
@@ -127,7 +127,10 @@ pub fn sums(
             axes.push(member.axis);
         }
     }
-    if groups.iter().any(|group| group.width == Width::Layers) {
+    if groups
+        .iter()
+        .any(|group| group.width == PrunableDim::Layers)
+    {
         for spec in weights.specs().iter().filter(|s| s.layer().is_some()) {
             let axes = axes.entry(&spec.name).or_default();
             if axes.is_empty() {
@@ -360,7 +363,7 @@ impl Sums {
             device.upload(&HostTensor::from_f32(DType::F32, shape, values), "scores")
         };
         let mut members: Vec<Vec<f32>> = Vec::new();
-        if group.width == Width::Layers {
+        if group.width == PrunableDim::Layers {
             // Tensors of a block in their order, each a member: its whole sum.
             for layer in 0..group.units {
                 let prefix = format!("{}.", layer_name(layer));
