@@ -4,7 +4,7 @@ use libtest_mimic::{Failed, Trial};
 use lopper::data::read_text;
 use lopper::device::{Device, HostTensor, Random};
 use lopper::gpu::Options;
-use lopper::kernels::mask::weights::weights as mask;
+use lopper::kernels::mask::zero_weights::zero_weights as mask;
 use lopper::kernels::score::Reduction;
 use lopper::measure::{Convention, perplexity};
 use lopper::methods::calibration::Rows;

@@ -3,7 +3,7 @@
 use super::config::Config;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
-use crate::kernels::copy::rows::{Rows, rows};
+use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::tensor::DType;
 
 /// Keys and values of every layer, and the rotations of the positions they may hold.

@@ -9,7 +9,7 @@ use crate::autograd::{Gradient, Parameter, Sink, Split, Tape};
 use crate::device::{Device, HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::kernels::copy::cast::scaled;
-use crate::kernels::copy::rows::{Rows, rows};
+use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::embed::scatter::scatter;
 use crate::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
 use crate::kernels::loss::divergence::divergence;

@@ -17,7 +17,7 @@ use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::kernels::attention::Attention;
-use crate::kernels::copy::rows::{Rows, rows};
+use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::tensor::DType;
 
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
