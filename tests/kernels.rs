@@ -68,7 +68,8 @@ fn activations() -> Result<(), Failed> {
         (-3.0, -0.999_977_909_503_001),
     ];
     for (x, expected) in table {
-        if !((erf(x) - expected).abs() < 1e-14) {
+        let near = (erf(x) - expected).abs() < 1e-14;
+        if !near {
             return Err(format!("erf({x}) = {}, not {expected}", erf(x)).into());
         }
     }
