@@ -13,21 +13,7 @@ const NOTHING: f32 = -3.0e38;
 
 @compute @workgroup_size(128)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let index = group.y * groups.x + group.x;
-    if index >= params.tiles * params.heads {
-        return;
-    }
-    let in_sequence = (params.tokens_per_sequence + OWNERS - 1u) / OWNERS;
-    let tile = params.tile_start + index / params.heads;
-    let head = index % params.heads;
-    let sequence = tile % params.sequences;
-    // The last tiles see most keys, and go first.
-    let first = (in_sequence - 1u - tile / params.sequences) * OWNERS;
-    let count = min(OWNERS, params.tokens_per_sequence - first);
-    let fours = params.head_dim / 4u;
-    let pitch = params.kv_heads * fours;
-    let cache = sequence * params.capacity * pitch + head / (params.heads / params.kv_heads) * fours;
-    let base = (sequence * params.tokens_per_sequence + first) * params.heads + head;
+#import attention_owners
     let mine = lane % 8u * 4u;
     let other = lane / 8u;
     let row = lane / 4u;
@@ -63,7 +49,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         sums[{I}u * CHUNKS + {C}u] *= correction[{I}];
 #end
 #end
-        // What is no number no comparison took for the highest.
+        // NaN scores never win the maximum above; let them through here.
 #for J in 4
         scores[{J}] = select(vec4(0.0), exponentials(scores[{J}] - highest), sees{J});
         totals += scores[{J}];

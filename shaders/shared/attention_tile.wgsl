@@ -69,7 +69,7 @@ fn add_row(k: u32, row: u32, lane: u32, seen: vec4<bool>, sums: ptr<function, ar
     {
         let values = memory[ROWS + row * FOURS + lane / 8u + {C}u * 16u];
 #for I in 4
-        // What an owner does not see must not count, not even times zero.
+        // A row that an owner does not see must not count, not even times zero: it may be NaN.
         let before{I} = (*sums)[{I}u * CHUNKS + {C}u];
         (*sums)[{I}u * CHUNKS + {C}u] = select(before{I}, before{I} + factors[{I}] * values, seen[{I}]);
 #end

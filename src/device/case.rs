@@ -84,11 +84,16 @@ pub struct CaseData {
     pub tensors: Vec<HostTensor>,
 }
 
-impl CaseData {
-    /// Parameters and all bindings in order.
-    pub fn new<P: bytemuck::NoUninit>(parameters: &P, tensors: Vec<HostTensor>) -> Self {
-        Self {
-            parameters: bytemuck::bytes_of(parameters).to_vec(),
+/// What every struct of parameters can do.
+pub trait CaseOf {
+    /// The inputs of a case: these parameters and all bindings in order.
+    fn case(&self, tensors: Vec<HostTensor>) -> CaseData;
+}
+
+impl<P: bytemuck::NoUninit> CaseOf for P {
+    fn case(&self, tensors: Vec<HostTensor>) -> CaseData {
+        CaseData {
+            parameters: bytemuck::bytes_of(self).to_vec(),
             tensors,
         }
     }

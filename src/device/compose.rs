@@ -12,6 +12,7 @@ macro_rules! fragments {
 /// The texts of `shaders/shared`.
 const FRAGMENTS: &[(&str, &str)] = fragments! {
     "activation"
+    "attention_owners"
     "attention_scores"
     "attention_tile"
     "block_bytes_1"

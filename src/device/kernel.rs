@@ -77,6 +77,11 @@ impl Variant {
         }
     }
 
+    /// The same, with or without subgroup operations.
+    pub fn with_subgroups(self, subgroups: bool) -> Self {
+        Self { subgroups, ..self }
+    }
+
     /// Whether a device with these capabilities can run it.
     pub fn runs_on(&self, capabilities: Capabilities) -> bool {
         (!self.uses_f16() || capabilities.f16)

@@ -12,7 +12,7 @@ mod runner;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-pub use case::{Case, CaseData, Poison, Random, Sizes};
+pub use case::{Case, CaseData, CaseOf, Poison, Random, Sizes};
 pub use check::{Failure, UploadedCase, check_case, check_cpu_case, guard_word, upload_case};
 pub use compose::{compose, compose_with, fragment, fragments};
 pub use host::{Args, HostTensor, Outputs, View};

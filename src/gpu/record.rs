@@ -31,6 +31,13 @@ pub struct Cost {
     pub bytes: f64,
 }
 
+impl Cost {
+    /// So many operations and bytes.
+    pub fn new(operations: f64, bytes: f64) -> Self {
+        Self { operations, bytes }
+    }
+}
+
 /// Device time, by kernel name or under `all`.
 #[derive(Clone, Debug, Default)]
 pub struct Profile {

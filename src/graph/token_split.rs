@@ -2,7 +2,7 @@
 
 use crate::device::{Device, Tensor};
 use crate::error::Result;
-use crate::kernels::copy::rows::{Rows, rows};
+use crate::kernels::copy::gather_rows::{Rows, rows};
 
 /// The parts in which gradients of weights are handed out: those of some tokens each.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ pub mod attention;
 pub mod bounds;
 pub mod copy;
 pub mod dequantize;
+mod elementwise;
 pub mod embed;
 pub mod gate;
 pub mod kv;
@@ -62,7 +63,7 @@ pub static TABLE: &[&Kernel] = &[
     &copy::compact::KERNEL,
     &copy::pad::KERNEL,
     &copy::planes::KERNEL,
-    &copy::rows::KERNEL,
+    &copy::gather_rows::KERNEL,
     &copy::transpose::KERNEL,
     &copy::ternary::KERNEL,
     &logits::soft_cap::KERNEL,
@@ -79,7 +80,7 @@ pub static TABLE: &[&Kernel] = &[
     &score::blocks::KERNEL,
     &select::top_k::KERNEL,
     &select::threshold::KERNEL,
-    &mask::weights::KERNEL,
+    &mask::zero_weights::KERNEL,
     &quantize::activations::KERNEL,
     &quantize::normed::KERNEL,
     &quantize::absmax::KERNEL,

@@ -19,7 +19,7 @@ use crate::graph::{
 };
 use crate::interrupt;
 use crate::kernels::copy::cast::{cast, scaled};
-use crate::kernels::copy::rows::{Rows, rows};
+use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::embed::scatter::scatter;
 use crate::kernels::logits::soft_cap::soft_cap;
 use crate::kernels::logits::soft_cap_grad::soft_cap_grad;

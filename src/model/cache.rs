@@ -4,7 +4,7 @@ use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::families::{Config, Rope};
 use crate::graph::KeyValueCache;
-use crate::kernels::copy::rows::{Rows, rows};
+use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::tensor::DType;
 
 /// The KV cache: keys and values of every layer, and the rotary tables of the positions they may hold.

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::graph::{BlockWeights, Pass, Slot};
 use crate::interrupt;
 use crate::kernels::copy::cast::scaled;
-use crate::kernels::copy::rows::{Rows, rows};
+use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::matrix::Matrix;
 use crate::model::{Cache, WeightSource, run_block};
 use crate::tensor::{DType, Packed};

@@ -253,8 +253,8 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
     ("select/top_k", "wanted -= above", "wanted -= 0u"),
     ("select/threshold", ">= bar", "> bar"),
     ("select/threshold", "bar > 0u && ", ""),
-    ("mask/weights", "kept && column_mask", "column_mask"),
-    ("mask/weights", "row_mask[row]", "row_mask[down]"),
+    ("mask/zero_weights", "kept && column_mask", "column_mask"),
+    ("mask/zero_weights", "row_mask[row]", "row_mask[down]"),
     ("residual/add", "result[index] + vec4", "vec4"),
     ("loss/logsumexp", "maximum + log(sum)", "log(sum)"),
     (

@@ -4,7 +4,7 @@ use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Random, Tensor};
 use lopper::gpu::{Options, Tier};
 use lopper::kernels::copy::compact::compact;
-use lopper::kernels::mask::weights::weights;
+use lopper::kernels::mask::zero_weights::zero_weights;
 use lopper::kernels::score::blocks::blocks;
 use lopper::kernels::score::columns::columns;
 use lopper::kernels::score::fisher::fisher;
@@ -147,9 +147,9 @@ fn smaller(
     let (by_row, by_column) = (upload(&row_mask)?, upload(column_mask)?);
     let host = HostTensor::from_f32(DType::F32, &[ROWS, COLUMNS], weight);
     let masked = device.upload(&host, "masked")?;
-    weights(device, None, None, &masked)?;
-    weights(device, Some(&by_row), None, &masked)?;
-    weights(device, None, Some(&by_column), &masked)?;
+    zero_weights(device, None, None, &masked)?;
+    zero_weights(device, Some(&by_row), None, &masked)?;
+    zero_weights(device, None, Some(&by_column), &masked)?;
     let mut places = Vec::new();
     for (at, value) in device.read(&masked)?.to_f32().iter().enumerate() {
         let kept = row_mask[at / COLUMNS] == 1 && column_mask[at % COLUMNS] == 1;

@@ -3,7 +3,7 @@
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Random};
 use lopper::error::Result as Outcome;
-use lopper::kernels::mask::weights::weights as mask;
+use lopper::kernels::mask::zero_weights::zero_weights as mask;
 use lopper::kernels::score::Reduction;
 use lopper::methods::calibration::{Calibration, Rows};
 use lopper::methods::prune::score::{Score, sums};

@@ -129,25 +129,12 @@ fn passes(
         let operations = operations * (OWNERS * width * rows) as f64;
         let step = ((device.call_limit().operations / operations) as usize).max(1);
         for start in (0..tiles).step_by(step) {
-            let params = Params {
-                tiles: step.min(tiles - start) as u32,
-                tile_start: start as u32,
-                sequences: sequences as u32,
-                tokens_per_sequence: each as u32,
-                heads: heads.query as u32,
-                kv_heads: heads.kv as u32,
-                head_dim: heads.dim as u32,
-                capacity: capacity as u32,
-                scale: heads.scale,
-                window: heads.window_word(),
-                soft_cap: heads.soft_cap_word(),
-            };
-            device.run(&Call {
-                kernel,
-                variant: variant.clone(),
-                parameters: bytemuck::bytes_of(&params),
-                tensors: &tensors,
-            })?;
+            let params = Params::new(
+                &heads,
+                (sequences, each, capacity),
+                (start, step.min(tiles - start)),
+            );
+            device.call(kernel, variant.clone(), &params, &tensors)?;
         }
     }
     Ok([query_grad, key_grad, value_grad])
@@ -214,6 +201,27 @@ fn owned(p: &Params, length: usize, place: impl Fn(usize) -> usize) -> Vec<(usiz
 }
 
 impl Params {
+    /// Those of a layer over so many sequences of so many tokens, and caches of so many places; `tiles` from `start` on.
+    pub(super) fn new(
+        attention: &Attention,
+        (sequences, each, capacity): (usize, usize, usize),
+        (start, tiles): (usize, usize),
+    ) -> Self {
+        Self {
+            tiles: tiles as u32,
+            tile_start: start as u32,
+            sequences: sequences as u32,
+            tokens_per_sequence: each as u32,
+            heads: attention.query as u32,
+            kv_heads: attention.kv as u32,
+            head_dim: attention.dim as u32,
+            capacity: capacity as u32,
+            scale: attention.scale,
+            window: attention.window_word(),
+            soft_cap: attention.soft_cap_word(),
+        }
+    }
+
     /// Where a head of a token starts, in elements.
     pub(super) fn token(&self, (sequence, place): (usize, usize), head: usize) -> usize {
         self.row((sequence, place), head) * self.head_dim as usize

@@ -87,17 +87,13 @@ pub fn causal(
             window: heads.window_word(),
             soft_cap: heads.soft_cap_word(),
         };
-        device.run(&Call {
-            kernel: &KERNEL,
-            variant: Variant {
-                activation: query.dtype(),
-                output: query.dtype(),
-                subgroups: device.capabilities().subgroups,
-                ..Variant::BASELINE
-            },
-            parameters: bytemuck::bytes_of(&params),
-            tensors: &[query, key, value, past, &result],
-        })?;
+        device.call(
+            &KERNEL,
+            Variant::typed(query.dtype(), query.dtype())
+                .with_subgroups(device.capabilities().subgroups),
+            &params,
+            &[query, key, value, past, &result],
+        )?;
     }
     Ok(result)
 }
@@ -106,12 +102,7 @@ fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();
     for dtype in [DType::F32, DType::F16] {
         for subgroups in [false, true] {
-            variants.push(Variant {
-                activation: dtype,
-                output: dtype,
-                subgroups,
-                ..Variant::BASELINE
-            });
+            variants.push(Variant::typed(dtype, dtype).with_subgroups(subgroups));
         }
     }
     variants
@@ -121,10 +112,7 @@ fn cost(args: &Args<'_>) -> Cost {
     let p: Params = args.parameters();
     let keys = f64::from(p.tokens) * f64::min(f64::from(p.capacity) / 2.0, f64::from(p.window));
     let operations = 4.0 * keys * f64::from(p.heads) * f64::from(p.head_dim);
-    Cost {
-        operations,
-        bytes: operations / 8.0,
-    }
+    Cost::new(operations, operations / 8.0)
 }
 
 /// One head of one token: where it is and what it sees.
@@ -182,10 +170,7 @@ pub(super) fn expect(args: &Args<'_>, windows: &[Params], expected: &mut Expecte
         })
         .collect();
     for (start, line) in lines {
-        for (column, (value, bound)) in line.into_iter().enumerate() {
-            expected.values[start + column] = value;
-            expected.bounds[start + column] = bound;
-        }
+        expected.put(start, line);
     }
 }
 
@@ -317,11 +302,8 @@ pub(super) fn case(
         let (width, pitch) = (query * dim, kv * dim);
         let rows = sequences * capacity;
         let mut q = random.values(tokens * width, 3.0);
-        match note {
-            ",large" => q.iter_mut().for_each(|v| *v *= 60.0),
-            ",zeros" => q.fill(0.0),
-            ",nan" => q[0] = f32::NAN,
-            _ => {}
+        if note == ",large" {
+            q.iter_mut().for_each(|v| *v *= 60.0);
         }
         let dtype = variant.activation;
         // Rows of the cache that no token has written may hold anything.
@@ -339,16 +321,13 @@ pub(super) fn case(
             value[(past[0] as usize + each / 2) * pitch] = f32::NAN;
         }
         let cache = |values: &[f32]| HostTensor::from_f32(dtype, &[rows, pitch], values);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(dtype, &[tokens, width], &q),
-                cache(&key),
-                cache(&value),
-                HostTensor::from_u32(&[sequences], &past),
-                HostTensor::from_f32(dtype, &[tokens, width], &random.values(tokens * width, 1.0)),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(dtype, &[tokens, width], &q),
+            cache(&key),
+            cache(&value),
+            HostTensor::from_u32(&[sequences], &past),
+            HostTensor::from_f32(dtype, &[tokens, width], &random.values(tokens * width, 1.0)),
+        ])
     })
 }
 
@@ -383,8 +362,8 @@ fn cases() -> Vec<Case> {
         case(1, 3, heads(2, 2, 256), 61, ""),
         case(1, 9, heads(2, 1, 8), 3, ",part"),
         case(1, 4, heads(2, 1, 32), 60, ",large"),
-        case(1, 4, heads(2, 1, 32), 60, ",zeros"),
-        case(1, 2, heads(2, 1, 8), 3, ",nan"),
+        case(1, 4, heads(2, 1, 32), 60, "").with(Poison::Zeros),
+        case(1, 2, heads(2, 1, 8), 3, "").with(Poison::NaN),
         case(2, 5, heads(2, 1, 8), 3, ",nan value"),
         // Windows: of one key, inside the new tokens, across what is past, longer than all.
         case(2, 9, heads(2, 1, 8).with_window(1), 3, ""),
@@ -394,7 +373,7 @@ fn cases() -> Vec<Case> {
         case(1, 9, heads(2, 1, 8).with_window(4), 3, ",nan value"),
         case(1, 20, heads(4, 2, 16).with_soft_cap(2.0), 70, ""),
         case(1, 4, heads(2, 1, 32).with_soft_cap(50.0), 60, ",large"),
-        case(1, 2, heads(2, 1, 8).with_soft_cap(50.0), 3, ",nan"),
+        case(1, 2, heads(2, 1, 8).with_soft_cap(50.0), 3, "").with(Poison::NaN),
         case(
             2,
             20,

@@ -162,23 +162,12 @@ pub(super) fn case(
         let length = if of_places { example.capacity } else { each };
         let tiles = sequences * length.div_ceil(OWNERS);
         let skip = usize::from(note == ",part");
-        let params = Params {
-            tiles: (tiles - 2 * skip) as u32,
-            tile_start: skip as u32,
-            sequences: sequences as u32,
-            tokens_per_sequence: each as u32,
-            heads: query as u32,
-            kv_heads: kv as u32,
-            head_dim: dim as u32,
-            capacity: example.capacity as u32,
-            scale: heads.scale,
-            window: heads.window_word(),
-            soft_cap: heads.soft_cap_word(),
-        };
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: tensors(&example, variant),
-        }
+        let params = Params::new(
+            &heads,
+            (sequences, each, example.capacity),
+            (skip, tiles - 2 * skip),
+        );
+        params.case(tensors(&example, variant))
     });
     match dim {
         0..=64 => case,

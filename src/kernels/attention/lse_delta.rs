@@ -67,10 +67,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         .collect();
     let mut expected = Expected::exact(args.tensors[4].to_f64());
     for (start, line) in lines {
-        for (index, (value, bound)) in line.into_iter().enumerate() {
-            expected.values[start + index] = value;
-            expected.bounds[start + index] = bound;
-        }
+        expected.put(start, line);
     }
     vec![expected]
 }

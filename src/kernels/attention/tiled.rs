@@ -27,10 +27,7 @@ pub static KERNEL: Kernel = Kernel {
         let keys =
             f64::from(p.tiles) * OWNERS as f64 * f64::min(f64::from(p.capacity) / 2.0, window);
         let operations = 4.0 * keys * f64::from(p.heads) * f64::from(p.head_dim);
-        Cost {
-            operations,
-            bytes: operations / 8.0 / OWNERS as f64,
-        }
+        Cost::new(operations, operations / 8.0 / OWNERS as f64)
     },
     reference,
     cases,
@@ -59,25 +56,17 @@ pub(super) fn tiled(
     let operations = 4.0 * (OWNERS * heads.query * heads.dim * keys) as f64;
     let step = ((device.call_limit().operations / operations) as usize).max(1);
     for start in (0..tiles).step_by(step) {
-        let params = Params {
-            tiles: step.min(tiles - start) as u32,
-            tile_start: start as u32,
-            sequences: sequences as u32,
-            tokens_per_sequence: each as u32,
-            heads: heads.query as u32,
-            kv_heads: heads.kv as u32,
-            head_dim: heads.dim as u32,
-            capacity: capacity as u32,
-            scale: heads.scale,
-            window: heads.window_word(),
-            soft_cap: heads.soft_cap_word(),
-        };
-        device.run(&Call {
-            kernel: &KERNEL,
-            variant: variant.clone(),
-            parameters: bytemuck::bytes_of(&params),
-            tensors: &[query, key, value, past, &result],
-        })?;
+        let params = Params::new(
+            &heads,
+            (sequences, each, capacity),
+            (start, step.min(tiles - start)),
+        );
+        device.call(
+            &KERNEL,
+            variant.clone(),
+            &params,
+            &[query, key, value, past, &result],
+        )?;
     }
     Ok(Some(result))
 }
@@ -111,19 +100,8 @@ fn case(sequences: usize, each: usize, heads: Attention, past: u32, note: &'stat
         let p: causal::Params = bytemuck::pod_read_unaligned(&data.parameters);
         let tiles = sequences * each.div_ceil(OWNERS);
         let skip = usize::from(note == ",part");
-        let params = Params {
-            tiles: (tiles - 2 * skip) as u32,
-            tile_start: skip as u32,
-            sequences: sequences as u32,
-            tokens_per_sequence: p.tokens_per_sequence,
-            heads: p.heads,
-            kv_heads: p.kv_heads,
-            head_dim: p.head_dim,
-            capacity: p.capacity,
-            scale: p.scale,
-            window: p.window,
-            soft_cap: p.soft_cap,
-        };
+        let sizes = (sequences, each, p.capacity as usize);
+        let params = Params::new(&heads, sizes, (skip, tiles - 2 * skip));
         CaseData {
             parameters: bytemuck::bytes_of(&params).to_vec(),
             ..data
@@ -159,8 +137,8 @@ fn cases() -> Vec<Case> {
         case(1, 18, heads(2, 1, 32), 60, ",large"),
         // Few keys, the first of which may be far above the others.
         case(1, 18, heads(16, 2, 32), 0, ",large"),
-        case(1, 18, heads(2, 1, 96), 60, ",zeros"),
-        case(1, 17, heads(2, 1, 8), 3, ",nan"),
+        case(1, 18, heads(2, 1, 96), 60, "").with(Poison::Zeros),
+        case(1, 17, heads(2, 1, 8), 3, "").with(Poison::NaN),
         case(1, 35, heads(2, 1, 8), 2, ",nan value"),
         case(1, 35, heads(2, 1, 8), 66, ",nan value"),
         // Windows: of one key, of no whole four, of less than a tile, across what is past, longer than all.
@@ -172,7 +150,7 @@ fn cases() -> Vec<Case> {
         case(1, 45, heads(2, 1, 8).with_window(5), 2, ",nan value"),
         case(1, 70, heads(4, 2, 16).with_soft_cap(2.0), 20, ""),
         case(1, 18, heads(16, 2, 32).with_soft_cap(2.0), 0, ",large"),
-        case(1, 17, heads(2, 1, 8).with_soft_cap(2.0), 3, ",nan"),
+        case(1, 17, heads(2, 1, 8).with_soft_cap(2.0), 3, "").with(Poison::NaN),
         case(
             2,
             90,

@@ -1,6 +1,7 @@
 //! `copy/cast`: values times a factor in another type: gradients on their way into products of f16, which are scaled so that
 //! small ones are not lost.
 
+use crate::kernels::elementwise;
 use crate::kernels::prelude::*;
 
 params! {
@@ -19,33 +20,21 @@ pub static KERNEL: Kernel = Kernel {
         binding("result", Access::Write, Element::Output),
     ],
     parameters: Params::LAYOUT,
-    overrides: &[("WORKGROUP", 128.0)],
     variants: || {
         let pairs = [
             (DType::F32, DType::F32),
             (DType::F32, DType::F16),
             (DType::F16, DType::F32),
         ];
-        let variant = |(activation, output)| Variant {
-            activation,
-            output,
-            ..Variant::BASELINE
-        };
+        let variant = |(activation, output)| Variant::typed(activation, output);
         pairs.map(variant).to_vec()
     },
-    groups: |args| fold(args.tensors[0].len().div_ceil(4 * 128)),
-    cost: |args| {
-        let [x, result] = [0, 1].map(|index| args.tensors[index]);
-        Cost {
-            operations: x.len() as f64,
-            bytes: (x.len() * (x.dtype.size() + result.dtype.size())) as f64,
-        }
-    },
+    cost: |args| elementwise::cost(args, 1.0, 0),
     reference,
     cpu: Some(cpu),
     cases,
     random,
-    ..Kernel::BASE
+    ..elementwise::BASE
 };
 
 /// A new tensor of `x`'s shape: its values times `factor`, in type `output`.
@@ -55,16 +44,12 @@ pub fn scaled(device: &Device, x: &Tensor, factor: f32, output: DType) -> Result
         count: x.len() as u32,
         factor,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
-            activation: x.dtype(),
-            output,
-            ..Variant::BASELINE
-        },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[x, &result],
-    })?;
+    device.call(
+        &KERNEL,
+        Variant::typed(x.dtype(), output),
+        &params,
+        &[x, &result],
+    )?;
     Ok(result)
 }
 
@@ -96,47 +81,38 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     outputs.store(0, 0, &values);
 }
 
-fn case(count: usize, factor: f32, note: &'static str) -> Case {
-    let label = format!("count={count},factor={factor}{note}");
+fn case(count: usize, factor: f32) -> Case {
+    let label = format!("count={count},factor={factor}");
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(36);
-        let mut x = random.values(count, 2.0);
-        match note {
-            ",infinity" => x[0] = f32::NEG_INFINITY,
-            ",nan" => x[0] = f32::NAN,
-            _ => {}
-        }
+        let x = random.values(count, 2.0);
         let params = Params {
             count: count as u32,
             factor,
         };
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(variant.activation, &[count], &x),
-                HostTensor::zeros(variant.output, &[count]),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(variant.activation, &[count], &x),
+            HostTensor::zeros(variant.output, &[count]),
+        ])
     })
 }
 
 fn random(sizes: &Sizes) -> Case {
     case(
-        sizes.between(0, 1, 70) * sizes.between(1, 1, 70),
+        elementwise::count(sizes),
         [1.0, 0.125, 1000.0][sizes.between(2, 0, 2)],
-        "",
     )
 }
 
 fn cases() -> Vec<Case> {
     vec![
-        case(1, 1.0, ""),
-        case(1001, 0.125, ""),
-        case(1002, 3.0, ""),
-        case(1003, 0.5, ""),
-        case(5, 1.0, ",infinity"),
-        case(5, 1.0, ",nan"),
-        case(4_200_001, 1.0, "").only(|variant| variant.output == DType::F32),
-        case(2048 * 4096, 1.0, "").bench(),
+        case(1, 1.0),
+        case(1001, 0.125),
+        case(1002, 3.0),
+        case(1003, 0.5),
+        case(5, 1.0).with(Poison::NegativeInfinity),
+        case(5, 1.0).with(Poison::NaN),
+        case(4_200_001, 1.0).only(|variant| variant.output == DType::F32),
+        case(2048 * 4096, 1.0).bench(),
     ]
 }

@@ -31,10 +31,7 @@ pub static KERNEL: Kernel = Kernel {
     },
     cost: |args| {
         let p: Params = args.parameters();
-        Cost {
-            operations: 0.0,
-            bytes: 8.0 * f64::from(p.count) * f64::from(p.width),
-        }
+        Cost::new(0.0, 8.0 * f64::from(p.count) * f64::from(p.width))
     },
     reference,
     cpu: Some(cpu),
@@ -68,12 +65,12 @@ pub fn compact(
             width: width as u32,
             source_width: source_width as u32,
         };
-        device.run(&Call {
-            kernel: &KERNEL,
-            variant: Variant::BASELINE,
-            parameters: bytemuck::bytes_of(&params),
-            tensors: &[&source, kept_rows, kept_columns, &result],
-        })?;
+        device.call(
+            &KERNEL,
+            Variant::BASELINE,
+            &params,
+            &[&source, kept_rows, kept_columns, &result],
+        )?;
     }
     Ok(())
 }
@@ -142,15 +139,12 @@ fn case(
             width: keep_columns as u32,
             source_width: columns as u32,
         };
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_u32(&[rows, columns], &source),
-                HostTensor::from_u32(&[keep_rows], &kept_rows),
-                HostTensor::from_u32(&[keep_columns], &kept_columns),
-                HostTensor::from_u32(&[keep_rows, keep_columns], &before),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_u32(&[rows, columns], &source),
+            HostTensor::from_u32(&[keep_rows], &kept_rows),
+            HostTensor::from_u32(&[keep_columns], &kept_columns),
+            HostTensor::from_u32(&[keep_rows, keep_columns], &before),
+        ])
     })
 }
 

@@ -2,8 +2,8 @@
 
 pub mod cast;
 pub mod compact;
+pub mod gather_rows;
 pub mod pad;
 pub mod planes;
-pub mod rows;
 pub mod ternary;
 pub mod transpose;

@@ -21,16 +21,15 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
-        let half = Variant {
-            activation: DType::F16,
-            ..Variant::BASELINE
-        };
+        let half = Variant::typed(DType::F16, DType::F32);
         vec![Variant::BASELINE, half]
     },
     groups: |args| fold(args.tensors[1].len().div_ceil(64)),
-    cost: |args| Cost {
-        operations: 0.0,
-        bytes: (args.tensors[1].len() * 2 * args.tensors[1].dtype.size()) as f64,
+    cost: |args| {
+        Cost::new(
+            0.0,
+            (args.tensors[1].len() * 2 * args.tensors[1].dtype.size()) as f64,
+        )
     },
     reference,
     cases,
@@ -59,15 +58,12 @@ pub fn cut(
         columns: columns as u32,
         width: width as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
-            activation: source.dtype(),
-            ..Variant::BASELINE
-        },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[source, &result],
-    })?;
+    device.call(
+        &KERNEL,
+        Variant::typed(source.dtype(), DType::F32),
+        &params,
+        &[source, &result],
+    )?;
     Ok(result)
 }
 
@@ -94,13 +90,10 @@ fn case(rows: usize, columns: usize, width: usize) -> Case {
                 width: width as u32,
             };
             let values = random.values(rows * columns, 1.0);
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(variant.activation, &[rows, columns], &values),
-                    HostTensor::zeros(variant.activation, &[rows, width]),
-                ],
-            }
+            params.case(vec![
+                HostTensor::from_f32(variant.activation, &[rows, columns], &values),
+                HostTensor::zeros(variant.activation, &[rows, width]),
+            ])
         },
     )
 }

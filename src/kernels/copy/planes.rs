@@ -43,10 +43,7 @@ pub static KERNEL: Kernel = Kernel {
     },
     cost: |args| {
         let words = (args.tensors[0].len() + args.tensors[1].len()) as f64;
-        Cost {
-            operations: 0.0,
-            bytes: 4.0 * words,
-        }
+        Cost::new(0.0, 4.0 * words)
     },
     reference,
     cases,
@@ -83,12 +80,12 @@ pub fn planes(
         columns: columns as u32,
         code_words: format.code_words_per_row(columns) as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: weights::variant(format.ty),
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[codes, &result],
-    })?;
+    device.call(
+        &KERNEL,
+        weights::variant(format.ty),
+        &params,
+        &[codes, &result],
+    )?;
     Ok(result)
 }
 
@@ -172,10 +169,7 @@ fn case(rows: usize, columns: usize) -> Case {
             };
             let [codes, _] = weights::host(&packed);
             let planes = HostTensor::zeros(DType::U32, &[words(rows, columns, bits)]);
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![codes, planes],
-            }
+            params.case(vec![codes, planes])
         },
     )
 }

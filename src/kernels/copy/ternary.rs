@@ -55,10 +55,7 @@ pub static KERNEL: Kernel = Kernel {
     },
     cost: |args| {
         let words = (args.tensors[0].len() + args.tensors[1].len()) as f64;
-        Cost {
-            operations: 0.0,
-            bytes: 4.0 * words,
-        }
+        Cost::new(0.0, 4.0 * words)
     },
     reference,
     cases,
@@ -114,15 +111,15 @@ pub fn indices(
         columns: columns as u32,
         code_words: format.code_words_per_row(columns) as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
+    device.call(
+        &KERNEL,
+        Variant {
             constants: TRITS[usize::from(trits == 3)],
             ..weights::variant(format.ty)
         },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[codes, &result],
-    })?;
+        &params,
+        &[codes, &result],
+    )?;
     Ok(result)
 }
 
@@ -221,10 +218,7 @@ fn case(rows: usize, columns: usize, note: &'static str) -> Case {
             };
             let [codes, _] = weights::host(&packed);
             let words = words(rows, columns, variant.constant("TRITS") as usize);
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![codes, HostTensor::zeros(DType::U32, &[words])],
-            }
+            params.case(vec![codes, HostTensor::zeros(DType::U32, &[words])])
         },
     )
 }

@@ -49,10 +49,10 @@ pub static KERNEL: Kernel = Kernel {
         let p: Params = args.parameters();
         let words = f64::from(p.rows) * f64::from(p.layout.code_words + p.layout.scale_words);
         let result = f64::from(p.columns) * f64::from(p.stride);
-        Cost {
-            operations: 0.0,
-            bytes: 4.0 * words + args.tensors[2].dtype.size() as f64 * result,
-        }
+        Cost::new(
+            0.0,
+            4.0 * words + args.tensors[2].dtype.size() as f64 * result,
+        )
     },
     reference,
     cases,
@@ -77,15 +77,15 @@ pub fn transpose(
         stride: stride as u32,
         layout: Layout::new(format, columns),
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
+    device.call(
+        &KERNEL,
+        Variant {
             output: dtype,
             ..weights::variant(format.ty)
         },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[codes, scales, &result],
-    })?;
+        &params,
+        &[codes, scales, &result],
+    )?;
     Ok(result)
 }
 
@@ -112,7 +112,7 @@ fn case(rows: usize, columns: usize, group: u32, note: &'static str) -> Case {
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(31);
         // What stands behind the rows must not show in the padding.
-        let behind = if note == ",window" { 5 } else { 0 };
+        let behind = if note == ",part" { 5 } else { 0 };
         let packed = weights::random(&mut random, variant, rows + behind, columns, group);
         let stride = rows.next_multiple_of(BLOCK);
         let params = Params {
@@ -122,14 +122,11 @@ fn case(rows: usize, columns: usize, group: u32, note: &'static str) -> Case {
             layout: Layout::new(packed.format, columns),
         };
         let [codes, scales] = weights::host(&packed);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                codes,
-                scales,
-                HostTensor::zeros(variant.output, &[columns, stride]),
-            ],
-        }
+        params.case(vec![
+            codes,
+            scales,
+            HostTensor::zeros(variant.output, &[columns, stride]),
+        ])
     })
 }
 
@@ -148,7 +145,7 @@ fn cases() -> Vec<Case> {
         case(64, 128, 32, ""),
         case(1, 1, 16, ""),
         case(31, 65, 16, ""),
-        case(29, 64, 32, ",window"),
+        case(29, 64, 32, ",part"),
         case(14_336, 4096, 32, "").bench().only(timed),
     ]
 }

@@ -32,10 +32,7 @@ pub static KERNEL: Kernel = Kernel {
         let p: Params = args.parameters();
         let values = f64::from(p.rows) * f64::from(p.columns);
         let words = f64::from(p.rows) * f64::from(p.layout.code_words + p.layout.scale_words);
-        Cost {
-            operations: 2.0 * values,
-            bytes: 4.0 * (values + words),
-        }
+        Cost::new(2.0 * values, 4.0 * (values + words))
     },
     reference,
     cases,
@@ -57,12 +54,12 @@ pub fn rows(
         columns: columns as u32,
         layout,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: weights::variant(format.ty),
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[&chunk.codes, &chunk.scales, &result],
-    })?;
+    device.call(
+        &KERNEL,
+        weights::variant(format.ty),
+        &params,
+        &[&chunk.codes, &chunk.scales, &result],
+    )?;
     Ok(result)
 }
 
@@ -98,14 +95,11 @@ fn case(rows: usize, columns: usize, group: u32, note: &'static str) -> Case {
             layout: Layout::new(packed.format, columns),
         };
         let [codes, scales] = weights::host(&packed);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                codes,
-                scales,
-                HostTensor::zeros(DType::F32, &[rows, columns]),
-            ],
-        }
+        params.case(vec![
+            codes,
+            scales,
+            HostTensor::zeros(DType::F32, &[rows, columns]),
+        ])
     })
 }
 
@@ -180,13 +174,10 @@ fn every_code() -> Case {
             layout: Layout::new(packed.format, columns),
         };
         let [codes, scales] = weights::host(&packed);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                codes,
-                scales,
-                HostTensor::zeros(DType::F32, &[rows, columns]),
-            ],
-        }
+        params.case(vec![
+            codes,
+            scales,
+            HostTensor::zeros(DType::F32, &[rows, columns]),
+        ])
     })
 }

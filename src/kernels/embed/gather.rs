@@ -51,12 +51,12 @@ pub fn gather(device: &Device, table: &Matrix, ids: &Tensor) -> Result<Tensor> {
             rows: chunk.rows as u32,
             layout: table.layout(),
         };
-        device.run(&Call {
-            kernel: &KERNEL,
-            variant: weights::variant(table.format().ty),
-            parameters: bytemuck::bytes_of(&params),
-            tensors: &[ids, &chunk.codes, &chunk.scales, &result],
-        })?;
+        device.call(
+            &KERNEL,
+            weights::variant(table.format().ty),
+            &params,
+            &[ids, &chunk.codes, &chunk.scales, &result],
+        )?;
     }
     Ok(result)
 }
@@ -69,10 +69,7 @@ fn groups(args: &Args<'_>) -> UVec3 {
 fn cost(args: &Args<'_>) -> Cost {
     let p: Params = args.parameters();
     let values = f64::from(p.tokens) * f64::from(p.columns);
-    Cost {
-        operations: values,
-        bytes: 8.0 * values,
-    }
+    Cost::new(values, 8.0 * values)
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -123,15 +120,12 @@ fn case(rows: usize, columns: usize, tokens: usize, start: u32, group: u32) -> C
         };
         let before = random.values(tokens * columns, 1.0);
         let [codes, scales] = weights::host(&packed);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_u32(&[tokens], &ids),
-                codes,
-                scales,
-                HostTensor::from_f32(DType::F32, &[tokens, columns], &before),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_u32(&[tokens], &ids),
+            codes,
+            scales,
+            HostTensor::from_f32(DType::F32, &[tokens, columns], &before),
+        ])
     })
 }
 

@@ -27,10 +27,7 @@ pub static KERNEL: Kernel = Kernel {
     groups: |args| fold(args.tensors[3].len().div_ceil(64)),
     cost: |args| {
         let values = (args.tensors[0].len() + args.tensors[3].len()) as f64;
-        Cost {
-            operations: values,
-            bytes: 4.0 * values,
-        }
+        Cost::new(values, 4.0 * values)
     },
     reference,
     cpu: Some(cpu),
@@ -59,12 +56,12 @@ pub fn scatter(
         columns: result.shape()[1] as u32,
         accumulate: u32::from(accumulate),
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant::BASELINE,
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[grad, &list(&starts)?, &list(&order)?, result],
-    })
+    device.call(
+        &KERNEL,
+        Variant::BASELINE,
+        &params,
+        &[grad, &list(&starts)?, &list(&order)?, result],
+    )
 }
 
 /// Tokens sorted by id, those of one id in their order, and where each id's begin: (rows + 1).
@@ -140,27 +137,19 @@ fn case(rows: usize, columns: usize, tokens: usize, note: &'static str) -> Case 
         let limit = if note == ",one" { 1 } else { rows as u32 };
         let ids: Vec<u32> = (0..tokens).map(|_| random.below(limit)).collect();
         let (starts, order) = lists(&ids, rows);
-        let mut grad = random.values(tokens * columns, 1.0);
-        match note {
-            ",infinity" => grad[columns / 2] = f32::INFINITY,
-            ",nan" => grad[columns - 1] = f32::NAN,
-            _ => {}
-        }
+        let grad = random.values(tokens * columns, 1.0);
         let params = Params {
             rows: rows as u32,
             columns: columns as u32,
             accumulate: u32::from(note == ",accumulate"),
         };
         let before = random.values(rows * columns, 1.0);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(DType::F32, &[tokens, columns], &grad),
-                HostTensor::from_u32(&[rows + 1], &starts),
-                HostTensor::from_u32(&[tokens], &order),
-                HostTensor::from_f32(DType::F32, &[rows, columns], &before),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(DType::F32, &[tokens, columns], &grad),
+            HostTensor::from_u32(&[rows + 1], &starts),
+            HostTensor::from_u32(&[tokens], &order),
+            HostTensor::from_f32(DType::F32, &[rows, columns], &before),
+        ])
     })
 }
 
@@ -179,8 +168,8 @@ fn cases() -> Vec<Case> {
         case(40, 64, 9, ",accumulate"),
         case(3, 33, 1000, ",one"),
         case(1, 1, 1, ""),
-        case(9, 40, 20, ",infinity"),
-        case(9, 40, 20, ",nan"),
+        case(9, 40, 20, "").with(Poison::Infinity),
+        case(9, 40, 20, "").with(Poison::NaN),
         case(66_001, 65, 20, ""),
         case(49_152, 576, 2048, "").bench(),
     ]

@@ -3,6 +3,7 @@
 use half::f16;
 
 use crate::kernels::activation::Activation;
+use crate::kernels::elementwise;
 use crate::kernels::prelude::*;
 
 params! {
@@ -22,34 +23,13 @@ pub static KERNEL: Kernel = Kernel {
         binding("result", Access::Write, Element::Output),
     ],
     parameters: Params::LAYOUT,
-    overrides: &[("WORKGROUP", 128.0)],
-    variants: || {
-        let pairs = [
-            (DType::F32, DType::F32),
-            (DType::F32, DType::F16),
-            (DType::F16, DType::F16),
-        ];
-        let variant = |(activation, output)| Variant {
-            activation,
-            output,
-            ..Variant::BASELINE
-        };
-        pairs.map(variant).to_vec()
-    },
-    groups: |args| fold(args.tensors[0].len().div_ceil(4 * 128)),
-    cost: |args| {
-        let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: 8.0 * values,
-            bytes: values
-                * (2 * args.tensors[0].dtype.size() + args.tensors[2].dtype.size()) as f64,
-        }
-    },
+    variants: elementwise::variants,
+    cost: |args| elementwise::cost(args, 8.0, 0),
     reference,
     cpu: Some(cpu),
     cases,
     random,
-    ..Kernel::BASE
+    ..elementwise::BASE
 };
 
 /// activation(gate) * up, element by element, in type `output`: that of the two, or f16.
@@ -65,16 +45,12 @@ pub fn glu(
         count: gate.len() as u32,
         activation: activation.code(),
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
-            activation: gate.dtype(),
-            output,
-            ..Variant::BASELINE
-        },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[gate, up, &result],
-    })?;
+    device.call(
+        &KERNEL,
+        Variant::typed(gate.dtype(), output),
+        &params,
+        &[gate, up, &result],
+    )?;
     Ok(result)
 }
 
@@ -105,39 +81,29 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     outputs.store(0, 0, &gate);
 }
 
-fn case(count: usize, scale: f32, activation: Activation, note: &'static str) -> Case {
-    let label = format!("count={count},scale={scale},{activation:?}{note}");
+fn case(count: usize, scale: f32, activation: Activation) -> Case {
+    let label = format!("count={count},scale={scale},{activation:?}");
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(7);
-        let mut gate = random.values(count, scale);
-        match note {
-            ",zeros" => gate.fill(0.0),
-            ",infinity" => gate[0] = f32::INFINITY,
-            ",nan" => gate[0] = f32::NAN,
-            _ => {}
-        }
+        let gate = random.values(count, scale);
         let dtype = variant.activation;
-        CaseData {
-            parameters: bytemuck::bytes_of(&Params {
-                count: count as u32,
-                activation: activation.code(),
-            })
-            .to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(dtype, &[count], &gate),
-                HostTensor::from_f32(dtype, &[count], &random.values(count, 2.0)),
-                HostTensor::zeros(variant.output, &[count]),
-            ],
+        Params {
+            count: count as u32,
+            activation: activation.code(),
         }
+        .case(vec![
+            HostTensor::from_f32(dtype, &[count], &gate),
+            HostTensor::from_f32(dtype, &[count], &random.values(count, 2.0)),
+            HostTensor::zeros(variant.output, &[count]),
+        ])
     })
 }
 
 fn random(sizes: &Sizes) -> Case {
     case(
-        sizes.between(0, 1, 70) * sizes.between(1, 1, 70),
+        elementwise::count(sizes),
         [0.1, 4.0, 80.0][sizes.between(2, 0, 2)],
         Activation::ALL[sizes.between(3, 0, 2)],
-        "",
     )
 }
 
@@ -145,19 +111,19 @@ fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for activation in Activation::ALL {
         cases.extend([
-            case(1, 1.0, activation, ""),
-            case(1001, 4.0, activation, ""),
-            case(254, 80.0, activation, ""),
-            case(255, 80.0, activation, ""),
-            case(64, 1.0, activation, ",zeros"),
-            case(3, 1.0, activation, ",infinity"),
-            case(3, 1.0, activation, ",nan"),
-            case(2048 * 14_336, 2.0, activation, "").bench(),
+            case(1, 1.0, activation),
+            case(1001, 4.0, activation),
+            case(254, 80.0, activation),
+            case(255, 80.0, activation),
+            case(64, 1.0, activation).with(Poison::Zeros),
+            case(3, 1.0, activation).with(Poison::Infinity),
+            case(3, 1.0, activation).with(Poison::NaN),
+            case(2048 * 14_336, 2.0, activation).bench(),
             every_half(activation),
         ]);
     }
     let f32_only = |variant: &Variant| variant.activation == DType::F32;
-    cases.push(case(4_200_001, 2.0, Activation::Silu, "").only(f32_only));
+    cases.push(case(4_200_001, 2.0, Activation::Silu).only(f32_only));
     cases
 }
 
@@ -171,13 +137,10 @@ fn every_half(activation: Activation) -> Case {
             count: count as u32,
             activation: activation.code(),
         };
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(variant.activation, &[count], &halves),
-                HostTensor::from_f32(variant.activation, &[count], &vec![1.0; count]),
-                HostTensor::zeros(variant.output, &[count]),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(variant.activation, &[count], &halves),
+            HostTensor::from_f32(variant.activation, &[count], &vec![1.0; count]),
+            HostTensor::zeros(variant.output, &[count]),
+        ])
     })
 }

@@ -23,20 +23,13 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
-        let half = Variant {
-            activation: DType::F16,
-            output: DType::F16,
-            ..Variant::BASELINE
-        };
+        let half = Variant::typed(DType::F16, DType::F16);
         vec![Variant::BASELINE, half]
     },
     groups: |args| fold(args.tensors[0].len().div_ceil(64)),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: values,
-            bytes: 8.0 * values,
-        }
+        Cost::new(values, 8.0 * values)
     },
     reference,
     cpu: Some(cpu),
@@ -60,16 +53,12 @@ pub fn append(
         width: (x.len() / tokens) as u32,
         capacity: capacity as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
-            activation: x.dtype(),
-            output: x.dtype(),
-            ..Variant::BASELINE
-        },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[x, past, cache],
-    })
+    device.call(
+        &KERNEL,
+        Variant::typed(x.dtype(), x.dtype()),
+        &params,
+        &[x, past, cache],
+    )
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -116,22 +105,19 @@ fn case(sequences: usize, each: usize, width: usize, capacity: usize, past: u32)
             width: width as u32,
             capacity: capacity as u32,
         };
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(
-                    variant.activation,
-                    &[tokens, width],
-                    &random.values(tokens * width, 1.0),
-                ),
-                HostTensor::from_u32(&[sequences], &past),
-                HostTensor::from_f32(
-                    variant.activation,
-                    &[rows, width],
-                    &random.values(rows * width, 1.0),
-                ),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(
+                variant.activation,
+                &[tokens, width],
+                &random.values(tokens * width, 1.0),
+            ),
+            HostTensor::from_u32(&[sequences], &past),
+            HostTensor::from_f32(
+                variant.activation,
+                &[rows, width],
+                &random.values(rows * width, 1.0),
+            ),
+        ])
     })
 }
 

@@ -1,6 +1,7 @@
 //! `logits/soft_cap`: the soft cap of logits (Gemma 2, arXiv 2408.00118), in place: result = cap tanh(result / cap).
 
 use crate::kernels::activation;
+use crate::kernels::elementwise;
 use crate::kernels::prelude::*;
 
 params! {
@@ -20,20 +21,12 @@ pub static KERNEL: Kernel = Kernel {
         Element::Is(DType::F32),
     )],
     parameters: Params::LAYOUT,
-    overrides: &[("WORKGROUP", 128.0)],
-    groups: |args| fold(args.tensors[0].len().div_ceil(4 * 128)),
-    cost: |args| {
-        let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: 16.0 * values,
-            bytes: 8.0 * values,
-        }
-    },
+    cost: |args| elementwise::cost(args, 16.0, 1),
     reference,
     cpu: Some(cpu),
     cases,
     random,
-    ..Kernel::BASE
+    ..elementwise::BASE
 };
 
 /// Caps `logits`, f32 of any shape, in place. `cap` is above zero.
@@ -42,12 +35,7 @@ pub fn soft_cap(device: &Device, logits: &Tensor, cap: f32) -> Result<()> {
         count: logits.len() as u32,
         cap,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant::BASELINE,
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[logits],
-    })
+    device.call(&KERNEL, Variant::BASELINE, &params, &[logits])
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -69,45 +57,39 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
         .for_each(|x| *x = activation::soft_cap(*x, p.cap));
 }
 
-fn case(count: usize, scale: f32, cap: f32, note: &'static str) -> Case {
+fn case(count: usize, scale: f32, cap: f32) -> Case {
     Case::new(
-        format!("count={count},scale={scale},cap={cap}{note}"),
+        format!("count={count},scale={scale},cap={cap}"),
         move |_: &Variant| {
-            let mut logits = Random::new(37).values(count, scale);
-            match note {
-                ",zeros" => logits.fill(0.0),
-                ",infinity" => logits[0] = f32::INFINITY,
-                ",nan" => logits[0] = f32::NAN,
-                _ => {}
-            }
+            let logits = Random::new(37).values(count, scale);
             let count = count as u32;
-            CaseData {
-                parameters: bytemuck::bytes_of(&Params { count, cap }).to_vec(),
-                tensors: vec![HostTensor::from_f32(DType::F32, &[logits.len()], &logits)],
-            }
+            Params { count, cap }.case(vec![HostTensor::from_f32(
+                DType::F32,
+                &[logits.len()],
+                &logits,
+            )])
         },
     )
 }
 
 fn random(sizes: &Sizes) -> Case {
     case(
-        sizes.between(0, 1, 70) * sizes.between(1, 1, 70),
+        elementwise::count(sizes),
         [0.1, 4.0, 1e3][sizes.between(2, 0, 2)],
         [1.0, 30.0, 50.0][sizes.between(3, 0, 2)],
-        "",
     )
 }
 
 fn cases() -> Vec<Case> {
     vec![
-        case(1, 1.0, 30.0, ""),
-        case(1001, 40.0, 30.0, ""),
-        case(254, 1e-3, 50.0, ""),
-        case(255, 1e4, 50.0, ""),
-        case(64, 1.0, 30.0, ",zeros"),
-        case(3, 1.0, 30.0, ",infinity"),
-        case(7, 1.0, 30.0, ",nan"),
-        case(4_200_001, 60.0, 30.0, ""),
-        case(128 * 262_144, 20.0, 30.0, "").bench(),
+        case(1, 1.0, 30.0),
+        case(1001, 40.0, 30.0),
+        case(254, 1e-3, 50.0),
+        case(255, 1e4, 50.0),
+        case(64, 1.0, 30.0).with(Poison::Zeros),
+        case(3, 1.0, 30.0).with(Poison::Infinity),
+        case(7, 1.0, 30.0).with(Poison::NaN),
+        case(4_200_001, 60.0, 30.0),
+        case(128 * 262_144, 20.0, 30.0).bench(),
     ]
 }

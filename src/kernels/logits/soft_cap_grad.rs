@@ -3,6 +3,7 @@
 
 use super::soft_cap::Params;
 use crate::kernels::activation;
+use crate::kernels::elementwise;
 use crate::kernels::prelude::*;
 
 /// The row of the kernel table.
@@ -14,20 +15,12 @@ pub static KERNEL: Kernel = Kernel {
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
     parameters: Params::LAYOUT,
-    overrides: &[("WORKGROUP", 128.0)],
-    groups: |args| fold(args.tensors[0].len().div_ceil(4 * 128)),
-    cost: |args| {
-        let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: 4.0 * values,
-            bytes: 12.0 * values,
-        }
-    },
+    cost: |args| elementwise::cost(args, 4.0, 1),
     reference,
     cpu: Some(cpu),
     cases,
     random,
-    ..Kernel::BASE
+    ..elementwise::BASE
 };
 
 /// Turns `grad`, the gradient at `capped` logits, into that at the logits before their soft cap, in place; both f32, of one
@@ -37,12 +30,7 @@ pub fn soft_cap_grad(device: &Device, capped: &Tensor, grad: &Tensor, cap: f32) 
         count: capped.len() as u32,
         cap,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant::BASELINE,
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[capped, grad],
-    })
+    device.call(&KERNEL, Variant::BASELINE, &params, &[capped, grad])
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -72,30 +60,24 @@ fn case(count: usize, cap: f32, note: &'static str) -> Case {
         move |_: &Variant| {
             let mut random = Random::new(38);
             let mut capped = random.values(count, cap);
-            match note {
-                ",zeros" => capped.fill(0.0),
-                ",saturated" => capped.fill(cap),
-                ",nan" => capped[0] = f32::NAN,
-                _ => {}
+            if note == ",saturated" {
+                capped.fill(cap);
             }
             let params = Params {
                 count: count as u32,
                 cap,
             };
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(DType::F32, &[count], &capped),
-                    HostTensor::from_f32(DType::F32, &[count], &random.values(count, 1.0)),
-                ],
-            }
+            params.case(vec![
+                HostTensor::from_f32(DType::F32, &[count], &capped),
+                HostTensor::from_f32(DType::F32, &[count], &random.values(count, 1.0)),
+            ])
         },
     )
 }
 
 fn random(sizes: &Sizes) -> Case {
     case(
-        sizes.between(0, 1, 70) * sizes.between(1, 1, 70),
+        elementwise::count(sizes),
         [1.0, 30.0, 50.0][sizes.between(3, 0, 2)],
         "",
     )
@@ -105,9 +87,9 @@ fn cases() -> Vec<Case> {
     vec![
         case(1, 30.0, ""),
         case(1001, 30.0, ""),
-        case(64, 50.0, ",zeros"),
+        case(64, 50.0, "").with(Poison::Zeros),
         case(66, 30.0, ",saturated"),
-        case(7, 30.0, ",nan"),
+        case(7, 30.0, "").with(Poison::NaN),
         case(4_200_001, 30.0, ""),
         case(128 * 262_144, 30.0, "").bench(),
     ]

@@ -38,10 +38,7 @@ pub static KERNEL: Kernel = Kernel {
     groups: |args| fold(args.tensors[1].len()),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: values,
-            bytes: 4.0 * values,
-        }
+        Cost::new(values, 4.0 * values)
     },
     reference,
     cpu: Some(cpu),
@@ -59,15 +56,15 @@ pub fn argmax(device: &Device, logits: &Tensor, rows: usize) -> Result<Tensor> {
         rows: rows as u32,
         columns: columns as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
+    device.call(
+        &KERNEL,
+        Variant {
             subgroups: device.capabilities().subgroups,
             ..Variant::BASELINE
         },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[logits, &best],
-    })?;
+        &params,
+        &[logits, &best],
+    )?;
     Ok(best)
 }
 
@@ -111,7 +108,6 @@ fn case(rows: usize, columns: usize, note: &'static str) -> Case {
         let mut random = Random::new(19);
         let mut logits = random.values(rows * columns, 20.0);
         match note {
-            ",zeros" => logits.fill(0.0),
             // All below zero, so that a lane without a column must not win.
             ",below" => logits.iter_mut().for_each(|v| *v -= 1000.0),
             // The largest in every place once, and once more behind it.
@@ -129,13 +125,10 @@ fn case(rows: usize, columns: usize, note: &'static str) -> Case {
             rows: rows as u32,
             columns: columns as u32,
         };
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(DType::F32, &[rows, columns], &logits),
-                HostTensor::zeros(DType::U32, &[rows]),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(DType::F32, &[rows, columns], &logits),
+            HostTensor::zeros(DType::U32, &[rows]),
+        ])
     })
 }
 
@@ -148,7 +141,7 @@ fn cases() -> Vec<Case> {
         case(3, 101, ""),
         case(2, 49_152, ""),
         case(1, 1, ""),
-        case(2, 4096, ",zeros"),
+        case(2, 4096, "").with(Poison::Zeros),
         case(3, 130, ",below"),
         case(300, 300, ",equals"),
         case(2, 97, ",infinity"),

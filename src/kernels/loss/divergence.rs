@@ -41,10 +41,7 @@ pub static KERNEL: Kernel = Kernel {
     groups: |args| fold(args.tensors[2].len()),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: 40.0 * values,
-            bytes: 24.0 * values,
-        }
+        Cost::new(40.0 * values, 24.0 * values)
     },
     reference,
     cpu: Some(cpu),
@@ -68,15 +65,15 @@ pub fn divergence(device: &Device, parent: &Tensor, child: &Tensor) -> Result<(T
         rows: rows as u32,
         columns: (parent.len() / rows) as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
+    device.call(
+        &KERNEL,
+        Variant {
             subgroups: device.capabilities().subgroups,
             ..Variant::BASELINE
         },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[parent, child, &kl, &tops],
-    })?;
+        &params,
+        &[parent, child, &kl, &tops],
+    )?;
     Ok((kl, tops))
 }
 
@@ -303,15 +300,12 @@ fn case(rows: usize, columns: usize, scale: f32, apart: f32, note: &'static str)
             rows: rows as u32,
             columns: columns as u32,
         };
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(DType::F32, &[rows, columns], &parent),
-                HostTensor::from_f32(DType::F32, &[rows, columns], &child),
-                HostTensor::zeros(DType::F32, &[rows]),
-                HostTensor::zeros(DType::U32, &[rows, 2]),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(DType::F32, &[rows, columns], &parent),
+            HostTensor::from_f32(DType::F32, &[rows, columns], &child),
+            HostTensor::zeros(DType::F32, &[rows]),
+            HostTensor::zeros(DType::U32, &[rows, 2]),
+        ])
     })
 }
 

@@ -27,24 +27,17 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
     variants: || {
-        let with = |output, subgroups| Variant {
-            output,
-            subgroups,
-            ..Variant::BASELINE
-        };
+        let with = |output, subgroups| Variant::typed(DType::F32, output).with_subgroups(subgroups);
         let types = [DType::F32, DType::F16];
         types.map(|t| [with(t, false), with(t, true)]).concat()
     },
-    groups: |args| {
-        let p: Params = args.parameters();
-        fold(p.rows as usize)
-    },
+    groups: |args| fold(args.parameters::<Params>().rows as usize),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: 24.0 * values,
-            bytes: (24.0 + args.variant.output.size() as f64) * values,
-        }
+        Cost::new(
+            24.0 * values,
+            (24.0 + args.variant.output.size() as f64) * values,
+        )
     },
     reference,
     cpu: Some(cpu),
@@ -78,16 +71,12 @@ pub fn divergence_grad(
         inverse: 1.0 / temperature,
         factor: weight / temperature,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
-            output,
-            subgroups: device.capabilities().subgroups,
-            ..Variant::BASELINE
-        },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[parent, child, &result],
-    })?;
+    device.call(
+        &KERNEL,
+        Variant::typed(DType::F32, output).with_subgroups(device.capabilities().subgroups),
+        &params,
+        &[parent, child, &result],
+    )?;
     Ok(result)
 }
 
@@ -208,14 +197,11 @@ fn case(
             inverse: 1.0 / temperature,
             factor: 0.37 / temperature,
         };
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(DType::F32, &[rows, columns], &parent),
-                HostTensor::from_f32(DType::F32, &[rows, columns], &child),
-                HostTensor::zeros(variant.output, &[rows, columns]),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(DType::F32, &[rows, columns], &parent),
+            HostTensor::from_f32(DType::F32, &[rows, columns], &child),
+            HostTensor::zeros(variant.output, &[rows, columns]),
+        ])
     })
 }
 

@@ -1,3 +1,3 @@
 //! Weights without what masks rule out.
 
-pub mod weights;
+pub mod zero_weights;

@@ -43,30 +43,30 @@ pub fn input(
         }
     };
     let parts = [&chunk.codes, &chunk.scales];
-    let turned = transpose(
+    let transposed = transpose(
         device,
         parts,
         weight.format(),
         (rows, columns),
         grad.dtype(),
     )?;
-    let turned = matrix(device, &turned, rows)?;
+    let transposed = matrix(device, &transposed, rows)?;
     let grad = Input::new(grad.clone(), rows, 3);
     let destination = match &sum {
         Some(sum) => Destination::Add(sum),
         None => Destination::New(DType::F32),
     };
-    linear(device, &grad, &turned, None, destination)
+    linear(device, &grad, &transposed, None, destination)
 }
 
 /// Adds the gradient of a product's weight to `result`, f32 of (rows, columns), or writes it there: from the gradient of
-/// the product's result, (tokens, rows), and its input, (tokens, columns), both of one type. `turned` is the input
+/// the product's result, (tokens, rows), and its input, (tokens, columns), both of one type. `transposed` is the input
 /// transposed, as a product of the same input left it there.
 pub fn weight(
     device: &Device,
     grad: &Tensor,
     x: &Tensor,
-    turned: &mut Option<Tensor>,
+    transposed: &mut Option<Tensor>,
     result: &Tensor,
     accumulate: bool,
 ) -> Result<()> {
@@ -90,13 +90,16 @@ pub fn weight(
             dtype,
         )
     };
-    let x = match turned.take().filter(|turned| turned.dtype() == dtype) {
+    let x = match transposed
+        .take()
+        .filter(|transposed| transposed.dtype() == dtype)
+    {
         Some(x) => x,
         None => turn(x, columns)?,
     };
     let grad = turn(grad, rows)?;
     let stride = grad.shape()[1];
-    *turned = Some(x.clone());
+    *transposed = Some(x.clone());
     let x = matrix(device, &x, stride)?;
     let destination = if accumulate {
         Destination::Add(result)

@@ -57,10 +57,10 @@ pub static KERNEL: Kernel = Kernel {
         let p: Params = args.parameters();
         let values = f64::from(p.tokens) * f64::from(p.columns);
         let bits = f64::from(args.variant.constant("ACT_BITS"));
-        Cost {
-            operations: 4.0 * bits * values,
-            bytes: (args.tensors[0].dtype.size() as f64 + bits / 8.0 + 0.25) * values,
-        }
+        Cost::new(
+            4.0 * bits * values,
+            (args.tensors[0].dtype.size() as f64 + bits / 8.0 + 0.25) * values,
+        )
     },
     reference,
     cases,
@@ -106,12 +106,7 @@ pub fn bits(
         token_start: tokens.start as u32,
         columns: columns as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: variant(x.dtype()),
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[x, &planes, &scales],
-    })?;
+    device.call(&KERNEL, variant(x.dtype()), &params, &[x, &planes, &scales])?;
     Ok(Bits { planes, scales })
 }
 
@@ -200,7 +195,7 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
     let label = format!("tokens={tokens},columns={columns}{note}");
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(47);
-        let (before, stride) = (usize::from(note == ",window"), padded(columns));
+        let (before, stride) = (usize::from(note == ",part"), padded(columns));
         let mut x = vec![0.0; (before + tokens) * stride];
         for line in x.chunks_mut(stride) {
             let size = f32::powi(2.0, random.below(12) as i32 - 6);
@@ -208,9 +203,6 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
         }
         let bits = variant.constant("ACT_BITS");
         match note {
-            ",nan" => x[columns - 1] = f32::NAN,
-            ",infinity" => x[0] = f32::NEG_INFINITY,
-            ",zeros" => x.fill(0.0),
             // Just below a power of two: the largest integer would not fit the finer scale.
             ",edge" => x[columns / 2] = -1.999,
             // Exactly the largest integer, which the finer scale holds.
@@ -223,14 +215,11 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             columns: columns as u32,
         };
         let (blocks, bits) = (blocks(columns), bits as usize);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(variant.activation, &[before + tokens, stride], &x),
-                HostTensor::zeros(DType::U32, &[tokens, blocks * bits]),
-                HostTensor::zeros(DType::F32, &[tokens, blocks, 2]),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(variant.activation, &[before + tokens, stride], &x),
+            HostTensor::zeros(DType::U32, &[tokens, blocks * bits]),
+            HostTensor::zeros(DType::F32, &[tokens, blocks, 2]),
+        ])
     })
 }
 
@@ -242,12 +231,12 @@ fn cases() -> Vec<Case> {
     vec![
         case(1, 128, ""),
         case(3, 97, ""),
-        case(2, 64, ",window"),
-        case(2, 40, ",zeros"),
+        case(2, 64, ",part"),
+        case(2, 40, "").with(Poison::Zeros),
         case(1, 70, ",edge"),
         case(1, 32, ",limit"),
-        case(2, 33, ",nan"),
-        case(1, 64, ",infinity"),
+        case(2, 36, "").with(Poison::NaN),
+        case(1, 64, "").with(Poison::NegativeInfinity),
         case(1, 4096, "").bench(),
     ]
 }

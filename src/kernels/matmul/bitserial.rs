@@ -5,11 +5,11 @@
 //! below zero: integers, exact. A group's scale and offset meet a block's sums as in [`dot4`](super::dot4).
 
 use super::bits::words;
-use super::cases::Shape;
-use super::lut::{grid, planes_of};
+use super::cases::{self, Shape, Special};
+use super::lut::{grid, planes_of, planes_tensor};
 use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::finished;
-use super::{Params, padded};
+use super::{Params, formed_bindings, formed_cost};
 use crate::gpu::Capabilities;
 use crate::kernels::copy::planes::{block_planes, takes};
 use crate::kernels::prelude::*;
@@ -42,21 +42,14 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     input: |_| InputForm::Bits,
     weight: |_| WeightForm::Planes,
     candidates,
-    case: |shape, _| {
-        shaped(
-            shape.rows,
-            shape.columns,
-            shape.tokens,
-            shape.weight.group_size,
-        )
-    },
+    case,
 };
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/bitserial",
     source: include_str!("../../../shaders/matmul/bitserial.wgsl"),
-    bindings: BINDINGS,
+    bindings: &BINDINGS,
     parameters: Params::LAYOUT,
     variants,
     groups: |args| {
@@ -70,14 +63,8 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-const BINDINGS: &[Binding] = &[
-    binding("x_planes", Access::Read, Element::Is(DType::U32)),
-    binding("x_scales", Access::Read, Element::Is(DType::F32)),
-    binding("planes", Access::Read, Element::Is(DType::U32)),
-    binding("scales", Access::Read, Element::Is(DType::U32)),
-    binding("bias", Access::Read, Element::Is(DType::F32)),
-    binding("result", Access::ReadWrite, Element::Output),
-];
+const BINDINGS: [Binding; 6] =
+    formed_bindings(("x_planes", Element::Is(DType::U32)), "x_scales", "planes");
 
 /// Activations of eight bits: of themselves, not where more were asked for.
 fn candidates(shape: &MatmulShape, _: Capabilities) -> Vec<(Variant, u32)> {
@@ -108,14 +95,8 @@ fn variants() -> Vec<Variant> {
 
 fn cost(args: &Args<'_>) -> Cost {
     let p: Params = args.parameters();
-    let (rows, columns, tokens) = (f64::from(p.rows), f64::from(p.columns), f64::from(p.tokens));
-    let weight = 4.0 * rows * f64::from(p.layout.code_words + p.layout.scale_words);
-    let size = args.tensors[5].dtype.size() as f64;
     let bits = f64::from(args.variant.constant("ACT_BITS"));
-    Cost {
-        operations: 2.0 * rows * columns * tokens,
-        bytes: weight + tokens * ((bits / 8.0 + 0.25) * columns + size * rows),
-    }
+    formed_cost(args, p.layout.code_words.into(), bits / 8.0 + 0.25)
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -163,41 +144,19 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     finished(args, &sums, relative)
 }
 
-/// A case of that shape.
-pub(super) fn shaped(rows: usize, columns: usize, tokens: usize, group: u32) -> Case {
-    noted(rows, columns, tokens, group, "")
-}
-
-fn noted(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static str) -> Case {
-    let shape = Shape {
-        rows,
-        columns,
-        tokens,
-        group,
-        note,
-        splits: 1,
-    };
-    Case::new(shape.label(), move |variant: &Variant| {
-        let (params, x, rest) = shape.data(variant);
-        let (x_planes, x_scales) = words(&x, shape.columns, variant.constant("ACT_BITS"));
-        let planes = super::lut::arranged(&shape, variant, &params, &rest[0]);
-        let before = vec![
+fn case(shape: Shape) -> Case {
+    shape.case(|shape, variant, x, weight| {
+        let (x_planes, x_scales) = words(x, shape.columns, variant.constant("ACT_BITS"));
+        vec![
             HostTensor::from_u32(&[x_planes.len()], &x_planes),
             HostTensor::from_f32(DType::F32, &[x_scales.len()], &x_scales),
-            planes,
-        ];
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: [before, rest[1..].to_vec()].concat(),
-        }
+            planes_tensor(weight),
+        ]
     })
 }
 
 fn random(sizes: &Sizes) -> Case {
-    let group = [WHOLE_ROW, 32, 64, 128][sizes.between(4, 0, 3)];
-    let columns = padded(sizes.between(1, 1, 1300)) - sizes.between(2, 0, 3);
-    let (rows, tokens) = (sizes.between(0, 1, 100), sizes.between(3, 1, 5));
-    shaped(rows, columns, tokens, group)
+    case(Shape::random(sizes, [WHOLE_ROW, 32, 64, 128]))
 }
 
 fn cases() -> Vec<Case> {
@@ -205,21 +164,9 @@ fn cases() -> Vec<Case> {
         let weight = variant.weight.map_or("", |weight| weight.name);
         variant.output == DType::F32 && ["int1", "int2"].contains(&weight)
     };
-    vec![
-        shaped(5, 97, 1, WHOLE_ROW),
-        // The last group is one column.
-        shaped(5, 97, 1, 32),
-        shaped(70, 576, 3, 32),
-        shaped(33, 1160, 2, 64),
-        shaped(1, 4, 1, 128),
-        noted(37, 64, 5, WHOLE_ROW, ",window"),
-        noted(37, 64, 2, WHOLE_ROW, ",bias"),
-        noted(37, 64, 2, WHOLE_ROW, ",add"),
-        noted(37, 64, 2, WHOLE_ROW, ",gate"),
-        noted(9, 70, 1, WHOLE_ROW, ",nan"),
-        noted(9, 64, 1, WHOLE_ROW, ",zeros"),
-        noted(9, 64, 1, WHOLE_ROW, ",largest"),
-        // A product of a Llama-3.1-8B.
-        shaped(14_336, 4096, 1, 64).bench().only(timed),
-    ]
+    let mut cases = cases::of_planes(case);
+    cases.push(case(Shape::new(9, 64, 1, WHOLE_ROW).with(Special::Largest)));
+    // A product of a Llama-3.1-8B.
+    cases.push(case(Shape::new(14_336, 4096, 1, 64)).bench().only(timed));
+    cases
 }

@@ -4,7 +4,7 @@
 
 use glam::UVec3;
 
-use super::cases::{case_of, noted, plain, split};
+use super::cases::{Shape, Special, epilogues, plain, special};
 use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::reference;
 use super::{Params, cost};
@@ -12,7 +12,7 @@ use crate::gpu::Capabilities;
 use crate::kernels::prelude::*;
 use crate::tensor::{Levels, WEIGHT_TYPES, WHOLE_ROW};
 
-type Shape = &'static [(&'static str, u32)];
+type Constants = &'static [(&'static str, u32)];
 
 /// A tile by WM x WN subgroups of TM x TN matrices each, in steps of columns, whose sums leave through workgroup memory in
 /// so many turns: a driver seen gives the workgroups of a multiprocessor 48 KiB together, so that 24 let two run. Pieces
@@ -41,7 +41,7 @@ macro_rules! tile {
 }
 
 /// Every tile: 128, 64, 32 and 16 tokens, by 128 rows.
-pub(super) const TILES: [[Shape; 2]; 4] = [
+pub(super) const TILES: [[Constants; 2]; 4] = [
     tile!(4 4, 2 2, 32, 2, 8, 8 1),
     tile!(4 2, 1 4, 64, 4, 8, 16 2),
     tile!(2 2, 1 4, 64, 4, 4, 16 2),
@@ -55,7 +55,7 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     input: |_| InputForm::Plain,
     weight: |_| WeightForm::Codes,
     candidates,
-    case: case_of,
+    case: plain,
 };
 
 /// The row of the kernel table.
@@ -106,7 +106,7 @@ fn groups(args: &Args<'_>) -> UVec3 {
 }
 
 /// The variant with a tile of [`TILES`].
-pub(super) fn with_tile(base: &Variant, tile: &[Shape; 2]) -> Variant {
+pub(super) fn with_tile(base: &Variant, tile: &[Constants; 2]) -> Variant {
     let wide = base.weight.is_some_and(|weight| weight.bits > 8);
     Variant {
         activation: DType::F16,
@@ -175,41 +175,41 @@ fn variants() -> Vec<Variant> {
 }
 
 fn random(sizes: &Sizes) -> Case {
-    plain(
+    plain(Shape::new(
         sizes.between(0, 1, 300),
         4 * sizes.between(1, 1, 90) - sizes.between(2, 0, 3),
         sizes.between(3, 1, 300),
         sizes.group(4),
-    )
+    ))
 }
 
 fn cases() -> Vec<Case> {
     let extremes = |variant: &Variant| variant.weight.is_some_and(|weight| weight.bits == 16);
-    vec![
-        plain(128, 64, 128, 32),
-        plain(257, 97, 130, WHOLE_ROW),
-        plain(130, 40, 9, 16),
-        plain(3, 1000, 70, 64),
-        plain(1, 4, 1, WHOLE_ROW),
-        noted(",window", 70),
-        noted(",bias", 33),
-        noted(",add", 33),
-        noted(",gate", 33),
-        noted(",gate,gelu_tanh", 33),
-        noted(",gate,gelu", 33),
+    let new = |rows, columns, tokens, group| plain(Shape::new(rows, columns, tokens, group));
+    let split =
+        |rows, columns, tokens, splits| plain(Shape::new(rows, columns, tokens, 32).split(splits));
+    let mut cases = vec![
+        new(128, 64, 128, 32),
+        new(257, 97, 130, WHOLE_ROW),
+        new(130, 40, 9, 16),
+        new(3, 1000, 70, 64),
+        new(1, 4, 1, WHOLE_ROW),
+        plain(special(Special::Part, 70)),
         split(40, 640, 19, 2),
         split(130, 1000, 130, 3),
-        noted(",infinity", 20).only(extremes),
-        noted(",nan", 20).only(extremes),
-        noted(",zeros", 20).only(extremes),
-        noted(",row of NaN", 20).only(extremes),
+        plain(special(Special::Activations(Poison::Infinity), 20)).only(extremes),
+        plain(special(Special::Activations(Poison::NaN), 20)).only(extremes),
+        plain(special(Special::Activations(Poison::Zeros), 20)).only(extremes),
+        plain(special(Special::NaNRow, 20)).only(extremes),
         // Products of a Llama-3.1-8B.
         split(14_336, 4096, 8, 4).bench().only(few),
-        plain(14_336, 4096, 8, 32).bench().only(few),
-        plain(14_336, 4096, 64, 32).bench().only(few),
-        plain(14_336, 4096, 512, 32).bench().only(large),
-        plain(4096, 4096, 4096, 32).bench().only(large),
-    ]
+        new(14_336, 4096, 8, 32).bench().only(few),
+        new(14_336, 4096, 64, 32).bench().only(few),
+        new(14_336, 4096, 512, 32).bench().only(large),
+        new(4096, 4096, 4096, 32).bench().only(large),
+    ];
+    cases.extend(epilogues(33).map(plain));
+    cases
 }
 
 /// Weight types worth timing.

@@ -4,10 +4,10 @@
 //! With s, z a group's scale and zero point, a the activations' scale and q their integers, a block of 32 columns gives
 //! s a sum(code q) - s z a sum(q); an offset m gives + m a sum(q). Both sums of integers are exact.
 
-use super::cases::Shape;
+use super::cases::{Shape, Special, epilogues, special};
 use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::{finished, tokens_of};
-use super::{Params, padded};
+use super::{Params, formed_bindings, formed_cost, padded};
 use crate::gpu::Capabilities;
 use crate::kernels::prelude::*;
 use crate::kernels::quantize::activations::{Rounding, words};
@@ -82,21 +82,14 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     input: |variant| InputForm::Integers(Rounding::of(variant)),
     weight: |_| WeightForm::Codes,
     candidates,
-    case: |shape, _| {
-        shaped(
-            shape.rows,
-            shape.columns,
-            shape.tokens,
-            shape.weight.group_size,
-        )
-    },
+    case,
 };
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/dot4",
     source: include_str!("../../../shaders/matmul/dot4.wgsl"),
-    bindings: BINDINGS,
+    bindings: &BINDINGS,
     imports,
     parameters: Params::LAYOUT,
     variants,
@@ -108,14 +101,8 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-const BINDINGS: &[Binding] = &[
-    binding("x_codes", Access::Read, Element::Is(DType::U32)),
-    binding("x_scales", Access::Read, Element::Is(DType::F32)),
-    binding("codes", Access::Read, Element::Is(DType::U32)),
-    binding("scales", Access::Read, Element::Is(DType::U32)),
-    binding("bias", Access::Read, Element::Is(DType::F32)),
-    binding("result", Access::ReadWrite, Element::Output),
-];
+const BINDINGS: [Binding; 6] =
+    formed_bindings(("x_codes", Element::Is(DType::U32)), "x_scales", "codes");
 
 /// Codes of 1 to 3 bits as parts of bytes, where one token leaves the time for nothing else.
 fn imports(variant: &Variant, name: &str) -> Option<&'static str> {
@@ -204,14 +191,8 @@ fn variants() -> Vec<Variant> {
 
 fn cost(args: &Args<'_>) -> Cost {
     let p: Params = args.parameters();
-    let (rows, columns, tokens) = (f64::from(p.rows), f64::from(p.columns), f64::from(p.tokens));
-    let planes = f64::from(args.variant.constant("PLANES"));
-    let weight = 4.0 * rows * f64::from(p.layout.code_words + p.layout.scale_words);
-    let results = args.tensors[5].dtype.size() as f64 * tokens * rows;
-    Cost {
-        operations: 2.0 * rows * columns * tokens,
-        bytes: weight + planes * tokens * columns + results,
-    }
+    let planes = args.variant.constant("PLANES");
+    formed_cost(args, p.layout.code_words.into(), planes.into())
 }
 
 /// What the sums are made of: the largest magnitudes that a block's parts may have, for the bound. As the shader takes the
@@ -272,42 +253,27 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     finished(args, &sums, relative)
 }
 
-fn case(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static str) -> Case {
-    let shape = Shape {
-        rows,
-        columns,
-        tokens,
-        group,
-        note,
-        splits: 1,
-    };
-    Case::new(shape.label(), move |variant: &Variant| {
-        let (params, x, rest) = shape.data(variant);
-        let (x_codes, x_scales) = words(&x, columns, Rounding::of(variant));
-        let x = vec![
+fn case(shape: Shape) -> Case {
+    shape.case(|shape, variant, x, weight| {
+        let (x_codes, x_scales) = words(x, shape.columns, Rounding::of(variant));
+        let [codes, _] = weights::host(weight);
+        vec![
             HostTensor::from_u32(&[x_codes.len()], &x_codes),
             HostTensor::from_f32(DType::F32, &[x_scales.len()], &x_scales),
-        ];
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: [x, rest].concat(),
-        }
+            codes,
+        ]
     })
-}
-
-/// A case of that shape.
-pub(super) fn shaped(rows: usize, columns: usize, tokens: usize, group: u32) -> Case {
-    case(rows, columns, tokens, group, "")
 }
 
 fn random(sizes: &Sizes) -> Case {
     let group = [WHOLE_ROW, 32, 64, 128][sizes.between(4, 0, 3)];
     let columns = padded(sizes.between(1, 1, 900)) - sizes.between(2, 0, 3);
     let (rows, tokens) = (sizes.between(0, 1, 40), sizes.between(3, 1, 17));
-    let drawn = case(rows, columns, tokens, group, "");
+    let drawn = case(Shape::new(rows, columns, tokens, group));
     // Pairs of blocks are for whole pairs only: the next shape that has them.
     let group = if group == 32 { 64 } else { group };
-    let pairs = case(rows, columns.next_multiple_of(2 * BLOCK), tokens, group, "");
+    let columns = columns.next_multiple_of(2 * BLOCK);
+    let pairs = case(Shape::new(rows, columns, tokens, group));
     Case::new(drawn.label.clone(), move |variant: &Variant| {
         let case = if alone(variant) { &drawn } else { &pairs };
         (case.make)(variant)
@@ -315,36 +281,32 @@ fn random(sizes: &Sizes) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    vec![
-        case(5, 97, 1, WHOLE_ROW, "").only(alone),
-        case(5, 192, 1, WHOLE_ROW, ""),
-        case(7, 576, 9, 32, "").only(alone),
-        case(7, 576, 9, 64, ""),
-        case(3, 4160, 1, 64, "").only(single),
-        case(6, 64, 5, WHOLE_ROW, ",window"),
-        case(4, 128, 2, 64, ",bias").only(single),
-        case(5, 64, 3, 64, ",add"),
-        case(5, 64, 3, 64, ",gate"),
-        case(3, 70, 1, 32, ",nan").only(single_and_alone),
-        case(3, 128, 1, 64, ",nan").only(single),
-        case(2, 64, 1, 64, ",zeros").only(single),
-        case(4, 64, 3, WHOLE_ROW, ",largest").only(single),
+    let new = |rows, columns, tokens, group| case(Shape::new(rows, columns, tokens, group));
+    let with = |rows, columns, group, special| {
+        case(Shape::new(rows, columns, 1, group).with(special)).only(single)
+    };
+    let poison = Special::Activations;
+    let mut cases = vec![
+        new(5, 97, 1, WHOLE_ROW).only(alone),
+        new(5, 192, 1, WHOLE_ROW),
+        new(7, 576, 9, 32).only(alone),
+        new(7, 576, 9, 64),
+        new(3, 4160, 1, 64).only(single),
+        case(special(Special::Part, 5)),
+        with(3, 70, 32, poison(Poison::NaN)).only(single_and_alone),
+        with(3, 128, 64, poison(Poison::NaN)),
+        with(2, 64, 64, poison(Poison::Zeros)),
+        with(4, 64, WHOLE_ROW, Special::Largest),
         // Products of a Llama-3.1-8B.
-        case(14_336, 4096, 1, 32, "")
-            .bench()
-            .only(four_bits_and_more),
-        case(8192, 8192, 1, 32, "").bench().only(four_bits_and_more),
-        case(14_336, 4096, 1, 64, "")
-            .bench()
-            .only(four_bits_in_pairs),
-        case(14_336, 4096, 1, 64, "")
-            .bench()
-            .only(three_bits_and_less),
-        case(8192, 8192, 1, 64, "")
-            .bench()
-            .only(three_bits_and_less),
-        case(14_336, 4096, 8, 32, "").bench().only(more_tokens),
-    ]
+        new(14_336, 4096, 1, 32).bench().only(four_bits_and_more),
+        new(8192, 8192, 1, 32).bench().only(four_bits_and_more),
+        new(14_336, 4096, 1, 64).bench().only(four_bits_in_pairs),
+        new(14_336, 4096, 1, 64).bench().only(three_bits_and_less),
+        new(8192, 8192, 1, 64).bench().only(three_bits_and_less),
+        new(14_336, 4096, 8, 32).bench().only(more_tokens),
+    ];
+    cases.extend(epilogues(3).map(case));
+    cases
 }
 
 /// Weight types worth timing.

@@ -14,6 +14,9 @@ use crate::kernels::prelude::*;
 use crate::kernels::quantize::activations::{Integers, Rounding, activations};
 use crate::kernels::quantize::normed::normed;
 
+/// A form, the tokens that were asked for, and its tensors.
+type Formed = (InputForm, Range<usize>, Vec<Tensor>);
+
 /// Activations, (tokens, columns), in the forms that products take. A form is made when the first product asks for it, and
 /// serves the others: the query, the key and the value of an attention share one.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub struct Input {
     columns: usize,
     bytes: u32,
     /// Of each form, its tensors for the tokens that were last asked for.
-    forms: RefCell<Vec<(InputForm, Range<usize>, Vec<Tensor>)>>,
+    forms: RefCell<Vec<Formed>>,
 }
 
 /// A root-mean-square normalization that is still to be done: its gain, f32 (columns), and epsilon.

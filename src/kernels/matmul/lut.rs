@@ -6,10 +6,10 @@
 //! group's scale and offset meet the sums block by block, in f32. Tables are f32, or f16, which rounds
 //! their entries.
 
-use super::cases::Shape;
+use super::cases::{self, Shape};
 use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::finished;
-use super::{Params, lut_tables, padded};
+use super::{Params, formed_bindings, formed_cost, lut_tables};
 use crate::gpu::Capabilities;
 use crate::kernels::copy::planes::{arrange, block_planes, takes};
 use crate::kernels::prelude::*;
@@ -74,21 +74,14 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     input: |variant| InputForm::Tables(variant.activation),
     weight: |_| WeightForm::Planes,
     candidates,
-    case: |shape, _| {
-        shaped(
-            shape.rows,
-            shape.columns,
-            shape.tokens,
-            shape.weight.group_size,
-        )
-    },
+    case,
 };
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/lut",
     source: include_str!("../../../shaders/matmul/lut.wgsl"),
-    bindings: BINDINGS,
+    bindings: &BINDINGS,
     imports: |variant, name| match (name, variant.constant("AT_ONCE")) {
         ("lut_tokens", 4) => Some("lut_four"),
         ("lut_tokens", _) => Some("lut_one"),
@@ -109,14 +102,7 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-const BINDINGS: &[Binding] = &[
-    binding("tables", Access::Read, Element::Activation),
-    binding("halves", Access::Read, Element::Is(DType::F32)),
-    binding("planes", Access::Read, Element::Is(DType::U32)),
-    binding("scales", Access::Read, Element::Is(DType::U32)),
-    binding("bias", Access::Read, Element::Is(DType::F32)),
-    binding("result", Access::ReadWrite, Element::Output),
-];
+const BINDINGS: [Binding; 6] = formed_bindings(("tables", Element::Activation), "halves", "planes");
 
 /// Tables in f32 lose nothing; those in f16 are for activations that were rounded already, and hold four tokens.
 fn candidates(shape: &MatmulShape, _: Capabilities) -> Vec<(Variant, u32)> {
@@ -169,14 +155,8 @@ fn variants() -> Vec<Variant> {
 
 fn cost(args: &Args<'_>) -> Cost {
     let p: Params = args.parameters();
-    let (rows, columns, tokens) = (f64::from(p.rows), f64::from(p.columns), f64::from(p.tokens));
-    let weight = 4.0 * rows * f64::from(p.layout.code_words + p.layout.scale_words);
-    let size = args.tensors[5].dtype.size() as f64;
     let tables = args.tensors[0].dtype.size() as f64 * 4.0 + 0.25;
-    Cost {
-        operations: 2.0 * rows * columns * tokens,
-        bytes: weight + tokens * (tables * columns + size * rows),
-    }
+    formed_cost(args, p.layout.code_words.into(), tables)
 }
 
 /// What a product by lookup knows of a token.
@@ -279,64 +259,25 @@ fn block_sum(words: &[u32], tables: &[f64], all: f64, (scale, offset): (f64, f64
     (value, size)
 }
 
-fn case(shape: Shape) -> Case {
-    Case::new(shape.label(), move |variant: &Variant| {
-        let (params, x, rest) = shape.data(variant);
-        let planes = arranged(&shape, variant, &params, &rest[0]);
-        let (tables, halves) = lut_tables::of_rows(&x, shape.columns);
-        let before = vec![
-            HostTensor::from_f32(variant.activation, &[tables.len()], &tables),
-            HostTensor::from_f32(DType::F32, &[halves.len()], &halves),
-            planes,
-        ];
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: [before, rest[1..].to_vec()].concat(),
-        }
-    })
-}
-
 /// The codes of a case as planes.
-pub(super) fn arranged(
-    shape: &Shape,
-    variant: &Variant,
-    params: &Params,
-    codes: &HostTensor,
-) -> HostTensor {
-    let format = WeightFormat {
-        ty: variant.weight.expect("a variant names its weight"),
-        group_size: shape.group,
-    };
-    let rows = (params.row_start + params.rows) as usize;
-    let codes = Packed {
-        codes: codes.words.clone(),
-        ..Packed::zeros(format, rows, shape.columns)
-    };
-    let planes = arrange(&codes);
+pub(super) fn planes_tensor(weight: &Packed) -> HostTensor {
+    let planes = arrange(weight);
     HostTensor::from_u32(&[planes.len()], &planes)
 }
 
-/// A case of that shape.
-pub(super) fn shaped(rows: usize, columns: usize, tokens: usize, group: u32) -> Case {
-    noted(rows, columns, tokens, group, "")
-}
-
-fn noted(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static str) -> Case {
-    case(Shape {
-        rows,
-        columns,
-        tokens,
-        group,
-        note,
-        splits: 1,
+fn case(shape: Shape) -> Case {
+    shape.case(|shape, variant, x, weight| {
+        let (tables, halves) = lut_tables::of_rows(x, shape.columns);
+        vec![
+            HostTensor::from_f32(variant.activation, &[tables.len()], &tables),
+            HostTensor::from_f32(DType::F32, &[halves.len()], &halves),
+            planes_tensor(weight),
+        ]
     })
 }
 
 fn random(sizes: &Sizes) -> Case {
-    let group = [WHOLE_ROW, 32, 64, 128][sizes.between(4, 0, 3)];
-    let columns = padded(sizes.between(1, 1, 1300)) - sizes.between(2, 0, 3);
-    let (rows, tokens) = (sizes.between(0, 1, 100), sizes.between(3, 1, 5));
-    shaped(rows, columns, tokens, group)
+    case(Shape::random(sizes, [WHOLE_ROW, 32, 64, 128]))
 }
 
 fn cases() -> Vec<Case> {
@@ -344,22 +285,14 @@ fn cases() -> Vec<Case> {
         let weight = variant.weight.map_or("", |weight| weight.name);
         variant.output == DType::F32 && ["int1", "int2", "int3", "int4", "uint4m"].contains(&weight)
     };
-    vec![
-        shaped(5, 97, 1, WHOLE_ROW),
-        // The last group is one column.
-        shaped(5, 97, 1, 32),
-        shaped(70, 576, 3, 32),
-        shaped(33, 1160, 2, 64),
-        shaped(1, 4, 1, 128),
-        noted(37, 64, 5, WHOLE_ROW, ",window"),
-        noted(37, 64, 2, WHOLE_ROW, ",bias"),
-        noted(37, 64, 2, WHOLE_ROW, ",add"),
-        noted(37, 64, 2, WHOLE_ROW, ",gate"),
-        noted(9, 70, 1, WHOLE_ROW, ",nan"),
-        noted(9, 64, 1, WHOLE_ROW, ",zeros"),
-        // Products of a Llama-3.1-8B.
-        shaped(14_336, 4096, 1, 64).bench().only(timed),
-        shaped(8192, 8192, 1, 64).bench().only(timed),
-        shaped(14_336, 4096, 8, 64).bench().only(timed),
-    ]
+    let mut cases = cases::of_planes(case);
+    // Products of a Llama-3.1-8B.
+    for (rows, columns, tokens) in [(14_336, 4096, 1), (8192, 8192, 1), (14_336, 4096, 8)] {
+        cases.push(
+            case(Shape::new(rows, columns, tokens, 64))
+                .bench()
+                .only(timed),
+        );
+    }
+    cases
 }

@@ -1,15 +1,15 @@
 //! `matmul/lut_i8`: the product with few tokens by lookup in tables of bytes ([`lut_tables_i8`](super::lut_tables_i8)), otherwise as
 //! [`lut`](super::lut): a quarter of its memory for tables, and a found entry is within one part in 254 of its scale's largest.
 
-use super::cases::Shape;
-use super::lut::{Tokens, arranged, looked_up};
+use super::cases::{self, Shape, Special};
+use super::lut::{Tokens, looked_up, planes_tensor};
 use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
-use super::{Params, lut_tables_i8, padded};
+use super::{Params, formed_bindings, formed_cost, lut_tables_i8};
 use crate::gpu::Capabilities;
 use crate::kernels::copy::planes::takes;
 use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, WHOLE_ROW};
+use crate::tensor::WHOLE_ROW;
 
 type Constants = &'static [(&'static str, u32)];
 
@@ -27,21 +27,14 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     input: |_| InputForm::ByteTables,
     weight: |_| WeightForm::Planes,
     candidates,
-    case: |shape, _| {
-        shaped(
-            shape.rows,
-            shape.columns,
-            shape.tokens,
-            shape.weight.group_size,
-        )
-    },
+    case,
 };
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/lut_i8",
     source: include_str!("../../../shaders/matmul/lut_i8.wgsl"),
-    bindings: BINDINGS,
+    bindings: &BINDINGS,
     parameters: Params::LAYOUT,
     variants,
     groups: |args| {
@@ -56,14 +49,8 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-const BINDINGS: &[Binding] = &[
-    binding("tables", Access::Read, Element::Is(DType::U32)),
-    binding("sums", Access::Read, Element::Is(DType::F32)),
-    binding("planes", Access::Read, Element::Is(DType::U32)),
-    binding("scales", Access::Read, Element::Is(DType::U32)),
-    binding("bias", Access::Read, Element::Is(DType::F32)),
-    binding("result", Access::ReadWrite, Element::Output),
-];
+const BINDINGS: [Binding; 6] =
+    formed_bindings(("tables", Element::Is(DType::U32)), "sums", "planes");
 
 /// Where activations of one byte were asked for.
 fn candidates(shape: &MatmulShape, _: Capabilities) -> Vec<(Variant, u32)> {
@@ -91,13 +78,7 @@ fn variants() -> Vec<Variant> {
 
 fn cost(args: &Args<'_>) -> Cost {
     let p: Params = args.parameters();
-    let (rows, columns, tokens) = (f64::from(p.rows), f64::from(p.columns), f64::from(p.tokens));
-    let weight = 4.0 * rows * f64::from(p.layout.code_words + p.layout.scale_words);
-    let size = args.tensors[5].dtype.size() as f64;
-    Cost {
-        operations: 2.0 * rows * columns * tokens,
-        bytes: weight + tokens * (4.25 * columns + size * rows),
-    }
+    formed_cost(args, p.layout.code_words.into(), 4.25)
 }
 
 /// The algorithm itself, with the tables as they are given.
@@ -120,40 +101,19 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     })
 }
 
-/// A case of that shape.
-pub(super) fn shaped(rows: usize, columns: usize, tokens: usize, group: u32) -> Case {
-    noted(rows, columns, tokens, group, "")
-}
-
-fn noted(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static str) -> Case {
-    let shape = Shape {
-        rows,
-        columns,
-        tokens,
-        group,
-        note,
-        splits: 1,
-    };
-    Case::new(shape.label(), move |variant: &Variant| {
-        let (params, x, rest) = shape.data(variant);
-        let (tables, sums) = lut_tables_i8::of_rows(&x, shape.columns);
-        let before = vec![
+fn case(shape: Shape) -> Case {
+    shape.case(|shape, _, x, weight| {
+        let (tables, sums) = lut_tables_i8::of_rows(x, shape.columns);
+        vec![
             HostTensor::from_u32(&[tables.len()], &tables),
             HostTensor::from_f32(DType::F32, &[sums.len()], &sums),
-            arranged(&shape, variant, &params, &rest[0]),
-        ];
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: [before, rest[1..].to_vec()].concat(),
-        }
+            planes_tensor(weight),
+        ]
     })
 }
 
 fn random(sizes: &Sizes) -> Case {
-    let group = [WHOLE_ROW, 32, 64, 128][sizes.between(4, 0, 3)];
-    let columns = padded(sizes.between(1, 1, 1300)) - sizes.between(2, 0, 3);
-    let (rows, tokens) = (sizes.between(0, 1, 100), sizes.between(3, 1, 5));
-    shaped(rows, columns, tokens, group)
+    case(Shape::random(sizes, [WHOLE_ROW, 32, 64, 128]))
 }
 
 fn cases() -> Vec<Case> {
@@ -161,19 +121,10 @@ fn cases() -> Vec<Case> {
         let weight = variant.weight.map_or("", |weight| weight.name);
         variant.output == DType::F32 && ["int1", "int2", "int3", "int4"].contains(&weight)
     };
-    vec![
-        shaped(5, 97, 1, WHOLE_ROW),
-        // The last group is one column.
-        shaped(5, 97, 1, BLOCK as u32),
-        shaped(70, 576, 2, 32),
-        // More columns than the tables of one tile.
-        shaped(9, 3716, 1, 64),
-        shaped(1, 4, 1, 128),
-        noted(37, 64, 3, WHOLE_ROW, ",window"),
-        noted(37, 64, 2, WHOLE_ROW, ",bias"),
-        noted(37, 64, 2, WHOLE_ROW, ",add"),
-        noted(9, 70, 1, WHOLE_ROW, ",nan"),
-        noted(9, 64, 1, WHOLE_ROW, ",largest"),
-        shaped(14_336, 4096, 1, 64).bench().only(timed),
-    ]
+    let mut cases = cases::of_planes(case);
+    // More columns than the tables of one tile.
+    cases.push(case(Shape::new(9, 3716, 1, 64)));
+    cases.push(case(Shape::new(9, 64, 1, WHOLE_ROW).with(Special::Largest)));
+    cases.push(case(Shape::new(14_336, 4096, 1, 64)).bench().only(timed));
+    cases
 }

@@ -84,12 +84,12 @@ pub fn byte_tables(
         tokens: tokens as u32,
         columns: columns as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant::BASELINE,
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[codes, scales, &tables, &sums],
-    })?;
+    device.call(
+        &KERNEL,
+        Variant::BASELINE,
+        &params,
+        &[codes, scales, &tables, &sums],
+    )?;
     Ok(ByteTables { tables, sums })
 }
 
@@ -189,15 +189,12 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             columns: columns as u32,
         };
         let spans = spans(columns);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_u32(&[codes.len()], &codes),
-                HostTensor::from_f32(DType::F32, &[scales.len()], &scales),
-                HostTensor::zeros(DType::U32, &[tokens, spans * WORDS]),
-                HostTensor::zeros(DType::F32, &[tokens, spans * 4]),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_u32(&[codes.len()], &codes),
+            HostTensor::from_f32(DType::F32, &[scales.len()], &scales),
+            HostTensor::zeros(DType::U32, &[tokens, spans * WORDS]),
+            HostTensor::zeros(DType::F32, &[tokens, spans * 4]),
+        ])
     })
 }
 

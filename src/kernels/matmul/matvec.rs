@@ -1,6 +1,6 @@
 //! `matmul/matvec`: the product with few tokens, bound by reading the weight once.
 
-use super::cases::{case_of, noted, plain};
+use super::cases::{Shape, Special, epilogues, plain, special};
 use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::{cpu, reference};
 use super::{Params, cost, typed_variants};
@@ -9,15 +9,15 @@ use crate::kernels::prelude::*;
 use crate::tensor::WHOLE_ROW;
 
 /// Rows and tokens of a workgroup, and its invocations.
-type Shape = &'static [(&'static str, u32)];
+type Constants = &'static [(&'static str, u32)];
 
 /// One token per workgroup: for rows long and short. The first is what is taken without measurement.
-pub(super) const ONE: [Shape; 2] = [
+pub(super) const ONE: [Constants; 2] = [
     &[("TOKENS", 1), ("ROWS", 2), ("WORKGROUP", 64)],
     &[("TOKENS", 1), ("ROWS", 4), ("WORKGROUP", 128)],
 ];
 /// Four tokens per workgroup.
-pub(super) const FOUR: [Shape; 1] = [&[("TOKENS", 4), ("ROWS", 2), ("WORKGROUP", 64)]];
+pub(super) const FOUR: [Constants; 1] = [&[("TOKENS", 4), ("ROWS", 2), ("WORKGROUP", 64)]];
 
 /// The row of the table of product kernels.
 pub static PRODUCT: ProductKernel = ProductKernel {
@@ -26,7 +26,7 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     input: |_| InputForm::Plain,
     weight: |_| WeightForm::Codes,
     candidates,
-    case: case_of,
+    case: plain,
 };
 
 /// The row of the kernel table.
@@ -46,7 +46,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 fn candidates(shape: &MatmulShape, capabilities: Capabilities) -> Vec<(Variant, u32)> {
-    let shapes: &[Shape] = match shape.tokens {
+    let shapes: &[Constants] = match shape.tokens {
         1 => &ONE,
         _ => &FOUR,
     };
@@ -75,40 +75,38 @@ fn variants() -> Vec<Variant> {
 }
 
 fn random(sizes: &Sizes) -> Case {
-    plain(
+    plain(Shape::new(
         sizes.between(0, 1, 60),
         4 * sizes.between(1, 1, 200) - sizes.between(2, 0, 3),
         sizes.between(3, 1, 9),
         sizes.group(4),
-    )
+    ))
 }
 
 fn cases() -> Vec<Case> {
     let extremes = |variant: &Variant| variant.weight.is_some_and(|weight| weight.bits >= 16);
-    vec![
-        plain(5, 97, 1, WHOLE_ROW),
-        plain(3, 576, 3, 32),
+    let new = |rows, columns, tokens, group| plain(Shape::new(rows, columns, tokens, group));
+    let mut cases = vec![
+        new(5, 97, 1, WHOLE_ROW),
+        new(3, 576, 3, 32),
         // One column in the second vector of an invocation.
-        plain(3, 21, 2, WHOLE_ROW),
-        plain(2, 4096, 1, 128),
-        plain(1, 16, 8, 16),
-        noted(",window", 5),
-        noted(",bias", 2),
-        noted(",add", 2),
-        noted(",gate", 2),
-        noted(",gate,gelu_tanh", 2),
-        noted(",gate,gelu", 2),
-        noted(",infinity", 1).only(extremes),
-        noted(",nan", 1).only(extremes),
-        noted(",zeros", 1).only(extremes),
-        noted(",row of NaN", 1).only(extremes),
-        plain(70_001, 4, 1, WHOLE_ROW)
+        new(3, 21, 2, WHOLE_ROW),
+        new(2, 4096, 1, 128),
+        new(1, 16, 8, 16),
+        plain(special(Special::Part, 5)),
+        plain(special(Special::Activations(Poison::Infinity), 1)).only(extremes),
+        plain(special(Special::Activations(Poison::NaN), 1)).only(extremes),
+        plain(special(Special::Activations(Poison::Zeros), 1)).only(extremes),
+        plain(special(Special::NaNRow, 1)).only(extremes),
+        new(70_001, 4, 1, WHOLE_ROW)
             .only(|variant| variant.weight.is_some_and(|weight| weight.name == "f16")),
         // Products of a Llama-3.1-8B.
-        plain(14_336, 4096, 1, 32).bench().only(one_token),
-        plain(8192, 8192, 1, 32).bench().only(one_token),
-        plain(14_336, 4096, 8, 32).bench().only(four_tokens),
-    ]
+        new(14_336, 4096, 1, 32).bench().only(one_token),
+        new(8192, 8192, 1, 32).bench().only(one_token),
+        new(14_336, 4096, 8, 32).bench().only(four_tokens),
+    ];
+    cases.extend(epilogues(2).map(plain));
+    cases
 }
 
 /// Weight types worth timing.

@@ -1,8 +1,9 @@
 //! `matmul/merge`: the parts of a product that was split along its columns: their sum, and what becomes of it.
 
-use super::cases::epilogue;
+use super::cases::Special;
 use super::reference::Finish;
 use super::{EPILOGUE_BIAS, Params};
+use crate::kernels::activation::Activation;
 use crate::kernels::matrix::Layout;
 use crate::kernels::prelude::*;
 use crate::tensor::WeightFormat;
@@ -16,10 +17,7 @@ pub static KERNEL: Kernel = Kernel {
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         [DType::F32, DType::F16]
-            .map(|output| Variant {
-                output,
-                ..Variant::BASELINE
-            })
+            .map(|output| Variant::typed(DType::F32, output))
             .to_vec()
     },
     groups: |args| {
@@ -30,10 +28,10 @@ pub static KERNEL: Kernel = Kernel {
         let p: Params = args.parameters();
         let results = f64::from(p.tokens) * f64::from(p.rows);
         let written = args.tensors[2].dtype.size() as f64;
-        Cost {
-            operations: f64::from(p.splits) * results,
-            bytes: (4.0 * f64::from(p.splits) + written) * results,
-        }
+        Cost::new(
+            f64::from(p.splits) * results,
+            (4.0 * f64::from(p.splits) + written) * results,
+        )
     },
     reference,
     cases,
@@ -49,10 +47,7 @@ const BINDINGS: &[Binding] = &[
 
 /// The variant for results of a type.
 pub fn variant(output: DType) -> Variant {
-    Variant {
-        output,
-        ..Variant::BASELINE
-    }
+    Variant::typed(DType::F32, output)
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -84,22 +79,20 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![expected]
 }
 
-fn case(tokens: usize, rows: usize, splits: usize, note: &'static str) -> Case {
-    let label = format!("tokens={tokens},rows={rows},splits={splits}{note}");
+fn case(tokens: usize, rows: usize, splits: usize, special: Special) -> Case {
+    let label = format!(
+        "tokens={tokens},rows={rows},splits={splits}{}",
+        special.label()
+    );
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(23);
-        let (start, offset, stride) = if note == ",window" {
+        let (start, offset, stride) = if special == Special::Part {
             (2, 3, rows + 5)
         } else {
             (0, 0, rows)
         };
-        let epilogue = epilogue(note);
-        let mut sums = random.values(splits * tokens * rows, 1.0);
-        match note {
-            ",nan" => sums[rows - 1] = f32::NAN,
-            ",infinity" => sums[0] = f32::INFINITY,
-            _ => {}
-        }
+        let epilogue = special.epilogue();
+        let sums = random.values(splits * tokens * rows, 1.0);
         let params = Params {
             rows: rows as u32,
             row_start: 0,
@@ -114,40 +107,45 @@ fn case(tokens: usize, rows: usize, splits: usize, note: &'static str) -> Case {
             layout: Layout::new(WeightFormat::f32(), 1),
         };
         let old = random.values((start + tokens + start) * stride, 2.0);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(DType::F32, &[splits, tokens, rows], &sums),
-                HostTensor::from_f32(DType::F32, &[stride], &random.values(stride, 1.0)),
-                HostTensor::from_f32(variant.output, &[old.len() / stride, stride], &old),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(DType::F32, &[splits, tokens, rows], &sums),
+            HostTensor::from_f32(DType::F32, &[stride], &random.values(stride, 1.0)),
+            HostTensor::from_f32(variant.output, &[old.len() / stride, stride], &old),
+        ])
     })
 }
 
 /// A case of that shape, for measurements.
 pub fn shaped(tokens: usize, rows: usize, splits: usize) -> Case {
-    case(tokens, rows, splits, "")
+    case(tokens, rows, splits, Special::Nothing)
 }
 
 fn random(sizes: &Sizes) -> Case {
-    let note = ["", ",window", ",bias", ",add", ",gate"][sizes.between(3, 0, 4)];
+    let gate = Special::Gate(Activation::Silu);
+    let all = [
+        Special::Nothing,
+        Special::Part,
+        Special::Bias,
+        Special::Add,
+        gate,
+    ];
     let (tokens, rows) = (sizes.between(0, 1, 20), sizes.between(1, 1, 70));
-    case(tokens, rows, sizes.between(2, 1, 6), note)
+    let special = all[sizes.between(3, 0, 4)];
+    case(tokens, rows, sizes.between(2, 1, 6), special)
 }
 
 fn cases() -> Vec<Case> {
-    vec![
-        case(1, 1, 1, ""),
-        case(3, 70, 4, ""),
-        case(2, 33, 3, ",window"),
-        case(2, 33, 2, ",bias"),
-        case(2, 33, 2, ",add"),
-        case(2, 33, 2, ",gate"),
-        case(2, 33, 2, ",gate,gelu_tanh"),
-        case(2, 33, 2, ",gate,gelu"),
-        case(2, 33, 2, ",nan"),
-        case(2, 33, 2, ",infinity"),
-        case(64, 4096, 4, "").bench(),
-    ]
+    let with = |special| case(2, 33, 2, special);
+    let mut cases = vec![
+        shaped(1, 1, 1),
+        shaped(3, 70, 4),
+        case(2, 33, 3, Special::Part),
+        with(Special::Bias),
+        with(Special::Add),
+        with(Special::Nothing).with(Poison::NaN),
+        with(Special::Nothing).with(Poison::Infinity),
+        shaped(64, 4096, 4).bench(),
+    ];
+    cases.extend(Activation::ALL.map(Special::Gate).map(with));
+    cases
 }

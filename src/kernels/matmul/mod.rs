@@ -66,6 +66,34 @@ const BINDINGS: &[Binding] = &[
     binding("result", Access::ReadWrite, Element::Output),
 ];
 
+/// Bindings of kernels that take the activations in a form of two tensors, and the weight's codes in one.
+const fn formed_bindings(
+    (x, element): (&'static str, Element),
+    beside: &'static str,
+    codes: &'static str,
+) -> [Binding; 6] {
+    [
+        binding(x, Access::Read, element),
+        binding(beside, Access::Read, Element::Is(DType::F32)),
+        binding(codes, Access::Read, Element::Is(DType::U32)),
+        binding("scales", Access::Read, Element::Is(DType::U32)),
+        binding("bias", Access::Read, Element::Is(DType::F32)),
+        binding("result", Access::ReadWrite, Element::Output),
+    ]
+}
+
+/// The cost of such a call: so many words of codes a row, and so many bytes of each token's column.
+fn formed_cost(args: &Args<'_>, code_words: f64, column_bytes: f64) -> Cost {
+    let p: Params = args.parameters();
+    let (rows, columns, tokens) = (f64::from(p.rows), f64::from(p.columns), f64::from(p.tokens));
+    let weight = 4.0 * rows * (code_words + f64::from(p.layout.scale_words));
+    let results = args.tensors[5].dtype.size() as f64 * rows;
+    Cost::new(
+        2.0 * rows * columns * tokens,
+        weight + tokens * (column_bytes * columns + results),
+    )
+}
+
 /// Up to this many tokens, reading the weight is what takes the time.
 const FEW_TOKENS: usize = 8;
 
@@ -267,8 +295,8 @@ fn cost(args: &Args<'_>) -> Cost {
     let weight = 4.0 * rows * f64::from(p.layout.code_words + p.layout.scale_words);
     let activations = args.tensors[0].dtype.size() as f64 * tokens * columns;
     let results = args.tensors[4].dtype.size() as f64 * tokens * rows;
-    Cost {
-        operations: 2.0 * rows * columns * tokens,
-        bytes: weight + activations + results,
-    }
+    Cost::new(
+        2.0 * rows * columns * tokens,
+        weight + activations + results,
+    )
 }

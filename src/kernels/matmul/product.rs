@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::cases::Shape;
 use super::{
     FEW_TOKENS, Params, bits, bitserial, coop, dot4, lut, lut_i8, lut_tables, lut_tables_i8,
     matvec, merge, ternary, tiled,
@@ -45,8 +46,8 @@ pub struct ProductKernel {
     /// The variants for a product on a device with these capabilities, and the parts that its columns are split in; what is
     /// taken without measurement first. None where the kernel does not compute such products.
     pub candidates: fn(&MatmulShape, Capabilities) -> Vec<(Variant, u32)>,
-    /// A case of a shape, its columns split in so many parts, for the checks and the measurement of tuning.
-    pub case: fn(&MatmulShape, u32) -> Case,
+    /// A case of a shape, for the checks and the measurement of tuning.
+    pub case: fn(Shape) -> Case,
 }
 
 /// Every product kernel. Where the weight's bytes are the limit, integers come first: they take least work apart from loading.
@@ -228,7 +229,7 @@ impl Choice {
 
     /// A case of that shape, for the checks and the measurement of tuning.
     pub fn case(&self, shape: &MatmulShape) -> Case {
-        (self.product.case)(shape, self.splits)
+        (self.product.case)(Shape::of(shape, self.splits))
     }
 
     /// What runs beside the kernel: what makes the activations' form, and what merges the parts.
@@ -254,12 +255,12 @@ impl Choice {
         result: &Tensor,
     ) -> Result<()> {
         let product = |params: &Params, result: &Tensor| {
-            device.run(&Call {
-                kernel: self.kernel(),
-                variant: self.variant.clone(),
-                parameters: bytemuck::bytes_of(params),
-                tensors: &[operands, &[result]].concat(),
-            })
+            device.call(
+                self.kernel(),
+                self.variant.clone(),
+                params,
+                &[operands, &[result]].concat(),
+            )
         };
         if self.splits == 1 {
             return product(params, result);
@@ -275,12 +276,12 @@ impl Choice {
         };
         product(&part, &sums)?;
         let bias = operands[operands.len() - 1];
-        device.run(&Call {
-            kernel: &merge::KERNEL,
-            variant: merge::variant(result.dtype()),
-            parameters: bytemuck::bytes_of(params),
-            tensors: &[&sums, bias, result],
-        })
+        device.call(
+            &merge::KERNEL,
+            merge::variant(result.dtype()),
+            params,
+            &[&sums, bias, result],
+        )
     }
 }
 

@@ -7,11 +7,11 @@
 //! columns give s a sum, a sum of integers and exact (below 2^30 for three bytes): what is lost is f32's rounding of that
 //! product and of the sum over units. Groups are multiples of 128 columns, or rows.
 
-use super::cases::Shape;
+use super::cases::{self, Shape, Special};
 use super::lut::planes_of;
 use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::{finished, tokens_of};
-use super::{Params, padded};
+use super::{Params, formed_bindings, formed_cost};
 use crate::gpu::Capabilities;
 use crate::kernels::copy::planes::UNIT;
 use crate::kernels::copy::ternary::{arrange, restore, takes, unit_words};
@@ -74,21 +74,14 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     input: |variant| InputForm::Integers(Rounding::of(variant)),
     weight: |variant| WeightForm::Ternary(variant.constant("TRITS") as usize),
     candidates,
-    case: |shape, _| {
-        shaped(
-            shape.rows,
-            shape.columns,
-            shape.tokens,
-            shape.weight.group_size,
-        )
-    },
+    case,
 };
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/ternary",
     source: include_str!("../../../shaders/matmul/ternary.wgsl"),
-    bindings: BINDINGS,
+    bindings: &BINDINGS,
     parameters: Params::LAYOUT,
     variants,
     groups: |args| {
@@ -103,14 +96,8 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-const BINDINGS: &[Binding] = &[
-    binding("x_codes", Access::Read, Element::Is(DType::U32)),
-    binding("x_scales", Access::Read, Element::Is(DType::F32)),
-    binding("trits", Access::Read, Element::Is(DType::U32)),
-    binding("scales", Access::Read, Element::Is(DType::U32)),
-    binding("bias", Access::Read, Element::Is(DType::F32)),
-    binding("result", Access::ReadWrite, Element::Output),
-];
+const BINDINGS: [Binding; 6] =
+    formed_bindings(("x_codes", Element::Is(DType::U32)), "x_scales", "trits");
 
 fn candidates(shape: &MatmulShape, _: Capabilities) -> Vec<(Variant, u32)> {
     let known = shapes(shape.bytes, shape.output).iter().copied();
@@ -143,17 +130,10 @@ pub(super) fn multiplies(format: WeightFormat) -> bool {
 
 fn cost(args: &Args<'_>) -> Cost {
     let p: Params = args.parameters();
-    let (rows, columns, tokens) = (f64::from(p.rows), f64::from(p.columns), f64::from(p.tokens));
     let constant = |name| args.variant.constant(name);
     let units = p.columns.div_ceil(UNIT as u32) as usize;
-    let words = units * unit_words(constant("TRITS") as usize) + p.layout.scale_words as usize;
-    let results = args.tensors[5].dtype.size() as f64 * tokens * rows;
-    Cost {
-        operations: 2.0 * rows * columns * tokens,
-        bytes: 4.0 * rows * words as f64
-            + f64::from(constant("PLANES")) * tokens * columns
-            + results,
-    }
+    let words = units * unit_words(constant("TRITS") as usize);
+    formed_cost(args, words as f64, constant("PLANES").into())
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -194,74 +174,33 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     finished(args, &sums, relative)
 }
 
-/// A case of that shape.
-pub(super) fn shaped(rows: usize, columns: usize, tokens: usize, group: u32) -> Case {
-    noted(rows, columns, tokens, group, "")
-}
-
-fn noted(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static str) -> Case {
-    let shape = Shape {
-        rows,
-        columns,
-        tokens,
-        group,
-        note,
-        splits: 1,
-    };
-    Case::new(shape.label(), move |variant: &Variant| {
-        let (params, x, rest) = shape.data(variant);
-        let format = WeightFormat {
-            ty: variant.weight.expect("a variant names its weight"),
-            group_size: group,
-        };
-        let mut codes = rest[0].words.clone();
-        if note == ",largest" {
-            // All weights 1.
-            codes.fill(0xaaaa_aaaa);
-        }
-        let rows = (params.row_start + params.rows) as usize;
-        let packed = Packed {
-            codes,
-            ..Packed::zeros(format, rows, columns)
-        };
-        let indices = arrange(&packed, variant.constant("TRITS") as usize);
-        let (x_codes, x_scales) = words(&x, columns, Rounding::of(variant));
-        let before = vec![
+fn case(shape: Shape) -> Case {
+    shape.case(|shape, variant, x, weight| {
+        let indices = arrange(weight, variant.constant("TRITS") as usize);
+        let (x_codes, x_scales) = words(x, shape.columns, Rounding::of(variant));
+        vec![
             HostTensor::from_u32(&[x_codes.len()], &x_codes),
             HostTensor::from_f32(DType::F32, &[x_scales.len()], &x_scales),
             HostTensor::from_u32(&[indices.len()], &indices),
-        ];
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: [before, rest[1..].to_vec()].concat(),
-        }
+        ]
     })
 }
 
 fn random(sizes: &Sizes) -> Case {
-    let group = [WHOLE_ROW, 128, 256, 512][sizes.between(4, 0, 3)];
-    let columns = padded(sizes.between(1, 1, 1300)) - sizes.between(2, 0, 3);
-    let (rows, tokens) = (sizes.between(0, 1, 100), sizes.between(3, 1, 5));
-    shaped(rows, columns, tokens, group)
+    case(Shape::random(sizes, [WHOLE_ROW, 128, 256, 512]))
 }
 
 fn cases() -> Vec<Case> {
-    vec![
-        shaped(5, 97, 1, WHOLE_ROW),
+    let mut cases = cases::few(case);
+    cases.extend([
         // The last group is 8 columns.
-        shaped(33, 1160, 2, 128),
-        shaped(70, 576, 3, 256),
-        shaped(1, 4, 1, 128),
-        noted(37, 64, 5, WHOLE_ROW, ",window"),
-        noted(37, 64, 2, WHOLE_ROW, ",bias"),
-        noted(37, 64, 2, WHOLE_ROW, ",add"),
-        noted(37, 64, 2, WHOLE_ROW, ",gate"),
-        noted(9, 70, 1, WHOLE_ROW, ",nan"),
-        noted(9, 64, 1, WHOLE_ROW, ",zeros"),
-        noted(9, 256, 1, WHOLE_ROW, ",largest"),
+        case(Shape::new(33, 1160, 2, 128)),
+        case(Shape::new(70, 576, 3, 256)),
+        case(Shape::new(9, 256, 1, WHOLE_ROW).with(Special::Largest)),
         // A product of a Llama-3.1-8B.
-        shaped(14_336, 4096, 1, 128)
+        case(Shape::new(14_336, 4096, 1, 128))
             .bench()
             .only(|variant| variant.output == DType::F32),
-    ]
+    ]);
+    cases
 }

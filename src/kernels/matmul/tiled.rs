@@ -2,7 +2,7 @@
 
 use glam::UVec3;
 
-use super::cases::{case_of, noted, plain};
+use super::cases::{Shape, Special, epilogues, plain, special};
 use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
 use super::reference::{cpu, reference};
 use super::{Params, coop, cost, typed_variants};
@@ -20,7 +20,7 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     input: |_| InputForm::Plain,
     weight: |_| WeightForm::Codes,
     candidates,
-    case: case_of,
+    case: plain,
 };
 
 /// The row of the kernel table.
@@ -95,36 +95,34 @@ pub(super) fn large(variant: &Variant) -> bool {
 }
 
 fn random(sizes: &Sizes) -> Case {
-    plain(
+    plain(Shape::new(
         sizes.between(0, 1, 150),
         4 * sizes.between(1, 1, 60) - sizes.between(2, 0, 3),
         sizes.between(3, 1, 150),
         sizes.group(4),
-    )
+    ))
 }
 
 fn cases() -> Vec<Case> {
     let extremes = |variant: &Variant| variant.weight.is_some_and(|weight| weight.bits >= 16);
-    vec![
-        plain(65, 97, 67, WHOLE_ROW),
-        plain(64, 64, 129, 32),
-        plain(130, 36, 9, 16),
-        plain(3, 1000, 70, 64),
-        plain(1, 4, 1, WHOLE_ROW),
-        noted(",window", 70),
-        noted(",bias", 33),
-        noted(",add", 33),
-        noted(",gate", 33),
-        noted(",gate,gelu_tanh", 33),
-        noted(",gate,gelu", 33),
-        noted(",infinity", 20).only(extremes),
-        noted(",nan", 20).only(extremes),
-        noted(",zeros", 20).only(extremes),
+    let new = |rows, columns, tokens, group| plain(Shape::new(rows, columns, tokens, group));
+    let mut cases = vec![
+        new(65, 97, 67, WHOLE_ROW),
+        new(64, 64, 129, 32),
+        new(130, 36, 9, 16),
+        new(3, 1000, 70, 64),
+        new(1, 4, 1, WHOLE_ROW),
+        plain(special(Special::Part, 70)),
+        plain(special(Special::Activations(Poison::Infinity), 20)).only(extremes),
+        plain(special(Special::Activations(Poison::NaN), 20)).only(extremes),
+        plain(special(Special::Activations(Poison::Zeros), 20)).only(extremes),
         // Products of a Llama-3.1-8B and of SmolLM2.
-        plain(14_336, 4096, 512, 32).bench().only(timed),
-        plain(1536, 576, 2048, 32).bench().only(timed),
-        plain(4096, 4096, 4096, 32).bench().only(half),
-    ]
+        new(14_336, 4096, 512, 32).bench().only(timed),
+        new(1536, 576, 2048, 32).bench().only(timed),
+        new(4096, 4096, 4096, 32).bench().only(half),
+    ];
+    cases.extend(epilogues(33).map(plain));
+    cases
 }
 
 /// Weight types worth timing.

@@ -29,10 +29,7 @@ pub static KERNEL: Kernel = Kernel {
     groups: |args| fold(args.parameters::<Params>().columns.div_ceil(COLUMNS) as usize),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: 3.0 * values,
-            bytes: 8.0 * values,
-        }
+        Cost::new(3.0 * values, 8.0 * values)
     },
     reference,
     cpu: Some(cpu),
@@ -55,12 +52,12 @@ pub fn gain_grad(
         columns: result.len() as u32,
         accumulate: u32::from(accumulate),
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant::BASELINE,
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[x, scales, grad, result],
-    })
+    device.call(
+        &KERNEL,
+        Variant::BASELINE,
+        &params,
+        &[x, scales, grad, result],
+    )
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -116,13 +113,7 @@ fn case(rows: usize, columns: usize, note: &'static str) -> Case {
         format!("rows={rows},columns={columns}{note}"),
         move |_: &Variant| {
             let mut random = Random::new(32);
-            let mut grad = random.values(rows * columns, 1.0);
-            match note {
-                ",zeros" => grad.fill(0.0),
-                ",infinity" => grad[columns / 2] = f32::INFINITY,
-                ",nan" => grad[columns - 1] = f32::NAN,
-                _ => {}
-            }
+            let grad = random.values(rows * columns, 1.0);
             let params = Params {
                 rows: rows as u32,
                 columns: columns as u32,
@@ -132,15 +123,12 @@ fn case(rows: usize, columns: usize, note: &'static str) -> Case {
                 let values = random.values(shape.iter().product(), 2.0);
                 HostTensor::from_f32(DType::F32, shape, &values)
             };
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    host(&[rows, columns]),
-                    host(&[rows]),
-                    HostTensor::from_f32(DType::F32, &[rows, columns], &grad),
-                    host(&[columns]),
-                ],
-            }
+            params.case(vec![
+                host(&[rows, columns]),
+                host(&[rows]),
+                HostTensor::from_f32(DType::F32, &[rows, columns], &grad),
+                host(&[columns]),
+            ])
         },
     )
 }
@@ -156,9 +144,9 @@ fn cases() -> Vec<Case> {
         case(1, 1, ""),
         case(7, 64, ",accumulate"),
         case(1021, 33, ""),
-        case(5, 40, ",zeros"),
-        case(5, 40, ",infinity"),
-        case(5, 40, ",nan"),
+        case(5, 40, "").poisoned(2, Poison::Zeros),
+        case(5, 40, "").poisoned(2, Poison::Infinity),
+        case(5, 40, "").poisoned(2, Poison::NaN),
         case(2048, 4096, "").bench(),
     ]
 }

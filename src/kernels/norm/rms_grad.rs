@@ -37,10 +37,7 @@ pub static KERNEL: Kernel = Kernel {
     groups: |args| fold(args.parameters::<Params>().rows as usize),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: 10.0 * values,
-            bytes: 16.0 * values,
-        }
+        Cost::new(10.0 * values, 16.0 * values)
     },
     reference,
     cpu: Some(cpu),
@@ -70,15 +67,15 @@ pub fn rms_grad(
         Some(tensor) => tensor,
         None => device.allocate(DType::F32, x.shape(), "a gradient")?,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
+    device.call(
+        &KERNEL,
+        Variant {
             subgroups: device.capabilities().subgroups,
             ..Variant::BASELINE
         },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[x, gain, grad, &result, &scales],
-    })?;
+        &params,
+        &[x, gain, grad, &result, &scales],
+    )?;
     Ok((result, scales))
 }
 
@@ -152,14 +149,8 @@ fn case(rows: usize, columns: usize, epsilon: f32, note: &'static str) -> Case {
     Case::new(label, move |_: &Variant| {
         let mut random = Random::new(31);
         // Small values, so that a wrong epsilon shows.
-        let mut x = random.values(rows * columns, 0.01);
-        let mut grad = random.values(rows * columns, 1.0);
-        match note {
-            ",zeros" => x.fill(0.0),
-            ",infinity" => grad[columns / 2] = f32::INFINITY,
-            ",nan" => x[columns - 1] = f32::NAN,
-            _ => {}
-        }
+        let x = random.values(rows * columns, 0.01);
+        let grad = random.values(rows * columns, 1.0);
         let params = Params {
             rows: rows as u32,
             columns: columns as u32,
@@ -167,16 +158,13 @@ fn case(rows: usize, columns: usize, epsilon: f32, note: &'static str) -> Case {
             accumulate: u32::from(note == ",accumulate"),
         };
         let host = |values: &[f32]| HostTensor::from_f32(DType::F32, &[rows, columns], values);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                host(&x),
-                HostTensor::from_f32(DType::F32, &[columns], &random.values(columns, 2.0)),
-                host(&grad),
-                host(&random.values(rows * columns, 100.0)),
-                HostTensor::zeros(DType::F32, &[rows]),
-            ],
-        }
+        params.case(vec![
+            host(&x),
+            HostTensor::from_f32(DType::F32, &[columns], &random.values(columns, 2.0)),
+            host(&grad),
+            host(&random.values(rows * columns, 100.0)),
+            HostTensor::zeros(DType::F32, &[rows]),
+        ])
     })
 }
 
@@ -195,9 +183,9 @@ fn cases() -> Vec<Case> {
         case(2, 576, 1e-6, ",accumulate"),
         case(2, 4096, 1e-5, ""),
         case(5, 1, 1e-5, ""),
-        case(2, 64, 1e-5, ",zeros"),
-        case(2, 64, 1e-5, ",infinity"),
-        case(2, 64, 1e-5, ",nan"),
+        case(2, 64, 1e-5, "").with(Poison::Zeros),
+        case(2, 64, 1e-5, "").poisoned(2, Poison::Infinity),
+        case(2, 64, 1e-5, "").with(Poison::NaN),
         case(66_001, 4, 1e-5, ""),
         case(2048, 4096, 1e-5, "").bench(),
     ]

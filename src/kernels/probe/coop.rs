@@ -29,10 +29,10 @@ pub static KERNEL: Kernel = Kernel {
     cost: |args| {
         let p: Steps = args.parameters();
         let (tiles, edge) = (f64::from(p.invocations), f64::from(args.variant.coop));
-        Cost {
-            operations: tiles * f64::from(p.steps) * 4.0 * 2.0 * edge.powi(3),
-            bytes: tiles * edge * edge * (2.0 * 2.0 + 4.0 * 4.0),
-        }
+        Cost::new(
+            tiles * f64::from(p.steps) * 4.0 * 2.0 * edge.powi(3),
+            tiles * edge * edge * (2.0 * 2.0 + 4.0 * 4.0),
+        )
     },
     reference,
     cases,
@@ -72,18 +72,15 @@ fn case(tiles: usize, steps: u32) -> Case {
                 integers(&[tiles, 2 * edge, edge]),
                 integers(&[edge, 2 * edge]),
             );
-            CaseData {
-                parameters: bytemuck::bytes_of(&Steps {
-                    invocations: tiles as u32,
-                    steps,
-                })
-                .to_vec(),
-                tensors: vec![
-                    a,
-                    b,
-                    HostTensor::zeros(DType::F32, &[tiles, 2 * edge, 2 * edge]),
-                ],
+            Steps {
+                invocations: tiles as u32,
+                steps,
             }
+            .case(vec![
+                a,
+                b,
+                HostTensor::zeros(DType::F32, &[tiles, 2 * edge, 2 * edge]),
+            ])
         },
     )
 }

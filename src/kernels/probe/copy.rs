@@ -14,10 +14,7 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Quads::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
     groups: |args| fold((args.parameters::<Quads>().quads as usize).div_ceil(256)),
-    cost: |args| Cost {
-        operations: 0.0,
-        bytes: 32.0 * f64::from(args.parameters::<Quads>().quads),
-    },
+    cost: |args| Cost::new(0.0, 32.0 * f64::from(args.parameters::<Quads>().quads)),
     reference,
     cases,
     random,
@@ -29,12 +26,11 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 }
 
 fn case(quads: usize) -> Case {
-    Case::new(format!("quads={quads}"), move |_: &Variant| CaseData {
-        parameters: bytemuck::bytes_of(&Quads {
+    Case::new(format!("quads={quads}"), move |_: &Variant| {
+        Quads {
             quads: quads as u32,
-        })
-        .to_vec(),
-        tensors: vec![words(4 * quads), result(4 * quads)],
+        }
+        .case(vec![words(4 * quads), result(4 * quads)])
     })
 }
 

@@ -21,10 +21,7 @@ pub static KERNEL: Kernel = Kernel {
         let p: Steps = args.parameters();
         let (invocations, steps) = (f64::from(p.invocations), f64::from(p.steps));
         // Four products and four additions a dot; the exclusive or is not counted.
-        Cost {
-            operations: invocations * steps * 4.0 * 8.0,
-            bytes: 8.0 * invocations,
-        }
+        Cost::new(invocations * steps * 4.0 * 8.0, 8.0 * invocations)
     },
     reference,
     cases,
@@ -56,13 +53,12 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 fn case(invocations: usize, steps: u32) -> Case {
     Case::new(
         format!("invocations={invocations},steps={steps}"),
-        move |_: &Variant| CaseData {
-            parameters: bytemuck::bytes_of(&Steps {
+        move |_: &Variant| {
+            Steps {
                 invocations: invocations as u32,
                 steps,
-            })
-            .to_vec(),
-            tensors: vec![words(invocations), result(invocations)],
+            }
+            .case(vec![words(invocations), result(invocations)])
         },
     )
 }

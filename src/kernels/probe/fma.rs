@@ -15,11 +15,7 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Steps::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
     variants: || {
-        let half = Variant {
-            activation: DType::F16,
-            output: DType::F16,
-            ..Variant::BASELINE
-        };
+        let half = Variant::typed(DType::F16, DType::F16);
         vec![Variant::BASELINE, half]
     },
     groups: |args| fold((args.parameters::<Steps>().invocations as usize).div_ceil(256)),
@@ -27,10 +23,7 @@ pub static KERNEL: Kernel = Kernel {
         let p: Steps = args.parameters();
         let (invocations, steps) = (f64::from(p.invocations), f64::from(p.steps));
         let bytes = 2.0 * invocations * args.tensors[0].dtype.size() as f64;
-        Cost {
-            operations: invocations * (steps * 4.0 * 16.0 * 2.0 + 27.0),
-            bytes,
-        }
+        Cost::new(invocations * (steps * 4.0 * 16.0 * 2.0 + 27.0), bytes)
     },
     reference,
     cases,
@@ -71,17 +64,14 @@ fn case(invocations: usize, steps: u32) -> Case {
         move |variant: &Variant| {
             let values = Random::new(32).values(invocations, 2.0);
             let dtype = variant.activation;
-            CaseData {
-                parameters: bytemuck::bytes_of(&Steps {
-                    invocations: invocations as u32,
-                    steps,
-                })
-                .to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(dtype, &[invocations], &values),
-                    HostTensor::zeros(dtype, &[invocations]),
-                ],
+            Steps {
+                invocations: invocations as u32,
+                steps,
             }
+            .case(vec![
+                HostTensor::from_f32(dtype, &[invocations], &values),
+                HostTensor::zeros(dtype, &[invocations]),
+            ])
         },
     )
 }

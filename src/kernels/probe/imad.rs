@@ -18,10 +18,7 @@ pub static KERNEL: Kernel = Kernel {
     cost: |args| {
         let p: Steps = args.parameters();
         let (invocations, steps) = (f64::from(p.invocations), f64::from(p.steps));
-        Cost {
-            operations: invocations * steps * 4.0 * 16.0 * 2.0,
-            bytes: 8.0 * invocations,
-        }
+        Cost::new(invocations * steps * 4.0 * 16.0 * 2.0, 8.0 * invocations)
     },
     reference,
     cases,
@@ -50,13 +47,12 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 fn case(invocations: usize, steps: u32) -> Case {
     Case::new(
         format!("invocations={invocations},steps={steps}"),
-        move |_: &Variant| CaseData {
-            parameters: bytemuck::bytes_of(&Steps {
+        move |_: &Variant| {
+            Steps {
                 invocations: invocations as u32,
                 steps,
-            })
-            .to_vec(),
-            tensors: vec![words(invocations), result(invocations)],
+            }
+            .case(vec![words(invocations), result(invocations)])
         },
     )
 }

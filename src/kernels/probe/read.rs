@@ -18,10 +18,7 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Quads::LAYOUT,
     overrides: &[("WORKGROUP", WORKGROUP as f64)],
     groups: |args| fold(args.parameters::<Quads>().quads as usize / (16 * WORKGROUP)),
-    cost: |args| Cost {
-        operations: 0.0,
-        bytes: 16.25 * f64::from(args.parameters::<Quads>().quads),
-    },
+    cost: |args| Cost::new(0.0, 16.25 * f64::from(args.parameters::<Quads>().quads)),
     reference,
     cases,
     random,
@@ -44,12 +41,11 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 
 fn case(blocks: usize) -> Case {
     let quads = blocks * 16 * WORKGROUP;
-    Case::new(format!("blocks={blocks}"), move |_: &Variant| CaseData {
-        parameters: bytemuck::bytes_of(&Quads {
+    Case::new(format!("blocks={blocks}"), move |_: &Variant| {
+        Quads {
             quads: quads as u32,
-        })
-        .to_vec(),
-        tensors: vec![words(4 * quads), result(quads / 16)],
+        }
+        .case(vec![words(4 * quads), result(quads / 16)])
     })
 }
 

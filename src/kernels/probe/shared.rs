@@ -20,10 +20,7 @@ pub static KERNEL: Kernel = Kernel {
     cost: |args| {
         let p: Rounds = args.parameters();
         let quads = f64::from(p.groups) * f64::from(p.rounds) * (WORKGROUP * WORKGROUP) as f64;
-        Cost {
-            operations: 4.0 * quads,
-            bytes: 16.0 * quads,
-        }
+        Cost::new(4.0 * quads, 16.0 * quads)
     },
     reference,
     cases,
@@ -59,13 +56,15 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 fn case(groups: usize, rounds: u32) -> Case {
     Case::new(
         format!("groups={groups},rounds={rounds}"),
-        move |_: &Variant| CaseData {
-            parameters: bytemuck::bytes_of(&Rounds {
+        move |_: &Variant| {
+            Rounds {
                 groups: groups as u32,
                 rounds,
-            })
-            .to_vec(),
-            tensors: vec![words(groups * 2 * WORKGROUP), result(groups * WORKGROUP)],
+            }
+            .case(vec![
+                words(groups * 2 * WORKGROUP),
+                result(groups * WORKGROUP),
+            ])
         },
     )
 }

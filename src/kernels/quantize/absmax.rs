@@ -34,10 +34,7 @@ pub static KERNEL: Kernel = Kernel {
     groups: |args| fold(args.tensors[1].len().div_ceil(64)),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: 2.0 * values,
-            bytes: 4.0 * values,
-        }
+        Cost::new(2.0 * values, 4.0 * values)
     },
     reference,
     cpu: Some(cpu),
@@ -65,12 +62,7 @@ pub fn absmax(
         signed_max: u32::from(signed_max),
         factor,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant::BASELINE,
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[weight, &scales],
-    })?;
+    device.call(&KERNEL, Variant::BASELINE, &params, &[weight, &scales])?;
     Ok(scales)
 }
 
@@ -128,13 +120,10 @@ fn case(rows: usize, columns: usize, group: usize, signed_max: u32, bits: u32) -
                 1.0 / (half_range - 1.0)
             },
         };
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
-                HostTensor::zeros(DType::U32, &[rows, scale_words]),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
+            HostTensor::zeros(DType::U32, &[rows, scale_words]),
+        ])
     })
 }
 
@@ -194,11 +183,8 @@ fn one_each(values: &[f32], signed_max: u32) -> CaseData {
         signed_max,
         factor: 1.0,
     };
-    CaseData {
-        parameters: bytemuck::bytes_of(&params).to_vec(),
-        tensors: vec![
-            HostTensor::from_f32(DType::F32, &[1, columns], values),
-            HostTensor::zeros(DType::U32, &[1, columns.div_ceil(2)]),
-        ],
-    }
+    params.case(vec![
+        HostTensor::from_f32(DType::F32, &[1, columns], values),
+        HostTensor::zeros(DType::U32, &[1, columns.div_ceil(2)]),
+    ])
 }

@@ -106,10 +106,7 @@ pub static KERNEL: Kernel = Kernel {
         let values = f64::from(p.tokens) * f64::from(p.columns);
         let bytes =
             args.tensors[0].dtype.size() as f64 + f64::from(args.variant.constant("PLANES"));
-        Cost {
-            operations: 8.0 * values,
-            bytes: bytes * values,
-        }
+        Cost::new(8.0 * values, bytes * values)
     },
     reference,
     cases,
@@ -143,12 +140,12 @@ pub fn activations(
         token_start: tokens.start as u32,
         columns: columns as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: variant(x.dtype(), rounding),
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[x, &codes, &scales],
-    })?;
+    device.call(
+        &KERNEL,
+        variant(x.dtype(), rounding),
+        &params,
+        &[x, &codes, &scales],
+    )?;
     Ok(Integers { codes, scales })
 }
 
@@ -239,16 +236,13 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
     let label = format!("tokens={tokens},columns={columns}{note}");
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(12);
-        let (before, stride) = (usize::from(note == ",window"), columns.next_multiple_of(4));
+        let (before, stride) = (usize::from(note == ",part"), columns.next_multiple_of(4));
         let mut x = vec![0.0; (before + tokens) * stride];
         for line in x.chunks_mut(stride) {
             let size = f32::powi(2.0, random.below(12) as i32 - 6);
             line[..columns].copy_from_slice(&random.values(columns, size));
         }
         match note {
-            ",nan" => x[columns - 1] = f32::NAN,
-            ",infinity" => x[0] = f32::NEG_INFINITY,
-            ",zeros" => x.fill(0.0),
             // Just below a power of two: the largest integer would not fit the finer scale.
             ",edge" => x[columns / 2] = -1.999,
             // Exactly the largest integer, which the finer scale holds.
@@ -267,14 +261,11 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             token_start: before as u32,
             columns: columns as u32,
         };
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(variant.activation, &[before + tokens, stride], &x),
-                HostTensor::zeros(DType::U32, &[tokens, rounding.pieces(), blocks, 4]),
-                HostTensor::zeros(DType::F32, &[tokens, blocks, 2]),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(variant.activation, &[before + tokens, stride], &x),
+            HostTensor::zeros(DType::U32, &[tokens, rounding.pieces(), blocks, 4]),
+            HostTensor::zeros(DType::F32, &[tokens, blocks, 2]),
+        ])
     })
 }
 
@@ -287,12 +278,12 @@ fn cases() -> Vec<Case> {
         case(1, 32, ""),
         case(3, 97, ""),
         case(2, 576, ""),
-        case(2, 64, ",window"),
-        case(2, 40, ",zeros"),
+        case(2, 64, ",part"),
+        case(2, 40, "").with(Poison::Zeros),
         case(1, 70, ",edge"),
         case(1, 32, ",limit"),
-        case(2, 33, ",nan"),
-        case(1, 64, ",infinity"),
+        case(2, 36, "").with(Poison::NaN),
+        case(1, 64, "").with(Poison::NegativeInfinity),
         case(1, 4096, "").bench(),
         case(512, 4096, "").bench(),
     ]

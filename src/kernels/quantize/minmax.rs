@@ -34,10 +34,7 @@ pub static KERNEL: Kernel = Kernel {
     groups: |args| fold(args.tensors[1].len().div_ceil(64)),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: 2.0 * values,
-            bytes: 4.0 * values,
-        }
+        Cost::new(2.0 * values, 4.0 * values)
     },
     reference,
     cpu: Some(cpu),
@@ -65,12 +62,7 @@ pub fn minmax(
         offset: u32::from(offset),
         factor: factor(bits),
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant::BASELINE,
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[weight, &scales],
-    })?;
+    device.call(&KERNEL, Variant::BASELINE, &params, &[weight, &scales])?;
     Ok(scales)
 }
 
@@ -170,13 +162,10 @@ fn data(weight: &[f32], shape: (usize, usize, usize), offset: u32, bits: u32) ->
         offset,
         factor: factor(bits),
     };
-    CaseData {
-        parameters: bytemuck::bytes_of(&params).to_vec(),
-        tensors: vec![
-            HostTensor::from_f32(DType::F32, &[rows, columns], weight),
-            HostTensor::zeros(DType::U32, &[rows, groups]),
-        ],
-    }
+    params.case(vec![
+        HostTensor::from_f32(DType::F32, &[rows, columns], weight),
+        HostTensor::zeros(DType::U32, &[rows, groups]),
+    ])
 }
 
 /// Groups whose zero point lies in the middle of two integers, and one where it is the last that f16 tells apart.

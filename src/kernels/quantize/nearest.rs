@@ -41,10 +41,7 @@ pub static KERNEL: Kernel = Kernel {
     cost: |args| {
         let values = args.tensors[0].len() as f64;
         let levels = args.variant.weight.map_or(0, WeightType::codes);
-        Cost {
-            operations: 12.0 * f64::from(levels) * values,
-            bytes: 5.0 * values,
-        }
+        Cost::new(12.0 * f64::from(levels) * values, 5.0 * values)
     },
     reference,
     cpu: Some(cpu),
@@ -68,12 +65,12 @@ pub fn nearest(
         columns: columns as u32,
         layout,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: weights::variant(format.ty),
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[weight, scales, &codes],
-    })?;
+    device.call(
+        &KERNEL,
+        weights::variant(format.ty),
+        &params,
+        &[weight, scales, &codes],
+    )?;
     Ok(codes)
 }
 
@@ -207,14 +204,11 @@ fn case((rows, columns, group): (usize, usize, usize), note: &'static str) -> Ca
             layout: Layout::new(packed.format, columns),
         };
         let [codes, scales] = weights::host(&packed);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
-                scales,
-                codes,
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
+            scales,
+            codes,
+        ])
     })
 }
 

@@ -39,10 +39,10 @@ pub static KERNEL: Kernel = Kernel {
     cost: |args| {
         let p: Params = args.parameters();
         let values = f64::from(p.tokens) * f64::from(p.columns);
-        Cost {
-            operations: 12.0 * values,
-            bytes: (4.0 + f64::from(args.variant.constant("PLANES"))) * values,
-        }
+        Cost::new(
+            12.0 * values,
+            (4.0 + f64::from(args.variant.constant("PLANES"))) * values,
+        )
     },
     reference,
     cases,
@@ -74,16 +74,16 @@ pub fn normed(
         columns: columns as u32,
         epsilon,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
+    device.call(
+        &KERNEL,
+        Variant {
             constants: rounding.constants(),
             subgroups: device.capabilities().subgroups,
             ..Variant::BASELINE
         },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[x, gain, &codes, &scales],
-    })?;
+        &params,
+        &[x, gain, &codes, &scales],
+    )?;
     Ok(Integers { codes, scales })
 }
 
@@ -118,17 +118,11 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
     let label = format!("tokens={tokens},columns={columns}{note}");
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(29);
-        let before = usize::from(note == ",window");
+        let before = usize::from(note == ",part");
         let mut x = Vec::new();
         for _ in 0..before + tokens {
             let size = f32::powi(2.0, random.below(12) as i32 - 6);
             x.extend(random.values(columns, size));
-        }
-        match note {
-            ",nan" => x[columns - 1] = f32::NAN,
-            ",infinity" => x[0] = f32::NEG_INFINITY,
-            ",zeros" => x.fill(0.0),
-            _ => {}
         }
         let params = Params {
             tokens: tokens as u32,
@@ -140,15 +134,12 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
         let rounding = Rounding::of(variant);
         let blocks = columns.div_ceil(rounding.columns());
         let gain = random.values(columns, 1.5);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(DType::F32, &[before + tokens, columns], &x),
-                HostTensor::from_f32(DType::F32, &[columns], &gain),
-                HostTensor::zeros(DType::U32, &[tokens, rounding.pieces(), blocks, 4]),
-                HostTensor::zeros(DType::F32, &[tokens, blocks, 2]),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(DType::F32, &[before + tokens, columns], &x),
+            HostTensor::from_f32(DType::F32, &[columns], &gain),
+            HostTensor::zeros(DType::U32, &[tokens, rounding.pieces(), blocks, 4]),
+            HostTensor::zeros(DType::F32, &[tokens, blocks, 2]),
+        ])
     })
 }
 
@@ -163,10 +154,10 @@ fn cases() -> Vec<Case> {
         case(2, 576, ""),
         // More blocks than invocations.
         case(1, 4 * 1057, ""),
-        case(2, 64, ",window"),
-        case(2, 40, ",zeros"),
-        case(2, 36, ",nan"),
-        case(1, 64, ",infinity"),
+        case(2, 64, ",part"),
+        case(2, 40, "").with(Poison::Zeros),
+        case(2, 36, "").with(Poison::NaN),
+        case(1, 64, "").with(Poison::NegativeInfinity),
         case(1, 4096, "").bench(),
     ]
 }

@@ -39,10 +39,7 @@ pub static KERNEL: Kernel = Kernel {
     groups,
     cost: |args| {
         let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: 20.0 * values,
-            bytes: 5.0 * values,
-        }
+        Cost::new(20.0 * values, 5.0 * values)
     },
     reference,
     cpu: Some(cpu),
@@ -66,12 +63,12 @@ pub fn round(
         columns: columns as u32,
         layout,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: weights::variant(format.ty),
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[weight, scales, &codes],
-    })?;
+    device.call(
+        &KERNEL,
+        weights::variant(format.ty),
+        &params,
+        &[weight, scales, &codes],
+    )?;
     Ok(codes)
 }
 
@@ -215,14 +212,11 @@ fn case((rows, columns, group): (usize, usize, usize), fine: bool) -> Case {
             layout,
         };
         let [codes, scales] = weights::host(&packed);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
-                scales,
-                codes,
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
+            scales,
+            codes,
+        ])
     })
 }
 

@@ -3,6 +3,7 @@
 //! The stream stays in f32 whatever the activations are: it sums every layer's output, and some models carry values in
 //! it that f16 does not hold.
 
+use crate::kernels::elementwise;
 use crate::kernels::prelude::*;
 
 params! {
@@ -20,29 +21,13 @@ pub static KERNEL: Kernel = Kernel {
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
     parameters: Params::LAYOUT,
-    overrides: &[("WORKGROUP", 128.0)],
-    variants: || {
-        vec![
-            Variant::BASELINE,
-            Variant {
-                activation: DType::F16,
-                ..Variant::BASELINE
-            },
-        ]
-    },
-    groups: |args| fold(args.tensors[0].len().div_ceil(4 * 128)),
-    cost: |args| {
-        let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: values,
-            bytes: values * (8 + args.tensors[0].dtype.size()) as f64,
-        }
-    },
+    variants: || vec![Variant::BASELINE, Variant::typed(DType::F16, DType::F32)],
+    cost: |args| elementwise::cost(args, 1.0, 1),
     reference,
     cpu: Some(cpu),
     cases,
     random,
-    ..Kernel::BASE
+    ..elementwise::BASE
 };
 
 /// Adds `branch` to `residual` in place.
@@ -50,15 +35,12 @@ pub fn add(device: &Device, branch: &Tensor, residual: &Tensor) -> Result<()> {
     let params = Params {
         count: branch.len() as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
-            activation: branch.dtype(),
-            ..Variant::BASELINE
-        },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[branch, residual],
-    })
+    device.call(
+        &KERNEL,
+        Variant::typed(branch.dtype(), DType::F32),
+        &params,
+        &[branch, residual],
+    )
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -80,38 +62,30 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     outputs.store(0, 0, &residual);
 }
 
-fn case(count: usize, note: &'static str) -> Case {
-    Case::new(format!("count={count}{note}"), move |variant: &Variant| {
+fn case(count: usize) -> Case {
+    Case::new(format!("count={count}"), move |variant: &Variant| {
         let mut random = Random::new(8);
-        let mut branch = random.values(count, 2.0);
-        match note {
-            ",infinity" => branch[0] = f32::NEG_INFINITY,
-            ",nan" => branch[0] = f32::NAN,
-            _ => {}
+        let branch = random.values(count, 2.0);
+        Params {
+            count: count as u32,
         }
-        CaseData {
-            parameters: bytemuck::bytes_of(&Params {
-                count: count as u32,
-            })
-            .to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(variant.activation, &[count], &branch),
-                HostTensor::from_f32(DType::F32, &[count], &random.values(count, 100.0)),
-            ],
-        }
+        .case(vec![
+            HostTensor::from_f32(variant.activation, &[count], &branch),
+            HostTensor::from_f32(DType::F32, &[count], &random.values(count, 100.0)),
+        ])
     })
 }
 
 fn random(sizes: &Sizes) -> Case {
-    case(sizes.between(0, 1, 70) * sizes.between(1, 1, 70), "")
+    case(elementwise::count(sizes))
 }
 
 fn cases() -> Vec<Case> {
     vec![
-        case(1, ""),
-        case(1001, ""),
-        case(5, ",infinity"),
-        case(5, ",nan"),
-        case(2048 * 4096, "").bench(),
+        case(1),
+        case(1001),
+        case(5).with(Poison::NegativeInfinity),
+        case(5).with(Poison::NaN),
+        case(2048 * 4096).bench(),
     ]
 }

@@ -30,20 +30,13 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
-        let half = Variant {
-            activation: DType::F16,
-            output: DType::F16,
-            ..Variant::BASELINE
-        };
+        let half = Variant::typed(DType::F16, DType::F16);
         vec![Variant::BASELINE, half]
     },
     groups,
     cost: |args| {
         let values = args.tensors[0].len() as f64;
-        Cost {
-            operations: 3.0 * values,
-            bytes: 12.0 * values,
-        }
+        Cost::new(3.0 * values, 12.0 * values)
     },
     reference,
     cpu: Some(cpu),
@@ -84,16 +77,12 @@ pub fn rotate(
         head_dim: head_dim as u32,
         capacity: capacity as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant {
-            activation: x.dtype(),
-            output: x.dtype(),
-            ..Variant::BASELINE
-        },
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[x, rotations, past, &result],
-    })?;
+    device.call(
+        &KERNEL,
+        Variant::typed(x.dtype(), x.dtype()),
+        &params,
+        &[x, rotations, past, &result],
+    )?;
     Ok(result)
 }
 
@@ -207,23 +196,20 @@ fn case(
             capacity: capacity as u32,
         };
         let width = heads * head_dim;
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_f32(
-                    variant.activation,
-                    &[tokens, width],
-                    &random.values(tokens * width, 2.0),
-                ),
-                HostTensor::from_f32(DType::F32, &[positions, head_dim], &rotations),
-                HostTensor::from_u32(&[sequences], &past),
-                HostTensor::from_f32(
-                    variant.activation,
-                    &[rows, width],
-                    &random.values(rows * width, 1.0),
-                ),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_f32(
+                variant.activation,
+                &[tokens, width],
+                &random.values(tokens * width, 2.0),
+            ),
+            HostTensor::from_f32(DType::F32, &[positions, head_dim], &rotations),
+            HostTensor::from_u32(&[sequences], &past),
+            HostTensor::from_f32(
+                variant.activation,
+                &[rows, width],
+                &random.values(rows * width, 1.0),
+            ),
+        ])
     })
 }
 

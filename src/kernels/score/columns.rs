@@ -112,9 +112,9 @@ fn cases() -> Vec<Case> {
         whole(7, 300, ",accumulate"),
         whole(20_011, 3, ""),
         element::case(false, (29, 40), (4, 18), ",accumulate"),
-        whole(5, 40, ",zeros"),
-        whole(5, 40, ",infinity"),
-        whole(5, 40, ",nan"),
+        whole(5, 40, "").with(Poison::Zeros),
+        whole(5, 40, "").with(Poison::Infinity),
+        whole(5, 40, "").with(Poison::NaN),
         whole(4096, 8192, "").bench(),
     ]
 }

@@ -24,10 +24,7 @@ impl Params {
 pub(super) fn cost(args: &Args<'_>) -> Cost {
     let p: Params = args.parameters();
     let values = f64::from(p.rows) * f64::from(p.columns);
-    Cost {
-        operations: 6.0 * values,
-        bytes: values * bytes(Form::of(args.variant)),
-    }
+    Cost::new(6.0 * values, values * bytes(Form::of(args.variant)))
 }
 
 /// Bytes that one element takes from memory.
@@ -71,12 +68,7 @@ pub(super) fn run(
             fisher.unwrap_or(weight),
             result,
         ];
-        device.run(&Call {
-            kernel,
-            variant: variant.clone(),
-            parameters: bytemuck::bytes_of(&params),
-            tensors: &tensors,
-        })?;
+        device.call(kernel, variant.clone(), &params, &tensors)?;
     }
     Ok(())
 }
@@ -163,16 +155,10 @@ pub(super) fn case(
     let label = format!("rows={rows},columns={columns},start={start},window={window}{note}");
     Case::new(label, move |_: &Variant| {
         let mut random = Random::new(51);
-        let mut weight = random.values(rows * columns, 0.5);
+        let weight = random.values(rows * columns, 0.5);
         let gradient = random.values(rows * columns, 2.0);
         let fisher: Vec<f32> = random.values(rows * columns, 3.0);
         let fisher: Vec<f32> = fisher.into_iter().map(f32::abs).collect();
-        match note {
-            ",zeros" => weight.fill(0.0),
-            ",infinity" => weight[columns / 2] = f32::INFINITY,
-            ",nan" => weight[columns - 1] = f32::NAN,
-            _ => {}
-        }
         let params = Params {
             rows: window as u32,
             columns: columns as u32,
@@ -182,14 +168,11 @@ pub(super) fn case(
         let results = if by_row { rows } else { columns };
         let before = random.values(results, 10.0);
         let host = |values: &[f32]| HostTensor::from_f32(DType::F32, &[rows, columns], values);
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                host(&weight),
-                host(&gradient),
-                host(&fisher),
-                HostTensor::from_f32(DType::F32, &[results], &before),
-            ],
-        }
+        params.case(vec![
+            host(&weight),
+            host(&gradient),
+            host(&fisher),
+            HostTensor::from_f32(DType::F32, &[results], &before),
+        ])
     })
 }

@@ -110,9 +110,9 @@ fn cases() -> Vec<Case> {
         whole(7, 300, ",accumulate"),
         whole(2, 49_152, ""),
         element::case(true, (9, 40), (4, 3), ",accumulate"),
-        whole(5, 40, ",zeros"),
-        whole(5, 40, ",infinity"),
-        whole(5, 40, ",nan"),
+        whole(5, 40, "").with(Poison::Zeros),
+        whole(5, 40, "").with(Poison::Infinity),
+        whole(5, 40, "").with(Poison::NaN),
         // More rows than one dimension has workgroups: for one variant, a software adapter takes its time.
         whole(66_001, 3, "").only(|its| *its == variant(Form::Mixed, false)),
         whole(4096, 8192, "").bench(),

@@ -23,10 +23,7 @@ pub static KERNEL: Kernel = Kernel {
     groups: |args| fold(args.tensors[0].len().div_ceil(64)),
     cost: |args| {
         let count = args.tensors[0].len() as f64;
-        Cost {
-            operations: 8.0 * count,
-            bytes: 8.0 * count,
-        }
+        Cost::new(8.0 * count, 8.0 * count)
     },
     reference,
     cases,
@@ -42,12 +39,12 @@ pub fn threshold(device: &Device, scores: &Tensor, threshold: &Tensor) -> Result
     let params = Params {
         count: count as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant::BASELINE,
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[scores, threshold, &mask],
-    })?;
+    device.call(
+        &KERNEL,
+        Variant::BASELINE,
+        &params,
+        &[scores, threshold, &mask],
+    )?;
     Ok(mask)
 }
 
@@ -80,17 +77,14 @@ fn case(count: usize, bar: f32, note: &'static str) -> Case {
                     .for_each(|(place, score)| *score = f32::from_bits(90 + place as u32)),
                 _ => {}
             }
-            CaseData {
-                parameters: bytemuck::bytes_of(&Params {
-                    count: count as u32,
-                })
-                .to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(DType::F32, &[count], &scores),
-                    HostTensor::from_f32(DType::F32, &[1], &[bar]),
-                    HostTensor::zeros(DType::U32, &[count]),
-                ],
+            Params {
+                count: count as u32,
             }
+            .case(vec![
+                HostTensor::from_f32(DType::F32, &[count], &scores),
+                HostTensor::from_f32(DType::F32, &[1], &[bar]),
+                HostTensor::zeros(DType::U32, &[count]),
+            ])
         },
     )
 }

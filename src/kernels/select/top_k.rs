@@ -28,10 +28,7 @@ pub static KERNEL: Kernel = Kernel {
     cost: |args| {
         let count = args.tensors[0].len() as f64;
         // One workgroup keeps the rest of a device waiting: it takes as long as many times its work does elsewhere.
-        Cost {
-            operations: 1000.0 * count,
-            bytes: 28.0 * count,
-        }
+        Cost::new(1000.0 * count, 28.0 * count)
     },
     reference,
     cases,
@@ -52,12 +49,12 @@ pub fn top_k(device: &Device, scores: &Tensor, keep: usize) -> Result<(Tensor, T
         count: count as u32,
         keep: keep.min(count) as u32,
     };
-    device.run(&Call {
-        kernel: &KERNEL,
-        variant: Variant::BASELINE,
-        parameters: bytemuck::bytes_of(&params),
-        tensors: &[scores, &mask, &threshold],
-    })?;
+    device.call(
+        &KERNEL,
+        Variant::BASELINE,
+        &params,
+        &[scores, &mask, &threshold],
+    )?;
     Ok((mask, threshold))
 }
 
@@ -122,14 +119,11 @@ fn case(count: usize, keep: usize, note: &'static str) -> Case {
                 count: count as u32,
                 keep: keep as u32,
             };
-            CaseData {
-                parameters: bytemuck::bytes_of(&params).to_vec(),
-                tensors: vec![
-                    HostTensor::from_f32(DType::F32, &[count], &scores),
-                    HostTensor::zeros(DType::U32, &[count]),
-                    HostTensor::zeros(DType::F32, &[1]),
-                ],
-            }
+            params.case(vec![
+                HostTensor::from_f32(DType::F32, &[count], &scores),
+                HostTensor::zeros(DType::U32, &[count]),
+                HostTensor::zeros(DType::F32, &[1]),
+            ])
         },
     )
 }

@@ -11,7 +11,7 @@ use super::split::{Sizes, Split, common, common_prefix, families, fitting};
 use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::kernels::copy::rows::{Rows, rows};
+use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::loss::argmax::argmax;
 use crate::kernels::loss::logsumexp::logsumexp;
 use crate::model::{Cache, Model, Pass};

@@ -1,4 +1,4 @@
-//! `copy/rows`: rows of one tensor to rows of another, by two lists: a prefix's keys and values into the caches that go on
+//! `copy/gather_rows`: rows of one tensor to rows of another, by two lists: a prefix's keys and values into the caches that go on
 //! from it, or the few rows of a pass whose logits are wanted. Words, so that it takes any type whose rows are whole words.
 
 use crate::kernels::prelude::*;
@@ -13,8 +13,8 @@ params! {
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
-    name: "copy/rows",
-    source: include_str!("../../../shaders/copy/rows.wgsl"),
+    name: "copy/gather_rows",
+    source: include_str!("../../../shaders/copy/gather_rows.wgsl"),
     bindings: &[
         binding("source", Access::Read, Element::Is(DType::U32)),
         binding("origin", Access::Read, Element::Is(DType::U32)),
@@ -29,10 +29,7 @@ pub static KERNEL: Kernel = Kernel {
     },
     cost: |args| {
         let p: Params = args.parameters();
-        Cost {
-            operations: 0.0,
-            bytes: 8.0 * f64::from(p.count) * f64::from(p.width),
-        }
+        Cost::new(0.0, 8.0 * f64::from(p.count) * f64::from(p.width))
     },
     reference,
     cpu: Some(cpu),
@@ -82,12 +79,12 @@ pub fn rows(
             count: step.min(all - first) as u32,
             width: words as u32,
         };
-        device.run(&Call {
-            kernel: &KERNEL,
-            variant: Variant::BASELINE,
-            parameters: bytemuck::bytes_of(&params),
-            tensors: &[&source, &rows.from, &rows.to, &result],
-        })?;
+        device.call(
+            &KERNEL,
+            Variant::BASELINE,
+            &params,
+            &[&source, &rows.from, &rows.to, &result],
+        )?;
     }
     Ok(())
 }
@@ -137,15 +134,12 @@ fn case(sources: usize, results: usize, (first, count): (usize, usize), width: u
         let pairs = first + count + 1;
         let from: Vec<u32> = (0..pairs).map(|_| random.below(sources as u32)).collect();
         let to: Vec<u32> = (0..pairs).map(|pair| (results - 1 - pair) as u32).collect();
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                source,
-                HostTensor::from_u32(&[pairs], &from),
-                HostTensor::from_u32(&[pairs], &to),
-                result,
-            ],
-        }
+        params.case(vec![
+            source,
+            HostTensor::from_u32(&[pairs], &from),
+            HostTensor::from_u32(&[pairs], &to),
+            result,
+        ])
     })
 }
 

@@ -1,4 +1,4 @@
-//! `mask/weights`: zeroes the rows and columns of a weight that masks rule out, in place: what pruning them does to a model,
+//! `mask/zero_weights`: zeroes the rows and columns of a weight that masks rule out, in place: what pruning them does to a model,
 //! before its matrices are made smaller ([`copy/compact`](crate::kernels::copy::compact)).
 
 use crate::kernels::prelude::*;
@@ -17,8 +17,8 @@ params! {
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {
-    name: "mask/weights",
-    source: include_str!("../../../shaders/mask/weights.wgsl"),
+    name: "mask/zero_weights",
+    source: include_str!("../../../shaders/mask/zero_weights.wgsl"),
     bindings: &[
         binding("row_mask", Access::Read, Element::Is(DType::U32)),
         binding("column_mask", Access::Read, Element::Is(DType::U32)),
@@ -32,10 +32,7 @@ pub static KERNEL: Kernel = Kernel {
     },
     cost: |args| {
         let p: Params = args.parameters();
-        Cost {
-            operations: 0.0,
-            bytes: 4.0 * f64::from(p.rows) * f64::from(p.columns),
-        }
+        Cost::new(0.0, 4.0 * f64::from(p.rows) * f64::from(p.columns))
     },
     reference,
     cpu: Some(cpu),
@@ -46,7 +43,7 @@ pub static KERNEL: Kernel = Kernel {
 
 /// Zeroes those rows of `weight`, f32 (rows, columns), whose `row_mask`, u32 (rows), is 0, and those columns whose
 /// `column_mask`, u32 (columns), is; a mask that is not there rules nothing out. Infinities and NaN there go too.
-pub fn weights(
+pub fn zero_weights(
     device: &Device,
     row_mask: Option<&Tensor>,
     column_mask: Option<&Tensor>,
@@ -71,16 +68,16 @@ pub fn weights(
             by_row: u32::from(row_mask.is_some()),
             by_column: u32::from(column_mask.is_some()),
         };
-        device.run(&Call {
-            kernel: &KERNEL,
-            variant: Variant::BASELINE,
-            parameters: bytemuck::bytes_of(&params),
-            tensors: &[
+        device.call(
+            &KERNEL,
+            Variant::BASELINE,
+            &params,
+            &[
                 row_mask.unwrap_or(either),
                 column_mask.unwrap_or(either),
                 weight,
             ],
-        })?;
+        )?;
     }
     Ok(())
 }
@@ -162,14 +159,11 @@ fn case(
             by_row: u32::from(by_row),
             by_column: u32::from(by_column),
         };
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            tensors: vec![
-                HostTensor::from_u32(&[rows], &row_mask),
-                HostTensor::from_u32(&[columns], &column_mask),
-                HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
-            ],
-        }
+        params.case(vec![
+            HostTensor::from_u32(&[rows], &row_mask),
+            HostTensor::from_u32(&[columns], &column_mask),
+            HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
+        ])
     })
 }
 
