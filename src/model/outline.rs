@@ -66,23 +66,23 @@ impl Outline {
         let tokens = 2048.max(ctx) as u64; // any number that the user typed
         let columns = |layer| block_counts(config, &self.specs, layer).columns;
         let widest = (0..config.layers()).map(columns).max().unwrap_or(0);
-        // A block's results, the cache of its layer, and the streams before and after it.
-        let columns = (widest + widest / 2 + 3 * config.hidden_size) as u64;
+        // A block's results, and the streams before and after it.
+        let columns = (widest + 3 * config.hidden_size) as u64;
         let logits = tokens.saturating_mul(4 * config.vocab_size as u64);
         let work = tokens.saturating_mul(4 * columns);
         let work = work.saturating_add(logits.min(256 << 20));
         let mut places = vec![0u64; config.layers()];
-        let mut ends = 0;
+        let mut end = 0; // the embedding or the head: one at a time
         for (spec, format) in self.tensors() {
             let bytes = format.bytes(spec.rows, spec.columns);
             match spec.layer {
                 Some(layer) => places[layer] += bytes,
-                None => ends += bytes,
+                None => end = end.max(bytes),
             }
         }
         // A block's weights may still be in use when the next one's arrive.
         let block = 2 * places.iter().max().unwrap_or(&0);
-        let streamed = block.saturating_add(ends).saturating_add(work);
+        let streamed = block.max(end).saturating_add(work);
         (self.bytes().saturating_add(work), streamed)
     }
 

@@ -47,10 +47,7 @@ pub fn divergence<'p, 'c>(
         kl: Vec::new(),
         same_top: Vec::new(),
     };
-    let mut sides = [
-        Passing::new(parent, windows)?,
-        Passing::new(child, windows)?,
-    ];
+    let mut sides = [Passing::new(parent, windows), Passing::new(child, windows)];
     let mut pending: Option<Vec<PendingPair>> = None;
     let mut done = 0;
     for group in windows.groups() {
@@ -86,14 +83,13 @@ fn record(
     }
     let mut rows = Vec::new();
     // Both models' logits are held at once.
-    let step = (sides[0].head().rows_at_once(pass.device) / 2).max(1);
+    let step = (sides[0].head()?.rows_at_once(pass.device) / 2).max(1);
     for first in (0..ids.len()).step_by(step) {
         let range = first..(first + step).min(ids.len());
         let wanted = upload_targets(pass, &targets[range.clone()])?;
-        let logits = |side: usize| {
-            sides[side]
-                .head()
-                .logits(pass, &normed[side], range.clone())
+        let mut logits = |side: usize| -> Result<Tensor> {
+            let head = sides[side].head()?;
+            head.logits(pass, &normed[side], range.clone())
         };
         let (parent, child) = (logits(0)?, logits(1)?);
         let (kl, tops) = compare_rows(pass.device, &parent, &child)?;

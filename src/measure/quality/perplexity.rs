@@ -159,7 +159,7 @@ pub fn losses<'m>(
 ) -> Result<Losses> {
     let mut losses = Losses::new(windows);
     let mut pending: Option<Vec<PendingRows>> = None;
-    let mut passing = Passing::new(model.into(), windows)?;
+    let mut passing = Passing::new(model.into(), windows);
     let mut done = 0;
     for group in windows.groups() {
         progress(done, windows.count())?;
@@ -224,10 +224,10 @@ fn record(
     let (ids, targets) = windows.inputs(group);
     let normed = passing.hidden(pass, &ids)?;
     let mut rows = Vec::new();
-    let step = passing.head().rows_at_once(pass.device);
+    let step = passing.head()?.rows_at_once(pass.device);
     for first in (0..ids.len()).step_by(step) {
         let range = first..(first + step).min(ids.len());
-        let logits = passing.head().logits(pass, &normed, range.clone())?;
+        let logits = passing.head()?.logits(pass, &normed, range.clone())?;
         let wanted = upload_targets(pass, &targets[range])?;
         rows.push(PendingRows::start(pass, first, &logits, &wanted)?);
     }

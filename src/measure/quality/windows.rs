@@ -149,7 +149,8 @@ impl<'a> Windows<'a> {
 /// A model that passes over a text's groups of windows, in their order.
 pub(super) struct Passing<'w> {
     source: WeightSource<'w>,
-    head: Head,
+    /// Of a streamed model only while no block is on its way.
+    head: Option<Head>,
     windows: &'w Windows<'w>,
     /// The next group.
     next: usize,
@@ -160,19 +161,23 @@ pub(super) struct Passing<'w> {
 }
 
 impl<'w> Passing<'w> {
-    pub(super) fn new(source: WeightSource<'w>, windows: &'w Windows<'w>) -> Result<Self> {
-        Ok(Self {
-            head: source.head()?,
+    pub(super) fn new(source: WeightSource<'w>, windows: &'w Windows<'w>) -> Self {
+        Self {
+            head: None,
             source,
             windows,
             next: 0,
             cache: None,
             ready: VecDeque::new(),
-        })
+        }
     }
 
-    pub(super) fn head(&self) -> &Head {
-        &self.head
+    pub(super) fn head(&mut self) -> Result<&Head> {
+        let head = match self.head.take() {
+            Some(head) => head,
+            None => self.source.head()?,
+        };
+        Ok(self.head.insert(head))
     }
 
     /// The head's input for the next group, whose tokens are `ids`.
@@ -183,10 +188,11 @@ impl<'w> Passing<'w> {
             WeightSource::Resident(model) => model,
             WeightSource::Streamed(..) => {
                 if self.ready.is_empty() {
+                    self.head = None;
                     self.ready = self.walk(pass)?.into();
                 }
-                let stream = self.ready.pop_front();
-                return self.head.norm(pass, &stream.expect("a group has a stream"));
+                let stream = self.ready.pop_front().expect("a group has a stream");
+                return self.head()?.norm(pass, &stream);
             }
         };
         let sequences = ids.len() / ctx;

@@ -62,7 +62,10 @@ pub fn estimate(
             largest = largest.max(values(spec));
         }
     }
-    let largest_place = places.iter().map(|place| place.0).max().unwrap_or(0);
+    // A layer's weights may still be in use when the next one's arrive.
+    let ends = places[config.layers()].0;
+    let blocks = places[..config.layers()].iter().map(|place| 2 * place.0);
+    let largest_place = blocks.max().unwrap_or(0).max(ends);
     let Some((sequences, length)) = calibration else {
         // A tensor as it is, and as f32.
         let one = 8 * largest;
@@ -93,8 +96,7 @@ pub fn estimate(
     let work = kept + 4 * at_once * wide + logits + single + several;
     MemoryEstimate {
         resident: resident + work,
-        // A layer's weights may still be in use when the next one's arrive.
-        streamed: 2 * largest_place + work,
+        streamed: largest_place + work,
         work,
     }
 }
