@@ -4,17 +4,17 @@ use super::Graph;
 use crate::error::Result;
 use crate::graph::{BlockShape, Slot};
 
-/// Attention over the normalized stream, up to the output projection; heads of queries and keys normalized first where the
+/// Attention over the normalized stream (consumed: nothing waits for it when the sum is made), up to the output projection; heads of queries and keys normalized first where the
 /// family has norms for them (`head_norms`).
 pub fn attention<G: Graph>(
     g: &mut G,
-    normed: &G::Value,
+    normed: G::Value,
     shape: &BlockShape,
     head_norms: bool,
 ) -> Result<G::Value> {
-    let mut query = g.linear(normed, Slot::Query)?;
-    let mut key = g.linear(normed, Slot::Key)?;
-    let value = g.linear(normed, Slot::Value)?;
+    let mut query = g.linear(&normed, Slot::Query)?;
+    let mut key = g.linear(&normed, Slot::Key)?;
+    let value = g.linear(&normed, Slot::Value)?;
     if head_norms {
         query = g.norm(&query, Slot::QueryNorm)?;
         key = g.norm(&key, Slot::KeyNorm)?;
@@ -26,13 +26,9 @@ pub fn attention<G: Graph>(
 }
 
 /// The gated feed-forward (Shazeer 2020, arXiv 2002.05202) of the normalized stream.
-pub fn feed_forward<G: Graph>(
-    g: &mut G,
-    normed: &G::Value,
-    shape: &BlockShape,
-) -> Result<G::Value> {
-    let gate = g.linear(normed, Slot::Gate)?;
-    let up = g.linear(normed, Slot::Up)?;
+pub fn feed_forward<G: Graph>(g: &mut G, normed: G::Value, shape: &BlockShape) -> Result<G::Value> {
+    let gate = g.linear(&normed, Slot::Gate)?;
+    let up = g.linear(&normed, Slot::Up)?;
     let gated = g.gate(gate, up, shape.activation)?;
     g.linear(&gated, Slot::Down)
 }
@@ -45,9 +41,9 @@ pub fn pre_norm<G: Graph>(
     head_norms: bool,
 ) -> Result<G::Value> {
     let normed = g.norm(&x, Slot::AttentionNorm)?;
-    let mixed = attention(g, &normed, shape, head_norms)?;
+    let mixed = attention(g, normed, shape, head_norms)?;
     let x = g.add(x, mixed)?;
     let normed = g.norm(&x, Slot::FeedForwardNorm)?;
-    let fed = feed_forward(g, &normed, shape)?;
+    let fed = feed_forward(g, normed, shape)?;
     g.add(x, fed)
 }

@@ -115,11 +115,11 @@ const ROWS: &[Row] = &[
 
 fn block<G: Graph>(g: &mut G, x: G::Value, shape: &BlockShape) -> Result<G::Value> {
     let normed = g.norm(&x, Slot::AttentionNorm)?;
-    let mixed = decoder::attention(g, &normed, shape, true)?;
+    let mixed = decoder::attention(g, normed, shape, true)?;
     let mixed = g.norm(&mixed, Slot::PostAttentionNorm)?;
     let x = g.add(x, mixed)?;
     let normed = g.norm(&x, Slot::FeedForwardNorm)?;
-    let fed = decoder::feed_forward(g, &normed, shape)?;
+    let fed = decoder::feed_forward(g, normed, shape)?;
     let fed = g.norm(&fed, Slot::PostFeedForwardNorm)?;
     g.add(x, fed)
 }

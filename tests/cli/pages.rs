@@ -71,7 +71,7 @@ fn random_cases_replay() -> Result<(), Failed> {
 
 fn a_case_as_a_page() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
-    let text = "residual/add [act=f32,out=f32] count=5,infinity";
+    let text = "residual/add [act=f32,out=f32] count=5,-infinity";
     let mut command = command(folder.path(), "verify --page case.html --kernel");
     let out = command.arg(text).output()?;
     if !out.status.success() {

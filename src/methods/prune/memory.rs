@@ -49,7 +49,8 @@ pub fn estimate(
     let scored = |spec: &TensorSpec| {
         members().any(|m| m.tensor == spec.name) || (all_layers && spec.layer().is_some())
     };
-    let (mut resident, mut largest) = (0, 0);
+    // The largest scored tensor of the blocks, and of what stands before and after them.
+    let (mut resident, mut largest, mut largest_end) = (0, 0, 0);
     // Of blocks, and of what stands before and behind them.
     let mut places = vec![(0u64, 0u64); config.layers() + 1];
     for (spec, format) in model.tensors() {
@@ -59,16 +60,19 @@ pub fn estimate(
         place.0 += bytes;
         if scored(spec) {
             place.1 += values(spec);
-            largest = largest.max(values(spec));
+            match spec.layer() {
+                Some(_) => largest = largest.max(values(spec)),
+                None => largest_end = largest_end.max(values(spec)),
+            }
         }
     }
     // A layer's weights may still be in use when the next one's arrive.
     let ends = places[config.layers()].0;
     let blocks = places[..config.layers()].iter().map(|place| 2 * place.0);
-    let largest_place = blocks.max().unwrap_or(0).max(ends);
+    let block = blocks.max().unwrap_or(0);
     let Some((sequences, length)) = calibration else {
         // A tensor as it is, and as f32.
-        let one = 8 * largest;
+        let one = 8 * largest.max(largest_end);
         return MemoryEstimate {
             resident: one,
             streamed: one,
@@ -86,17 +90,21 @@ pub fn estimate(
     let kept = 4 * tokens * (config.hidden_size * (config.layers() + 3)) as u64;
     let sums = scores.iter().any(|s| s.needs_sequences()) as u64 + 1;
     // A gradient, its parts on their way, the weight in f32, the same turned: of the largest tensor.
-    let single = 4 * largest * (3 + sums);
+    let single = |largest: u64| 4 * largest * (3 + sums);
     let layer = places[..config.layers()].iter().map(|place| place.1).max();
     let several = if at_once < tokens {
         4 * sums * layer.unwrap_or(0)
     } else {
         0
     };
-    let work = kept + 4 * at_once * wide + logits + single + several;
+    let wide = 4 * at_once * wide;
+    let work = kept + wide + logits + single(largest.max(largest_end)) + several;
+    // Logits are gone when the blocks are run back.
+    let head = ends + wide + logits + single(largest_end);
+    let streamed = kept + several + head.max(block + wide + single(largest));
     MemoryEstimate {
         resident: resident + work,
-        streamed: largest_place + work,
+        streamed,
         work,
     }
 }
