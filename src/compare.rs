@@ -68,13 +68,7 @@ pub struct Difference {
 
 impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            index,
-            expected,
-            measured,
-            bound,
-            count,
-        } = self;
+        let Self { index, expected, measured, bound, count } = self;
         let error = (measured - expected).abs();
         write!(
             f,
@@ -86,20 +80,9 @@ impl std::fmt::Display for Difference {
 /// Judges a result. Infinities must match in sign; where the reference is NaN the device must be NaN too; NaN anywhere
 /// else fails.
 pub fn compare(expected: &Expected, measured: &Measured) -> Result<Agreement, Difference> {
-    assert_eq!(
-        expected.values.len(),
-        measured.values.len(),
-        "the two sides have one shape"
-    );
-    assert_eq!(
-        expected.values.len(),
-        expected.bounds.len(),
-        "every value has a bound"
-    );
-    let chunks = expected
-        .values
-        .par_chunks(CHUNK)
-        .zip(expected.bounds.par_chunks(CHUNK));
+    assert_eq!(expected.values.len(), measured.values.len(), "the two sides have one shape");
+    assert_eq!(expected.values.len(), expected.bounds.len(), "every value has a bound");
+    let chunks = expected.values.par_chunks(CHUNK).zip(expected.bounds.par_chunks(CHUNK));
     let judged: Vec<Tally> = chunks
         .zip(measured.values.par_chunks(CHUNK))
         .enumerate()
@@ -115,11 +98,7 @@ pub fn compare(expected: &Expected, measured: &Measured) -> Result<Agreement, Di
     match all.difference {
         Some((_, difference)) => Err(difference),
         None => Ok(Agreement {
-            nmse: if all.total > 0.0 {
-                all.squares / all.total
-            } else {
-                0.0
-            },
+            nmse: if all.total > 0.0 { all.squares / all.total } else { 0.0 },
             worst: all.worst,
         }),
     }
@@ -160,11 +139,7 @@ fn judge(start: usize, values: &[f64], bounds: &[f64], measured: &[f64]) -> Tall
             want == have || (want.is_nan() && have.is_nan())
         };
         if !fits {
-            let severity = if (error / bound).is_nan() {
-                f64::INFINITY
-            } else {
-                error / bound
-            };
+            let severity = if (error / bound).is_nan() { f64::INFINITY } else { error / bound };
             let difference = Difference {
                 index: start + index,
                 expected: want,
@@ -176,9 +151,7 @@ fn judge(start: usize, values: &[f64], bounds: &[f64], measured: &[f64]) -> Tall
         } else if want.is_finite() {
             tally.squares += error * error;
             tally.total += want * want;
-            tally.worst = tally
-                .worst
-                .max(if bound > 0.0 { error / bound } else { 0.0 });
+            tally.worst = tally.worst.max(if bound > 0.0 { error / bound } else { 0.0 });
         }
     }
     tally

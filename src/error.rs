@@ -190,10 +190,7 @@ impl Error {
     /// A writing error of the given path.
     pub fn write(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.as_ref().to_path_buf();
-        move |source| Error::Write {
-            path,
-            source: without_temporary_path(source),
-        }
+        move |source| Error::Write { path, source: without_temporary_path(source) }
     }
 
     /// The process exit code of the command contract.

@@ -13,9 +13,5 @@ pub fn press() {
 
 /// An error once the user wants to stop. Long work calls this between its pieces.
 pub fn check() -> Result<()> {
-    if PRESSED.load(Ordering::SeqCst) {
-        Err(Error::Interrupted)
-    } else {
-        Ok(())
-    }
+    if PRESSED.load(Ordering::SeqCst) { Err(Error::Interrupted) } else { Ok(()) }
 }

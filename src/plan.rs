@@ -129,10 +129,7 @@ impl Plan {
             // What a stage leaves may be larger than what it found.
             let grown = widest.unwrap_or(0).saturating_sub(begin.bytes());
             let (resident, streamed) = begin.evaluation_bytes(evaluate.ctx);
-            evaluated = (
-                resident.saturating_add(grown),
-                streamed.saturating_add(grown),
-            );
+            evaluated = (resident.saturating_add(grown), streamed.saturating_add(grown));
             warnings.extend(begin.config.beyond_context(evaluate.ctx));
         }
         warnings.extend(rounded_in_gguf(recipe, &tensors));
@@ -176,12 +173,7 @@ impl Plan {
 }
 
 fn wrong(key: &str, expected: &str, found: String) -> Error {
-    Error::Key {
-        path: "recipe".into(),
-        key: key.into(),
-        expected: expected.into(),
-        found,
-    }
+    Error::Key { path: "recipe".into(), key: key.into(), expected: expected.into(), found }
 }
 
 /// Refuses formats that cannot hold what is left.
@@ -220,14 +212,8 @@ fn tensor_plan(
     parent: &Checkpoint,
     stages: &[Planned],
 ) -> TensorPlan {
-    let source = parent
-        .specs()
-        .iter()
-        .find(|whole| whole.name == spec.name)
-        .unwrap_or(spec);
-    let changes = stages
-        .iter()
-        .filter_map(|stage| stage.changes.get(&spec.name));
+    let source = parent.specs().iter().find(|whole| whole.name == spec.name).unwrap_or(spec);
+    let changes = stages.iter().filter_map(|stage| stage.changes.get(&spec.name));
     let changes: Vec<&str> = changes.map(String::as_str).collect();
     TensorPlan {
         name: spec.name.clone(),

@@ -31,12 +31,7 @@ pub struct Recipe {
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
     /// Measure perplexity on this text, before and after
-    #[arg(
-        id = "ppl",
-        long = "ppl",
-        value_name = "FILE",
-        default_value = "embedded:heldout-2026"
-    )]
+    #[arg(id = "ppl", long = "ppl", value_name = "FILE", default_value = "embedded:heldout-2026")]
     pub text: String,
     /// Tokens of an evaluation window
     #[arg(long, default_value_t = default_ctx())]
@@ -61,9 +56,7 @@ pub struct Export {
 
 impl Default for Export {
     fn default() -> Self {
-        Self {
-            formats: vec![ExportFormat::Gguf, ExportFormat::Hf, ExportFormat::Packed],
-        }
+        Self { formats: vec![ExportFormat::Gguf, ExportFormat::Hf, ExportFormat::Packed] }
     }
 }
 

@@ -154,12 +154,7 @@ pub struct Place<'a> {
 
 impl Place<'_> {
     fn target<'a>(&'a self, parent: &'a Checkpoint) -> Target<'a> {
-        Target {
-            path: self.out,
-            force: self.force,
-            folder: true,
-            model: parent.path(),
-        }
+        Target { path: self.out, force: self.force, folder: true, model: parent.path() }
     }
 
     /// Refuses, before any work, what [`run`] would refuse.
@@ -243,9 +238,7 @@ pub fn run(
     match run.execute(&work, identity, files, listen) {
         Ok(manifest) if place.keep_work => Ok(manifest),
         Ok(manifest) => work.remove().map(|()| manifest),
-        Err(Error::Interrupted) => Err(Error::Suspended {
-            work: work.path().into(),
-        }),
+        Err(Error::Interrupted) => Err(Error::Suspended { work: work.path().into() }),
         Err(error) => {
             work.leave(&error);
             Err(error)
@@ -274,11 +267,7 @@ struct Done {
 impl Done {
     /// The configuration of the result, of a run on a model of configuration `parent`.
     fn config(&self, parent: &Config) -> Config {
-        Config {
-            hidden_size: self.hidden_size,
-            blocks: self.blocks.clone(),
-            ..parent.clone()
-        }
+        Config { hidden_size: self.hidden_size, blocks: self.blocks.clone(), ..parent.clone() }
     }
 }
 
@@ -295,10 +284,7 @@ impl Run<'_> {
         fact("seed", self.recipe.seed.to_string());
         fact("device", describe(self.device));
         let [compute, calibration] = [self.options.compute, self.options.calibration];
-        fact(
-            "compute",
-            format!("{}, {}", compute.name(), calibration.name()),
-        );
+        fact("compute", format!("{}, {}", compute.name(), calibration.name()));
         for text in &inputs[self.parent.sources().len()..] {
             fact(&format!("text {}", text.path), text.sha256.clone());
         }
@@ -469,10 +455,7 @@ impl Run<'_> {
             before,
             &mut Context {
                 parent: self.parent,
-                pass: Pass {
-                    device: self.device,
-                    compute: self.options.calibration,
-                },
+                pass: Pass { device: self.device, compute: self.options.calibration },
                 rows: self.rows[index].as_ref(),
                 seed: self.recipe.seed,
                 budget: self.options.budget,
@@ -505,10 +488,7 @@ impl Run<'_> {
         let Some((evaluate, tokens)) = &self.evaluation else {
             return Ok(None);
         };
-        let pass = Pass {
-            device: self.device,
-            compute: self.options.compute,
-        };
+        let pass = Pass { device: self.device, compute: self.options.compute };
         let (resident, _) = Outline::of(weights)?.evaluation_bytes(evaluate.ctx);
         let fits = self.options.budget.is_none_or(|budget| resident <= budget);
         let model = fits.then(|| Model::load(self.device, weights, |_, _| interrupt::check()));
@@ -519,20 +499,13 @@ impl Run<'_> {
         };
         let step = format!("measuring the {whose} model");
         let progress = |done: usize, total: usize| {
-            listen(Event::Progress {
-                step: &step,
-                done,
-                total,
-            });
+            listen(Event::Progress { step: &step, done, total });
             interrupt::check()
         };
         let convention = Convention::AllButFirst;
         let ctx = evaluate.ctx;
         let perplexity = perplexity(source, &pass, tokens, ctx, convention, None, progress)?;
-        listen(Event::Measured {
-            whose,
-            perplexity: &perplexity,
-        });
+        listen(Event::Measured { whose, perplexity: &perplexity });
         Ok(Some(perplexity))
     }
 
@@ -556,11 +529,7 @@ impl Run<'_> {
         let formats = &self.recipe.export.formats;
         let total = formats.len();
         let mut progress = |done: usize| {
-            listen(Event::Progress {
-                step: "writing",
-                done,
-                total,
-            });
+            listen(Event::Progress { step: "writing", done, total });
             interrupt::check()
         };
         for (done, format) in formats.iter().enumerate() {
@@ -571,12 +540,7 @@ impl Run<'_> {
                 }
                 ExportFormat::Hf => {
                     make(&folder.join("hf"))?;
-                    export_hf(
-                        &folder.join("hf"),
-                        parent.config_json()?,
-                        weights,
-                        tokenizer,
-                    )?;
+                    export_hf(&folder.join("hf"), parent.config_json()?, weights, tokenizer)?;
                 }
                 ExportFormat::Packed => {
                     let packed = folder.join("packed");
@@ -670,10 +634,7 @@ fn weight_error(
     changed: &[String],
 ) -> Result<Option<f64>> {
     let (mut error, mut total, mut any) = (0.0f64, 0.0f64, false);
-    let specs = after
-        .specs()
-        .iter()
-        .filter(|spec| changed.contains(&spec.name));
+    let specs = after.specs().iter().filter(|spec| changed.contains(&spec.name));
     for spec in specs {
         interrupt::check()?;
         let old = before.specs().iter().find(|old| old.name == spec.name);

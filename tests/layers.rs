@@ -34,10 +34,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         Trial::test("layers::imports_point_down", imports_point_down),
         Trial::test("layers::only_cli_prints", only_cli_prints),
-        Trial::test(
-            "layers::only_gpu_and_cli_name_wgpu",
-            only_gpu_and_cli_name_wgpu,
-        ),
+        Trial::test("layers::only_gpu_and_cli_name_wgpu", only_gpu_and_cli_name_wgpu),
         Trial::test("layers::folders_are_shallow", folders_are_shallow),
     ]
 }
@@ -63,14 +60,9 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
 /// `src/gpu/buffer.rs` -> `gpu`
 fn module(path: &Path) -> String {
     let relative = path.strip_prefix("src").unwrap_or(path);
-    let first = relative
-        .components()
-        .next()
-        .map(|part| part.as_os_str().to_string_lossy().into_owned());
-    first
-        .unwrap_or_default()
-        .trim_end_matches(".rs")
-        .to_string()
+    let first =
+        relative.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
+    first.unwrap_or_default().trim_end_matches(".rs").to_string()
 }
 
 fn imports_point_down() -> Result<(), Failed> {
@@ -82,21 +74,13 @@ fn imports_point_down() -> Result<(), Failed> {
             continue;
         }
         let Some(own_place) = place(&own) else {
-            wrong.push(format!(
-                "{}: module {own} is not in the list",
-                path.display()
-            ));
+            wrong.push(format!("{}: module {own} is not in the list", path.display()));
             continue;
         };
-        for line in text
-            .lines()
-            .filter(|line| !line.trim_start().starts_with("//"))
-        {
+        for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
             for part in line.split("crate::").skip(1) {
-                let name: String = part
-                    .chars()
-                    .take_while(|c| c.is_alphanumeric() || *c == '_')
-                    .collect();
+                let name: String =
+                    part.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
                 match place(&name) {
                     Some(there) if there >= own_place => {}
                     _ => wrong.push(format!("{}: {}", path.display(), line.trim())),
@@ -104,23 +88,11 @@ fn imports_point_down() -> Result<(), Failed> {
             }
         }
     }
-    if wrong.is_empty() {
-        Ok(())
-    } else {
-        Err(wrong.join("\n").into())
-    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
 }
 
 fn only_cli_prints() -> Result<(), Failed> {
-    let prints = [
-        "println!",
-        "eprintln!",
-        "print!(",
-        "eprint!(",
-        "stdout()",
-        "stderr()",
-        "dbg!",
-    ];
+    let prints = ["println!", "eprintln!", "print!(", "eprint!(", "stdout()", "stderr()", "dbg!"];
     for (path, text) in sources("src") {
         if module(&path) == "cli" {
             continue;
@@ -148,11 +120,7 @@ fn folders_are_shallow() -> Result<(), Failed> {
         if path.components().count() > 5 {
             return Err(format!("{}: more than three folders below src", path.display()).into());
         }
-        let stem = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if ["utils", "util", "common", "base", "helpers"].contains(&stem.as_str()) {
             return Err(format!("{}: a name that says nothing", path.display()).into());
         }

@@ -10,31 +10,17 @@ use lopper::gpu::{Gpu, Options, Selector, Tier, choose};
 pub fn runner(tier: Tier) -> Result<&'static Runner, String> {
     static BASELINE: OnceLock<Result<Runner, String>> = OnceLock::new();
     static F16: OnceLock<Result<Runner, String>> = OnceLock::new();
-    let cell = if tier == Tier::Baseline {
-        &BASELINE
-    } else {
-        &F16
-    };
-    cell.get_or_init(|| {
-        open(Options {
-            tier,
-            checked: true,
-            ..Options::default()
-        })
-    })
-    .as_ref()
-    .map_err(Clone::clone)
+    let cell = if tier == Tier::Baseline { &BASELINE } else { &F16 };
+    cell.get_or_init(|| open(Options { tier, checked: true, ..Options::default() }))
+        .as_ref()
+        .map_err(Clone::clone)
 }
 
 /// A runner of its own.
 pub fn open(options: Options) -> Result<Runner, String> {
-    let adapter = Selector::default()
-        .or_environment()
-        .and_then(|s| choose(&s))
-        .map_err(|e| e.to_string())?;
-    Gpu::open(adapter, options)
-        .map(Runner::new)
-        .map_err(|error| error.to_string())
+    let adapter =
+        Selector::default().or_environment().and_then(|s| choose(&s)).map_err(|e| e.to_string())?;
+    Gpu::open(adapter, options).map(Runner::new).map_err(|error| error.to_string())
 }
 
 /// A GPU device of its own.
@@ -47,10 +33,7 @@ pub fn on_each(
     name: &str,
     run: impl Fn(&Device) -> Result<(), Failed> + Send + Copy + 'static,
 ) -> [Trial; 2] {
-    let options = Options {
-        checked: true,
-        ..Options::default()
-    };
+    let options = Options { checked: true, ..Options::default() };
     let on_gpu = move || run(&device(options)?);
     [
         Trial::test(format!("{name}::cpu"), move || run(&Device::Cpu)),
@@ -61,12 +44,7 @@ pub fn on_each(
 /// Whether the machine has an adapter.
 pub fn has_gpu() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
-    *FOUND.get_or_init(|| {
-        Selector::default()
-            .or_environment()
-            .and_then(|s| choose(&s))
-            .is_ok()
-    })
+    *FOUND.get_or_init(|| Selector::default().or_environment().and_then(|s| choose(&s)).is_ok())
 }
 
 /// A trial that needs an adapter: ignored where there is none, unless one is required.

@@ -12,10 +12,7 @@ use crate::program::TEXT;
 
 /// A pass in f32.
 pub fn pass(device: &Device) -> Pass<'_> {
-    Pass {
-        device,
-        compute: Compute::F32,
-    }
+    Pass { device, compute: Compute::F32 }
 }
 
 pub fn load(device: &Device, weights: &dyn Weights) -> Outcome<Model> {

@@ -129,9 +129,6 @@ fn near_is_near_and_far_is_far() {
             let noticed = too_far(&changed(far), &expected, within).is_some();
             assert!(noticed, "{within:?}: {far}");
         }
-        assert!(
-            too_far(&expected[..2], &expected, within).is_some(),
-            "{within:?}"
-        );
+        assert!(too_far(&expected[..2], &expected, within).is_some(), "{within:?}");
     }
 }

@@ -81,10 +81,7 @@ pub(super) fn execute_stage(
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let (path, mut text) = match &arguments.recipe {
-        Some(path) => (
-            path.as_path(),
-            std::fs::read_to_string(path).map_err(Error::read(path))?,
-        ),
+        Some(path) => (path.as_path(), std::fs::read_to_string(path).map_err(Error::read(path))?),
         None => (Path::new("embedded recipe"), EMBEDDED.to_string()),
     };
     let mut recipe = Recipe::parse(path, &text)?;
@@ -146,22 +143,13 @@ pub(super) fn execute(
     let manifest_json =
         serde_json::to_value(&manifest).expect("a manifest is plain tables and values");
     output.json(&manifest_json)?;
-    show_result(
-        &manifest,
-        &common.out,
-        start.elapsed().as_secs_f64(),
-        output,
-    );
+    show_result(&manifest, &common.out, start.elapsed().as_secs_f64(), output);
     report_device(global, &device, output, start.elapsed())
 }
 
 fn show_plan(plan: &Plan, output: &Output) {
     let mut rows = vec![
-        [
-            "tensor", "shape", "from", "bytes", "becomes", "bytes", "gguf",
-        ]
-        .map(String::from)
-        .to_vec(),
+        ["tensor", "shape", "from", "bytes", "becomes", "bytes", "gguf"].map(String::from).to_vec(),
     ];
     for line in &plan.tensors {
         rows.push(vec![
@@ -220,27 +208,17 @@ fn show_plan(plan: &Plan, output: &Output) {
 
 fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
     let mut rows = vec![
-        [
-            "",
-            "parameters",
-            "bytes",
-            "of f16",
-            "MFLOP a token",
-            "perplexity",
-        ]
-        .map(String::from)
-        .to_vec(),
+        ["", "parameters", "bytes", "of f16", "MFLOP a token", "perplexity"]
+            .map(String::from)
+            .to_vec(),
     ];
     let row = |name: &str, figures: &Figures| {
-        let perplexity = figures
-            .perplexity
-            .as_ref()
-            .map_or("not measured".into(), |p| {
-                format!(
-                    "{:.3} ± {:.3} (ctx {}, {} tokens scored)",
-                    p.value, p.stderr, p.ctx, p.tokens_scored
-                )
-            });
+        let perplexity = figures.perplexity.as_ref().map_or("not measured".into(), |p| {
+            format!(
+                "{:.3} ± {:.3} (ctx {}, {} tokens scored)",
+                p.value, p.stderr, p.ctx, p.tokens_scored
+            )
+        });
         let share = 100.0 * figures.bytes as f64 / figures.bytes_f16 as f64;
         vec![
             name.to_string(),
@@ -252,24 +230,15 @@ fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
         ]
     };
     rows.push(row("parent", &manifest.parent));
-    rows.extend(
-        manifest
-            .stages
-            .iter()
-            .map(|stage| row(&stage.name, &stage.figures)),
-    );
+    rows.extend(manifest.stages.iter().map(|stage| row(&stage.name, &stage.figures)));
     output.text(&table(&rows));
     if let Some(stage) = manifest.stages.last() {
         let figures = &stage.figures;
         if let Some(error) = figures.weight_error {
-            let text = if error == 0.0 {
-                "0 (reproduced exactly)".into()
-            } else {
-                format!("{error:.3e}")
-            };
-            output.line(format!(
-                "\nweights changed by {text} (squared error over squared weights)"
-            ));
+            let text =
+                if error == 0.0 { "0 (reproduced exactly)".into() } else { format!("{error:.3e}") };
+            output
+                .line(format!("\nweights changed by {text} (squared error over squared weights)"));
         }
         let times_f16 = figures.bytes_f16 as f64 / figures.bytes as f64;
         let times_stored = manifest.parent.bytes as f64 / figures.bytes as f64;
@@ -278,10 +247,8 @@ fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
         ));
         if let (Some(before), Some(after)) = (&manifest.parent.perplexity, &figures.perplexity) {
             let change = 100.0 * (after.value / before.value - 1.0);
-            output.line(format!(
-                "perplexity {change:+.2} %, convention {}",
-                after.convention.name()
-            ));
+            output
+                .line(format!("perplexity {change:+.2} %, convention {}", after.convention.name()));
         }
     }
     output.line(format!(

@@ -24,16 +24,7 @@ pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
         });
         return Ok(());
     }
-    let head = [
-        "backend",
-        "type",
-        "name",
-        "driver",
-        "tier",
-        "features",
-        "binding",
-        "workgroup",
-    ];
+    let head = ["backend", "type", "name", "driver", "tier", "features", "binding", "workgroup"];
     let mut rows = vec![head.map(String::from).to_vec()];
     for adapter in &found {
         rows.push(vec![
@@ -71,28 +62,11 @@ pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
 
 /// Which kernels would compute some products of 4096 x 4096, and how many winners tuning has found.
 fn choices(global: &Global, adapter: &Adapter, output: &Output) -> Result<()> {
-    let winners = if global.no_autotune {
-        Winners::new()
-    } else {
-        tuned::load(adapter)?
-    };
+    let winners = if global.no_autotune { Winners::new() } else { tuned::load(adapter)? };
     let capabilities = adapter.capabilities;
-    let activation = if capabilities.f16 {
-        DType::F16
-    } else {
-        DType::F32
-    };
-    let mut rows = vec![
-        ["weight", "tokens", "kernel", "chosen"]
-            .map(String::from)
-            .to_vec(),
-    ];
-    for (name, group_size) in [
-        ("f16", WHOLE_ROW),
-        ("int8", 32),
-        ("uint4m", 32),
-        ("int2", 64),
-    ] {
+    let activation = if capabilities.f16 { DType::F16 } else { DType::F32 };
+    let mut rows = vec![["weight", "tokens", "kernel", "chosen"].map(String::from).to_vec()];
+    for (name, group_size) in [("f16", WHOLE_ROW), ("int8", 32), ("uint4m", 32), ("int2", 64)] {
         let Some(ty) = weight_type(name) else {
             continue;
         };
@@ -110,11 +84,7 @@ fn choices(global: &Global, adapter: &Adapter, output: &Output) -> Result<()> {
             };
             let winner = winners.get(&product.class()).map(String::as_str);
             let choice = product.choose(capabilities, winner).label();
-            let how = if winner == Some(&choice) {
-                "by tuning"
-            } else {
-                "by analysis"
-            };
+            let how = if winner == Some(&choice) { "by tuning" } else { "by analysis" };
             rows.push(vec![weight.label(), tokens.to_string(), choice, how.into()]);
         }
     }
@@ -134,10 +104,7 @@ fn features(adapter: &Adapter) -> Vec<&'static str> {
         (bits.timestamps, "timestamps"),
         (bits.cooperative_matrix > 0, "cooperative-matrix"),
     ];
-    named
-        .into_iter()
-        .filter_map(|(has, name)| has.then_some(name))
-        .collect()
+    named.into_iter().filter_map(|(has, name)| has.then_some(name)).collect()
 }
 
 fn describe(adapter: &Adapter) -> Value {

@@ -44,11 +44,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     if matches!(arguments.format, Format::Hf) {
         model.config().check_plain(model.path())?;
     }
-    let tokenizer = if model.has_tokenizer() {
-        Some(model.tokenizer()?)
-    } else {
-        None
-    };
+    let tokenizer = if model.has_tokenizer() { Some(model.tokenizer()?) } else { None };
     let mut rounded = Vec::new();
     target.write(|path| {
         let folder = || std::fs::create_dir(path).map_err(Error::write(&arguments.out));
@@ -84,8 +80,5 @@ fn folder_bytes(path: &std::path::Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(path) else {
         return std::fs::metadata(path).map_or(0, |about| about.len());
     };
-    entries
-        .flatten()
-        .map(|entry| folder_bytes(&entry.path()))
-        .sum()
+    entries.flatten().map(|entry| folder_bytes(&entry.path())).sum()
 }

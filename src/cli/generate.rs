@@ -30,10 +30,9 @@ pub(super) struct Arguments {
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let sampling = match arguments.temperature {
         0.0 => Sampling::Greedy,
-        temperature if temperature > 0.0 && temperature.is_finite() => Sampling::Temperature {
-            temperature,
-            seed: global.seed.unwrap_or(0),
-        },
+        temperature if temperature > 0.0 && temperature.is_finite() => {
+            Sampling::Temperature { temperature, seed: global.seed.unwrap_or(0) }
+        }
         temperature => {
             return Err(Error::Argument {
                 argument: "--temperature".into(),
@@ -63,10 +62,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let compute = compute(global, &device)?;
     let tokens = [1, prompt.len()];
     let model = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
-    let pass = Pass {
-        device: &device,
-        compute,
-    };
+    let pass = Pass { device: &device, compute };
     if !arguments.chat {
         output.text(&arguments.prompt);
     }
@@ -106,9 +102,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         ));
     }
     if count < arguments.n && generation.tokens.len() == count {
-        output.note(format!(
-            "note: stopped at the model's context of {context} tokens"
-        ));
+        output.note(format!("note: stopped at the model's context of {context} tokens"));
     }
     report_device(global, &device, output, start.elapsed())
 }

@@ -28,11 +28,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
                    "bytes": model.stored_bytes(spec)})
         })
         .collect();
-    let found = if arguments.groups {
-        groups(config, model.specs())
-    } else {
-        Vec::new()
-    };
+    let found = if arguments.groups { groups(config, model.specs()) } else { Vec::new() };
     let mut facts = json!({
         "schema": 1, "model": arguments.model, "family": config.family.name, "container": model.container(),
         "parameters": model.parameters(), "bytes": stored, "bytes_f16": f16,
@@ -75,11 +71,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         output.text(&group_table(&found));
         return Ok(());
     }
-    let mut rows = vec![
-        ["tensor", "shape", "type", "bytes"]
-            .map(String::from)
-            .to_vec(),
-    ];
+    let mut rows = vec![["tensor", "shape", "type", "bytes"].map(String::from).to_vec()];
     for spec in model.specs() {
         rows.push(vec![
             spec.name.clone(),
@@ -112,14 +104,7 @@ fn range(config: &Config, width: fn(&BlockDims) -> usize) -> String {
 
 /// A line for each part that a tensor has in a group. What the same tensors of all blocks have is one line.
 fn group_table(groups: &[Group]) -> String {
-    let head = [
-        "group",
-        "units",
-        "tensor",
-        "axis",
-        "channels of a unit",
-        "which it",
-    ];
+    let head = ["group", "units", "tensor", "axis", "channels of a unit", "which it"];
     let mut rows = vec![head.map(String::from).to_vec()];
     for group in groups {
         let mut seen: Vec<(String, usize)> = Vec::new();

@@ -64,15 +64,9 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?;
     let model = load_model(global, &device, &checkpoint, compute, &[ids.len()], output)?;
-    let pass = Pass {
-        device: &device,
-        compute,
-    };
+    let pass = Pass { device: &device, compute };
     let (hidden, logits) = model.trace(&pass, &ids, 1, arguments.hidden)?;
-    let wide: Vec<u8> = ids
-        .iter()
-        .flat_map(|id| i64::from(*id).to_le_bytes())
-        .collect();
+    let wide: Vec<u8> = ids.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect();
     let tensor = |name: String, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>| NewTensor {
         name,
         dtype,
@@ -80,12 +74,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         data: Box::new(move || Ok(bytes.clone())),
     };
     let length = ids.len();
-    let mut tensors = vec![tensor(
-        "input_ids".into(),
-        DType::I64,
-        vec![1, length],
-        wide,
-    )];
+    let mut tensors = vec![tensor("input_ids".into(), DType::I64, vec![1, length], wide)];
     let widths = model.config();
     tensors.push(tensor(
         "logits".into(),
@@ -95,12 +84,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     ));
     for (index, state) in hidden.iter().enumerate() {
         let shape = vec![1, length, widths.hidden_size];
-        tensors.push(tensor(
-            format!("hidden.{index}"),
-            DType::F32,
-            shape,
-            f32_bytes(state),
-        ));
+        tensors.push(tensor(format!("hidden.{index}"), DType::F32, shape, f32_bytes(state)));
     }
     target.write(|path| write_file(path, tensors))?;
     output.json(&json!({

@@ -218,10 +218,8 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
             found: "another command; tune-device tunes by itself".into(),
         });
     }
-    let compresses = matches!(
-        cli.command,
-        Command::Quantize(_) | Command::Prune(_) | Command::Compress(_)
-    );
+    let compresses =
+        matches!(cli.command, Command::Quantize(_) | Command::Prune(_) | Command::Compress(_));
     if cli.global.engine != EngineChoice::Auto && !runs_a_model && !compresses {
         return Err(crate::error::Error::Argument {
             argument: "--engine".into(),
@@ -256,10 +254,7 @@ fn start_logging(verbose: u8) {
         _ => "debug",
     };
     // The drivers' complaints about a machine without a display are not the user's concern.
-    let default = format!(
-        "{level},wgpu_hal={}",
-        if verbose < 2 { "off" } else { "debug" }
-    );
+    let default = format!("{level},wgpu_hal={}", if verbose < 2 { "off" } else { "debug" });
     let filter = tracing_subscriber::EnvFilter::try_from_env("LOPPER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     tracing_subscriber::fmt()
@@ -271,9 +266,7 @@ fn start_logging(verbose: u8) {
 
 /// Bytes from `6GiB`, `800MiB`, `2GB` or a plain number.
 fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text
-        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
@@ -291,8 +284,6 @@ fn parse_size(text: &str) -> Result<u64, String> {
     };
     match number.parse::<f64>() {
         Ok(value) if value > 0.0 => Ok((value * factor) as u64),
-        _ => Err(format!(
-            "`{text}` is not a size; write 6GiB, 800MiB, 2GB or a number of bytes"
-        )),
+        _ => Err(format!("`{text}` is not a size; write 6GiB, 800MiB, 2GB or a number of bytes")),
     }
 }

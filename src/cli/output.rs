@@ -37,10 +37,7 @@ impl Output {
                 Some(JsonTarget::File(path))
             }
         };
-        Ok(Self {
-            json,
-            bar: Mutex::new(None),
-        })
+        Ok(Self { json, bar: Mutex::new(None) })
     }
 
     /// Prints a line for a person, unless standard output belongs to JSON.
@@ -56,9 +53,7 @@ impl Output {
         self.finish_progress();
         let mut stdout = std::io::stdout();
         // A closed pipe (`| head`) is the reader's choice; there is nobody left to tell.
-        let _ = stdout
-            .write_all(text.as_bytes())
-            .and_then(|()| stdout.flush());
+        let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     }
 
     /// Tells the user something that is no result.
@@ -85,10 +80,7 @@ impl Output {
         if !std::io::stderr().is_terminal() {
             return;
         }
-        let mut bar = self
-            .bar
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if bar.as_ref().is_none_or(|(name, _)| name != step) {
             if let Some((_, old)) = bar.take() {
                 old.finish_and_clear();
@@ -96,9 +88,7 @@ impl Output {
             let new = ProgressBar::new(total as u64);
             let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} {eta}");
             new.set_style(
-                style
-                    .unwrap_or_else(|_| ProgressStyle::default_bar())
-                    .progress_chars("=> "),
+                style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "),
             );
             new.set_message(step.to_string());
             *bar = Some((step.to_string(), new));
@@ -114,11 +104,8 @@ impl Output {
     }
 
     fn finish_progress(&self) {
-        if let Some((_, bar)) = self
-            .bar
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .take()
+        if let Some((_, bar)) =
+            self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
         {
             bar.finish_and_clear();
         }
@@ -138,12 +125,10 @@ pub(super) fn check_writable(path: &Path) -> Result<()> {
 /// Writes a file that appears whole or not at all.
 pub(super) fn write_whole(path: &Path, text: &str) -> Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(folder_of(path)).map_err(Error::write(path))?;
-    file.write_all(text.as_bytes())
-        .map_err(Error::write(path))?;
+    file.write_all(text.as_bytes()).map_err(Error::write(path))?;
     make_ordinary(file.path());
     let kept = file.persist(path);
-    kept.map(drop)
-        .map_err(|error| Error::write(path)(error.error))
+    kept.map(drop).map_err(|error| Error::write(path)(error.error))
 }
 
 fn folder_of(path: &Path) -> PathBuf {
@@ -179,21 +164,13 @@ pub(super) fn bytes(count: u64) -> String {
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
-        rows.iter()
-            .filter_map(|row| row.get(column))
-            .map(|t| t.chars().count())
-            .max()
+        rows.iter().filter_map(|row| row.get(column)).map(|t| t.chars().count()).max()
     };
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| width(column).unwrap_or(0))
-        .collect();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for (index, row) in rows.iter().enumerate() {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
         if index == 0 {

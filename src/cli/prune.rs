@@ -20,12 +20,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
-    let Arguments {
-        model,
-        stage,
-        measuring,
-        common,
-    } = arguments;
+    let Arguments { model, stage, measuring, common } = arguments;
     let own = match stage.non_uniform {
         true => ExportFormat::Packed,
         false => ExportFormat::Hf,

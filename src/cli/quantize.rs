@@ -41,20 +41,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             },
         });
     }
-    let Arguments {
-        model,
-        measuring,
-        common,
-        ..
-    } = arguments;
+    let Arguments { model, measuring, common, .. } = arguments;
     let formats = Export::default().formats;
-    execute_stage(
-        global,
-        model,
-        stage.into(),
-        measuring,
-        formats,
-        common,
-        output,
-    )
+    execute_stage(global, model, stage.into(), measuring, formats, common, output)
 }

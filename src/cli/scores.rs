@@ -57,17 +57,10 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     };
     target.check()?;
     let gradient_based = wanda || scores.iter().any(|score| score.needs_gradient());
-    let rows = if gradient_based {
-        Some(calibration_rows(arguments, &checkpoint)?)
-    } else {
-        None
-    };
+    let rows = if gradient_based { Some(calibration_rows(arguments, &checkpoint)?) } else { None };
     let device = open_device(global, output)?;
     let compute = calibration_compute(global, &device)?;
-    let pass = Pass {
-        device: &device,
-        compute,
-    };
+    let pass = Pass { device: &device, compute };
     let chosen: Vec<Group> = groups(checkpoint.config(), checkpoint.specs())
         .into_iter()
         .filter(|group| widths.contains(&group.width))
@@ -93,23 +86,12 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     // Scores of weights alone look at one tensor at a time.
     let (layers, residency) = match &model {
         Some(model) => (WeightSource::Resident(model), Residency::Resident),
-        None => (
-            WeightSource::Streamed(&device, &checkpoint),
-            Residency::Streamed,
-        ),
+        None => (WeightSource::Streamed(&device, &checkpoint), Residency::Streamed),
     };
     let seed = global.seed.unwrap_or(0);
     let begin = Instant::now();
     let mut progress = |done: usize, total: usize| output.progress("scoring", done, total);
-    let sums = sums(
-        layers,
-        &checkpoint,
-        &pass,
-        &scores,
-        &chosen,
-        rows.as_ref(),
-        &mut progress,
-    )?;
+    let sums = sums(layers, &checkpoint, &pass, &scores, &chosen, rows.as_ref(), &mut progress)?;
     let mut found: Vec<(String, Vec<f32>)> = Vec::new();
     for score in &scores {
         for group in &chosen {
@@ -119,11 +101,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
     if let (true, Some(rows)) = (wanda, &rows) {
         let norms = input_norms(layers, &pass, rows)?;
-        found.extend(
-            norms
-                .into_iter()
-                .map(|(module, norms)| (format!("wanda.{module}"), norms)),
-        );
+        found.extend(norms.into_iter().map(|(module, norms)| (format!("wanda.{module}"), norms)));
     }
     let seconds = begin.elapsed().as_secs_f64();
     let count = found.len();
@@ -131,12 +109,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     if let Some(rows) = &rows {
         let wide = rows.ids.iter().flat_map(|id| i64::from(*id).to_le_bytes());
         let shape = vec![rows.samples, rows.length()];
-        tensors.push(tensor(
-            "input_ids".into(),
-            DType::I64,
-            shape,
-            wide.collect(),
-        ));
+        tensors.push(tensor("input_ids".into(), DType::I64, shape, wide.collect()));
     }
     for (name, values) in found {
         let shape = vec![values.len()];
@@ -170,12 +143,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
 }
 
 fn tensor(name: String, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> NewTensor<'static> {
-    NewTensor {
-        name,
-        dtype,
-        shape,
-        data: Box::new(move || Ok(bytes.clone())),
-    }
+    NewTensor { name, dtype, shape, data: Box::new(move || Ok(bytes.clone())) }
 }
 
 fn calibration_rows(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Rows> {
@@ -216,12 +184,8 @@ fn named_scores(names: &[String]) -> Result<Vec<Score>> {
 }
 
 fn named_widths(names: &[String]) -> Result<Vec<PrunableDim>> {
-    let all = [
-        PrunableDim::FeedForward,
-        PrunableDim::KvGroup,
-        PrunableDim::Hidden,
-        PrunableDim::Layers,
-    ];
+    let all =
+        [PrunableDim::FeedForward, PrunableDim::KvGroup, PrunableDim::Hidden, PrunableDim::Layers];
     let named = |name: &String| {
         let found = all.into_iter().find(|width| width.name() == name);
         found.ok_or_else(|| Error::Argument {

@@ -50,11 +50,7 @@ pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
     let checked = global.device == DeviceChoice::Checked;
     let runner = open_gpu(global, adapter, checked, output)?;
     tracing::info!("{:?}, tier {}", runner.gpu(), runner.gpu().tier().name());
-    Ok(if checked {
-        Device::Checked(runner)
-    } else {
-        Device::Gpu(runner)
-    })
+    Ok(if checked { Device::Checked(runner) } else { Device::Gpu(runner) })
 }
 
 /// The CPU device has one way to compute a product.
@@ -79,13 +75,9 @@ pub(super) fn replacement(
     };
     let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
     // The text of one case begins with its kernel.
-    let name = kernel
-        .and_then(|text| text.split(" [").next())
-        .unwrap_or_default();
+    let name = kernel.and_then(|text| text.split(" [").next()).unwrap_or_default();
     let known = TABLE.iter().any(|kernel| kernel.name == name)
-        || name
-            .strip_prefix("shared/")
-            .is_some_and(|name| fragment(name).is_some());
+        || name.strip_prefix("shared/").is_some_and(|name| fragment(name).is_some());
     if !known {
         return Err(Error::Argument {
             argument: "--kernel".into(),
@@ -126,15 +118,10 @@ fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -
             output.note(format!(
                 "note: matrix units of {name} are left out, a check of them failed: {failure}"
             ));
-            let selector = Selector {
-                name: Some(name),
-                backend: Some(runner.gpu().adapter().info.backend),
-            };
+            let selector =
+                Selector { name: Some(name), backend: Some(runner.gpu().adapter().info.backend) };
             drop(runner);
-            let options = Options {
-                tier: Tier::F16,
-                ..options
-            };
+            let options = Options { tier: Tier::F16, ..options };
             Gpu::open(choose(&selector)?, options).map(Runner::new)?
         }
     };
@@ -149,7 +136,7 @@ fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -
 /// A model for passes over windows of a text.
 pub(super) enum Loaded<'a> {
     /// On the device as a whole.
-    Resident(Model),
+    Resident(Box<Model>),
     /// Copied there block by block.
     Streamed(&'a Device, &'a Checkpoint),
 }
@@ -192,7 +179,8 @@ pub(super) fn load_for_windows<'a>(
             ));
             Ok(Loaded::Streamed(device, checkpoint))
         }
-        _ => load_model(global, device, checkpoint, compute, &[ctx], output).map(Loaded::Resident),
+        _ => load_model(global, device, checkpoint, compute, &[ctx], output)
+            .map(|model| Loaded::Resident(Box::new(model))),
     }
 }
 
@@ -215,9 +203,7 @@ pub(super) fn load_model(
         let products = model.products(compute, engine, 1);
         let any = products.iter().any(|product| {
             let choices = product.candidates(device.capabilities());
-            choices
-                .iter()
-                .any(|choice| choice.weight() != WeightForm::Codes)
+            choices.iter().any(|choice| choice.weight() != WeightForm::Codes)
         });
         if !any {
             return Err(Error::Argument {
@@ -240,21 +226,14 @@ pub(super) fn load_model(
     } else if let Some(budget) = global.autotune {
         let known = ProductChoices::of(runner);
         let mut products: BTreeMap<String, MatmulShape> = BTreeMap::new();
-        for product in tokens
-            .iter()
-            .flat_map(|n| model.products(compute, known.engine(), *n))
-        {
+        for product in tokens.iter().flat_map(|n| model.products(compute, known.engine(), *n)) {
             if known.winner(|| product.class()).is_none() {
                 products.insert(product.class(), product);
             }
         }
         let products: Vec<_> = products.into_values().collect();
         let (found, _) = tune_all(runner, &products, budget, |index, product| {
-            output.progress(
-                &format!("tuning {}", product.class()),
-                index,
-                products.len(),
-            );
+            output.progress(&format!("tuning {}", product.class()), index, products.len());
         })?;
         let winners: Winners = found.into_iter().map(|t| (t.class, t.winner.0)).collect();
         if !products.is_empty() {
@@ -282,9 +261,7 @@ fn trusted(runner: &Runner) -> std::result::Result<(), Failure> {
     for variant in (coop::KERNEL.variants)() {
         let types = ["f16", "uint4m"];
         // The largest tile and the smallest: a driver takes its time to compile each.
-        let asked = variant
-            .weight
-            .is_some_and(|weight| types.contains(&weight.name))
+        let asked = variant.weight.is_some_and(|weight| types.contains(&weight.name))
             && variant.output == DType::F32
             && [16, 128].contains(&coop::tile_tokens(&variant));
         if asked && variant.runs_on(runner.gpu().capabilities()) {
@@ -314,17 +291,8 @@ pub(super) fn open_tuning(global: &Global, output: &Output) -> Result<Runner> {
             has: "none".into(),
         });
     }
-    let compute = if adapter.capabilities.f16 {
-        ComputeChoice::F16
-    } else {
-        ComputeChoice::F32
-    };
-    let global = Global {
-        compute,
-        verbose: 0,
-        no_autotune: true,
-        ..global.clone()
-    };
+    let compute = if adapter.capabilities.f16 { ComputeChoice::F16 } else { ComputeChoice::F32 };
+    let global = Global { compute, verbose: 0, no_autotune: true, ..global.clone() };
     open_gpu(&global, adapter, false, output)
 }
 
@@ -343,15 +311,8 @@ pub(super) fn compute(global: &Global, device: &Device) -> Result<Compute> {
                     has: "none; use --compute f32".into(),
                 });
             }
-            let base = if capabilities.f16 {
-                Compute::F16
-            } else {
-                Compute::F32
-            };
-            Compute {
-                integer_bytes: 1,
-                ..base
-            }
+            let base = if capabilities.f16 { Compute::F16 } else { Compute::F32 };
+            Compute { integer_bytes: 1, ..base }
         }
     })
 }
@@ -389,10 +350,7 @@ pub(super) fn report_device(
         let mut kernels: Vec<_> = profile.by_kernel.iter().collect();
         kernels.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
         for (kernel, (seconds, count)) in kernels {
-            output.note(format!(
-                "  {kernel:20} {:9.3} ms in {count} dispatches",
-                seconds * 1e3
-            ));
+            output.note(format!("  {kernel:20} {:9.3} ms in {count} dispatches", seconds * 1e3));
         }
     }
     Ok(())

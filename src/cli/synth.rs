@@ -38,11 +38,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         found,
     };
     let ty = weight_type(&arguments.ty).ok_or_else(|| {
-        wrong(
-            "--type",
-            "a weight type, such as f16, uint4m or nf4",
-            arguments.ty.clone(),
-        )
+        wrong("--type", "a weight type, such as f16, uint4m or nf4", arguments.ty.clone())
     })?;
     let group_size = match (ty.has_scales(), arguments.group_size) {
         (false, _) => WHOLE_ROW,
@@ -57,12 +53,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         return Err(wrong("--layers", "at least 1", "0".into()));
     }
     let format = WeightFormat { ty, group_size };
-    let model = Synth::new(
-        &arguments.shape,
-        format,
-        arguments.layers,
-        global.seed.unwrap_or(0),
-    )?;
+    let model = Synth::new(&arguments.shape, format, arguments.layers, global.seed.unwrap_or(0))?;
     let target = Target {
         path: &arguments.out,
         force: arguments.force,

@@ -19,18 +19,9 @@ use crate::error::{Error, Result};
 
 /// Texts that are part of the program: speeches in the public domain.
 pub static TEXTS: &[(&str, &str)] = &[
-    (
-        "calibration",
-        include_str!("../../assets/text/calibration.txt"),
-    ),
-    (
-        "heldout-2026",
-        include_str!("../../assets/text/heldout-2026.txt"),
-    ),
-    (
-        "heldout-older",
-        include_str!("../../assets/text/heldout-older.txt"),
-    ),
+    ("calibration", include_str!("../../assets/text/calibration.txt")),
+    ("heldout-2026", include_str!("../../assets/text/heldout-2026.txt")),
+    ("heldout-older", include_str!("../../assets/text/heldout-older.txt")),
 ];
 
 /// The text of a file, or of `embedded:NAME`.
@@ -38,10 +29,7 @@ pub fn read_text(source: &str) -> Result<String> {
     if let Some(name) = source.strip_prefix("embedded:") {
         let found = TEXTS.iter().find(|(known, _)| *known == name);
         return found.map(|(_, text)| text.to_string()).ok_or_else(|| {
-            let names: Vec<_> = TEXTS
-                .iter()
-                .map(|(name, _)| format!("embedded:{name}"))
-                .collect();
+            let names: Vec<_> = TEXTS.iter().map(|(name, _)| format!("embedded:{name}")).collect();
             Error::Argument {
                 argument: "text".into(),
                 expected: names.join(", "),
@@ -78,17 +66,12 @@ pub fn read_task(source: &str, shots: Option<&Path>) -> Result<Task> {
         }
         return task;
     }
-    let named = source
-        .split_once(':')
-        .and_then(|(name, path)| Some((Layout::named(name)?, path)));
+    let named = source.split_once(':').and_then(|(name, path)| Some((Layout::named(name)?, path)));
     let path = Path::new(named.map_or(source, |(_, path)| path));
     if !path.exists() {
         return Err(Error::Argument {
             argument: "--task".into(),
-            expected: format!(
-                "{}, a file that exists, or LAYOUT:FILE",
-                EMBEDDED_TASKS.join(", ")
-            ),
+            expected: format!("{}, a file that exists, or LAYOUT:FILE", EMBEDDED_TASKS.join(", ")),
             found: source.into(),
         });
     }
@@ -105,8 +88,5 @@ pub fn read_task(source: &str, shots: Option<&Path>) -> Result<Task> {
     };
     let task = Task::new(path, &name_of(path), layout.scoring(), layout.read(&data)?)?;
     let pool = shots.map(|shots| layout.read(&Source::read(shots)?));
-    Ok(Task {
-        pool: pool.transpose()?,
-        ..task
-    })
+    Ok(Task { pool: pool.transpose()?, ..task })
 }

@@ -86,19 +86,11 @@ pub fn pick<'a>(
     let usable = |place: &&usize| {
         let example = &pool[**place];
         // A question as its own example would show its answer.
-        let other = if task.pool.is_none() {
-            **place != item
-        } else {
-            example != asked
-        };
+        let other = if task.pool.is_none() { **place != item } else { example != asked };
         other && (!grouped || example.group == asked.group)
     };
-    let mut picked: Vec<&Item> = order
-        .iter()
-        .filter(usable)
-        .take(count)
-        .map(|place| &pool[*place])
-        .collect();
+    let mut picked: Vec<&Item> =
+        order.iter().filter(usable).take(count).map(|place| &pool[*place]).collect();
     if picked.len() < count {
         let of = match (&asked.group, grouped) {
             (Some(group), true) => format!(" of {group}"),
@@ -151,11 +143,7 @@ impl Bm25 {
             }
         }
         let mean_length = lengths.iter().sum::<f64>() / lengths.len().max(1) as f64;
-        Self {
-            postings,
-            lengths,
-            mean_length,
-        }
+        Self { postings, lengths, mean_length }
     }
 
     /// The places of all items, the most similar first; equals in their own order.
@@ -180,10 +168,7 @@ impl Bm25 {
 
 fn words(text: &str) -> Vec<String> {
     let parts = text.split(|c: char| !c.is_alphanumeric());
-    parts
-        .filter(|word| !word.is_empty())
-        .map(str::to_lowercase)
-        .collect()
+    parts.filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
 }
 
 /// Places by falling score; equals in their own order.

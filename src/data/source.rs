@@ -40,11 +40,7 @@ impl Source {
             Some(rest) => rest.to_string(),
             None => text,
         };
-        Self {
-            path: path.into(),
-            text,
-            latin,
-        }
+        Self { path: path.into(), text, latin }
     }
 
     /// That the file is UTF-8.
@@ -59,11 +55,7 @@ impl Source {
 
     /// Lines that are not blank, counted from 1.
     pub fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        let lines = self
-            .text
-            .lines()
-            .enumerate()
-            .map(|(line, text)| (line + 1, text));
+        let lines = self.text.lines().enumerate().map(|(line, text)| (line + 1, text));
         lines.filter(|(_, text)| !text.trim().is_empty())
     }
 
@@ -75,17 +67,13 @@ impl Source {
     /// JSON objects, one a line.
     pub fn records(&self) -> Result<Vec<Record<'_>>> {
         self.unicode()?;
-        self.lines()
-            .map(|(line, text)| self.record(line, text))
-            .collect()
+        self.lines().map(|(line, text)| self.record(line, text)).collect()
     }
 
     /// The first of them.
     pub fn first_record(&self) -> Result<Option<Record<'_>>> {
         let first = self.lines().next();
-        first
-            .map(|(line, text)| self.record(line, text))
-            .transpose()
+        first.map(|(line, text)| self.record(line, text)).transpose()
     }
 
     fn record(&self, line: usize, text: &str) -> Result<Record<'_>> {
@@ -94,11 +82,7 @@ impl Source {
             let reason = error.to_string().replace(" at line 1 column", ", column");
             wrong(&self.path, line, "a JSON object", reason)
         })?;
-        Ok(Record {
-            path: &self.path,
-            line,
-            fields,
-        })
+        Ok(Record { path: &self.path, line, fields })
     }
 
     /// Rows of a table of comma-separated values, with the line on which each begins.
@@ -111,19 +95,10 @@ impl Source {
         let mut rows = Vec::new();
         for row in reader.records() {
             let row = row.map_err(|error| {
-                let line = error
-                    .position()
-                    .map_or(1, |position| position.line() as usize);
-                wrong(
-                    &self.path,
-                    line,
-                    "comma-separated values",
-                    error.to_string(),
-                )
+                let line = error.position().map_or(1, |position| position.line() as usize);
+                wrong(&self.path, line, "comma-separated values", error.to_string())
             })?;
-            let line = row
-                .position()
-                .map_or(1, |position| position.line() as usize);
+            let line = row.position().map_or(1, |position| position.line() as usize);
             rows.push((line, row.iter().map(str::to_string).collect()));
         }
         Ok(rows)
@@ -132,9 +107,8 @@ impl Source {
     /// Rows as records of texts, named by the first row.
     pub fn named_rows(&self) -> Result<Vec<Record<'_>>> {
         let mut rows = self.rows()?.into_iter();
-        let (_, names) = rows
-            .next()
-            .ok_or_else(|| wrong(&self.path, 1, "a row of column names", "nothing"))?;
+        let (_, names) =
+            rows.next().ok_or_else(|| wrong(&self.path, 1, "a row of column names", "nothing"))?;
         rows.map(|(line, row)| {
             if row.len() != names.len() {
                 let expected = format!("{} columns, as the first line has", names.len());
@@ -145,11 +119,7 @@ impl Source {
                 .map(|name| name.trim().to_string())
                 .zip(row.into_iter().map(Value::String))
                 .collect();
-            Ok(Record {
-                path: &self.path,
-                line,
-                fields,
-            })
+            Ok(Record { path: &self.path, line, fields })
         })
         .collect()
     }

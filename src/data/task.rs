@@ -107,10 +107,7 @@ pub struct Choice {
 impl Choice {
     /// A choice that follows its item's query.
     pub fn new(text: impl Into<String>) -> Self {
-        Self {
-            query: None,
-            text: text.into(),
-        }
+        Self { query: None, text: text.into() }
     }
 }
 
@@ -149,13 +146,7 @@ impl Task {
                 found: "none".into(),
             });
         }
-        Ok(Self {
-            name: name.into(),
-            scoring,
-            items,
-            pool: None,
-            delimiter: " ".into(),
-        })
+        Ok(Self { name: name.into(), scoring, items, pool: None, delimiter: " ".into() })
     }
 }
 
@@ -219,11 +210,8 @@ impl Record<'_> {
     pub fn texts(&self, key: &str) -> Result<Vec<String>> {
         let value = self.value(key)?;
         let list = value.as_array().filter(|list| !list.is_empty());
-        let texts = list.and_then(|list| {
-            list.iter()
-                .map(|text| text.as_str().map(str::to_string))
-                .collect()
-        });
+        let texts = list
+            .and_then(|list| list.iter().map(|text| text.as_str().map(str::to_string)).collect());
         texts.ok_or_else(|| self.wrong(format!("a list of texts in `{key}`"), value.to_string()))
     }
 

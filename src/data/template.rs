@@ -90,9 +90,7 @@ pub(super) fn read(path: &Path, shots: Option<&Path>) -> Result<Task> {
     let name = file.name.clone().unwrap_or_else(|| name_of(path));
     let beside = |file: &Path| path.parent().unwrap_or(Path::new("")).join(file);
     let data = beside(&file.data);
-    let pool = shots
-        .map(Path::to_path_buf)
-        .or_else(|| file.shots.as_deref().map(beside));
+    let pool = shots.map(Path::to_path_buf).or_else(|| file.shots.as_deref().map(beside));
     if let Some(layout) = &file.layout {
         let known = Layout::named(layout).ok_or_else(|| key(path, "layout", names(), layout))?;
         if file.prompt.is_some() || file.choices.is_some() || file.form.is_some() {
@@ -102,10 +100,7 @@ pub(super) fn read(path: &Path, shots: Option<&Path>) -> Result<Task> {
         let items = known.read(&Source::read(&data)?)?;
         let task = Task::new(&data, &name, known.scoring(), items)?;
         let pool = pool.map(|pool| known.read(&Source::read(&pool)?));
-        return Ok(Task {
-            pool: pool.transpose()?,
-            ..task
-        });
+        return Ok(Task { pool: pool.transpose()?, ..task });
     }
     let template = Template { path, file: &file };
     let items = template.items(&data)?;
@@ -113,11 +108,7 @@ pub(super) fn read(path: &Path, shots: Option<&Path>) -> Result<Task> {
     let task = Task::new(&data, &name, scoring, items)?;
     let pool = pool.map(|pool| template.items(&pool)).transpose()?;
     let delimiter = file.delimiter.clone().unwrap_or(task.delimiter);
-    Ok(Task {
-        pool,
-        delimiter,
-        ..task
-    })
+    Ok(Task { pool, delimiter, ..task })
 }
 
 fn names() -> String {
@@ -145,10 +136,7 @@ impl Template<'_> {
     }
 
     fn chooses(&self) -> bool {
-        matches!(
-            self.form(),
-            FormName::MultipleChoice | FormName::Classification
-        )
+        matches!(self.form(), FormName::MultipleChoice | FormName::Classification)
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -164,12 +152,7 @@ impl Template<'_> {
             || file.normalize.is_some();
         if generates && self.form() != FormName::Generation {
             let expected = "`generation`, where max_tokens, stop, answer_after, answer_pattern or normalize is given";
-            return Err(key(
-                self.path,
-                "form",
-                expected,
-                format!("{:?}", self.form()),
-            ));
+            return Err(key(self.path, "form", expected, format!("{:?}", self.form())));
         }
         Ok(match self.form() {
             FormName::MultipleChoice => Scoring::Choices,
@@ -204,12 +187,7 @@ impl Template<'_> {
             (None, Some(pattern)) => match regex::Regex::new(pattern) {
                 Ok(_) => Extract::Pattern(pattern.clone()),
                 Err(_) => {
-                    return Err(key(
-                        self.path,
-                        "answer_pattern",
-                        "a regular expression",
-                        pattern,
-                    ));
+                    return Err(key(self.path, "answer_pattern", "a regular expression", pattern));
                 }
             },
             _ => {
@@ -221,20 +199,14 @@ impl Template<'_> {
 
     fn items(&self, data: &Path) -> Result<Vec<Item>> {
         let source = Source::read(data)?;
-        let records = if source.is_json() {
-            source.records()?
-        } else {
-            source.named_rows()?
-        };
+        let records = if source.is_json() { source.records()? } else { source.named_rows()? };
         records.iter().map(|record| self.item(record)).collect()
     }
 
     fn item(&self, record: &Record<'_>) -> Result<Item> {
         let file = self.file;
         let optional = |name: &str, template: &Option<String>| {
-            let rendered = template
-                .as_ref()
-                .map(|text| self.render(record, name, text));
+            let rendered = template.as_ref().map(|text| self.render(record, name, text));
             rendered.transpose()
         };
         let prompt = file.prompt.as_ref().ok_or_else(|| self.missing("prompt"))?;
@@ -295,20 +267,14 @@ impl Template<'_> {
             let place = place.filter(|place| *place < texts.len());
             place.ok_or_else(|| {
                 record.wrong(
-                    format!(
-                        "an answer from {first} to {last}, for {} choices",
-                        texts.len()
-                    ),
+                    format!("an answer from {first} to {last}, for {} choices", texts.len()),
                     answer,
                 )
             })
         };
         // Labels of a classification are their own names.
-        let default = if self.form() == FormName::Classification {
-            AnswerIs::Text
-        } else {
-            AnswerIs::Index
-        };
+        let default =
+            if self.form() == FormName::Classification { AnswerIs::Text } else { AnswerIs::Index };
         let place = match file.answer_is.unwrap_or(default) {
             AnswerIs::Index => number(0)?,
             AnswerIs::IndexFrom1 => number(1)?,
@@ -319,10 +285,7 @@ impl Template<'_> {
                 place.ok_or_else(|| record.wrong(expected, answer))?
             }
         };
-        Ok((
-            texts.iter().map(|text| Choice::new(text.trim())).collect(),
-            place,
-        ))
+        Ok((texts.iter().map(|text| Choice::new(text.trim())).collect(), place))
     }
 
     fn render(&self, record: &Record<'_>, name: &str, template: &str) -> Result<String> {
@@ -330,27 +293,19 @@ impl Template<'_> {
         environment.set_fuel(Some(FUEL));
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment
-            .render_str(template, fields(&record.fields))
-            .map_err(|error| {
-                let fields: Vec<_> = record.fields.keys().map(String::as_str).collect();
-                let expected = format!(
-                    "fields that the template `{name}` of {} asks for",
-                    self.path.display()
-                );
-                let reason = error.to_string().replace('\n', " ");
-                record.wrong(expected, format!("{reason}; fields: {}", fields.join(", ")))
-            })
+        environment.render_str(template, fields(&record.fields)).map_err(|error| {
+            let fields: Vec<_> = record.fields.keys().map(String::as_str).collect();
+            let expected =
+                format!("fields that the template `{name}` of {} asks for", self.path.display());
+            let reason = error.to_string().replace('\n', " ");
+            record.wrong(expected, format!("{reason}; fields: {}", fields.join(", ")))
+        })
     }
 }
 
 /// A line's fields as a template sees them.
 fn fields(object: &Map<String, Json>) -> Value {
-    Value::from_pairs(
-        object
-            .iter()
-            .map(|(name, value)| (name.as_str(), field(value))),
-    )
+    Value::from_pairs(object.iter().map(|(name, value)| (name.as_str(), field(value))))
 }
 
 fn field(value: &Json) -> Value {

@@ -25,20 +25,12 @@ impl Case {
         label: impl Into<String>,
         make: impl Fn(&Variant) -> CaseData + Send + Sync + 'static,
     ) -> Self {
-        Self {
-            label: label.into(),
-            fits: |_| true,
-            large: false,
-            make: Box::new(make),
-        }
+        Self { label: label.into(), fits: |_| true, large: false, make: Box::new(make) }
     }
 
     /// The case, for benches only.
     pub fn bench(self) -> Self {
-        Self {
-            large: true,
-            ..self
-        }
+        Self { large: true, ..self }
     }
 
     /// The case with its first binding poisoned.
@@ -92,10 +84,7 @@ pub trait CaseOf {
 
 impl<P: bytemuck::NoUninit> CaseOf for P {
     fn case(&self, tensors: Vec<HostTensor>) -> CaseData {
-        CaseData {
-            parameters: bytemuck::bytes_of(self).to_vec(),
-            tensors,
-        }
+        CaseData { parameters: bytemuck::bytes_of(self).to_vec(), tensors }
     }
 }
 

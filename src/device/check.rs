@@ -62,11 +62,7 @@ impl std::fmt::Display for Failure {
 pub(super) fn run_checked(runner: &Runner, call: &Call<'_>) -> Result<()> {
     let read = |tensor: &&Tensor| -> Result<HostTensor> {
         let bytes = runner.gpu().read(tensor.buffer())?;
-        Ok(HostTensor::from_bytes(
-            tensor.dtype,
-            &tensor.shape,
-            &bytes[..tensor.bytes() as usize],
-        ))
+        Ok(HostTensor::from_bytes(tensor.dtype, &tensor.shape, &bytes[..tensor.bytes() as usize]))
     };
     let start = std::time::Instant::now();
     let before = call.tensors.iter().map(read).collect::<Result<Vec<_>>>()?;
@@ -101,10 +97,7 @@ pub(super) fn run_checked(runner: &Runner, call: &Call<'_>) -> Result<()> {
         waited - referred,
         start.elapsed() - waited,
     );
-    judged.map(|_| ()).map_err(|report| Error::Divergence {
-        case: call.describe(),
-        report,
-    })
+    judged.map(|_| ()).map_err(|report| Error::Divergence { case: call.describe(), report })
 }
 
 fn judge(
@@ -120,9 +113,7 @@ fn judge(
     );
     let mut worst = Agreement::default();
     for (((_, binding), expected), tensor) in kernel.outputs().zip(expected).zip(measured) {
-        let measured = Measured {
-            values: tensor.view().to_f64(),
-        };
+        let measured = Measured { values: tensor.view().to_f64() };
         let agreement =
             compare(expected, &measured).map_err(|d| format!("{}: {d}", binding.name))?;
         worst.nmse = worst.nmse.max(agreement.nmse);
@@ -157,17 +148,10 @@ pub fn check_case(
         let bytes = runner.gpu().read(tensors[index].buffer())?;
         let host = &data.tensors[index];
         let (payload, guard) = bytes.split_at(host.words.len() * 4);
-        if guard
-            .chunks_exact(4)
-            .any(|word| word != OUTPUT_GUARD.to_le_bytes())
-        {
+        if guard.chunks_exact(4).any(|word| word != OUTPUT_GUARD.to_le_bytes()) {
             return Err(Failure::OutOfBounds(binding.name));
         }
-        after.push(HostTensor::from_bytes(
-            host.dtype,
-            &host.shape,
-            &payload[..host.bytes().len()],
-        ));
+        after.push(HostTensor::from_bytes(host.dtype, &host.shape, &payload[..host.bytes().len()]));
     }
     judge(kernel, &reference(kernel, variant, &data), &after).map_err(Failure::Differs)
 }
@@ -205,19 +189,12 @@ pub fn check_cpu_case(
 
 fn reference(kernel: &Kernel, variant: &Variant, data: &CaseData) -> Vec<Expected> {
     let tensors = data.tensors.iter().map(HostTensor::view).collect();
-    (kernel.reference)(&Args {
-        variant,
-        parameters: &data.parameters,
-        tensors,
-    })
+    (kernel.reference)(&Args { variant, parameters: &data.parameters, tensors })
 }
 
 fn guarded(runner: &Runner, host: &HostTensor, access: Access) -> Result<Tensor> {
-    let mut words = if access == Access::Write {
-        vec![POISON; host.words.len()]
-    } else {
-        host.words.clone()
-    };
+    let mut words =
+        if access == Access::Write { vec![POISON; host.words.len()] } else { host.words.clone() };
     words.resize(words.len() + GUARD_WORDS, guard_word(host.dtype, access));
     let buffer = runner.gpu().allocate(4 * words.len() as u64, "a case")?;
     runner.gpu().write(&buffer, bytemuck::cast_slice(&words))?;
@@ -269,12 +246,8 @@ pub fn upload_case(
 ) -> Result<UploadedCase> {
     let upload =
         |(host, binding): (&HostTensor, &super::Binding)| guarded(runner, host, binding.access);
-    let tensors = data
-        .tensors
-        .iter()
-        .zip(kernel.bindings)
-        .map(upload)
-        .collect::<Result<Vec<_>>>()?;
+    let tensors =
+        data.tensors.iter().zip(kernel.bindings).map(upload).collect::<Result<Vec<_>>>()?;
     Ok(UploadedCase {
         kernel,
         variant: variant.clone(),

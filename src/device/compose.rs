@@ -144,18 +144,8 @@ pub fn compose_with<'a>(
     for (name, value) in variant.constants {
         text.push_str(&format!("const {name}: u32 = {value}u;\n"));
     }
-    include(
-        &mut text,
-        source,
-        (kernel, variant),
-        fragment,
-        &mut Vec::new(),
-    );
-    if text.contains("#for ") {
-        repeat(&text, variant)
-    } else {
-        text
-    }
+    include(&mut text, source, (kernel, variant), fragment, &mut Vec::new());
+    if text.contains("#for ") { repeat(&text, variant) } else { text }
 }
 
 /// Writes out `#for NAME in COUNT` ... `#end`: the lines between, once for each number below a constant of the variant (or
@@ -206,9 +196,7 @@ fn include<'a>(
     known: &mut Vec<String>,
 ) {
     for line in source.lines() {
-        let name = line
-            .strip_prefix("#import ")
-            .map(|name| kernel.resolve(variant, name.trim()));
+        let name = line.strip_prefix("#import ").map(|name| kernel.resolve(variant, name.trim()));
         if name == Some("params") {
             text.push_str(&(kernel.parameters.wgsl)());
             continue;
@@ -254,9 +242,8 @@ fn levels(weight: &WeightType) -> String {
     let mut text = format!("const LEVELS: u32 = {}u;\n", weight.codes());
     if tabled(weight) {
         // Places behind the end of a codebook hold 0. Nine digits tell any f32 apart.
-        let entries: Vec<String> = (0..1u32 << weight.bits)
-            .map(|code| format!("{:.9e}f", weight.level(code)))
-            .collect();
+        let entries: Vec<String> =
+            (0..1u32 << weight.bits).map(|code| format!("{:.9e}f", weight.level(code))).collect();
         let (count, entries) = (entries.len(), entries.join(", "));
         text.push_str(&format!(
             "var<private> level_entries: array<f32, {count}> = array<f32, {count}>({entries});\n"
@@ -272,9 +259,7 @@ fn levels(weight: &WeightType) -> String {
 /// The name of the fragment that an import stands for in a variant.
 pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
     match name {
-        "weight" => variant
-            .weight
-            .map_or("weight_f32", |weight| weight.fragment),
+        "weight" => variant.weight.map_or("weight_f32", |weight| weight.fragment),
         "prepare" if variant.weight.is_some_and(tabled) => "prepare_table",
         "prepare" => "prepare_nothing",
         "level" if variant.weight.is_some_and(tabled) => "level_table",

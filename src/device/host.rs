@@ -21,21 +21,13 @@ impl HostTensor {
     /// A tensor of zeros.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Self {
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        Self {
-            dtype,
-            shape: shape.to_vec(),
-            words: vec![0; bytes.div_ceil(4)],
-        }
+        Self { dtype, shape: shape.to_vec(), words: vec![0; bytes.div_ceil(4)] }
     }
 
     /// Values rounded to `dtype`.
     pub fn from_f32(dtype: DType, shape: &[usize], values: &[f32]) -> Self {
         let mut tensor = Self::zeros(dtype, shape);
-        assert_eq!(
-            values.len(),
-            tensor.len(),
-            "a tensor has as many values as its shape says"
-        );
+        assert_eq!(values.len(), tensor.len(), "a tensor has as many values as its shape says");
         store(dtype, &mut tensor.words, 0, values);
         tensor
     }
@@ -47,11 +39,7 @@ impl HostTensor {
             shape.iter().product::<usize>(),
             "a tensor has as many values as its shape says"
         );
-        Self {
-            dtype: DType::U32,
-            shape: shape.to_vec(),
-            words: values.to_vec(),
-        }
+        Self { dtype: DType::U32, shape: shape.to_vec(), words: values.to_vec() }
     }
 
     /// The tensor that these bytes are.
@@ -83,11 +71,7 @@ impl HostTensor {
 
     /// A view of it.
     pub fn view(&self) -> View<'_> {
-        View {
-            dtype: self.dtype,
-            shape: &self.shape,
-            words: &self.words,
-        }
+        View { dtype: self.dtype, shape: &self.shape, words: &self.words }
     }
 }
 
@@ -132,22 +116,16 @@ impl<'a> View<'a> {
             }
             DType::F16 => self.halves(start, count, |bits| f16::from_bits(bits).to_f32()),
             DType::Bf16 => self.halves(start, count, |bits| bf16::from_bits(bits).to_f32()),
-            DType::I64 => (start..start + count)
-                .map(|index| self.get(index) as f32)
-                .collect(),
-            DType::U32 => self.words[start..start + count]
-                .iter()
-                .map(|&word| word as f32)
-                .collect(),
+            DType::I64 => (start..start + count).map(|index| self.get(index) as f32).collect(),
+            DType::U32 => {
+                self.words[start..start + count].iter().map(|&word| word as f32).collect()
+            }
         }
     }
 
     fn halves(&self, start: usize, count: usize, widen: fn(u16) -> f32) -> Vec<f32> {
         let halves: &[u16] = bytemuck::cast_slice(self.words);
-        halves[start..start + count]
-            .iter()
-            .map(|&bits| widen(bits))
-            .collect()
+        halves[start..start + count].iter().map(|&bits| widen(bits)).collect()
     }
 
     /// All elements as f32.
@@ -157,11 +135,7 @@ impl<'a> View<'a> {
 
     /// All elements as f64, exact.
     pub fn to_f64(&self) -> Vec<f64> {
-        (0..self.len())
-            .into_par_iter()
-            .with_min_len(1 << 14)
-            .map(|index| self.get(index))
-            .collect()
+        (0..self.len()).into_par_iter().with_min_len(1 << 14).map(|index| self.get(index)).collect()
     }
 }
 
@@ -199,12 +173,7 @@ impl Outputs<'_> {
     /// What an output holds, elements `[start, start + count)` as f32.
     pub fn load(&self, output: usize, start: usize, count: usize) -> Vec<f32> {
         let (dtype, words) = &self.tensors[output];
-        View {
-            dtype: *dtype,
-            shape: &[],
-            words,
-        }
-        .load(start, count)
+        View { dtype: *dtype, shape: &[], words }.load(start, count)
     }
 
     /// The words of an output of integers or f32.
@@ -220,9 +189,7 @@ fn store(dtype: DType, words: &mut [u32], start: usize, values: &[f32]) {
         DType::F32 => bytemuck::cast_slice_mut::<u32, f32>(words)[start..start + values.len()]
             .copy_from_slice(values),
         DType::F16 => store_halves(words, start, values, |value| f16::from_f32(value).to_bits()),
-        DType::Bf16 => store_halves(words, start, values, |value| {
-            bf16::from_f32(value).to_bits()
-        }),
+        DType::Bf16 => store_halves(words, start, values, |value| bf16::from_f32(value).to_bits()),
         DType::I64 => panic!("no kernel writes 64-bit integers"),
         DType::U32 => {
             for (word, value) in words[start..].iter_mut().zip(values) {

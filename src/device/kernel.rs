@@ -33,11 +33,7 @@ pub struct Binding {
 
 /// Shorthand for a table of bindings.
 pub const fn binding(name: &'static str, access: Access, element: Element) -> Binding {
-    Binding {
-        name,
-        access,
-        element,
-    }
+    Binding { name, access, element }
 }
 
 /// A compile-time choice within one kernel.
@@ -70,11 +66,7 @@ impl Variant {
 
     /// The baseline with these types of activations and result.
     pub fn typed(activation: DType, output: DType) -> Self {
-        Self {
-            activation,
-            output,
-            ..Self::BASELINE
-        }
+        Self { activation, output, ..Self::BASELINE }
     }
 
     /// The same, with or without subgroup operations.
@@ -97,15 +89,10 @@ impl Variant {
 
     /// The text that names it: `act=f16,out=f32,weight=uint4m,subgroups`.
     pub fn label(&self) -> String {
-        let mut parts = vec![
-            format!("act={}", self.activation),
-            format!("out={}", self.output),
-        ];
+        let mut parts = vec![format!("act={}", self.activation), format!("out={}", self.output)];
         parts.extend(self.weight.map(|weight| format!("weight={}", weight.name)));
         parts.extend(
-            self.constants
-                .iter()
-                .map(|(name, value)| format!("{}={value}", name.to_lowercase())),
+            self.constants.iter().map(|(name, value)| format!("{}={value}", name.to_lowercase())),
         );
         if self.subgroups {
             parts.push("subgroups".into());
@@ -232,10 +219,7 @@ impl Kernel {
         name: "",
         source: "",
         bindings: &[],
-        parameters: Parameters {
-            bytes: 0,
-            wgsl: String::new,
-        },
+        parameters: Parameters { bytes: 0, wgsl: String::new },
         imports: |_, _| None,
         overrides: &[],
         variants: || vec![Variant::BASELINE],
@@ -254,27 +238,18 @@ impl Kernel {
 
     /// The cases to check a variant on.
     pub fn checks(&self, variant: &Variant) -> Vec<Case> {
-        (self.cases)()
-            .into_iter()
-            .filter(|case| !case.large && (case.fits)(variant))
-            .collect()
+        (self.cases)().into_iter().filter(|case| !case.large && (case.fits)(variant)).collect()
     }
 
     /// The case that these sizes give; its text names them.
     pub fn sized(&self, sizes: &Sizes) -> Case {
         let case = (self.random)(sizes);
-        Case {
-            label: format!("{},sizes={sizes}", case.label),
-            ..case
-        }
+        Case { label: format!("{},sizes={sizes}", case.label), ..case }
     }
 
     /// The shapes to time a variant on.
     pub fn shapes(&self, variant: &Variant) -> Vec<Case> {
-        (self.cases)()
-            .into_iter()
-            .filter(|case| case.large && (case.fits)(variant))
-            .collect()
+        (self.cases)().into_iter().filter(|case| case.large && (case.fits)(variant)).collect()
     }
 
     /// Whether a variant's text holds the shared fragment of that name.
@@ -295,10 +270,7 @@ impl Kernel {
 
     /// The bindings that it writes.
     pub fn outputs(&self) -> impl Iterator<Item = (usize, &Binding)> {
-        self.bindings
-            .iter()
-            .enumerate()
-            .filter(|(_, binding)| binding.access != Access::Read)
+        self.bindings.iter().enumerate().filter(|(_, binding)| binding.access != Access::Read)
     }
 }
 

@@ -87,15 +87,8 @@ impl Tensor {
 
     /// The same elements in another shape of as many.
     pub fn reshaped(&self, shape: &[usize]) -> Tensor {
-        assert_eq!(
-            self.len(),
-            shape.iter().product::<usize>(),
-            "no element is lost"
-        );
-        Tensor {
-            shape: shape.to_vec(),
-            ..self.clone()
-        }
+        assert_eq!(self.len(), shape.iter().product::<usize>(), "no element is lost");
+        Tensor { shape: shape.to_vec(), ..self.clone() }
     }
 
     fn host(&self) -> Arc<RwLock<Vec<u32>>> {
@@ -128,29 +121,16 @@ pub struct Call<'a> {
 
 impl Call<'_> {
     fn assert_promises(&self) {
-        let Kernel {
-            name,
-            bindings,
-            parameters,
-            ..
-        } = self.kernel;
+        let Kernel { name, bindings, parameters, .. } = self.kernel;
         assert_eq!(
             self.parameters.len(),
             parameters.bytes,
             "{name}: parameters are the kernel's struct"
         );
-        assert_eq!(
-            self.tensors.len(),
-            bindings.len(),
-            "{name}: one tensor per binding"
-        );
+        assert_eq!(self.tensors.len(), bindings.len(), "{name}: one tensor per binding");
         for (tensor, binding) in self.tensors.iter().zip(*bindings) {
             let dtype = self.variant.dtype(binding.element);
-            assert_eq!(
-                tensor.dtype, dtype,
-                "{name}: type of binding {}",
-                binding.name
-            );
+            assert_eq!(tensor.dtype, dtype, "{name}: type of binding {}", binding.name);
         }
     }
 
@@ -163,12 +143,7 @@ impl Call<'_> {
             .zip(self.tensors)
             .map(|(b, t)| format!("{}={:?}", b.name, t.shape))
             .collect();
-        format!(
-            "{} [{}] {}",
-            self.kernel.name,
-            self.variant.label(),
-            shapes.join(" ")
-        )
+        format!("{} [{}] {}", self.kernel.name, self.variant.label(), shapes.join(" "))
     }
 }
 
@@ -196,10 +171,7 @@ impl Device {
     pub fn capabilities(&self) -> Capabilities {
         match self.gpu() {
             Some(gpu) => gpu.capabilities(),
-            None => Capabilities {
-                f16: true,
-                ..Capabilities::default()
-            },
+            None => Capabilities { f16: true, ..Capabilities::default() },
         }
     }
 
@@ -216,10 +188,7 @@ impl Device {
         match self.gpu() {
             Some(gpu) => gpu.submit_cost(),
             // Long enough to keep every core busy, short enough that Ctrl-C is felt at once.
-            None => Cost {
-                operations: 1e10,
-                bytes: 1e10,
-            },
+            None => Cost { operations: 1e10, bytes: 1e10 },
         }
     }
 
@@ -235,8 +204,7 @@ impl Device {
 
     /// A name for reports: `cpu` or the adapter's name.
     pub fn name(&self) -> String {
-        self.gpu()
-            .map_or_else(|| "cpu".into(), |gpu| gpu.adapter().info.name.clone())
+        self.gpu().map_or_else(|| "cpu".into(), |gpu| gpu.adapter().info.name.clone())
     }
 
     /// A tensor with undefined contents. `what` names it in errors.
@@ -246,11 +214,7 @@ impl Device {
             Some(gpu) => Storage::Gpu(Arc::new(gpu.allocate(bytes as u64, what)?)),
             None => Storage::Host(Arc::new(RwLock::new(vec![0; bytes.div_ceil(4)]))),
         };
-        Ok(Tensor {
-            dtype,
-            shape: shape.to_vec(),
-            storage,
-        })
+        Ok(Tensor { dtype, shape: shape.to_vec(), storage })
     }
 
     /// A copy of a host tensor.
@@ -304,30 +268,16 @@ impl Device {
                 Source::Pending(gpu.read_later(buffer)?)
             }
         };
-        Ok(Reading {
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-            source,
-        })
+        Ok(Reading { dtype: tensor.dtype, shape: tensor.shape.clone(), source })
     }
 
     /// Waits for a readback.
     pub fn finish(&self, reading: Reading) -> Result<HostTensor> {
-        let Reading {
-            dtype,
-            shape,
-            source,
-        } = reading;
+        let Reading { dtype, shape, source } = reading;
         match source {
-            Source::Ready(words) => Ok(HostTensor {
-                dtype,
-                shape,
-                words,
-            }),
+            Source::Ready(words) => Ok(HostTensor { dtype, shape, words }),
             Source::Pending(pending) => {
-                let gpu = self
-                    .gpu()
-                    .expect("a GPU readback is finished on its device");
+                let gpu = self.gpu().expect("a GPU readback is finished on its device");
                 Ok(HostTensor::from_bytes(dtype, &shape, &gpu.wait(pending)?))
             }
         }
@@ -346,12 +296,7 @@ impl Device {
         parameters: &P,
         tensors: &[&Tensor],
     ) -> Result<()> {
-        self.run(&Call {
-            kernel,
-            variant,
-            parameters: bytemuck::bytes_of(parameters),
-            tensors,
-        })
+        self.run(&Call { kernel, variant, parameters: bytemuck::bytes_of(parameters), tensors })
     }
 
     /// Runs a kernel, or records it to be run before the next readback.
@@ -372,34 +317,21 @@ fn run_cpu(call: &Call<'_>) -> Result<()> {
     // held twice where a tensor is bound twice.
     let mut written: Vec<(usize, DType, Vec<u32>)> = Vec::new();
     for (index, _) in call.kernel.outputs() {
-        let words = std::mem::take(
-            &mut *storages[index]
-                .write()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let words =
+            std::mem::take(&mut *storages[index].write().unwrap_or_else(PoisonError::into_inner));
         written.push((index, call.tensors[index].dtype, words));
     }
-    let guards: Vec<_> = storages
-        .iter()
-        .map(|s| s.read().unwrap_or_else(PoisonError::into_inner))
-        .collect();
+    let guards: Vec<_> =
+        storages.iter().map(|s| s.read().unwrap_or_else(PoisonError::into_inner)).collect();
     let mut tensors: Vec<View<'_>> = call
         .tensors
         .iter()
         .zip(&guards)
-        .map(|(tensor, words)| View {
-            dtype: tensor.dtype,
-            shape: &tensor.shape,
-            words,
-        })
+        .map(|(tensor, words)| View { dtype: tensor.dtype, shape: &tensor.shape, words })
         .collect();
     match call.kernel.cpu {
         Some(cpu) => {
-            let args = Args {
-                variant: &call.variant,
-                parameters: call.parameters,
-                tensors,
-            };
+            let args = Args { variant: &call.variant, parameters: call.parameters, tensors };
             let tensors = written
                 .iter_mut()
                 .map(|(_, dtype, words)| (*dtype, words.as_mut_slice()))
@@ -408,17 +340,9 @@ fn run_cpu(call: &Call<'_>) -> Result<()> {
         }
         None => {
             for (index, dtype, words) in &written {
-                tensors[*index] = View {
-                    dtype: *dtype,
-                    shape: &call.tensors[*index].shape,
-                    words,
-                };
+                tensors[*index] = View { dtype: *dtype, shape: &call.tensors[*index].shape, words };
             }
-            let args = Args {
-                variant: &call.variant,
-                parameters: call.parameters,
-                tensors,
-            };
+            let args = Args { variant: &call.variant, parameters: call.parameters, tensors };
             let results = (call.kernel.reference)(&args);
             drop(args);
             for ((_, dtype, words), expected) in written.iter_mut().zip(results) {
@@ -431,9 +355,7 @@ fn run_cpu(call: &Call<'_>) -> Result<()> {
     }
     drop(guards);
     for (index, _, words) in written {
-        *storages[index]
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = words;
+        *storages[index].write().unwrap_or_else(PoisonError::into_inner) = words;
     }
     Ok(())
 }

@@ -28,12 +28,7 @@ pub struct Runner {
 impl Runner {
     /// A runner of the built-in kernels.
     pub fn new(gpu: Gpu) -> Self {
-        Self {
-            gpu,
-            pipelines: Mutex::default(),
-            replaced: HashMap::new(),
-            kept: Mutex::default(),
-        }
+        Self { gpu, pipelines: Mutex::default(), replaced: HashMap::new(), kept: Mutex::default() }
     }
 
     /// The same, with a value of its type for the kernels to find: how products are computed, for instance.
@@ -69,22 +64,13 @@ impl Runner {
         let described: Vec<_> = call.tensors.iter().map(view).collect();
         let tensors = described
             .iter()
-            .map(|(dtype, shape)| View {
-                dtype: *dtype,
-                shape,
-                words: &[],
-            })
+            .map(|(dtype, shape)| View { dtype: *dtype, shape, words: &[] })
             .collect();
-        let args = Args {
-            variant: &call.variant,
-            parameters: call.parameters,
-            tensors,
-        };
+        let args = Args { variant: &call.variant, parameters: call.parameters, tensors };
         let pipeline = self.pipeline(call.kernel, &call.variant)?;
         let buffers: Vec<&Buffer> = call.tensors.iter().map(|tensor| tensor.buffer()).collect();
         let (groups, cost) = ((call.kernel.groups)(&args), (call.kernel.cost)(&args));
-        self.gpu
-            .dispatch(&pipeline, &buffers, call.parameters, groups, cost)
+        self.gpu.dispatch(&pipeline, &buffers, call.parameters, groups, cost)
     }
 
     /// Compiles a variant, so that its first call need not wait. Any number of threads may.
@@ -103,10 +89,7 @@ impl Runner {
 
     fn pipeline(&self, kernel: &'static Kernel, variant: &Variant) -> Result<Arc<Pipeline>> {
         let slot = {
-            let mut slots = self
-                .pipelines
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut slots = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
             let slot = slots.entry((kernel.name, variant.clone())).or_default();
             Arc::clone(slot)
         };
@@ -114,19 +97,12 @@ impl Runner {
         if let Some(pipeline) = &*slot {
             return Ok(Arc::clone(pipeline));
         }
-        let source = self
-            .replaced
-            .get(kernel.name)
-            .map_or(kernel.source, String::as_str);
+        let source = self.replaced.get(kernel.name).map_or(kernel.source, String::as_str);
         let fragment = |name: &str| {
             let replaced = self.replaced.get(&format!("shared/{name}"));
             replaced.map(String::as_str).or_else(|| fragment(name))
         };
-        let accesses: Vec<Access> = kernel
-            .bindings
-            .iter()
-            .map(|binding| binding.access)
-            .collect();
+        let accesses: Vec<Access> = kernel.bindings.iter().map(|binding| binding.access).collect();
         let pipeline = Arc::new(self.gpu.compile(&Shader {
             kernel: kernel.name,
             variant: &variant.label(),

@@ -28,13 +28,7 @@ pub struct BlockDims {
 impl BlockDims {
     /// A block with attention to all tokens and the model's first rotary encoding.
     pub fn new(heads: usize, kv_heads: usize, intermediate_size: usize) -> Self {
-        Self {
-            heads,
-            kv_heads,
-            intermediate_size,
-            window: None,
-            rope: 0,
-        }
+        Self { heads, kv_heads, intermediate_size, window: None, rope: 0 }
     }
 
     /// Blocks from lists of one number a layer.

@@ -31,80 +31,23 @@ pub static FAMILY: Family = Family {
 };
 
 const ROWS: &[Row] = &[
-    Row::norm(
-        Slot::AttentionNorm,
-        "input_layernorm",
-        "attn_norm",
-        Dim::Hidden,
-    ),
-    Row::linear(
-        Slot::Query,
-        "self_attn.q_proj",
-        "attn_q",
-        Dim::Query,
-        Dim::Hidden,
-    ),
-    Row::linear(
-        Slot::Key,
-        "self_attn.k_proj",
-        "attn_k",
-        Dim::KeyValue,
-        Dim::Hidden,
-    ),
-    Row::linear(
-        Slot::Value,
-        "self_attn.v_proj",
-        "attn_v",
-        Dim::KeyValue,
-        Dim::Hidden,
-    ),
-    Row::norm(
-        Slot::QueryNorm,
-        "self_attn.q_norm",
-        "attn_q_norm",
-        Dim::Head,
-    ),
+    Row::norm(Slot::AttentionNorm, "input_layernorm", "attn_norm", Dim::Hidden),
+    Row::linear(Slot::Query, "self_attn.q_proj", "attn_q", Dim::Query, Dim::Hidden),
+    Row::linear(Slot::Key, "self_attn.k_proj", "attn_k", Dim::KeyValue, Dim::Hidden),
+    Row::linear(Slot::Value, "self_attn.v_proj", "attn_v", Dim::KeyValue, Dim::Hidden),
+    Row::norm(Slot::QueryNorm, "self_attn.q_norm", "attn_q_norm", Dim::Head),
     Row::norm(Slot::KeyNorm, "self_attn.k_norm", "attn_k_norm", Dim::Head),
-    Row::linear(
-        Slot::Output,
-        "self_attn.o_proj",
-        "attn_output",
-        Dim::Hidden,
-        Dim::Query,
-    ),
+    Row::linear(Slot::Output, "self_attn.o_proj", "attn_output", Dim::Hidden, Dim::Query),
     Row::norm(
         Slot::PostAttentionNorm,
         "post_attention_layernorm",
         "post_attention_norm",
         Dim::Hidden,
     ),
-    Row::norm(
-        Slot::FeedForwardNorm,
-        "pre_feedforward_layernorm",
-        "ffn_norm",
-        Dim::Hidden,
-    ),
-    Row::linear(
-        Slot::Gate,
-        "mlp.gate_proj",
-        "ffn_gate",
-        Dim::Intermediate,
-        Dim::Hidden,
-    ),
-    Row::linear(
-        Slot::Up,
-        "mlp.up_proj",
-        "ffn_up",
-        Dim::Intermediate,
-        Dim::Hidden,
-    ),
-    Row::linear(
-        Slot::Down,
-        "mlp.down_proj",
-        "ffn_down",
-        Dim::Hidden,
-        Dim::Intermediate,
-    ),
+    Row::norm(Slot::FeedForwardNorm, "pre_feedforward_layernorm", "ffn_norm", Dim::Hidden),
+    Row::linear(Slot::Gate, "mlp.gate_proj", "ffn_gate", Dim::Intermediate, Dim::Hidden),
+    Row::linear(Slot::Up, "mlp.up_proj", "ffn_up", Dim::Intermediate, Dim::Hidden),
+    Row::linear(Slot::Down, "mlp.down_proj", "ffn_down", Dim::Hidden, Dim::Intermediate),
     Row::norm(
         Slot::PostFeedForwardNorm,
         "post_feedforward_layernorm",
@@ -141,10 +84,9 @@ fn read_json(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
     // transformers 5 has an object of rotary parameters for each kind of layer, 4 one for the global ones.
     let nested = reader.object("rope_parameters")?;
     let (global, local) = match &nested {
-        Some(nested) if nested.given("full_attention").is_some() => (
-            nested.object("full_attention")?,
-            nested.object("sliding_attention")?,
-        ),
+        Some(nested) if nested.given("full_attention").is_some() => {
+            (nested.object("full_attention")?, nested.object("sliding_attention")?)
+        }
         _ => (reader.object("rope_scaling")?, None),
     };
     let global = reader.rope(global.as_ref(), "rope_theta", 1e6)?;
@@ -159,22 +101,14 @@ fn read_json(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
 }
 
 fn write_json(config: &Config, map: &mut Map<String, Value>) {
-    let scalar = config
-        .attention_scale
-        .map(|scale| (1.0 / (scale * scale)).round());
+    let scalar = config.attention_scale.map(|scale| (1.0 / (scale * scale)).round());
     let window = config.blocks.iter().find_map(|block| block.window);
     for (key, value) in [
         ("attn_logit_softcapping", json!(config.attention_soft_cap)),
         ("final_logit_softcapping", json!(config.logit_soft_cap)),
         ("layer_types", layer_types(config)),
-        (
-            "query_pre_attn_scalar",
-            json!(scalar.unwrap_or(config.head_dim as f64)),
-        ),
-        (
-            "rope_local_base_freq",
-            json!(shortest(config.ropes[1].theta)),
-        ),
+        ("query_pre_attn_scalar", json!(scalar.unwrap_or(config.head_dim as f64))),
+        ("rope_local_base_freq", json!(shortest(config.ropes[1].theta))),
         ("sliding_window", json!(window)),
     ] {
         map.insert(key.into(), value);
@@ -197,10 +131,7 @@ fn read_gguf(keys: &Keys<'_>, config: &mut Config) -> Result<()> {
         block.window = window.filter(|_| slides);
     }
     let theta = keys.optional_number(GGUF_LOCAL_THETA)?;
-    config.ropes.push(Rope {
-        theta: theta.unwrap_or(LOCAL_THETA),
-        scaling: RopeScaling::None,
-    });
+    config.ropes.push(Rope { theta: theta.unwrap_or(LOCAL_THETA), scaling: RopeScaling::None });
     local_ropes(config);
     Ok(())
 }

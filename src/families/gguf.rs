@@ -58,11 +58,7 @@ impl Keys<'_> {
     }
 
     fn unsupported(&self, what: String, why: impl Into<String>) -> Error {
-        Error::Unsupported {
-            path: self.gguf.source().path().into(),
-            what,
-            why: why.into(),
-        }
+        Error::Unsupported { path: self.gguf.source().path().into(), what, why: why.into() }
     }
 
     fn size(&self, name: &str, default: Option<u64>) -> Result<usize> {
@@ -95,11 +91,7 @@ impl Keys<'_> {
         let width = |(layer, number): (usize, i128)| match u64::try_from(number) {
             Ok(0) => Err(self.missing_part(name, &format!("layer {layer}"))),
             Ok(size) if size <= MAX_SIZE => Ok(size as usize),
-            _ => Err(self.wrong(
-                name,
-                format!("a positive integer for layer {layer}"),
-                number,
-            )),
+            _ => Err(self.wrong(name, format!("a positive integer for layer {layer}"), number)),
         };
         numbers.enumerate().map(width).collect()
     }
@@ -135,7 +127,7 @@ impl Keys<'_> {
             }
             Some(value) => match value.as_u64() {
                 Some(period) if period > 0 => {
-                    let flag = |layer: u64| (layer + 1) % period != 0;
+                    let flag = |layer: u64| !(layer + 1).is_multiple_of(period);
                     Ok(Some((0..layers as u64).map(flag).collect()))
                 }
                 _ => {
@@ -161,10 +153,7 @@ impl Keys<'_> {
     fn scaling(&self) -> Result<RopeScaling> {
         if let Some(tensor) = self.gguf.tensor("rope_freqs.weight") {
             let divisors = tensor.to_packed()?.to_f32();
-            if divisors
-                .iter()
-                .any(|divisor| !(divisor.is_finite() && *divisor > 0.0))
-            {
+            if divisors.iter().any(|divisor| !(divisor.is_finite() && *divisor > 0.0)) {
                 return Err(Error::Tensor {
                     path: self.gguf.source().path().into(),
                     tensor: "rope_freqs.weight".into(),
@@ -177,9 +166,9 @@ impl Keys<'_> {
         let kind = self.key("rope.scaling.type");
         match self.gguf.str(&kind)? {
             None | Some("none") => Ok(RopeScaling::None),
-            Some("linear") => Ok(RopeScaling::Linear {
-                factor: self.positive("rope.scaling.factor", None)?,
-            }),
+            Some("linear") => {
+                Ok(RopeScaling::Linear { factor: self.positive("rope.scaling.factor", None)? })
+            }
             Some(other) => {
                 Err(self.unsupported(format!("{kind} {other}"), "known are none and linear"))
             }
@@ -214,11 +203,7 @@ impl Config {
                 why: format!("this version reads {}", known.join(", ")),
             });
         };
-        let keys = Keys {
-            gguf,
-            architecture,
-            per_layer,
-        };
+        let keys = Keys { gguf, architecture, per_layer };
         if gguf.u64(&keys.key("expert_count"))?.unwrap_or(0) > 0 {
             let what = "a mixture of experts".into();
             return Err(keys.unsupported(what, "this version reads dense models"));
@@ -231,10 +216,7 @@ impl Config {
         let kv_heads = keys.widths("attention.head_count_kv", layers, Some(&heads))?;
         let intermediate = keys.widths("feed_forward_length", layers, None)?;
         let hidden_size = keys.size("embedding_length", None)?;
-        let head_dim = keys.size(
-            "attention.key_length",
-            Some((hidden_size / heads[0]) as u64),
-        )?;
+        let head_dim = keys.size("attention.key_length", Some((hidden_size / heads[0]) as u64))?;
         let rotated = keys.size("rope.dimension_count", Some(head_dim as u64))?;
         if rotated != head_dim {
             let what = format!("{} {rotated}", keys.key("rope.dimension_count"));
@@ -269,24 +251,19 @@ impl Config {
         if self.uniform().is_some() {
             return Ok(self.family.gguf);
         }
-        self.family
-            .gguf_per_layer
-            .ok_or_else(|| Error::Unsupported {
-                path: path.into(),
-                what: format!(
-                    "a GGUF file of the family {} with layers of several widths",
-                    self.family.name
-                ),
-                why: "its architecture states one width for all; use packed".into(),
-            })
+        self.family.gguf_per_layer.ok_or_else(|| Error::Unsupported {
+            path: path.into(),
+            what: format!(
+                "a GGUF file of the family {} with layers of several widths",
+                self.family.name
+            ),
+            why: "its architecture states one width for all; use packed".into(),
+        })
     }
 
     /// Keys beyond [`KEYS`] that this configuration needs: what llama.cpp would take without them is not right.
     fn further(&self) -> Vec<(&'static str, Meta)> {
-        let numbers = [
-            (ATTENTION_CAP, self.attention_soft_cap),
-            (LOGIT_CAP, self.logit_soft_cap),
-        ];
+        let numbers = [(ATTENTION_CAP, self.attention_soft_cap), (LOGIT_CAP, self.logit_soft_cap)];
         let number = |(name, value): (&'static str, Option<f64>)| {
             value.map(|value| (name, Meta::F32(value as f32)))
         };
@@ -306,10 +283,7 @@ impl Config {
             Some(widths) => size(width(widths)),
             // Signed, as llama.cpp's converter writes them: older versions read no others.
             None => Meta::Array(Array::I32(
-                self.blocks
-                    .iter()
-                    .map(|block| width(block) as i32)
-                    .collect(),
+                self.blocks.iter().map(|block| width(block) as i32).collect(),
             )),
         };
         Some(match name {
@@ -359,9 +333,7 @@ fn file_type(ty: GgmlType) -> u32 {
 /// What a tensor's values are multiplied by in a GGUF file. llama.cpp takes every attention's scale for 1 / sqrt(head_dim):
 /// another one goes into the norm of the queries.
 pub fn factor(config: &Config, spec: &TensorSpec) -> Option<f32> {
-    let scale = config
-        .attention_scale
-        .filter(|_| spec.slot == Slot::QueryNorm)?;
+    let scale = config.attention_scale.filter(|_| spec.slot == Slot::QueryNorm)?;
     Some((scale * (config.head_dim as f64).sqrt()) as f32)
 }
 
@@ -405,17 +377,12 @@ pub fn metadata(
         Origin::Other(path, tokenizer) => (path, tokenizer),
     };
     let architecture = config.architecture(path)?;
-    let name = path.file_name().map_or_else(
-        || "model".into(),
-        |name| name.to_string_lossy().into_owned(),
-    );
+    let name =
+        path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
     let mut pairs: Vec<(String, Meta)> = vec![
         (ARCHITECTURE.into(), Meta::String(architecture.into())),
         ("general.type".into(), Meta::String("model".into())),
-        (
-            "general.name".into(),
-            Meta::String(name.trim_start_matches("embedded:").to_string()),
-        ),
+        ("general.name".into(), Meta::String(name.trim_start_matches("embedded:").to_string())),
         file_type,
         version,
     ];

@@ -128,12 +128,7 @@ pub fn groups(config: &Config, specs: &[TensorSpec]) -> Vec<Group> {
                 }
             }
         }
-        groups.push(Group {
-            width,
-            layer,
-            units,
-            members,
-        });
+        groups.push(Group { width, layer, units, members });
     };
     for layer in 0..config.layers() {
         add(PrunableDim::FeedForward, Some(layer));

@@ -21,16 +21,8 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn wrong(&self, key: &str, expected: &str) -> Error {
-        let found = self
-            .object
-            .get(key)
-            .map_or("nothing".to_string(), Value::to_string);
-        Error::Key {
-            path: self.path.into(),
-            key: key.into(),
-            expected: expected.into(),
-            found,
-        }
+        let found = self.object.get(key).map_or("nothing".to_string(), Value::to_string);
+        Error::Key { path: self.path.into(), key: key.into(), expected: expected.into(), found }
     }
 
     /// The value of a key, unless that is null.
@@ -49,8 +41,7 @@ impl<'a> Reader<'a> {
     }
 
     fn required_size(&self, key: &str) -> Result<usize> {
-        self.size(key)?
-            .ok_or_else(|| self.wrong(key, "a positive integer"))
+        self.size(key)?.ok_or_else(|| self.wrong(key, "a positive integer"))
     }
 
     /// A width of every layer: one number for all, or in Lopper's own folder an array of one for each.
@@ -98,18 +89,14 @@ impl<'a> Reader<'a> {
     }
 
     fn required_number(&self, key: &str) -> Result<f64> {
-        self.number(key)?
-            .ok_or_else(|| self.wrong(key, "a positive number"))
+        self.number(key)?.ok_or_else(|| self.wrong(key, "a positive number"))
     }
 
     /// An object within the object.
     pub(super) fn object(&self, key: &str) -> Result<Option<Reader<'a>>> {
         match self.given(key) {
             None => Ok(None),
-            Some(Value::Object(object)) => Ok(Some(Reader {
-                path: self.path,
-                object,
-            })),
+            Some(Value::Object(object)) => Ok(Some(Reader { path: self.path, object })),
             Some(_) => Err(self.wrong(key, "an object")),
         }
     }
@@ -176,9 +163,8 @@ pub(super) fn layer_types(config: &Config) -> Value {
 
 /// Whether a configuration is that of a folder that Lopper wrote.
 fn is_own(object: &Map<String, Value>) -> bool {
-    let method = object
-        .get("quantization_config")
-        .and_then(|quantization| quantization.get("quant_method"));
+    let method =
+        object.get("quantization_config").and_then(|quantization| quantization.get("quant_method"));
     method.and_then(Value::as_str) == Some("lopper")
 }
 
@@ -212,10 +198,7 @@ impl Config {
         let intermediate = reader.widths("intermediate_size", layers, None)?;
         let head_dim = match (reader.size("head_dim")?, family.head_dim) {
             (Some(head_dim), _) | (None, Some(head_dim)) => head_dim,
-            _ if reader
-                .given("num_attention_heads")
-                .is_some_and(Value::is_array) =>
-            {
+            _ if reader.given("num_attention_heads").is_some_and(Value::is_array) => {
                 return Err(reader.wrong("head_dim", "a positive integer"));
             }
             _ if hidden_size % heads[0] == 0 => hidden_size / heads[0],
@@ -242,9 +225,7 @@ impl Config {
                 None => reader.object("rope_scaling")?,
                 rope => rope,
             };
-            config
-                .ropes
-                .push(reader.rope(rope.as_ref(), "rope_theta", 10_000.0)?);
+            config.ropes.push(reader.rope(rope.as_ref(), "rope_theta", 10_000.0)?);
         }
         config.check(path, "num_key_value_heads")
     }
@@ -253,15 +234,12 @@ impl Config {
     pub fn to_json(&self, path: &Path, specs: &[TensorSpec]) -> Result<Map<String, Value>> {
         let rope = match self.ropes[0].portable_scaling(self.head_dim, path)? {
             RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_context,
-            } => json!({
-                "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
-                "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original_context as u64,
-            }),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                json!({
+                    "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
+                    "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original_context as u64,
+                })
+            }
             _ => Value::Null,
         };
         let biased = |slots: &[Slot]| {
@@ -311,10 +289,7 @@ impl Config {
         }
         for (key, value) in [
             ("hidden_size", json!(self.hidden_size)),
-            (
-                "intermediate_size",
-                widths(|widths| widths.intermediate_size),
-            ),
+            ("intermediate_size", widths(|widths| widths.intermediate_size)),
             ("num_attention_heads", widths(|widths| widths.heads)),
             ("num_hidden_layers", json!(self.layers())),
             ("num_key_value_heads", widths(|widths| widths.kv_heads)),
@@ -332,23 +307,14 @@ impl Config {
 /// The f64 whose decimal form is the shortest that gives the same f32.
 pub(super) fn shortest(value: f64) -> f64 {
     let text = (value as f32).to_string();
-    if f64::from(value as f32) == value {
-        text.parse().unwrap_or(value)
-    } else {
-        value
-    }
+    if f64::from(value as f32) == value { text.parse().unwrap_or(value) } else { value }
 }
 
 fn scaling(rope: &Reader<'_>) -> Result<RopeScaling> {
-    let kind = rope
-        .given("rope_type")
-        .or_else(|| rope.given("type"))
-        .and_then(Value::as_str);
+    let kind = rope.given("rope_type").or_else(|| rope.given("type")).and_then(Value::as_str);
     match kind {
         None | Some("default") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear {
-            factor: rope.required_number("factor")?,
-        }),
+        Some("linear") => Ok(RopeScaling::Linear { factor: rope.required_number("factor")? }),
         Some("llama3") => {
             let scaling = RopeScaling::Llama3 {
                 factor: rope.required_number("factor")?,
@@ -357,11 +323,9 @@ fn scaling(rope: &Reader<'_>) -> Result<RopeScaling> {
                 original_context: rope.required_number("original_max_position_embeddings")?,
             };
             match scaling {
-                RopeScaling::Llama3 {
-                    low_freq_factor,
-                    high_freq_factor,
-                    ..
-                } if high_freq_factor <= low_freq_factor => {
+                RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. }
+                    if high_freq_factor <= low_freq_factor =>
+                {
                     Err(rope.wrong("high_freq_factor", "more than low_freq_factor"))
                 }
                 scaling => Ok(scaling),

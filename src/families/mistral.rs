@@ -20,10 +20,7 @@ pub static FAMILY: Family = Family {
     },
     read_gguf: |keys, config| {
         let window = keys.optional_size(WINDOW)?;
-        config
-            .blocks
-            .iter_mut()
-            .for_each(|block| block.window = window);
+        config.blocks.iter_mut().for_each(|block| block.window = window);
         Ok(())
     },
     write_gguf: |config| {
@@ -31,9 +28,5 @@ pub static FAMILY: Family = Family {
         let key = window.map(|window| (WINDOW, Meta::U32(window as u32)));
         key.into_iter().collect()
     },
-    ..Family::plain(
-        "mistral",
-        "MistralForCausalLM",
-        blocks!(decoder::pre_norm, false),
-    )
+    ..Family::plain("mistral", "MistralForCausalLM", blocks!(decoder::pre_norm, false))
 };

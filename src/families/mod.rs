@@ -37,13 +37,8 @@ use crate::formats::gguf::Value as Meta;
 use crate::graph::{Activation, Blocks, Graph};
 
 /// Every family. Where two share a GGUF architecture, the first whose mark is in the file is taken.
-pub static FAMILIES: &[&Family] = &[
-    &mistral::FAMILY,
-    &llama::FAMILY,
-    &qwen2::FAMILY,
-    &qwen3::FAMILY,
-    &gemma3::FAMILY,
-];
+pub static FAMILIES: &[&Family] =
+    &[&mistral::FAMILY, &llama::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY, &gemma3::FAMILY];
 
 /// The family of a `model_type`.
 pub fn by_name(name: &str) -> Option<&'static Family> {

@@ -17,9 +17,7 @@ pub fn layer_name(layer: usize) -> String {
 
 /// A tensor's name, or a module's, without its layer: equal for the same tensor of every layer.
 pub fn without_layer(name: &str) -> String {
-    let split = name
-        .strip_prefix(LAYERS)
-        .and_then(|rest| rest.split_once('.'));
+    let split = name.strip_prefix(LAYERS).and_then(|rest| rest.split_once('.'));
     match split {
         Some((_, rest)) => format!("{LAYERS}*.{rest}"),
         None => name.to_string(),
@@ -128,26 +126,17 @@ impl Row {
 
     /// A norm over a dimension.
     pub const fn norm(slot: Slot, hf: &'static str, gguf: &'static str, over: Dim) -> Self {
-        Self {
-            role: Role::Norm,
-            ..Self::linear(slot, hf, gguf, over, over)
-        }
+        Self { role: Role::Norm, ..Self::linear(slot, hf, gguf, over, over) }
     }
 
     /// The same, and GGUF stores the rows of each head with pairs side by side, Hugging Face with halves apart.
     pub const fn interleaved(self) -> Self {
-        Self {
-            interleaved: true,
-            ..self
-        }
+        Self { interleaved: true, ..self }
     }
 
     /// The same, with a bias that is always there.
     pub const fn biased(self) -> Self {
-        Self {
-            bias: Bias::Required,
-            ..self
-        }
+        Self { bias: Bias::Required, ..self }
     }
 
     const fn of_role(self, role: Role) -> Self {
@@ -155,23 +144,12 @@ impl Row {
     }
 }
 
-const EMBEDDING: Row = Row::linear(
-    Slot::Embedding,
-    "model.embed_tokens",
-    "token_embd",
-    Dim::Vocabulary,
-    Dim::Hidden,
-)
-.of_role(Role::Embedding);
+const EMBEDDING: Row =
+    Row::linear(Slot::Embedding, "model.embed_tokens", "token_embd", Dim::Vocabulary, Dim::Hidden)
+        .of_role(Role::Embedding);
 const FINAL_NORM: Row = Row::norm(Slot::FinalNorm, "model.norm", "output_norm", Dim::Hidden);
-const HEAD: Row = Row::linear(
-    Slot::Head,
-    "lm_head",
-    "output",
-    Dim::Vocabulary,
-    Dim::Hidden,
-)
-.of_role(Role::Head);
+const HEAD: Row =
+    Row::linear(Slot::Head, "lm_head", "output", Dim::Vocabulary, Dim::Hidden).of_role(Role::Head);
 
 /// One tensor of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -217,11 +195,8 @@ impl TensorSpec {
         };
         let vector = bias || row.role == Role::Norm;
         let output = row.rows.size(config, widths);
-        let (rows, columns) = if vector {
-            (1, output)
-        } else {
-            (output, row.columns.size(config, widths))
-        };
+        let (rows, columns) =
+            if vector { (1, output) } else { (output, row.columns.size(config, widths)) };
         let (row_width, column_width) = if vector {
             (None, row.rows.prunable())
         } else {
@@ -261,18 +236,12 @@ impl TensorSpec {
 
     /// Output features: rows of a matrix, values of a bias.
     pub fn features(&self) -> usize {
-        if self.role == Role::Bias {
-            self.columns
-        } else {
-            self.rows
-        }
+        if self.role == Role::Bias { self.columns } else { self.rows }
     }
 
     /// The module's name, without `.weight` or `.bias`.
     pub fn module(&self) -> &str {
-        self.name
-            .rsplit_once('.')
-            .map_or(self.name.as_str(), |(module, _)| module)
+        self.name.rsplit_once('.').map_or(self.name.as_str(), |(module, _)| module)
     }
 
     /// Where row `r` of the Hugging Face order stands in GGUF's order, for every `r` of `count` rows.

@@ -50,19 +50,17 @@ impl Rope {
                 .zip(divisors)
                 .map(|(frequency, divisor)| frequency / f64::from(*divisor))
                 .collect(),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_context,
-            } => plain
-                .map(|frequency| {
-                    let turns = original_context * frequency / std::f64::consts::TAU;
-                    let blend = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
-                        .clamp(0.0, 1.0);
-                    (1.0 - blend) * frequency / factor + blend * frequency
-                })
-                .collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                plain
+                    .map(|frequency| {
+                        let turns = original_context * frequency / std::f64::consts::TAU;
+                        let blend = ((turns - low_freq_factor)
+                            / (high_freq_factor - low_freq_factor))
+                            .clamp(0.0, 1.0);
+                        (1.0 - blend) * frequency / factor + blend * frequency
+                    })
+                    .collect()
+            }
         }
     }
 

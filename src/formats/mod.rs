@@ -50,18 +50,12 @@ impl Source {
         // or rewrites the file while it is mapped; Lopper itself never does (see `replace_file`), and no system call
         // can keep other programs from it.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::read(path))?;
-        Ok(Source {
-            path: path.to_path_buf(),
-            bytes: Bytes::Mapped(Arc::new(map)),
-        })
+        Ok(Source { path: path.to_path_buf(), bytes: Bytes::Mapped(Arc::new(map)) })
     }
 
     /// Bytes that are part of the program; `name` stands for the path in messages.
     pub fn embedded(name: impl AsRef<Path>, bytes: &'static [u8]) -> Source {
-        Source {
-            path: name.as_ref().to_path_buf(),
-            bytes: Bytes::Embedded(bytes),
-        }
+        Source { path: name.as_ref().to_path_buf(), bytes: Bytes::Embedded(bytes) }
     }
 
     /// What messages call it.
@@ -267,9 +261,7 @@ pub fn write_record(path: &Path, text: &str) -> Result<()> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     });
-    written
-        .and_then(|()| std::fs::rename(&new, path))
-        .map_err(Error::write(path))
+    written.and_then(|()| std::fs::rename(&new, path)).map_err(Error::write(path))
 }
 
 /// Flushes a file, or a folder with everything in it, to the disk: to be called before it is renamed.

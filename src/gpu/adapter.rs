@@ -62,9 +62,7 @@ pub struct Selector {
 impl Selector {
     /// The selector with empty fields filled from `WGPU_ADAPTER_NAME` and `WGPU_BACKEND`.
     pub fn or_environment(self) -> Result<Self> {
-        let name = self
-            .name
-            .or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
+        let name = self.name.or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
         let backend = match (self.backend, std::env::var("WGPU_BACKEND").ok()) {
             (Some(backend), _) => Some(backend),
             (None, Some(text)) => Some(parse_backend(&text)?),
@@ -74,19 +72,10 @@ impl Selector {
     }
 
     fn describe(&self) -> String {
-        let name = self
-            .name
-            .as_ref()
-            .map(|n| format!("with a name containing `{n}`"));
-        let backend = self
-            .backend
-            .map(|b| format!("of backend {}", backend_name(b)));
+        let name = self.name.as_ref().map(|n| format!("with a name containing `{n}`"));
+        let backend = self.backend.map(|b| format!("of backend {}", backend_name(b)));
         let parts: Vec<_> = name.into_iter().chain(backend).collect();
-        if parts.is_empty() {
-            "of any kind".into()
-        } else {
-            parts.join(" ")
-        }
+        if parts.is_empty() { "of any kind".into() } else { parts.join(" ") }
     }
 }
 
@@ -118,10 +107,7 @@ pub fn backend_name(backend: wgpu::Backend) -> &'static str {
 }
 
 /// The largest of the heaps that are an adapter's own, under Vulkan.
-#[expect(
-    unsafe_code,
-    reason = "wgpu marks the handles behind it as unsafe to use"
-)]
+#[expect(unsafe_code, reason = "wgpu marks the handles behind it as unsafe to use")]
 #[cfg(not(any(target_vendor = "apple", target_family = "wasm")))]
 fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     // SAFETY: the handles live as long as the guard, and nothing is done with them but to ask.
@@ -135,8 +121,7 @@ fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
         let local = of.property_flags.as_raw() & DEVICE_LOCAL;
         local != 0
     });
-    own.map(|of| properties.memory_heaps[of.heap_index as usize].size)
-        .max()
+    own.map(|of| properties.memory_heaps[of.heap_index as usize].size).max()
 }
 
 #[cfg(any(target_vendor = "apple", target_family = "wasm"))]
@@ -197,10 +182,7 @@ impl Adapter {
             cooperative_matrix: edge,
         };
         let text = |p: &wgpu::CooperativeMatrixProperties| {
-            format!(
-                "{}x{}x{} {:?}->{:?}",
-                p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type
-            )
+            format!("{}x{}x{} {:?}->{:?}", p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type)
         };
         let cooperative = shapes.iter().map(text).collect();
         let limits = inner.limits();
@@ -219,25 +201,15 @@ impl Adapter {
     /// The highest tier whose capabilities the adapter has.
     pub fn tier(&self) -> Tier {
         match self.capabilities {
-            Capabilities {
-                cooperative_matrix: 1..,
-                f16: true,
-                ..
-            } => Tier::Coop,
-            Capabilities {
-                f16: true,
-                subgroups: true,
-                ..
-            } => Tier::F16,
+            Capabilities { cooperative_matrix: 1.., f16: true, .. } => Tier::Coop,
+            Capabilities { f16: true, subgroups: true, .. } => Tier::F16,
             _ => Tier::Baseline,
         }
     }
 
     /// Driver name and version as one text.
     pub fn driver(&self) -> String {
-        format!("{} {}", self.info.driver, self.info.driver_info)
-            .trim()
-            .to_string()
+        format!("{} {}", self.info.driver, self.info.driver_info).trim().to_string()
     }
 
     /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
@@ -262,9 +234,8 @@ impl Adapter {
     }
 }
 
-const NATIVE: wgpu::Backends = wgpu::Backends::VULKAN
-    .union(wgpu::Backends::METAL)
-    .union(wgpu::Backends::DX12);
+const NATIVE: wgpu::Backends =
+    wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
 
 /// All adapters of the machine that match, best first: real GPUs before software, Vulkan, Metal and DX12 before GL.
 pub fn adapters(selector: &Selector) -> Vec<Adapter> {
@@ -297,15 +268,10 @@ fn adapters_of(backends: wgpu::Backends, selector: &Selector) -> Vec<Adapter> {
     let instance = wgpu::Instance::new(descriptor);
     let wanted = selector.name.as_ref().map(|name| name.to_lowercase());
     let (listed, without): (Vec<_>, Vec<_>) =
-        pollster::block_on(instance.enumerate_adapters(backends))
-            .into_iter()
-            .partition(computes);
+        pollster::block_on(instance.enumerate_adapters(backends)).into_iter().partition(computes);
     let mut listed: Vec<(wgpu::Adapter, bool)> =
         listed.into_iter().map(|adapter| (adapter, false)).collect();
-    if without
-        .iter()
-        .any(|a| a.get_info().backend == wgpu::Backend::Gl)
-    {
+    if without.iter().any(|a| a.get_info().backend == wgpu::Backend::Gl) {
         // Two contexts must not take turns on this thread.
         drop(without);
         listed.extend(gles(&instance).map(|adapter| (adapter, true)));
@@ -313,11 +279,7 @@ fn adapters_of(backends: wgpu::Backends, selector: &Selector) -> Vec<Adapter> {
     let mut found: Vec<Adapter> = listed
         .into_iter()
         .map(|(adapter, one_thread)| Adapter::new(adapter, &instance, one_thread))
-        .filter(|a| {
-            wanted
-                .as_ref()
-                .is_none_or(|name| a.info.name.to_lowercase().contains(name))
-        })
+        .filter(|a| wanted.as_ref().is_none_or(|name| a.info.name.to_lowercase().contains(name)))
         .collect();
     let rank = |adapter: &Adapter| {
         let kind = match adapter.info.device_type {
@@ -349,10 +311,7 @@ pub fn choose(selector: &Selector) -> Result<Adapter> {
         None => adapters_of(NATIVE, selector),
         Some(_) => Vec::new(),
     };
-    let found = native
-        .into_iter()
-        .next()
-        .or_else(|| adapters(selector).into_iter().next());
+    let found = native.into_iter().next().or_else(|| adapters(selector).into_iter().next());
     found.ok_or_else(|| {
         let all = adapters(&Selector::default());
         let found = if all.is_empty() {

@@ -50,11 +50,7 @@ const TENSOR_USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
 
 impl Pool {
     pub(super) fn new(budget: u64, limit: u64) -> Arc<Self> {
-        Arc::new(Self {
-            state: Mutex::default(),
-            budget,
-            limit,
-        })
+        Arc::new(Self { state: Mutex::default(), budget, limit })
     }
 
     fn lock(&self) -> MutexGuard<'_, PoolState> {
@@ -83,10 +79,7 @@ impl Pool {
         }
         let entries: Vec<_> = (0u32..)
             .zip(buffers)
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding,
-                resource: buffer.binding(),
-            })
+            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.binding() })
             .collect();
         let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
@@ -158,12 +151,7 @@ impl Pool {
                     refuse(state.used)
                 })?,
         };
-        Ok(Buffer {
-            inner: Some(inner),
-            bytes,
-            size,
-            pool: Arc::clone(self),
-        })
+        Ok(Buffer { inner: Some(inner), bytes, size, pool: Arc::clone(self) })
     }
 }
 
@@ -198,19 +186,13 @@ impl Buffer {
     }
 
     pub(super) fn raw(&self) -> &wgpu::Buffer {
-        self.inner
-            .as_ref()
-            .expect("a buffer holds its allocation until it is dropped")
+        self.inner.as_ref().expect("a buffer holds its allocation until it is dropped")
     }
 
     /// The part that kernels see: what was asked for, rounded up to a vector of four words.
     fn binding(&self) -> wgpu::BindingResource<'_> {
         let size = wgpu::BufferSize::new(self.bytes.max(4).next_multiple_of(16));
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: self.raw(),
-            offset: 0,
-            size,
-        })
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: self.raw(), offset: 0, size })
     }
 }
 

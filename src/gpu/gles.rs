@@ -44,19 +44,13 @@ impl Context {
             egl.create_context(display, config, None, &attributes).ok()
         };
         let context = version(2).or_else(|| version(1))?;
-        Some(Self {
-            egl,
-            display,
-            context,
-        })
+        Some(Self { egl, display, context })
     }
 
     fn make_current(&self) -> Option<()> {
         self.egl.bind_api(egl::OPENGL_ES_API).ok()?;
         let context = Some(self.context);
-        self.egl
-            .make_current(self.display, None, None, context)
-            .ok()
+        self.egl.make_current(self.display, None, None, context).ok()
     }
 }
 
@@ -65,10 +59,8 @@ impl Context {
 fn display(egl: &Instance) -> Option<egl::Display> {
     const SURFACELESS: egl::Enum = 0x31DD;
     let extensions = egl.query_string(None, egl::EXTENSIONS).ok();
-    let surfaceless = extensions.is_some_and(|text| {
-        text.to_string_lossy()
-            .contains("EGL_MESA_platform_surfaceless")
-    });
+    let surfaceless = extensions
+        .is_some_and(|text| text.to_string_lossy().contains("EGL_MESA_platform_surfaceless"));
     // SAFETY: neither display has a native handle.
     unsafe {
         match egl.upcast::<egl::EGL1_5>() {
@@ -81,10 +73,7 @@ fn display(egl: &Instance) -> Option<egl::Display> {
 }
 
 /// The adapter of the default display's OpenGL ES, current on this thread, where it has one with compute shaders.
-#[expect(
-    unsafe_code,
-    reason = "wgpu marks contexts made outside it as unsafe to take"
-)]
+#[expect(unsafe_code, reason = "wgpu marks contexts made outside it as unsafe to take")]
 pub(super) fn adapter(instance: &wgpu::Instance) -> Option<wgpu::Adapter> {
     CONTEXT.with(|kept| {
         let mut kept = kept.borrow_mut();
@@ -104,8 +93,6 @@ pub(super) fn adapter(instance: &wgpu::Instance) -> Option<wgpu::Adapter> {
         // SAFETY: the adapter was made for this backend.
         let adapter = unsafe { instance.create_adapter_from_hal::<wgpu::hal::api::Gles>(exposed) };
         let flags = adapter.get_downlevel_capabilities().flags;
-        flags
-            .contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
-            .then_some(adapter)
+        flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS).then_some(adapter)
     })
 }

@@ -67,12 +67,7 @@ pub struct Gpu {
 
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Gpu({} on {})",
-            self.adapter.info.name,
-            backend_name(self.adapter.info.backend)
-        )
+        write!(f, "Gpu({} on {})", self.adapter.info.name, backend_name(self.adapter.info.backend))
     }
 }
 
@@ -106,10 +101,9 @@ impl Gpu {
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
         };
-        let (device, queue) = pollster::block_on(adapter.inner.request_device(&descriptor))
-            .map_err(|error| Error::Device {
-                during: "opening the device".into(),
-                reason: error.to_string(),
+        let (device, queue) =
+            pollster::block_on(adapter.inner.request_device(&descriptor)).map_err(|error| {
+                Error::Device { during: "opening the device".into(), reason: error.to_string() }
             })?;
         let failure = Arc::new(Mutex::new(None));
         let sink = Arc::clone(&failure);
@@ -175,10 +169,7 @@ impl Gpu {
     pub fn spare_bytes(&self) -> u64 {
         const UNKNOWN: u64 = 1 << 30;
         let used = self.memory().0;
-        let limits = [
-            self.options.budget,
-            self.adapter.memory.map(|all| all / 4 * 3),
-        ];
+        let limits = [self.options.budget, self.adapter.memory.map(|all| all / 4 * 3)];
         let limit = limits.into_iter().flatten().min();
         limit.map_or(UNKNOWN, |limit| limit.saturating_sub(used))
     }
@@ -192,10 +183,7 @@ impl Gpu {
     pub fn submit_cost(&self) -> Cost {
         let cost = lock(&self.recorder).submit_cost();
         let most = self.options.max_operations.unwrap_or(f64::INFINITY);
-        Cost {
-            operations: cost.operations.min(most),
-            ..cost
-        }
+        Cost { operations: cost.operations.min(most), ..cost }
     }
 
     /// Device time by kernel (with [`Options::profile`]) or in all, since the device was opened.
@@ -245,13 +233,11 @@ impl Gpu {
         for (index, chunk) in bytes.chunks(CHUNK).enumerate() {
             let offset = (index * CHUNK) as u64;
             let whole = chunk.len() / 4 * 4;
-            self.queue
-                .write_buffer(buffer.raw(), offset, &chunk[..whole]);
+            self.queue.write_buffer(buffer.raw(), offset, &chunk[..whole]);
             if whole < chunk.len() {
                 let mut last = [0u8; 4];
                 last[..chunk.len() - whole].copy_from_slice(&chunk[whole..]);
-                self.queue
-                    .write_buffer(buffer.raw(), offset + whole as u64, &last);
+                self.queue.write_buffer(buffer.raw(), offset + whole as u64, &last);
             }
             if bytes.len() > CHUNK {
                 // Lets the driver recycle its staging memory while the next chunk is copied.
@@ -260,9 +246,7 @@ impl Gpu {
                     submission_index: Some(index),
                     timeout: Some(DEVICE_TIMEOUT),
                 };
-                self.device
-                    .poll(wait)
-                    .map_err(|e| self.lost("an upload", e.to_string()))?;
+                self.device.poll(wait).map_err(|e| self.lost("an upload", e.to_string()))?;
             }
         }
         self.check("an upload")
@@ -296,15 +280,7 @@ impl Gpu {
         }
         let group = self.pool.group(&self.device, &pipeline.storage, buffers);
         let mut recorder = lock(&self.recorder);
-        recorder.dispatch(
-            &self.device,
-            &self.queue,
-            pipeline,
-            &group,
-            parameters,
-            groups,
-            cost,
-        )?;
+        recorder.dispatch(&self.device, &self.queue, pipeline, &group, parameters, groups, cost)?;
         drop(recorder);
         self.check(&pipeline.kernel)
     }
@@ -325,9 +301,7 @@ impl Gpu {
 
     /// Waits for a readback.
     pub fn wait(&self, pending: Pending) -> Result<Vec<u8>> {
-        let bytes = pending
-            .wait(&self.device)
-            .map_err(|reason| self.lost("a readback", reason))?;
+        let bytes = pending.wait(&self.device).map_err(|reason| self.lost("a readback", reason))?;
         self.check("a readback")?;
         Ok(bytes)
     }
@@ -340,27 +314,18 @@ impl Gpu {
 
     fn lost(&self, during: &str, reason: String) -> Error {
         let reason = lock(&self.failure).clone().unwrap_or(reason);
-        Error::Device {
-            during: during.into(),
-            reason,
-        }
+        Error::Device { during: during.into(), reason }
     }
 
     fn check(&self, during: &str) -> Result<()> {
         match lock(&self.failure).clone() {
             None => Ok(()),
-            Some(reason) => Err(Error::Device {
-                during: during.into(),
-                reason,
-            }),
+            Some(reason) => Err(Error::Device { during: during.into(), reason }),
         }
     }
 }
 
-#[expect(
-    unsafe_code,
-    reason = "wgpu marks experimental features as unsafe to enable"
-)]
+#[expect(unsafe_code, reason = "wgpu marks experimental features as unsafe to enable")]
 fn experimental(wanted: bool) -> wgpu::ExperimentalFeatures {
     if !wanted {
         return wgpu::ExperimentalFeatures::disabled();

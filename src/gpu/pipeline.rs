@@ -46,10 +46,7 @@ pub fn check_limits(shader: &Shader<'_>, limits: &wgpu::Limits) -> Result<naga::
         what: "WGSL".into(),
         offset: None,
         expected: "a shader that parses".into(),
-        found: error
-            .emit_to_string(shader.source)
-            .trim()
-            .replace('\n', " | "),
+        found: error.emit_to_string(shader.source).trim().replace('\n', " | "),
     })?;
     let needs = resources(shader, &module)?;
     let limit = |what: &str, needs: u64, has: u64| {
@@ -98,22 +95,16 @@ fn resources(shader: &Shader<'_>, module: &naga::Module) -> Result<Resources> {
         naga::valid::ValidationFlags::all(),
         naga::valid::Capabilities::all(),
     );
-    let info = validator
-        .validate(module)
-        .map_err(|e| broken("WGSL", e.emit_to_string(shader.source)))?;
-    let constants = shader
-        .overrides
-        .iter()
-        .map(|(name, value)| (name.to_string(), *value))
-        .collect();
+    let info =
+        validator.validate(module).map_err(|e| broken("WGSL", e.emit_to_string(shader.source)))?;
+    let constants =
+        shader.overrides.iter().map(|(name, value)| (name.to_string(), *value)).collect();
     let entry = Some((naga::ShaderStage::Compute, "main"));
     let (module, _) =
         naga::back::pipeline_constants::process_overrides(module, &info, entry, &constants)
             .map_err(|error| broken("override constants", error.to_string()))?;
     let mut layouter = naga::proc::Layouter::default();
-    layouter
-        .update(module.to_ctx())
-        .map_err(|error| broken("types", error.to_string()))?;
+    layouter.update(module.to_ctx()).map_err(|error| broken("types", error.to_string()))?;
     let workgroup_bytes = module
         .global_variables
         .iter()
@@ -123,10 +114,7 @@ fn resources(shader: &Shader<'_>, module: &naga::Module) -> Result<Resources> {
     let entry = module.entry_points.iter().find(|e| e.name == "main");
     let entry = entry.ok_or_else(|| broken("entry point", "no function `main`".into()))?;
     let invocations = entry.workgroup_size.iter().map(|&n| u64::from(n)).product();
-    Ok(Resources {
-        workgroup_bytes,
-        invocations,
-    })
+    Ok(Resources { workgroup_bytes, invocations })
 }
 
 /// Compiles a shader. `checked` keeps wgpu's bounds checks and loop bounds in the code.
@@ -173,11 +161,7 @@ pub(super) fn compile(
         cache: None,
     });
     match pollster::block_on(scope.pop()) {
-        None => Ok(Pipeline {
-            kernel: shader.kernel.to_string(),
-            pipeline,
-            storage,
-        }),
+        None => Ok(Pipeline { kernel: shader.kernel.to_string(), pipeline, storage }),
         Some(error) => Err(Error::Device {
             during: format!("compiling {label}"),
             reason: error.to_string().replace('\n', " | "),
@@ -187,24 +171,14 @@ pub(super) fn compile(
 
 fn storage_entry(binding: u32, access: Access) -> wgpu::BindGroupLayoutEntry {
     let ty = wgpu::BindingType::Buffer {
-        ty: wgpu::BufferBindingType::Storage {
-            read_only: access == Access::Read,
-        },
+        ty: wgpu::BufferBindingType::Storage { read_only: access == Access::Read },
         has_dynamic_offset: false,
         min_binding_size: None,
     };
-    wgpu::BindGroupLayoutEntry {
-        binding,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty,
-        count: None,
-    }
+    wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
 }
 
-#[expect(
-    unsafe_code,
-    reason = "wgpu marks shaders without run-time checks as unsafe to create"
-)]
+#[expect(unsafe_code, reason = "wgpu marks shaders without run-time checks as unsafe to create")]
 fn trusted_module(
     device: &wgpu::Device,
     descriptor: wgpu::ShaderModuleDescriptor<'_>,

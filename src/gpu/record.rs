@@ -111,11 +111,7 @@ impl Recorder {
             mapped_at_creation: false,
         });
         let size = wgpu::BufferSize::new(PARAMETER_STRIDE as u64);
-        let resource = wgpu::BufferBinding {
-            buffer: &parameter_buffer,
-            offset: 0,
-            size,
-        };
+        let resource = wgpu::BufferBinding { buffer: &parameter_buffer, offset: 0, size };
         let parameter_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("parameters"),
             layout: &layout,
@@ -134,9 +130,7 @@ impl Recorder {
             seconds: 0.0,
             rates,
             slowdown: 1.0,
-            timestamps: capabilities
-                .timestamps
-                .then(|| Timestamps::new(device, queue)),
+            timestamps: capabilities.timestamps.then(|| Timestamps::new(device, queue)),
             each,
             sampled: false,
             in_flight: VecDeque::new(),
@@ -150,10 +144,7 @@ impl Recorder {
 
     pub(super) fn submit_cost(&self) -> Cost {
         let seconds = SUBMIT_SECONDS / self.slowdown;
-        Cost {
-            operations: self.rates.0 * seconds,
-            bytes: self.rates.1 * seconds,
-        }
+        Cost { operations: self.rates.0 * seconds, bytes: self.rates.1 * seconds }
     }
 
     fn estimate(&self, cost: Cost) -> f64 {
@@ -206,9 +197,8 @@ impl Recorder {
     }
 
     fn begin_pass(&mut self, device: &wgpu::Device, name: &str) {
-        let encoder = self
-            .encoder
-            .get_or_insert_with(|| device.create_command_encoder(&Default::default()));
+        let encoder =
+            self.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()));
         // The first submits teach how long work takes; later ones are checked now and then.
         let timed =
             !self.sampled || self.profile.submits < 16 || self.profile.submits.is_multiple_of(16);
@@ -222,10 +212,7 @@ impl Recorder {
                 end_of_pass_write_index: Some(first + 1),
             }
         });
-        let descriptor = wgpu::ComputePassDescriptor {
-            label: Some(name),
-            timestamp_writes,
-        };
+        let descriptor = wgpu::ComputePassDescriptor { label: Some(name), timestamp_writes };
         self.pass = Some(encoder.begin_compute_pass(&descriptor).forget_lifetime());
     }
 
@@ -255,10 +242,8 @@ impl Recorder {
     fn throttle(&mut self, device: &wgpu::Device) -> Result<()> {
         while self.in_flight.len() > IN_FLIGHT {
             let index = self.in_flight.pop_front();
-            let wait = wgpu::PollType::Wait {
-                submission_index: index,
-                timeout: Some(DEVICE_TIMEOUT),
-            };
+            let wait =
+                wgpu::PollType::Wait { submission_index: index, timeout: Some(DEVICE_TIMEOUT) };
             device.poll(wait).map_err(|e| Error::Device {
                 during: "waiting for a submit".into(),
                 reason: e.to_string(),
@@ -279,10 +264,9 @@ impl Recorder {
             let Some((names, estimated, pending)) = timestamps.pending.pop_front() else {
                 return Ok(());
             };
-            let bytes = pending.wait(device).map_err(|reason| Error::Device {
-                during: "reading timestamps".into(),
-                reason,
-            })?;
+            let bytes = pending
+                .wait(device)
+                .map_err(|reason| Error::Device { during: "reading timestamps".into(), reason })?;
             let ticks: Vec<u64> = bytes
                 .chunks_exact(8)
                 .map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")))
@@ -330,13 +314,7 @@ impl Timestamps {
             mapped_at_creation: false,
         });
         let period = f64::from(queue.get_timestamp_period());
-        Self {
-            queries,
-            resolved,
-            period,
-            names: Vec::new(),
-            pending: VecDeque::new(),
-        }
+        Self { queries, resolved, period, names: Vec::new(), pending: VecDeque::new() }
     }
 
     fn resolve(&mut self, encoder: &mut wgpu::CommandEncoder) -> Vec<String> {
@@ -380,13 +358,7 @@ impl Pending {
             // The receiver is gone when nobody waits any more; that is no error.
             let _ = send.send(result);
         });
-        Self {
-            staging,
-            bytes,
-            submission,
-            mapped,
-            ready: None,
-        }
+        Self { staging, bytes, submission, mapped, ready: None }
     }
 
     fn is_ready(&mut self) -> bool {
@@ -399,10 +371,8 @@ impl Pending {
     pub(super) fn wait(mut self, device: &wgpu::Device) -> Result<Vec<u8>, String> {
         if !self.is_ready() {
             let index = Some(self.submission.clone());
-            let wait = wgpu::PollType::Wait {
-                submission_index: index,
-                timeout: Some(DEVICE_TIMEOUT),
-            };
+            let wait =
+                wgpu::PollType::Wait { submission_index: index, timeout: Some(DEVICE_TIMEOUT) };
             device.poll(wait).map_err(|error| error.to_string())?;
         }
         let result = match self.ready.take() {
@@ -410,11 +380,7 @@ impl Pending {
             None => pollster::block_on(self.mapped).map_err(|error| error.to_string())?,
         };
         result.map_err(|error| error.to_string())?;
-        let view = self
-            .staging
-            .slice(..)
-            .get_mapped_range()
-            .map_err(|error| error.to_string())?;
+        let view = self.staging.slice(..).get_mapped_range().map_err(|error| error.to_string())?;
         Ok(view[..self.bytes as usize].to_vec())
     }
 }

@@ -79,13 +79,7 @@ impl<'g> Eager<'g> {
         cache: KeyValueCache<'g>,
         tap: Option<&'g mut Tap<'g>>,
     ) -> Self {
-        Self {
-            pass,
-            block,
-            cache,
-            tap,
-            pending: Vec::new(),
-        }
+        Self { pass, block, cache, tap, pending: Vec::new() }
     }
 
     /// A value's elements, in their own type if they are known, in `dtype` if they are computed now.
@@ -93,11 +87,7 @@ impl<'g> Eager<'g> {
         match value {
             Lazy::Ready(tensor) | Lazy::Unrotated(tensor, _) => Ok(tensor.clone()),
             Lazy::Input(input) => input.values(self.pass.device),
-            Lazy::Product {
-                input,
-                slot,
-                result,
-            } => match result.get() {
+            Lazy::Product { input, slot, result } => match result.get() {
                 Some(result) => Ok(result.clone()),
                 None => {
                     let linear = self.block.linear(*slot);
@@ -163,11 +153,7 @@ impl Graph for Eager<'_> {
             tap(slot, &input.values(self.pass.device)?)?;
         }
         let result = OnceCell::new();
-        Ok(Lazy::Product {
-            input,
-            slot,
-            result,
-        })
+        Ok(Lazy::Product { input, slot, result })
     }
 
     fn rotary(&mut self, x: Lazy, rope: usize) -> Result<Lazy> {
@@ -181,13 +167,7 @@ impl Graph for Eager<'_> {
         value: Lazy,
         shape: &Attention,
     ) -> Result<Lazy> {
-        let KeyValueCache {
-            keys,
-            values,
-            past,
-            capacity,
-            ..
-        } = self.cache;
+        let KeyValueCache { keys, values, past, capacity, .. } = self.cache;
         let device = self.pass.device;
         let value = self.force(&value, self.activation())?;
         let query = match query {
@@ -198,13 +178,7 @@ impl Graph for Eager<'_> {
             Lazy::Unrotated(key, rope) => {
                 self.rotated(&key, rope, shape.dim, Target::Cache(keys, capacity))?;
             }
-            key => append(
-                device,
-                &self.force(&key, self.activation())?,
-                past,
-                keys,
-                capacity,
-            )?,
+            key => append(device, &self.force(&key, self.activation())?, past, keys, capacity)?,
         }
         append(device, &value, past, values, capacity)?;
         let mixed = causal(device, &query, (keys, values), past, *shape, capacity)?;
@@ -230,11 +204,7 @@ impl Graph for Eager<'_> {
             input.values(device)?;
         }
         match x {
-            Lazy::Product {
-                input,
-                slot,
-                result,
-            } if result.get().is_none() => {
+            Lazy::Product { input, slot, result } if result.get().is_none() => {
                 let linear = self.block.linear(slot);
                 linear.apply(&self.pass, &input, Destination::Add(&stream))?;
             }

@@ -48,34 +48,21 @@ pub struct Compute {
 
 impl Compute {
     /// Activations in f32.
-    pub const F32: Compute = Compute {
-        activation: DType::F32,
-        integer_bytes: 3,
-    };
+    pub const F32: Compute = Compute { activation: DType::F32, integer_bytes: 3 };
     /// Activations in f16.
-    pub const F16: Compute = Compute {
-        activation: DType::F16,
-        integer_bytes: 2,
-    };
+    pub const F16: Compute = Compute { activation: DType::F16, integer_bytes: 2 };
 
     /// With activations of this type.
     pub fn with(activation: DType) -> Self {
         match activation {
             DType::F16 => Self::F16,
-            _ => Self {
-                activation,
-                ..Self::F32
-            },
+            _ => Self { activation, ..Self::F32 },
         }
     }
 
     /// Its name in flags and reports.
     pub fn name(self) -> &'static str {
-        if self.integer_bytes == 1 {
-            "i8"
-        } else {
-            self.activation.name()
-        }
+        if self.integer_bytes == 1 { "i8" } else { self.activation.name() }
     }
 }
 
@@ -87,10 +74,7 @@ impl Pass<'_> {
 
     /// The residual stream, normalized on its way into products.
     pub fn normed(&self, x: &Tensor, norm: &RmsNormWeight) -> Input {
-        let Compute {
-            activation,
-            integer_bytes,
-        } = self.compute;
+        let Compute { activation, integer_bytes } = self.compute;
         let (gain, epsilon) = (norm.gain.clone(), norm.epsilon);
         Input::normed(x.clone(), Norm { gain, epsilon }, activation, integer_bytes)
     }

@@ -67,10 +67,7 @@ impl Slot {
     /// Whether what this norm gives is an input of products only, and so comes in their type. What is added to the residual
     /// stream, or rotated, stays f32.
     pub fn feeds_products(self) -> bool {
-        matches!(
-            self,
-            Slot::AttentionNorm | Slot::FeedForwardNorm | Slot::FinalNorm
-        )
+        matches!(self, Slot::AttentionNorm | Slot::FeedForwardNorm | Slot::FinalNorm)
     }
 }
 

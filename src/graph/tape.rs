@@ -113,11 +113,7 @@ pub struct Weight<'a> {
 impl<'a> Weight<'a> {
     /// A linear layer's.
     pub fn of(linear: &'a Linear) -> Self {
-        Self {
-            name: &linear.name,
-            matrix: &linear.weight,
-            bias: linear.bias.as_ref(),
-        }
+        Self { name: &linear.name, matrix: &linear.weight, bias: linear.bias.as_ref() }
     }
 }
 
@@ -142,10 +138,7 @@ impl RopeTables {
     ) -> Result<Self> {
         let upload = |values: &[f32]| {
             let shape = [positions, values.len() / positions];
-            device.upload(
-                &HostTensor::from_f32(DType::F32, &shape, values),
-                "rotations",
-            )
+            device.upload(&HostTensor::from_f32(DType::F32, &shape, values), "rotations")
         };
         let back = |pair: &[f32]| [pair[0], -pair[1]];
         let negated: Vec<f32> = table.chunks_exact(2).flat_map(back).collect();
@@ -230,14 +223,7 @@ impl Backward<'_, '_> {
 impl<'a> Tape<'a> {
     /// An empty tape.
     pub fn new(device: &'a Device, settings: Settings<'a>) -> Self {
-        Self {
-            device,
-            settings,
-            block: None,
-            ropes: &[],
-            nodes: 0,
-            rules: Vec::new(),
-        }
+        Self { device, settings, block: None, ropes: &[], nodes: 0, rules: Vec::new() }
     }
 
     /// An empty tape for a block, with the model's rotary encodings.
@@ -247,11 +233,7 @@ impl<'a> Tape<'a> {
         block: &'a BlockWeights,
         ropes: &'a [RopeTables],
     ) -> Self {
-        Self {
-            block: Some(block),
-            ropes,
-            ..Self::new(device, settings)
-        }
+        Self { block: Some(block), ropes, ..Self::new(device, settings) }
     }
 
     fn block(&self) -> &'a BlockWeights {
@@ -282,11 +264,7 @@ impl<'a> Tape<'a> {
     /// `x`, f32 (tokens, columns), normalized over as many columns at a time as the norm has, in type `output`.
     pub fn rms(&mut self, x: &Value, norm: &'a RmsNormWeight, output: DType) -> Result<Value> {
         let (device, x) = (self.device, x.clone());
-        let RmsNormWeight {
-            name,
-            gain,
-            epsilon,
-        } = norm;
+        let RmsNormWeight { name, gain, epsilon } = norm;
         let result = rms(device, &x.tensor, gain, *epsilon, output)?;
         Ok(self.record(result, move |back, grad| {
             let grad = cast(device, &grad, DType::F32)?;
@@ -526,8 +504,7 @@ impl<'a> Graph for Tape<'a> {
         let (query, key) = (self.force(&query)?, self.force(&key)?);
         let value = self.force(&value)?;
         let past = &self.ropes[0].past;
-        self.attend(&query, (&key, &value), past, shape)
-            .map(Deferred::Known)
+        self.attend(&query, (&key, &value), past, shape).map(Deferred::Known)
     }
 
     fn gate(

@@ -16,11 +16,7 @@ impl TokenSplit {
     /// All tokens in one part, the `first`th.
     pub fn whole(first: usize) -> Self {
         let (lists, tokens) = (Vec::new(), 0);
-        Self {
-            lists,
-            tokens,
-            first,
-        }
+        Self { lists, tokens, first }
     }
 
     /// `count` parts of so many tokens each, numbered from `first` on.
@@ -33,11 +29,7 @@ impl TokenSplit {
             Rows::upload(device, &pairs.collect::<Vec<_>>())
         };
         let lists = (0..count).map(list).collect::<Result<_>>()?;
-        Ok(Self {
-            lists,
-            tokens,
-            first,
-        })
+        Ok(Self { lists, tokens, first })
     }
 
     /// The number of the first part.

@@ -107,18 +107,12 @@ impl Activation {
             let below = 0.5 * (1.0 + erf(x * FRAC_1_SQRT_2));
             let density = (-0.5 * x * x).exp() / (2.0 * PI).sqrt();
             let tail = (10.0 + 8.0 * (x * x).min(200.0)) * U * (x * density).abs();
-            return [
-                (x * below, 12.0 * U * x.abs()),
-                (below + x * density, 12.0 * U + tail),
-            ];
+            return [(x * below, 12.0 * U * x.abs()), (below + x * density, 12.0 * U + tail)];
         }
         let (z, z_slope) = self.logistic_argument(x);
         let sigmoid = 1.0 / (1.0 + (-z).exp());
-        let relative = if z < -87.0 {
-            1.0
-        } else {
-            (20.0 + self.per_argument() * z.abs().min(100.0)) * U
-        };
+        let relative =
+            if z < -87.0 { 1.0 } else { (20.0 + self.per_argument() * z.abs().min(100.0)) * U };
         let value = x * sigmoid;
         let slope = sigmoid * (1.0 + x * z_slope * (1.0 - sigmoid));
         // 1 - sigmoid is as exact as the sigmoid is, and what it is multiplied by may cancel the 1.
@@ -150,10 +144,7 @@ pub fn soft_cap_reference(x: f64, error: f64, cap: f64) -> (f64, f64) {
 /// The derivative of the soft cap where its value is `y`, off by `error`: 1 - (y / cap)^2, and its bound.
 pub fn soft_cap_slope_reference(y: f64, error: f64, cap: f64) -> (f64, f64) {
     let ratio = y / cap;
-    (
-        1.0 - ratio * ratio,
-        2.0 * ratio.abs() * error / cap + 16.0 * U,
-    )
+    (1.0 - ratio * ratio, 2.0 * ratio.abs() * error / cap + 16.0 * U)
 }
 
 /// The error function in f32, within two ulp: polynomials of minimax for its argument and for the logarithm of 1 - erf.
@@ -172,13 +163,9 @@ pub fn erf_f32(x: f32) -> f32 {
     }
     let square = x * x;
     let mut r = -5.967_617e-4;
-    for coefficient in [
-        4.991_194_2e-3,
-        -2.676_813_5e-2,
-        1.128_199_25e-1,
-        -3.761_253_4e-1,
-        1.283_791_7e-1,
-    ] {
+    for coefficient in
+        [4.991_194_2e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_4e-1, 1.283_791_7e-1]
+    {
         r = r * square + coefficient;
     }
     r * x + x

@@ -14,19 +14,13 @@ pub(super) fn cost(args: &Args<'_>, operations: f64, updated: usize) -> Cost {
     let elements = args.tensors[0].len() as f64;
     let sizes = args.tensors.iter().map(|tensor| tensor.dtype.size());
     let again = args.tensors.iter().rev().take(updated);
-    let bytes = sizes
-        .chain(again.map(|tensor| tensor.dtype.size()))
-        .sum::<usize>();
+    let bytes = sizes.chain(again.map(|tensor| tensor.dtype.size())).sum::<usize>();
     Cost::new(operations * elements, bytes as f64 * elements)
 }
 
 /// Variants of activations and results that a model asks for.
 pub(super) fn variants() -> Vec<Variant> {
-    let pairs = [
-        (DType::F32, DType::F32),
-        (DType::F32, DType::F16),
-        (DType::F16, DType::F16),
-    ];
+    let pairs = [(DType::F32, DType::F32), (DType::F32, DType::F16), (DType::F16, DType::F16)];
     pairs.map(|(from, to)| Variant::typed(from, to)).to_vec()
 }
 

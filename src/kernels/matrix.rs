@@ -37,13 +37,7 @@ pub struct Chunk {
 impl Chunk {
     /// Rows from `start` on.
     pub fn new(start: usize, rows: usize, codes: Tensor, scales: Tensor) -> Self {
-        Self {
-            start,
-            rows,
-            codes,
-            scales,
-            forms: Forms::default(),
-        }
+        Self { start, rows, codes, scales, forms: Forms::default() }
     }
 
     /// The codes, of `columns` in a format, in a form that products take: made when the first asks for it, and kept.
@@ -81,9 +75,7 @@ pub struct Layout {
 
 impl Field for Layout {
     fn wgsl(_: &str) -> String {
-        ["code_words", "scale_words", "group_shift"]
-            .map(u32::wgsl)
-            .concat()
+        ["code_words", "scale_words", "group_shift"].map(u32::wgsl).concat()
     }
 }
 
@@ -91,18 +83,11 @@ impl Layout {
     /// The layout of a format in rows of `columns`. Group sizes are powers of two.
     pub fn new(format: WeightFormat, columns: usize) -> Self {
         let whole = format.group_size == WHOLE_ROW || format.group_size as usize >= columns;
-        assert!(
-            whole || format.group_size.is_power_of_two(),
-            "group sizes are powers of two"
-        );
+        assert!(whole || format.group_size.is_power_of_two(), "group sizes are powers of two");
         Self {
             code_words: format.code_words_per_row(columns) as u32,
             scale_words: format.scale_words_per_row(columns) as u32,
-            group_shift: if whole {
-                31
-            } else {
-                format.group_size.trailing_zeros()
-            },
+            group_shift: if whole { 31 } else { format.group_size.trailing_zeros() },
         }
     }
 }
@@ -111,10 +96,8 @@ impl Matrix {
     /// Copies a packed matrix to the device. `name` is the tensor's, for errors.
     pub fn upload(device: &Device, packed: &Packed, name: &str) -> Result<Self> {
         let (format, rows, columns) = (packed.format, packed.rows, packed.columns);
-        let (codes, scales) = (
-            format.code_words_per_row(columns),
-            format.scale_words_per_row(columns),
-        );
+        let (codes, scales) =
+            (format.code_words_per_row(columns), format.scale_words_per_row(columns));
         let per_chunk = rows_per_chunk(device, codes.max(scales), rows);
         let mut chunks = Vec::new();
         for start in (0..rows).step_by(per_chunk) {
@@ -122,26 +105,13 @@ impl Matrix {
             let code_words = &packed.codes[start * codes..(start + count) * codes];
             let scale_words = &packed.scales[start * scales..(start + count) * scales];
             let unused = [0];
-            let scale_words = if scales == 0 {
-                &unused[..]
-            } else {
-                scale_words
-            };
-            let scale_shape = if scales == 0 {
-                vec![1]
-            } else {
-                vec![count, scales]
-            };
+            let scale_words = if scales == 0 { &unused[..] } else { scale_words };
+            let scale_shape = if scales == 0 { vec![1] } else { vec![count, scales] };
             let codes = device.upload_words(DType::U32, &[count, codes], code_words, name)?;
             let scales = device.upload_words(DType::U32, &scale_shape, scale_words, name)?;
             chunks.push(Chunk::new(start, count, codes, scales));
         }
-        Ok(Self {
-            format,
-            rows,
-            columns,
-            chunks,
-        })
+        Ok(Self { format, rows, columns, chunks })
     }
 
     /// Copies the matrix back to the host.
@@ -165,12 +135,7 @@ impl Matrix {
     /// A matrix from chunks that stand on the device already.
     pub fn from_chunks(format: WeightFormat, columns: usize, chunks: Vec<Chunk>) -> Self {
         let rows = chunks.iter().map(|chunk| chunk.rows).sum();
-        Self {
-            format,
-            rows,
-            columns,
-            chunks,
-        }
+        Self { format, rows, columns, chunks }
     }
 
     /// How its codes read.

@@ -8,10 +8,7 @@ use crate::tensor::{BLOCK, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat,
 
 /// The f32 variant that decodes this type.
 pub fn variant(ty: &'static WeightType) -> Variant {
-    Variant {
-        weight: Some(ty),
-        ..Variant::BASELINE
-    }
+    Variant { weight: Some(ty), ..Variant::BASELINE }
 }
 
 /// One f32 variant per weight type.
@@ -20,10 +17,7 @@ pub fn one_per_type() -> Vec<Variant> {
 }
 
 fn format(args: &Args<'_>, layout: Layout) -> WeightFormat {
-    let ty = args
-        .variant
-        .weight
-        .expect("a variant of a kernel with a weight names its type");
+    let ty = args.variant.weight.expect("a variant of a kernel with a weight names its type");
     let group_size = if layout.group_shift == 31 || !ty.has_scales() {
         WHOLE_ROW
     } else {
@@ -72,11 +66,7 @@ pub fn decode_row(
 
 /// The words of a packed matrix as bindings: codes and scales (one unused word where there are none).
 pub fn host(packed: &Packed) -> [HostTensor; 2] {
-    let scales = if packed.scales.is_empty() {
-        vec![0]
-    } else {
-        packed.scales.clone()
-    };
+    let scales = if packed.scales.is_empty() { vec![0] } else { packed.scales.clone() };
     [
         HostTensor::from_u32(&[packed.codes.len()], &packed.codes),
         HostTensor::from_u32(&[scales.len()], &scales),
@@ -114,17 +104,12 @@ fn random_rows(
     columns: usize,
     group: u32,
 ) -> Packed {
-    let ty = variant
-        .weight
-        .expect("a variant of a kernel with a weight names its type");
+    let ty = variant.weight.expect("a variant of a kernel with a weight names its type");
     if !ty.has_scales() {
         let values = random.values(rows * columns, 1.0);
         return rounded_to(ty, &values, rows, columns);
     }
-    let format = WeightFormat {
-        ty,
-        group_size: group,
-    };
+    let format = WeightFormat { ty, group_size: group };
     let mut packed = Packed::zeros(format, rows, columns);
     for row in 0..rows {
         if ty.scale == Scale::TwoLevel {
@@ -152,11 +137,7 @@ fn random_rows(
         for column in 0..columns {
             let code = random.below(ty.codes());
             // Not a code that stands for NaN or infinity: those are for cases of their own.
-            packed.set_code(
-                row,
-                column,
-                if ty.level(code).is_finite() { code } else { 0 },
-            );
+            packed.set_code(row, column, if ty.level(code).is_finite() { code } else { 0 });
         }
     }
     packed
@@ -164,10 +145,7 @@ fn random_rows(
 
 /// f32 values in one of the types without scales.
 pub fn rounded_to(ty: &'static WeightType, values: &[f32], rows: usize, columns: usize) -> Packed {
-    let format = WeightFormat {
-        ty,
-        group_size: WHOLE_ROW,
-    };
+    let format = WeightFormat { ty, group_size: WHOLE_ROW };
     let dtype = match ty.name {
         "f32" => return Packed::from_f32(values, rows, columns),
         "f16" => DType::F16,

@@ -30,12 +30,7 @@ pub struct Calibration {
 impl Default for Calibration {
     /// LLM-Pruner's 10 rows of 64 tokens.
     fn default() -> Self {
-        Self {
-            text: "embedded:calibration".into(),
-            offset: 0,
-            samples: 10,
-            length: 64,
-        }
+        Self { text: "embedded:calibration".into(), offset: 0, samples: 10, length: 64 }
     }
 }
 
@@ -51,12 +46,7 @@ pub struct Rows {
 impl Rows {
     /// The rows that `calibration` names.
     pub fn of_text(calibration: &Calibration, tokenizer: &Tokenizer) -> Result<Self> {
-        let Calibration {
-            text,
-            offset,
-            samples,
-            length,
-        } = calibration;
+        let Calibration { text, offset, samples, length } = calibration;
         let (offset, samples, length) = (*offset, *samples, *length);
         for (argument, value, least) in [("samples", samples, 1), ("length", length, 2)] {
             if value < least {
@@ -68,9 +58,7 @@ impl Rows {
             }
         }
         let tokens = tokenizer.encode(&read_text(text)?, false)?;
-        let last = length
-            .checked_mul(samples)
-            .and_then(|n| n.checked_add(offset));
+        let last = length.checked_mul(samples).and_then(|n| n.checked_add(offset));
         let Some(ids) = last.and_then(|last| tokens.get(offset..last)) else {
             return Err(Error::Argument {
                 argument: format!("calibration text {text}"),
@@ -96,16 +84,10 @@ impl Rows {
             .map_err(|error| wrong("an array of arrays of token ids", error.to_string()))?;
         let length = rows.first().map_or(0, Vec::len);
         if length < 2 {
-            return Err(wrong(
-                "rows of two tokens or more",
-                format!("{length} in the first"),
-            ));
+            return Err(wrong("rows of two tokens or more", format!("{length} in the first")));
         }
         if let Some(row) = rows.iter().position(|row| row.len() != length) {
-            let found = format!(
-                "{length} tokens in row 0 and {} in row {row}",
-                rows[row].len()
-            );
+            let found = format!("{length} tokens in row 0 and {} in row {row}", rows[row].len());
             return Err(wrong("rows of one length", found));
         }
         let (samples, ids) = (rows.len(), rows.concat());

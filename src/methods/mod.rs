@@ -20,11 +20,7 @@ pub struct BadField {
 impl BadField {
     /// A field that should be `expected` and is `found`.
     pub fn new(field: &'static str, expected: impl Into<String>, found: impl ToString) -> Self {
-        Self {
-            field,
-            expected: expected.into(),
-            found: found.to_string(),
-        }
+        Self { field, expected: expected.into(), found: found.to_string() }
     }
 
     /// The error that a user of the recipe sees.

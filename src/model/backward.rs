@@ -99,9 +99,7 @@ pub struct BackwardOptions<'w> {
 
 impl std::fmt::Debug for BackwardOptions<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            loss, by_sequence, ..
-        } = self;
+        let Self { loss, by_sequence, .. } = self;
         write!(f, "gradients of {loss:?}, by sequence: {by_sequence}")
     }
 }
@@ -320,10 +318,7 @@ impl<'a> BackwardPass<'a> {
             1.0
         };
         let config = source.config();
-        let tables = config
-            .ropes
-            .iter()
-            .map(|r| r.table(config.head_dim, length));
+        let tables = config.ropes.iter().map(|r| r.table(config.head_dim, length));
         let tables: Vec<_> = tables.collect();
         let at_once = options.at_once(sequences, length);
         let batch = |first: usize| {
@@ -453,11 +448,7 @@ impl<'a> BackwardPass<'a> {
         let output = tape.force(&output)?;
         *x = output.tensor;
         let output = output.node;
-        Ok(Recording {
-            tape,
-            input,
-            output,
-        })
+        Ok(Recording { tape, input, output })
     }
 
     /// The same again, to be run back, without the output itself.
@@ -470,11 +461,7 @@ impl<'a> BackwardPass<'a> {
     ) -> Result<Recording<'t>> {
         let (mut tape, input, output) = self.record(block, layer, batch, input)?;
         let output = tape.place(&output)?;
-        Ok(Recording {
-            tape,
-            input,
-            output,
-        })
+        Ok(Recording { tape, input, output })
     }
 
     /// Some rows of f32 (rows, hidden): a copy, unless they are all.
@@ -502,11 +489,7 @@ impl<'a> BackwardPass<'a> {
         for ((batch, output), grad) in self.batches.iter().zip(outputs).zip(grads) {
             if let Some((loss, of_output)) = hidden(layer, self.tokens(batch), output)? {
                 sum += loss;
-                add(
-                    device,
-                    &scaled(device, &of_output, self.scale, DType::F32)?,
-                    grad,
-                )?;
+                add(device, &scaled(device, &of_output, self.scale, DType::F32)?, grad)?;
             }
         }
         Ok(sum)
@@ -522,16 +505,11 @@ impl<'a> BackwardPass<'a> {
         sink: &mut Sink<'_>,
     ) -> Result<()> {
         let specs = tensor_specs(self.source.config());
-        let first = specs
-            .iter()
-            .find(|spec| (spec.layer, spec.slot) == (Some(layer), Slot::AttentionNorm));
+        let first =
+            specs.iter().find(|spec| (spec.layer, spec.slot) == (Some(layer), Slot::AttentionNorm));
         let first = first.map_or("", |spec| &spec.name);
         let wants = |name: &str| name == first || (self.options.tensor)(name);
-        let Recording {
-            tape,
-            input,
-            output,
-        } = recording;
+        let Recording { tape, input, output } = recording;
         let results = vec![(output, grad.clone())];
         let found = tape.backward(results, &[input], &wants, &mut |gradient| {
             // Whatever is not finite in a block's backward pass reaches this one, the sum of all tokens.
@@ -579,10 +557,7 @@ impl<'a> BackwardPass<'a> {
                 }
             }
         }
-        Ok(Error::NotFinite {
-            what: "loss, behind the last layer".into(),
-            found: "NaN".into(),
-        })
+        Ok(Error::NotFinite { what: "loss, behind the last layer".into(), found: "NaN".into() })
     }
 
     /// The sum of a microbatch's losses and the gradient of the last block's output `x`, f32 (tokens, hidden), times the scale.
@@ -686,10 +661,7 @@ impl<'a> BackwardPass<'a> {
     ) -> Result<(Tensor, Losses)> {
         match self.options.loss {
             Loss::NextTokens => self.next_tokens(batch, tokens, logits),
-            Loss::Teacher {
-                logits: teacher,
-                temperature,
-            } => {
+            Loss::Teacher { logits: teacher, temperature } => {
                 let first = self.tokens(batch).start;
                 let parent = teacher(first + tokens.start..first + tokens.end)?;
                 self.divergences(&parent, logits, temperature)
@@ -744,10 +716,7 @@ impl<'a> BackwardPass<'a> {
         let targets: Vec<u32> = tokens.map(target).collect();
         let scored = (0..targets.len()).filter(|row| targets[*row] != UNSCORED);
         // Every row needs a column to pick; what rows without a target pick is left out.
-        let picks: Vec<u32> = targets
-            .iter()
-            .map(|t| if *t == UNSCORED { 0 } else { *t })
-            .collect();
+        let picks: Vec<u32> = targets.iter().map(|t| if *t == UNSCORED { 0 } else { *t }).collect();
         let on_device = |targets: &[u32]| {
             let targets = HostTensor::from_u32(&[targets.len()], targets);
             device.upload(&targets, "targets")
@@ -814,10 +783,9 @@ impl<'a> BackwardPass<'a> {
 
 fn finite(layer: &str, gradient: &HostTensor) -> Result<()> {
     match gradient.to_f32().iter().find(|value| !value.is_finite()) {
-        Some(value) => Err(Error::NotFinite {
-            what: format!("gradient of {layer}"),
-            found: value.to_string(),
-        }),
+        Some(value) => {
+            Err(Error::NotFinite { what: format!("gradient of {layer}"), found: value.to_string() })
+        }
         None => Ok(()),
     }
 }

@@ -48,12 +48,7 @@ impl Cache {
                 seen.len() - 1
             })
         };
-        let places = config
-            .blocks
-            .iter()
-            .map(|b| b.kv_heads)
-            .map(place)
-            .collect();
+        let places = config.blocks.iter().map(|b| b.kv_heads).map(place).collect();
         Self::with_places(device, config, sequences, capacity, dtype, places)
     }
 
@@ -83,10 +78,7 @@ impl Cache {
         Ok(Self {
             stores,
             places,
-            past: device.upload(
-                &HostTensor::zeros(DType::U32, &[sequences]),
-                "cache lengths",
-            )?,
+            past: device.upload(&HostTensor::zeros(DType::U32, &[sequences]), "cache lengths")?,
             ropes: config.ropes.iter().map(table).collect::<Result<_>>()?,
             lengths: vec![0; sequences],
             capacity,
@@ -106,10 +98,7 @@ impl Cache {
     /// A layer of it, for a pass over so many new tokens of each sequence.
     pub fn layer_for(&self, index: usize, tokens: usize) -> KeyValueCache<'_> {
         let held = self.lengths.iter().copied().max().unwrap_or(0) as usize;
-        assert!(
-            held + tokens <= self.capacity,
-            "a pass fits its cache: {held} + {tokens} tokens"
-        );
+        assert!(held + tokens <= self.capacity, "a pass fits its cache: {held} + {tokens} tokens");
         let (keys, values) = self.layer(index);
         KeyValueCache {
             keys,
@@ -161,9 +150,7 @@ impl Cache {
 
     /// Counts `tokens` new tokens in every sequence, after their pass has been recorded.
     pub fn advance(&mut self, device: &Device, tokens: usize) -> Result<()> {
-        self.lengths
-            .iter_mut()
-            .for_each(|length| *length += tokens as u32);
+        self.lengths.iter_mut().for_each(|length| *length += tokens as u32);
         device.write(&self.past, &self.lengths)
     }
 

@@ -93,18 +93,12 @@ impl Checkpoint {
 
     fn open_embedded(name: &str) -> Result<Self> {
         let Some(model) = EMBEDDED.iter().find(|model| model.name == name) else {
-            let names: Vec<_> = EMBEDDED
-                .iter()
-                .map(|model| format!("embedded:{}", model.name))
-                .collect();
+            let names: Vec<_> =
+                EMBEDDED.iter().map(|model| format!("embedded:{}", model.name)).collect();
             let path = PathBuf::from(format!("embedded:{name}"));
             if PROMISED.contains(&name) {
                 let why = "its family comes with a later version".into();
-                return Err(Error::Unsupported {
-                    path,
-                    what: "this model".into(),
-                    why,
-                });
+                return Err(Error::Unsupported { path, what: "this model".into(), why });
             }
             return Err(Error::Argument {
                 argument: "MODEL".into(),
@@ -132,15 +126,8 @@ impl Checkpoint {
         let gguf = Gguf::open(Source::open(path)?)?;
         let config = Config::from_gguf(&gguf)?;
         let store = Store::Gguf(Box::new(gguf));
-        Self {
-            path: path.into(),
-            store,
-            config,
-            config_json: None,
-            specs: vec![],
-            embedded: None,
-        }
-        .checked()
+        Self { path: path.into(), store, config, config_json: None, specs: vec![], embedded: None }
+            .checked()
     }
 
     fn open_folder(folder: &Path) -> Result<Self> {
@@ -157,15 +144,8 @@ impl Checkpoint {
             }
         };
         let config_json = Some(config_json);
-        Self {
-            path: folder.into(),
-            store,
-            config,
-            config_json,
-            specs: vec![],
-            embedded: None,
-        }
-        .checked()
+        Self { path: folder.into(), store, config, config_json, specs: vec![], embedded: None }
+            .checked()
     }
 
     /// Finds the tensors and compares every shape with the configuration, before anything is read.
@@ -194,11 +174,7 @@ impl Checkpoint {
     }
 
     fn wrong(&self, spec: &TensorSpec, expected: String, found: impl Into<String>) -> Error {
-        let tensor = if matches!(self.store, Store::Gguf(_)) {
-            &spec.gguf
-        } else {
-            &spec.name
-        };
+        let tensor = if matches!(self.store, Store::Gguf(_)) { &spec.gguf } else { &spec.name };
         Error::Tensor {
             path: self.path.clone(),
             tensor: tensor.clone(),
@@ -210,16 +186,14 @@ impl Checkpoint {
     /// Shape and bytes of a tensor as it is stored.
     fn stored(&self, spec: &TensorSpec) -> Option<(Vec<usize>, u64)> {
         match &self.store {
-            Store::Safetensors(tensors) => tensors
-                .get(&spec.name)
-                .map(|t| (t.shape.clone(), t.bytes.len() as u64)),
-            Store::Gguf(gguf) => gguf
-                .tensor(&spec.gguf)
-                .map(|t| (t.shape.clone(), t.bytes.len() as u64)),
+            Store::Safetensors(tensors) => {
+                tensors.get(&spec.name).map(|t| (t.shape.clone(), t.bytes.len() as u64))
+            }
+            Store::Gguf(gguf) => {
+                gguf.tensor(&spec.gguf).map(|t| (t.shape.clone(), t.bytes.len() as u64))
+            }
             Store::Packed(tensors, formats) => match formats.get(&spec.name) {
-                None => tensors
-                    .get(&spec.name)
-                    .map(|t| (t.shape.clone(), t.bytes.len() as u64)),
+                None => tensors.get(&spec.name).map(|t| (t.shape.clone(), t.bytes.len() as u64)),
                 Some(format) => {
                     let codes = tensors.get(&format!("{}.codes", spec.name))?;
                     let scales = tensors
@@ -228,11 +202,7 @@ impl Checkpoint {
                     // The words must be as many as the format makes of the configured shape.
                     let fits =
                         codes.bytes.len() as u64 + scales == format.bytes(spec.rows, spec.columns);
-                    let shape = if fits {
-                        spec.shape()
-                    } else {
-                        codes.shape.clone()
-                    };
+                    let shape = if fits { spec.shape() } else { codes.shape.clone() };
                     Some((shape, codes.bytes.len() as u64 + scales))
                 }
             },
@@ -271,10 +241,7 @@ impl Checkpoint {
 
     /// Weights in all, the head counted once where it is the embedding.
     pub fn parameters(&self) -> u64 {
-        self.specs
-            .iter()
-            .map(|spec| (spec.rows * spec.columns) as u64)
-            .sum()
+        self.specs.iter().map(|spec| (spec.rows * spec.columns) as u64).sum()
     }
 
     /// `config.json` as found; of a GGUF file, one made from its metadata.
@@ -348,10 +315,8 @@ impl Checkpoint {
         };
         let path = self.path.join("tokenizer.json");
         let tokenizer_json = std::fs::read(&path).map_err(Error::read(&path))?;
-        let (tokenizer_config, special) = (
-            read("tokenizer_config.json")?,
-            read("special_tokens_map.json")?,
-        );
+        let (tokenizer_config, special) =
+            (read("tokenizer_config.json")?, read("special_tokens_map.json")?);
         let (generation, config) = (read("generation_config.json")?, read("config.json")?);
         let template = read("chat_template.jinja")?;
         let files = HfFiles {
@@ -420,10 +385,7 @@ impl Weights for Checkpoint {
             }
             None => Ok(packed),
             Some((row, column)) => {
-                let found = format!(
-                    "{} at row {row}, column {column}",
-                    packed.value(row, column)
-                );
+                let found = format!("{} at row {row}, column {column}", packed.value(row, column));
                 Err(self.wrong(spec, "finite values".into(), found))
             }
         }
@@ -443,11 +405,7 @@ impl Weights for Checkpoint {
         };
         ty.and_then(StoredType::weight_format).ok_or_else(|| {
             let found = ty.map_or("nothing".to_string(), |ty| ty.name().to_string());
-            self.wrong(
-                spec,
-                "a float type or a block type with a decoder".into(),
-                found,
-            )
+            self.wrong(spec, "a float type or a block type with a decoder".into(), found)
         })
     }
 }
@@ -469,10 +427,7 @@ fn permuted(packed: Packed, spec: &TensorSpec, order: Option<Vec<usize>>) -> Pac
     }
     // A bias is one row here; its values are what the rows of its weight are.
     let values = packed.to_f32();
-    let values: Vec<f32> = order[..spec.columns]
-        .iter()
-        .map(|&place| values[place])
-        .collect();
+    let values: Vec<f32> = order[..spec.columns].iter().map(|&place| values[place]).collect();
     Packed::from_f32(&values, 1, spec.columns)
 }
 

@@ -95,13 +95,7 @@ impl<'a> Pruned<'a> {
     /// `parent` with only what `cut` keeps of it; `device` does the cutting.
     pub fn new(parent: &'a dyn Weights, device: &'a Device, cut: KeptChannels) -> Self {
         let config = cut.config(parent.config());
-        let mut pruned = Self {
-            parent,
-            device,
-            cut,
-            specs: Vec::new(),
-            config,
-        };
+        let mut pruned = Self { parent, device, cut, specs: Vec::new(), config };
         pruned.specs = tensor_specs(&pruned.config);
         let there = |spec: &TensorSpec| pruned.whole(spec).is_some();
         let specs = pruned.specs.iter().filter(|spec| there(spec)).cloned();
@@ -194,12 +188,7 @@ impl Weights for Pruned<'_> {
             let places: Vec<u32> = rows.iter().map(|row| row - first).collect();
             let shape = [rows.len(), columns.len()];
             let result = self.device.allocate(DType::F32, &shape, &spec.name)?;
-            compact(
-                self.device,
-                &dense,
-                (&list(&places)?, &kept_columns),
-                &result,
-            )?;
+            compact(self.device, &dense, (&list(&places)?, &kept_columns), &result)?;
             values.extend(self.device.read(&result)?.to_f32());
         }
         let format = cut_format(weight.format, true);
@@ -217,11 +206,7 @@ impl Weights for Pruned<'_> {
 /// The format of what is left of a tensor. Rows keep their codes; where columns are cut, the groups of them that share a scale
 /// do not survive, and what is left is dequantized.
 pub fn cut_format(format: WeightFormat, columns_are_cut: bool) -> WeightFormat {
-    if columns_are_cut && format.ty.has_scales() {
-        WeightFormat::f16()
-    } else {
-        format
-    }
+    if columns_are_cut && format.ty.has_scales() { WeightFormat::f16() } else { format }
 }
 
 /// Values in a format without scales.

@@ -67,9 +67,7 @@ pub(super) fn packed_formats(
             other => other.and_then(weight_type),
         };
         let ty = ty.ok_or_else(|| wrong(&key, "a weight type", entry))?;
-        let group = entry["group_size"]
-            .as_u64()
-            .and_then(|group| u32::try_from(group).ok());
+        let group = entry["group_size"].as_u64().and_then(|group| u32::try_from(group).ok());
         let group_size = group.filter(|&g| g == WHOLE_ROW || (g >= 16 && g.is_power_of_two()));
         let group_size = group_size
             .ok_or_else(|| wrong(&key, "a power of two from 16, or 0 for a row", entry))?;

@@ -53,23 +53,13 @@ pub fn generate(
         });
     }
     let capacity = prompt.len() + count;
-    let mut cache = Cache::new(
-        pass.device,
-        model.config(),
-        1,
-        capacity,
-        pass.compute.activation,
-    )?;
+    let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.compute.activation)?;
     let mut random = match sampling {
         Sampling::Temperature { seed, .. } => ChaCha8Rng::seed_from_u64(seed),
         Sampling::Greedy => ChaCha8Rng::seed_from_u64(0),
     };
     let start = std::time::Instant::now();
-    let mut generation = Generation {
-        tokens: Vec::new(),
-        prompt_seconds: 0.0,
-        seconds: 0.0,
-    };
+    let mut generation = Generation { tokens: Vec::new(), prompt_seconds: 0.0, seconds: 0.0 };
     let mut input = prompt.to_vec();
     while generation.tokens.len() < count {
         let normed = model.hidden(pass, &input, &cache)?;
@@ -110,10 +100,8 @@ fn choose(logits: &HostTensor, sampling: Sampling, random: &mut ChaCha8Rng) -> R
         return Ok(best as u32);
     };
     let maximum = f64::from(logits[best]);
-    let weights: Vec<f64> = logits
-        .iter()
-        .map(|l| ((f64::from(*l) - maximum) / temperature).exp())
-        .collect();
+    let weights: Vec<f64> =
+        logits.iter().map(|l| ((f64::from(*l) - maximum) / temperature).exp()).collect();
     let total: f64 = weights.iter().sum();
     let mut place = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
     for (index, weight) in weights.iter().enumerate() {

@@ -92,9 +92,5 @@ pub(super) fn head(
     if !weights.config().tied {
         return linear(device, weights, spec(weights, None, Slot::Head));
     }
-    Ok(Linear {
-        name: head_name().into(),
-        weight: embedding()?,
-        bias: None,
-    })
+    Ok(Linear { name: head_name().into(), weight: embedding()?, bias: None })
 }

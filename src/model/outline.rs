@@ -50,9 +50,7 @@ impl Outline {
 
     /// Bytes of the tensors in their formats.
     pub fn bytes(&self) -> u64 {
-        self.tensors()
-            .map(|(spec, format)| format.bytes(spec.rows, spec.columns))
-            .sum()
+        self.tensors().map(|(spec, format)| format.bytes(spec.rows, spec.columns)).sum()
     }
 
     /// Weights of the largest tensor.
@@ -93,12 +91,7 @@ impl Outline {
             Role::Embedding => self.config.tied,
             Role::Norm | Role::Bias => false,
         };
-        2 * self
-            .specs
-            .iter()
-            .filter(in_product)
-            .map(values)
-            .sum::<u64>()
+        2 * self.specs.iter().filter(in_product).map(values).sum::<u64>()
     }
 }
 

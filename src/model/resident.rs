@@ -56,9 +56,7 @@ pub(super) fn embed(
             found: id.to_string(),
         });
     }
-    let ids = pass
-        .device
-        .upload(&HostTensor::from_u32(&[ids.len()], ids), "token ids")?;
+    let ids = pass.device.upload(&HostTensor::from_u32(&[ids.len()], ids), "token ids")?;
     let embedded = gather(pass.device, embedding, &ids)?;
     match config.embedding_scale() {
         Some(scale) => scaled(pass.device, &embedded, scale, DType::F32),
@@ -88,19 +86,14 @@ pub fn run_block(
     let mut graph = Eager::new(*pass, block, cache, tap);
     let shape = config.block_shape(layer);
     let result = (config.family.blocks.eager)(&mut graph, Lazy::Ready(x.clone()), &shape)?;
-    debug_assert!(
-        matches!(result, Lazy::Ready(_)),
-        "a block ends with a sum onto the stream"
-    );
+    debug_assert!(matches!(result, Lazy::Ready(_)), "a block ends with a sum onto the stream");
     Ok(())
 }
 
 /// What a token's pass through a block of a model with these tensors comes to.
 pub fn block_counts(config: &Config, specs: &[TensorSpec], layer: usize) -> Counts {
     let rows = |slot: Slot| {
-        let found = specs
-            .iter()
-            .find(|spec| (spec.layer, spec.slot) == (Some(layer), slot));
+        let found = specs.iter().find(|spec| (spec.layer, spec.slot) == (Some(layer), slot));
         found.map_or(0, |spec| spec.rows)
     };
     let mut counter = Counter::new(&rows);
@@ -162,12 +155,7 @@ impl Model {
             linear,
             soft_cap: config.logit_soft_cap.map(|cap| cap as f32),
         };
-        Ok(Self {
-            config,
-            embedding,
-            blocks,
-            head,
-        })
+        Ok(Self { config, embedding, blocks, head })
     }
 
     /// The configuration.
@@ -199,10 +187,8 @@ impl Model {
         for (layer, block) in self.blocks.iter().enumerate() {
             let rows = |slot: Slot| block.linear(slot).weight.rows();
             let mut counter = Counter::new(&rows);
-            let (x, shape) = (
-                CountedWidth::new(self.config.hidden_size),
-                self.config.block_shape(layer),
-            );
+            let (x, shape) =
+                (CountedWidth::new(self.config.hidden_size), self.config.block_shape(layer));
             let result = (self.config.family.blocks.counter)(&mut counter, x, &shape);
             let counts = counter.finish(result.expect("counting cannot fail"));
             for (slot, output) in counts.products {

@@ -43,11 +43,7 @@ pub fn export_hf(
     let mut tensors = Vec::new();
     for spec in weights.specs() {
         let keep = matches!(spec.role, Role::Norm | Role::Bias);
-        let dtype = if keep {
-            vector_dtype(weights.format(spec)?)
-        } else {
-            DType::F16
-        };
+        let dtype = if keep { vector_dtype(weights.format(spec)?) } else { DType::F16 };
         let data = move || Ok(dense_bytes(&as_stored(weights, spec)?, dtype));
         tensors.push(NewTensor {
             name: spec.name.clone(),
@@ -137,16 +133,8 @@ fn packed_folder<'a>(
                 data,
             });
         };
-        add(
-            "codes",
-            format.code_words_per_row(spec.columns),
-            Box::new(codes),
-        );
-        add(
-            "scales",
-            format.scale_words_per_row(spec.columns),
-            Box::new(scales),
-        );
+        add("codes", format.code_words_per_row(spec.columns), Box::new(codes));
+        add("scales", format.scale_words_per_row(spec.columns), Box::new(scales));
     }
     write(tensors)?;
     config = weights.config().updated_json(config);
@@ -176,10 +164,8 @@ pub fn export_gguf(
             rounded.push(spec.name.clone());
         }
         let size = ty.bytes_of(&spec.shape()).unwrap_or(0);
-        *bytes_by_type.entry(ty.name()).or_insert((0, ty)) = (
-            bytes_by_type.get(ty.name()).map_or(0, |(n, _)| *n) + size,
-            ty,
-        );
+        *bytes_by_type.entry(ty.name()).or_insert((0, ty)) =
+            (bytes_by_type.get(ty.name()).map_or(0, |(n, _)| *n) + size, ty);
         let data = move || {
             let mut packed = to_gguf_order(weights.load(spec)?, spec);
             if let Some(factor) = gguf_factor(weights.config(), spec) {
@@ -188,9 +174,9 @@ pub fn export_gguf(
             }
             Ok(match (ty, exact) {
                 (GgmlType::F32, _) => dense_bytes(&packed, DType::F32),
-                (_, true) => gguf::pack(&packed)
-                    .map(|(_, bytes)| bytes)
-                    .expect("the format was asked for"),
+                (_, true) => {
+                    gguf::pack(&packed).map(|(_, bytes)| bytes).expect("the format was asked for")
+                }
                 (_, false) => dense_bytes(&packed, DType::F16),
             })
         };
@@ -206,17 +192,10 @@ pub fn export_gguf(
         let bytes = move || Ok(bytemuck::cast_slice::<f32, u8>(&divisors).to_vec());
         let shape = vec![head_dim / 2];
         let name = "rope_freqs.weight".to_string();
-        tensors.push(NewGgufTensor {
-            name,
-            ty: GgmlType::F32,
-            shape,
-            data: Box::new(bytes),
-        });
+        tensors.push(NewGgufTensor { name, ty: GgmlType::F32, shape, data: Box::new(bytes) });
     }
-    let main = bytes_by_type
-        .values()
-        .max_by_key(|(bytes, _)| *bytes)
-        .map_or(GgmlType::F16, |(_, ty)| *ty);
+    let main =
+        bytes_by_type.values().max_by_key(|(bytes, _)| *bytes).map_or(GgmlType::F16, |(_, ty)| *ty);
     let origin = match parent.gguf() {
         Some(gguf) => Origin::Gguf(gguf),
         None => Origin::Other(parent.path(), tokenizer),
@@ -248,24 +227,21 @@ fn vector_dtype(format: WeightFormat) -> DType {
 fn dense_bytes(packed: &Packed, dtype: DType) -> Vec<u8> {
     let (columns, size) = (packed.columns, dtype.size());
     let mut bytes = vec![0; packed.rows * columns * size];
-    bytes
-        .par_chunks_exact_mut((columns * size).max(1))
-        .enumerate()
-        .for_each(|(row, line)| {
-            let mut values = vec![0.0f32; columns];
-            packed.decode_row(row, &mut values);
-            match dtype {
-                DType::F16 => {
-                    for (place, value) in line.chunks_exact_mut(2).zip(&values) {
-                        place.copy_from_slice(&f16::from_f32(*value).to_le_bytes());
-                    }
+    bytes.par_chunks_exact_mut((columns * size).max(1)).enumerate().for_each(|(row, line)| {
+        let mut values = vec![0.0f32; columns];
+        packed.decode_row(row, &mut values);
+        match dtype {
+            DType::F16 => {
+                for (place, value) in line.chunks_exact_mut(2).zip(&values) {
+                    place.copy_from_slice(&f16::from_f32(*value).to_le_bytes());
                 }
-                _ => values
-                    .iter()
-                    .enumerate()
-                    .for_each(|(index, value)| dtype.set(line, index, f64::from(*value))),
             }
-        });
+            _ => values
+                .iter()
+                .enumerate()
+                .for_each(|(index, value)| dtype.set(line, index, f64::from(*value))),
+        }
+    });
     bytes
 }
 

@@ -46,10 +46,7 @@ impl Synth {
         let config_json = found.config_json(layers.unwrap_or(found.layers));
         let config = Config::from_json(shape.as_ref(), &config_json)?;
         Ok(Self {
-            specs: tensor_specs(&config)
-                .into_iter()
-                .filter(|spec| !spec.optional)
-                .collect(),
+            specs: tensor_specs(&config).into_iter().filter(|spec| !spec.optional).collect(),
             config,
             config_json,
             format,
@@ -132,12 +129,9 @@ impl Weights for Synth {
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
         let format = self.format(spec)?;
         // FNV-1a of the name: every tensor has numbers of its own.
-        let name = spec
-            .name
-            .bytes()
-            .fold(self.seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-            });
+        let name = spec.name.bytes().fold(self.seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
         let rows: Vec<Packed> = (0..spec.rows)
             .into_par_iter()
             .map(|row| random_row(format, spec, Random::new(name.wrapping_add(row as u64))))
@@ -170,9 +164,7 @@ fn random_row(format: WeightFormat, spec: &TensorSpec, mut random: Random) -> Pa
         return row;
     }
     let codes = ty.codes();
-    let top = (0..codes)
-        .map(|code| ty.level(code))
-        .filter(|level| level.is_finite());
+    let top = (0..codes).map(|code| ty.level(code)).filter(|level| level.is_finite());
     let top = top.fold(0.0, f32::max);
     let half = 0.5 * (codes - 1) as f32;
     let step = spread / if ty.is_affine() { half } else { top };

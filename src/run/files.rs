@@ -62,11 +62,7 @@ pub(super) fn list_inputs(
             interrupt::check()?;
             hash.update(chunk);
         }
-        let file = InputFile {
-            path,
-            bytes: length,
-            sha256: hex(&hash.finalize()),
-        };
+        let file = InputFile { path, bytes: length, sha256: hex(&hash.finalize()) };
         Ok(HashedInput { file, modified })
     };
     let mut inputs = Vec::new();
@@ -83,10 +79,7 @@ pub(super) fn list_inputs(
 fn texts(recipe: &Recipe) -> Vec<&str> {
     let stages = recipe.stage.iter();
     let calibrations = stages.filter_map(|stage| Some(stage.needs().calibration?.text.as_str()));
-    let evaluation = recipe
-        .evaluate
-        .iter()
-        .map(|evaluate| evaluate.text.as_str());
+    let evaluation = recipe.evaluate.iter().map(|evaluate| evaluate.text.as_str());
     let mut texts = Vec::new();
     for text in calibrations.chain(evaluation) {
         if !texts.contains(&text) {
@@ -97,9 +90,7 @@ fn texts(recipe: &Recipe) -> Vec<&str> {
 }
 
 fn modified(path: &str) -> Option<String> {
-    let time = std::fs::metadata(path)
-        .and_then(|about| about.modified())
-        .ok()?;
+    let time = std::fs::metadata(path).and_then(|about| about.modified()).ok()?;
     let since = time.duration_since(std::time::UNIX_EPOCH).ok()?;
     Some(since.as_nanos().to_string())
 }
@@ -116,16 +107,9 @@ pub(super) fn list_outputs(folder: &Path) -> Result<Vec<OutputFile>> {
                 continue;
             }
             let bytes = std::fs::metadata(&path).map_err(Error::read(&path))?.len();
-            let relative = path
-                .strip_prefix(folder)
-                .unwrap_or(&path)
-                .to_string_lossy()
-                .replace('\\', "/");
-            outputs.push(OutputFile {
-                path: relative,
-                bytes,
-                sha256: file_sha256(&path)?,
-            });
+            let relative =
+                path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().replace('\\', "/");
+            outputs.push(OutputFile { path: relative, bytes, sha256: file_sha256(&path)? });
         }
     }
     outputs.sort_by(|a, b| a.path.cmp(&b.path));

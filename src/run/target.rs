@@ -70,9 +70,7 @@ impl Target<'_> {
             return Ok(());
         }
         if !self.force {
-            return Err(Error::Exists {
-                path: self.path.into(),
-            });
+            return Err(Error::Exists { path: self.path.into() });
         }
         let refuse = |why: &str| Err(Error::write(self.path)(Io::other(why)));
         match (self.folder, self.path.is_dir()) {
@@ -94,10 +92,8 @@ impl Target<'_> {
     fn temporary(&self) -> Result<TempDir> {
         let mut above = self.path.ancestors().skip(1);
         let there = |folder: &&Path| *folder == Path::new("") || folder.symlink_metadata().is_ok();
-        let place = above
-            .find(there)
-            .filter(|folder| *folder != Path::new(""))
-            .unwrap_or(Path::new("."));
+        let place =
+            above.find(there).filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         tempfile::Builder::new()
             .prefix(".lopper-")
             .tempdir_in(place)

@@ -102,10 +102,7 @@ impl Work {
             made.extend(missing.map(Path::to_path_buf));
             std::fs::create_dir_all(&path).map_err(Error::write(&path))?;
             let fact = facts.clone();
-            let record = to_toml(&Record {
-                fact,
-                input: inputs,
-            });
+            let record = to_toml(&Record { fact, input: inputs });
             write_record(&path.join(RECORD), &record)?;
         }
         let lock = File::create(path.join("lock")).map_err(Error::write(&path))?;
@@ -114,13 +111,7 @@ impl Work {
             let why = "another run is using this work folder";
             return Err(Error::write(&path)(Io::other(why)));
         }
-        Ok(Self {
-            path,
-            facts,
-            resumed,
-            made,
-            lock,
-        })
+        Ok(Self { path, facts, resumed, made, lock })
     }
 
     /// The folder.
@@ -173,19 +164,13 @@ impl Work {
 
     /// After an error: removes the folder if there is nothing in it that would spare a later run work.
     pub(super) fn leave(self, error: &Error) {
-        let entries = std::fs::read_dir(&self.path)
-            .into_iter()
-            .flatten()
-            .flatten();
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
         let folders = entries.filter(|entry| entry.path().is_dir());
         let has = |whole: bool| move |name: &str| name.ends_with(".part") != whole;
-        let names: Vec<String> = folders
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
-        let (whole, part) = (
-            names.iter().any(|name| has(true)(name)),
-            names.iter().any(|name| has(false)(name)),
-        );
+        let names: Vec<String> =
+            folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let (whole, part) =
+            (names.iter().any(|name| has(true)(name)), names.iter().any(|name| has(false)(name)));
         // Bad input is met again at the same place; a device may have room the next time.
         if self.resumed || whole || (part && error.exit_code() != 2) {
             return;
@@ -200,24 +185,16 @@ impl Work {
 
 /// Flushes the names in a folder to the disk, where a folder can be.
 pub(super) fn sync_folder(folder: &Path) -> Result<()> {
-    let folder = if folder == Path::new("") {
-        Path::new(".")
-    } else {
-        folder
-    };
+    let folder = if folder == Path::new("") { Path::new(".") } else { folder };
     match cfg!(unix) {
-        true => File::open(folder)
-            .and_then(|file| file.sync_all())
-            .map_err(Error::write(folder)),
+        true => File::open(folder).and_then(|file| file.sync_all()).map_err(Error::write(folder)),
         false => Ok(()),
     }
 }
 
 /// A hash of facts.
 pub(super) fn hash(facts: &[Fact]) -> String {
-    let lines = facts
-        .iter()
-        .map(|fact| format!("{}: {}\n", fact.what, fact.value));
+    let lines = facts.iter().map(|fact| format!("{}: {}\n", fact.what, fact.value));
     sha256(lines.collect::<String>())
 }
 
@@ -245,15 +222,13 @@ pub(super) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>>
         return Ok(None);
     }
     let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-    toml::from_str(&text)
-        .map(Some)
-        .map_err(|error| Error::Malformed {
-            path: path.into(),
-            what: "record".into(),
-            offset: error.span().map(|span| span.start as u64),
-            expected: "what this version of lopper writes".into(),
-            found: error.message().replace('\n', " "),
-        })
+    toml::from_str(&text).map(Some).map_err(|error| Error::Malformed {
+        path: path.into(),
+        what: "record".into(),
+        offset: error.span().map(|span| span.start as u64),
+        expected: "what this version of lopper writes".into(),
+        found: error.message().replace('\n', " "),
+    })
 }
 
 pub(super) fn to_toml(value: &impl Serialize) -> String {

@@ -96,9 +96,7 @@ pub struct Context<'a> {
 
 impl std::fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context")
-            .field("folder", &self.folder)
-            .finish_non_exhaustive()
+        f.debug_struct("Context").field("folder", &self.folder).finish_non_exhaustive()
     }
 }
 
@@ -177,18 +175,9 @@ impl Serialize for RecipeStage {
 impl<'de> Deserialize<'de> for RecipeStage {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut table = toml::Table::deserialize(deserializer)?;
-        let names = || {
-            STAGES
-                .iter()
-                .map(|kind| kind.name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let names = || STAGES.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
         let Some(kind) = table.remove("kind") else {
-            return Err(D::Error::custom(format!(
-                "a stage without kind ({})",
-                names()
-            )));
+            return Err(D::Error::custom(format!("a stage without kind ({})", names())));
         };
         let named = STAGES.iter().find(|row| kind.as_str() == Some(row.name));
         let row = named.ok_or_else(|| {
@@ -205,9 +194,7 @@ impl<'de> Deserialize<'de> for RecipeStage {
 fn parse<S: Stage + DeserializeOwned + 'static>(
     table: toml::Table,
 ) -> Result<Arc<dyn Stage>, toml::de::Error> {
-    table
-        .try_into::<S>()
-        .map(|stage| Arc::new(stage) as Arc<dyn Stage>)
+    table.try_into::<S>().map(|stage| Arc::new(stage) as Arc<dyn Stage>)
 }
 
 /// The keys of a stage, as its fields are declared.

@@ -19,11 +19,8 @@ use crate::model::{
     groups,
 };
 
-pub(super) const KIND: StageKind = StageKind {
-    name: "prune",
-    result: "pruned",
-    parse: parse::<Prune>,
-};
+pub(super) const KIND: StageKind =
+    StageKind { name: "prune", result: "pruned", parse: parse::<Prune> };
 
 /// Structured pruning: what the scores say matters least goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -218,11 +215,7 @@ impl Prune {
                 return Err(BadField::new("ranking", format!("local, {say}"), "global"));
             }
             if protected > 0 {
-                return Err(BadField::new(
-                    "protect_first",
-                    format!("0, {say}"),
-                    protected,
-                ));
+                return Err(BadField::new("protect_first", format!("0, {say}"), protected));
             }
         }
         let spec = PruneSpec {
@@ -250,11 +243,7 @@ impl Prune {
             let found = both.into_iter().find(|width| width.name() == name);
             found.ok_or_else(|| BadField::new("widths", "ffn, kvgroup", name))
         };
-        let mut widths = self
-            .widths
-            .iter()
-            .map(named)
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut widths = self.widths.iter().map(named).collect::<Result<Vec<_>, _>>()?;
         if widths.is_empty() {
             return Err(BadField::new("widths", "ffn, kvgroup or both", "none"));
         }
@@ -276,16 +265,11 @@ impl Stage for Prune {
 
     fn needs(&self) -> Needs<'_> {
         let gradients = Score::named(&self.score).is_some_and(Score::needs_gradient);
-        Needs {
-            calibration: gradients.then_some(&self.calibration),
-            gradients,
-        }
+        Needs { calibration: gradients.then_some(&self.calibration), gradients }
     }
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
-        let spec = self
-            .spec(&model.config, &model.specs)
-            .map_err(BadField::in_recipe)?;
+        let spec = self.spec(&model.config, &model.specs).map_err(BadField::in_recipe)?;
         let mut outline = Outline {
             specs: left_specs(&spec.left, &model.specs),
             formats: Vec::new(),
@@ -295,9 +279,7 @@ impl Stage for Prune {
         let mut changes = HashMap::new();
         let mut dequantized = Vec::new();
         // A bias that some blocks only have is left in these only.
-        outline
-            .specs
-            .retain(|spec| model.find(&spec.name).is_some());
+        outline.specs.retain(|spec| model.find(&spec.name).is_some());
         for left in &outline.specs {
             let (whole, format) = model.find(&left.name).expect("these are left");
             let cut = cut_format(format, left.columns < whole.columns);
@@ -327,9 +309,7 @@ impl Stage for Prune {
             ));
         }
         let all = groups(&model.config, &model.specs).into_iter();
-        let chosen: Vec<_> = all
-            .filter(|group| spec.widths.contains(&group.width))
-            .collect();
+        let chosen: Vec<_> = all.filter(|group| spec.widths.contains(&group.width)).collect();
         let tokens = self.needs().calibration;
         let tokens = tokens.map(|tokens| (tokens.samples.max(1), tokens.length.max(2)));
         let memory = estimate(model, &[spec.score], &chosen, tokens, Compute::F32);
@@ -344,9 +324,7 @@ impl Stage for Prune {
 
     fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
         // The plan may have had to guess the sizes.
-        let spec = self
-            .spec(model.config(), model.specs())
-            .map_err(BadField::in_recipe)?;
+        let spec = self.spec(model.config(), model.specs()).map_err(BadField::in_recipe)?;
         let saved: Option<(usize, KeptChannels)> = context.saved(ROUNDS)?;
         let start = saved.unwrap_or_else(|| (0, KeptChannels::nothing(model.config())));
         let with = PruneContext {
@@ -355,9 +333,7 @@ impl Stage for Prune {
             seed: context.seed,
             budget: context.budget,
         };
-        let Context {
-            folder, progress, ..
-        } = context;
+        let Context { folder, progress, .. } = context;
         let kept = prune(
             model,
             start,

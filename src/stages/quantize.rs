@@ -115,11 +115,7 @@ impl Quantize {
             return Ok((self.bits.unwrap_or(natural), grid));
         };
         if let Some(bits) = self.bits {
-            return Err(BadField::new(
-                "bits",
-                format!("none beside type {name}"),
-                bits,
-            ));
+            return Err(BadField::new("bits", format!("none beside type {name}"), bits));
         }
         let row = match name.to_ascii_lowercase().as_str() {
             "q4_0" => weight_type("int4"),
@@ -185,9 +181,7 @@ struct Rule {
 impl Rule {
     fn applies(&self, spec: &TensorSpec) -> bool {
         let named = |patterns: &[glob::Pattern]| {
-            patterns
-                .iter()
-                .any(|pattern| pattern.matches(spec.module()))
+            patterns.iter().any(|pattern| pattern.matches(spec.module()))
         };
         let weight = matches!(spec.role, Role::Linear | Role::Head | Role::Embedding);
         weight && named(&self.include) && !named(&self.exclude)
@@ -222,9 +216,7 @@ impl Stage for Quantize {
         }
         if changes.is_empty() {
             let found = format!("{:?}, which match none", self.include);
-            return Err(
-                BadField::new("include", "patterns that match a weight", found).in_recipe(),
-            );
+            return Err(BadField::new("include", "patterns that match a weight", found).in_recipe());
         }
         Ok(Planned {
             outline,

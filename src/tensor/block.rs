@@ -12,9 +12,7 @@ use super::BLOCK;
 /// the bits below it are its first word as well.
 fn parts(bits: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut start = 0;
-    let held = [8, 4, 2, 1]
-        .into_iter()
-        .filter(move |part| bits & part != 0);
+    let held = [8, 4, 2, 1].into_iter().filter(move |part| bits & part != 0);
     held.map(move |part| {
         let first = start;
         start += part;

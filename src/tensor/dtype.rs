@@ -65,18 +65,18 @@ impl DType {
         let at = index * self.size();
         match self {
             DType::I64 => i64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes")) as f64,
-            DType::F32 => f64::from(f32::from_le_bytes(
-                bytes[at..at + 4].try_into().expect("4 bytes"),
-            )),
-            DType::U32 => f64::from(u32::from_le_bytes(
-                bytes[at..at + 4].try_into().expect("4 bytes"),
-            )),
-            DType::F16 => f64::from(f16::from_le_bytes(
-                bytes[at..at + 2].try_into().expect("2 bytes"),
-            )),
-            DType::Bf16 => f64::from(bf16::from_le_bytes(
-                bytes[at..at + 2].try_into().expect("2 bytes"),
-            )),
+            DType::F32 => {
+                f64::from(f32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes")))
+            }
+            DType::U32 => {
+                f64::from(u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes")))
+            }
+            DType::F16 => {
+                f64::from(f16::from_le_bytes(bytes[at..at + 2].try_into().expect("2 bytes")))
+            }
+            DType::Bf16 => {
+                f64::from(bf16::from_le_bytes(bytes[at..at + 2].try_into().expect("2 bytes")))
+            }
         }
     }
 

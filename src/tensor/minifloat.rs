@@ -12,22 +12,14 @@ pub fn decode(code: u32, exponent_bits: u32, mantissa_bits: u32) -> f32 {
     let value = if exponent_bits == 4 && magnitude == 0x7f {
         f32::NAN
     } else if exponent_bits == 5 && exponent == 31 {
-        if mantissa == 0 {
-            f32::INFINITY
-        } else {
-            f32::NAN
-        }
+        if mantissa == 0 { f32::INFINITY } else { f32::NAN }
     } else if exponent == 0 {
         mantissa as f32 * f32::powi(2.0, 1 - bias - mantissa_bits as i32)
     } else {
         let steps = (1u32 << mantissa_bits) + mantissa;
         steps as f32 * f32::powi(2.0, exponent as i32 - bias - mantissa_bits as i32)
     };
-    if code >> (exponent_bits + mantissa_bits) & 1 == 1 {
-        -value
-    } else {
-        value
-    }
+    if code >> (exponent_bits + mantissa_bits) & 1 == 1 { -value } else { value }
 }
 
 /// The code nearest to a value that is not negative; a tie goes to the even code, what is too large to the largest finite.

@@ -29,22 +29,12 @@ impl Packed {
     pub fn zeros(format: WeightFormat, rows: usize, columns: usize) -> Self {
         let codes = vec![0; rows * format.code_words_per_row(columns)];
         let scales = vec![0; rows * format.scale_words_per_row(columns)];
-        Self {
-            format,
-            rows,
-            columns,
-            codes,
-            scales,
-        }
+        Self { format, rows, columns, codes, scales }
     }
 
     /// f32 values, row-major, kept as they are.
     pub fn from_f32(values: &[f32], rows: usize, columns: usize) -> Self {
-        assert_eq!(
-            values.len(),
-            rows * columns,
-            "a matrix has rows * columns values"
-        );
+        assert_eq!(values.len(), rows * columns, "a matrix has rows * columns values");
         let mut packed = Self::zeros(WeightFormat::f32(), rows, columns);
         let words = packed.format.code_words_per_row(columns);
         for (row, line) in values.chunks_exact(columns.max(1)).enumerate() {
@@ -89,10 +79,7 @@ impl Packed {
     /// Stores a code at a place that holds zero bits.
     pub fn set_code(&mut self, row: usize, column: usize, code: u32) {
         let bits = self.format.ty.bits as usize;
-        debug_assert!(
-            bits == 32 || code < 1 << bits,
-            "code {code} does not fit {bits} bits"
-        );
+        debug_assert!(bits == 32 || code < 1 << bits, "code {code} does not fit {bits} bits");
         let start = row * self.format.code_words_per_row(self.columns);
         if bits > 8 {
             self.codes[start + column * bits / 32] |= code << (column * bits % 32);
@@ -108,10 +95,9 @@ impl Packed {
         let line = row * self.format.scale_words_per_row(self.columns);
         match self.format.ty.scale {
             Scale::None => (0, 0),
-            Scale::Symmetric | Scale::Level => (
-                (self.scales[line + group / 2] >> (16 * (group % 2))) as u16,
-                0,
-            ),
+            Scale::Symmetric | Scale::Level => {
+                ((self.scales[line + group / 2] >> (16 * (group % 2))) as u16, 0)
+            }
             Scale::ZeroPoint | Scale::Offset => {
                 let word = self.scales[line + group];
                 (word as u16, (word >> 16) as u16)
@@ -139,11 +125,7 @@ impl Packed {
 
     /// Stores the f32 scale at the start of a row of [`Scale::TwoLevel`].
     pub fn set_row_scale(&mut self, row: usize, scale: f32) {
-        assert_eq!(
-            self.format.ty.scale,
-            Scale::TwoLevel,
-            "only these rows have one"
-        );
+        assert_eq!(self.format.ty.scale, Scale::TwoLevel, "only these rows have one");
         let line = row * self.format.scale_words_per_row(self.columns);
         self.scales[line] = scale.to_bits();
     }
@@ -242,10 +224,7 @@ impl Packed {
         let in_row = |row: usize| {
             if let Some(masks) = exponent {
                 let all_set = |word: &u32| masks.iter().any(|mask| word & mask == *mask);
-                if !self.codes[row * words..(row + 1) * words]
-                    .iter()
-                    .any(all_set)
-                {
+                if !self.codes[row * words..(row + 1) * words].iter().any(all_set) {
                     return None;
                 }
             }
@@ -292,11 +271,7 @@ impl Packed {
             self.format.scale_words_per_row(self.columns),
         );
         let pick = |words: &[u32], width: usize| {
-            order
-                .iter()
-                .flat_map(|&r| &words[r * width..(r + 1) * width])
-                .copied()
-                .collect()
+            order.iter().flat_map(|&r| &words[r * width..(r + 1) * width]).copied().collect()
         };
         Packed {
             format: self.format,

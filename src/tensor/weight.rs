@@ -195,13 +195,7 @@ const AFFINE: [[WeightType; 3]; 8] = [
 
 /// A type whose codes are levels, not integers.
 const fn leveled(name: &'static str, bits: u32, scale: Scale, levels: Levels) -> WeightType {
-    WeightType {
-        name,
-        bits,
-        scale,
-        fragment: "weight_levels",
-        levels,
-    }
+    WeightType { name, bits, scale, fragment: "weight_levels", levels }
 }
 
 const fn float(exponent: u32, mantissa: u32) -> Levels {
@@ -275,12 +269,7 @@ pub fn codebook(entries: &[f32]) -> Result<&'static WeightType, String> {
     if entries.iter().all(|entry| *entry == 0.0) {
         return Err("no entry but 0".into());
     }
-    let bits = |entries: &[f32]| {
-        entries
-            .iter()
-            .map(|entry| entry.to_bits())
-            .collect::<Vec<_>>()
-    };
+    let bits = |entries: &[f32]| entries.iter().map(|entry| entry.to_bits()).collect::<Vec<_>>();
     let wanted = bits(entries);
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let same =
@@ -296,12 +285,8 @@ pub fn codebook(entries: &[f32]) -> Result<&'static WeightType, String> {
     });
     let name = format!("codebook{}-{hash:016x}", entries.len());
     let table: &'static [f32] = Vec::leak(entries.to_vec());
-    let ty: &'static WeightType = Box::leak(Box::new(leveled(
-        String::leak(name),
-        width,
-        Scale::Level,
-        Levels::Table(table),
-    )));
+    let ty: &'static WeightType =
+        Box::leak(Box::new(leveled(String::leak(name), width, Scale::Level, Levels::Table(table))));
     known.push(ty);
     Ok(ty)
 }
@@ -318,26 +303,17 @@ pub struct WeightFormat {
 impl WeightFormat {
     /// f32, one word per code.
     pub fn f32() -> Self {
-        Self {
-            ty: WEIGHT_TYPES[0],
-            group_size: WHOLE_ROW,
-        }
+        Self { ty: WEIGHT_TYPES[0], group_size: WHOLE_ROW }
     }
 
     /// f16.
     pub fn f16() -> Self {
-        Self {
-            ty: WEIGHT_TYPES[1],
-            group_size: WHOLE_ROW,
-        }
+        Self { ty: WEIGHT_TYPES[1], group_size: WHOLE_ROW }
     }
 
     /// bf16.
     pub fn bf16() -> Self {
-        Self {
-            ty: WEIGHT_TYPES[2],
-            group_size: WHOLE_ROW,
-        }
+        Self { ty: WEIGHT_TYPES[2], group_size: WHOLE_ROW }
     }
 
     /// Affine codes of `bits` bits (1 to 8), `None` for other widths or a scale kind that affine codes do not have.
@@ -351,20 +327,12 @@ impl WeightFormat {
 
     /// Columns per group in a row of `columns`.
     pub fn group_columns(self, columns: usize) -> usize {
-        if self.group_size == WHOLE_ROW {
-            columns.max(1)
-        } else {
-            self.group_size as usize
-        }
+        if self.group_size == WHOLE_ROW { columns.max(1) } else { self.group_size as usize }
     }
 
     /// Groups in a row; the last one may be shorter. 0 for types without scales.
     pub fn groups_per_row(self, columns: usize) -> usize {
-        if self.ty.has_scales() {
-            columns.div_ceil(self.group_columns(columns))
-        } else {
-            0
-        }
+        if self.ty.has_scales() { columns.div_ceil(self.group_columns(columns)) } else { 0 }
     }
 
     /// Words of codes in a row, padded to whole blocks.

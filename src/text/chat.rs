@@ -33,12 +33,7 @@ impl Tokenizer {
     ) -> Result<String> {
         let refuse = |found: String| bad_key(&self.path, KEY, "a template that renders", found);
         let Some(source) = &self.chat_template else {
-            return Err(bad_key(
-                &self.path,
-                KEY,
-                "a chat template",
-                "none in this model",
-            ));
+            return Err(bad_key(&self.path, KEY, "a chat template", "none in this model"));
         };
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(refuse(format!("{} bytes", source.len())));
@@ -51,9 +46,7 @@ impl Tokenizer {
             list.push(minijinja::context! { role => role, content => content });
         }
         let environment = environment().map_err(|e| self.template_error(e))?;
-        let template = environment
-            .template_from_str(source)
-            .map_err(|e| self.template_error(e))?;
+        let template = environment.template_from_str(source).map_err(|e| self.template_error(e))?;
         let token = |id: Option<u32>| id.and_then(|id| self.token(id)).unwrap_or_default();
         let context = minijinja::context! {
             messages => list,
@@ -65,13 +58,8 @@ impl Tokenizer {
             tools => (),
             documents => (),
         };
-        let mut out = Bounded {
-            bytes: Vec::new(),
-            left: 8 * size + MAX_EXTRA_BYTES,
-        };
-        template
-            .render_captured_to(context, &mut out)
-            .map_err(|e| self.template_error(e))?;
+        let mut out = Bounded { bytes: Vec::new(), left: 8 * size + MAX_EXTRA_BYTES };
+        template.render_captured_to(context, &mut out).map_err(|e| self.template_error(e))?;
         String::from_utf8(out.bytes).map_err(|e| refuse(e.to_string()))
     }
 
@@ -83,10 +71,7 @@ impl Tokenizer {
 fn environment() -> Result<Environment<'static>, JinjaError> {
     let mut environment = Environment::new();
     // As transformers compiles them: the newline after a block and the indentation before it are not text.
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()?;
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
     environment.set_syntax(syntax);
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(RECURSION);

@@ -50,9 +50,7 @@ impl Tokenizer {
         });
         let length = vocab.tokens.len();
         let engine = load_engine(path, document, Some((vocab.ids, engine.merges)))?;
-        let kept = metadata
-            .iter()
-            .filter(|(key, _)| key.starts_with("tokenizer."));
+        let kept = metadata.iter().filter(|(key, _)| key.starts_with("tokenizer."));
         let origin = Origin::Gguf(kept.cloned().collect());
         let mut made = assemble(path, engine, specials, origin);
         made.vocab_size = length;
@@ -79,19 +77,14 @@ fn byte_level(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Parts, Specials)> {
         pre_tokenizer: pre.definition(),
         decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
     };
-    let defaults = Specials {
-        add_bos: pre.adds_bos(),
-        ..Specials::default()
-    };
+    let defaults = Specials { add_bos: pre.adds_bos(), ..Specials::default() };
     Ok((parts, defaults))
 }
 
 /// A `llama` vocabulary, and the special tokens that llama.cpp gives it where the file names none.
 fn sentencepiece(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Parts, Specials)> {
     let present = |id: u32| Some(id).filter(|&id| (id as usize) < vocab.tokens.len());
-    let prefix = keys
-        .flag("tokenizer.ggml.add_space_prefix")?
-        .unwrap_or(true);
+    let prefix = keys.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let named = keys.id("tokenizer.ggml.unknown_token_id", vocab)?;
     let unknown = named.or(present(0));
     let unknown = unknown.map(|id| vocab.tokens[id as usize].as_ref());
@@ -132,8 +125,7 @@ impl<'a> Keys<'a> {
             return Ok(None);
         };
         let text = value.as_str();
-        text.map(Some)
-            .ok_or_else(|| bad_key(self.path, key, "a string", "another type"))
+        text.map(Some).ok_or_else(|| bad_key(self.path, key, "a string", "another type"))
     }
 
     fn flag(&self, key: &str) -> Result<Option<bool>> {
@@ -141,14 +133,11 @@ impl<'a> Keys<'a> {
             return Ok(None);
         };
         let flag = value.as_bool();
-        flag.map(Some)
-            .ok_or_else(|| bad_key(self.path, key, "true or false", "another type"))
+        flag.map(Some).ok_or_else(|| bad_key(self.path, key, "true or false", "another type"))
     }
 
     fn strings(&self, key: &str) -> Result<&'a [String]> {
-        let value = self
-            .get(key)
-            .ok_or_else(|| self.missing(key, "a list of strings"))?;
+        let value = self.get(key).ok_or_else(|| self.missing(key, "a list of strings"))?;
         value
             .as_strings()
             .ok_or_else(|| bad_key(self.path, key, "a list of strings", "another type"))
@@ -175,12 +164,7 @@ impl<'a> Keys<'a> {
             return Ok(());
         }
         let expected = format!("one entry for each of {tokens} tokens");
-        Err(bad_key(
-            self.path,
-            key,
-            expected,
-            format!("{length} entries"),
-        ))
+        Err(bad_key(self.path, key, expected, format!("{length} entries")))
     }
 }
 
@@ -252,9 +236,7 @@ fn listed_merges(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<Merges> {
     for (rank, merge) in keys.strings(key)?.iter().enumerate() {
         // The first character belongs to the left part even if it is a space.
         let after_first = merge.chars().next().map_or(0, char::len_utf8);
-        let parts = merge[after_first..]
-            .find(' ')
-            .map(|at| merge.split_at(after_first + at));
+        let parts = merge[after_first..].find(' ').map(|at| merge.split_at(after_first + at));
         let (left, right) = parts.map_or((merge.as_str(), ""), |(l, r)| (l, &r[1..]));
         if right.is_empty() || !makes_token(&vocab.ids, left, right, "", &mut whole) {
             let found = format!("`{merge}` at {rank}");
@@ -287,10 +269,7 @@ fn scored_merges(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<Merges> {
         return Err(bad_key(keys.path, "tokenizer.ggml.tokens", expected, found));
     }
     let merges = spm::merges_from_scores(&tokens, &vocab.ids, scores, &normal);
-    Ok(merges
-        .into_iter()
-        .map(|(l, r)| (l.into(), r.into()))
-        .collect())
+    Ok(merges.into_iter().map(|(l, r)| (l.into(), r.into())).collect())
 }
 
 /// The `model` of a `tokenizer.json` but for its vocabulary and merges. Only SentencePiece vocabularies name an unknown token:

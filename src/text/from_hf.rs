@@ -34,10 +34,7 @@ impl Tokenizer {
     pub fn from_hf(path: &Path, files: HfFiles<'_>) -> Result<Self> {
         let mut document = parse(path, "tokenizer.json", Some(files.tokenizer_json))?;
         let bpe = take_bpe(path, &mut document)?;
-        if document["model"]["dropout"]
-            .as_f64()
-            .is_some_and(|p| p != 0.0)
-        {
+        if document["model"]["dropout"].as_f64().is_some_and(|p| p != 0.0) {
             let why = "the same text would get other ids each time";
             return Err(unsupported(path, "tokenizer.json with BPE dropout", why));
         }
@@ -63,9 +60,7 @@ impl Tokenizer {
             ("generation_config.json", files.generation_config),
             ("chat_template.jinja", files.chat_template_jinja),
         ];
-        let kept = kept
-            .into_iter()
-            .filter_map(|(name, bytes)| Some((name, bytes?.to_vec())));
+        let kept = kept.into_iter().filter_map(|(name, bytes)| Some((name, bytes?.to_vec())));
         let origin = Origin::Hf(kept.collect());
         Ok(assemble(path, engine, specials, origin))
     }
@@ -88,10 +83,7 @@ fn take_bpe(path: &Path, document: &mut Json) -> Result<Option<(Vocab, Merges)>>
     if other || !model["vocab"].is_object() || !model["merges"].is_array() {
         return Ok(None);
     }
-    let prefix = model["continuing_subword_prefix"]
-        .as_str()
-        .unwrap_or("")
-        .to_string();
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or("").to_string();
     let (entries, list) = (model["vocab"].take(), model["merges"].take());
     let (Json::Object(entries), Json::Array(list)) = (entries, list) else {
         return Ok(None);
@@ -100,12 +92,7 @@ fn take_bpe(path: &Path, document: &mut Json) -> Result<Option<(Vocab, Merges)>>
     for (token, id) in entries {
         let found = id.as_u64().and_then(|id| u32::try_from(id).ok());
         let id = found.ok_or_else(|| {
-            malformed(
-                path,
-                "tokenizer.json: vocab",
-                "a token id",
-                format!("{id} of `{token}`"),
-            )
+            malformed(path, "tokenizer.json: vocab", "a token id", format!("{id} of `{token}`"))
         })?;
         vocab.insert(token, id);
     }
@@ -117,12 +104,7 @@ fn take_bpe(path: &Path, document: &mut Json) -> Result<Option<(Vocab, Merges)>>
             }
             _ => {
                 let what = format!("tokenizer.json: merge {rank}");
-                return Err(malformed(
-                    path,
-                    &what,
-                    "two tokens that make a token",
-                    merge,
-                ));
+                return Err(malformed(path, &what, "two tokens that make a token", merge));
             }
         }
     }
@@ -178,15 +160,7 @@ impl Reader<'_> {
         };
         let unk = self.token("unk_token")?;
         let chat_template = self.chat_template()?;
-        Ok(Specials {
-            bos,
-            eos,
-            main_eos,
-            unk,
-            pad,
-            add_bos,
-            chat_template,
-        })
+        Ok(Specials { bos, eos, main_eos, unk, pad, add_bos, chat_template })
     }
 
     /// A special token by its role, given as text or as an object with `content`.
@@ -266,12 +240,7 @@ impl Reader<'_> {
             Json::Array(_) => Ok(None),
             _ => {
                 let key = "tokenizer_config.json: chat_template";
-                Err(bad_key(
-                    self.path,
-                    key,
-                    "a template or a list of named ones",
-                    "another type",
-                ))
+                Err(bad_key(self.path, key, "a template or a list of named ones", "another type"))
             }
         }
     }

@@ -221,18 +221,14 @@ fn load_engine(
         let mut model = builder.build().map_err(|e| fails(&e))?;
         model.dropout = settings.dropout;
         model.unk_token.clone_from(&settings.unk_token);
-        model
-            .end_of_word_suffix
-            .clone_from(&settings.end_of_word_suffix);
+        model.end_of_word_suffix.clone_from(&settings.end_of_word_suffix);
         model.fuse_unk = settings.fuse_unk;
         model.byte_fallback = settings.byte_fallback;
         model.ignore_merges = settings.ignore_merges;
         inner.with_model(model);
         let added: Option<Vec<tokenizers::AddedToken>> =
             serde_json::from_value(added).map_err(|e| fails(&e))?;
-        inner
-            .add_tokens(added.unwrap_or_default())
-            .map_err(|e| fails(&e))?;
+        inner.add_tokens(added.unwrap_or_default()).map_err(|e| fails(&e))?;
     }
     // Truncation would silently shorten evaluation texts, padding would lengthen them.
     inner.with_truncation(None).map_err(|e| fails(&e))?;
@@ -249,9 +245,7 @@ fn makes_token(vocab: &Vocab, left: &str, right: &str, prefix: &str, whole: &mut
     whole.clear();
     whole.push_str(left);
     whole.push_str(tail);
-    [left, right, whole]
-        .iter()
-        .all(|part| vocab.contains_key(*part))
+    [left, right, whole].iter().all(|part| vocab.contains_key(*part))
 }
 
 fn malformed(path: &Path, what: &str, expected: &str, found: impl std::fmt::Display) -> Error {
@@ -279,24 +273,13 @@ fn bad_key(
 }
 
 fn unsupported(path: &Path, what: impl Into<String>, why: impl Into<String>) -> Error {
-    Error::Unsupported {
-        path: path.to_path_buf(),
-        what: what.into(),
-        why: why.into(),
-    }
+    Error::Unsupported { path: path.to_path_buf(), what: what.into(), why: why.into() }
 }
 
 /// Error messages are one line and of bounded length, whatever a hostile file puts into them.
 fn one_line(text: impl std::fmt::Display) -> String {
     let text = text.to_string();
-    let line: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(300)
-        .collect();
-    if line.len() < text.len() {
-        format!("{line}…")
-    } else {
-        line
-    }
+    let line: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
+    if line.len() < text.len() { format!("{line}…") } else { line }
 }

@@ -31,14 +31,8 @@ const DEFAULT: [&str; 4] = [
 
 impl Pre {
     /// Every kind, in the order in which messages list them.
-    const ALL: [Pre; 6] = [
-        Pre::Gpt2,
-        Pre::Smollm,
-        Pre::LlamaBpe,
-        Pre::Qwen2,
-        Pre::Tekken,
-        Pre::Default,
-    ];
+    const ALL: [Pre; 6] =
+        [Pre::Gpt2, Pre::Smollm, Pre::LlamaBpe, Pre::Qwen2, Pre::Tekken, Pre::Default];
 
     /// The kind that `tokenizer.ggml.pre` names. llama.cpp takes a missing key for `default`, and so does this.
     pub fn from_name(path: &Path, name: Option<&str>) -> Result<Pre> {
@@ -120,9 +114,7 @@ impl Pre {
         if simplify(&document["normalizer"]) != simplify(&kind.normalizer()) {
             return Err(format!("its normalizer is not that of `{}`", kind.name()));
         }
-        let ignores = document["model"]["ignore_merges"]
-            .as_bool()
-            .unwrap_or(false);
+        let ignores = document["model"]["ignore_merges"].as_bool().unwrap_or(false);
         if ignores != kind.ignore_merges() {
             return Err(format!(
                 "ignore_merges is {ignores}, which `{}` does not express",

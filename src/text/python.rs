@@ -19,18 +19,10 @@ pub(super) fn method(
 
 fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
     let first = args.first().filter(|arg| !arg.is_none());
-    let set: Vec<char> = first
-        .and_then(Value::as_str)
-        .unwrap_or("")
-        .chars()
-        .collect();
+    let set: Vec<char> = first.and_then(Value::as_str).unwrap_or("").chars().collect();
     // Without an argument Python strips white space, with one it strips any of its characters.
     let strips = |c: char| {
-        if first.is_none() {
-            c.is_whitespace()
-        } else {
-            set.contains(&c)
-        }
+        if first.is_none() { c.is_whitespace() } else { set.contains(&c) }
     };
     Ok(match name {
         "strip" => text.trim_matches(strips).into(),
@@ -56,9 +48,7 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Value, Error>
         "split" => split(text, first, times(args.get(1))?)?,
         "splitlines" => text.lines().map(Value::from).collect(),
         "join" => {
-            let items = args
-                .first()
-                .ok_or(Error::from(ErrorKind::MissingArgument))?;
+            let items = args.first().ok_or(Error::from(ErrorKind::MissingArgument))?;
             let items: Vec<String> = items.try_iter()?.map(|item| item.to_string()).collect();
             items.join(text).into()
         }
@@ -72,20 +62,15 @@ fn map_method(map: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     let keys = map.try_iter()?;
     match name {
         "keys" => Ok(keys.collect()),
-        "values" => keys
-            .map(|key| map.get_item(&key))
-            .collect::<Result<Vec<_>, _>>()
-            .map(Value::from),
+        "values" => {
+            keys.map(|key| map.get_item(&key)).collect::<Result<Vec<_>, _>>().map(Value::from)
+        }
         "items" => {
             let pair = |key: Value| Ok(Value::from(vec![key.clone(), map.get_item(&key)?]));
-            keys.map(pair)
-                .collect::<Result<Vec<_>, Error>>()
-                .map(Value::from)
+            keys.map(pair).collect::<Result<Vec<_>, Error>>().map(Value::from)
         }
         "get" => {
-            let key = args
-                .first()
-                .ok_or(Error::from(ErrorKind::MissingArgument))?;
+            let key = args.first().ok_or(Error::from(ErrorKind::MissingArgument))?;
             let found = map.get_item(key)?;
             let default = args.get(1).cloned().unwrap_or(Value::from(()));
             Ok(if found.is_undefined() { default } else { found })
@@ -95,9 +80,7 @@ fn map_method(map: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
 }
 
 fn argument(args: &[Value], at: usize) -> Result<&str, Error> {
-    let arg = args
-        .get(at)
-        .ok_or(Error::from(ErrorKind::MissingArgument))?;
+    let arg = args.get(at).ok_or(Error::from(ErrorKind::MissingArgument))?;
     arg.as_str()
         .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "expected a string argument"))
 }
@@ -113,22 +96,16 @@ fn times(arg: Option<&Value>) -> Result<Option<usize>, Error> {
 
 /// `startswith` and `endswith` take one affix or a tuple of them.
 fn any_affix(args: &[Value], test: impl Fn(&str) -> bool) -> Result<bool, Error> {
-    let list = args
-        .first()
-        .ok_or(Error::from(ErrorKind::MissingArgument))?;
+    let list = args.first().ok_or(Error::from(ErrorKind::MissingArgument))?;
     if let Some(affix) = list.as_str() {
         return Ok(test(affix));
     }
-    Ok(list
-        .try_iter()?
-        .any(|affix| affix.as_str().is_some_and(&test)))
+    Ok(list.try_iter()?.any(|affix| affix.as_str().is_some_and(&test)))
 }
 
 /// The position in characters, -1 where there is none.
 fn find(text: &str, part: &str) -> i64 {
-    text.find(part)
-        .and_then(|at| i64::try_from(text[..at].chars().count()).ok())
-        .unwrap_or(-1)
+    text.find(part).and_then(|at| i64::try_from(text[..at].chars().count()).ok()).unwrap_or(-1)
 }
 
 fn split(text: &str, separator: Option<&Value>, limit: Option<usize>) -> Result<Value, Error> {
@@ -139,9 +116,7 @@ fn split(text: &str, separator: Option<&Value>, limit: Option<usize>) -> Result<
         let mut parts = Vec::new();
         let mut rest = text.trim_start();
         while !rest.is_empty() {
-            let end = rest
-                .find(char::is_whitespace)
-                .filter(|_| parts.len() < limit);
+            let end = rest.find(char::is_whitespace).filter(|_| parts.len() < limit);
             let (part, tail) = rest.split_at(end.unwrap_or(rest.len()));
             parts.push(Value::from(part));
             rest = tail.trim_start();
@@ -158,11 +133,7 @@ fn split(text: &str, separator: Option<&Value>, limit: Option<usize>) -> Result<
 
 fn capitalize(text: &str) -> String {
     let mut chars = text.chars();
-    let head: String = chars
-        .next()
-        .into_iter()
-        .flat_map(char::to_uppercase)
-        .collect();
+    let head: String = chars.next().into_iter().flat_map(char::to_uppercase).collect();
     head + &chars.as_str().to_lowercase()
 }
 
@@ -202,10 +173,7 @@ fn write_json(
     out: &mut String,
 ) -> Result<(), Error> {
     if depth > MAX_JSON_DEPTH {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "value too deep for tojson",
-        ));
+        return Err(Error::new(ErrorKind::InvalidOperation, "value too deep for tojson"));
     }
     match value.kind() {
         ValueKind::None | ValueKind::Undefined => out.push_str("null"),

@@ -48,10 +48,7 @@ pub(super) fn scores_from_merges(
     normal: &[bool],
     merges: &[(&str, &str)],
 ) -> Result<Vec<f32>, String> {
-    let ids: Vocab = (0..)
-        .zip(tokens)
-        .map(|(id, token)| (token.to_string(), id))
-        .collect();
+    let ids: Vocab = (0..).zip(tokens).map(|(id, token)| (token.to_string(), id)).collect();
     let mut place: HashMap<usize, usize> = HashMap::new();
     let mut last = None;
     for (left, right) in merges {
@@ -60,25 +57,18 @@ pub(super) fn scores_from_merges(
         };
         let id = id as usize;
         let next = place.len();
-        if place
-            .insert(id, place.get(&id).copied().unwrap_or(next))
-            .is_some()
-            && last != Some(id)
-        {
+        if place.insert(id, place.get(&id).copied().unwrap_or(next)).is_some() && last != Some(id) {
             return Err(format!("merges that make `{}` stand apart", tokens[id]));
         }
         last = Some(id);
     }
     let lowest = place.len();
-    let scores: Vec<f32> = (0..tokens.len())
-        .map(|id| -(place.get(&id).copied().unwrap_or(lowest) as f32))
-        .collect();
+    let scores: Vec<f32> =
+        (0..tokens.len()).map(|id| -(place.get(&id).copied().unwrap_or(lowest) as f32)).collect();
     let implied = merges_from_scores(tokens, &ids, &scores, normal);
     let listed: HashSet<_> = merges.iter().copied().collect();
     match implied.iter().find(|pair| !listed.contains(*pair)) {
-        Some((left, right)) => Err(format!(
-            "scores would also allow the merge `{left} {right}`"
-        )),
+        Some((left, right)) => Err(format!("scores would also allow the merge `{left} {right}`")),
         None if implied.len() < listed.len() => Err("it merges tokens that are not plain".into()),
         None => Ok(scores),
     }

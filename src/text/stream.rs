@@ -18,12 +18,7 @@ pub struct DecodeStream<'a> {
 
 impl<'a> DecodeStream<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
-        DecodeStream {
-            tokenizer,
-            skip_special,
-            window: Vec::new(),
-            yielded: 0,
-        }
+        DecodeStream { tokenizer, skip_special, window: Vec::new(), yielded: 0 }
     }
 
     /// Takes the next token and returns the text that is now complete, often one word, sometimes nothing.
@@ -55,9 +50,7 @@ impl<'a> DecodeStream<'a> {
 
     /// The text of the window, and how many of its bytes were yielded.
     fn pending(&self) -> Result<(String, usize)> {
-        let context = self
-            .tokenizer
-            .decode(&self.window[..self.yielded], self.skip_special)?;
+        let context = self.tokenizer.decode(&self.window[..self.yielded], self.skip_special)?;
         let text = self.tokenizer.decode(&self.window, self.skip_special)?;
         Ok((text, context.len()))
     }

@@ -49,12 +49,8 @@ impl Tokenizer {
         if model["type"].as_str() != Some("BPE") {
             return Err(refuse(format!("its model is {}, not BPE", model["type"])));
         }
-        let merges: Vec<(&str, &str)> = model["merges"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(split_merge)
-            .collect();
+        let merges: Vec<(&str, &str)> =
+            model["merges"].as_array().into_iter().flatten().filter_map(split_merge).collect();
         let sentencepiece = model["byte_fallback"].as_bool() == Some(true);
         let list = self.token_list(vocab_size, sentencepiece);
         if sentencepiece {
@@ -118,16 +114,9 @@ impl Tokenizer {
 
     fn scores(&self, list: &TokenList, merges: &[(&str, &str)]) -> Result<Vec<f32>, String> {
         let tokens: Vec<&str> = list.tokens.iter().map(String::as_str).collect();
-        let normal: Vec<bool> = list
-            .types
-            .iter()
-            .map(|&t| t == token_type::NORMAL)
-            .collect();
+        let normal: Vec<bool> = list.types.iter().map(|&t| t == token_type::NORMAL).collect();
         if (0..tokens.len()).any(|id| normal[id] && tokens[id].len() > spm::MAX_TOKEN_BYTES) {
-            return Err(format!(
-                "a token is longer than {} bytes",
-                spm::MAX_TOKEN_BYTES
-            ));
+            return Err(format!("a token is longer than {} bytes", spm::MAX_TOKEN_BYTES));
         }
         // Gemma's document has merges that make runs of blanks. As tokens of a GGUF these are cut out before merging.
         let added = self.inner.get_added_tokens_decoder();
@@ -138,9 +127,7 @@ impl Tokenizer {
             .copied()
             .filter(|(left, right)| {
                 let whole = format!("{left}{right}");
-                ![*left, *right, &whole]
-                    .iter()
-                    .any(|part| cut.contains(part))
+                ![*left, *right, &whole].iter().any(|part| cut.contains(part))
             })
             .collect();
         let mut scores = spm::scores_from_merges(&tokens, &normal, &merges)?;
@@ -161,11 +148,7 @@ impl Tokenizer {
         let (mut eot, mut eom) = (None, None);
         for &id in self.eos.iter().filter(|&&id| Some(id) != self.main_eos) {
             let message_end = self.token(id).as_deref() == Some("<|eom_id|>");
-            let slot = if message_end || eot.is_some() {
-                &mut eom
-            } else {
-                &mut eot
-            };
+            let slot = if message_end || eot.is_some() { &mut eom } else { &mut eot };
             slot.get_or_insert(id);
         }
         let ids = [
@@ -224,9 +207,7 @@ impl TokenList {
 }
 
 fn is_byte(token: &str) -> bool {
-    let digits = token
-        .strip_prefix("<0x")
-        .and_then(|rest| rest.strip_suffix('>'));
+    let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     digits.is_some_and(|d| d.len() == 2 && d.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
@@ -235,10 +216,7 @@ fn is_byte(token: &str) -> bool {
 fn space_prefix(document: &Json) -> Result<bool, String> {
     let mut steps: Vec<&Json> = match document["normalizer"]["normalizers"].as_array() {
         Some(list) => list.iter().collect(),
-        None => Some(&document["normalizer"])
-            .filter(|n| !n.is_null())
-            .into_iter()
-            .collect(),
+        None => Some(&document["normalizer"]).filter(|n| !n.is_null()).into_iter().collect(),
     };
     let prepends = |step: &Json| step["type"] == "Prepend" && step["prepend"] == "▁";
     let prefix = steps.first().is_some_and(|step| prepends(step));

@@ -105,14 +105,7 @@ impl<'a> Walk<'a> {
                 caches.push((count, cache));
             }
         }
-        Ok(Self {
-            source,
-            pass,
-            streams,
-            caches,
-            length,
-            layer: 0,
-        })
+        Ok(Self { source, pass, streams, caches, length, layer: 0 })
     }
 
     /// The next block, with its weights on the device; `None` after the last.
@@ -121,11 +114,7 @@ impl<'a> Walk<'a> {
         if self.layer == self.source.config().layers() {
             return Ok(None);
         }
-        Ok(Some(Step {
-            parent: self.source.block(self.layer)?,
-            replaced: None,
-            walk: self,
-        }))
+        Ok(Some(Step { parent: self.source.block(self.layer)?, replaced: None, walk: self }))
     }
 
     /// The streams, one a microbatch: what the next block reads.
@@ -145,17 +134,9 @@ fn part(pass: &Pass<'_>, all: &Tensor, first: usize, count: usize) -> Result<Ten
     if count == all.shape()[0] {
         return Ok(all.clone());
     }
-    let part = pass
-        .device
-        .allocate(DType::F32, &[count, width], "a microbatch")?;
+    let part = pass.device.allocate(DType::F32, &[count, width], "a microbatch")?;
     let pairs: Vec<_> = (0..count as u32).map(|t| (first as u32 + t, t)).collect();
-    rows(
-        pass.device,
-        all,
-        &part,
-        width,
-        &Rows::upload(pass.device, &pairs)?,
-    )?;
+    rows(pass.device, all, &part, width, &Rows::upload(pass.device, &pairs)?)?;
     Ok(part)
 }
 

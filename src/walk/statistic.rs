@@ -135,10 +135,7 @@ impl Observer for Statistics<'_> {
             Ok(device.read(&result)?.to_f32())
         };
         let dots = of_rows(Form::Product, before, Some(after))?;
-        let (a, b) = (
-            of_rows(Form::L2, before, None)?,
-            of_rows(Form::L2, after, None)?,
-        );
+        let (a, b) = (of_rows(Form::L2, before, None)?, of_rows(Form::L2, after, None)?);
         for ((dot, a), b) in dots.into_iter().zip(a).zip(b) {
             let norms = (f64::from(a) * f64::from(b)).sqrt();
             self.cosines += f64::from(dot) / norms.max(f64::MIN_POSITIVE);

@@ -23,10 +23,7 @@ impl World {
         std::fs::create_dir(world.path("m"))?;
         for entry in std::fs::read_dir(assets)? {
             let from = entry?.path();
-            std::fs::copy(
-                &from,
-                world.path("m").join(from.file_name().unwrap_or_default()),
-            )?;
+            std::fs::copy(&from, world.path("m").join(from.file_name().unwrap_or_default()))?;
         }
         Ok(world)
     }
@@ -79,10 +76,7 @@ fn models() -> Result<(), Failed> {
     std::fs::create_dir(world.path("empty"))?;
     world.refuses_model("empty", "empty/config.json & cannot read")?;
     world.refuses_model("embedded:nobody", "embedded:nobody & embedded:tiny-llama")?;
-    world.refuses_model(
-        "embedded:tiny-mixtral",
-        "embedded:tiny-mixtral & not supported",
-    )?;
+    world.refuses_model("embedded:tiny-mixtral", "embedded:tiny-mixtral & not supported")?;
     world.refuses_model("hub:some/body", "hub:some/body & not supported")?;
     world.refuses_model("m/tokenizer.json", "m/tokenizer.json & GGUF & byte 0")?;
     #[cfg(unix)]
@@ -116,9 +110,7 @@ fn safetensors() -> Result<(), Failed> {
         ("model.norm.weight", 0xfc00, "-inf"),
         ("model.embed_tokens.weight", 0x7c00, "inf"),
     ] {
-        let start = header[name]["data_offsets"][0]
-            .as_u64()
-            .ok_or("no offset")? as usize;
+        let start = header[name]["data_offsets"][0].as_u64().ok_or("no offset")? as usize;
         let place = 8 + length + start + 2 * 5;
         std::fs::write(world.path("m/model.safetensors"), &whole)?;
         world.edit("m/model.safetensors", |bytes| {
@@ -150,10 +142,7 @@ fn gguf() -> Result<(), Failed> {
     for (key, value) in [
         ("llama.rope.dimension_count", 8u32.to_le_bytes()),
         ("llama.rope.freq_base", (-1.0f32).to_le_bytes()),
-        (
-            "llama.attention.layer_norm_rms_epsilon",
-            f32::NAN.to_le_bytes(),
-        ),
+        ("llama.attention.layer_norm_rms_epsilon", f32::NAN.to_le_bytes()),
     ] {
         std::fs::write(world.path("m.gguf"), &whole)?;
         world.edit("m.gguf", |bytes| {
@@ -208,11 +197,7 @@ fn tokenizer() -> Result<(), Failed> {
         world.refuses(command, 2, "m/tokenizer.json & cannot read")?;
     }
     world.refuses("export m --format gguf --out e.gguf", 2, "m & tokenizer")?;
-    world.refuses(
-        &format!("generate {TINY} --prompt x --chat"),
-        2,
-        "chat_template",
-    )
+    world.refuses(&format!("generate {TINY} --prompt x --chat"), 2, "chat_template")
 }
 
 fn recipes() -> Result<(), Failed> {
@@ -236,14 +221,9 @@ fn recipes() -> Result<(), Failed> {
         embedded:heldout-2026 => no.txt => no.txt & cannot read
     "#;
     for (from, change) in rows(table) {
-        let (to, said) = change
-            .split_once(" => ")
-            .ok_or("a text instead, and what is said")?;
+        let (to, said) = change.split_once(" => ").ok_or("a text instead, and what is said")?;
         assert!(good.contains(from), "no {from} in {good}");
-        std::fs::write(
-            world.path("r.toml"),
-            good.replace(from, &to.replace("\\n", "\n")),
-        )?;
+        std::fs::write(world.path("r.toml"), good.replace(from, &to.replace("\\n", "\n")))?;
         world.refuses("compress r.toml --out new/q", 2, said)?;
     }
     std::fs::write(world.path("r.toml"), [255, 254])?;
@@ -296,14 +276,9 @@ fn arguments() -> Result<(), Failed> {
         world.refuses(arguments, 2, said)?;
     }
     // Mistakes of usage are told by the parser, in its own more than one line.
-    for wrong in [
-        "",
-        "nonsense",
-        "eval",
-        "eval m",
-        "inspect m --bits 4",
-        "inspect m --vram-budget much",
-    ] {
+    for wrong in
+        ["", "nonsense", "eval", "eval m", "inspect m --bits 4", "inspect m --vram-budget much"]
+    {
         let run = lopper(&world.0, wrong)?;
         assert!(
             run.code == Some(2) && run.out.is_empty() && !run.err.is_empty(),
@@ -319,11 +294,7 @@ fn devices() -> Result<(), Failed> {
         let eval = format!("eval m --ppl {TEXT} --adapter nonesuch --device {device}");
         world.refuses(&eval, 3, "no GPU adapter & nonesuch")?;
     }
-    world.refuses(
-        "quantize m --out new/q --adapter nonesuch --device gpu",
-        3,
-        "nonesuch",
-    )
+    world.refuses("quantize m --out new/q --adapter nonesuch --device gpu", 3, "nonesuch")
 }
 
 fn outputs() -> Result<(), Failed> {
@@ -346,18 +317,10 @@ fn outputs() -> Result<(), Failed> {
         refuses("home --force", "home: cannot write")?;
     }
     for command in [quantize, hf] {
-        world.refuses(
-            &command.replace("OUT", "file --force"),
-            4,
-            "a file stands there",
-        )?;
+        world.refuses(&command.replace("OUT", "file --force"), 4, "a file stands there")?;
     }
     let inspect = "inspect m --json=OUT";
-    world.refuses(
-        &inspect.replace("OUT", "none/x.json"),
-        4,
-        "none/x.json & cannot write",
-    )?;
+    world.refuses(&inspect.replace("OUT", "none/x.json"), 4, "none/x.json & cannot write")?;
     world.refuses(&inspect.replace("OUT", "m"), 4, "m: cannot write")?;
     succeeds(&world.0, &gguf.replace("OUT", "m.gguf"))?;
     let onto_itself = "export m.gguf --format gguf --out m.gguf --force";

@@ -86,10 +86,7 @@ fn eval() -> Result<(), Failed> {
     let ctx = model.tokenizer()?.encode(words, true)?.len();
     let half = format!("eval m --ppl t.txt --ctx {ctx} --convention llama.cpp --json=-");
     let half = succeeds(&folder, &half)?.json()?;
-    assert!(
-        half["perplexity"]["tokens_scored"] == ctx - 1 - ctx / 2,
-        "{half}"
-    );
+    assert!(half["perplexity"]["tokens_scored"] == ctx - 1 - ctx / 2, "{half}");
     let long = format!("eval {NANO} --ppl {TEXT} --ctx 1024 --max-tokens 1024");
     let long = succeeds(&folder, &long)?;
     assert!(long.err.contains("context of 512"), "{long}");
@@ -170,9 +167,7 @@ fn compress() -> Result<(), Failed> {
         let path = PathBuf::from(output["path"].as_str().unwrap_or_default());
         let bytes = out.join(&path).metadata()?.len();
         let same = output["bytes"] == bytes
-            && files
-                .get(&path)
-                .is_some_and(|hash| output["sha256"] == **hash);
+            && files.get(&path).is_some_and(|hash| output["sha256"] == **hash);
         assert!(same, "{output}");
     }
     // Refused while it stands there; replaced by --force; a smaller parent shows which of the two it is.
@@ -245,11 +240,7 @@ fn exports_open_again() -> Result<(), Failed> {
 
 fn gguf_rounding_is_announced() -> Result<(), Failed> {
     let folder = TempDir::new()?;
-    for (flags, warns) in [
-        ("--bits 3", true),
-        ("--group-size 64", true),
-        ("--bits 5", false),
-    ] {
+    for (flags, warns) in [("--bits 3", true), ("--group-size 64", true), ("--bits 5", false)] {
         let quantize = format!("quantize {NANO} --no-eval {flags} --out q --force");
         for command in [&quantize, "export q --format gguf --out q.gguf --force"] {
             let run = succeeds(&folder, command)?;
@@ -265,11 +256,7 @@ fn without_adapter() -> Result<(), Failed> {
     let run = |device: &str| -> Result<Run, Failed> {
         let arguments = format!("eval {NANO} --ppl {TEXT} {SHORT} --device {device}");
         let mut command = command(folder.path(), &arguments);
-        for name in [
-            "VK_DRIVER_FILES",
-            "VK_ICD_FILENAMES",
-            "__EGL_VENDOR_LIBRARY_FILENAMES",
-        ] {
+        for name in ["VK_DRIVER_FILES", "VK_ICD_FILENAMES", "__EGL_VENDOR_LIBRARY_FILENAMES"] {
             command.env(name, "/nonexistent");
         }
         for name in ["WGPU_BACKEND", "WGPU_ADAPTER_NAME"] {
@@ -285,10 +272,7 @@ fn without_adapter() -> Result<(), Failed> {
     gpu.refused(3, "error: no GPU adapter");
     let auto = run("auto")?;
     let notes = auto.err.lines().filter(|line| line.starts_with("note: "));
-    assert!(
-        auto.code == Some(0) && notes.count() == 1 && auto.out.contains("on cpu"),
-        "{auto}"
-    );
+    assert!(auto.code == Some(0) && notes.count() == 1 && auto.out.contains("on cpu"), "{auto}");
     Ok(())
 }
 
@@ -300,19 +284,10 @@ fn on_gpu() -> Result<(), Failed> {
     };
     let value = |json: &Value| json["perplexity"]["value"].as_f64().unwrap_or(f64::NAN);
     let (cpu, gpu) = (json("cpu")?, json("gpu")?);
-    assert!(
-        (value(&gpu) / value(&cpu) - 1.0).abs() < 1e-4,
-        "{gpu} is not {cpu}"
-    );
+    assert!((value(&gpu) / value(&cpu) - 1.0).abs() < 1e-4, "{gpu} is not {cpu}");
     assert!(gpu["device"] != "cpu", "{gpu}");
-    for command in [
-        format!("eval {TINY} --ppl {TEXT}"),
-        "compress --out q".into(),
-    ] {
-        let small = lopper(
-            &folder,
-            &format!("{command} --vram-budget 1MiB --device gpu"),
-        )?;
+    for command in [format!("eval {TINY} --ppl {TEXT}"), "compress --out q".into()] {
+        let small = lopper(&folder, &format!("{command} --vram-budget 1MiB --device gpu"))?;
         let message = small.err.lines().any(|line| {
             line.starts_with("error: out of GPU memory") && line.contains(" 1048576 bytes")
         });

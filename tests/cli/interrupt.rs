@@ -44,10 +44,7 @@ fn eval() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     for delay in [0.0, 0.1, 0.3] {
         let run = interrupted(folder.path(), &format!("eval {TINY} --ppl {TEXT}"), delay)?;
-        assert!(
-            run.code == Some(130) && run.out.is_empty(),
-            "after {delay} s: {run}"
-        );
+        assert!(run.code == Some(130) && run.out.is_empty(), "after {delay} s: {run}");
     }
     let left = snapshot(&folder)?;
     assert!(left.is_empty(), "{left:?}");

@@ -16,21 +16,11 @@ pub fn trials() -> Vec<Trial> {
 
 /// On a device whose bindings are small, the large case is left out with the reason, and the others run.
 fn a_case_too_large_is_skipped() -> Result<(), Failed> {
-    let runner = open(Options {
-        tier: Tier::Baseline,
-        max_binding: Some(1 << 20),
-        ..Options::default()
-    })?;
+    let runner =
+        open(Options { tier: Tier::Baseline, max_binding: Some(1 << 20), ..Options::default() })?;
     let selection = Selection::new(Some("gate/glu"))?;
     let mut rows = Vec::new();
-    verify(
-        &runner,
-        &selection,
-        RandomCases::default(),
-        0,
-        |_| {},
-        |row| rows.push(row),
-    )?;
+    verify(&runner, &selection, RandomCases::default(), 0, |_| {}, |row| rows.push(row))?;
     let skipped: Vec<_> = rows
         .iter()
         .filter(|row| row.status == Status::Skip)
@@ -52,10 +42,7 @@ fn random_cases_replay() -> Result<(), Failed> {
         let report: serde_json::Value = serde_json::from_slice(&out.stdout)?;
         let rows = report["rows"].as_array().ok_or("rows")?.iter();
         let text = |row: &serde_json::Value| row["case"].as_str().unwrap_or_default().to_string();
-        Ok(rows
-            .map(text)
-            .filter(|case| case.contains(",sizes="))
-            .collect())
+        Ok(rows.map(text).filter(|case| case.contains(",sizes=")).collect())
     };
     let first = cases(&["--kernel", "kv/append", "--random", "3", "--seed", "5"])?;
     let again = cases(&["--kernel", "kv/append", "--random", "3", "--seed", "5"])?;
@@ -78,13 +65,9 @@ fn a_case_as_a_page() -> Result<(), Failed> {
         return Err(String::from_utf8_lossy(&out.stderr).into_owned().into());
     }
     let page = std::fs::read_to_string(folder.path().join("case.html"))?;
-    for part in [
-        text,
-        "fn main(",
-        "\"groups\":[1,1,1]",
-        "requestAdapter",
-        "\"access\":\"read_write\"",
-    ] {
+    for part in
+        [text, "fn main(", "\"groups\":[1,1,1]", "requestAdapter", "\"access\":\"read_write\""]
+    {
         assert!(page.contains(part), "the page lacks {part}");
     }
     // Which of many cases? It asks, and writes nothing.
@@ -103,10 +86,7 @@ fn bench_page() -> Result<(), Failed> {
         return Err(format!("{:?}: {}{}\n{page}", run.code, run.out, run.err).into());
     }
     let run = lopper(&folder, &format!("{bench} no/such/folder/page.html"))?;
-    assert!(
-        run.code == Some(4) && run.err.contains("no/such/folder"),
-        "{run}"
-    );
+    assert!(run.code == Some(4) && run.err.contains("no/such/folder"), "{run}");
     Ok(())
 }
 

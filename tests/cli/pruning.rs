@@ -48,11 +48,7 @@ fn uniform() -> Result<(), Failed> {
     let weights = |block: u64| 4096 * 64 + 2 * block;
     let expected = |block: u64| {
         let parameters = weights(block) + 5 * 64;
-        [
-            Some(parameters),
-            Some(2 * parameters),
-            Some(2 * weights(block)),
-        ]
+        [Some(parameters), Some(2 * parameters), Some(2 * weights(block))]
     };
     assert_eq!(counts(parent), expected(block(4, 2, 192)));
     assert_eq!(counts(after), expected(block(2, 1, 96)));
@@ -115,12 +111,7 @@ formats = ["gguf", "packed"]
     let manifest = read_json(folder.join("o/manifest.json"))?;
     let measured = manifest["stages"][1]["figures"]["perplexity"]["value"].as_f64();
     let found = perplexity(folder, "o/packed")?;
-    assert_close(
-        "o/packed",
-        &[found],
-        &[measured.ok_or("measured")?],
-        Within::Each(1e-5),
-    );
+    assert_close("o/packed", &[found], &[measured.ok_or("measured")?], Within::Each(1e-5));
     succeeds(folder, "inspect o/model.gguf --json=i.json")?;
     assert_eq!(read_json(folder.join("i.json"))?["layers"], 4);
     Ok(())
@@ -159,30 +150,18 @@ fn refused() -> Result<(), Failed> {
 fn scores() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
-    let rows: Vec<Vec<u32>> = (0..3)
-        .map(|row| (0..20).map(|t| 7 * row + 11 * t + 4).collect())
-        .collect();
+    let rows: Vec<Vec<u32>> =
+        (0..3).map(|row| (0..20).map(|t| 7 * row + 11 * t + 4).collect()).collect();
     std::fs::write(folder.join("t.json"), serde_json::to_string(&rows)?)?;
     let command = "scores embedded:nano-llama --score all,wanda --token-file t.json --groups ffn,kvgroup,hidden,layer";
-    let run = succeeds(
-        folder,
-        &format!("{command} --out s.safetensors --json=s.json"),
-    )?;
+    let run = succeeds(folder, &format!("{command} --out s.safetensors --json=s.json"))?;
     let found = read_json(folder.join("s.json"))?;
     // Seven scores of two groups in each of two layers, of the hidden width and of layers; norms of 14 modules.
-    assert!(
-        found["tensors"] == 7 * 6 + 14 && found["tokens"] == 60,
-        "{found}: {run}"
-    );
+    assert!(found["tensors"] == 7 * 6 + 14 && found["tokens"] == 60, "{found}: {run}");
     let shown = succeeds(folder, "inspect embedded:nano-llama --groups")?.out;
-    for line in [
-        "ffn.0",
-        "kvgroup.1",
-        "hidden",
-        "layer",
-        "model.layers.*.mlp.down_proj.weight",
-        "consumes",
-    ] {
+    for line in
+        ["ffn.0", "kvgroup.1", "hidden", "layer", "model.layers.*.mlp.down_proj.weight", "consumes"]
+    {
         assert!(shown.contains(line), "no {line}: {shown}");
     }
     Ok(())

@@ -54,16 +54,11 @@ fn a_parent_and_its_child() -> Result<(), Failed> {
     assert!(
         compared["text"]["kl"]["mean"].as_f64() > Some(0.0)
             && compared["tasks"].as_array().map(Vec::len) == Some(2)
-            && compared["summary"]
-                .as_str()
-                .is_some_and(|words| words.contains("smaller")),
+            && compared["summary"].as_str().is_some_and(|words| words.contains("smaller")),
         "{run}"
     );
     let results = read_json(folder.path().join("child.json"))?;
-    assert!(
-        results["results"]["headlines"]["acc,none"].is_f64(),
-        "{results}"
-    );
+    assert!(results["results"]["headlines"]["acc,none"].is_f64(), "{results}");
 
     let eval = format!("eval {NANO} --base {TINY} {tasks} --samples again.jsonl --json=-");
     let run = succeeds(&folder, &eval)?;
@@ -76,10 +71,7 @@ fn a_parent_and_its_child() -> Result<(), Failed> {
         "{run}"
     );
     let read = |name: &str| std::fs::read_to_string(folder.path().join(name));
-    assert!(
-        read("child.jsonl")? == read("again.jsonl")?,
-        "the same answers, other samples"
-    );
+    assert!(read("child.jsonl")? == read("again.jsonl")?, "the same answers, other samples");
 
     // A model answers beside what is in a file.
     let mixed = format!("compare {TINY} child.jsonl {tasks} --json=-");

@@ -12,12 +12,8 @@ pub fn trials() -> Vec<Trial> {
         known_names_are_offered, bench_model_rows, bench_compare_judges_noise;
         gpu: rows_of_the_contract, a_failing_case_is_accepted_back, user_shader_is_judged, bench_rows);
     trials.extend([
-        gpu_trial("cli_verify::abort_is_a_failed_row".into(), || {
-            broken("abort:2", "SIGABRT")
-        }),
-        gpu_trial("cli_verify::hang_is_a_failed_row".into(), || {
-            broken("hang:2", "hung")
-        }),
+        gpu_trial("cli_verify::abort_is_a_failed_row".into(), || broken("abort:2", "SIGABRT")),
+        gpu_trial("cli_verify::hang_is_a_failed_row".into(), || broken("hang:2", "hung")),
         // Of Mesa, which can be told what version to give; CI installs it.
         Trial::test("cli_verify::opengl_es_where_opengl_is_old", old_opengl)
             .with_ignored_flag(!mesa_opengl()),
@@ -36,16 +32,13 @@ fn verify(arguments: &str, code: i32) -> Result<Value, Failed> {
 }
 
 fn rows(report: &Value) -> Result<&Vec<Value>, Failed> {
-    report["rows"]
-        .as_array()
-        .ok_or_else(|| "rows is an array".into())
+    report["rows"].as_array().ok_or_else(|| "rows is an array".into())
 }
 
 fn known_names_are_offered() -> Result<(), Failed> {
-    for (wrong, near) in [
-        ("matmul/tilde", "matmul/tiled"),
-        ("shared/minifloats", "shared/minifloat"),
-    ] {
+    for (wrong, near) in
+        [("matmul/tilde", "matmul/tiled"), ("shared/minifloats", "shared/minifloat")]
+    {
         run(&format!("verify --kernel {wrong}"), 2)?.refused(2, near);
     }
     Ok(())
@@ -62,10 +55,7 @@ fn rows_of_the_contract() -> Result<(), Failed> {
         "{report}"
     );
     for row in rows {
-        has_fields(
-            row,
-            "kernel case tier adapter backend driver status error tolerance reason",
-        );
+        has_fields(row, "kernel case tier adapter backend driver status error tolerance reason");
         let within = row["error"]
             .as_f64()
             .is_some_and(|error| error <= row["tolerance"].as_f64().unwrap_or(0.0));
@@ -75,14 +65,9 @@ fn rows_of_the_contract() -> Result<(), Failed> {
 }
 
 fn mesa_opengl() -> bool {
-    let selector = Selector {
-        backend: Some(wgpu::Backend::Gl),
-        name: None,
-    };
+    let selector = Selector { backend: Some(wgpu::Backend::Gl), name: None };
     let found = adapters(&selector);
-    found
-        .iter()
-        .any(|adapter| adapter.driver().contains("Mesa"))
+    found.iter().any(|adapter| adapter.driver().contains("Mesa"))
 }
 
 /// Where desktop OpenGL is older than compute shaders, OpenGL ES takes its place, by a context that is not wgpu's.
@@ -108,10 +93,7 @@ fn a_failing_case_is_accepted_back() -> Result<(), Failed> {
         crate::program::command(folder.path(), "verify --tier baseline --json=- --kernel");
     let output = command.arg(text).output()?;
     let report: Value = serde_json::from_slice(&output.stdout)?;
-    assert!(
-        report["passed"] == 1 && rows(&report)?.len() == 1,
-        "{report}"
-    );
+    assert!(report["passed"] == 1 && rows(&report)?.len() == 1, "{report}");
     Ok(())
 }
 
@@ -120,16 +102,9 @@ fn broken(inject: &str, reason: &str) -> Result<(), Failed> {
     let arguments = format!("--kernel norm/rms --tier baseline --case-timeout 5 --inject {inject}");
     let report = verify(&arguments, 1)?;
     let whole = verify("--kernel norm/rms --tier baseline", 0)?;
-    let failed: Vec<&Value> = rows(&report)?
-        .iter()
-        .filter(|row| row["status"] == "fail")
-        .collect();
+    let failed: Vec<&Value> = rows(&report)?.iter().filter(|row| row["status"] == "fail").collect();
     let same = rows(&report)?.len() == rows(&whole)?.len();
-    let said = |row: &Value| {
-        row["reason"]
-            .as_str()
-            .is_some_and(|text| text.contains(reason))
-    };
+    let said = |row: &Value| row["reason"].as_str().is_some_and(|text| text.contains(reason));
     assert!(same && matches!(failed[..], [row] if said(row)), "{report}");
     Ok(())
 }
@@ -177,31 +152,19 @@ fn bench_model_rows() -> Result<(), Failed> {
     let bench = "bench model embedded:nano-llama --device cpu";
     let report = run(&format!("{bench} -p 16,32 -n 4 -d 8 -r 3 -o json"), 0)?.json()?;
     let rows = report.as_array().ok_or("rows")?;
-    let tests: Vec<_> = rows
-        .iter()
-        .map(|row| row["test"].as_str().unwrap_or_default())
-        .collect();
+    let tests: Vec<_> = rows.iter().map(|row| row["test"].as_str().unwrap_or_default()).collect();
     assert_eq!(tests, ["pp16 @ d8", "pp32 @ d8", "tg4 @ d8"]);
     for row in rows {
-        let samples: Vec<f64> = row["samples_ns"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_f64)
-            .collect();
+        let samples: Vec<f64> =
+            row["samples_ns"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
         let tokens = row["n_prompt"].as_f64().unwrap_or(0.0) + row["n_gen"].as_f64().unwrap_or(0.0);
         let mean_ns = samples.iter().sum::<f64>() / samples.len() as f64;
         let mean_ts =
             samples.iter().map(|ns| tokens / ns * 1e9).sum::<f64>() / samples.len() as f64;
         let near = |key: &str, value: f64| {
-            row[key]
-                .as_f64()
-                .is_some_and(|v| (v / value - 1.0).abs() < 1e-3)
+            row[key].as_f64().is_some_and(|v| (v / value - 1.0).abs() < 1e-3)
         };
-        has_fields(
-            row,
-            "model_filename model_type model_size model_n_params test_time stddev_ts",
-        );
+        has_fields(row, "model_filename model_type model_size model_n_params test_time stddev_ts");
         let rates = near("avg_ns", mean_ns) && near("avg_ts", mean_ts);
         assert!(samples.len() == 3 && rates, "{row}");
     }
@@ -214,20 +177,13 @@ fn bench_compare_judges_noise() -> Result<(), Failed> {
     let write = |name: &str, rows: Vec<Value>| {
         std::fs::write(folder.path().join(name), Value::Array(rows).to_string())
     };
-    let before = [
-        ("same", 100.0),
-        ("faster", 100.0),
-        ("slower", 100.0),
-        ("gone", 1.0),
-    ];
+    let before = [("same", 100.0), ("faster", 100.0), ("slower", 100.0), ("gone", 1.0)];
     let after = [("same", 103.0), ("faster", 90.0), ("slower", 110.0)];
     write("a.json", before.map(|(shape, us)| row(shape, us)).to_vec())?;
     write("b.json", after.map(|(shape, us)| row(shape, us)).to_vec())?;
     let report = lopper(&folder, "bench --compare a.json b.json --json=-")?.json()?;
-    let judged: Vec<_> = rows(&report)?
-        .iter()
-        .map(|row| row["judgement"].as_str().unwrap_or_default())
-        .collect();
+    let judged: Vec<_> =
+        rows(&report)?.iter().map(|row| row["judgement"].as_str().unwrap_or_default()).collect();
     let missing = lopper(&folder, "bench --compare a.json nowhere.json")?;
     assert_eq!(judged, ["within noise", "better", "worse"]);
     assert!(missing.code == Some(2), "{missing}");

@@ -29,10 +29,7 @@ const PLAIN: [GgmlType; 3] = [GgmlType::F32, GgmlType::F16, GgmlType::Bf16];
 
 /// The same cases every time, and no file of failures: cases are found again by running the test again.
 pub fn runner() -> TestRunner {
-    let config = Config {
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let config = Config { failure_persistence: None, ..Config::default() };
     TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
 }
 
@@ -64,11 +61,7 @@ fn noise_packed(format: WeightFormat, rows: usize, columns: usize, seed: u64) ->
     let mut packed = Packed::zeros(format, rows, columns);
     for row in 0..rows {
         for column in 0..columns {
-            packed.set_code(
-                row,
-                column,
-                next() as u32 & (u32::MAX >> (32 - format.ty.bits)),
-            );
+            packed.set_code(row, column, next() as u32 & (u32::MAX >> (32 - format.ty.bits)));
         }
         for group in 0..format.groups_per_row(columns) {
             packed.set_group(row, group, next() as u16, next() as u16);
@@ -81,11 +74,9 @@ fn packed_to_blocks_and_back() {
     let strategy = (0..8usize, 1..5usize, 1..5usize, 1..70usize, any::<u64>());
     let property = |(which, rows, blocks, columns, seed): (usize, usize, usize, usize, u64)| {
         let (format, ty, columns) = match AFFINE.get(which) {
-            Some(&(bits, scale, ty)) => (
-                WeightFormat::affine(bits, scale, 32).unwrap(),
-                ty,
-                32 * blocks,
-            ),
+            Some(&(bits, scale, ty)) => {
+                (WeightFormat::affine(bits, scale, 32).unwrap(), ty, 32 * blocks)
+            }
             None => (plain_format(PLAIN[which - 5]), PLAIN[which - 5], columns),
         };
         let packed = noise_packed(format, rows, columns, seed);
@@ -100,9 +91,7 @@ fn packed_to_blocks_and_back() {
 fn blocks_to_packed_and_back() {
     let strategy = (0..8usize, 1..5usize, 1..5usize, any::<u64>());
     let property = |(which, rows, blocks, seed): (usize, usize, usize, u64)| {
-        let ty = AFFINE
-            .get(which)
-            .map_or_else(|| PLAIN[which - 5], |row| row.2);
+        let ty = AFFINE.get(which).map_or_else(|| PLAIN[which - 5], |row| row.2);
         let columns = ty.block_elements() * blocks;
         let bytes = noise_bytes(seed, rows * blocks * ty.block_bytes());
         let packed = gguf::unpack(ty, &bytes, rows, columns).unwrap();
@@ -141,16 +130,8 @@ fn block_decoding_agrees_with_llama_cpp() {
         assert_eq!(found.len(), expected.len());
         for (index, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
             let k_type = ty.block_elements() == 256;
-            let expected = if k_type {
-                DType::F16.round(expected)
-            } else {
-                expected
-            };
-            assert_eq!(
-                found.to_bits(),
-                expected.to_bits(),
-                "{name}[{index}]: {found} {expected}"
-            );
+            let expected = if k_type { DType::F16.round(expected) } else { expected };
+            assert_eq!(found.to_bits(), expected.to_bits(), "{name}[{index}]: {found} {expected}");
         }
     }
     let words = ["a", "", "é"].map(String::from);
@@ -185,15 +166,9 @@ fn block_decoding_in_words() {
     let q4_1 = |column| value(GgmlType::Q4_1, &[&half, &one, &nibbles], column);
     assert_eq!([q4_1(0), q4_1(1), q4_1(17)], [1.0, 2.5, 5.5]);
     let q5_0 = |column| value(GgmlType::Q5_0, &[&half, &fifth, &nibbles], column);
-    assert_eq!(
-        [q5_0(0), q5_0(1), q5_0(16), q5_0(17)],
-        [-8.0, 1.5, 0.0, -3.5]
-    );
+    assert_eq!([q5_0(0), q5_0(1), q5_0(16), q5_0(17)], [-8.0, 1.5, 0.0, -3.5]);
     let q5_1 = |column| value(GgmlType::Q5_1, &[&half, &one, &fifth, &nibbles], column);
-    assert_eq!(
-        [q5_1(0), q5_1(1), q5_1(16), q5_1(17)],
-        [1.0, 10.5, 9.0, 5.5]
-    );
+    assert_eq!([q5_1(0), q5_1(1), q5_1(16), q5_1(17)], [1.0, 10.5, 9.0, 5.5]);
     let mut bytes = [0u8; 32];
     (bytes[0], bytes[31]) = (0x80, 0x7f);
     let q8_0 = |column| value(GgmlType::Q8_0, &[&one, &bytes], column);
@@ -216,9 +191,7 @@ fn array() -> impl Strategy<Value = Array> {
         prop::collection::vec(any::<i64>(), 0..4).prop_map(Array::I64),
         prop::collection::vec(proptest::num::f64::NORMAL, 0..4).prop_map(Array::F64),
     ];
-    leaf.prop_recursive(3, 8, 3, |inner| {
-        prop::collection::vec(inner, 0..3).prop_map(Array::Array)
-    })
+    leaf.prop_recursive(3, 8, 3, |inner| prop::collection::vec(inner, 0..3).prop_map(Array::Array))
 }
 
 fn value() -> impl Strategy<Value = Value> {
@@ -268,25 +241,16 @@ fn gguf_round_trip() {
     let strategy = (prop::collection::vec(value(), 0..6), tensors);
     let property = |(values, tensors): (Vec<Value>, Vec<Shaped>)| {
         let keyed = values.into_iter().enumerate();
-        let metadata: Vec<_> = keyed
-            .map(|(i, value)| (format!("key.{i}"), value))
-            .collect();
+        let metadata: Vec<_> = keyed.map(|(i, value)| (format!("key.{i}"), value)).collect();
         let mut made = Vec::new();
         for (index, (ty, mut shape, seed)) in tensors.into_iter().enumerate() {
             let ty = GgmlType::ALL[ty];
             *shape.last_mut().unwrap() *= ty.block_elements();
             let length = ty.bytes_of(&shape).unwrap() as usize;
             // Names in falling order: file order is not sorted order.
-            made.push((
-                format!("t{}", 9 - index),
-                ty,
-                shape,
-                noise_bytes(seed, length),
-            ));
+            made.push((format!("t{}", 9 - index), ty, shape, noise_bytes(seed, length)));
         }
-        let new = made
-            .iter()
-            .map(|(name, ty, shape, bytes)| gguf_tensor(name, *ty, shape, bytes));
+        let new = made.iter().map(|(name, ty, shape, bytes)| gguf_tensor(name, *ty, shape, bytes));
         gguf::write(&path, &metadata, new.collect()).unwrap();
         let file = open_gguf(&path);
         prop_assert_eq!(file.metadata(), &metadata[..]);
@@ -294,10 +258,7 @@ fn gguf_round_trip() {
         for (name, ty, shape, bytes) in &made {
             let tensor = file.tensor(name).unwrap();
             prop_assert_eq!((tensor.ty, &tensor.shape), (StoredType::from(*ty), shape));
-            prop_assert_eq!(
-                (tensor.bytes, file.tensor_type(name)),
-                (&bytes[..], Some(*ty))
-            );
+            prop_assert_eq!((tensor.bytes, file.tensor_type(name)), (&bytes[..], Some(*ty)));
             let start = tensor.bytes.as_ptr() as usize - file.source().bytes().as_ptr() as usize;
             prop_assert_eq!(start % 32, 0);
         }
@@ -321,12 +282,7 @@ fn gguf_keeps_alignment() {
     assert_eq!(file.tensor("b").unwrap().bytes, bytes);
     let start = |name| file.tensor(name).unwrap().bytes.as_ptr() as usize;
     assert_eq!(start("b") - start("a"), 256);
-    for bad in [
-        Value::U32(0),
-        Value::U32(48),
-        Value::U32(1 << 17),
-        Value::Bool(true),
-    ] {
+    for bad in [Value::U32(0), Value::U32(48), Value::U32(1 << 17), Value::Bool(true)] {
         let error = gguf::write(&path, &alignment(bad), tensors()).unwrap_err();
         assert!(matches!(error, Error::Key { .. }), "{error}");
     }
@@ -347,20 +303,11 @@ fn gguf_typed_lookups() {
     assert_eq!(file.u64("absent").unwrap(), None);
     let message = |error: Error| error.to_string().replace(&path.display().to_string(), "x");
     let negative = file.u64("n").unwrap_err();
-    assert_eq!(
-        message(negative),
-        "x: `n`: expected an unsigned integer, found I32(-1)"
-    );
+    assert_eq!(message(negative), "x: `n`: expected an unsigned integer, found I32(-1)");
     let wrong = file.strings("s").unwrap_err();
-    assert_eq!(
-        message(wrong),
-        "x: `s`: expected an array of strings, found a string"
-    );
+    assert_eq!(message(wrong), "x: `s`: expected an array of strings, found a string");
     let absent = file.require_bool("absent").unwrap_err();
-    assert_eq!(
-        message(absent),
-        "x: `absent`: expected a truth value, found no such key"
-    );
+    assert_eq!(message(absent), "x: `absent`: expected a truth value, found no such key");
 }
 
 fn gguf_refuses_what_it_cannot_hold() {

@@ -38,19 +38,12 @@ impl Raw {
     }
 
     fn pair(mut self, key: &str, ty: u32, value: &[u8]) -> Raw {
-        self.pairs
-            .push([&string(key)[..], &ty.to_le_bytes(), value].concat());
+        self.pairs.push([&string(key)[..], &ty.to_le_bytes(), value].concat());
         self
     }
 
     fn tensor(mut self, name: &str, dimensions: &[u64], ty: u32, offset: u64) -> Raw {
-        self.tensors.push(tensor(
-            name,
-            dimensions.len() as u32,
-            dimensions,
-            ty,
-            offset,
-        ));
+        self.tensors.push(tensor(name, dimensions.len() as u32, dimensions, ty, offset));
         self
     }
 
@@ -68,16 +61,8 @@ impl Raw {
         let mut out = Vec::new();
         out.extend(self.magic);
         out.extend(self.version.to_le_bytes());
-        out.extend(
-            self.tensor_count
-                .unwrap_or(self.tensors.len() as u64)
-                .to_le_bytes(),
-        );
-        out.extend(
-            self.pair_count
-                .unwrap_or(self.pairs.len() as u64)
-                .to_le_bytes(),
-        );
+        out.extend(self.tensor_count.unwrap_or(self.tensors.len() as u64).to_le_bytes());
+        out.extend(self.pair_count.unwrap_or(self.pairs.len() as u64).to_le_bytes());
         out.extend(self.pairs.concat());
         out.extend(self.tensors.concat());
         if !self.tensors.is_empty() {
@@ -98,14 +83,8 @@ pub fn string(text: &str) -> Vec<u8> {
 
 fn tensor(name: &str, count: u32, dimensions: &[u64], ty: u32, offset: u64) -> Vec<u8> {
     let dimensions: Vec<u8> = dimensions.iter().flat_map(|d| d.to_le_bytes()).collect();
-    [
-        &string(name)[..],
-        &count.to_le_bytes(),
-        &dimensions,
-        &ty.to_le_bytes(),
-        &offset.to_le_bytes(),
-    ]
-    .concat()
+    [&string(name)[..], &count.to_le_bytes(), &dimensions, &ty.to_le_bytes(), &offset.to_le_bytes()]
+        .concat()
 }
 
 /// An array value: element type, count, elements.
@@ -139,10 +118,7 @@ fn gguf_hostile_headers() {
     };
     check(&[
         ("magic at byte 0: expected GGUF", with(b"GGML", 3)),
-        (
-            "version at byte 4: expected 2 or 3, found 1",
-            with(b"GGUF", 1),
-        ),
+        ("version at byte 4: expected 2 or 3, found 1", with(b"GGUF", 1)),
         ("found 4", with(b"GGUF", 4)),
         ("big-endian GGUF is not supported", with(b"GGUF", 3 << 24)),
         // CVE-2024-23605, -21836: count times size of an entry wraps.
@@ -171,30 +147,12 @@ fn gguf_hostile_metadata() {
     let long_key = "k".repeat(65536);
     check(&[
         // CVE-2024-23496: length of a string, plus one for its closing zero, wraps.
-        (
-            "metadata key at byte 24: expected at most 65535 bytes",
-            key(u64::MAX, b"abc"),
-        ),
-        (
-            "metadata key at byte 24",
-            Raw::new().pair(&long_key, 0, &[1]),
-        ),
-        (
-            "metadata key at byte 32: expected 1000 bytes",
-            key(1000, b"abc"),
-        ),
-        (
-            "metadata key at byte 34: expected UTF-8",
-            key(4, b"ab\xff\xfe"),
-        ),
-        (
-            "expected 18446744073709551615 bytes",
-            pair(8, &u64::MAX.to_le_bytes()),
-        ),
-        (
-            "metadata value of `k` at byte 45",
-            pair(8, &49u64.to_le_bytes()),
-        ),
+        ("metadata key at byte 24: expected at most 65535 bytes", key(u64::MAX, b"abc")),
+        ("metadata key at byte 24", Raw::new().pair(&long_key, 0, &[1])),
+        ("metadata key at byte 32: expected 1000 bytes", key(1000, b"abc")),
+        ("metadata key at byte 34: expected UTF-8", key(4, b"ab\xff\xfe")),
+        ("expected 18446744073709551615 bytes", pair(8, &u64::MAX.to_le_bytes())),
+        ("metadata value of `k` at byte 45", pair(8, &49u64.to_le_bytes())),
         ("expected UTF-8", pair(8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff])),
         ("expected a type from 0 to 12, found 13", pair(13, &[])),
         ("expected 0 or 1, found 2", pair(7, &[2])),
@@ -203,17 +161,11 @@ fn gguf_hostile_metadata() {
         ("at most 5", pair(9, &array(12, u64::MAX / 8 + 2, &[]))),
         ("at most 5", pair(9, &array(8, 6, &[]))),
         ("at most 3", pair(9, &array(9, 1 << 60, &[]))),
-        (
-            "element type from 0 to 12, found 99",
-            pair(9, &array(99, 1, &[])),
-        ),
+        ("element type from 0 to 12, found 99", pair(9, &array(99, 1, &[]))),
         ("expected 0 or 1", pair(9, &array(7, 3, &[0, 1, 255]))),
         ("at most 4 arrays in one another", pair(9, &nested)),
         ("at most 4 arrays in one another", pair(9, &deep)),
-        (
-            "`k` twice",
-            pair(0, &[1]).pair("j", 0, &[1]).pair("k", 1, &[1]),
-        ),
+        ("`k` twice", pair(0, &[1]).pair("j", 0, &[1]).pair("k", 1, &[1])),
     ]);
     // The advisory of 2026: an alignment so large that padding wraps or claims terabytes.
     let alignment = |ty, value: &[u8]| {
@@ -225,10 +177,7 @@ fn gguf_hostile_metadata() {
         check(&[(&found, alignment(4, &value.to_le_bytes()))]);
     }
     check(&[
-        (
-            "`general.alignment`",
-            alignment(10, &(1u64 << 63).to_le_bytes()),
-        ),
+        ("`general.alignment`", alignment(10, &(1u64 << 63).to_le_bytes())),
         ("`general.alignment`", alignment(6, &32f32.to_le_bytes())),
     ]);
 }
@@ -236,11 +185,7 @@ fn gguf_hostile_metadata() {
 fn gguf_hostile_tensors() {
     let one =
         |dimensions: &[u64], ty, offset| Raw::new().tensor("a", dimensions, ty, offset).data(64);
-    let counted = |count| {
-        Raw::new()
-            .raw_tensor(tensor("a", count, &[8], 0, 0))
-            .data(64)
-    };
+    let counted = |count| Raw::new().raw_tensor(tensor("a", count, &[8], 0, 0)).data(64);
     let two = |first: (&str, u64, u64), second: (&str, u64, u64)| {
         let raw = Raw::new().tensor(first.0, &[first.1], 0, first.2);
         raw.tensor(second.0, &[second.1], 0, second.2).data(128)
@@ -254,14 +199,8 @@ fn gguf_hostile_tensors() {
         // CVE-2024-21802, CVE-2026-33298: the product of the dimensions, or its bytes, wraps to something small.
         ("less than 2^64 bytes", one(&[1 << 32, 1 << 32], 0, 0)),
         ("less than 2^64 bytes", one(&[1 << 62, 1], 0, 0)),
-        (
-            "less than 2^64 bytes",
-            one(&[1 << 16, 1 << 16, 1 << 16, 1 << 16], 1, 0),
-        ),
-        (
-            "less than 2^64 bytes",
-            one(&[u64::MAX, u64::MAX, u64::MAX, u64::MAX], 24, 0),
-        ),
+        ("less than 2^64 bytes", one(&[1 << 16, 1 << 16, 1 << 16, 1 << 16], 1, 0)),
+        ("less than 2^64 bytes", one(&[u64::MAX, u64::MAX, u64::MAX, u64::MAX], 24, 0)),
         // The same with a block type, where bytes are a fraction of elements.
         ("less than 2^64 bytes", one(&[1 << 63, 4], 2, 0)),
         ("less than 2^64 bytes", one(&[256, 1 << 60], 14, 0)),
@@ -285,10 +224,7 @@ fn gguf_hostile_tensors() {
             "tensor name at byte 24: expected at most 64 bytes",
             Raw::new().tensor(&long, &[8], 0, 0).data(64),
         ),
-        (
-            "tensor name: expected no duplicates, found `a` twice",
-            two(("a", 1, 0), ("a", 1, 32)),
-        ),
+        ("tensor name: expected no duplicates, found `a` twice", two(("a", 1, 0), ("a", 1, 32))),
         ("shared with `a`", two(("a", 9, 0), ("b", 1, 32))),
         ("shared with", two(("a", 8, 32), ("b", 8, 32))),
         ("shared with `b`", two(("a", 1, 32), ("b", 32, 0))),
@@ -301,10 +237,7 @@ fn gguf_amplification() {
     let strings = array(8, count, &vec![0; 8 * count as usize]);
     check(&[("more bytes in memory", Raw::new().pair("k", 9, &strings))]);
     let empty = array(0, 0, &[]).repeat(3_000_000);
-    check(&[(
-        "more bytes in memory",
-        Raw::new().pair("k", 9, &array(9, 3_000_000, &empty)),
-    )]);
+    check(&[("more bytes in memory", Raw::new().pair("k", 9, &array(9, 3_000_000, &empty)))]);
 }
 
 fn gguf_valid_edges() {
@@ -319,15 +252,7 @@ fn gguf_valid_edges() {
     let file = raw.tensor("a", &[8], 0, 0).data(128).open().unwrap();
     assert_eq!(file.tensor(&name).unwrap().shape, [1, 2, 1, 4]);
     let deepest = array(9, 1, &array(9, 1, &array(9, 1, &array(0, 1, &[7]))));
-    assert_eq!(
-        Raw::new()
-            .pair("k", 9, &deepest)
-            .open()
-            .unwrap()
-            .metadata()
-            .len(),
-        1
-    );
+    assert_eq!(Raw::new().pair("k", 9, &deepest).open().unwrap().metadata().len(), 1);
 }
 
 /// Opens and decodes everything: what a bad file can reach.
@@ -339,13 +264,7 @@ fn use_gguf(bytes: &'static [u8]) -> Result<()> {
         let _ = tensor.to_packed().map(|packed| packed.first_non_finite());
     }
     for (key, _) in file.metadata() {
-        let _ = (
-            file.u64(key),
-            file.f64(key),
-            file.str(key),
-            file.bool(key),
-            file.strings(key),
-        );
+        let _ = (file.u64(key), file.f64(key), file.str(key), file.bool(key), file.strings(key));
     }
     Ok(())
 }
@@ -354,11 +273,7 @@ fn use_gguf(bytes: &'static [u8]) -> Result<()> {
 pub fn truncate_and_flip(bytes: &'static [u8], open: impl Fn(&'static [u8]) -> Result<()>) {
     open(bytes).expect("the valid file");
     for length in 0..bytes.len() {
-        assert!(
-            open(&bytes[..length]).is_err(),
-            "accepted {length} of {} bytes",
-            bytes.len()
-        );
+        assert!(open(&bytes[..length]).is_err(), "accepted {length} of {} bytes", bytes.len());
     }
     for place in 0..bytes.len() {
         for flip in [0x01, 0x80, 0xff] {
@@ -374,11 +289,7 @@ pub fn truncate_and_flip(bytes: &'static [u8], open: impl Fn(&'static [u8]) -> R
 fn gguf_every_truncation_and_flip() {
     let raw = Raw::new()
         .pair("general.alignment", 4, &32u32.to_le_bytes())
-        .pair(
-            "tokens",
-            9,
-            &array(8, 2, &[string("ab"), string("é")].concat()),
-        )
+        .pair("tokens", 9, &array(8, 2, &[string("ab"), string("é")].concat()))
         .pair("nested", 9, &array(9, 1, &array(7, 2, &[0, 1])))
         .pair("float", 12, &1.5f64.to_le_bytes())
         .tensor("a", &[32, 2], 2, 0)

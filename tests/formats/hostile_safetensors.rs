@@ -43,42 +43,15 @@ fn safetensors_hostile_headers() {
     let cases: &[(&str, &'static [u8])] = &[
         ("expected at least 8 bytes, found 3 bytes", b"abc"),
         ("expected at most 100000000 bytes of header", long),
-        (
-            "expected at least 1008 bytes, found 8 bytes",
-            1000u64.to_le_bytes().to_vec().leak(),
-        ),
-        (
-            "expected 70 bytes, found 69 bytes",
-            header(&format!(r#"{{"a":{a}}}"#), 7),
-        ),
-        (
-            "expected 70 bytes, found 71 bytes",
-            header(&format!(r#"{{"a":{a}}}"#), 9),
-        ),
+        ("expected at least 1008 bytes, found 8 bytes", 1000u64.to_le_bytes().to_vec().leak()),
+        ("expected 70 bytes, found 69 bytes", header(&format!(r#"{{"a":{a}}}"#), 7)),
+        ("expected 70 bytes, found 71 bytes", header(&format!(r#"{{"a":{a}}}"#), 9)),
         ("expected {", header(&format!(r#" {{"a":{a}}}"#), 8)),
-        (
-            "`a` stands twice",
-            header(&format!(r#"{{"a":{same},"b":{a},"a":{same}}}"#), 8),
-        ),
-        (
-            "offset",
-            header(&format!(r#"{{"a":{a},"b":{}}}"#, entry("[1]", 4, 8)), 8),
-        ),
-        (
-            "offset",
-            header(&format!(r#"{{"a":{a},"b":{}}}"#, entry("[1]", 12, 16)), 16),
-        ),
-        (
-            "overflow",
-            header(
-                &format!(r#"{{"a":{}}}"#, entry("[4294967296,4294967296]", 0, 0)),
-                0,
-            ),
-        ),
-        (
-            "invalid shape",
-            header(&format!(r#"{{"a":{}}}"#, entry("[3]", 0, 8)), 8),
-        ),
+        ("`a` stands twice", header(&format!(r#"{{"a":{same},"b":{a},"a":{same}}}"#), 8)),
+        ("offset", header(&format!(r#"{{"a":{a},"b":{}}}"#, entry("[1]", 4, 8)), 8)),
+        ("offset", header(&format!(r#"{{"a":{a},"b":{}}}"#, entry("[1]", 12, 16)), 16)),
+        ("overflow", header(&format!(r#"{{"a":{}}}"#, entry("[4294967296,4294967296]", 0, 0)), 0)),
+        ("invalid shape", header(&format!(r#"{{"a":{}}}"#, entry("[3]", 0, 8)), 8)),
         ("valid safetensors header", header(&deep, 8)),
         ("valid safetensors header", header("{\"a\":\u{0}}", 8)),
     ];
@@ -109,17 +82,10 @@ fn safetensors_every_truncation_and_flip() {
 /// A folder of two shards: `s1` with a and b, `s2` with c.
 fn shards(folder: &Path, index: &str) {
     let entry = |from, to| format!(r#"{{"dtype":"F32","shape":[1],"data_offsets":[{from},{to}]}}"#);
-    let first = header(
-        &format!(r#"{{"a":{},"b":{}}}"#, entry(0, 4), entry(4, 8)),
-        8,
-    );
+    let first = header(&format!(r#"{{"a":{},"b":{}}}"#, entry(0, 4), entry(4, 8)), 8);
     let second = header(&format!(r#"{{"c":{}}}"#, entry(0, 4)), 4);
     let index = index.as_bytes();
-    let files = [
-        ("s1", first),
-        ("s2", second),
-        ("model.safetensors.index.json", index),
-    ];
+    let files = [("s1", first), ("s2", second), ("model.safetensors.index.json", index)];
     for (name, bytes) in files {
         std::fs::write(folder.join(name), bytes).unwrap();
     }
@@ -131,11 +97,7 @@ fn index_hostile() {
     let folder = tempfile::tempdir().unwrap();
     let deep = format!("{{\"metadata\":{}", "[".repeat(100_000));
     let cases = [
-        (
-            r#""s2""#,
-            r#""../s2""#,
-            r#"shard file name: expected a plain file name, found "../s2""#,
-        ),
+        (r#""s2""#, r#""../s2""#, r#"shard file name: expected a plain file name, found "../s2""#),
         (r#""s2""#, r#""/etc/hosts""#, "plain file name"),
         (r#""s2""#, r#""a\\s2""#, "plain file name"),
         (r#""s2""#, r#""c:s2""#, "plain file name"),
@@ -170,9 +132,7 @@ fn index_hostile() {
     ];
     for (from, to, part) in cases {
         shards(folder.path(), &INDEX.replace(from, to));
-        let message = Safetensors::open_folder(folder.path())
-            .unwrap_err()
-            .to_string();
+        let message = Safetensors::open_folder(folder.path()).unwrap_err().to_string();
         assert!(message.contains(part), "{message:?} does not say {part:?}");
     }
     // The same tensor in two shards: whichever the index names, the other is not where it should be.

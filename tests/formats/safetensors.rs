@@ -37,10 +37,7 @@ const DTYPES: [DType; 4] = [DType::F32, DType::F16, DType::Bf16, DType::U32];
 fn safetensors_round_trip() {
     let folder = tempfile::tempdir().unwrap();
     let shape = prop::collection::vec(0..5usize, 0..4);
-    let strategy = (
-        prop::collection::vec((0..4usize, shape, any::<u64>()), 0..8),
-        1..200u64,
-    );
+    let strategy = (prop::collection::vec((0..4usize, shape, any::<u64>()), 0..8), 1..200u64);
     let property = |(tensors, max_shard): (Vec<(usize, Vec<usize>, u64)>, u64)| {
         let folder = tempfile::tempdir_in(&folder).unwrap();
         let mut made = Vec::new();
@@ -49,9 +46,7 @@ fn safetensors_round_trip() {
             let name = format!("layer \"{}\".é", 9 - index);
             made.push((name, DTYPES[dtype], shape, noise_bytes(seed, length)));
         }
-        let new = made
-            .iter()
-            .map(|(name, dtype, shape, bytes)| tensor(name, *dtype, shape, bytes));
+        let new = made.iter().map(|(name, dtype, shape, bytes)| tensor(name, *dtype, shape, bytes));
         write_folder(folder.path(), new.collect(), max_shard).unwrap();
         let file = Safetensors::open_folder(folder.path()).unwrap();
         prop_assert!(file.names().eq(made.iter().rev().map(|row| row.0.as_str())));
@@ -106,10 +101,7 @@ fn safetensors_wide_elements_first() {
     assert_eq!(header % 8, 0);
     assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
     assert_eq!(metadata.offset_keys(), ["wide", "narrow"]);
-    assert_eq!(
-        open_safetensors(&path).get("narrow").unwrap().bytes,
-        &bytes[..2]
-    );
+    assert_eq!(open_safetensors(&path).get("narrow").unwrap().bytes, &bytes[..2]);
 }
 
 fn writers_ask_once_and_leave_no_half_file() {
@@ -145,11 +137,7 @@ fn writers_ask_once_and_leave_no_half_file() {
         assert_eq!(write_file(&path, new.into()).is_ok(), last == "ends");
         assert_eq!(asked.take(), names);
         assert_eq!(std::fs::read(&path).unwrap() == b"before", last != "ends");
-        assert_eq!(
-            std::fs::read_dir(&folder).unwrap().count(),
-            1,
-            "no temporary file is left"
-        );
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "no temporary file is left");
     }
     std::fs::write(&path, "before").unwrap();
     for last in ["fails", "ends"] {
@@ -163,21 +151,14 @@ fn writers_ask_once_and_leave_no_half_file() {
         assert_eq!(gguf::write(&path, &[], new.into()).is_ok(), last == "ends");
         assert_eq!(asked.take(), names);
         assert_eq!(std::fs::read(&path).unwrap() == b"before", last != "ends");
-        assert_eq!(
-            std::fs::read_dir(&folder).unwrap().count(),
-            1,
-            "no temporary file is left"
-        );
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "no temporary file is left");
     }
 }
 
 fn stored_tensors_become_packed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
-    let values: Vec<u8> = [1.5f32, -2.0, 0.25, 7.0]
-        .iter()
-        .flat_map(|v| v.to_le_bytes())
-        .collect();
+    let values: Vec<u8> = [1.5f32, -2.0, 0.25, 7.0].iter().flat_map(|v| v.to_le_bytes()).collect();
     let new = |name, dtype, shape: &[usize]| {
         let length = shape.iter().product::<usize>() * DType::size(dtype);
         let bytes = &values[..length];
@@ -196,10 +177,7 @@ fn stored_tensors_become_packed() {
     let file = open_safetensors(&path);
     let packed = |name: &str| file.get(name).unwrap().to_packed();
     let vector = packed("vector").unwrap();
-    assert_eq!(
-        (vector.rows, vector.columns, vector.to_f32()),
-        (1, 3, vec![1.5, -2.0, 0.25])
-    );
+    assert_eq!((vector.rows, vector.columns, vector.to_f32()), (1, 3, vec![1.5, -2.0, 0.25]));
     assert_eq!(packed("matrix").unwrap().to_f32(), [1.5, -2.0, 0.25, 7.0]);
     assert_eq!(packed("half").unwrap().to_f32(), [0.0, 1.5, 0.0]);
     for (name, found) in [

@@ -21,23 +21,18 @@ const DIM: usize = 6;
 pub fn trials() -> Vec<Trial> {
     let plain = Attention::new(HEADS, KV_HEADS, DIM);
     let cpu = |name: &str, dtype, attention| {
-        Trial::test(
-            format!("gradients::attention/backward::{name}"),
-            move || differences(&Device::Cpu, dtype, attention),
-        )
+        Trial::test(format!("gradients::attention/backward::{name}"), move || {
+            differences(&Device::Cpu, dtype, attention)
+        })
     };
     let gpu = |name: &str, attention| {
-        gpu_trial(
-            format!("gradients::attention/backward::{name}"),
-            move || differences(&device(GpuOptions::default())?, DType::F32, attention),
-        )
+        gpu_trial(format!("gradients::attention/backward::{name}"), move || {
+            differences(&device(GpuOptions::default())?, DType::F32, attention)
+        })
     };
     let window = plain.with_window(7);
     let cap = plain.with_soft_cap(1.5);
-    let both = Attention {
-        scale: 0.7,
-        ..window.with_soft_cap(1.5)
-    };
+    let both = Attention { scale: 0.7, ..window.with_soft_cap(1.5) };
     vec![
         cpu("cpu", DType::F32, plain),
         cpu("cpu_in_f16", DType::F16, plain),
@@ -50,10 +45,7 @@ pub fn trials() -> Vec<Trial> {
         gpu("gpu_both", both),
         // A call for every tile.
         gpu_trial("gradients::attention/backward::split".into(), move || {
-            let options = GpuOptions {
-                max_operations: Some(1.0),
-                ..GpuOptions::default()
-            };
+            let options = GpuOptions { max_operations: Some(1.0), ..GpuOptions::default() };
             differences(&device(options)?, DType::F32, plain)
         }),
     ]
@@ -69,18 +61,11 @@ fn differences(device: &Device, dtype: DType, attention: Attention) -> Result<()
     let mut make = |rows: usize, width: usize, scale: f32| {
         HostTensor::from_f32(dtype, &[rows, width], &random.values(rows * width, scale))
     };
-    let inputs = [
-        make(tokens, width, 2.0),
-        make(places, pitch, 1.0),
-        make(places, pitch, 1.0),
-    ];
+    let inputs = [make(tokens, width, 2.0), make(places, pitch, 1.0), make(places, pitch, 1.0)];
     let grad = make(tokens, width, 1.0);
     let on_device = |host: &HostTensor| device.upload(host, "values");
-    let (query, key, value) = (
-        on_device(&inputs[0])?,
-        on_device(&inputs[1])?,
-        on_device(&inputs[2])?,
-    );
+    let (query, key, value) =
+        (on_device(&inputs[0])?, on_device(&inputs[1])?, on_device(&inputs[2])?);
     let past = on_device(&HostTensor::from_u32(&[SEQUENCES], &[0; SEQUENCES]))?;
     let result = causal(device, &query, (&key, &value), &past, attention, CAPACITY)?;
     let grads = backward(
@@ -97,10 +82,7 @@ fn differences(device: &Device, dtype: DType, attention: Attention) -> Result<()
     let step = 1e-5;
     for (which, found) in [grads.0, grads.1, grads.2].iter().enumerate() {
         let found = device.read(found)?;
-        assert_eq!(
-            found.shape, inputs[which].shape,
-            "shape of gradient {which}"
-        );
+        assert_eq!(found.shape, inputs[which].shape, "shape of gradient {which}");
         for (index, found) in wide(&found).into_iter().enumerate() {
             let middle = numbers[which][index];
             let [high, low] = [middle + step, middle - step].map(|moved| {

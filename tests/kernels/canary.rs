@@ -25,9 +25,7 @@ pub fn trials() -> Vec<Trial> {
             "canary::shader::{kernel}::{}",
             replace.split_whitespace().collect::<Vec<_>>().join("_")
         );
-        trials.push(gpu_trial(name, move || {
-            falsify_shader(kernel, find, replace)
-        }));
+        trials.push(gpu_trial(name, move || falsify_shader(kernel, find, replace)));
     }
     trials.push(Trial::test("canary::compare_rules", compare_rules));
     trials
@@ -35,11 +33,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn reference(kernel: &Kernel, variant: &Variant, data: &CaseData) -> Vec<Expected> {
     let tensors = data.tensors.iter().map(HostTensor::view).collect();
-    (kernel.reference)(&Args {
-        variant,
-        parameters: &data.parameters,
-        tensors,
-    })
+    (kernel.reference)(&Args { variant, parameters: &data.parameters, tensors })
 }
 
 /// Each falsification of a right result must be noticed, in every output of every small enough case.
@@ -53,13 +47,8 @@ fn falsify_results(kernel: &'static Kernel) -> Result<(), Failed> {
         }
         for expected in reference(kernel, &variant, &data) {
             let right = expected.values.clone();
-            compare(
-                &expected,
-                &Measured {
-                    values: right.clone(),
-                },
-            )
-            .map_err(|d| format!("the truth fails: {d}"))?;
+            compare(&expected, &Measured { values: right.clone() })
+                .map_err(|d| format!("the truth fails: {d}"))?;
             let last = right.len() - 1;
             let finite = |index: usize| right[index].is_finite();
             let Some(place) = (0..=last).rev().find(|&index| finite(index)) else {
@@ -87,123 +76,51 @@ fn falsify_results(kernel: &'static Kernel) -> Result<(), Failed> {
             }
         }
     }
-    if tried == 0 {
-        Err("no case was small enough".into())
-    } else {
-        Ok(())
-    }
+    if tried == 0 { Err("no case was small enough".into()) } else { Ok(()) }
 }
 
 /// Mistakes that kernels are known to make: (kernel, text of the shader or of an import, what stands there instead).
 const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
-    (
-        "norm/rms",
-        "mean + params.epsilon",
-        "mean + 1.1 * params.epsilon",
-    ),
+    ("norm/rms", "mean + params.epsilon", "mean + 1.1 * params.epsilon"),
     (
         "norm/rms",
         "column < params.columns; column += WORKGROUP) {\n        let",
         "column + 1u < params.columns; column += WORKGROUP) {\n        let",
     ),
     ("matmul/tiled", "k < STEP;", "k < STEP - 1u;"),
-    (
-        "matmul/tiled",
-        "start < params.columns;",
-        "start + STEP < params.columns;",
-    ),
-    (
-        "matmul/tiled",
-        "weight_tile[(quad + {e}u)",
-        "weight_tile[(quad + 3u - {e}u)",
-    ),
-    (
-        "matmul/matvec",
-        "column < params.columns;",
-        "column + 4u < params.columns;",
-    ),
+    ("matmul/tiled", "start < params.columns;", "start + STEP < params.columns;"),
+    ("matmul/tiled", "weight_tile[(quad + {e}u)", "weight_tile[(quad + 3u - {e}u)"),
+    ("matmul/matvec", "column < params.columns;", "column + 4u < params.columns;"),
     ("matmul/ternary", "] ^ below", "] | below"),
     ("matmul/ternary", "words[5] >> 12u", "words[5] >> 13u"),
     ("matmul/ternary", "unit < units", "unit + 1u < units"),
     ("copy/ternary", "code == 3u", "false"),
-    (
-        "embed/gather",
-        "column + i < params.columns",
-        "column + i <= params.columns",
-    ),
-    (
-        "embed/gather",
-        "ids[token] - params.row_start",
-        "ids[token]",
-    ),
-    (
-        "rope/rotate",
-        "second * rotation.x + first",
-        "second * rotation.x - first",
-    ),
+    ("embed/gather", "column + i < params.columns", "column + i <= params.columns"),
+    ("embed/gather", "ids[token] - params.row_start", "ids[token]"),
+    ("rope/rotate", "second * rotation.x + first", "second * rotation.x - first"),
     ("kv/append", "past[sequence] + token", "token"),
     ("attention/causal", "* params.scale", "* 1.0"),
     ("attention/causal", "mine <= position)", "mine < position)"),
     ("attention/causal", "sums[slot] * correction", "sums[slot]"),
-    (
-        "attention/lse_delta",
-        "totals *= exp(maxima - highest)",
-        "totals *= 1.0",
-    ),
-    (
-        "attention/lse_delta",
-        "< vec4(params.window)",
-        "<= vec4(params.window)",
-    ),
-    (
-        "attention/lse_delta",
-        " * exp(memory[part * 8u + lane] - maximum)",
-        "",
-    ),
-    (
-        "attention/tiled",
-        "< vec4(params.window)",
-        "<= vec4(params.window)",
-    ),
+    ("attention/lse_delta", "totals *= exp(maxima - highest)", "totals *= 1.0"),
+    ("attention/lse_delta", "< vec4(params.window)", "<= vec4(params.window)"),
+    ("attention/lse_delta", " * exp(memory[part * 8u + lane] - maximum)", ""),
+    ("attention/tiled", "< vec4(params.window)", "<= vec4(params.window)"),
     ("attention/tiled", "low = own + 1 -", "low = own + 2 -"),
-    (
-        "attention/tiled",
-        "scores = with_soft_cap(scores)",
-        "scores = scores",
-    ),
+    ("attention/tiled", "scores = with_soft_cap(scores)", "scores = scores"),
     ("attention/causal", "min(params.window, ", "max(1u, "),
     ("attention/tiled", "*= correction[{I}]", "*= 1.0"),
     ("attention/tiled", "i32(k) + 3 <= own", "i32(k) <= own"),
     ("attention/query_grad", "- delta)", "- 0.0)"),
     ("attention/query_grad", "(low + 6) & ~3", "low & ~3"),
     ("attention/query_grad", "* soft_cap_slopes(scores[{J}])", ""),
-    (
-        "attention/query_grad",
-        "vec4(false, true, true, true)",
-        "vec4(true)",
-    ),
-    (
-        "attention/query_grad",
-        "CHUNKS + {C}u] * params.scale",
-        "CHUNKS + {C}u] * 1.0",
-    ),
+    ("attention/query_grad", "vec4(false, true, true, true)", "vec4(true)"),
+    ("attention/query_grad", "CHUNKS + {C}u] * params.scale", "CHUNKS + {C}u] * 1.0"),
     ("attention/key_value_grad", "- known.y", "- 0.0"),
-    (
-        "attention/key_value_grad",
-        "max(own + 4, i32(begin))",
-        "max(own, i32(begin))",
-    ),
+    ("attention/key_value_grad", "max(own + 4, i32(begin))", "max(own, i32(begin))"),
     ("attention/key_value_grad", ") * slopes", ")"),
-    (
-        "attention/key_value_grad",
-        "own + 3 + i32(params.window)",
-        "own + 2 + i32(params.window)",
-    ),
-    (
-        "attention/key_value_grad",
-        "OWNERS - 1u + params.window",
-        "params.window",
-    ),
+    ("attention/key_value_grad", "own + 3 + i32(params.window)", "own + 2 + i32(params.window)"),
+    ("attention/key_value_grad", "OWNERS - 1u + params.window", "params.window"),
     (
         "attention/key_value_grad",
         "head < (kv_head + 1u) * grouped",
@@ -214,11 +131,7 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
     ("gate/glu", "t * t", "t"),
     ("gate/glu_grad", "* argument_slope *", "*"),
     ("gate/glu_grad", "x * (0.39894228 *", "(0.39894228 *"),
-    (
-        "matmul/merge",
-        "params.epilogue >> EPILOGUE_ACTIVATION",
-        "0u",
-    ),
+    ("matmul/merge", "params.epilogue >> EPILOGUE_ACTIVATION", "0u"),
     ("logits/soft_cap", "size > 0.625", "size > 1.5"),
     ("logits/soft_cap_grad", "1.0 - ratio * ratio", "1.0 - ratio"),
     ("norm/rms_grad", "- x[at] * pull", ""),
@@ -226,21 +139,13 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
     ("loss/cross_entropy_grad", "exp(logit) - one", "exp(logit)"),
     ("loss/divergence_grad", "* params.inverse;", "* 1.0;"),
     ("loss/divergence_grad", "shares.y - shares.x", "shares.y"),
-    (
-        "embed/scatter",
-        "place < starts[row + 1u]",
-        "place + 1u < starts[row + 1u]",
-    ),
+    ("embed/scatter", "place < starts[row + 1u]", "place + 1u < starts[row + 1u]"),
     ("copy/cast", "* params.factor", "* 1.0"),
     ("copy/compact", "kept_rows[row]", "kept_rows[down]"),
     ("copy/compact", "+ kept_columns[column]", "+ column"),
     ("score/rows", "= params.row_start + index", "= index"),
     ("score/rows", "sum += result[row]", "sum += 0.0"),
-    (
-        "score/columns",
-        "params.row_start + lane / COLUMNS",
-        "lane / COLUMNS",
-    ),
+    ("score/columns", "params.row_start + lane / COLUMNS", "lane / COLUMNS"),
     ("score/columns", "row += SHARES", "row += SHARES + 1u"),
     ("score/fisher", "params.factor * (", "("),
     ("score/norms", "value * value", "abs(value)"),
@@ -257,17 +162,9 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
     ("mask/zero_weights", "row_mask[row]", "row_mask[down]"),
     ("residual/add", "result[index] + vec4", "vec4"),
     ("loss/logsumexp", "maximum + log(sum)", "log(sum)"),
-    (
-        "quantize/absmax",
-        "abs(value) > abs(extreme)",
-        "value > extreme",
-    ),
+    ("quantize/absmax", "abs(value) > abs(extreme)", "value > extreme"),
     ("quantize/minmax", "high = max(high, value)", "high = value"),
-    (
-        "quantize/round",
-        "round(clamp(guess, 0.0, last))",
-        "floor(clamp(guess, 1.0, last)) - 1.0",
-    ),
+    ("quantize/round", "round(clamp(guess, 0.0, last))", "floor(clamp(guess, 1.0, last)) - 1.0"),
     (
         "dequantize/rows",
         "row * params.columns + column + i] =",
@@ -276,11 +173,8 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
 ];
 
 fn falsify_shader(kernel: &'static str, find: &str, replace: &str) -> Result<(), Failed> {
-    let kernel = TABLE
-        .iter()
-        .copied()
-        .find(|row| row.name == kernel)
-        .ok_or("the kernel is in the table")?;
+    let kernel =
+        TABLE.iter().copied().find(|row| row.name == kernel).ok_or("the kernel is in the table")?;
     let first = &(kernel.variants)()[0];
     let imported = fragments()
         .filter(|(name, _)| kernel.imports(first, name))
@@ -289,15 +183,11 @@ fn falsify_shader(kernel: &'static str, find: &str, replace: &str) -> Result<(),
     let (name, text) = texts
         .find(|(_, text)| text.contains(find))
         .ok_or_else(|| format!("the shader no longer contains `{find}`"))?;
-    let runner: Runner = open(Options {
-        tier: Tier::Baseline,
-        checked: true,
-        ..Options::default()
-    })?
-    .with_source(&name, text.replacen(find, replace, 1));
-    for variant in (kernel.variants)()
-        .iter()
-        .filter(|variant| !variant.uses_f16() && !variant.subgroups)
+    let runner: Runner =
+        open(Options { tier: Tier::Baseline, checked: true, ..Options::default() })?
+            .with_source(&name, text.replacen(find, replace, 1));
+    for variant in
+        (kernel.variants)().iter().filter(|variant| !variant.uses_f16() && !variant.subgroups)
     {
         for case in &kernel.checks(variant) {
             match check_case(&runner, kernel, variant, case) {
@@ -326,19 +216,9 @@ fn compare_rules() -> Result<(), Failed> {
         (infinity, infinity, 1.0, false),
     ];
     for (value, bound, measured, fits) in rules {
-        let expected = Expected {
-            values: vec![value],
-            bounds: vec![bound],
-        };
+        let expected = Expected { values: vec![value], bounds: vec![bound] };
         assert!(
-            compare(
-                &expected,
-                &Measured {
-                    values: vec![measured],
-                },
-            )
-            .is_ok()
-                == fits,
+            compare(&expected, &Measured { values: vec![measured] },).is_ok() == fits,
             "expected {value} within {bound}, measured {measured}: judged {}",
             !fits
         );

@@ -116,9 +116,7 @@ const OPERATIONS: [Operation; 11] = [
         forward: |device, inputs| {
             let cooled = |logits| scaled(device, logits, 1.0 / TEMPERATURE, DType::F32);
             let (parent, child) = (cooled(&parent(device)?)?, cooled(&inputs[0])?);
-            Ok(values(device, &divergence(device, &parent, &child)?.0)?
-                .iter()
-                .sum())
+            Ok(values(device, &divergence(device, &parent, &child)?.0)?.iter().sum())
         },
         backward: |device, inputs| {
             let parent = parent(device)?;
@@ -147,11 +145,7 @@ const OPERATIONS: [Operation; 11] = [
         inputs: &[[9, 11]],
         forward: |device, inputs| {
             let ids = HostTensor::from_u32(&[IDS.len()], &IDS);
-            let rows = gather(
-                device,
-                &matrix(device, &inputs[0])?,
-                &device.upload(&ids, "ids")?,
-            )?;
+            let rows = gather(device, &matrix(device, &inputs[0])?, &device.upload(&ids, "ids")?)?;
             weighed(device, &rows)
         },
         backward: |device, inputs| {
@@ -186,18 +180,12 @@ pub fn trials() -> Vec<Trial> {
 
 /// Every backward kernel is one of an operation's, or attention's.
 fn complete() -> Result<(), Failed> {
-    let covered: Vec<&str> = OPERATIONS
-        .iter()
-        .flat_map(|operation| operation.kernels)
-        .copied()
-        .collect();
+    let covered: Vec<&str> =
+        OPERATIONS.iter().flat_map(|operation| operation.kernels).copied().collect();
     for kernel in TABLE {
         let name = kernel.name;
         let backward = name.ends_with("_grad") && !name.starts_with("attention/");
-        assert!(
-            !backward || covered.contains(&name),
-            "{name} is not looked at"
-        );
+        assert!(!backward || covered.contains(&name), "{name} is not looked at");
     }
     Ok(())
 }
@@ -259,17 +247,12 @@ fn weighed(device: &Device, result: &Tensor) -> Result<f64> {
     let result = values(device, result)?;
     let weights = weights(result.len());
     let pairs = result.iter().zip(&weights);
-    Ok(pairs
-        .map(|(value, weight)| value * f64::from(*weight))
-        .sum())
+    Ok(pairs.map(|(value, weight)| value * f64::from(*weight)).sum())
 }
 
 fn upstream(device: &Device, shape: &[usize]) -> Result<Tensor> {
     let values = weights(shape.iter().product());
-    device.upload(
-        &HostTensor::from_f32(DType::F32, shape, &values),
-        "a result's",
-    )
+    device.upload(&HostTensor::from_f32(DType::F32, shape, &values), "a result's")
 }
 
 fn vector(row: &Tensor) -> Tensor {
@@ -313,10 +296,7 @@ fn product_back(device: &Device, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
     let grad = upstream(device, &[x.shape()[0], weight.rows()])?;
     let of_weight = device.allocate(DType::F32, inputs[1].shape(), "a weight's")?;
     backward::weight(device, &grad, x, &mut None, &of_weight, false)?;
-    Ok(vec![
-        backward::input(device, &grad, &weight, None)?,
-        of_weight,
-    ])
+    Ok(vec![backward::input(device, &grad, &weight, None)?, of_weight])
 }
 
 /// A column a row; the last row has none, if only what is scored counts.
@@ -328,19 +308,13 @@ fn targets(device: &Device, scored: bool) -> Result<Tensor> {
 
 fn parent(device: &Device) -> Result<Tensor> {
     let values = Random::new(53).values(4 * 41, 2.0);
-    device.upload(
-        &HostTensor::from_f32(DType::F32, &[4, 41], &values),
-        "a parent's",
-    )
+    device.upload(&HostTensor::from_f32(DType::F32, &[4, 41], &values), "a parent's")
 }
 
 /// Rotated, or back: two sequences of five.
 fn turned(device: &Device, x: &Tensor, sign: f32) -> Result<Tensor> {
     let angles = Random::new(54).values(5 * HEAD_DIM / 2, 3.0);
-    let table: Vec<f32> = angles
-        .iter()
-        .flat_map(|a| [a.cos(), sign * a.sin()])
-        .collect();
+    let table: Vec<f32> = angles.iter().flat_map(|a| [a.cos(), sign * a.sin()]).collect();
     let table = HostTensor::from_f32(DType::F32, &[5, HEAD_DIM], &table);
     let table = device.upload(&table, "rotations")?;
     let past = device.upload(&HostTensor::zeros(DType::U32, &[2]), "lengths")?;

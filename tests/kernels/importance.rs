@@ -43,10 +43,8 @@ fn near(what: &str, found: &[f32], expected: &[f64]) {
 fn pruned(device: &Device) -> Result<(), Failed> {
     let mut random = Random::new(61);
     let host = |values: &[f32]| HostTensor::from_f32(DType::F32, &[ROWS, COLUMNS], values);
-    let (weight, gradient) = (
-        random.values(ROWS * COLUMNS, 1.0),
-        random.values(ROWS * COLUMNS, 1.0),
-    );
+    let (weight, gradient) =
+        (random.values(ROWS * COLUMNS, 1.0), random.values(ROWS * COLUMNS, 1.0));
     let w = device.upload(&host(&weight), "weight")?;
     let g = device.upload(&host(&gradient), "gradient")?;
     let f = device.allocate(DType::F32, &[ROWS, COLUMNS], "Fisher diagonal")?;
@@ -54,10 +52,7 @@ fn pruned(device: &Device) -> Result<(), Failed> {
     fisher(device, &g, 1.5, &f, true)?;
     for form in Form::ALL {
         // What a form does not read need not be there.
-        let reads = (
-            form.needs_gradient().then_some(&g),
-            form.needs_fisher().then_some(&f),
-        );
+        let reads = (form.needs_gradient().then_some(&g), form.needs_fisher().then_some(&f));
         let term = |at: usize| {
             let (w, g) = (f64::from(weight[at]), f64::from(gradient[at]));
             match form {
@@ -78,17 +73,12 @@ fn pruned(device: &Device) -> Result<(), Failed> {
             columns(device, form, &w, reads.0, reads.1, &column, accumulate)?;
         }
         let twice = |places: &mut dyn Iterator<Item = usize>| 2.0 * places.map(term).sum::<f64>();
-        let by_row: Vec<f64> = (0..ROWS)
-            .map(|row| twice(&mut (row * COLUMNS..(row + 1) * COLUMNS)))
-            .collect();
+        let by_row: Vec<f64> =
+            (0..ROWS).map(|row| twice(&mut (row * COLUMNS..(row + 1) * COLUMNS))).collect();
         let by_column: Vec<f64> = (0..COLUMNS)
             .map(|column| twice(&mut (column..ROWS * COLUMNS).step_by(COLUMNS)))
             .collect();
-        near(
-            &format!("{form:?} of rows"),
-            &device.read(&row)?.to_f32(),
-            &by_row,
-        );
+        near(&format!("{form:?} of rows"), &device.read(&row)?.to_f32(), &by_row);
         let scores = device.read(&column)?.to_f32();
         near(&format!("{form:?} of columns"), &scores, &by_column);
 
@@ -104,18 +94,11 @@ fn pruned(device: &Device) -> Result<(), Failed> {
         assert_eq!(again, column_mask, "{form:?}: threshold, top_k");
         let largest = |scores: &[f64], keep: usize| -> Vec<u32> {
             let above = |score: &f64| scores.iter().filter(|other| *other > score).count();
-            scores
-                .iter()
-                .map(|score| u32::from(above(score) < keep))
-                .collect()
+            scores.iter().map(|score| u32::from(above(score) < keep)).collect()
         };
         let block_mask = device.read(&kept_blocks)?.words;
         assert_eq!(block_mask, largest(&by_block, 6), "{form:?}: blocks");
-        assert_eq!(
-            column_mask,
-            largest(&by_column, COLUMNS / 2),
-            "{form:?}: columns"
-        );
+        assert_eq!(column_mask, largest(&by_column, COLUMNS / 2), "{form:?}: columns");
         smaller(device, &weight, &block_mask, &column_mask)?;
     }
     let sums = device.allocate(DType::F32, &[COLUMNS], "norms")?;
@@ -168,9 +151,8 @@ fn smaller(
 /// A weight of more than a software adapter is given at once; results hold something else before.
 fn split_by_rows() -> Result<(), Failed> {
     let (rows_of, columns_of) = (17_500, 1000);
-    let values: Vec<f32> = (0..rows_of * columns_of)
-        .map(|at| (at % 1009) as f32 / 1009.0)
-        .collect();
+    let values: Vec<f32> =
+        (0..rows_of * columns_of).map(|at| (at % 1009) as f32 / 1009.0).collect();
     let weight = HostTensor::from_f32(DType::F32, &[rows_of, columns_of], &values);
     let scores = |device: &Device| -> Result<[Vec<f32>; 2], Failed> {
         let w = device.upload(&weight, "weight")?;

@@ -44,9 +44,8 @@ fn rounded(x: &HostTensor, columns: usize, rounding: Rounding) -> Result<Vec<f64
             let piece = (token * planes + plane) * (span / 16) + place / 16;
             f64::from(bytes[16 * (piece * blocks + block) + place % 16])
         };
-        let integer: f64 = (0..planes)
-            .map(|plane| byte(plane) * f64::powi(256.0, plane as i32))
-            .sum();
+        let integer: f64 =
+            (0..planes).map(|plane| byte(plane) * f64::powi(256.0, plane as i32)).sum();
         integer * f64::from(scales[2 * (token * blocks + block)])
     };
     let all = (0..tokens).flat_map(|token| (0..columns).map(move |column| (token, column)));
@@ -76,10 +75,7 @@ fn rounding_of_activations() -> Result<(), Failed> {
         let fine = one < 2e-3 && (layer == 0 || two < half) && three < 1e-13;
         let fine = fine && one_in_pairs < 3e-3 && (layer == 0 || two_in_pairs < half);
         let pairs = format!("in pairs {one_in_pairs}, {two_in_pairs}");
-        assert!(
-            fine,
-            "layer {layer}: {one}, {two}, {three}; {pairs}; f16 {half}"
-        );
+        assert!(fine, "layer {layer}: {one}, {two}, {three}; {pairs}; f16 {half}");
     }
     Ok(())
 }
@@ -122,10 +118,7 @@ fn split_by_rows() -> Result<(), Failed> {
     let ty = weight_type("uint4m").ok_or("a type of the table")?;
     let packed = weights::random(&mut random, &weights::variant(ty), 900, COLUMNS, 32);
     let results = [None, Some(33 << 10)].map(|max_binding| -> Result<_, Failed> {
-        let device = device(Options {
-            max_binding,
-            ..Options::default()
-        })?;
+        let device = device(Options { max_binding, ..Options::default() })?;
         let matrix = Matrix::upload(&device, &packed, "w")?;
         let mut random = Random::new(37);
         let mut results = Vec::new();
@@ -146,12 +139,7 @@ fn split_by_rows() -> Result<(), Failed> {
     });
     let [whole, split] = results;
     let (whole, split) = (whole?, split?);
-    assert!(
-        whole.0 == 1 && split.0 > 1,
-        "{} and {} chunks",
-        whole.0,
-        split.0
-    );
+    assert!(whole.0 == 1 && split.0 > 1, "{} and {} chunks", whole.0, split.0);
     assert!(whole.1 == split.1, "not the same");
     Ok(())
 }
@@ -160,21 +148,14 @@ fn the_cpu_has_none() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let generate = "generate embedded:nano-llama --prompt The -n 1 --device cpu --compute i8";
     let run = lopper(&folder, generate)?;
-    assert!(
-        run.code != Some(0) && run.err.contains("--compute f32"),
-        "{run}"
-    );
+    assert!(run.code != Some(0) && run.err.contains("--compute f32"), "{run}");
     Ok(())
 }
 
 /// Every format's label names it, and nothing else does.
 fn formats_by_label() -> Result<(), Failed> {
     for ty in WEIGHT_TYPES.iter().copied() {
-        let groups: &[u32] = if ty.has_scales() {
-            &[0, 16, 32, 4096]
-        } else {
-            &[0]
-        };
+        let groups: &[u32] = if ty.has_scales() { &[0, 16, 32, 4096] } else { &[0] };
         for &group_size in groups {
             let format = WeightFormat { ty, group_size };
             assert_eq!(WeightFormat::from_label(&format.label()), Some(format));

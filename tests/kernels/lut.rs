@@ -38,11 +38,7 @@ fn planes_and_back() -> Result<(), Failed> {
             let codes = &matrix.chunks()[0].codes;
             let planes = planes(&device, codes, packed.format, (rows, columns))?;
             let back = restore(&device.read(&planes)?.words, packed.format, rows, columns);
-            assert!(
-                back.codes == packed.codes,
-                "{} of {rows}x{columns}",
-                ty.name
-            );
+            assert!(back.codes == packed.codes, "{} of {rows}x{columns}", ty.name);
         }
     }
     Ok(())
@@ -58,10 +54,7 @@ fn gives_what_multiplying_gives() -> Result<(), Failed> {
         let x = HostTensor::from_f32(DType::F32, &[tokens, columns], &values);
         let product =
             |engine: Engine, max_binding: Option<u64>, bytes: u32| -> Result<Vec<f32>, Failed> {
-                let options = Options {
-                    max_binding,
-                    ..Options::default()
-                };
+                let options = Options { max_binding, ..Options::default() };
                 let device = Device::Gpu(open(options)?.keeping(ProductChoices::new(engine)));
                 let matrix = Matrix::upload(&device, &weight, "w")?;
                 let input = Input::new(device.upload(&x, "x")?, columns, bytes);
@@ -78,10 +71,7 @@ fn gives_what_multiplying_gives() -> Result<(), Failed> {
             (product(Engine::Lut, None, 1)?, 1e-9..1e-3),
         ] {
             let error = relative_error(&found, &exact).powi(2);
-            assert!(
-                limit.contains(&error),
-                "{name}: squared error {error:e} of squared size"
-            );
+            assert!(limit.contains(&error), "{name}: squared error {error:e} of squared size");
         }
     }
     Ok(())
@@ -94,9 +84,8 @@ fn counting_bits_is_exact() -> Result<(), Failed> {
     let weight = weights::random(&mut Random::new(54), &variant("int3")?, rows, columns, 32);
     let dense = weight.to_f32();
     let mut random = Random::new(55);
-    let integers: Vec<f32> = (0..tokens * columns)
-        .map(|_| random.below(127) as f32 - 63.0)
-        .collect();
+    let integers: Vec<f32> =
+        (0..tokens * columns).map(|_| random.below(127) as f32 - 63.0).collect();
     let others = random.values(tokens * columns, 2.0);
     let device =
         Device::Gpu(open(Options::default())?.keeping(ProductChoices::new(Engine::BitSerial)));
@@ -108,10 +97,7 @@ fn counting_bits_is_exact() -> Result<(), Failed> {
         let result = linear(&device, &input, &matrix, None, destination)?;
         let found = device.read(&result)?.to_f32();
         let exact = |place: usize| -> f64 {
-            let (x, w) = (
-                &values[place / rows * columns..],
-                &dense[place % rows * columns..],
-            );
+            let (x, w) = (&values[place / rows * columns..], &dense[place % rows * columns..]);
             let terms = x[..columns].iter().zip(&w[..columns]);
             terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
         };
@@ -137,15 +123,10 @@ fn bench_rows() -> Result<(), Failed> {
     };
     let engines = [r#""mul""#, r#""lut""#, r#""bitserial""#];
     for weight in ["int1-g64", "int3-g64"] {
-        let quickest = of(weight, "quickest")
-            .iter()
-            .filter(|q| *q == "true")
-            .count();
+        let quickest = of(weight, "quickest").iter().filter(|q| *q == "true").count();
         assert!(of(weight, "engine") == engines && quickest == 1, "{run}");
     }
-    let timed = rows
-        .iter()
-        .all(|row| row["us"].as_f64().is_some_and(|us| us > 0.0));
+    let timed = rows.iter().all(|row| row["us"].as_f64().is_some_and(|us| us > 0.0));
     let page = std::fs::read_to_string(folder.path().join("lut.html"))?;
     let ternary = of("ternary-g128", "engine") == engines[..2];
     assert!(rows.len() == 9 && timed && ternary, "{run}");

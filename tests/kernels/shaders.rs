@@ -25,14 +25,8 @@ pub fn trials() -> Vec<Trial> {
             })
         })
         .collect();
-    trials.push(Trial::test(
-        "shaders::each_function_stands_once",
-        each_function_stands_once,
-    ));
-    trials.push(Trial::test(
-        "shaders::loops_count_in_integers",
-        loops_count_in_integers,
-    ));
+    trials.push(Trial::test("shaders::each_function_stands_once", each_function_stands_once));
+    trials.push(Trial::test("shaders::loops_count_in_integers", loops_count_in_integers));
     trials.push(Trial::test("shaders::paths_are_names", paths_are_names));
     trials.push(Trial::test(
         "shaders::oversized_workgroup_is_refused_in_the_host",
@@ -56,11 +50,7 @@ fn loops_count_in_integers() -> Result<(), Failed> {
 fn translate(kernel: &Kernel, variant: &Variant) -> Result<(), String> {
     let source = compose(kernel, kernel.source, variant);
     let label = variant.label();
-    let accesses: Vec<Access> = kernel
-        .bindings
-        .iter()
-        .map(|binding| binding.access)
-        .collect();
+    let accesses: Vec<Access> = kernel.bindings.iter().map(|binding| binding.access).collect();
     let shader = Shader {
         kernel: kernel.name,
         variant: &label,
@@ -75,15 +65,10 @@ fn translate(kernel: &Kernel, variant: &Variant) -> Result<(), String> {
     }
     let module = check_limits(&shader, &limits).map_err(|error| error.to_string())?;
     let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
-    let info = validator
-        .validate(&module)
-        .map_err(|error| format!("{error:?}"))?;
+    let info = validator.validate(&module).map_err(|error| format!("{error:?}"))?;
     agrees_with_table(kernel, &module)?;
-    let constants = kernel
-        .overrides
-        .iter()
-        .map(|(name, value)| (name.to_string(), *value))
-        .collect();
+    let constants =
+        kernel.overrides.iter().map(|(name, value)| (name.to_string(), *value)).collect();
     let entry = Some((naga::ShaderStage::Compute, "main"));
     let (module, info) =
         naga::back::pipeline_constants::process_overrides(&module, &info, entry, &constants)
@@ -110,10 +95,7 @@ fn agrees_with_table(kernel: &Kernel, module: &naga::Module) -> Result<(), Strin
         match variable.space {
             naga::AddressSpace::Storage { access } => {
                 let writes = access.contains(naga::StorageAccess::STORE);
-                found.insert(
-                    binding.binding,
-                    (variable.name.clone().unwrap_or_default(), writes),
-                );
+                found.insert(binding.binding, (variable.name.clone().unwrap_or_default(), writes));
             }
             naga::AddressSpace::Uniform => {
                 let size = module.types[variable.ty].inner.size(module.to_ctx()) as usize;
@@ -125,35 +107,22 @@ fn agrees_with_table(kernel: &Kernel, module: &naga::Module) -> Result<(), Strin
                 }
             }
             _ => {
-                return Err(format!(
-                    "unexpected address space of binding {}",
-                    binding.binding
-                ));
+                return Err(format!("unexpected address space of binding {}", binding.binding));
             }
         }
     }
     let table: BTreeMap<u32, (String, bool)> = (0u32..)
         .zip(kernel.bindings)
-        .map(|(index, binding)| {
-            (
-                index,
-                (binding.name.to_string(), binding.access != Access::Read),
-            )
-        })
+        .map(|(index, binding)| (index, (binding.name.to_string(), binding.access != Access::Read)))
         .collect();
     if found != table {
-        return Err(format!(
-            "bindings: {found:?} in WGSL, {table:?} in the table"
-        ));
+        return Err(format!("bindings: {found:?} in WGSL, {table:?} in the table"));
     }
     Ok(())
 }
 
 fn to_spirv(module: &naga::Module, info: &ModuleInfo) -> Result<(), String> {
-    let options = naga::back::spv::Options {
-        lang_version: (1, 4),
-        ..Default::default()
-    };
+    let options = naga::back::spv::Options { lang_version: (1, 4), ..Default::default() };
     let words = naga::back::spv::write_vec(module, info, &options, None)
         .map_err(|error| format!("SPIR-V: {error}"))?;
     spirv_val(&words)
@@ -175,13 +144,9 @@ fn spirv_val(words: &[u32]) -> Result<(), String> {
         .map_err(|error| format!("spirv-val: {error}"))?;
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let mut input = child.stdin.take().ok_or("spirv-val reads no input")?;
-    input
-        .write_all(&bytes)
-        .map_err(|error| format!("spirv-val: {error}"))?;
+    input.write_all(&bytes).map_err(|error| format!("spirv-val: {error}"))?;
     drop(input);
-    let done = child
-        .wait_with_output()
-        .map_err(|error| format!("spirv-val: {error}"))?;
+    let done = child.wait_with_output().map_err(|error| format!("spirv-val: {error}"))?;
     let said = String::from_utf8_lossy(&done.stderr);
     // A validator older than cooperative matrices (SPV_KHR_cooperative_matrix is 6022) cannot judge them.
     if done.status.success() || said.contains("Invalid capability operand: 6022") {
@@ -257,34 +222,26 @@ fn each_function_stands_once() -> Result<(), Failed> {
     }
     for kernel in TABLE {
         for function in function_names(kernel.source) {
-            places
-                .entry(function)
-                .or_default()
-                .push(kernel.name.to_string());
+            places.entry(function).or_default().push(kernel.name.to_string());
         }
     }
-    let twice: Vec<_> = places
-        .iter()
-        .filter(|(_, places)| places.len() > 1)
-        .collect();
+    let twice: Vec<_> = places.iter().filter(|(_, places)| places.len() > 1).collect();
     assert!(twice.is_empty(), "defined more than once: {twice:?}");
     Ok(())
 }
 
 fn paths_are_names() -> Result<(), Failed> {
     for kernel in TABLE {
-        for path in [
-            format!("shaders/{}.wgsl", kernel.name),
-            format!("src/kernels/{}.rs", kernel.name),
-        ] {
+        for path in
+            [format!("shaders/{}.wgsl", kernel.name), format!("src/kernels/{}.rs", kernel.name)]
+        {
             if !std::path::Path::new(&path).is_file() {
                 return Err(format!("{} has no {path}", kernel.name).into());
             }
         }
     }
-    for folder in std::fs::read_dir("shaders")?
-        .flatten()
-        .filter(|entry| entry.file_name() != "shared")
+    for folder in
+        std::fs::read_dir("shaders")?.flatten().filter(|entry| entry.file_name() != "shared")
     {
         for file in std::fs::read_dir(folder.path())?.flatten() {
             let path = file.path();
@@ -306,13 +263,8 @@ fn oversized_workgroup() -> Result<(), Failed> {
         @compute @workgroup_size(64) fn main() { large[0] = 1.0; }";
     let shader = |size: f64| {
         let overrides = [("SIZE", size)];
-        let shader = Shader {
-            kernel: "large",
-            variant: "",
-            source,
-            bindings: &[],
-            overrides: &overrides,
-        };
+        let shader =
+            Shader { kernel: "large", variant: "", source, bindings: &[], overrides: &overrides };
         check_limits(&shader, &wgpu::Limits::default())
             .map(|_| ())
             .map_err(|error| error.to_string())

@@ -17,38 +17,27 @@ use crate::machine::{gpu_trial, runner};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
-        Trial::test(
-            "kernels::choices_are_in_the_table",
-            choices_are_in_the_table,
-        ),
+        Trial::test("kernels::choices_are_in_the_table", choices_are_in_the_table),
         Trial::test("kernels::activations", activations),
     ];
     for kernel in TABLE.iter().copied() {
-        trials.push(Trial::test(
-            format!("kernels::cpu::{}", kernel.name),
-            move || {
-                for variant in (kernel.variants)() {
-                    on_cpu(kernel, &variant)?;
-                }
-                Ok(())
-            },
-        ));
-        trials.push(gpu_trial(
-            format!("kernels::random::{}", kernel.name),
-            move || random_shapes(kernel),
-        ));
+        trials.push(Trial::test(format!("kernels::cpu::{}", kernel.name), move || {
+            for variant in (kernel.variants)() {
+                on_cpu(kernel, &variant)?;
+            }
+            Ok(())
+        }));
+        trials.push(gpu_trial(format!("kernels::random::{}", kernel.name), move || {
+            random_shapes(kernel)
+        }));
         for tier in [Tier::Baseline, Tier::F16] {
             for variant in (kernel.variants)() {
                 let needs_more = variant.uses_f16() || variant.subgroups;
                 if needs_more != (tier == Tier::F16) {
                     continue;
                 }
-                let name = format!(
-                    "kernels::{}::{} [{}]",
-                    tier.name(),
-                    kernel.name,
-                    variant.label()
-                );
+                let name =
+                    format!("kernels::{}::{} [{}]", tier.name(), kernel.name, variant.label());
                 trials.push(gpu_trial(name, move || on_gpu(kernel, &variant, tier)));
             }
         }
@@ -84,11 +73,7 @@ fn activations() -> Result<(), Failed> {
             }
         };
         near("erf", erf_f32(x), (erf(wide), 4.0 * U * erf(wide).abs()))?;
-        near(
-            "cap",
-            soft_cap(x, 30.0),
-            soft_cap_reference(wide, 0.0, 30.0),
-        )?;
+        near("cap", soft_cap(x, 30.0), soft_cap_reference(wide, 0.0, 30.0))?;
         for activation in Activation::ALL {
             let name = format!("{activation:?}");
             near(&name, activation.value(x), activation.reference(wide))?;
@@ -107,12 +92,7 @@ fn activations() -> Result<(), Failed> {
 fn on_cpu(kernel: &'static Kernel, variant: &Variant) -> Result<(), Failed> {
     for case in &kernel.checks(variant) {
         check_cpu_case(kernel, variant, case).map_err(|failure| {
-            format!(
-                "{} [{}] {}: {failure}",
-                kernel.name,
-                variant.label(),
-                case.label
-            )
+            format!("{} [{}] {}: {failure}", kernel.name, variant.label(), case.label)
         })?;
     }
     Ok(())
@@ -126,12 +106,7 @@ fn on_gpu(kernel: &'static Kernel, variant: &Variant, tier: Tier) -> Result<(), 
     }
     for case in &kernel.checks(variant) {
         check_case(runner, kernel, variant, case).map_err(|failure| {
-            format!(
-                "{} [{}] {}: {failure}",
-                kernel.name,
-                variant.label(),
-                case.label
-            )
+            format!("{} [{}] {}: {failure}", kernel.name, variant.label(), case.label)
         })?;
     }
     Ok(())
@@ -147,11 +122,7 @@ fn random_shapes(kernel: &'static Kernel) -> Result<(), Failed> {
         // Cooperative matrices, on an adapter without.
         return Ok(());
     }
-    let config = Config {
-        cases: 12,
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
     let seed = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
     let shapes = (any::<[u8; Sizes::COUNT]>(), 0..variants.len());
     TestRunner::new_with_rng(config, seed)
@@ -171,11 +142,7 @@ fn random_shapes(kernel: &'static Kernel) -> Result<(), Failed> {
 
 /// Whatever the planner of products may answer is a variant that the trials above check, and runs on the device asked for.
 fn choices_are_in_the_table() -> Result<(), Failed> {
-    let pairs = [
-        (DType::F32, DType::F32),
-        (DType::F16, DType::F16),
-        (DType::F16, DType::F32),
-    ];
+    let pairs = [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F16, DType::F32)];
     for bits in 0..8 {
         let capabilities = Capabilities {
             f16: true,

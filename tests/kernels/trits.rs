@@ -23,13 +23,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn ternary(rows: usize, columns: usize, group: u32) -> Result<Packed, Failed> {
     let variant = weights::variant(weight_type("ternary").ok_or("a weight type")?);
-    Ok(weights::random(
-        &mut Random::new(61),
-        &variant,
-        rows,
-        columns,
-        group,
-    ))
+    Ok(weights::random(&mut Random::new(61), &variant, rows, columns, group))
 }
 
 /// Every code comes back from the indices that a GPU made; 3, which stands for 0, as 1.
@@ -64,9 +58,8 @@ fn exact_up_to_scales() -> Result<(), Failed> {
     let weight = ternary(rows, columns, 128)?;
     let dense = weight.to_f32();
     let mut random = Random::new(62);
-    let values: Vec<f32> = (0..tokens * columns)
-        .map(|_| random.below(255) as f32 - 127.0)
-        .collect();
+    let values: Vec<f32> =
+        (0..tokens * columns).map(|_| random.below(255) as f32 - 127.0).collect();
     let mut truth: Vec<f64> = Vec::new();
     for x in values.chunks(columns) {
         for line in dense.chunks(columns) {
@@ -88,10 +81,7 @@ fn exact_up_to_scales() -> Result<(), Failed> {
             tokens,
         };
         let product = |engine: Engine, kernel: Option<&str>| -> Result<Vec<f32>, Failed> {
-            let options = Options {
-                max_binding,
-                ..Options::default()
-            };
+            let options = Options { max_binding, ..Options::default() };
             let runner = open(options)?.keeping(ProductChoices::new(engine));
             if let Some(kernel) = kernel {
                 // Of whole and of cut matrices.
@@ -111,9 +101,8 @@ fn exact_up_to_scales() -> Result<(), Failed> {
         };
         let device = open(Options::default())?;
         let choices = asked.candidates(device.gpu().capabilities());
-        let looked_up = choices
-            .iter()
-            .all(|choice| matches!(choice.weight(), WeightForm::Ternary(_)));
+        let looked_up =
+            choices.iter().all(|choice| matches!(choice.weight(), WeightForm::Ternary(_)));
         assert!(choices.len() == 4 && looked_up, "{choices:?}");
         let multiplied = off(&product(Engine::Mul, None)?);
         for choice in choices {
@@ -156,9 +145,7 @@ fn only_where_it_can() -> Result<(), Failed> {
         tokens: 1,
     };
     let choices = asked.candidates(lopper::gpu::Capabilities::default());
-    let looked_up = choices
-        .iter()
-        .any(|choice| matches!(choice.weight(), WeightForm::Ternary(_)));
+    let looked_up = choices.iter().any(|choice| matches!(choice.weight(), WeightForm::Ternary(_)));
     assert!(!looked_up, "{choices:?}");
     Ok(())
 }

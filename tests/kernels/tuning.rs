@@ -30,11 +30,7 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
     // A winner of a class that devices lists, which is not what the analysis takes.
     let device = device(Options::default())?;
     let adapter = device.gpu().ok_or("a GPU")?.adapter();
-    let activation = if device.capabilities().f16 {
-        DType::F16
-    } else {
-        DType::F32
-    };
+    let activation = if device.capabilities().f16 { DType::F16 } else { DType::F32 };
     let product = MatmulShape {
         activation,
         bytes: if device.capabilities().f16 { 2 } else { 3 },
@@ -46,10 +42,7 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
         tokens: 1,
     };
     let candidates = product.candidates(device.capabilities());
-    let (first, last) = (
-        candidates[0].label(),
-        candidates[candidates.len() - 1].label(),
-    );
+    let (first, last) = (candidates[0].label(), candidates[candidates.len() - 1].label());
     assert!(first != last, "{first} is the only candidate");
     let path = folder.path().join("tuned.json");
     let mut file = read_json(&path)?;
@@ -62,10 +55,7 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
         let name = &adapter.info.name;
         let backend = backend_name(adapter.info.backend);
         let mut command = command_of(folder.path(), command);
-        let run: Run = command
-            .args(["--adapter", name, "--backend", backend])
-            .output()?
-            .into();
+        let run: Run = command.args(["--adapter", name, "--backend", backend]).output()?.into();
         let mut lines = run.out.lines();
         let line = lines.find(|line| line.contains("int8-g32") && line.contains(kernel.as_str()));
         let counted = run.out.contains(&format!("({count} classes tuned)"));
@@ -74,10 +64,7 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
     }
     std::fs::write(path, "{\"devices\": 3}")?;
     let broken = lopper(&folder, "devices -v")?;
-    assert!(
-        broken.code != Some(0) && broken.err.contains("tuned.json"),
-        "{broken}"
-    );
+    assert!(broken.code != Some(0) && broken.err.contains("tuned.json"), "{broken}");
     Ok(())
 }
 
@@ -134,9 +121,7 @@ fn odd_rows_in_every_precision() -> Result<(), Failed> {
                 for (place, found) in result.iter().enumerate() {
                     let (token, row) = (place / ROWS, place % ROWS);
                     let line = x[token * columns..].iter().zip(&weight[row * columns..]);
-                    let products = line
-                        .take(columns)
-                        .map(|(x, w)| f64::from(*x) * f64::from(*w));
+                    let products = line.take(columns).map(|(x, w)| f64::from(*x) * f64::from(*w));
                     let expected: f64 = products.sum();
                     // Activations in two bytes lose 2^-15 of a block's largest magnitude at most.
                     let close = (f64::from(*found) - expected).abs() <= 1e-3;

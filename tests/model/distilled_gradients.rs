@@ -22,20 +22,11 @@ const LENGTH: usize = 48;
 
 pub fn trials() -> Vec<Trial> {
     let name = |what: &str| format!("gradients::golden::distill::{what}");
-    let gpu = |max_binding| {
-        device(GpuOptions {
-            max_binding,
-            ..GpuOptions::default()
-        })
-    };
+    let gpu = |max_binding| device(GpuOptions { max_binding, ..GpuOptions::default() });
     let mut trials = vec![
-        Trial::test(name("cpu"), || {
-            golden(&Device::Cpu, DType::F32, usize::MAX, 1e-5)
-        }),
+        Trial::test(name("cpu"), || golden(&Device::Cpu, DType::F32, usize::MAX, 1e-5)),
         // A sequence at a time.
-        gpu_trial(name("gpu"), move || {
-            golden(&gpu(None)?, DType::F32, LENGTH, 1e-5)
-        }),
+        gpu_trial(name("gpu"), move || golden(&gpu(None)?, DType::F32, LENGTH, 1e-5)),
         // Logits of a few tokens at a time.
         gpu_trial(name("split_head"), move || {
             golden(&gpu(Some(1 << 20))?, DType::F32, usize::MAX, 1e-5)
@@ -71,21 +62,14 @@ fn golden(device: &Device, activation: DType, tokens: usize, limit: f64) -> Resu
             let host = HostTensor::from_f32(DType::F32, &[tokens.len(), VOCABULARY], values);
             device.upload(&host, "a teacher's logits")
         };
-        let loss = Loss::Teacher {
-            logits: &logits,
-            temperature,
-        };
+        let loss = Loss::Teacher { logits: &logits, temperature };
         let mut sums = BTreeMap::<String, Vec<f32>>::new();
         let loss = gradients(
             WeightSource::Resident(&model),
             &Pass { device, compute },
             &ids,
             SEQUENCES,
-            BackwardOptions {
-                loss,
-                tokens,
-                ..BackwardOptions::ALL
-            },
+            BackwardOptions { loss, tokens, ..BackwardOptions::ALL },
             &mut |_, _| {},
             &mut |gradient| {
                 let values = device.read(&gradient.values)?.to_f32();
@@ -124,17 +108,9 @@ fn of_logits(device: &Device) -> Result<(), Failed> {
         let found = divergence_grad(device, &teacher, &student, temperature, weight, DType::F32)?;
         let found = device.read(&found)?.to_f32();
         let first = found.chunks_exact(LENGTH * VOCABULARY);
-        let first: Vec<f32> = first
-            .flat_map(|row| &row[..4 * VOCABULARY])
-            .copied()
-            .collect();
+        let first: Vec<f32> = first.flat_map(|row| &row[..4 * VOCABULARY]).copied().collect();
         let known = file.floats(&format!("grad_logits.T{temperature}"))?;
-        assert_close(
-            &format!("T {temperature}"),
-            &first,
-            &known,
-            Within::Norm(2e-6),
-        );
+        assert_close(&format!("T {temperature}"), &first, &known, Within::Norm(2e-6));
     }
     Ok(())
 }
@@ -149,19 +125,13 @@ fn bad_arguments() -> Result<(), Failed> {
             let host = HostTensor::zeros(DType::F32, &[tokens.len(), width]);
             device.upload(&host, "a teacher's logits")
         };
-        let loss = Loss::Teacher {
-            logits: &logits,
-            temperature,
-        };
+        let loss = Loss::Teacher { logits: &logits, temperature };
         let found = gradients(
             WeightSource::Resident(&model),
             &Pass { device, compute },
             &[1, 2, 3, 4],
             1,
-            BackwardOptions {
-                loss,
-                ..BackwardOptions::ALL
-            },
+            BackwardOptions { loss, ..BackwardOptions::ALL },
             &mut |_, _| {},
             &mut |_| Ok(()),
         );

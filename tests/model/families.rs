@@ -22,10 +22,7 @@ const MODELS: &[&str] = &["mistral", "qwen2", "qwen3", "gemma3", "gemma3-capped"
 const SEQUENCES: usize = 2;
 
 pub fn trials() -> Vec<Trial> {
-    let mut trials = vec![Trial::test(
-        "families::each_has_a_fixture",
-        each_has_a_fixture,
-    )];
+    let mut trials = vec![Trial::test("families::each_has_a_fixture", each_has_a_fixture)];
     for name in MODELS {
         let path = format!("assets/families/{name}");
         let cases = [
@@ -35,10 +32,9 @@ pub fn trials() -> Vec<Trial> {
         ];
         for (label, activation, limit) in cases {
             let on_cpu = path.clone();
-            trials.push(Trial::test(
-                format!("families::cpu::{label}::{name}"),
-                move || logits_agree(&Device::Cpu, &on_cpu, &on_cpu, activation, limit),
-            ));
+            trials.push(Trial::test(format!("families::cpu::{label}::{name}"), move || {
+                logits_agree(&Device::Cpu, &on_cpu, &on_cpu, activation, limit)
+            }));
             for tier in [Tier::Baseline, Tier::F16] {
                 if tier == Tier::Baseline && activation == DType::F16 {
                     continue;
@@ -57,43 +53,29 @@ pub fn trials() -> Vec<Trial> {
             }
         }
         let (on_cpu, on_gpu) = (path.clone(), path.clone());
-        trials.push(Trial::test(
-            format!("families::gradients::cpu::{name}"),
-            move || gradients_agree(&Device::Cpu, &on_cpu),
-        ));
-        trials.push(gpu_trial(
-            format!("families::gradients::gpu::{name}"),
-            move || gradients_agree(&checked(Tier::F16)?, &on_gpu),
-        ));
+        trials.push(Trial::test(format!("families::gradients::cpu::{name}"), move || {
+            gradients_agree(&Device::Cpu, &on_cpu)
+        }));
+        trials.push(gpu_trial(format!("families::gradients::gpu::{name}"), move || {
+            gradients_agree(&checked(Tier::F16)?, &on_gpu)
+        }));
         let round = path.clone();
-        trials.push(Trial::test(
-            format!("families::round_trips::{name}"),
-            move || round_trips(&round),
-        ));
-        trials.push(Trial::test(
-            format!("families::old_config::{name}"),
-            move || old_config(&path),
-        ));
+        trials.push(Trial::test(format!("families::round_trips::{name}"), move || {
+            round_trips(&round)
+        }));
+        trials
+            .push(Trial::test(format!("families::old_config::{name}"), move || old_config(&path)));
     }
     trials
 }
 
 fn checked(tier: Tier) -> Result<Device, Failed> {
-    device(Options {
-        tier,
-        checked: true,
-        ..Options::default()
-    })
+    device(Options { tier, checked: true, ..Options::default() })
 }
 
 /// A family without a model here would be claimed, not shown. The embedded models are of the plainest one.
 fn each_has_a_fixture() -> Result<(), Failed> {
-    let mut shown = vec![
-        Checkpoint::open("embedded:nano-llama")?
-            .config()
-            .family
-            .name,
-    ];
+    let mut shown = vec![Checkpoint::open("embedded:nano-llama")?.config().family.name];
     for name in MODELS {
         let model = Checkpoint::open(&format!("assets/families/{name}"))?;
         shown.push(model.config().family.name);
@@ -121,12 +103,7 @@ fn logits_agree(
     let pass = Pass { device, compute };
     let model = load(device, &Checkpoint::open(model)?)?;
     let (_, logits) = model.trace(&pass, &ids, SEQUENCES, false)?;
-    assert_close(
-        "logits",
-        &logits.to_f32(),
-        &known.floats("logits")?,
-        Within::Norm(limit),
-    );
+    assert_close("logits", &logits.to_f32(), &known.floats("logits")?, Within::Norm(limit));
     Ok(())
 }
 
@@ -155,10 +132,7 @@ fn gradients_agree(device: &Device, fixture: &str) -> Result<(), Failed> {
         Ok(())
     })?;
     let wanted = f64::from(known.floats("loss")?[0]);
-    assert!(
-        ((loss - wanted) / wanted).abs() < 1e-5,
-        "loss {loss}, PyTorch's is {wanted}"
-    );
+    assert!(((loss - wanted) / wanted).abs() < 1e-5, "loss {loss}, PyTorch's is {wanted}");
     for spec in checkpoint.specs() {
         assert!(found.contains(&spec.name), "no gradient of {}", spec.name);
     }
@@ -190,10 +164,7 @@ fn round_trips(fixture: &str) -> Result<(), Failed> {
                 export_gguf(&target.with_extension("gguf"), from, from, Some(&tokenizer))?;
                 let read = |path: &Path| Ok::<_, Failed>(std::fs::read(path)?);
                 let twice = read(&target.with_extension("gguf"))?;
-                assert!(
-                    read(&gguf)? == twice,
-                    "a GGUF file changes on the way through"
-                );
+                assert!(read(&gguf)? == twice, "a GGUF file changes on the way through");
                 continue;
             }
             _ => {

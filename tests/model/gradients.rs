@@ -23,19 +23,11 @@ type Named = Vec<(String, Vec<f32>)>;
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("gradients::differences": biased);
     trials.extend(suite!("gradients": broken_layer_is_named));
-    trials.extend(on_each("gradients::in_parts", |device| {
-        parts(device, DType::F32)
-    }));
+    trials.extend(on_each("gradients::in_parts", |device| parts(device, DType::F32)));
     trials.extend([
-        gpu_trial("gradients::of_few_tokens".into(), || {
-            product_gradients(20, DType::F32)
-        }),
-        gpu_trial("gradients::of_many_tokens".into(), || {
-            product_gradients(70, DType::F32)
-        }),
-        gpu_trial("gradients::in_f16".into(), || {
-            product_gradients(70, DType::F16)
-        }),
+        gpu_trial("gradients::of_few_tokens".into(), || product_gradients(20, DType::F32)),
+        gpu_trial("gradients::of_many_tokens".into(), || product_gradients(70, DType::F32)),
+        gpu_trial("gradients::in_f16".into(), || product_gradients(70, DType::F16)),
         gpu_trial("gradients::in_parts::f16".into(), || {
             let device = device(GpuOptions::default())?;
             match device.capabilities().f16 {
@@ -46,10 +38,9 @@ pub fn trials() -> Vec<Trial> {
     ]);
 
     for model in ["tiny-llama", "nano-llama"] {
-        trials.push(Trial::test(
-            format!("gradients::golden::cpu::f32::{model}"),
-            move || golden(&Device::Cpu, model, DType::F32, 1e-5),
-        ));
+        trials.push(Trial::test(format!("gradients::golden::cpu::f32::{model}"), move || {
+            golden(&Device::Cpu, model, DType::F32, 1e-5)
+        }));
         for (activation, limit) in [(DType::F32, 1e-5), (DType::F16, 2e-3)] {
             let name = format!("gradients::golden::gpu::{}::{model}", activation.name());
             trials.push(gpu_trial(name, move || {
@@ -62,16 +53,10 @@ pub fn trials() -> Vec<Trial> {
         }
     }
     // Logits of a few tokens at a time.
-    trials.push(gpu_trial(
-        "gradients::golden::split_head::nano-llama".into(),
-        || {
-            let device = device(GpuOptions {
-                max_binding: Some(1 << 20),
-                ..GpuOptions::default()
-            })?;
-            golden(&device, "nano-llama", DType::F32, 1e-5)
-        },
-    ));
+    trials.push(gpu_trial("gradients::golden::split_head::nano-llama".into(), || {
+        let device = device(GpuOptions { max_binding: Some(1 << 20), ..GpuOptions::default() })?;
+        golden(&device, "nano-llama", DType::F32, 1e-5)
+    }));
     trials
 }
 
@@ -108,22 +93,13 @@ fn golden(device: &Device, model: &str, activation: DType, limit: f64) -> Result
     let mut whole = 0;
     for (name, values) in &found {
         let expected = known.floats(&format!("gradnorm.{name}"))?;
-        assert_close(
-            &format!("norm of {name}"),
-            &[norm(values)],
-            &expected,
-            within,
-        );
+        assert_close(&format!("norm of {name}"), &[norm(values)], &expected, within);
         if let Ok(expected) = known.floats(&format!("grad.{name}")) {
             assert_close(name, values, &expected, within);
             whole += 1;
         }
     }
-    assert_eq!(
-        (found.len(), whole),
-        (weights.specs().len(), 10),
-        "gradients, whole ones"
-    );
+    assert_eq!((found.len(), whole), (weights.specs().len(), 10), "gradients, whole ones");
     Ok(())
 }
 
@@ -235,10 +211,7 @@ fn biased() -> Result<(), Failed> {
         };
         let slope = (loss(1.0)? - loss(-1.0)?) / (2.0 * step);
         let close = (slope - norm).abs() <= 0.02 * norm + 2e-4;
-        assert!(
-            close,
-            "{name}: slope {slope:.5}, norm of the gradient {norm:.5}"
-        );
+        assert!(close, "{name}: slope {slope:.5}, norm of the gradient {norm:.5}");
     }
     Ok(())
 }
@@ -250,11 +223,7 @@ fn broken_layer_is_named() -> Result<(), Failed> {
     let map = changed(name, |values| values[5] = f32::NAN);
     let changed = MapWeights(&parent, &map);
     let refused = gradients(&Device::Cpu, &changed, &[1, 2, 3, 4], 1, DType::F32);
-    let named = |error: &Failed| {
-        error
-            .message()
-            .is_some_and(|m| m.contains("model.layers.1:"))
-    };
+    let named = |error: &Failed| error.message().is_some_and(|m| m.contains("model.layers.1:"));
     assert!(refused.as_ref().is_err_and(named), "{refused:?}");
     Ok(())
 }
@@ -272,12 +241,7 @@ fn product_gradients(tokens: usize, dtype: DType) -> Result<(), Failed> {
         HostTensor::from_f32(dtype, &[count], &values).to_f32()
     };
     let (grad, x) = (values(tokens * rows), values(tokens * columns));
-    let gpu = |max_binding| {
-        device(GpuOptions {
-            max_binding,
-            ..GpuOptions::default()
-        })
-    };
+    let gpu = |max_binding| device(GpuOptions { max_binding, ..GpuOptions::default() });
     let mut devices = vec![(Device::Cpu, true), (gpu(None)?, true)];
     if tokens < 64 {
         // Only a third of the weight fits a binding of this one.

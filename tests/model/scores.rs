@@ -16,15 +16,9 @@ use crate::numbers::{Known, Within, assert_close};
 pub fn trials() -> Vec<Trial> {
     let gpu = || device(Options::default());
     let mut trials = vec![
-        Trial::test("scores::golden::cpu", || {
-            golden(&Device::Cpu, false, DType::F32)
-        }),
-        gpu_trial("scores::golden::gpu".into(), move || {
-            golden(&gpu()?, false, DType::F32)
-        }),
-        gpu_trial("scores::golden::streamed".into(), move || {
-            golden(&gpu()?, true, DType::F32)
-        }),
+        Trial::test("scores::golden::cpu", || golden(&Device::Cpu, false, DType::F32)),
+        gpu_trial("scores::golden::gpu".into(), move || golden(&gpu()?, false, DType::F32)),
+        gpu_trial("scores::golden::streamed".into(), move || golden(&gpu()?, true, DType::F32)),
         gpu_trial("scores::golden::f16".into(), move || {
             let device = gpu()?;
             match device.capabilities().f16 {
@@ -66,10 +60,7 @@ fn golden(device: &Device, streamed: bool, activation: DType) -> Result<(), Fail
         let mut parts = name.split('.');
         let score = Score::named(parts.next().unwrap_or_default()).ok_or(name.as_str())?;
         let rest = parts.collect::<Vec<_>>().join(".");
-        let group = all
-            .iter()
-            .find(|group| group.to_string() == rest)
-            .ok_or(name.as_str())?;
+        let group = all.iter().find(|group| group.to_string() == rest).ok_or(name.as_str())?;
         // Sums that cancel are off by far more than what they are made of.
         if score == Score::Vectorize && activation == DType::F16 {
             continue;
@@ -106,22 +97,11 @@ fn reductions() -> Result<(), Failed> {
     let all = groups(weights.config(), weights.specs());
     let pass = pass(device);
     let layers = WeightSource::Streamed(device, &weights);
-    let found: Sums = sums(
-        layers,
-        &weights,
-        &pass,
-        &[Score::L1],
-        &all,
-        None,
-        &mut |_, _| {},
-    )?;
+    let found: Sums = sums(layers, &weights, &pass, &[Score::L1], &all, None, &mut |_, _| {})?;
     let by_hand = |group: &Group| -> Result<Vec<Vec<f64>>, Failed> {
         let mut members = Vec::new();
         for member in &group.members {
-            let spec = weights
-                .specs()
-                .iter()
-                .find(|spec| spec.name == member.tensor);
+            let spec = weights.specs().iter().find(|spec| spec.name == member.tensor);
             let weight = weights.load(spec.ok_or("spec")?)?;
             let mut units = vec![0.0; group.units];
             for row in 0..weight.rows {
@@ -137,10 +117,7 @@ fn reductions() -> Result<(), Failed> {
         }
         Ok(members)
     };
-    for group in all
-        .iter()
-        .filter(|group| group.width != PrunableDim::Layers)
-    {
+    for group in all.iter().filter(|group| group.width != PrunableDim::Layers) {
         let members = by_hand(group)?;
         for reduction in Reduction::ALL {
             let units = found.unit_scores(device, Score::L1, group, reduction, 0)?;

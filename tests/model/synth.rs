@@ -39,10 +39,7 @@ fn parameters_of_the_shapes() -> Result<(), Failed> {
         ("llama-3.1-8b", 8_030_261_248),
     ] {
         let model = Synth::new(shape, WeightFormat::f16(), None, 0)?;
-        let sizes = model
-            .specs()
-            .iter()
-            .map(|spec| spec.rows as u64 * spec.columns as u64);
+        let sizes = model.specs().iter().map(|spec| spec.rows as u64 * spec.columns as u64);
         let found: u64 = sizes.sum();
         assert!(found == parameters, "{shape}: {found}");
     }
@@ -51,10 +48,7 @@ fn parameters_of_the_shapes() -> Result<(), Failed> {
 
 fn a_seed_is_a_model() -> Result<(), Failed> {
     let ty = weight_type("uint3z").ok_or("a type")?;
-    let format = WeightFormat {
-        ty,
-        group_size: WHOLE_ROW,
-    };
+    let format = WeightFormat { ty, group_size: WHOLE_ROW };
     let load = |seed: u64, index: usize| {
         let model = Synth::new("smollm2-135m", format, Some(2), seed)?;
         model.load(&model.specs()[index])

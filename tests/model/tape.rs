@@ -21,9 +21,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn values(random: &mut Random, count: usize) -> Vec<f32> {
     // Multiples of 1/64, so that steps are exact.
-    (0..count)
-        .map(|_| (random.value() * 64.0).round() / 64.0)
-        .collect()
+    (0..count).map(|_| (random.value() * 64.0).round() / 64.0).collect()
 }
 
 /// y = x (W + B A)^T and z = x U^T, the sums of both each with weights of its own: gradients at x, W, B, A and U, also where
@@ -34,52 +32,32 @@ fn adapter(device: &Device) -> Result<(), Failed> {
     const ROWS: usize = 7;
     const COLUMNS: usize = 33;
     let mut random = Random::new(11);
-    let shapes = [
-        [TOKENS, COLUMNS],
-        [ROWS, COLUMNS],
-        [ROWS, RANK],
-        [COLUMNS, RANK],
-        [ROWS, COLUMNS],
-    ];
+    let shapes =
+        [[TOKENS, COLUMNS], [ROWS, COLUMNS], [ROWS, RANK], [COLUMNS, RANK], [ROWS, COLUMNS]];
     let inputs = shapes.map(|[rows, columns]| values(&mut random, rows * columns));
-    let upstream = [
-        values(&mut random, TOKENS * ROWS),
-        values(&mut random, TOKENS * ROWS),
-    ];
+    let upstream = [values(&mut random, TOKENS * ROWS), values(&mut random, TOKENS * ROWS)];
     let upload = |values: &[f32], shape: &[usize]| {
         device.upload(&HostTensor::from_f32(DType::F32, shape, values), "a value")
     };
     let split = TokenSplit::whole(0);
-    let settings = Settings {
-        activation: DType::F32,
-        integer_bytes: 3,
-        scale: 1.0,
-        split: &split,
-    };
+    let settings = Settings { activation: DType::F32, integer_bytes: 3, scale: 1.0, split: &split };
     let run = |inputs: &[Vec<f32>; 5], back: bool| -> Outcome<(f64, Vec<Vec<f32>>)> {
         let mut tape = Tape::new(device, settings);
         let mut nodes = Vec::new();
         for (values, shape) in inputs.iter().zip(&shapes) {
             nodes.push(tape.input(&upload(values, shape)?));
         }
-        let [x, w, b, a, u] = &nodes[..] else {
-            unreachable!("five inputs")
-        };
+        let [x, w, b, a, u] = &nodes[..] else { unreachable!("five inputs") };
         // A product with the transpose of A's transpose: B A.
         let delta = tape.linear_by_value(b, a)?;
         let adapted = tape.sum(w, &delta)?;
-        let results = [
-            tape.linear_by_value(x, &adapted)?,
-            tape.linear_by_value(x, u)?,
-        ];
+        let results = [tape.linear_by_value(x, &adapted)?, tape.linear_by_value(x, u)?];
         let mut loss = 0.0;
         let mut seeds = Vec::new();
         for (result, upstream) in results.iter().zip(&upstream) {
             let found = device.read(&result.tensor)?.to_f32();
             let pairs = found.iter().zip(upstream);
-            loss += pairs
-                .map(|(y, c)| f64::from(*y) * f64::from(*c))
-                .sum::<f64>();
+            loss += pairs.map(|(y, c)| f64::from(*y) * f64::from(*c)).sum::<f64>();
             seeds.push((result.node, upload(upstream, &[TOKENS, ROWS])?));
         }
         let mut found = Vec::new();
@@ -104,12 +82,7 @@ fn adapter(device: &Device) -> Result<(), Failed> {
             };
             expected.push((at(STEP)? - at(-STEP)?) / f64::from(2.0 * STEP));
         }
-        assert_close(
-            &format!("input {which}"),
-            found,
-            &expected,
-            Within::Norm(2e-4),
-        );
+        assert_close(&format!("input {which}"), found, &expected, Within::Norm(2e-4));
     }
     Ok(())
 }
@@ -156,34 +129,22 @@ fn hidden_loss(device: &Device) -> Result<(), Failed> {
             let source = WeightSource::Resident(&model);
             let mut sum: Vec<f32> = Vec::new();
             let pass = pass(device);
-            let found = gradients(
-                source,
-                &pass,
-                &ids,
-                2,
-                options(with),
-                &mut |_, _| {},
-                &mut |part| {
+            let found =
+                gradients(source, &pass, &ids, 2, options(with), &mut |_, _| {}, &mut |part| {
                     if part.name == name {
                         let values = device.read(&part.values)?.to_f32();
                         sum.resize(values.len(), 0.0);
-                        sum.iter_mut()
-                            .zip(values)
-                            .for_each(|(sum, value)| *sum += value);
+                        sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
                     }
                     Ok(())
-                },
-            )?;
+                })?;
             *gradient = sum;
             Ok(found)
         };
         let (mut with, mut without, mut unused) = (Vec::new(), Vec::new(), Vec::new());
         loss(0.0, true, &mut with)?;
         loss(0.0, false, &mut without)?;
-        assert!(
-            crate::numbers::relative_error(&with, &without) > 1e-2,
-            "the loss is not felt"
-        );
+        assert!(crate::numbers::relative_error(&with, &without) > 1e-2, "the loss is not felt");
         const STEP: f32 = 1.0 / 1024.0;
         let above = loss(STEP, true, &mut unused)?;
         let below = loss(-STEP, true, &mut unused)?;

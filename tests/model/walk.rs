@@ -27,16 +27,11 @@ pub fn trials() -> Vec<Trial> {
 }
 
 fn ids() -> Vec<u32> {
-    (0..SEQUENCES * LENGTH)
-        .map(|place| (place * 37 % 500) as u32)
-        .collect()
+    (0..SEQUENCES * LENGTH).map(|place| (place * 37 % 500) as u32).collect()
 }
 
 fn words(tensors: &[HostTensor]) -> Vec<u32> {
-    tensors
-        .iter()
-        .flat_map(|tensor| tensor.words.clone())
-        .collect()
+    tensors.iter().flat_map(|tensor| tensor.words.clone()).collect()
 }
 
 /// Bit for bit: the inputs that are shown on the walk are those of a pass of evaluation, and so are the streams.
@@ -82,10 +77,7 @@ fn observes_what_evaluation_computes() -> Result<(), Failed> {
                 );
             }
             let stream = [device.read(&walk.streams()[0])?];
-            assert!(
-                words(&stream) == device.read(&x)?.words,
-                "{name}: after layer {layer}"
-            );
+            assert!(words(&stream) == device.read(&x)?.words, "{name}: after layer {layer}");
         }
         // And evaluation without anybody looking ends at the same place.
         let (states, _) = model.trace(&pass, &ids, SEQUENCES, true)?;
@@ -97,12 +89,7 @@ fn observes_what_evaluation_computes() -> Result<(), Failed> {
 }
 
 fn scheme() -> Scheme {
-    Scheme {
-        grid: Grid::FloatMin,
-        bits: 4,
-        group_size: 32,
-        codebook: None,
-    }
+    Scheme { grid: Grid::FloatMin, bits: 4, group_size: 32, codebook: None }
 }
 
 /// A walk that replaces every weight ends where the compressed model does; through the parent's it ends where that does. In
@@ -123,10 +110,7 @@ fn replaced(device: &Device) -> Result<(), Failed> {
     };
     let ids = ids();
     for (through, model) in [(Through::Replaced, &child), (Through::Parent, &parent)] {
-        for source in [
-            WeightSource::Resident(&parent),
-            WeightSource::Streamed(device, &weights),
-        ] {
+        for source in [WeightSource::Resident(&parent), WeightSource::Streamed(device, &weights)] {
             let mut walk = Walk::new(source, pass, &ids, SEQUENCES, 2 * LENGTH)?;
             while let Some(mut step) = walk.next_block()? {
                 let layer = step.layer();
@@ -134,11 +118,7 @@ fn replaced(device: &Device) -> Result<(), Failed> {
                     let is = |spec: &&TensorSpec| {
                         (spec.layer, spec.slot, spec.role) == (Some(layer), slot, Role::Linear)
                     };
-                    let spec = weights
-                        .specs()
-                        .iter()
-                        .find(is)
-                        .ok_or("a linear layer's spec")?;
+                    let spec = weights.specs().iter().find(is).ok_or("a linear layer's spec")?;
                     step.replace(slot, &round(spec, weights.load(spec)?)?)?;
                 }
                 step.advance(through, None)?;
@@ -153,17 +133,11 @@ fn replaced(device: &Device) -> Result<(), Failed> {
     }
     let far = end(&child, &ids)?;
     let near = end(&parent, &ids)?;
-    assert!(
-        crate::numbers::relative_error(&far, &near) > 1e-3,
-        "nothing was replaced"
-    );
+    assert!(crate::numbers::relative_error(&far, &near) > 1e-3, "nothing was replaced");
     let mut walk = Walk::new(WeightSource::Resident(&parent), pass, &ids, SEQUENCES, 1)?;
     let mut step = walk.next_block()?.ok_or("a block")?;
     let small = Packed::from_f32(&[0.0; 64], 1, 64);
-    assert!(
-        step.replace(Slot::Query, &small).is_err(),
-        "a weight of another shape"
-    );
+    assert!(step.replace(Slot::Query, &small).is_err(), "a weight of another shape");
     Ok(())
 }
 
@@ -193,22 +167,12 @@ fn halves_add_up() -> Result<(), Failed> {
         };
         for kind in [Kind::Squares, Kind::Magnitudes, Kind::Gram] {
             let (halves, whole) = (of(&halves, kind)?, of(&whole, kind)?);
-            assert_close(
-                &format!("{slot:?} {kind:?}"),
-                &halves,
-                &whole,
-                Within::Norm(1e-6),
-            );
+            assert_close(&format!("{slot:?} {kind:?}"), &halves, &whole, Within::Norm(1e-6));
         }
         let (squares, gram) = (of(&whole, Kind::Squares)?, of(&whole, Kind::Gram)?);
         let width = squares.len();
         let diagonal: Vec<f32> = (0..width).map(|i| gram[i * width + i]).collect();
-        assert_close(
-            "diagonal of the Gram matrix",
-            &diagonal,
-            &squares,
-            Within::Each(1e-5),
-        );
+        assert_close("diagonal of the Gram matrix", &diagonal, &squares, Within::Each(1e-5));
     }
     let cosine = whole.mean_cosine().ok_or("a cosine")?;
     assert!((-1.0..1.0).contains(&cosine), "{cosine}");
@@ -219,10 +183,7 @@ fn halves_add_up() -> Result<(), Failed> {
         Within::Each(1e-6),
     );
     // What is merged must be of the same kinds.
-    assert!(
-        halves.merge(&Statistics::new(device, &kinds)).is_err(),
-        "nothing to merge with"
-    );
+    assert!(halves.merge(&Statistics::new(device, &kinds)).is_err(), "nothing to merge with");
     Ok(())
 }
 
@@ -237,11 +198,6 @@ fn streamed_evaluation(device: &Device) -> Result<(), Failed> {
     let source = WeightSource::Streamed(device, &weights);
     let streamed = losses(source, &pass, &windows, |_, _| Ok(()))?;
     assert_eq!(resident.values().len(), 7 * 49, "losses");
-    assert_close(
-        "losses",
-        streamed.values(),
-        resident.values(),
-        Within::Each(1e-6),
-    );
+    assert_close("losses", streamed.values(), resident.values(), Within::Each(1e-6));
     Ok(())
 }

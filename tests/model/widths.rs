@@ -43,12 +43,8 @@ enum Part {
 /// Channels of the first layer, and heads of the second.
 const UNEVEN: &[(usize, Part)] = &[(0, Part::Channels), (1, Part::Group)];
 /// Both of both layers.
-const EVEN: &[(usize, Part)] = &[
-    (0, Part::Channels),
-    (0, Part::Group),
-    (1, Part::Channels),
-    (1, Part::Group),
-];
+const EVEN: &[(usize, Part)] =
+    &[(0, Part::Channels), (0, Part::Group), (1, Part::Channels), (1, Part::Group)];
 
 /// nano-llama without some parts, or with zeros in their places.
 struct Cut {
@@ -72,13 +68,7 @@ impl Cut {
         }
         let mut specs = tensor_specs(&config);
         specs.retain(|spec| parent.specs().iter().any(|known| known.name == spec.name));
-        Ok(Self {
-            parent,
-            parts,
-            zeros,
-            config,
-            specs,
-        })
+        Ok(Self { parent, parts, zeros, config, specs })
     }
 
     /// Whether row or column `index` of a tensor stays.
@@ -155,10 +145,7 @@ fn same_bits(found: &[f32], expected: &[f32]) {
 
 /// In rows of one pass, and in a cache that each layer has its own width of.
 fn cut_is_zeroed(device: &Device) -> Result<(), Failed> {
-    let (cut, zeroed) = (
-        Cut::new(NANO, UNEVEN, false)?,
-        Cut::new(NANO, UNEVEN, true)?,
-    );
+    let (cut, zeroed) = (Cut::new(NANO, UNEVEN, false)?, Cut::new(NANO, UNEVEN, true)?);
     assert!(cut.config.uniform().is_none(), "{:?}", cut.config);
     let widest = BlockDims::new(4, 2, 192);
     assert_eq!(cut.config.widest(), widest);
@@ -203,11 +190,7 @@ fn gradients_are_the_same() -> Result<(), Failed> {
         assert_eq!(name, other);
         let spec = cut.specs.iter().find(|spec| spec.name == name);
         let spec = spec.ok_or_else(|| name.clone())?;
-        assert!(
-            found.len() == spec.rows * spec.columns,
-            "{:?}",
-            (&name, found.len())
-        );
+        assert!(found.len() == spec.rows * spec.columns, "{:?}", (&name, found.len()));
         if spec.shape() == cut.of_parent(spec).shape() {
             close(&name, &found, &wanted);
             compared += 1;
@@ -232,11 +215,7 @@ fn gguf_and_back() -> Result<(), Failed> {
     let tokenizer = cut.parent.tokenizer()?;
     export_gguf(&path, &cut.parent, &cut, Some(&tokenizer))?;
     let again = open(&path)?;
-    assert!(
-        again.config().blocks == cut.config.blocks,
-        "{:?}",
-        again.config()
-    );
+    assert!(again.config().blocks == cut.config.blocks, "{:?}", again.config());
     let wanted = logits(&Device::Cpu, &cut, 2)?;
     same_bits(&logits(&Device::Cpu, &again, 2)?, &wanted);
     let gguf = again.gguf().ok_or("a GGUF file")?;
@@ -251,16 +230,9 @@ fn gguf_and_back() -> Result<(), Failed> {
         ("deci.rope.dimension_count", Meta::U32(16)),
         ("deci.vocab_size", Meta::U32(4096)),
     ] {
-        assert!(
-            gguf.get(name) == Some(&value),
-            "{:?}",
-            (name, gguf.get(name))
-        );
+        assert!(gguf.get(name) == Some(&value), "{:?}", (name, gguf.get(name)));
     }
-    let stray = gguf
-        .metadata()
-        .iter()
-        .find(|(key, _)| key.starts_with("llama."));
+    let stray = gguf.metadata().iter().find(|(key, _)| key.starts_with("llama."));
     assert!(stray.is_none(), "{stray:?}");
 
     // Written again it is the same file but for the order of keys, and it goes into a packed folder.
@@ -393,11 +365,7 @@ fn a_parents_metadata() -> Result<(), Failed> {
         let length = (parts == EVEN).then_some(&Meta::U32(16));
         assert_eq!(get("attention.value_length"), length);
         assert_eq!(get("attention.key_length"), length);
-        let heads = if parts == EVEN {
-            Meta::U32(2)
-        } else {
-            list(&[4, 2])
-        };
+        let heads = if parts == EVEN { Meta::U32(2) } else { list(&[4, 2]) };
         assert_eq!(get("attention.head_count"), Some(&heads));
     }
     Ok(())
@@ -462,10 +430,7 @@ fn deci_of_one_width() -> Result<(), Failed> {
 fn read_gguf(architecture: &str, change: (&str, Meta)) -> Result<Outcome<Config>, Failed> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("m.gguf");
-    let mut pairs = vec![(
-        "general.architecture".into(),
-        Meta::String(architecture.into()),
-    )];
+    let mut pairs = vec![("general.architecture".into(), Meta::String(architecture.into()))];
     for (name, value) in [
         ("block_count", Meta::U32(3)),
         ("embedding_length", Meta::U32(64)),
@@ -475,11 +440,7 @@ fn read_gguf(architecture: &str, change: (&str, Meta)) -> Result<Outcome<Config>
         ("attention.layer_norm_rms_epsilon", Meta::F32(1e-5)),
         ("vocab_size", Meta::U32(100)),
     ] {
-        let value = if name == change.0 {
-            change.1.clone()
-        } else {
-            value
-        };
+        let value = if name == change.0 { change.1.clone() } else { value };
         pairs.push((format!("{architecture}.{name}"), value));
     }
     gguf::write(&path, &pairs, Vec::new())?;
@@ -499,11 +460,8 @@ fn hostile_gguf() -> Result<(), Failed> {
     let blocks =
         blocks.map(|(heads, kv_heads, channels)| BlockDims::new(heads, kv_heads, channels));
     assert!(sound.blocks == blocks && sound.head_dim == 16, "{sound:?}");
-    let (heads, kv, channels) = (
-        "attention.head_count",
-        "attention.head_count_kv",
-        "feed_forward_length",
-    );
+    let (heads, kv, channels) =
+        ("attention.head_count", "attention.head_count_kv", "feed_forward_length");
     let texts = Meta::Array(Array::String(vec!["4".into(); 3]));
     for (key, value, words) in [
         (heads, list(&[4, 2]), ["3 layers", "2 of them"]),
@@ -515,26 +473,14 @@ fn hostile_gguf() -> Result<(), Failed> {
         (channels, Meta::U32(0), ["every layer", "feed-forward"]),
         (heads, list(&[4, -2, 2]), ["layer 1", "-2"]),
         (channels, list(&[1, 1, i32::MAX]), ["layer 2", "2147483647"]),
-        (
-            channels,
-            Meta::Array(Array::U64(vec![u64::MAX; 3])),
-            ["layer 0", "18446744073709551615"],
-        ),
+        (channels, Meta::Array(Array::U64(vec![u64::MAX; 3])), ["layer 0", "18446744073709551615"]),
         (kv, texts, ["integers", "another type"]),
-        (
-            kv,
-            Meta::Array(Array::F32(vec![1.0; 3])),
-            ["integers", "another type"],
-        ),
+        (kv, Meta::Array(Array::F32(vec![1.0; 3])), ["integers", "another type"]),
         (kv, Meta::String("2".into()), ["integer", "a string"]),
         (kv, Meta::I32(-1), ["integer", "I32(-1)"]),
         (kv, list(&[2, 2, 4]), ["divisor of 2", "in layer 2"]),
         ("block_count", Meta::U32(4), ["4 layers", "3 of them"]),
-        (
-            "block_count",
-            Meta::U32(1 << 28),
-            ["at most 10000", "268435456"],
-        ),
+        ("block_count", Meta::U32(1 << 28), ["at most 10000", "268435456"]),
         ("block_count", list(&[3, 3, 3]), ["integer", "an array"]),
     ] {
         // Where the number of layers is at fault, the first array is.
@@ -560,17 +506,9 @@ fn hostile_json() -> Result<(), Failed> {
     });
     let sound = sound.as_object().ok_or("an object")?;
     let read = |object: &Map<String, Value>| Config::from_json("config.json".as_ref(), object);
-    let widths: Vec<usize> = read(sound)?
-        .blocks
-        .iter()
-        .map(|b| b.intermediate_size)
-        .collect();
+    let widths: Vec<usize> = read(sound)?.blocks.iter().map(|b| b.intermediate_size).collect();
     assert_eq!(widths, [32, 64, 96]);
-    let (heads, kv, channels) = (
-        "num_attention_heads",
-        "num_key_value_heads",
-        "intermediate_size",
-    );
+    let (heads, kv, channels) = ("num_attention_heads", "num_key_value_heads", "intermediate_size");
     for (key, value, words) in [
         (heads, json!([4, 2]), ["3 layers", "2 of them"]),
         (channels, json!([]), ["3 layers", "0 of them"]),
@@ -579,19 +517,11 @@ fn hostile_json() -> Result<(), Failed> {
         (channels, json!([4, 4, 2.5]), ["layer 2", "found 2.5"]),
         (kv, json!(["2", 2, 1]), ["layer 0", "found \"2\""]),
         (kv, json!([2, [2], 1]), ["layer 1", "found [2]"]),
-        (
-            channels,
-            json!([1, 1, 1u64 << 40]),
-            ["layer 2", "1099511627776"],
-        ),
+        (channels, json!([1, 1, 1u64 << 40]), ["layer 2", "1099511627776"]),
         (kv, json!([2, 2, 4]), ["divisor of 2", "in layer 2"]),
         (kv, json!("two"), ["positive integer", "\"two\""]),
         ("num_hidden_layers", json!(4), ["4 layers", "3 of them"]),
-        (
-            "num_hidden_layers",
-            json!(1 << 28),
-            ["at most 10000", "268435456"],
-        ),
+        ("num_hidden_layers", json!(1 << 28), ["at most 10000", "268435456"]),
         ("num_hidden_layers", json!([3]), ["positive integer", "[3]"]),
         ("head_dim", json!(null), ["head_dim", "positive integer"]),
     ] {
@@ -602,11 +532,7 @@ fn hostile_json() -> Result<(), Failed> {
         let named = if words[1] == "3 of them" { heads } else { key };
         refused(read(&object), &["config.json", named]);
     }
-    for other in [
-        json!(null),
-        json!({"quant_method": "gptq"}),
-        json!("lopper"),
-    ] {
+    for other in [json!(null), json!({"quant_method": "gptq"}), json!("lopper")] {
         let mut object = sound.clone();
         object.insert("quantization_config".into(), other);
         refused(read(&object), &["config.json", heads, "only Lopper's"]);

@@ -30,21 +30,14 @@ pub fn trials() -> Vec<Trial> {
         interrupted_run_leaves_nothing, permuted_rows_return;
         gpu: checked_evaluation, checked_sees_unwritten, short_submits_are_measured, budget_is_kept);
     trials.extend(on_each("pipelines::every_scheme", every_scheme));
-    trials.extend(on_each(
-        "pipelines::cache_equals_whole_pass",
-        cache_equals_whole_pass,
-    ));
+    trials.extend(on_each("pipelines::cache_equals_whole_pass", cache_equals_whole_pass));
     trials
 }
 
 /// The embedded recipe with fewer tokens.
 fn recipe() -> Result<Recipe, Failed> {
     let mut recipe = Recipe::parse(Path::new("embedded recipe"), EMBEDDED)?;
-    recipe
-        .evaluate
-        .as_mut()
-        .ok_or("the embedded recipe measures")?
-        .max_tokens = Some(1024);
+    recipe.evaluate.as_mut().ok_or("the embedded recipe measures")?.max_tokens = Some(1024);
     Ok(recipe)
 }
 
@@ -53,12 +46,7 @@ fn run_recipe(recipe: &Recipe, parent: &Checkpoint, out: &Path) -> Result<Manife
     let text = recipe.to_toml();
     let options = Options {
         recipe_text: &text,
-        place: Place {
-            out,
-            force: false,
-            resume: false,
-            keep_work: false,
-        },
+        place: Place { out, force: false, resume: false, keep_work: false },
         compute: Compute::F32,
         calibration: Compute::F32,
         budget: None,
@@ -105,12 +93,7 @@ fn a_grid_reproduces_itself() -> Result<(), Failed> {
     // A zero point is rounded, so its group may leave an outermost code unused, and the second range is then smaller.
     for grid in [Grid::AbsmaxSymmetric, Grid::SignedMax, Grid::FloatMin] {
         for bits in [2, 4, 5, 8] {
-            let scheme = Scheme {
-                grid,
-                bits,
-                group_size: 32,
-                codebook: None,
-            };
+            let scheme = Scheme { grid, bits, group_size: 32, codebook: None };
             let once = rtn(&Device::Cpu, &weight, scheme, "w")?;
             let twice = rtn(&Device::Cpu, &once, scheme, "w")?;
             let same = once.to_f32() == twice.to_f32();
@@ -121,12 +104,7 @@ fn a_grid_reproduces_itself() -> Result<(), Failed> {
     let q4_1 = rtn(
         &Device::Cpu,
         &weight,
-        Scheme {
-            grid: Grid::FloatMin,
-            bits: 4,
-            group_size: 32,
-            codebook: None,
-        },
+        Scheme { grid: Grid::FloatMin, bits: 4, group_size: 32, codebook: None },
         "w",
     )?;
     let (ty, bytes) = gguf::pack(&q4_1).ok_or("Q4_1 holds a float minimum of groups of 32")?;
@@ -137,9 +115,8 @@ fn a_grid_reproduces_itself() -> Result<(), Failed> {
 
 fn random_matrix(rows: usize, columns: usize) -> Packed {
     let mut random = Random::new(21);
-    let values: Vec<f32> = (0..rows * columns)
-        .map(|_| random.value() + random.value() * 0.3)
-        .collect();
+    let values: Vec<f32> =
+        (0..rows * columns).map(|_| random.value() + random.value() * 0.3).collect();
     Packed::from_f32(&values, rows, columns)
 }
 
@@ -150,12 +127,7 @@ fn every_scheme(device: &Device) -> Result<(), Failed> {
     for grid in Grid::ALL {
         for bits in 1..=8 {
             for group_size in [16, 64, 128, WHOLE_ROW] {
-                let scheme = Scheme {
-                    grid,
-                    bits,
-                    group_size,
-                    codebook: None,
-                };
+                let scheme = Scheme { grid, bits, group_size, codebook: None };
                 if grid == Grid::AbsmaxSymmetric && bits == 1 {
                     assert!(scheme.format().is_err(), "one symmetric bit has no step");
                     continue;
@@ -182,11 +154,7 @@ fn every_scheme(device: &Device) -> Result<(), Failed> {
 /// An upper bound of the steps between codes.
 fn largest_step(values: &[f32], bits: u32, group_size: u32, grid: Grid) -> f32 {
     let columns = 160;
-    let group = if group_size == WHOLE_ROW {
-        columns
-    } else {
-        group_size as usize
-    };
+    let group = if group_size == WHOLE_ROW { columns } else { group_size as usize };
     let groups = values.chunks(columns).flat_map(|row| row.chunks(group));
     groups
         .map(|group| {
@@ -204,11 +172,8 @@ fn largest_step(values: &[f32], bits: u32, group_size: u32, grid: Grid) -> f32 {
 
 fn checked_evaluation() -> Result<(), Failed> {
     for (tier, activation) in [(Tier::Baseline, DType::F32), (Tier::F16, DType::F16)] {
-        let runner = crate::machine::open(GpuOptions {
-            tier,
-            checked: true,
-            ..GpuOptions::default()
-        })?;
+        let runner =
+            crate::machine::open(GpuOptions { tier, checked: true, ..GpuOptions::default() })?;
         if activation == DType::F16 && !runner.gpu().capabilities().f16 {
             continue;
         }
@@ -227,11 +192,7 @@ fn checked_sees_unwritten() -> Result<(), Failed> {
     let device = Device::Checked(runner);
     let zeros = device.upload(&HostTensor::zeros(DType::F32, &[64]), "zeros")?;
     let found = glu(&device, &zeros, &zeros, Activation::Silu, DType::F32);
-    assert!(
-        matches!(found, Err(Error::Divergence { .. })),
-        "{:?}",
-        found.err()
-    );
+    assert!(matches!(found, Err(Error::Divergence { .. })), "{:?}", found.err());
     Ok(())
 }
 
@@ -251,19 +212,13 @@ fn short_submits_are_measured() -> Result<(), Failed> {
 }
 
 fn budget_is_kept() -> Result<(), Failed> {
-    let small = device(GpuOptions {
-        budget: Some(1 << 20),
-        ..GpuOptions::default()
-    })?;
+    let small = device(GpuOptions { budget: Some(1 << 20), ..GpuOptions::default() })?;
     match load(&small, &Checkpoint::open(TINY)?).map(|_| "fits") {
         Err(Error::OutOfMemory { budget, used, .. }) if budget == 1 << 20 && used <= budget => {}
         other => panic!("a budget of 1 MiB: {other:?}"),
     }
     let budget = 24 << 20;
-    let enough = device(GpuOptions {
-        budget: Some(budget),
-        ..GpuOptions::default()
-    })?;
+    let enough = device(GpuOptions { budget: Some(budget), ..GpuOptions::default() })?;
     measure(&enough, &Checkpoint::open(NANO)?, DType::F32)?;
     let peak = enough.gpu().ok_or("a GPU")?.memory().1;
     assert!(peak > 0 && peak <= budget, "peak {peak} of {budget}");
@@ -275,9 +230,7 @@ fn cache_equals_whole_pass(device: &Device) -> Result<(), Failed> {
     let checkpoint = Checkpoint::open(NANO)?;
     let model = load(device, &checkpoint)?;
     let pass = pass(device);
-    let prompt = checkpoint
-        .tokenizer()?
-        .encode("The American people", true)?;
+    let prompt = checkpoint.tokenizer()?.encode("The American people", true)?;
     let mut seen = Vec::new();
     let generation = generate(
         &model,
@@ -295,9 +248,8 @@ fn cache_equals_whole_pass(device: &Device) -> Result<(), Failed> {
     for token in &generation.tokens {
         let (_, logits) = model.trace(&pass, &text, 1, false)?;
         let last = &logits.view().to_f32()[(text.len() - 1) * model.config().vocab_size..];
-        let best = (0..last.len())
-            .max_by(|a, b| last[*a].total_cmp(&last[*b]))
-            .ok_or("a vocabulary")?;
+        let best =
+            (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b])).ok_or("a vocabulary")?;
         assert!(
             best as u32 == *token,
             "after {} tokens: {token} from the cache, {best} without",
@@ -305,19 +257,14 @@ fn cache_equals_whole_pass(device: &Device) -> Result<(), Failed> {
         );
         text.push(*token);
     }
-    assert!(
-        seen == generation.tokens && seen.len() == 12,
-        "not every token was told"
-    );
+    assert!(seen == generation.tokens && seen.len() == 12, "not every token was told");
     Ok(())
 }
 
 /// A window's losses do not depend on which windows share its pass.
 fn batches_do_not_matter() -> Result<(), Failed> {
     let checkpoint = Checkpoint::open(NANO)?;
-    let tokens = checkpoint
-        .tokenizer()?
-        .encode(&read_text("embedded:heldout-older")?, false)?;
+    let tokens = checkpoint.tokenizer()?.encode(&read_text("embedded:heldout-older")?, false)?;
     let model = load(&Device::Cpu, &checkpoint)?;
     let pass = pass(&Device::Cpu);
     let figure = |tokens: &[u32]| -> Result<(f64, f64), Failed> {
@@ -343,22 +290,15 @@ fn interrupted_run_leaves_nothing() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let out = folder.path().join("artifact");
     let parent = Checkpoint::open(NANO)?;
-    let target = Target {
-        path: &out,
-        force: false,
-        folder: true,
-        model: parent.path(),
-    };
+    let target = Target { path: &out, force: false, folder: true, model: parent.path() };
     let result = target.write(|path| {
         std::fs::create_dir(path).map_err(Error::write(path))?;
         let (path, tokenizer) = (path.join("model.gguf"), parent.tokenizer()?);
         export_gguf(&path, &parent, &parent, Some(&tokenizer))?;
         Err(Error::Interrupted)
     });
-    let left: Vec<_> = std::fs::read_dir(folder.path())?
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
+    let left: Vec<_> =
+        std::fs::read_dir(folder.path())?.flatten().map(|entry| entry.path()).collect();
     assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
     assert!(left.is_empty(), "{left:?}");
     Ok(())
@@ -369,20 +309,16 @@ fn permuted_rows_return() -> Result<(), Failed> {
     let checkpoint = Checkpoint::open("assets/fixtures/biased")?;
     let mut seen = 0;
     for spec in checkpoint.specs() {
-        let (Some(to), Some(back)) = (
-            spec.gguf_rows(spec.features()),
-            spec.hf_rows(spec.features()),
-        ) else {
+        let (Some(to), Some(back)) =
+            (spec.gguf_rows(spec.features()), spec.hf_rows(spec.features()))
+        else {
             continue;
         };
         let identity = (0..to.len()).all(|row| to[row] == row);
         let returns = (0..to.len()).all(|row| back[to[row]] == row);
         assert!(returns && !identity, "{}: {to:?}", spec.name);
         seen += 1;
-        assert!(
-            matches!(spec.role, Role::Linear | Role::Bias),
-            "only projections are permuted"
-        );
+        assert!(matches!(spec.role, Role::Linear | Role::Bias), "only projections are permuted");
     }
     assert!(seen == 8, "{seen} tensors of two layers are permuted");
     Ok(())

@@ -76,22 +76,14 @@ fn minifloats() -> Result<(), Failed> {
 
 fn bad_schemes() -> Result<(), Failed> {
     let told = |grid, bits, group_size| {
-        let scheme = Scheme {
-            grid,
-            bits,
-            group_size,
-            codebook: None,
-        };
+        let scheme = Scheme { grid, bits, group_size, codebook: None };
         scheme.format().err().map(|bad| (bad.field, bad.expected))
     };
     let said = |field, text: &str| Some((field, text.to_string()));
     assert_eq!(told(Grid::Nf4, 3, 32), said("bits", "4 for nf4"));
     assert_eq!(told(Grid::Mxfp4, 4, 64), said("group_size", "32 for mxfp4"));
     assert_eq!(told(Grid::Nvfp4, 4, 32), said("group_size", "16 for nvfp4"));
-    assert_eq!(
-        told(Grid::Ternary, 2, 48).map(|bad| bad.0),
-        Some("group_size")
-    );
+    assert_eq!(told(Grid::Ternary, 2, 48).map(|bad| bad.0), Some("group_size"));
     assert_eq!(told(Grid::Nf4, 4, 0), None);
     Ok(())
 }
@@ -105,11 +97,7 @@ fn not_finite() -> Result<(), Failed> {
             let weight = Packed::from_f32(&values, 3, 64);
             let found = rtn(&Device::Cpu, &weight, scheme(grid)?, "w");
             let error = found.expect_err("not finite").to_string();
-            assert!(
-                error.contains("row 1, column 5"),
-                "{}: {error}",
-                grid.name()
-            );
+            assert!(error.contains("row 1, column 5"), "{}: {error}", grid.name());
         }
     }
     Ok(())
@@ -124,10 +112,7 @@ fn measured_twice(folder: &Path, command: &str, out: &str) -> Result<f64, Failed
     let before = manifest["stages"][0]["figures"]["perplexity"]["value"].as_f64();
     let (before, after) = (before.ok_or("a figure")?, &report["perplexity"]["value"]);
     let near = |after: f64| (before / after - 1.0).abs() < 1e-6;
-    assert!(
-        after.as_f64().is_some_and(near),
-        "{out}: {before}, then {after}"
-    );
+    assert!(after.as_f64().is_some_and(near), "{out}: {before}, then {after}");
     Ok(before)
 }
 
@@ -138,10 +123,7 @@ fn through_the_program() -> Result<(), Failed> {
         let command = format!("quantize {NANO} --type {name} {SHORT}");
         let perplexity = measured_twice(folder.path(), &command, name)?;
         // Rounding to three values without training ruins a model; the others cost little.
-        assert!(
-            perplexity < 70.0 || grid == Grid::Ternary,
-            "{name}: {perplexity}"
-        );
+        assert!(perplexity < 70.0 || grid == Grid::Ternary, "{name}: {perplexity}");
     }
     Ok(())
 }
@@ -155,20 +137,13 @@ fn entries(count: usize) -> Vec<f32> {
 /// Codes of 1 to 8 bits, of books that fill them or not: the GPU finds the CPU's codes, and the products agree with the
 /// reference.
 fn codebooks_on_the_gpu() -> Result<(), Failed> {
-    let runner = crate::machine::open(Options {
-        checked: true,
-        ..Options::default()
-    })?;
+    let runner = crate::machine::open(Options { checked: true, ..Options::default() })?;
     let device = Device::Checked(runner);
     for count in [2, 3, 7, 16, 27, 64, 100, 256] {
         let ty = codebook(&entries(count))?;
         let weight = Packed::from_f32(&Random::new(5).values(24 * 160, 0.1), 24, 160);
-        let scheme = Scheme {
-            grid: Grid::Codebook,
-            bits: ty.bits,
-            group_size: 32,
-            codebook: Some(ty),
-        };
+        let scheme =
+            Scheme { grid: Grid::Codebook, bits: ty.bits, group_size: 32, codebook: Some(ty) };
         let packed = rtn(&device, &weight, scheme, "w")?;
         let same = packed == rtn(&Device::Cpu, &weight, scheme, "w")?;
         assert!(same, "{count} entries: not the CPU's codes");
@@ -186,10 +161,7 @@ fn codebooks_on_the_gpu() -> Result<(), Failed> {
 
 fn a_users_codebook() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
-    let book: Vec<String> = entries(27)
-        .iter()
-        .map(|entry| format!("{entry:?}"))
-        .collect();
+    let book: Vec<String> = entries(27).iter().map(|entry| format!("{entry:?}")).collect();
     let recipe = format!(
         "model = \"{NANO}\"\n[[stage]]\nkind = \"quantize\"\nbits = 5\ngrid = \"codebook\"\ncodebook = [{}]\n[evaluate]\ntext = \"{}\"\nctx = 128\nmax_tokens = 1024\n",
         book.join(", "),
@@ -211,10 +183,7 @@ fn grids_by_name() -> Result<(), Failed> {
     ] {
         let arguments = format!("quantize {NANO} --grid {grid} --print-recipe");
         let recipe = runs(&folder, &arguments)?.out;
-        assert!(
-            lines.iter().all(|line| recipe.contains(line)),
-            "{grid}: {recipe}"
-        );
+        assert!(lines.iter().all(|line| recipe.contains(line)), "{grid}: {recipe}");
     }
     Ok(())
 }
@@ -223,26 +192,14 @@ fn bad_codebooks() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let grid = "grid = \"codebook\"\ncodebook =";
     for (keys, said) in [
-        (
-            format!("bits = 2\n{grid} [0.0, nan, 1.0]"),
-            "NaN as entry 1",
-        ),
-        (
-            format!("bits = 2\n{grid} [0.0, inf, 1.0]"),
-            "inf as entry 1",
-        ),
-        (
-            format!("bits = 8\n{grid} {:?}", entries(257)),
-            "257 entries",
-        ),
+        (format!("bits = 2\n{grid} [0.0, nan, 1.0]"), "NaN as entry 1"),
+        (format!("bits = 2\n{grid} [0.0, inf, 1.0]"), "inf as entry 1"),
+        (format!("bits = 8\n{grid} {:?}", entries(257)), "257 entries"),
         (format!("bits = 1\n{grid} [0.5]"), "1 entries"),
         (format!("bits = 1\n{grid} [0.0, 0.0]"), "no entry but 0"),
         (format!("bits = 3\n{grid} [-1.0, 0.0, 1.0]"), "expected 2"),
         ("bits = 2\ngrid = \"codebook\"".into(), "stage.codebook"),
-        (
-            "bits = 4\ngrid = \"nf4\"\ncodebook = [-1.0, 1.0]".into(),
-            "stage.codebook",
-        ),
+        ("bits = 4\ngrid = \"nf4\"\ncodebook = [-1.0, 1.0]".into(), "stage.codebook"),
     ] {
         let text = format!("model = \"{NANO}\"\n[[stage]]\nkind = \"quantize\"\n{keys}\n");
         std::fs::write(folder.path().join("r.toml"), text)?;

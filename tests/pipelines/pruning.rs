@@ -82,10 +82,8 @@ fn any_group(device: &Device) -> Result<(), Failed> {
             for spec in pruned.specs() {
                 let whole = pruned.whole(spec).ok_or_else(|| what.clone())?;
                 let places = |axis: Axis, count: usize| -> Vec<usize> {
-                    let member = group
-                        .members
-                        .iter()
-                        .find(|m| m.tensor == whole.name && m.axis == axis);
+                    let member =
+                        group.members.iter().find(|m| m.tensor == whole.name && m.axis == axis);
                     match member {
                         None => (0..count).collect(),
                         Some(member) => {
@@ -95,10 +93,8 @@ fn any_group(device: &Device) -> Result<(), Failed> {
                     }
                 };
                 let (before, after) = (parent.load(whole)?, pruned.load(spec)?);
-                let (rows, columns) = (
-                    places(Axis::Rows, before.rows),
-                    places(Axis::Columns, before.columns),
-                );
+                let (rows, columns) =
+                    (places(Axis::Rows, before.rows), places(Axis::Columns, before.columns));
                 let shape = (rows.len(), columns.len());
                 assert_eq!((after.rows, after.columns), shape, "{what}: {}", spec.name);
                 for (r, row) in rows.iter().enumerate() {
@@ -111,11 +107,8 @@ fn any_group(device: &Device) -> Result<(), Failed> {
             if group.layer.is_some() {
                 let zeroed = zeroed(device, vec![(&group, &kept)]);
                 let wanted = logits(device, &MapWeights(&parent, &zeroed))?;
-                let worst = found
-                    .iter()
-                    .zip(&wanted)
-                    .map(|(a, b)| (a - b).abs())
-                    .fold(0.0, f32::max);
+                let worst =
+                    found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst <= 2e-4, "{what}: {worst} from the model with zeros");
             }
         }
@@ -130,10 +123,7 @@ fn quality() -> Result<(), Failed> {
     let device = &Device::Cpu;
     let parent = Checkpoint::open("embedded:tiny-llama")?;
     let tokenizer = parent.tokenizer()?;
-    let calibration = Calibration {
-        offset: 3000,
-        ..Calibration::default()
-    };
+    let calibration = Calibration { offset: 3000, ..Calibration::default() };
     let rows = Rows::of_text(&calibration, &tokenizer)?;
     let measured = |weights: &dyn Weights| speech_perplexity(&pass(device), weights, 8192);
     let channels: Vec<Group> = groups(parent.config(), parent.specs())
@@ -170,19 +160,13 @@ fn quality() -> Result<(), Failed> {
         let expected = known[&key].as_f64().ok_or(key)?;
         let found = measured(&Pruned::new(&parent, device, cut(score, 0)?))?;
         assert_close(score.name(), &[found], &[expected], Within::Each(0.01));
-        if matches!(
-            score,
-            Score::ParamFirst | Score::ParamSecond | Score::ParamMix
-        ) {
+        if matches!(score, Score::ParamFirst | Score::ParamSecond | Score::ParamMix) {
             taylor = taylor.min(found);
         }
     }
     for seed in 0..8 {
         let found = measured(&Pruned::new(&parent, device, cut(Score::Random, seed)?))?;
-        assert!(
-            found >= taylor,
-            "draw {seed}: {found:.3}, Taylor {taylor:.3}"
-        );
+        assert!(found >= taylor, "draw {seed}: {found:.3}, Taylor {taylor:.3}");
     }
     let all = cut(Score::ParamFirst, 0)?;
     let kept = all.feed_forward.iter().map(Vec::as_slice);
@@ -206,24 +190,13 @@ fn orders() -> Result<(), Failed> {
     let widths = left.uniform().ok_or("uniform by default")?;
     let widths = (widths.intermediate_size, widths.heads, widths.kv_heads);
     assert_eq!(widths, (288, 2, 1));
-    let twice = Prune {
-        widths: vec!["kvgroup".into(), "ffn".into(), "kvgroup".into()],
-        ..stage()
-    };
+    let twice = Prune { widths: vec!["kvgroup".into(), "ffn".into(), "kvgroup".into()], ..stage() };
     let cut = order(&twice).map_err(|bad| format!("{bad:?}"))?.widths;
     assert_eq!(cut, [PrunableDim::FeedForward, PrunableDim::KvGroup]);
-    let layers = Prune {
-        scope: Scope::Layer,
-        ratio: 0.4,
-        ..stage()
-    };
+    let layers = Prune { scope: Scope::Layer, ratio: 0.4, ..stage() };
     let left = order(&layers).map_err(|bad| format!("{bad:?}"))?.left;
     assert!(left.layers() == 3, "{} layers", left.layers());
-    let channels = Prune {
-        scope: Scope::Channel,
-        ratio: 0.3,
-        ..stage()
-    };
+    let channels = Prune { scope: Scope::Channel, ratio: 0.3, ..stage() };
     let left = order(&channels).map_err(|bad| format!("{bad:?}"))?.left;
     assert!(left.hidden_size == 96, "hidden {}", left.hidden_size);
     let changed = |change: fn(&mut Prune)| {
@@ -237,22 +210,10 @@ fn orders() -> Result<(), Failed> {
         (|s| s.ratio = 1.0, "ratio", "1"),
         (|s| s.ratio = -0.5, "ratio", "-0.5"),
         (|s| s.ratio = f64::NAN, "ratio", "NaN"),
-        (
-            |s| (s.ratio, s.widths) = (1e-6, vec!["ffn".into()]),
-            "ratio",
-            "0.000001",
-        ),
+        (|s| (s.ratio, s.widths) = (1e-6, vec!["ffn".into()]), "ratio", "0.000001"),
         (|s| s.protect_first = 7, "protect_first", "7 + 0"),
-        (
-            |s| (s.protect_first, s.protect_last) = (4, 2),
-            "protect_first",
-            "4 + 2",
-        ),
-        (
-            |s| s.protect_last = usize::MAX,
-            "protect_first",
-            "0 + 18446744073709551615",
-        ),
+        (|s| (s.protect_first, s.protect_last) = (4, 2), "protect_first", "4 + 2"),
+        (|s| s.protect_last = usize::MAX, "protect_first", "0 + 18446744073709551615"),
         (|s| s.protect_last = 1, "protect_first", "1"),
         (|s| s.ranking = Ranking::Global, "ranking", "global"),
         (|s| s.score = "taylor".into(), "score", "taylor"),
@@ -278,14 +239,9 @@ fn parameters() -> Result<(), Failed> {
         ..stage()
     };
     let specs = parent.specs();
-    let order = stage
-        .spec(parent.config(), specs)
-        .map_err(|bad| format!("{bad:?}"))?;
+    let order = stage.spec(parent.config(), specs).map_err(|bad| format!("{bad:?}"))?;
     let left = lopper::methods::prune::parameters(&order.left, specs) as f64;
     let share = 1.0 - left / parent.parameters() as f64;
-    assert!(
-        (share - 0.2).abs() <= 0.002,
-        "{share} of the parameters went"
-    );
+    assert!((share - 0.2).abs() <= 0.002, "{share} of the parameters went");
     Ok(())
 }

@@ -24,10 +24,7 @@ fn later_stages_decide() -> Result<(), Failed> {
     recipe.stage.push(second.into());
     let plan = Plan::new(&recipe, &Checkpoint::open("embedded:tiny-llama")?)?;
     let decided = |name: &str| {
-        plan.tensors
-            .iter()
-            .find(|line| line.name == name)
-            .map(|line| line.format.label())
+        plan.tensors.iter().find(|line| line.name == name).map(|line| line.format.label())
     };
     let wanted = [
         ("model.layers.0.mlp.down_proj.weight", "uint4m-g32"),
@@ -47,10 +44,7 @@ fn later_stages_decide() -> Result<(), Failed> {
 
 fn refused<T>(result: Result<T, Error>, named: &str) {
     let error = result.err().expect("a wrong recipe");
-    assert!(
-        error.exit_code() == 2 && error.to_string().contains(named),
-        "{named}: {error}"
-    );
+    assert!(error.exit_code() == 2 && error.to_string().contains(named), "{named}: {error}");
 }
 
 fn recipes_are_strict() -> Result<(), Failed> {
@@ -72,16 +66,9 @@ fn recipes_are_strict() -> Result<(), Failed> {
     for (find, replace, named) in [
         ("bits = 4", "bits = 9", "bits"),
         ("group_size = 32", "group_size = 24", "group_size"),
-        (
-            "grid = \"float-min\"",
-            "include = [\"nothing.*\"]",
-            "include",
-        ),
+        ("grid = \"float-min\"", "include = [\"nothing.*\"]", "include"),
     ] {
-        refused(
-            Plan::new(&parse(&EMBEDDED.replace(find, replace))?, &parent),
-            named,
-        );
+        refused(Plan::new(&parse(&EMBEDDED.replace(find, replace))?, &parent), named);
     }
     Ok(())
 }

@@ -79,10 +79,7 @@ fn world() -> Result<(TempDir, f64), Failed> {
 }
 
 fn start(folder: &Path) -> Result<Child, Failed> {
-    let mut command = command(
-        folder,
-        "compress r.toml --out deep/er --resume --device cpu",
-    );
+    let mut command = command(folder, "compress r.toml --out deep/er --resume --device cpu");
     let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
     Ok(command.spawn()?)
 }
@@ -243,10 +240,7 @@ fn other_runs_are_refused() -> Result<(), Failed> {
     refused("--force", "o.work & --resume")?;
     refused("--resume --seed 8", "o.work & the seed was 7 and is 8")?;
     refused(&format!("--resume --model {TINY}"), "the model was sha256")?;
-    refused(
-        "--resume --compute f16",
-        "the compute was f32, f32 and is f16",
-    )?;
+    refused("--resume --compute f16", "the compute was f32, f32 and is f16")?;
     for (from, to, words) in [
         ("bits = 4", "bits = 5", "the stage 3 was"),
         ("ratio = 0.3", "ratio = 0.4", "the stage 2 was"),
@@ -270,11 +264,7 @@ fn other_runs_are_refused() -> Result<(), Failed> {
     let again = folder.join("o.work/03-quantize");
     std::fs::rename(&again, folder.join("o.work/03-quantize.part"))?;
     let run = succeeds(folder, "compress r.toml --out o --resume")?;
-    for (stage, whole) in [
-        ("01-quantize", true),
-        ("02-prune", true),
-        ("03-quantize", false),
-    ] {
+    for (stage, whole) in [("01-quantize", true), ("02-prune", true), ("03-quantize", false)] {
         let said = run.err.contains(&format!("{stage} was whole already"));
         assert_eq!(said, whole, "{stage}: {}", run.err);
     }
@@ -284,11 +274,7 @@ fn other_runs_are_refused() -> Result<(), Failed> {
     std::fs::create_dir_all(folder.join("p.work"))?;
     std::fs::write(folder.join("p.work/letter"), "stays")?;
     let run = lopper(folder, "compress r.toml --out p --resume --device cpu")?;
-    assert!(
-        run.code == Some(4) && run.err.contains("p.work"),
-        "{}",
-        run.err
-    );
+    assert!(run.code == Some(4) && run.err.contains("p.work"), "{}", run.err);
     Ok(())
 }
 
@@ -320,19 +306,12 @@ fn quantize_prune_quantize() -> Result<(), Failed> {
     let plan = staged(folder, &stages)?;
     let warning = plan["warnings"][0].as_str().ok_or("a warning")?;
     // Two layers of 64 x 96 weights: 2 bytes each in f16; 8 bits and two f16 of each 32 columns before.
-    for words in [
-        "stage 2 (prune)",
-        "2 quantized tensors",
-        "24576 bytes",
-        "13824",
-        "quantize them again",
-    ] {
+    for words in
+        ["stage 2 (prune)", "2 quantized tensors", "24576 bytes", "13824", "quantize them again"]
+    {
         assert!(warning.contains(words), "`{words}` is due: {warning}");
     }
-    let (one, two) = (
-        open(folder, "o.work/01-quantize")?,
-        open(folder, "o.work/02-prune")?,
-    );
+    let (one, two) = (open(folder, "o.work/01-quantize")?, open(folder, "o.work/02-prune")?);
     let three = open(folder, "o.work/03-quantize")?;
     let kept = read_json(folder.join("o.work/02-prune/kept.json"))?;
     for (layer, name, labels) in [
@@ -342,9 +321,7 @@ fn quantize_prune_quantize() -> Result<(), Failed> {
         let name = format!("model.layers.{layer}.mlp.{name}.weight");
         let [before, after, last] = [&one, &two, &three].map(|model| {
             let spec = model.specs().iter().find(|spec| spec.name == name);
-            model
-                .load(spec.expect("every stage keeps the tensor"))
-                .expect("it loads")
+            model.load(spec.expect("every stage keeps the tensor")).expect("it loads")
         });
         assert_eq!([&before, &after, &last].map(|w| w.format.label()), labels);
         let kept: Vec<usize> = serde_json::from_value(kept[1]["feed_forward"][layer].clone())?;
@@ -363,9 +340,7 @@ fn quantize_prune_quantize() -> Result<(), Failed> {
         let line = plan["tensors"]
             .as_array()
             .and_then(|all| all.iter().find(|line| line["name"] == *name));
-        let decision = line
-            .and_then(|line| line["decision"].as_str())
-            .ok_or("a decision")?;
+        let decision = line.and_then(|line| line["decision"].as_str()).ok_or("a decision")?;
         assert_eq!(decision.matches(", then ").count(), 1 + layer, "{decision}");
         assert!(decision.contains("cut from"), "{decision}");
     }
@@ -376,26 +351,15 @@ fn prune_quantize_prune() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let folder = folder.path();
     let half = PRUNE.replace("widths = [\"ffn\"]", "scope = \"layer\"");
-    let plan = staged(
-        folder,
-        &format!("{PRUNE}[[stage]]\nkind = \"quantize\"\nbits = 6\n{half}"),
-    )?;
+    let plan = staged(folder, &format!("{PRUNE}[[stage]]\nkind = \"quantize\"\nbits = 6\n{half}"))?;
     assert_eq!(plan["warnings"].as_array().map(Vec::len), Some(1), "{plan}"); // of GGUF, which has no 6 bits
     let manifest = read_json(folder.join("o/manifest.json"))?;
     let parameters = |index: usize| manifest["stages"][index]["figures"]["parameters"].as_u64();
     let weights = |blocks: u64, channels: u64| {
         Some(4096 * 64 + 64 + blocks * (2 * 64 * 96 + 3 * 64 * channels + 128))
     };
-    assert_eq!(
-        [0, 1, 2].map(parameters),
-        [weights(2, 96), weights(2, 96), weights(1, 96)]
-    );
-    for (index, stage) in plan["stages"]
-        .as_array()
-        .ok_or("stages")?
-        .iter()
-        .enumerate()
-    {
+    assert_eq!([0, 1, 2].map(parameters), [weights(2, 96), weights(2, 96), weights(1, 96)]);
+    for (index, stage) in plan["stages"].as_array().ok_or("stages")?.iter().enumerate() {
         assert_eq!(stage["parameters"].as_u64(), parameters(index));
         let bytes = &manifest["stages"][index]["figures"]["bytes"];
         assert_eq!(&stage["output_bytes"], bytes, "the plan's bytes");
@@ -403,15 +367,7 @@ fn prune_quantize_prune() -> Result<(), Failed> {
     let left = open(folder, "o")?;
     assert_eq!(left.config().layers(), 1);
     let formats = left.specs().iter().map(|spec| left.format(spec));
-    let formats: Vec<String> = formats
-        .map(|f| f.map(|f| f.label()))
-        .collect::<Result<_, _>>()?;
-    assert_eq!(
-        formats
-            .iter()
-            .filter(|label| *label == "uint6m-g32")
-            .count(),
-        7
-    );
+    let formats: Vec<String> = formats.map(|f| f.map(|f| f.label())).collect::<Result<_, _>>()?;
+    assert_eq!(formats.iter().filter(|label| *label == "uint6m-g32").count(), 7);
     Ok(())
 }

@@ -19,26 +19,15 @@ pub fn trials() -> Vec<Trial> {
         compare_answers, compare_refuses)
 }
 
-const SEED: Bootstrap = Bootstrap {
-    resamples: 400,
-    seed: 5,
-};
+const SEED: Bootstrap = Bootstrap { resamples: 400, seed: 5 };
 
 /// A task of `n` questions with four choices, where the first `right` are answered right.
 fn task(name: &str, n: usize, right: impl Fn(usize) -> bool) -> TaskOutcome {
     let outcome = |item: usize| {
         let answer = item % 4;
-        let pick = if right(item) {
-            answer
-        } else {
-            (answer + 1) % 4
-        };
+        let pick = if right(item) { answer } else { (answer + 1) % 4 };
         let choices = (0..4).map(|choice| ChoiceScore {
-            log_likelihood: if choice == pick {
-                -1.25
-            } else {
-                -3.0 - 0.1 * choice as f64
-            },
+            log_likelihood: if choice == pick { -1.25 } else { -3.0 - 0.1 * choice as f64 },
             tokens: 2,
             characters: 7 + choice,
             greedy: choice == pick,
@@ -78,10 +67,7 @@ fn texts() -> [TaskOutcome; 2] {
         }
         made
     };
-    [
-        make("last", Form::Cloze, 2),
-        make("sums", Form::Generation, 3),
-    ]
+    [make("last", Form::Cloze, 2), make("sums", Form::Generation, 3)]
 }
 
 fn near(have: f64, want: f64) -> bool {
@@ -111,10 +97,7 @@ fn share_by_hand() -> Result<(), Failed> {
             && found.at_chance == ["guessed", "below"],
         "{found:?}"
     );
-    assert!(
-        ends.low < 0.875 && ends.high > 0.875 && ends.high - ends.low < 0.6,
-        "{ends:?}"
-    );
+    assert!(ends.low < 0.875 && ends.high > 0.875 && ends.high - ends.low < 0.6, "{ends:?}");
     // 0.25 + 2 * sqrt(0.34 * 0.66 / 99) = 0.3452: 34 of 100 is within two standard errors, 35 is not.
     for (right, told) in [(34, false), (35, true)] {
         let parent = [task("edge", 100, |i| i < right)];
@@ -122,10 +105,7 @@ fn share_by_hand() -> Result<(), Failed> {
         assert!(found.share.is_some() == told, "{right}: {found:?}");
         if let Some(share) = found.share {
             let interval = share.interval.ok_or("enough items")?;
-            assert!(
-                share.value == 1.0 && interval.low == 1.0 && interval.high == 1.0,
-                "{share:?}"
-            );
+            assert!(share.value == 1.0 && interval.low == 1.0 && interval.high == 1.0, "{share:?}");
         }
     }
     Ok(())
@@ -151,28 +131,18 @@ fn pairs_are_items() -> Result<(), Failed> {
     assert!(ends.low < 0.14 && 0.14 < ends.high, "{ends:?}");
     child[0].shots = 0;
     let shots = compare_tasks(&parent, &child, SEED).map_err(|error| error.to_string());
-    assert!(
-        shots.is_err_and(|e| e.contains("task t") && e.contains("shots: 2")),
-        "other shots"
-    );
+    assert!(shots.is_err_and(|e| e.contains("task t") && e.contains("shots: 2")), "other shots");
     child[0].shots = 2;
     child[0].outcomes[0].target = "other".into();
     let other = compare_tasks(&parent, &child, SEED).map_err(|error| error.to_string());
-    assert!(
-        other.is_err_and(|e| e.contains("item 49") && e.contains("other")),
-        "another question"
-    );
+    assert!(other.is_err_and(|e| e.contains("item 49") && e.contains("other")), "another question");
     Ok(())
 }
 
 fn lm_eval_results() -> Result<(), Failed> {
     let [cloze, sums] = texts();
     let tasks = [task("t", 40, |i| i < 30), cloze, sums];
-    let origin = Origin {
-        model: "m.gguf".into(),
-        date: 1.5,
-        seed: 3,
-    };
+    let origin = Origin { model: "m.gguf".into(), date: 1.5, seed: 3 };
     let json = results(&tasks, &origin);
     for key in [
         "results",
@@ -190,10 +160,7 @@ fn lm_eval_results() -> Result<(), Failed> {
     assert!(
         json["results"]["t"]["alias"] == "t"
             && near(number("t", "acc,none"), 0.75)
-            && near(
-                number("t", "acc_stderr,none"),
-                (0.75f64 * 0.25 / 39.0).sqrt(),
-            )
+            && near(number("t", "acc_stderr,none"), (0.75f64 * 0.25 / 39.0).sqrt(),)
             && near(number("t", "acc_norm,none"), 0.75)
             && near(number("last", "acc,none"), 0.5)
             && number("last", "perplexity,none") > 1.0
@@ -245,32 +212,21 @@ fn predictions_of_others() -> Result<(), Failed> {
     let questions = [task("t", 20, |i| i < 15)];
     let path = Path::new("p.jsonl");
     // Picks, some right; and lm-evaluation-harness's own lines, whose likeliest choice is the pick.
-    let mut text: String = (0..9)
-        .map(|i| format!("{{\"doc_id\": {i}, \"pick\": {}}}\n\n", i % 3))
-        .collect();
+    let mut text: String =
+        (0..9).map(|i| format!("{{\"doc_id\": {i}, \"pick\": {}}}\n\n", i % 3)).collect();
     text += r#"{"doc_id": 9, "target": "1", "filtered_resps": [["-4.5", "False"], ["-0.5", "True"], ["-4.0", "False"], ["-9", "False"]], "acc": 1.0}"#;
     let found = read_predictions(path, &text, &questions)?;
     let right: Vec<_> = found[0].outcomes.iter().map(|o| o.correct).collect();
     // i % 3 == i % 4 for 0, 1, 2 only, of 0 to 8.
     let want: Vec<_> = (0..10).map(|i| i < 3 || i == 9).collect();
-    assert!(
-        right == want && found[0].outcomes[9].pick == Some(1),
-        "{found:?}"
-    );
+    assert!(right == want && found[0].outcomes[9].pick == Some(1), "{found:?}");
     let compared = compare_tasks(&questions, &found, SEED)?;
-    assert!(
-        compared.tasks[0].n == 10 && compared.tasks[0].unpaired == 10,
-        "{compared:?}"
-    );
+    assert!(compared.tasks[0].n == 10 && compared.tasks[0].unpaired == 10, "{compared:?}");
     let sums = [texts()[1].clone()];
     let text =
         "{\"item\": 2, \"prediction\": \" choice 2 \"}\n{\"item\": 1, \"prediction\": \"no\"}";
     let found = read_predictions(path, text, &sums)?;
-    let right: Vec<_> = found[0]
-        .outcomes
-        .iter()
-        .map(|o| (o.item, o.correct))
-        .collect();
+    let right: Vec<_> = found[0].outcomes.iter().map(|o| (o.item, o.correct)).collect();
     assert_eq!(right, [(2, true), (1, false)]);
     Ok(())
 }
@@ -316,9 +272,7 @@ fn bad_answers() -> Result<(), Failed> {
         "pick":3 => "pick":7 => line 4 & `pick`
     "#;
     for (from, change) in rows(table) {
-        let (to, said) = change
-            .split_once(" => ")
-            .ok_or("a text instead, and what is said")?;
+        let (to, said) = change.split_once(" => ").ok_or("a text instead, and what is said")?;
         let text = good.replacen(from, to, 1);
         assert!(text != good, "nothing to change: {from}");
         let error = read_samples(path, &text).expect_err(from).to_string();
@@ -332,14 +286,8 @@ fn bad_answers() -> Result<(), Failed> {
 fn compare_answers() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text);
-    write(
-        "a.jsonl",
-        samples(&[task("t", 100, |i| i < 85), task("dull", 100, |i| i < 25)]),
-    )?;
-    write(
-        "b.jsonl",
-        samples(&[task("t", 100, |i| i < 70), task("dull", 100, |i| i < 25)]),
-    )?;
+    write("a.jsonl", samples(&[task("t", 100, |i| i < 85), task("dull", 100, |i| i < 25)]))?;
+    write("b.jsonl", samples(&[task("t", 100, |i| i < 70), task("dull", 100, |i| i < 25)]))?;
     let picks: String = (0..100)
         .map(|i| format!("{{\"task\": \"t\", \"item\": {i}, \"pick\": {}}}\n", i % 4))
         .collect();
@@ -347,11 +295,7 @@ fn compare_answers() -> Result<(), Failed> {
     let arguments =
         "compare a.jsonl b.jsonl --predictions p.jsonl --lm-eval r.json --samples s.jsonl";
     let json = succeeds(&folder, &format!("{arguments} --json=-"))?.json()?;
-    let number = |path: &str| {
-        json.pointer(path)
-            .and_then(Value::as_f64)
-            .unwrap_or(f64::NAN)
-    };
+    let number = |path: &str| json.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
     assert!(
         near(number("/share/value"), 0.75)
             && near(number("/tasks/0/acc/difference"), -0.15)
@@ -381,10 +325,7 @@ fn compare_answers() -> Result<(), Failed> {
 
 fn compare_refuses() -> Result<(), Failed> {
     let folder = TempDir::new()?;
-    std::fs::write(
-        folder.path().join("a.jsonl"),
-        samples(&[task("t", 20, |_| true)]),
-    )?;
+    std::fs::write(folder.path().join("a.jsonl"), samples(&[task("t", 20, |_| true)]))?;
     std::fs::write(folder.path().join("bad.jsonl"), "{}\n")?;
     let before = snapshot(&folder)?;
     let table = "

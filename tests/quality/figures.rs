@@ -17,10 +17,7 @@ pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("figures":
         bytes_of_the_scored_tokens, eval_against_a_base, compare_two_models, another_tokenizer);
     trials.extend(on_each("figures::a_model_is_not_apart_from_itself", itself));
-    trials.extend(on_each(
-        "figures::divergence_is_that_of_the_logits",
-        of_logits,
-    ));
+    trials.extend(on_each("figures::divergence_is_that_of_the_logits", of_logits));
     trials
 }
 
@@ -42,28 +39,17 @@ fn itself(device: &Device) -> Result<(), Failed> {
     let found = divergence(&parent, &child, &pass(device), &windows, |_, _| Ok(()))?;
     let (kl, delta_p) = (found.kl(), found.delta_p());
     let change = perplexity_change(&found.parent, &found.child, Bootstrap::seeded(1));
-    let interval = change
-        .percent_interval
-        .ok_or("9 windows give an interval")?;
-    assert!(
-        found.kl.len() == 9 * 31 && found.kl.iter().all(|kl| *kl == 0.0),
-        "{kl:?}"
-    );
+    let interval = change.percent_interval.ok_or("9 windows give an interval")?;
+    assert!(found.kl.len() == 9 * 31 && found.kl.iter().all(|kl| *kl == 0.0), "{kl:?}");
     assert!(kl.same_top == 1.0 && delta_p.rms == 0.0, "{delta_p:?}");
-    assert!(
-        change.ratio == 1.0 && (interval.low, interval.high) == (0.0, 0.0),
-        "{change:?}"
-    );
+    assert!(change.ratio == 1.0 && (interval.low, interval.high) == (0.0, 0.0), "{change:?}");
     Ok(())
 }
 
 /// log softmax in f64.
 fn log_probabilities(logits: &[f32]) -> Vec<f64> {
     let sum: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
-    logits
-        .iter()
-        .map(|logit| f64::from(*logit) - sum.ln())
-        .collect()
+    logits.iter().map(|logit| f64::from(*logit) - sum.ln()).collect()
 }
 
 fn of_logits(device: &Device) -> Result<(), Failed> {
@@ -71,9 +57,7 @@ fn of_logits(device: &Device) -> Result<(), Failed> {
     let models = [model(device, TINY)?, model(device, NANO)?];
     for convention in [Convention::AllButFirst, Convention::SecondHalf] {
         let windows = Windows::new(&tokens, ctx, convention, Some(1))?;
-        let found = divergence(&models[0], &models[1], &pass(device), &windows, |_, _| {
-            Ok(())
-        })?;
+        let found = divergence(&models[0], &models[1], &pass(device), &windows, |_, _| Ok(()))?;
         let mut place = 0;
         for window in tokens.chunks_exact(ctx) {
             let mut ids = window.to_vec();
@@ -112,27 +96,13 @@ fn of_logits(device: &Device) -> Result<(), Failed> {
 
 fn bytes_of_the_scored_tokens() -> Result<(), Failed> {
     for (name, text) in [
-        (
-            TINY,
-            "Prices — naïve “estimates” — rose 4 % in Zürich; 東京 is 🗼 tall. ".repeat(30),
-        ),
-        (
-            NANO,
-            read_text("embedded:heldout-older")?
-                .chars()
-                .take(3000)
-                .collect(),
-        ),
+        (TINY, "Prices — naïve “estimates” — rose 4 % in Zürich; 東京 is 🗼 tall. ".repeat(30)),
+        (NANO, read_text("embedded:heldout-older")?.chars().take(3000).collect()),
     ] {
         let tokenizer = Checkpoint::open(name)?.tokenizer()?;
         let (tokens, ends) = tokenizer.encode_with_ends(&text, false)?;
         assert!(tokens == tokenizer.encode(&text, false)?, "other tokens");
-        assert!(
-            ends.last() == Some(&text.len()),
-            "{:?} of {} bytes",
-            ends.last(),
-            text.len()
-        );
+        assert!(ends.last() == Some(&text.len()), "{:?} of {} bytes", ends.last(), text.len());
         let ctx = 32;
         let windows = Windows::new(&tokens, ctx, Convention::AllButFirst, None)?;
         // What a window's scored tokens spell is what the window spells without its first token.
@@ -145,9 +115,7 @@ fn bytes_of_the_scored_tokens() -> Result<(), Failed> {
         // A character cut by a window's edge decodes to U+FFFD: three bytes, whatever it has.
         assert!(found.abs_diff(sum) <= slack, "{found} bytes, decoded {sum}");
         let device = Device::Cpu;
-        let losses = losses(&model(&device, name)?, &pass(&device), &windows, |_, _| {
-            Ok(())
-        })?;
+        let losses = losses(&model(&device, name)?, &pass(&device), &windows, |_, _| Ok(()))?;
         let bits = losses.bits_per_byte(found).ok_or("bytes are scored")?;
         let want = losses.values().iter().sum::<f64>() / 2f64.ln() / found as f64;
         assert!((bits.value - want).abs() < 1e-12, "{bits}, not {want}");
@@ -171,34 +139,21 @@ fn eval_against_a_base() -> Result<(), Failed> {
     for (path, fields) in rows(table) {
         has_fields(json.pointer(path).ok_or(path)?, fields);
     }
-    let number = |path: &str| {
-        json.pointer(path)
-            .and_then(Value::as_f64)
-            .unwrap_or(f64::NAN)
-    };
+    let number = |path: &str| json.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
     // Each model's own figure is what it is without the other.
-    for (model, path) in [
-        ("q/packed", "/perplexity/value"),
-        (NANO, "/base_perplexity/value"),
-    ] {
+    for (model, path) in [("q/packed", "/perplexity/value"), (NANO, "/base_perplexity/value")] {
         let eval = format!("eval {model} --ppl {TEXT} {SHORT} --json=-");
         let alone = succeeds(&folder, &eval)?.json()?;
         assert_eq!(alone["perplexity"]["value"], number(path));
     }
     let ratio = number("/perplexity/value") / number("/base_perplexity/value");
-    assert!(
-        (ratio - number("/perplexity_change/ratio")).abs() < 1e-9,
-        "{json}"
-    );
+    assert!((ratio - number("/perplexity_change/ratio")).abs() < 1e-9, "{json}");
     let (low, high) = (
         number("/perplexity_change/percent_interval/low"),
         number("/perplexity_change/percent_interval/high"),
     );
     let percent = number("/perplexity_change/percent");
-    assert!(
-        low < percent && percent < high && number("/kl/mean") > 0.01,
-        "{json}"
-    );
+    assert!(low < percent && percent < high && number("/kl/mean") > 0.01, "{json}");
     let printed = succeeds(&folder, &arguments)?.out;
     for words in [
         "smaller than stored in f16, perplexity +",
@@ -218,10 +173,7 @@ fn compare_two_models() -> Result<(), Failed> {
     let whole = format!("{compare} --ppl {TEXT} {SHORT} --json=-");
     let json = succeeds(&folder, &whole)?.json()?;
     has_fields(&json, "schema parent child sizes text summary bootstrap");
-    assert!(
-        json["tasks"].is_null() && json["text"]["kl"]["mean"].as_f64() > Some(0.0),
-        "{json}"
-    );
+    assert!(json["tasks"].is_null() && json["text"]["kl"]["mean"].as_f64() > Some(0.0), "{json}");
     let few = succeeds(&folder, &format!("{compare} --ctx 128 --max-tokens 512"))?.out;
     assert!(few.contains("too few windows for an interval: 4"), "{few}");
     assert!(few.contains("B against A"), "{few}");

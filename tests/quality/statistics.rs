@@ -15,20 +15,14 @@ fn by_hand() -> Result<(), Failed> {
     let values = [1.0, 2.0, 4.0, 9.0];
     let (mean, error) = mean_and_error(&values);
     // Squares around 4: 9 + 4 + 0 + 25 = 38; 38 / 3 / 4.
-    assert!(
-        mean == 4.0 && (error - (38.0f64 / 12.0).sqrt()).abs() < 1e-15,
-        "{mean} {error}"
-    );
+    assert!(mean == 4.0 && (error - (38.0f64 / 12.0).sqrt()).abs() < 1e-15, "{mean} {error}");
     assert!(mean_and_error(&[7.0]) == (7.0, 0.0), "one value");
     // With (2, 0, 1, 5), mean 2: -3*0 + -2*-2 + 0*-1 + 5*3 = 19; 19 / 3 / 4.
     let covariance = covariance_of_means(&values, &[2.0, 0.0, 1.0, 5.0]);
     assert!((covariance - 19.0 / 12.0).abs() < 1e-15, "{covariance}");
     // numpy.quantile([1, 2, 4, 9], [0, .1, .5, .9, 1])
     let found = [0.0, 0.1, 0.5, 0.9, 1.0].map(|fraction| quantile(&values, fraction));
-    let same = found
-        .iter()
-        .zip([1.0, 1.3, 3.0, 7.5, 9.0])
-        .all(|(a, b)| (a - b).abs() < 1e-12);
+    let same = found.iter().zip([1.0, 1.3, 3.0, 7.5, 9.0]).all(|(a, b)| (a - b).abs() < 1e-12);
     assert!(same, "{found:?}");
     let none = Bootstrap::seeded(0).mean(&[0.5; 7]);
     assert!(none.is_none(), "{none:?} from seven units");
@@ -43,18 +37,12 @@ fn covered(truth: f64, mut sample: impl FnMut(&mut Random) -> Vec<f64>) -> Resul
     let mut held = 0;
     for seed in 0..TRIALS as u64 {
         let values = sample(&mut random);
-        let bootstrap = Bootstrap {
-            resamples: 1000,
-            seed,
-        };
+        let bootstrap = Bootstrap { resamples: 1000, seed };
         let interval = bootstrap.mean(&values).ok_or("enough units")?;
         held += usize::from(interval.low <= truth && truth <= interval.high);
     }
     let share = held as f64 / TRIALS as f64;
-    assert!(
-        (0.93..=0.97).contains(&share),
-        "{share} of the intervals hold the truth"
-    );
+    assert!((0.93..=0.97).contains(&share), "{share} of the intervals hold the truth");
     Ok(())
 }
 
@@ -88,14 +76,10 @@ fn seeds_decide() -> Result<(), Failed> {
     let values = Random::new(3).values(50, 1.0);
     let values: Vec<f64> = values.into_iter().map(f64::from).collect();
     let of = |seed| Bootstrap::seeded(seed).mean(&values);
-    assert!(
-        of(1) == of(1) && of(1) != of(2),
-        "the seed decides the draws"
-    );
+    assert!(of(1) == of(1) && of(1) != of(2), "the seed decides the draws");
     // Means and intervals of two strata: a difference of means is drawn each for itself.
-    let spread = Bootstrap::seeded(1).interval(&[50, 8], |drawn| {
-        Some((drawn[0].len() + drawn[1].len()) as f64)
-    });
+    let spread = Bootstrap::seeded(1)
+        .interval(&[50, 8], |drawn| Some((drawn[0].len() + drawn[1].len()) as f64));
     assert!(
         spread.is_some_and(|interval| interval.low == 58.0 && interval.high == 58.0),
         "{spread:?}"

@@ -30,10 +30,7 @@ fn read(name: &str, text: &str) -> Task {
 
 fn check(item: &Item, query: &str, choices: &[&str], answer: usize) {
     let texts: Vec<&str> = item.choices.iter().map(|c| c.text.as_str()).collect();
-    assert_eq!(
-        (item.query.as_str(), texts.as_slice(), item.answer),
-        (query, choices, answer)
-    );
+    assert_eq!((item.query.as_str(), texts.as_slice(), item.answer), (query, choices, answer));
 }
 
 fn published() {
@@ -53,22 +50,12 @@ fn published() {
         "h.jsonl",
         "{\"ind\":1,\"activity_label\":\"Baking\",\"ctx_a\":\"A man [sub] stirs.\",\"ctx_b\":\"the Pot\",\"ctx\":\"x\",\"endings\":[\"boils [title] over  now.\",\"[step] falls.\"],\"label\":\"1\"}\n",
     );
-    check(
-        &hellaswag.items[0],
-        "Baking: A man stirs. The pot",
-        &["boils. over now.", " falls."],
-        1,
-    );
+    check(&hellaswag.items[0], "Baking: A man stirs. The pot", &["boils. over now.", " falls."], 1);
     let arc = read(
         "arc.jsonl",
         "{\"id\":\"M_1\",\"question\":\"Why?\",\"choices\":{\"text\":[\"a\",\"b\",\"c\"],\"label\":[\"1\",\"2\",\"3\"]},\"answerKey\":\"3\"}\n",
     );
-    check(
-        &arc.items[0],
-        "Question: Why?\nAnswer:",
-        &["a", "b", "c"],
-        2,
-    );
+    check(&arc.items[0], "Question: Why?\nAnswer:", &["a", "b", "c"], 2);
     let obqa = read(
         "obqa.jsonl",
         "{\"question_stem\":\"The sun is\",\"choices\":{\"text\":[\"hot\",\"cold\"],\"label\":[\"A\",\"B\"]},\"answerKey\":\"A\"}\n",
@@ -79,12 +66,7 @@ fn published() {
         "\nc\nAll men are mortal.Socrates is a man.\nWhich follows?\nA.None.\nB.One\nC.Two\nD.Three\n\na\nP\nQ\nA.1\nB.2\nC.3\nD.4\n",
     );
     let query = "Passage: All men are mortal. Socrates is a man.\nQuestion: Which follows?\nChoices:\nA. None.\nB. One\nC. Two\nD. Three\nAnswer:";
-    check(
-        &logiqa.items[0],
-        query,
-        &["None.", "One", "Two", "Three"],
-        2,
-    );
+    check(&logiqa.items[0], query, &["None.", "One", "Two", "Three"], 2);
     assert_eq!(logiqa.items.len(), 2);
     let logiqa = read(
         "l.jsonl",
@@ -97,45 +79,25 @@ fn published() {
         1,
     );
     let piqa = "{\"goal\":\"Open a jar\",\"sol1\":\"turn\",\"sol2\":\"push\"}\n";
-    let (_folder, paths) = folder(&[
-        ("valid.jsonl", piqa.as_bytes()),
-        ("valid-labels.lst", b"1\n"),
-    ]);
+    let (_folder, paths) =
+        folder(&[("valid.jsonl", piqa.as_bytes()), ("valid-labels.lst", b"1\n")]);
     let task = read_task(&paths[0].to_string_lossy(), None).expect("PIQA");
-    check(
-        &task.items[0],
-        "Question: Open a jar\nAnswer:",
-        &["turn", "push"],
-        1,
-    );
+    check(&task.items[0], "Question: Open a jar\nAnswer:", &["turn", "push"], 1);
     let wino = read(
         "w.jsonl",
         "{\"sentence\":\"Ann beat Eve since _ was quick.\",\"option1\":\"Ann\",\"option2\":\"Eve\",\"answer\":\"2\"}\n",
     );
     let item = &wino.items[0];
     assert_eq!(item.query_of(1), "Ann beat Eve since Eve");
-    assert_eq!(
-        (item.choices[0].text.as_str(), item.answer),
-        ("was quick.", 1)
-    );
+    assert_eq!((item.choices[0].text.as_str(), item.answer), ("was quick.", 1));
     assert_eq!(item.example(" "), "Ann beat Eve since Eve was quick.");
 }
 
 fn labels_and_words() {
-    let boolq = read(
-        "b.jsonl",
-        "{\"question\":\"is it so\",\"passage\":\"It is.\",\"answer\":true}\n",
-    );
-    check(
-        &boolq.items[0],
-        "It is.\nQuestion: is it so?\nAnswer:",
-        &["no", "yes"],
-        1,
-    );
-    assert_eq!(
-        boolq.scoring,
-        Scoring::Labels(vec!["no".into(), "yes".into()])
-    );
+    let boolq =
+        read("b.jsonl", "{\"question\":\"is it so\",\"passage\":\"It is.\",\"answer\":true}\n");
+    check(&boolq.items[0], "It is.\nQuestion: is it so?\nAnswer:", &["no", "yes"], 1);
+    assert_eq!(boolq.scoring, Scoring::Labels(vec!["no".into(), "yes".into()]));
     let lambada = read("lambada.jsonl", "{\"text\":\"She gave him the book\"}\n");
     check(&lambada.items[0], "She gave him the", &["book"], 0);
     assert_eq!(lambada.scoring, Scoring::LastWord);
@@ -143,10 +105,8 @@ fn labels_and_words() {
     let plain = read_task(&format!("lambada:{}", paths[0].display()), None).expect("plain LAMBADA");
     assert_eq!(plain.items[1].target(), "five");
     // The published file is Latin-1: E9 is an e with an acute accent.
-    let (_folder, paths) = folder(&[(
-        "all.txt",
-        b"Nestl\xe9 grew@positive\nIt @ 5 fell .@negative\n",
-    )]);
+    let (_folder, paths) =
+        folder(&[("all.txt", b"Nestl\xe9 grew@positive\nIt @ 5 fell .@negative\n")]);
     let bank = read_task(&paths[0].to_string_lossy(), None).expect("PhraseBank");
     check(
         &bank.items[0],
@@ -175,19 +135,11 @@ fn templates() {
     let lines = "{\"t\":\"x\",\"l\":\"bad\"}\n{\"t\":\"y\",\"l\":\"good\"}\n";
     let (_folder, paths) = folder(&[("t.toml", toml.as_bytes()), ("d.jsonl", lines.as_bytes())]);
     let task = read_task(&paths[0].to_string_lossy(), None).expect("a task file");
-    assert_eq!(
-        task.scoring,
-        Scoring::Labels(vec!["good".into(), "bad".into()])
-    );
-    assert_eq!(
-        (task.items[0].answer, task.pool.map(|pool| pool.len())),
-        (1, Some(2))
-    );
+    assert_eq!(task.scoring, Scoring::Labels(vec!["good".into(), "bad".into()]));
+    assert_eq!((task.items[0].answer, task.pool.map(|pool| pool.len())), (1, Some(2)));
     let toml = "data = \"d.jsonl\"\nlayout = \"lambada\"\n";
-    let (_folder, paths) = folder(&[
-        ("t.toml", toml.as_bytes()),
-        ("d.jsonl", b"{\"text\":\"a b\"}"),
-    ]);
+    let (_folder, paths) =
+        folder(&[("t.toml", toml.as_bytes()), ("d.jsonl", b"{\"text\":\"a b\"}")]);
     let task = read_task(&paths[0].to_string_lossy(), None).expect("a layout by name");
     assert_eq!(task.items[0].target(), "b");
 }
@@ -226,14 +178,8 @@ fn malformed() {
             assert!(found.contains(part), "{name}: {found} has no {part}");
         }
     }
-    let found = message(
-        "bytes.jsonl",
-        b"{\"text\":\"two words\"}\n{\"text\":\"two \xff\"}\n",
-    );
-    assert!(
-        found.contains("line 2") && found.contains("UTF-8"),
-        "{found}"
-    );
+    let found = message("bytes.jsonl", b"{\"text\":\"two words\"}\n{\"text\":\"two \xff\"}\n");
+    assert!(found.contains("line 2") && found.contains("UTF-8"), "{found}");
     let piqa = b"{\"goal\":\"g\",\"sol1\":\"a\",\"sol2\":\"b\"}\n";
     let (_folder, paths) = folder(&[("valid.jsonl", piqa)]);
     match read_task(&paths[0].to_string_lossy(), None) {
@@ -245,10 +191,7 @@ fn malformed() {
 fn undecided() {
     let both = "{\"question\":{\"stem\":\"S\",\"choices\":[{\"text\":\"a\",\"label\":\"A\"},{\"text\":\"b\",\"label\":\"B\"}]},\"answerKey\":\"B\"}\n";
     let found = message("raw.jsonl", both.as_bytes());
-    assert!(
-        found.contains("arc:FILE") && found.contains("openbookqa:FILE"),
-        "{found}"
-    );
+    assert!(found.contains("arc:FILE") && found.contains("openbookqa:FILE"), "{found}");
     let (_folder, paths) = folder(&[("raw.jsonl", both.as_bytes())]);
     for (layout, query) in [("arc", "Question: S\nAnswer:"), ("openbookqa", "S")] {
         let task = read_task(&format!("{layout}:{}", paths[0].display()), None).expect("a layout");
@@ -270,27 +213,15 @@ fn broken_task_files() {
         ("prompt = \"x\"\n".into(), "data"),
         (prompt.into(), "`choices`"),
         (choices.clone(), "`answer`"),
-        (
-            format!("{choices}answer = \"{{{{ n }}}}\"\n"),
-            "from 0 to 1",
-        ),
-        (
-            format!("{choices}answer = \"{{{{ missing }}}}\"\n"),
-            "fields: q, a, b, n",
-        ),
+        (format!("{choices}answer = \"{{{{ n }}}}\"\n"), "from 0 to 1"),
+        (format!("{choices}answer = \"{{{{ missing }}}}\"\n"), "fields: q, a, b, n"),
         (format!("{prompt}form = \"generation\"\n"), "`target`"),
         (
             format!("{prompt}form = \"generation\"\ntarget = \"x\"\nanswer_pattern = \"(\"\n"),
             "regular expression",
         ),
-        (
-            format!("{choices}answer = \"0\"\nmax_tokens = 3\n"),
-            "generation",
-        ),
-        (
-            "data = \"d.jsonl\"\nlayout = \"nonsense\"\n".into(),
-            "hellaswag",
-        ),
+        (format!("{choices}answer = \"0\"\nmax_tokens = 3\n"), "generation"),
+        ("data = \"d.jsonl\"\nlayout = \"nonsense\"\n".into(), "hellaswag"),
     ];
     for (toml, part) in cases {
         let line = b"{\"q\":\"Q\",\"a\":\"x\",\"b\":\"y\",\"n\":2}\n";

@@ -25,10 +25,7 @@ pub fn trials() -> Vec<Trial> {
 fn item(topic: &str, answer: usize) -> Item {
     Item {
         query: topic.into(),
-        choices: vec![
-            lopper::data::Choice::new("no"),
-            lopper::data::Choice::new("yes"),
-        ],
+        choices: vec![lopper::data::Choice::new("no"), lopper::data::Choice::new("yes")],
         answer,
         ..Item::default()
     }
@@ -71,11 +68,7 @@ fn shots_are_chosen() -> Result<(), Failed> {
     task.items = vec![near];
     task.pool = Some(pool);
     for selection in [Selection::Embedding, Selection::Bm25, Selection::Random] {
-        let options = Options {
-            shots: 3,
-            selection,
-            ..OPTIONS
-        };
+        let options = Options { shots: 3, selection, ..OPTIONS };
         let outcome = loaded.answers(&task, options)?;
         assert_eq!((outcome.shots, outcome.outcomes.len()), (3, 1));
     }
@@ -96,21 +89,14 @@ fn embedded_sets() -> Result<(), Failed> {
     let first =
         "The following are multiple choice questions (with answers) about abstract algebra.\n\n";
     assert_eq!(mmlu.items[0].front, first);
-    assert!(
-        mmlu.items[0]
-            .query
-            .ends_with("\nC. True, False\nD. False, True\nAnswer:")
-    );
+    assert!(mmlu.items[0].query.ends_with("\nC. True, False\nD. False, True\nAnswer:"));
     let headlines = read_task("headlines", None)?;
     assert_eq!(headlines.items.len(), 1000);
     assert_eq!(headlines.pool.as_ref().map(Vec::len), Some(10_000));
     // Well above what a guess out of the vocabulary or of the passage's words would give.
     let loaded = Loaded::new(&Device::Cpu, "embedded:tiny-llama", Compute::F32)?;
     let figures = Figures::of(&loaded.answers(&cloze, OPTIONS)?);
-    assert!(
-        figures.form == Form::Cloze && figures.acc > 0.1,
-        "{figures:?}"
-    );
+    assert!(figures.form == Form::Cloze && figures.acc > 0.1, "{figures:?}");
     Ok(())
 }
 
@@ -137,16 +123,8 @@ fn generation() -> Result<(), Failed> {
     assert_eq!(extract("2 + 3 = 5\n#### 1\n#### 5 ", &after)?, "5");
     assert_eq!(extract("no marker", &after)?, "");
     let pattern = Extract::Pattern(r"answer is (-?\d+)".into());
-    assert_eq!(
-        extract("the answer is 4, no, the answer is 17.", &pattern)?,
-        "17"
-    );
-    let all = [
-        Normalize::Case,
-        Normalize::Spaces,
-        Normalize::Punctuation,
-        Normalize::Articles,
-    ];
+    assert_eq!(extract("the answer is 4, no, the answer is 17.", &pattern)?, "17");
+    let all = [Normalize::Case, Normalize::Spaces, Normalize::Punctuation, Normalize::Articles];
     assert_eq!(normalized(" The  Cat, and a dog! ", &all), "cat and dog");
     assert_eq!(normalized("$1,234.", &[Normalize::Numbers]), "1234");
     let folder = tempfile::tempdir()?;
@@ -164,13 +142,7 @@ fn generation() -> Result<(), Failed> {
         "Q: one and two\nA: One is one. The answer is 3"
     );
     let loaded = Loaded::new(&Device::Cpu, "embedded:nano-llama", Compute::F32)?;
-    let outcome = loaded.answers(
-        &task,
-        Options {
-            shots: 1,
-            ..OPTIONS
-        },
-    )?;
+    let outcome = loaded.answers(&task, Options { shots: 1, ..OPTIONS })?;
     assert_eq!(outcome.form, Form::Generation);
     for item in &outcome.outcomes {
         let generated = item.generated.as_ref().ok_or("a text")?;
@@ -184,22 +156,11 @@ fn generation() -> Result<(), Failed> {
 fn too_many_shots() -> Result<(), Failed> {
     let loaded = Loaded::new(&Device::Cpu, "embedded:nano-llama", Compute::F32)?;
     let task = read_task("headlines", None)?;
-    let options = Options {
-        shots: 200,
-        limit: Some(2),
-        ..OPTIONS
-    };
+    let options = Options { shots: 200, limit: Some(2), ..OPTIONS };
     match loaded.answers(&task, options) {
-        Err(Error::Argument {
-            argument,
-            expected,
-            found,
-        }) if argument == "--shots" => {
+        Err(Error::Argument { argument, expected, found }) if argument == "--shots" => {
             assert!(expected.contains(&loaded.model.config().max_positions.to_string()));
-            assert!(
-                found.contains("200 shots") && found.contains("headlines"),
-                "{found}"
-            );
+            assert!(found.contains("200 shots") && found.contains("headlines"), "{found}");
             Ok(())
         }
         other => Err(format!("{other:?}").into()),
@@ -235,14 +196,7 @@ fn figures_by_hand() -> Result<(), Failed> {
     assert!(
         close(figures.acc, 4.0 / 6.0) && figures.acc_norm.is_some_and(|acc| close(acc, 2.0 / 6.0))
     );
-    assert!(close(
-        figures.acc_stderr,
-        (4.0 / 6.0 * 2.0 / 6.0 / 5.0f64).sqrt()
-    ));
-    assert!(
-        figures
-            .macro_f1
-            .is_some_and(|f1| close(f1, (6.0 / 8.0 + 2.0 / 4.0) / 2.0))
-    );
+    assert!(close(figures.acc_stderr, (4.0 / 6.0 * 2.0 / 6.0 / 5.0f64).sqrt()));
+    assert!(figures.macro_f1.is_some_and(|f1| close(f1, (6.0 / 8.0 + 2.0 / 4.0) / 2.0)));
     Ok(())
 }

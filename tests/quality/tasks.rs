@@ -19,33 +19,28 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("tasks::tiny_llama_picks_as_the_oracle", || {
             tiny_llama_picks(&Device::Cpu, 500, 40)
         }),
-        gpu_trial(
-            "tasks::tiny_llama_picks_as_the_oracle_on_the_gpu".into(),
-            || tiny_llama_picks(&device(GpuOptions::default())?, 8, 2),
-        ),
+        gpu_trial("tasks::tiny_llama_picks_as_the_oracle_on_the_gpu".into(), || {
+            tiny_llama_picks(&device(GpuOptions::default())?, 8, 2)
+        }),
         Trial::test("tasks::batches_and_order_do_not_matter", || {
             batches_and_order(&Device::Cpu, 24)
         }),
-        gpu_trial(
-            "tasks::batches_and_order_do_not_matter_on_the_gpu".into(),
-            || batches_and_order(&device(GpuOptions::default())?, 4),
-        ),
+        gpu_trial("tasks::batches_and_order_do_not_matter_on_the_gpu".into(), || {
+            batches_and_order(&device(GpuOptions::default())?, 4)
+        }),
         gpu_trial("tasks::sharing_in_f16".into(), sharing_in_f16),
         gpu_trial("tasks::checked_evaluation".into(), checked_evaluation),
     ];
     // SmolLM2 is no part of the repository: LOPPER_SMOLLM2 names its file (see the README), and the comparison is then run.
     let absent = std::env::var_os("LOPPER_SMOLLM2").is_none();
     trials.push(
-        Trial::test("tasks::smollm2_picks_as_the_oracle", || {
-            smollm2_picks(&Device::Cpu)
-        })
-        .with_ignored_flag(absent),
+        Trial::test("tasks::smollm2_picks_as_the_oracle", || smollm2_picks(&Device::Cpu))
+            .with_ignored_flag(absent),
     );
     trials.push(
-        gpu_trial(
-            "tasks::smollm2_picks_as_the_oracle_on_the_gpu".into(),
-            || smollm2_picks(&device(GpuOptions::default())?),
-        )
+        gpu_trial("tasks::smollm2_picks_as_the_oracle_on_the_gpu".into(), || {
+            smollm2_picks(&device(GpuOptions::default())?)
+        })
         .with_ignored_flag(absent),
     );
     trials
@@ -58,10 +53,7 @@ pub const OPTIONS: Options = Options {
     seed: 0,
     limit: None,
     add_bos: false,
-    batching: Batching {
-        batch: None,
-        share: true,
-    },
+    batching: Batching { batch: None, share: true },
 };
 
 /// A model with its vocabulary on a device.
@@ -76,20 +68,12 @@ impl<'a> Loaded<'a> {
         let checkpoint = Checkpoint::open(model)?;
         let model = Model::load(device, &checkpoint, |_, _| Ok(()))?;
         let pass = Pass { device, compute };
-        Ok(Self {
-            checkpoint,
-            model,
-            pass,
-        })
+        Ok(Self { checkpoint, model, pass })
     }
 
     pub fn answers(&self, task: &Task, options: Options) -> lopper::error::Result<TaskOutcome> {
         let tokenizer = self.checkpoint.tokenizer()?;
-        let setup = Setup {
-            model: &self.model,
-            pass: &self.pass,
-            tokenizer: &tokenizer,
-        };
+        let setup = Setup { model: &self.model, pass: &self.pass, tokenizer: &tokenizer };
         evaluate(&setup, task, &options, &mut |_: Event<'_>| Ok(()))
     }
 }
@@ -131,11 +115,7 @@ fn compare(outcome: &TaskOutcome, fixture: &str, tolerance: f64) -> Result<(), F
         compared += 1;
     }
     let close = worst <= tolerance && compared > 0;
-    assert!(
-        close,
-        "{}: log-likelihoods are off by {worst}",
-        path.display()
-    );
+    assert!(close, "{}: log-likelihoods are off by {worst}", path.display());
     Ok(())
 }
 
@@ -143,26 +123,17 @@ fn compare(outcome: &TaskOutcome, fixture: &str, tolerance: f64) -> Result<(), F
 fn tiny_llama_picks(device: &Device, headlines: usize, texts: usize) -> Result<(), Failed> {
     let loaded = Loaded::new(device, "embedded:tiny-llama", Compute::F32)?;
     let task = read_task("headlines", None)?;
-    for (add_bos, fixture, right) in [
-        (false, "tiny-llama-headlines.json", 406),
-        (true, "tiny-llama-headlines-bos.json", 405),
-    ] {
-        let options = Options {
-            limit: Some(headlines),
-            add_bos,
-            ..OPTIONS
-        };
+    for (add_bos, fixture, right) in
+        [(false, "tiny-llama-headlines.json", 406), (true, "tiny-llama-headlines-bos.json", 405)]
+    {
+        let options = Options { limit: Some(headlines), add_bos, ..OPTIONS };
         let outcome = loaded.answers(&task, options)?;
         compare(&outcome, fixture, 1e-3)?;
         let found = outcome.outcomes.iter().filter(|item| item.correct).count();
         let same = headlines != 500 || found == right;
         assert!(same, "{found} right, {right} by the oracle");
     }
-    let options = Options {
-        limit: Some(texts),
-        add_bos: true,
-        ..OPTIONS
-    };
+    let options = Options { limit: Some(texts), add_bos: true, ..OPTIONS };
     let outcome = loaded.answers(&mmlu_by_text()?, options)?;
     compare(&outcome, "tiny-llama-mmlu-text-bos.json", 5e-3)
 }
@@ -172,11 +143,7 @@ fn smollm2_picks(device: &Device) -> Result<(), Failed> {
     let loaded = Loaded::new(device, &path, Compute::F32)?;
     let outcome = loaded.answers(&read_task("mmlu-mini", None)?, OPTIONS)?;
     compare(&outcome, "smollm2-mmlu-mini.json", 0.02)?;
-    let options = Options {
-        shots: 8,
-        limit: Some(300),
-        ..OPTIONS
-    };
+    let options = Options { shots: 8, limit: Some(300), ..OPTIONS };
     let outcome = loaded.answers(&read_task("headlines", None)?, options)?;
     compare(&outcome, "smollm2-headlines-8.json", 0.02)
 }
@@ -200,10 +167,7 @@ fn batched(batch: usize, share: bool, shots: usize, limit: usize) -> Options {
     Options {
         shots,
         limit: Some(limit),
-        batching: Batching {
-            batch: Some(batch),
-            share,
-        },
+        batching: Batching { batch: Some(batch), share },
         ..OPTIONS
     }
 }
@@ -221,11 +185,7 @@ fn batches_and_order(device: &Device, count: usize) -> Result<(), Failed> {
     let lines = [
         line("President", "Senate", "asked for a new law on trade."),
         line("Congress", "people", "wanted peace."),
-        line(
-            "farmers",
-            "union",
-            "had to speak about the price of wheat this year.",
-        ),
+        line("farmers", "union", "had to speak about the price of wheat this year."),
     ];
     std::fs::write(&path, lines.concat())?;
     let mut tasks = vec![
@@ -242,11 +202,7 @@ fn batches_and_order(device: &Device, count: usize) -> Result<(), Failed> {
         for (batch, share) in [(1, true), (3, true), (16, true), (16, false)] {
             let outcome = loaded.answers(task, batched(batch, share, shots, count))?;
             let off = difference(&alone, &outcome)?;
-            assert!(
-                off <= 2e-4,
-                "{}, batch {batch}, sharing {share}: off by {off}",
-                task.name
-            );
+            assert!(off <= 2e-4, "{}, batch {batch}, sharing {share}: off by {off}", task.name);
         }
         let automatic = loaded.answers(task, Options { shots, ..OPTIONS })?;
         difference(&alone, &automatic)?;
@@ -255,10 +211,7 @@ fn batches_and_order(device: &Device, count: usize) -> Result<(), Failed> {
             let order: Vec<usize> = (0..count).map(|i| (i * 5 + 3) % count).collect();
             assert!(!count.is_multiple_of(5), "every question once");
             let mut shuffled = task.clone();
-            shuffled.items = order
-                .iter()
-                .map(|place| task.items[*place].clone())
-                .collect();
+            shuffled.items = order.iter().map(|place| task.items[*place].clone()).collect();
             let outcome = loaded.answers(&shuffled, batched(3, true, shots, count))?;
             for (outcome, place) in outcome.outcomes.iter().zip(&order) {
                 let same = outcome.pick == alone.outcomes[*place].pick;

@@ -38,17 +38,8 @@ fn small_gpt2() -> Vec<(String, Value)> {
 }
 
 fn unknown_kinds() {
-    assert_eq!(
-        gguf(&small_gpt2())
-            .unwrap()
-            .encode("ab<e>ba", true)
-            .unwrap(),
-        [2, 3, 1, 0]
-    );
-    for (key, name) in [
-        ("tokenizer.ggml.model", "bert"),
-        ("tokenizer.ggml.pre", "klingon"),
-    ] {
+    assert_eq!(gguf(&small_gpt2()).unwrap().encode("ab<e>ba", true).unwrap(), [2, 3, 1, 0]);
+    for (key, name) in [("tokenizer.ggml.model", "bert"), ("tokenizer.ggml.pre", "klingon")] {
         let changed = with(&small_gpt2(), key, Some(Value::String(name.into())));
         let Err(error @ Error::Unsupported { .. }) = gguf(&changed) else {
             panic!("{key} {name} was taken");
@@ -56,11 +47,7 @@ fn unknown_kinds() {
         assert!(error.to_string().contains(name) && error.to_string().contains("known"));
     }
     for pre in ["default", "", "llama3", "starcoder"] {
-        let changed = with(
-            &small_gpt2(),
-            "tokenizer.ggml.pre",
-            Some(Value::String(pre.into())),
-        );
+        let changed = with(&small_gpt2(), "tokenizer.ggml.pre", Some(Value::String(pre.into())));
         assert!(gguf(&changed).is_ok());
     }
     assert!(gguf(&with(&small_gpt2(), "tokenizer.ggml.pre", None)).is_ok());
@@ -76,10 +63,7 @@ fn hostile_metadata() {
         ("tokens", None),
         ("tokens", Some(Value::Array(strings(&[])))),
         ("tokens", Some(Value::Array(strings(&["a", "b", "ab"])))),
-        (
-            "tokens",
-            Some(Value::Array(strings(&["a", "b", "ab", "a"]))),
-        ),
+        ("tokens", Some(Value::Array(strings(&["a", "b", "ab", "a"])))),
         ("tokens", Some(Value::Array(Array::I32(vec![1, 2, 3, 4])))),
         ("token_type", Some(Value::Array(Array::I32(vec![1])))),
         ("token_type", Some(Value::Array(Array::F32(vec![1.0; 4])))),
@@ -99,10 +83,7 @@ fn hostile_metadata() {
     ];
     for (key, value) in bad {
         let changed = with(&good, &format!("{pre}{key}"), value.clone());
-        assert!(
-            matches!(gguf(&changed), Err(Error::Key { .. })),
-            "{key} {value:?}"
-        );
+        assert!(matches!(gguf(&changed), Err(Error::Key { .. })), "{key} {value:?}");
     }
     let count = fixture("llama")["tokens"].as_array().unwrap().len();
     let mut not_numbers = vec![0.0; count];
@@ -112,15 +93,8 @@ fn hostile_metadata() {
         let changed = with(&sentencepiece(), "tokenizer.ggml.scores", value);
         assert!(matches!(gguf(&changed), Err(Error::Key { .. })));
     }
-    for fine in [
-        Array::F32(vec![0.0; count]),
-        Array::F32(vec![f32::INFINITY; count]),
-    ] {
-        let changed = with(
-            &sentencepiece(),
-            "tokenizer.ggml.scores",
-            Some(Value::Array(fine)),
-        );
+    for fine in [Array::F32(vec![0.0; count]), Array::F32(vec![f32::INFINITY; count])] {
+        let changed = with(&sentencepiece(), "tokenizer.ggml.scores", Some(Value::Array(fine)));
         gguf(&changed).unwrap().encode("some text", true).unwrap();
     }
     long_tokens();
@@ -129,10 +103,7 @@ fn hostile_metadata() {
 fn long_tokens() {
     let metadata = vec![
         text("tokenizer.ggml.model", "llama"),
-        list(
-            "tokenizer.ggml.tokens",
-            strings(&["a", &"a".repeat(100_000)]),
-        ),
+        list("tokenizer.ggml.tokens", strings(&["a", &"a".repeat(100_000)])),
         list("tokenizer.ggml.scores", Array::F32(vec![0.0; 2])),
     ];
     assert!(matches!(gguf(&metadata), Err(Error::Key { .. })));
@@ -143,10 +114,7 @@ fn long_tokens() {
         list("tokenizer.ggml.scores", Array::F32(vec![0.0])),
     ];
     let tokenizer = gguf(&metadata).unwrap();
-    assert_eq!(
-        (tokenizer.bos, tokenizer.add_bos, tokenizer.eos.len()),
-        (None, false, 0)
-    );
+    assert_eq!((tokenizer.bos, tokenizer.add_bos, tokenizer.eos.len()), (None, false, 0));
     tokenizer.encode("anything", true).unwrap();
 }
 
@@ -165,10 +133,7 @@ fn hostile_documents() {
         assert!(matches!(refused, Err(Error::Malformed { .. })));
     }
     for document in ["", "[]", "null", "{\"model\": 3}"] {
-        let files = HfFiles {
-            tokenizer_json: document.as_bytes(),
-            ..HfFiles::default()
-        };
+        let files = HfFiles { tokenizer_json: document.as_bytes(), ..HfFiles::default() };
         assert!(Tokenizer::from_hf(Path::new("folder"), files).is_err());
     }
 }
@@ -196,57 +161,32 @@ fn chat_templates() {
     let expected = "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(render(smollm, &[("user", "hi")]).unwrap(), expected);
     let llama = "{{ bos_token }}{% for m in messages %}\n  {%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}\n    {{- raise_exception('roles must alternate') }}\n  {% endif %}\n  {{- '[INST] ' + m.content.strip() + ' [/INST]' }}\n{% endfor %}{{ eos_token }}";
-    assert_eq!(
-        render(llama, &[("user", " hi ")]).unwrap(),
-        "<s>[INST] hi [/INST]\n</s>"
-    );
+    assert_eq!(render(llama, &[("user", " hi ")]).unwrap(), "<s>[INST] hi [/INST]\n</s>");
     let error = render(llama, &[("assistant", "hi")]).unwrap_err();
     assert!(error.to_string().contains("roles must alternate"));
     // trim_blocks and lstrip_blocks: neither the indentation nor the newline of a block is text.
-    assert_eq!(
-        render("a\n  {% if true %}\nb\n  {% endif %}\nc\n", &[]).unwrap(),
-        "a\nb\nc"
-    );
+    assert_eq!(render("a\n  {% if true %}\nb\n  {% endif %}\nc\n", &[]).unwrap(), "a\nb\nc");
 }
 
 fn python_in_templates() {
     for (template, expected) in [
         ("{{ 'x y'.split(' ')[1].upper() }}", "Y"),
-        (
-            "{{ 'a</think>b'.split('</think>')[-1].lstrip('\\n') }}",
-            "b",
-        ),
-        (
-            "{{ 'ab'.startswith('a') and 'ab'.endswith(('x', 'b')) }}",
-            "True",
-        ),
-        (
-            "{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}",
-            "a1",
-        ),
+        ("{{ 'a</think>b'.split('</think>')[-1].lstrip('\\n') }}", "b"),
+        ("{{ 'ab'.startswith('a') and 'ab'.endswith(('x', 'b')) }}", "True"),
+        ("{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}", "a1"),
         ("{{ messages[0].get('name', 'none') }}", "none"),
         ("{{ {'b': [1, 'é<']} | tojson }}", "{\"b\": [1, \"é<\"]}"),
         ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
         ("{{ strftime_now('%d %b %Y, %-H') }}", "26 Jul 2024, 0"),
         ("{{ 'aXb'.replace('X', '-').title() }}", "A-B"),
-        (
-            "{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}",
-            "1",
-        ),
+        ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "1"),
         (
             "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
             "1",
         ),
-        (
-            "{{ messages[0].nothing is defined }}{{ tools is none }}",
-            "FalseTrue",
-        ),
+        ("{{ messages[0].nothing is defined }}{{ tools is none }}", "FalseTrue"),
     ] {
-        assert_eq!(
-            render(template, &[("user", "hi")]).unwrap(),
-            expected,
-            "{template}"
-        );
+        assert_eq!(render(template, &[("user", "hi")]).unwrap(), expected, "{template}");
     }
 }
 
@@ -267,8 +207,6 @@ fn broken_templates() {
         };
         assert_eq!(key, "tokenizer.chat_template");
     }
-    let none = gguf(&sentencepiece())
-        .unwrap()
-        .render_chat::<&str, &str>(&[], true);
+    let none = gguf(&sentencepiece()).unwrap().render_chat::<&str, &str>(&[], true);
     assert!(matches!(none, Err(Error::Key { .. })));
 }

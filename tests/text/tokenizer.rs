@@ -137,29 +137,17 @@ fn there_and_back(first: &Tokenizer) -> [Tokenizer; 2] {
 }
 
 fn family(name: &str) -> [(&'static str, Vec<u8>); 3] {
-    let names = [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "generation_config.json",
-    ];
+    let names = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
     names.map(|file| (file, read(&format!("families/{name}/{file}"))))
 }
 
 fn families_round_trip() {
-    let texts = ["llama", "qwen2"]
-        .map(|kind| cases(&fixture(kind)))
-        .concat();
+    let texts = ["llama", "qwen2"].map(|kind| cases(&fixture(kind))).concat();
     let turns = "<start_of_turn>user\nhi<end_of_turn> <|im_start|>x<|im_end|><s>y</s>".to_string();
-    let texts: Vec<String> = texts
-        .into_iter()
-        .map(|(text, _)| text)
-        .chain([turns])
-        .collect();
-    for (name, bos, pre) in [
-        ("mistral", true, "default"),
-        ("qwen2", false, "qwen2"),
-        ("gemma3", true, "default"),
-    ] {
+    let texts: Vec<String> = texts.into_iter().map(|(text, _)| text).chain([turns]).collect();
+    for (name, bos, pre) in
+        [("mistral", true, "default"), ("qwen2", false, "qwen2"), ("gemma3", true, "default")]
+    {
         let first = from_files(&family(name));
         let metadata = first.to_gguf_metadata(first.vocab_size).unwrap();
         assert_eq!(get(&metadata, "tokenizer.ggml.pre").as_str(), Some(pre));
@@ -172,11 +160,7 @@ fn families_round_trip() {
             assert!(first.eos.iter().all(|&id| tokenizer.is_eos(id)), "{name}");
             for text in &texts {
                 let ids = first.encode(text, true).unwrap();
-                assert_eq!(
-                    tokenizer.encode(text, true).unwrap(),
-                    ids,
-                    "{name} {text:?}"
-                );
+                assert_eq!(tokenizer.encode(text, true).unwrap(), ids, "{name} {text:?}");
                 let decoded = first.decode(&ids, false).unwrap();
                 assert_eq!(tokenizer.decode(&ids, false).unwrap(), decoded, "{name}");
             }
@@ -207,9 +191,7 @@ fn runs_of_blanks() {
     document["model"]["merges"] = merges.into();
     let first = from_document(&document, &serde_json::from_slice(&files[1].1).unwrap()).unwrap();
     let metadata = first.to_gguf_metadata(first.vocab_size).unwrap();
-    let tokens = get(&metadata, "tokenizer.ggml.tokens")
-        .as_strings()
-        .unwrap();
+    let tokens = get(&metadata, "tokenizer.ggml.tokens").as_strings().unwrap();
     assert_eq!(tokens[304..], ["  ", "   ", "\n\n", "\t\t"]);
     assert_eq!(tokens[first.token_id("<0x09>").unwrap() as usize], "<0x09>");
     let one = |text: &str| first.token_id(text).unwrap();
@@ -220,10 +202,7 @@ fn runs_of_blanks() {
         assert_eq!(ids("b\n\nb\t\tb"), [b, 306, b, 307, b]);
         assert_eq!(ids("\tb\n"), [one("<0x09>"), b, one("<0x0A>")]);
         assert_eq!(ids("b b"), [b, space, b]);
-        assert_eq!(
-            tokenizer.decode(&[b, 305, 306, b], false).unwrap(),
-            "b   \n\nb"
-        );
+        assert_eq!(tokenizer.decode(&[b, 305, 306, b], false).unwrap(), "b   \n\nb");
     }
     // No key names the end of a turn; its text does.
     let turn = one("<end_of_turn>");
@@ -263,11 +242,7 @@ fn stream_equals_decode() {
                     out += &piece;
                 }
                 out += &stream.finish().unwrap();
-                assert_eq!(
-                    out,
-                    tokenizer.decode(&ids, skip).unwrap(),
-                    "{kind} {text:?}"
-                );
+                assert_eq!(out, tokenizer.decode(&ids, skip).unwrap(), "{kind} {text:?}");
             }
         }
     }
@@ -276,10 +251,7 @@ fn stream_equals_decode() {
 /// A model that emits half characters for ever must neither stall the stream nor grow its window.
 fn stream_of_broken_bytes() {
     for tokenizer in [from_fixture("gpt-2"), gguf(&sentencepiece()).unwrap()] {
-        let byte = tokenizer
-            .token_id("<0xE4>")
-            .or(tokenizer.token_id("ä"))
-            .unwrap();
+        let byte = tokenizer.token_id("<0xE4>").or(tokenizer.token_id("ä")).unwrap();
         let mut stream = tokenizer.decode_stream(true);
         let mut out = String::new();
         for _ in 0..100 {
@@ -300,14 +272,8 @@ fn bos_once() {
     let plain = tokenizer.encode("hi", false).unwrap();
     let begun = tokenizer.encode("hi", true).unwrap();
     assert_eq!(begun, [&[bos], plain.as_slice()].concat());
-    assert_eq!(
-        tokenizer.encode("<|begin_of_text|>hi", true).unwrap(),
-        begun
-    );
-    assert_eq!(
-        tokenizer.encode("<|begin_of_text|>hi", false).unwrap(),
-        begun
-    );
+    assert_eq!(tokenizer.encode("<|begin_of_text|>hi", true).unwrap(), begun);
+    assert_eq!(tokenizer.encode("<|begin_of_text|>hi", false).unwrap(), begun);
     assert_eq!(tokenizer.encode("", true).unwrap(), [bos]);
     let config = serde_json::json!({"bos_token": "<|begin_of_text|>", "add_bos_token": false});
     let tokenizer = from_document(&fixture("llama-bpe")["tokenizer"], &config).unwrap();
@@ -326,33 +292,13 @@ fn eos_lists() {
     let tokenizer = Tokenizer::from_hf(Path::new("folder"), files).unwrap();
     assert_eq!(tokenizer.eos, [1, 2, 3]);
     let metadata = tokenizer.to_gguf_metadata(tokenizer.vocab_size).unwrap();
-    assert_eq!(
-        get(&metadata, "tokenizer.ggml.eos_token_id"),
-        &Value::U32(3)
-    );
-    assert_eq!(
-        get(&metadata, "tokenizer.ggml.eot_token_id"),
-        &Value::U32(1)
-    );
-    assert_eq!(
-        get(&metadata, "tokenizer.ggml.eom_token_id"),
-        &Value::U32(2)
-    );
+    assert_eq!(get(&metadata, "tokenizer.ggml.eos_token_id"), &Value::U32(3));
+    assert_eq!(get(&metadata, "tokenizer.ggml.eot_token_id"), &Value::U32(1));
+    assert_eq!(get(&metadata, "tokenizer.ggml.eom_token_id"), &Value::U32(2));
     assert_eq!(gguf(&metadata).unwrap().eos, [3, 1, 2]);
-    let without = HfFiles {
-        generation_config: None,
-        ..files
-    };
-    assert_eq!(
-        Tokenizer::from_hf(Path::new("folder"), without)
-            .unwrap()
-            .eos,
-        [0, 3]
-    );
-    let bad = HfFiles {
-        generation_config: Some(br#"{"eos_token_id": 99999}"#),
-        ..files
-    };
+    let without = HfFiles { generation_config: None, ..files };
+    assert_eq!(Tokenizer::from_hf(Path::new("folder"), without).unwrap().eos, [0, 3]);
+    let bad = HfFiles { generation_config: Some(br#"{"eos_token_id": 99999}"#), ..files };
     assert!(Tokenizer::from_hf(Path::new("folder"), bad).is_err());
 }
 
@@ -362,10 +308,7 @@ fn special_token_forms() {
         "bos_token": null, "chat_template": [{"name": "tool", "template": "x"}, {"name": "default", "template": "y"}],
     });
     let tokenizer = from_document(&fixture("qwen2")["tokenizer"], &config).unwrap();
-    assert_eq!(
-        (tokenizer.eos.as_slice(), tokenizer.pad),
-        (&[2][..], Some(0))
-    );
+    assert_eq!((tokenizer.eos.as_slice(), tokenizer.pad), (&[2][..], Some(0)));
     assert_eq!(tokenizer.chat_template.as_deref(), Some("y"));
     assert!(!tokenizer.add_bos);
     let config = serde_json::json!({"eos_token": "<no such token>"});
@@ -374,10 +317,8 @@ fn special_token_forms() {
 }
 
 fn tiny_llama() -> Tokenizer {
-    let (document, config) = (
-        read("tiny-llama/tokenizer.json"),
-        read("tiny-llama/tokenizer_config.json"),
-    );
+    let (document, config) =
+        (read("tiny-llama/tokenizer.json"), read("tiny-llama/tokenizer_config.json"));
     let files = HfFiles {
         tokenizer_json: &document,
         tokenizer_config: Some(&config),
@@ -388,10 +329,7 @@ fn tiny_llama() -> Tokenizer {
 
 fn tiny_llama_to_gguf() {
     let tokenizer = tiny_llama();
-    assert_eq!(
-        (tokenizer.bos, tokenizer.unk, tokenizer.pad),
-        (Some(1), Some(0), Some(3))
-    );
+    assert_eq!((tokenizer.bos, tokenizer.unk, tokenizer.pad), (Some(1), Some(0), Some(3)));
     assert!(!tokenizer.add_bos && tokenizer.eos == [2] && tokenizer.vocab_size == 4096);
     let metadata = tokenizer.to_gguf_metadata(4096).unwrap();
     assert_eq!(get(&metadata, "tokenizer.ggml.pre").as_str(), Some("gpt-2"));
@@ -399,10 +337,7 @@ fn tiny_llama_to_gguf() {
     let licence = String::from_utf8(read("tokenizers/README.md")).unwrap();
     let nasty = cases(&fixture("gpt-2")).into_iter().map(|(text, _)| text);
     for text in nasty.chain([licence, "<s>one</s> <extra_id_0>two".into()]) {
-        assert_eq!(
-            tokenizer.encode(&text, true).unwrap(),
-            back.encode(&text, true).unwrap()
-        );
+        assert_eq!(tokenizer.encode(&text, true).unwrap(), back.encode(&text, true).unwrap());
     }
 }
 
@@ -410,47 +345,26 @@ fn padded_vocabulary() {
     let tokenizer = from_fixture("smollm");
     let size = tokenizer.vocab_size;
     let metadata = tokenizer.to_gguf_metadata(size + 3).unwrap();
-    let tokens = get(&metadata, "tokenizer.ggml.tokens")
-        .as_strings()
-        .unwrap();
+    let tokens = get(&metadata, "tokenizer.ggml.tokens").as_strings().unwrap();
     assert_eq!(tokens.last(), Some(&format!("[PAD{}]", size + 2)));
     let back = gguf(&metadata).unwrap();
     assert_eq!(back.vocab_size, size + 3);
     check_cases(&back, &cases(&fixture("smollm")));
-    assert!(matches!(
-        tokenizer.to_gguf_metadata(size - 1),
-        Err(Error::Tensor { .. })
-    ));
+    assert!(matches!(tokenizer.to_gguf_metadata(size - 1), Err(Error::Tensor { .. })));
 }
 
 fn originals_unchanged() {
     let tokenizer = tiny_llama();
     let files = tokenizer.to_hf_files().unwrap();
-    assert_eq!(
-        files[0],
-        ("tokenizer.json", read("tiny-llama/tokenizer.json"))
-    );
-    assert_eq!(
-        files[1],
-        (
-            "tokenizer_config.json",
-            read("tiny-llama/tokenizer_config.json")
-        )
-    );
+    assert_eq!(files[0], ("tokenizer.json", read("tiny-llama/tokenizer.json")));
+    assert_eq!(files[1], ("tokenizer_config.json", read("tiny-llama/tokenizer_config.json")));
     assert_eq!(files.len(), 2);
     let mut metadata = sentencepiece();
     metadata.push(text("tokenizer.ggml.whatever", "kept"));
     let tokenizer =
         gguf(&[metadata.clone(), vec![text("general.name", "not kept")]].concat()).unwrap();
-    assert_eq!(
-        tokenizer.to_gguf_metadata(tokenizer.vocab_size).unwrap(),
-        metadata
-    );
-    assert!(
-        tokenizer
-            .to_gguf_metadata(tokenizer.vocab_size + 1)
-            .is_err()
-    );
+    assert_eq!(tokenizer.to_gguf_metadata(tokenizer.vocab_size).unwrap(), metadata);
+    assert!(tokenizer.to_gguf_metadata(tokenizer.vocab_size + 1).is_err());
 }
 
 fn gguf_to_hf_files() {

@@ -8,15 +8,7 @@ use crate::cli::output::{Output, table};
 use crate::error::{Error, Result};
 
 /// Keys that identify a row, of all three kinds of bench.
-const KEYS: &[&str] = &[
-    "what",
-    "kernel",
-    "variant",
-    "shape",
-    "model_type",
-    "test",
-    "compute",
-];
+const KEYS: &[&str] = &["what", "kernel", "variant", "shape", "model_type", "test", "compute"];
 
 /// A figure of a row: its value, its spread, and whether more is better.
 struct Figure {
@@ -36,11 +28,8 @@ pub(super) fn run(paths: &[std::path::PathBuf], output: &Output) -> Result<()> {
         });
     };
     let (before, after) = (read(before)?, read(after)?);
-    let mut lines = vec![
-        ["", "before", "after", "unit", "change", "judgement"]
-            .map(String::from)
-            .to_vec(),
-    ];
+    let mut lines =
+        vec![["", "before", "after", "unit", "change", "judgement"].map(String::from).to_vec()];
     let mut rows = Vec::new();
     for new in &after {
         let Some(old) = before.iter().find(|old| name(old) == name(new)) else {
@@ -100,10 +89,7 @@ fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
 }
 
 fn name(row: &Map<String, Value>) -> String {
-    let parts = KEYS
-        .iter()
-        .filter_map(|key| row.get(*key))
-        .filter_map(Value::as_str);
+    let parts = KEYS.iter().filter_map(|key| row.get(*key)).filter_map(Value::as_str);
     parts.collect::<Vec<_>>().join(" ")
 }
 
@@ -111,12 +97,7 @@ fn figure(row: &Map<String, Value>) -> Option<Figure> {
     let number = |key: &str| row.get(key).and_then(Value::as_f64);
     let new = |value: &str, spread: &str, more_is_better: bool, unit: &str| {
         let (value, spread) = (number(value)?, number(spread)?);
-        Some(Figure {
-            value,
-            spread,
-            more_is_better,
-            unit: unit.into(),
-        })
+        Some(Figure { value, spread, more_is_better, unit: unit.into() })
     };
     if let Some(unit) = row.get("unit").and_then(Value::as_str) {
         // Rates end in a time; costs are times.

@@ -25,8 +25,7 @@ struct Figure {
 
 impl Figure {
     fn excess(&self) -> bool {
-        self.ceiling
-            .is_some_and(|(ceiling, margin)| self.value > ceiling * margin)
+        self.ceiling.is_some_and(|(ceiling, margin)| self.value > ceiling * margin)
     }
 
     fn row(&self, runner: &Runner) -> Map<String, Value> {
@@ -35,19 +34,10 @@ impl Figure {
         row.insert("value".into(), json!(round(self.value)));
         row.insert("spread".into(), json!(round(self.spread)));
         row.insert("unit".into(), self.unit.into());
-        let percent = self
-            .ceiling
-            .map(|(ceiling, _)| 100.0 * self.value / ceiling);
-        row.insert(
-            "ceiling".into(),
-            json!(self.ceiling.map(|(ceiling, _)| ceiling)),
-        );
+        let percent = self.ceiling.map(|(ceiling, _)| 100.0 * self.value / ceiling);
+        row.insert("ceiling".into(), json!(self.ceiling.map(|(ceiling, _)| ceiling)));
         row.insert("percent".into(), json!(percent.map(round)));
-        let note = if self.excess() {
-            "ERROR: above the data sheet"
-        } else {
-            self.note
-        };
+        let note = if self.excess() { "ERROR: above the data sheet" } else { self.note };
         row.insert("note".into(), note.into());
         row.extend(device_columns(runner));
         row
@@ -69,12 +59,7 @@ pub(super) fn hardware(devices: &Devices, output: &Output) -> Result<Vec<Map<Str
     let probe = |kernel: &str, _: &str, _: &Variant| kernel.starts_with("probe/");
     let mut probes = timings(runner, probe, None, output)?;
     if let Some(coop) = &devices.coop {
-        probes.extend(timings(
-            coop,
-            |kernel, _, _| kernel == "probe/coop",
-            None,
-            output,
-        )?);
+        probes.extend(timings(coop, |kernel, _, _| kernel == "probe/coop", None, output)?);
     }
     let mut figures = Vec::new();
     for timing in best_of_sizes(probes) {
@@ -86,19 +71,11 @@ pub(super) fn hardware(devices: &Devices, output: &Output) -> Result<Vec<Map<Str
         }
         figures.push(probed(&timing, peak));
     }
-    for (what, samples, unit, note) in host_costs(runner)?
-        .into_iter()
-        .chain(chained(&devices.timed)?)
+    for (what, samples, unit, note) in
+        host_costs(runner)?.into_iter().chain(chained(&devices.timed)?)
     {
         let (value, spread) = median(samples);
-        figures.push(Figure {
-            what: what.into(),
-            value,
-            spread,
-            unit,
-            ceiling: None,
-            note,
-        });
+        figures.push(Figure { what: what.into(), value, spread, unit, ceiling: None, note });
     }
     let rows = figures.iter().map(|figure| figure.row(runner)).collect();
     let wrong: Vec<&Figure> = figures.iter().filter(|figure| figure.excess()).collect();
@@ -108,11 +85,7 @@ pub(super) fn hardware(devices: &Devices, output: &Output) -> Result<Vec<Map<Str
             figure.what, figure.value, figure.unit
         ));
     }
-    if wrong.is_empty() {
-        Ok(rows)
-    } else {
-        Err(Error::CheckFailed(wrong.len(), figures.len()))
-    }
+    if wrong.is_empty() { Ok(rows) } else { Err(Error::CheckFailed(wrong.len(), figures.len())) }
 }
 
 /// The figure that follows from a probe's time.
@@ -124,24 +97,13 @@ fn probed(timing: &Timing, peak: Option<&Peak>) -> Figure {
         "probe/copy" => ("copy bandwidth", false, memory, "read and written"),
         "probe/read" => ("read bandwidth", false, memory, ""),
         "probe/write" => ("write bandwidth", false, memory, ""),
-        "probe/shared" => (
-            "workgroup-memory bandwidth",
-            false,
-            None,
-            "reads of 16 bytes",
-        ),
-        "probe/fma" if timing.dtype == "f16" => (
-            "f16 multiply-adds",
-            true,
-            of(|peak| peak.f16, CLOCK_MARGIN),
-            "4-wide vectors",
-        ),
-        "probe/fma" => (
-            "f32 multiply-adds",
-            true,
-            of(|peak| peak.f32, CLOCK_MARGIN),
-            "4-wide vectors",
-        ),
+        "probe/shared" => ("workgroup-memory bandwidth", false, None, "reads of 16 bytes"),
+        "probe/fma" if timing.dtype == "f16" => {
+            ("f16 multiply-adds", true, of(|peak| peak.f16, CLOCK_MARGIN), "4-wide vectors")
+        }
+        "probe/fma" => {
+            ("f32 multiply-adds", true, of(|peak| peak.f32, CLOCK_MARGIN), "4-wide vectors")
+        }
         "probe/imad" => ("i32 multiply-adds", true, None, "4-wide vectors"),
         "probe/dot4" => ("packed int8 dot", true, None, "dot4I8Packed"),
         _ => (
@@ -188,12 +150,7 @@ fn chained(runner: &Runner) -> Result<Vec<HostCost>> {
         }
         before = after;
     }
-    Ok(vec![(
-        "chained dispatch",
-        samples,
-        "us",
-        "device time, each waits for the one before",
-    )])
+    Ok(vec![("chained dispatch", samples, "us", "device time, each waits for the one before")])
 }
 
 /// Of each probe and type, the size with the best rate: a small one is partly launch. What failed stays.
@@ -241,33 +198,21 @@ fn host_costs(runner: &Runner) -> Result<Vec<HostCost>> {
             costs.push((what, samples, unit, note));
             Ok(())
         };
-    repeat(
-        "recording a dispatch",
-        "us",
-        "host time, submits included",
-        20,
-        &mut || {
-            let start = Instant::now();
-            for _ in 0..200 {
-                call.run(runner)?;
-            }
-            let seconds = start.elapsed().as_secs_f64();
-            gpu.profile()?;
-            Ok(seconds / 200.0 * 1e6)
-        },
-    )?;
-    repeat(
-        "submit and wait",
-        "us",
-        "one dispatch, one word read back",
-        50,
-        &mut || {
-            let start = Instant::now();
+    repeat("recording a dispatch", "us", "host time, submits included", 20, &mut || {
+        let start = Instant::now();
+        for _ in 0..200 {
             call.run(runner)?;
-            gpu.read(&small)?;
-            Ok(start.elapsed().as_secs_f64() * 1e6)
-        },
-    )?;
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        gpu.profile()?;
+        Ok(seconds / 200.0 * 1e6)
+    })?;
+    repeat("submit and wait", "us", "one dispatch, one word read back", 50, &mut || {
+        let start = Instant::now();
+        call.run(runner)?;
+        gpu.read(&small)?;
+        Ok(start.elapsed().as_secs_f64() * 1e6)
+    })?;
     const BLOCK: usize = 64 << 20;
     let block = gpu.allocate(BLOCK as u64, "a transfer")?;
     let bytes = vec![1u8; BLOCK];
@@ -283,38 +228,26 @@ fn host_costs(runner: &Runner) -> Result<Vec<HostCost>> {
         Ok(BLOCK as f64 / start.elapsed().as_secs_f64() / 1e9)
     })?;
     let mut turn = 0u32;
-    repeat(
-        "pipeline creation",
-        "ms",
-        "norm/rms, a new text each time",
-        5,
-        &mut || {
-            // The text differs, so that no cache of the driver knows it.
-            turn += 1;
-            let salt = std::process::id().wrapping_mul(1000) + turn;
-            let kernel = &crate::kernels::norm::rms::KERNEL;
-            let variant = (kernel.variants)().remove(0);
-            let source = crate::device::compose(kernel, kernel.source, &variant);
-            let source = source.replace(
-                "var squares = 0.0;",
-                &format!("var squares = f32({salt}u) * 0.0;"),
-            );
-            let accesses: Vec<_> = kernel
-                .bindings
-                .iter()
-                .map(|binding| binding.access)
-                .collect();
-            let shader = crate::gpu::Shader {
-                kernel: kernel.name,
-                variant: "bench",
-                source: &source,
-                bindings: &accesses,
-                overrides: kernel.overrides,
-            };
-            let start = Instant::now();
-            gpu.compile(&shader)?;
-            Ok(start.elapsed().as_secs_f64() * 1e3)
-        },
-    )?;
+    repeat("pipeline creation", "ms", "norm/rms, a new text each time", 5, &mut || {
+        // The text differs, so that no cache of the driver knows it.
+        turn += 1;
+        let salt = std::process::id().wrapping_mul(1000) + turn;
+        let kernel = &crate::kernels::norm::rms::KERNEL;
+        let variant = (kernel.variants)().remove(0);
+        let source = crate::device::compose(kernel, kernel.source, &variant);
+        let source =
+            source.replace("var squares = 0.0;", &format!("var squares = f32({salt}u) * 0.0;"));
+        let accesses: Vec<_> = kernel.bindings.iter().map(|binding| binding.access).collect();
+        let shader = crate::gpu::Shader {
+            kernel: kernel.name,
+            variant: "bench",
+            source: &source,
+            bindings: &accesses,
+            overrides: kernel.overrides,
+        };
+        let start = Instant::now();
+        gpu.compile(&shader)?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    })?;
     Ok(costs)
 }

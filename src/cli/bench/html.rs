@@ -57,10 +57,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 ";
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 fn text<'a>(row: &'a Row, key: &str) -> &'a str {
@@ -78,10 +75,7 @@ pub(super) fn kernels(rows: &[Row], timings: &[Timing], ceilings: Ceilings) -> S
         rate(ceilings.read.max(ceilings.copy), "B/s"),
         rate(ceilings.f32, "FLOP/s"),
     );
-    let mut names: Vec<&str> = timings
-        .iter()
-        .map(|timing| timing.kernel.as_str())
-        .collect();
+    let mut names: Vec<&str> = timings.iter().map(|timing| timing.kernel.as_str()).collect();
     names.dedup();
     let series = |name: &str| names.iter().position(|known| *known == name).unwrap_or(0);
     body.push_str(&legend(&names));
@@ -123,11 +117,7 @@ pub(super) fn hardware(rows: &[Row]) -> String {
             ceiling: number(row, "ceiling"),
             series,
         };
-        let bars = rows
-            .iter()
-            .filter(|row| text(row, "unit") == *unit)
-            .map(bar)
-            .collect();
+        let bars = rows.iter().filter(|row| text(row, "unit") == *unit).map(bar).collect();
         let _ = write!(body, "<h2>{}</h2>{}", escape(unit), bar_chart(bars));
     }
     page("Hardware", rows, &body)
@@ -146,22 +136,14 @@ pub(super) fn model(rows: &[Row]) -> String {
         ceiling: None,
         series: 0,
     };
-    let body = format!(
-        "<h2>Tokens per second</h2>{}",
-        bar_chart(rows.iter().map(bar).collect())
-    );
+    let body = format!("<h2>Tokens per second</h2>{}", bar_chart(rows.iter().map(bar).collect()));
     page("Model", rows, &body)
 }
 
 fn page(title: &str, rows: &[Row], body: &str) -> String {
     let device = rows.first().map_or_else(String::new, |row| {
         let parts = ["gpu_info", "backends", "driver"].map(|key| text(row, key));
-        parts
-            .iter()
-            .filter(|part| !part.is_empty())
-            .copied()
-            .collect::<Vec<_>>()
-            .join(" · ")
+        parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" · ")
     });
     let mut colours = String::new();
     for (index, (light, dark)) in COLOURS.iter().enumerate() {
@@ -188,11 +170,7 @@ pub(super) fn products(title: &str, rows: &[Row], label: &str, engines: &[&str])
     charts.dedup();
     let mut body = legend(engines);
     for chart in charts {
-        let _ = write!(
-            body,
-            "<h2>{}</h2><p>Microseconds; less is better.</p>",
-            escape(&chart)
-        );
+        let _ = write!(body, "<h2>{}</h2><p>Microseconds; less is better.</p>", escape(&chart));
         let of_chart = rows.iter().filter(|row| place(row) == chart);
         let bars = of_chart.map(|row| {
             let engine = text(row, "engine");
@@ -202,10 +180,7 @@ pub(super) fn products(title: &str, rows: &[Row], label: &str, engines: &[&str])
                 value: us,
                 text: format!("{} µs", round(us)),
                 ceiling: None,
-                series: engines
-                    .iter()
-                    .position(|known| *known == engine)
-                    .unwrap_or(0),
+                series: engines.iter().position(|known| *known == engine).unwrap_or(0),
             }
         });
         body.push_str(&bar_chart(bars.collect()));
@@ -262,9 +237,7 @@ fn bar_chart(bars: Vec<Bar>) -> String {
 fn figures(rows: &[Row]) -> String {
     let hidden = ["gpu_info", "backends", "driver", "verified", "reason"];
     let keys: Vec<&String> = rows.first().map_or_else(Vec::new, |row| {
-        row.keys()
-            .filter(|key| !hidden.contains(&key.as_str()))
-            .collect()
+        row.keys().filter(|key| !hidden.contains(&key.as_str())).collect()
     });
     let mut html = String::from("<div class=\"scroll\"><table><tr>");
     for key in &keys {
@@ -275,11 +248,9 @@ fn figures(rows: &[Row]) -> String {
         for key in &keys {
             let _ = match row.get(key.as_str()) {
                 Some(Value::String(text)) => write!(html, "<td>{}</td>", escape(text)),
-                Some(Value::Number(value)) => write!(
-                    html,
-                    "<td class=\"number\">{}</td>",
-                    value.as_f64().map_or(0.0, round)
-                ),
+                Some(Value::Number(value)) => {
+                    write!(html, "<td class=\"number\">{}</td>", value.as_f64().map_or(0.0, round))
+                }
                 Some(Value::Null) | None => write!(html, "<td></td>"),
                 Some(other) => write!(html, "<td>{}</td>", escape(&other.to_string())),
             };
@@ -316,15 +287,11 @@ impl Axes {
     fn around(points: &[(f64, f64)]) -> Self {
         let range = |of: fn(&(f64, f64)) -> f64| {
             let logs = points.iter().map(|point| of(point).log10());
-            let (low, high) = logs.fold((f64::MAX, f64::MIN), |(low, high), v| {
-                (low.min(v), high.max(v))
-            });
+            let (low, high) =
+                logs.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
             (low.floor(), (high + 0.1).ceil().max(low.floor() + 1.0))
         };
-        Self {
-            x: range(|point| point.0),
-            y: range(|point| point.1),
-        }
+        Self { x: range(|point| point.0), y: range(|point| point.1) }
     }
 
     fn place(&self, (x, y): (f64, f64)) -> (f64, f64) {
@@ -376,11 +343,7 @@ fn roofline(timings: &[Timing], ceilings: Ceilings, series: impl Fn(&str) -> usi
     );
     // The slope starts where it meets the left or the lower edge.
     let low = 10f64.powf(axes.x.0).max(10f64.powf(axes.y.0) / bandwidth);
-    let corners = [
-        (low, low * bandwidth),
-        ridge,
-        (10f64.powf(axes.x.1), ridge.1),
-    ];
+    let corners = [(low, low * bandwidth), ridge, (10f64.powf(axes.x.1), ridge.1)];
     let corners: Vec<String> = corners
         .iter()
         .map(|corner| {
@@ -388,11 +351,7 @@ fn roofline(timings: &[Timing], ceilings: Ceilings, series: impl Fn(&str) -> usi
             format!("{x:.1},{y:.1}")
         })
         .collect();
-    let _ = write!(
-        svg,
-        "<polyline class=\"roof\" points=\"{}\"/>",
-        corners.join(" ")
-    );
+    let _ = write!(svg, "<polyline class=\"roof\" points=\"{}\"/>", corners.join(" "));
     let (x, y) = axes.place(ridge);
     let _ = write!(
         svg,

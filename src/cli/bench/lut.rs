@@ -95,14 +95,9 @@ pub(super) fn rows(
                 None => output.note(format!("{}: too large for this device", product.class())),
             }
         }
-        let f16 = timed
-            .first()
-            .filter(|row| row.0 == ENGINES[0])
-            .map(|row| row.3);
+        let f16 = timed.first().filter(|row| row.0 == ENGINES[0]).map(|row| row.3);
         for (name, product, kernel, us) in &timed {
-            let same = timed
-                .iter()
-                .filter(|other| other.1.weight == product.weight);
+            let same = timed.iter().filter(|other| other.1.weight == product.weight);
             let best = same.map(|other| other.3).fold(f64::INFINITY, f64::min);
             rows.push(row(runner, name, product, kernel, *us, (best, f16)));
         }

@@ -148,22 +148,13 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         What::Hardware { output: format } => {
             let timed = open(global, Some(Tier::F16))?;
             let has_coop = timed.gpu().adapter().capabilities.cooperative_matrix > 0;
-            let coop = has_coop
-                .then(|| open(global, Some(Tier::Coop)))
-                .transpose()?;
+            let coop = has_coop.then(|| open(global, Some(Tier::Coop))).transpose()?;
             let devices = Devices { timed, coop };
             let rows = hardware::hardware(&devices, output)?;
             write_page(arguments, output, || html::hardware(&rows))?;
             print(&rows, *format, output)
         }
-        What::Kernels {
-            kernel,
-            shape,
-            variant,
-            shader,
-            no_ceilings,
-            output: format,
-        } => {
+        What::Kernels { kernel, shape, variant, shader, no_ceilings, output: format } => {
             if *no_ceilings && arguments.html.is_some() {
                 return Err(Error::Argument {
                     argument: "--no-ceilings".into(),
@@ -203,10 +194,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 failed => Err(Error::CheckFailed(failed, timings.len())),
             }
         }
-        What::Types {
-            arguments: types,
-            output: format,
-        } => {
+        What::Types { arguments: types, output: format } => {
             let runner = open(global, None)?;
             let rows = types::rows(global, &runner, types, output)?;
             write_page(arguments, output, || {
@@ -214,10 +202,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             })?;
             print(&rows, *format, output)
         }
-        What::Lut {
-            arguments: lut,
-            output: format,
-        } => {
+        What::Lut { arguments: lut, output: format } => {
             let runner = open(global, None)?;
             let rows = lut::rows(global, &runner, lut, output)?;
             write_page(arguments, output, || {
@@ -226,27 +211,14 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             })?;
             print(&rows, *format, output)
         }
-        What::Model {
-            model,
-            n_prompt,
-            n_gen,
-            n_depth,
-            backward,
-            repetitions,
-            output: format,
-        } => {
+        What::Model { model, n_prompt, n_gen, n_depth, backward, repetitions, output: format } => {
             let mut tests = Vec::new();
             for depth in n_depth {
                 let prompts = n_prompt.iter().map(|prompt| (*prompt, 0));
                 for (n_prompt, n_gen) in
                     prompts.chain(n_gen.iter().map(|generated| (0, *generated)))
                 {
-                    tests.push(Test {
-                        n_prompt,
-                        n_gen,
-                        n_depth: *depth,
-                        sequences: 0,
-                    });
+                    tests.push(Test { n_prompt, n_gen, n_depth: *depth, sequences: 0 });
                 }
             }
             tests.retain(|test| test.tokens() > 0);
@@ -298,9 +270,7 @@ fn ceilings(runner: &Runner, output: &Output) -> Result<Ceilings> {
     )?;
     // The best of the sizes: a small one is partly launch.
     let rate = |kernel: &str, of: fn(&Timing) -> f64| {
-        let same = probes
-            .iter()
-            .filter(|row| row.kernel == kernel && row.dtype == "f32");
+        let same = probes.iter().filter(|row| row.kernel == kernel && row.dtype == "f32");
         same.map(of).fold(0.0, f64::max)
     };
     Ok(Ceilings {
@@ -363,26 +333,19 @@ fn write_page(arguments: &Arguments, output: &Output, page: impl FnOnce() -> Str
     let Some(path) = &arguments.html else {
         return Ok(());
     };
-    replace_file(path, |file| {
-        file.write_all(page().as_bytes())
-            .map_err(Error::write(path))
-    })?;
+    replace_file(path, |file| file.write_all(page().as_bytes()).map_err(Error::write(path)))?;
     output.note(format!("written: {}", path.display()));
     Ok(())
 }
 
 fn print(rows: &[Map<String, Value>], format: Format, output: &Output) -> Result<()> {
-    output.json(&Value::Array(
-        rows.iter().cloned().map(Value::Object).collect(),
-    ))?;
-    let keys: Vec<&String> = rows
-        .first()
-        .map_or_else(Vec::new, |row| row.keys().collect());
+    output.json(&Value::Array(rows.iter().cloned().map(Value::Object).collect()))?;
+    let keys: Vec<&String> = rows.first().map_or_else(Vec::new, |row| row.keys().collect());
     let cell = |row: &Map<String, Value>, key: &str| match row.get(key) {
         Some(Value::String(text)) => text.clone(),
-        Some(Value::Number(number)) => number
-            .as_f64()
-            .map_or_else(|| number.to_string(), |v| round(v).to_string()),
+        Some(Value::Number(number)) => {
+            number.as_f64().map_or_else(|| number.to_string(), |v| round(v).to_string())
+        }
         Some(Value::Null) | None => String::new(),
         Some(other) => other.to_string(),
     };
@@ -399,24 +362,15 @@ fn print(rows: &[Map<String, Value>], format: Format, output: &Output) -> Result
             let keys: Vec<&String> = keys.into_iter().filter(shown).collect();
             let mut lines = vec![keys.iter().map(|key| key.to_string()).collect()];
             lines.extend(
-                rows.iter()
-                    .map(|row| keys.iter().map(|key| cell(row, key)).collect::<Vec<_>>()),
+                rows.iter().map(|row| keys.iter().map(|key| cell(row, key)).collect::<Vec<_>>()),
             );
             output.text(&table(&lines));
         }
         Format::Csv => {
-            output.line(
-                keys.iter()
-                    .map(|key| key.as_str())
-                    .collect::<Vec<_>>()
-                    .join(","),
-            );
+            output.line(keys.iter().map(|key| key.as_str()).collect::<Vec<_>>().join(","));
             for row in rows {
                 output.line(
-                    keys.iter()
-                        .map(|key| quoted(&cell(row, key)))
-                        .collect::<Vec<_>>()
-                        .join(","),
+                    keys.iter().map(|key| quoted(&cell(row, key))).collect::<Vec<_>>().join(","),
                 );
             }
         }
@@ -426,15 +380,12 @@ fn print(rows: &[Map<String, Value>], format: Format, output: &Output) -> Result
                 Value::Array(rows.iter().cloned().map(Value::Object).collect())
             ));
         }
-        Format::Jsonl => rows
-            .iter()
-            .for_each(|row| output.line(Value::Object(row.clone()).to_string())),
+        Format::Jsonl => {
+            rows.iter().for_each(|row| output.line(Value::Object(row.clone()).to_string()))
+        }
         Format::Sql => {
             let columns: Vec<String> = keys.iter().map(|key| format!("{key} TEXT")).collect();
-            output.line(format!(
-                "CREATE TABLE IF NOT EXISTS bench ({});",
-                columns.join(", ")
-            ));
+            output.line(format!("CREATE TABLE IF NOT EXISTS bench ({});", columns.join(", ")));
             for row in rows {
                 let values: Vec<String> = keys
                     .iter()

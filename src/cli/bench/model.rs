@@ -20,9 +20,7 @@ pub(super) fn rows(
 ) -> Result<Vec<Map<String, Value>>> {
     let checkpoint = Checkpoint::open(model)?;
     let limit = checkpoint.config().max_positions;
-    if let Some(test) = tests
-        .iter()
-        .find(|test| test.n_depth + test.n_prompt + test.n_gen > limit)
+    if let Some(test) = tests.iter().find(|test| test.n_depth + test.n_prompt + test.n_gen > limit)
     {
         return Err(Error::Argument {
             argument: "-p / -n / -d".into(),
@@ -36,10 +34,7 @@ pub(super) fn rows(
     let mut tokens: Vec<usize> = tests.iter().flat_map(of_test).collect();
     tokens.retain(|count| *count > 0);
     let loaded = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
-    let pass = Pass {
-        device: &device,
-        compute,
-    };
+    let pass = Pass { device: &device, compute };
     let adapter = device.gpu().map(|gpu| gpu.adapter());
     let mut rows = Vec::new();
     for (done, test) in tests.iter().enumerate() {
@@ -80,10 +75,7 @@ pub(super) fn rows(
 /// A batch from `10x64`: sequences and tokens of each.
 pub(super) fn batch(text: &str) -> std::result::Result<(usize, usize), String> {
     let numbers = text.split_once('x').and_then(|(sequences, length)| {
-        Some((
-            sequences.parse::<usize>().ok()?,
-            length.parse::<usize>().ok()?,
-        ))
+        Some((sequences.parse::<usize>().ok()?, length.parse::<usize>().ok()?))
     });
     match numbers {
         Some((sequences, length)) if sequences > 0 && length > 1 => Ok((sequences, length)),
@@ -97,10 +89,7 @@ fn main_type(checkpoint: &Checkpoint) -> String {
     for spec in checkpoint.specs() {
         *bytes.entry(checkpoint.stored_type(spec)).or_insert(0) += checkpoint.stored_bytes(spec);
     }
-    bytes
-        .into_iter()
-        .max_by_key(|(_, count)| *count)
-        .map_or_else(String::new, |(name, _)| name)
+    bytes.into_iter().max_by_key(|(_, count)| *count).map_or_else(String::new, |(name, _)| name)
 }
 
 /// Mean and sample standard deviation.
@@ -108,14 +97,7 @@ fn mean(samples: &[f64]) -> (f64, f64) {
     let count = samples.len() as f64;
     let mean = samples.iter().sum::<f64>() / count;
     let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
-    (
-        mean,
-        if samples.len() > 1 {
-            (squares / (count - 1.0)).sqrt()
-        } else {
-            0.0
-        },
-    )
+    (mean, if samples.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 })
 }
 
 /// llama-bench's columns.
@@ -126,10 +108,7 @@ pub(super) fn markdown(rows: &[Map<String, Value>]) -> String {
         "| --- | ---: | ---: | --- | ---: | ---: |".into(),
     ];
     let text = |row: &Map<String, Value>, key: &str| {
-        row.get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_string()
+        row.get(key).and_then(Value::as_str).unwrap_or_default().to_string()
     };
     let number = |row: &Map<String, Value>, key: &str| {
         row.get(key).and_then(Value::as_f64).unwrap_or_default()

@@ -53,9 +53,7 @@ impl Activations {
 /// Compiles every candidate of some products before the first is timed: a device that waits for compilers slows down.
 pub(super) fn compile<'a>(runner: &Runner, products: impl Iterator<Item = &'a MatmulShape>) {
     let capabilities = runner.gpu().capabilities();
-    let choices: Vec<_> = products
-        .flat_map(|product| product.candidates(capabilities))
-        .collect();
+    let choices: Vec<_> = products.flat_map(|product| product.candidates(capabilities)).collect();
     prepare(runner, &choices);
 }
 
@@ -71,11 +69,7 @@ pub(super) fn parse_format(text: &str) -> Result<WeightFormat> {
 /// Rows and columns of a weight: `4096x4096`.
 pub(super) fn parse_shape(text: &str) -> Result<(usize, usize)> {
     let numbers = text.split_once('x').and_then(|(rows, columns)| {
-        let number = |text: &str| {
-            text.parse::<usize>()
-                .ok()
-                .filter(|n| (1..=1 << 18).contains(n))
-        };
+        let number = |text: &str| text.parse::<usize>().ok().filter(|n| (1..=1 << 18).contains(n));
         Some((number(rows)?, number(columns)?))
     });
     numbers.ok_or_else(|| Error::Argument {

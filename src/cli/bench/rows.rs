@@ -24,11 +24,7 @@ pub(super) fn timings(
             }
             for case in kernel.shapes(&variant) {
                 if selected(kernel.name, &case.label, &variant) {
-                    output.progress(
-                        &format!("timing {}", kernel.name),
-                        rows.len(),
-                        rows.len() + 1,
-                    );
+                    output.progress(&format!("timing {}", kernel.name), rows.len(), rows.len() + 1);
                     rows.extend(time(runner, kernel, &variant, &case, ceilings)?);
                 }
             }

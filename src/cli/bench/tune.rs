@@ -74,33 +74,20 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     products.retain(|product| {
         let candidates = product.candidates(capabilities);
         product.bytes > 1
-            || candidates
-                .iter()
-                .any(|choice| matches!(choice.input(), InputForm::Integers(_)))
+            || candidates.iter().any(|choice| matches!(choice.input(), InputForm::Integers(_)))
     });
     let (found, left) = tune_all(&runner, &products, arguments.budget, |index, product| {
-        output.progress(
-            &format!("tuning {}", product.class()),
-            index,
-            products.len(),
-        );
+        output.progress(&format!("tuning {}", product.class()), index, products.len());
     })?;
-    let mut rows = vec![
-        ["product", "analytic choice", "us", "winner", "us"]
-            .map(String::from)
-            .to_vec(),
-    ];
+    let mut rows =
+        vec![["product", "analytic choice", "us", "winner", "us"].map(String::from).to_vec()];
     for tuned in &found {
         let same = tuned.winner.0 == tuned.analytic.0;
         rows.push(vec![
             tuned.class.clone(),
             tuned.analytic.0.clone(),
             round(tuned.analytic.1).to_string(),
-            if same {
-                "the same".into()
-            } else {
-                tuned.winner.0.clone()
-            },
+            if same { "the same".into() } else { tuned.winner.0.clone() },
             round(tuned.winner.1).to_string(),
         ]);
     }

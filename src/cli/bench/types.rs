@@ -24,12 +24,7 @@ pub(super) struct Arguments {
     )]
     formats: Vec<String>,
     /// Output x input features of the products
-    #[arg(
-        long,
-        value_name = "ROWSxCOLUMNS",
-        value_delimiter = ',',
-        default_value = "14336x4096"
-    )]
+    #[arg(long, value_name = "ROWSxCOLUMNS", value_delimiter = ',', default_value = "14336x4096")]
     shape: Vec<String>,
     /// Tokens at once
     #[arg(long, value_delimiter = ',', default_value = "1,8,64,512", value_parser = clap::value_parser!(u32).range(1..=65536))]
@@ -77,13 +72,7 @@ pub(super) fn rows(
 }
 
 fn row(product: &MatmulShape, kernel: &str, us: f64, first: f64) -> Map<String, Value> {
-    let MatmulShape {
-        weight,
-        rows,
-        columns,
-        tokens,
-        ..
-    } = *product;
+    let MatmulShape { weight, rows, columns, tokens, .. } = *product;
     let bytes = weight.bytes(rows, columns) as f64;
     let operations = 2.0 * (rows * columns * tokens) as f64;
     let fields = json!({

@@ -94,11 +94,9 @@ pub(super) fn block(found: &TextComparison) -> String {
     for (whose, figures) in [("model", &found.child), ("base", &found.parent)] {
         line(
             &format!("{whose}:"),
-            figures
-                .bits_per_byte
-                .map_or(figures.perplexity.to_string(), |bits| {
-                    format!("{}, {bits}", figures.perplexity)
-                }),
+            figures.bits_per_byte.map_or(figures.perplexity.to_string(), |bits| {
+                format!("{}, {bits}", figures.perplexity)
+            }),
         );
     }
     if let Some(why) = &found.impossible {
@@ -119,23 +117,11 @@ pub(super) fn block(found: &TextComparison) -> String {
 fn change_lines(change: &PerplexityChange, line: &mut impl FnMut(&str, String)) {
     let with = |value: f64, error: f64| format!("{value:.6} ± {error:.6}");
     if let Some(correlation) = change.correlation {
-        line(
-            "correlation of ln(PPL):",
-            format!("{:.2} %", 100.0 * correlation),
-        );
+        line("correlation of ln(PPL):", format!("{:.2} %", 100.0 * correlation));
     }
-    line(
-        "mean ln(PPL(Q)/PPL(base)):",
-        with(change.ln_ratio, change.ln_ratio_stderr),
-    );
-    line(
-        "mean PPL(Q)/PPL(base):",
-        with(change.ratio, change.ratio_stderr),
-    );
-    line(
-        "mean PPL(Q)-PPL(base):",
-        with(change.difference, change.difference_stderr),
-    );
+    line("mean ln(PPL(Q)/PPL(base)):", with(change.ln_ratio, change.ln_ratio_stderr));
+    line("mean PPL(Q)/PPL(base):", with(change.ratio, change.ratio_stderr));
+    line("mean PPL(Q)-PPL(base):", with(change.difference, change.difference_stderr));
     let interval = change.percent_interval.map_or_else(
         || format!("no interval from {} windows", change.windows),
         |interval| {
@@ -149,10 +135,7 @@ fn change_lines(change: &PerplexityChange, line: &mut impl FnMut(&str, String)) 
 }
 
 fn kl_lines(kl: &KlFigures, line: &mut impl FnMut(&str, String)) {
-    line(
-        "mean KLD:",
-        format!("{:.6} ± {:.6} nats", kl.mean, kl.stderr),
-    );
+    line("mean KLD:", format!("{:.6} ± {:.6} nats", kl.mean, kl.stderr));
     for (name, value) in [
         ("maximum", kl.max),
         ("99.9 %", kl.p99_9),
@@ -169,11 +152,7 @@ fn kl_lines(kl: &KlFigures, line: &mut impl FnMut(&str, String)) {
     }
     line(
         "same top token:",
-        format!(
-            "{:.2} ± {:.2} %",
-            100.0 * kl.same_top,
-            100.0 * kl.same_top_stderr
-        ),
+        format!("{:.2} ± {:.2} %", 100.0 * kl.same_top, 100.0 * kl.same_top_stderr),
     );
 }
 

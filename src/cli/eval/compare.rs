@@ -92,10 +92,7 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     let parent = Side::open(&arguments.parent)?;
     let child = Side::open(&arguments.child)?;
     let sides = [&parent, &child];
-    let models = sides
-        .iter()
-        .filter(|side| side.checkpoint().is_some())
-        .count();
+    let models = sides.iter().filter(|side| side.checkpoint().is_some()).count();
     let answered = models == 0 || !tasks.is_empty();
     arguments.files.check(answered)?;
     let wrong = |argument: &str, expected: &str| {
@@ -115,10 +112,7 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
         return wrong("--task", "a model to answer them");
     }
     if !answered && !arguments.predictions.is_empty() {
-        return wrong(
-            "--predictions",
-            "answers to tasks: --task, or files of answers (.jsonl)",
-        );
+        return wrong("--predictions", "answers to tasks: --task, or files of answers (.jsonl)");
     }
     let source = arguments.ppl.as_deref().unwrap_or("embedded:heldout-2026");
     let text = arguments.windows.of(source);
@@ -144,11 +138,8 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
         found.text = Some(pair.measure(global, device, &text, output)?.0);
     }
     if answered {
-        let answering = Answering {
-            arguments: &arguments.tasks,
-            tasks: &tasks,
-            files: &arguments.files,
-        };
+        let answering =
+            Answering { arguments: &arguments.tasks, tasks: &tasks, files: &arguments.files };
         let answer = |checkpoint: &Checkpoint| match &device {
             Some(device) => answering.answers(global, device, checkpoint, output),
             None => Ok(Vec::new()),
@@ -173,13 +164,9 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
 /// The tasks of two models side by side.
 pub(super) fn task_table(tasks: &TasksComparison) -> String {
     let mut rows = vec![["", "base", "model", "change"].map(String::from).to_vec()];
-    task_rows(
-        tasks,
-        "",
-        &mut |name: &str, a: String, b: String, change: String| {
-            rows.push(vec![name.into(), a, b, change]);
-        },
-    );
+    task_rows(tasks, "", &mut |name: &str, a: String, b: String, change: String| {
+        rows.push(vec![name.into(), a, b, change]);
+    });
     let mut text = table(&rows);
     for line in about_tasks("", tasks) {
         text.push_str(&line);
@@ -218,12 +205,7 @@ fn report(
     let mut row = |name: &str, a: String, b: String, change: String| {
         rows.push(vec![name.into(), a, b, change]);
     };
-    row(
-        "model",
-        arguments.parent.clone(),
-        arguments.child.clone(),
-        String::new(),
-    );
+    row("model", arguments.parent.clone(), arguments.child.clone(), String::new());
     if let [Some(a), Some(b)] = &found.sizes {
         size_rows(a, b, &mut row);
     }
@@ -249,52 +231,29 @@ type Row<'a> = &'a mut dyn FnMut(&str, String, String, String);
 fn size_rows(a: &Size, b: &Size, row: Row<'_>) {
     let times = |a: u64, b: u64| format!("{:.3}x", b as f64 / a as f64);
     let millions = |size: &Size| format!("{:.1} M", size.parameters as f64 / 1e6);
-    row(
-        "parameters",
-        millions(a),
-        millions(b),
-        times(a.parameters, b.parameters),
-    );
-    row(
-        "as stored",
-        bytes(a.bytes),
-        bytes(b.bytes),
-        times(a.bytes, b.bytes),
-    );
-    row(
-        "in f16",
-        bytes(a.bytes_f16),
-        bytes(b.bytes_f16),
-        times(a.bytes_f16, b.bytes_f16),
-    );
+    row("parameters", millions(a), millions(b), times(a.parameters, b.parameters));
+    row("as stored", bytes(a.bytes), bytes(b.bytes), times(a.bytes, b.bytes));
+    row("in f16", bytes(a.bytes_f16), bytes(b.bytes_f16), times(a.bytes_f16, b.bytes_f16));
 }
 
 /// `+4.12 % (95 %: +3.60 to +4.64)`
 fn change(value: f64, unit: &str, interval: Option<Interval>, digits: usize) -> String {
     let interval = interval.map_or("no interval, too few".into(), |interval| {
-        format!(
-            "95 %: {:+.digits$} to {:+.digits$}",
-            interval.low, interval.high
-        )
+        format!("95 %: {:+.digits$} to {:+.digits$}", interval.low, interval.high)
     });
     format!("{value:+.digits$} {unit} ({interval})")
 }
 
 fn text_rows(text: &TextComparison, row: Row<'_>) {
     let perplexity = |whose: &crate::measure::quality::summary::TextFigures| {
-        format!(
-            "{:.4} ± {:.4}",
-            whose.perplexity.value, whose.perplexity.stderr
-        )
+        format!("{:.4} ± {:.4}", whose.perplexity.value, whose.perplexity.stderr)
     };
     let against = text.change.as_ref();
     row(
         "perplexity",
         perplexity(&text.parent),
         perplexity(&text.child),
-        against.map_or("-".into(), |c| {
-            change(c.percent, "%", c.percent_interval, 2)
-        }),
+        against.map_or("-".into(), |c| change(c.percent, "%", c.percent_interval, 2)),
     );
     if let (Some(a), Some(b)) = (text.parent.bits_per_byte, text.child.bits_per_byte) {
         row(
@@ -305,16 +264,9 @@ fn text_rows(text: &TextComparison, row: Row<'_>) {
         );
     }
     if let Some(kl) = &text.kl {
-        let mean = format!(
-            "{:.5} ± {:.5} nats, 99 % below {:.4}",
-            kl.mean, kl.stderr, kl.p99
-        );
+        let mean = format!("{:.5} ± {:.5} nats, 99 % below {:.4}", kl.mean, kl.stderr, kl.p99);
         row("KL divergence", String::new(), String::new(), mean);
-        let same = format!(
-            "{:.2} ± {:.2} %",
-            100.0 * kl.same_top,
-            100.0 * kl.same_top_stderr
-        );
+        let same = format!("{:.2} ± {:.2} %", 100.0 * kl.same_top, 100.0 * kl.same_top_stderr);
         row("same top token", String::new(), String::new(), same);
     }
 }
@@ -323,9 +275,7 @@ fn task_rows(tasks: &TasksComparison, whose: &str, row: Row<'_>) {
     let mut add = |name: String, paired: &Paired| {
         let percent =
             |value: f64, error: f64| format!("{:.1} ± {:.1} %", 100.0 * value, 100.0 * error);
-        let interval = paired
-            .interval
-            .map(|interval| interval.map(|end| 100.0 * end));
+        let interval = paired.interval.map(|interval| interval.map(|end| 100.0 * end));
         row(
             &name,
             percent(paired.parent, paired.parent_stderr),
@@ -342,19 +292,10 @@ fn task_rows(tasks: &TasksComparison, whose: &str, row: Row<'_>) {
     }
     if let Some(share) = &tasks.share {
         let interval = share.interval.map_or(String::new(), |interval| {
-            format!(
-                " (95 %: {:.1} to {:.1})",
-                100.0 * interval.low,
-                100.0 * interval.high
-            )
+            format!(" (95 %: {:.1} to {:.1})", 100.0 * interval.low, 100.0 * interval.high)
         });
         let value = format!("{:.1} %{interval}", 100.0 * share.value);
-        row(
-            &format!("share of the parent's quality{whose}"),
-            String::new(),
-            String::new(),
-            value,
-        );
+        row(&format!("share of the parent's quality{whose}"), String::new(), String::new(), value);
     }
 }
 
@@ -369,21 +310,13 @@ fn notes(found: &Found) -> Vec<String> {
             figure.ctx,
             figure.convention.name()
         ));
-        if let (Some(_), Some(a), Some(b)) = (
-            &text.impossible,
-            text.parent.bits_per_byte,
-            text.child.bits_per_byte,
-        ) {
+        if let (Some(_), Some(a), Some(b)) =
+            (&text.impossible, text.parent.bits_per_byte, text.child.bits_per_byte)
+        {
             let (a, b) = (a.bytes, b.bytes);
-            notes.push(format!(
-                "bits per byte: over {a} bytes of A's windows, {b} of B's"
-            ));
+            notes.push(format!("bits per byte: over {a} bytes of A's windows, {b} of B's"));
         }
-        notes.extend(
-            text.impossible
-                .iter()
-                .map(|why| format!("not possible: {why}")),
-        );
+        notes.extend(text.impossible.iter().map(|why| format!("not possible: {why}")));
     }
     if let Some(tasks) = &found.tasks {
         notes.extend(about_tasks("", tasks));
@@ -405,15 +338,12 @@ fn about_tasks(whose: &str, tasks: &TasksComparison) -> Vec<String> {
     }
     if !tasks.unpaired.is_empty() {
         let names = tasks.unpaired.join(", ");
-        notes.push(format!(
-            "{whose}not compared, only one side has them: {names}"
-        ));
+        notes.push(format!("{whose}not compared, only one side has them: {names}"));
     }
     for task in tasks.tasks.iter().filter(|task| task.unpaired > 0) {
         let (name, count) = (&task.task, task.unpaired);
-        notes.push(format!(
-            "{whose}{name}: {count} items that only one side answered are left out"
-        ));
+        notes
+            .push(format!("{whose}{name}: {count} items that only one side answered are left out"));
     }
     notes
 }

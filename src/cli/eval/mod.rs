@@ -47,20 +47,10 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let ctx = arguments.windows.ctx;
     let text = arguments.ppl.as_deref();
     let text = text.map(|source| arguments.windows.of(source));
-    let answering = Answering {
-        arguments: &arguments.tasks,
-        tasks: &tasks,
-        files: &arguments.files,
-    };
+    let answering =
+        Answering { arguments: &arguments.tasks, tasks: &tasks, files: &arguments.files };
     if let Some(base) = &arguments.base {
-        return against_base::run(
-            global,
-            &arguments.model,
-            base,
-            text.as_ref(),
-            answering,
-            output,
-        );
+        return against_base::run(global, &arguments.model, base, text.as_ref(), answering, output);
     }
     let checkpoint = Checkpoint::open(&arguments.model)?;
     let tokenizer = checkpoint.tokenizer()?;
@@ -79,12 +69,9 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         true => load_for_windows(global, &device, &checkpoint, compute, (ctx, 1), output)?,
         // Tasks go back to the model again and again.
         false => load_model(global, &device, &checkpoint, compute, &[ctx], output)
-            .map(Loaded::Resident)?,
+            .map(|model| Loaded::Resident(Box::new(model)))?,
     };
-    let pass = Pass {
-        device: &device,
-        compute,
-    };
+    let pass = Pass { device: &device, compute };
     let start = Instant::now();
     let mut json = json!({ "schema": 1, "model": arguments.model });
     if let Some((tokenized, windows)) = &windows {
@@ -107,17 +94,11 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             output.line(bits.to_string());
         }
         let device = device.name();
-        output.line(format!(
-            "{used} tokens in {seconds:.2} s on {device}: {rate:.0} tokens/s"
-        ));
+        output.line(format!("{used} tokens in {seconds:.2} s on {device}: {rate:.0} tokens/s"));
     }
     if let (Loaded::Resident(model), false) = (&loaded, tasks.is_empty()) {
         let (pass, tokenizer) = (&pass, &tokenizer);
-        let setup = Setup {
-            model,
-            pass,
-            tokenizer,
-        };
+        let setup = Setup { model, pass, tokenizer };
         let began = Instant::now();
         let outcomes = arguments.tasks.evaluate(global, &setup, &tasks, output)?;
         let seconds = began.elapsed().as_secs_f64();

@@ -126,10 +126,7 @@ impl<'a> Pair<'a> {
     ) -> Result<Self> {
         let checkpoints = [parent, child];
         let tokenizers = [parent.tokenizer()?, child.tokenizer()?];
-        let mut texts = [
-            text.tokenize(&tokenizers[0])?,
-            text.tokenize(&tokenizers[1])?,
-        ];
+        let mut texts = [text.tokenize(&tokenizers[0])?, text.tokenize(&tokenizers[1])?];
         for (checkpoint, tokens) in checkpoints.iter().zip(&texts) {
             tokens.windows(text)?;
             if let Some(warning) = checkpoint.config().beyond_context(text.ctx) {
@@ -154,20 +151,12 @@ impl<'a> Pair<'a> {
             )),
             None => None,
         };
-        Ok(Self {
-            checkpoints,
-            texts,
-            same_tokens,
-            impossible,
-        })
+        Ok(Self { checkpoints, texts, same_tokens, impossible })
     }
 
     /// Tokens that the two models read together.
     pub(super) fn tokens(&self, text: &Text<'_>) -> usize {
-        self.texts
-            .iter()
-            .map(|of_model| of_model.tokens.len() / text.ctx * text.ctx)
-            .sum()
+        self.texts.iter().map(|of_model| of_model.tokens.len() / text.ctx * text.ctx).sum()
     }
 
     /// Runs both models; the time counts forward passes only.
@@ -178,10 +167,7 @@ impl<'a> Pair<'a> {
         text: &Text<'_>,
         output: &Output,
     ) -> Result<(TextComparison, Duration)> {
-        let pass = Pass {
-            device,
-            compute: compute(global, device)?,
-        };
+        let pass = Pass { device, compute: compute(global, device)? };
         let load = |side: usize, models: u64| {
             let (checkpoint, sizes) = (self.checkpoints[side], (text.ctx, models));
             load_for_windows(global, device, checkpoint, pass.compute, sizes, output)
@@ -222,9 +208,7 @@ impl<'a> Pair<'a> {
         let comparison = TextComparison {
             parent: figures(0, &found[0]),
             child: figures(1, &found[1]),
-            change: self
-                .same_tokens
-                .then(|| perplexity_change(&found[0], &found[1], bootstrap)),
+            change: self.same_tokens.then(|| perplexity_change(&found[0], &found[1], bootstrap)),
             kl: None,
             delta_p: None,
             impossible: self.impossible.clone(),
@@ -247,9 +231,7 @@ fn same_bytes(texts: &mut [TokenizedText; 2], ctx: usize) {
 fn other_tokens(tokenizers: &[Tokenizer; 2], texts: &[TokenizedText; 2]) -> Option<String> {
     if let Some(id) = tokenizers[0].first_difference(&tokenizers[1]) {
         let spelled = |tokenizer: &Tokenizer| {
-            tokenizer
-                .token(id)
-                .map_or("missing".into(), |token| format!("{token:?}"))
+            tokenizer.token(id).map_or("missing".into(), |token| format!("{token:?}"))
         };
         let [parent, child] = tokenizers;
         return Some(format!(

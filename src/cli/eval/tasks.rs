@@ -26,13 +26,7 @@ pub(super) struct TaskArguments {
     #[arg(long, value_name = "TASK", value_delimiter = ',')]
     pub task: Vec<String>,
     /// Examples in front of each question; several numbers make a table
-    #[arg(
-        long,
-        value_name = "K",
-        value_delimiter = ',',
-        default_value = "0",
-        requires = "task"
-    )]
+    #[arg(long, value_name = "K", value_delimiter = ',', default_value = "0", requires = "task")]
     shots: Vec<usize>,
     /// Which examples: the first, drawn by --seed, or the most similar to each question
     #[arg(long, value_name = "HOW", default_value = "first", requires = "task")]
@@ -206,9 +200,7 @@ pub(super) fn json_of(outcomes: &[TaskOutcome]) -> Value {
 
 /// One table of all tasks, and a confusion matrix for each classification.
 pub(super) fn text_of(outcomes: &[TaskOutcome]) -> String {
-    let head = [
-        "task", "shots", "n", "acc", "±", "acc_norm", "±", "macro F1", "chance",
-    ];
+    let head = ["task", "shots", "n", "acc", "±", "acc_norm", "±", "macro F1", "chance"];
     let mut rows = vec![head.map(String::from).to_vec()];
     let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.4}"));
     for outcome in outcomes {
@@ -232,11 +224,7 @@ pub(super) fn text_of(outcomes: &[TaskOutcome]) -> String {
             continue;
         }
         let first = format!("{}, {} shots: right \\ picked", outcome.task, outcome.shots);
-        let mut rows = vec![
-            std::iter::once(first)
-                .chain(figures.labels.clone())
-                .collect(),
-        ];
+        let mut rows = vec![std::iter::once(first).chain(figures.labels.clone()).collect()];
         for (label, row) in figures.labels.iter().zip(&figures.confusion) {
             let counts = row.iter().map(usize::to_string);
             rows.push(std::iter::once(label.clone()).chain(counts).collect());

@@ -48,9 +48,8 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
         .iter()
         .filter(|kernel| selection.names_kernel(kernel.name))
         .map(|kernel| (kernel.name.to_string(), kernel.source));
-    let shared = fragments()
-        .map(|(name, text)| (format!("shared/{name}"), text))
-        .filter(|(name, _)| {
+    let shared =
+        fragments().map(|(name, text)| (format!("shared/{name}"), text)).filter(|(name, _)| {
             let pattern = arguments.kernel.as_deref().unwrap_or("*");
             glob::Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(name))
         });
@@ -90,31 +89,15 @@ fn report(scores: &[Score], output: &Output) -> Result<()> {
         ]
     };
     let mut rows = vec![
-        [
-            "shader",
-            "mutants",
-            "killed",
-            "equivalent",
-            "survive",
-            "rate",
-            "of all mutants",
-        ]
-        .map(String::from)
-        .to_vec(),
+        ["shader", "mutants", "killed", "equivalent", "survive", "rate", "of all mutants"]
+            .map(String::from)
+            .to_vec(),
     ];
-    rows.extend(
-        scores
-            .iter()
-            .map(|s| row(&s.shader, s.mutants, s.equivalent, s.survivors.len())),
-    );
+    rows.extend(scores.iter().map(|s| row(&s.shader, s.mutants, s.equivalent, s.survivors.len())));
     rows.push(row("all", mutants, equivalent, survivors));
     let named = |of: fn(&Score) -> &Vec<String>| -> Vec<String> {
-        let each = |s: &Score| {
-            of(s)
-                .iter()
-                .map(|text| format!("{} {text}", s.shader))
-                .collect::<Vec<_>>()
-        };
+        let each =
+            |s: &Score| of(s).iter().map(|text| format!("{} {text}", s.shader)).collect::<Vec<_>>();
         scores.iter().flat_map(each).collect()
     };
     let (alive, mistaken) = (named(|s| &s.survivors), named(|s| &s.mistaken));
@@ -123,17 +106,11 @@ fn report(scores: &[Score], output: &Output) -> Result<()> {
         "killed": mutants - equivalent - survivors, "survivors": alive, "mistaken": mistaken,
     }))?;
     output.text(&table(&rows));
-    alive
-        .iter()
-        .for_each(|text| output.line(format!("survives: {text}")));
+    alive.iter().for_each(|text| output.line(format!("survives: {text}")));
     mistaken
         .iter()
         .for_each(|text| output.line(format!("listed as equivalent, but killed: {text}")));
-    if mistaken.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::CheckFailed(mistaken.len(), mutants))
-    }
+    if mistaken.is_empty() { Ok(()) } else { Err(Error::CheckFailed(mistaken.len(), mutants)) }
 }
 
 fn percent(part: usize, whole: usize) -> String {
@@ -149,10 +126,8 @@ fn score(
     output: &Output,
 ) -> Result<Score> {
     let folder = tempfile::tempdir().map_err(Error::write("a temporary folder"))?;
-    let mutants: Vec<Mutant> = mutants(source)
-        .into_iter()
-        .filter(|mutant| compiles(shader, &mutant.source))
-        .collect();
+    let mutants: Vec<Mutant> =
+        mutants(source).into_iter().filter(|mutant| compiles(shader, &mutant.source)).collect();
     // A shader that cannot run here would count each of its mutants as killed.
     let path = folder.path().join("original.wgsl");
     std::fs::write(&path, source).map_err(Error::write(&path))?;
@@ -184,13 +159,8 @@ fn score(
         }
         for (mutant, mut child) in children {
             let survives = child.wait().map_err(Error::read("verify"))?.success();
-            let listed = EQUIVALENT
-                .iter()
-                .any(|known| known.describes(shader, mutant));
-            let text = format!(
-                "line {}: `{}` -> `{}`",
-                mutant.line, mutant.before, mutant.after
-            );
+            let listed = EQUIVALENT.iter().any(|known| known.describes(shader, mutant));
+            let text = format!("line {}: `{}` -> `{}`", mutant.line, mutant.before, mutant.after);
             match (survives, listed) {
                 (true, true) => score.equivalent += 1,
                 (true, false) => score.survivors.push(text),
@@ -223,10 +193,7 @@ fn try_mutant(global: &Global, arguments: &Arguments, shader: &str, path: &Path)
     if let Some(backend) = &global.backend {
         command.args(["--backend", backend]);
     }
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
@@ -246,16 +213,8 @@ fn compiles(shader: &str, source: &str) -> bool {
         let Some(variant) = variants.iter().find(holds) else {
             continue;
         };
-        let text = if kernel.name == shader {
-            source
-        } else {
-            kernel.source
-        };
-        let accesses: Vec<Access> = kernel
-            .bindings
-            .iter()
-            .map(|binding| binding.access)
-            .collect();
+        let text = if kernel.name == shader { source } else { kernel.source };
+        let accesses: Vec<Access> = kernel.bindings.iter().map(|binding| binding.access).collect();
         let composed = Shader {
             kernel: kernel.name,
             variant: "mutant",

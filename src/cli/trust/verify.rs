@@ -64,10 +64,7 @@ impl Arguments {
 
     /// The random cases that the flags ask for.
     fn random(&self, global: &Global) -> RandomCases {
-        RandomCases {
-            count: self.random,
-            seed: global.seed.unwrap_or(0),
-        }
+        RandomCases { count: self.random, seed: global.seed.unwrap_or(0) }
     }
 }
 
@@ -122,12 +119,8 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
                 continue;
             }
             let new = watch(global, arguments, adapter, tier, output)?;
-            let count = |status: Status| {
-                new.iter()
-                    .filter(|row| row.status == status)
-                    .count()
-                    .to_string()
-            };
+            let count =
+                |status: Status| new.iter().filter(|row| row.status == status).count().to_string();
             let worst = new.iter().filter_map(|row| row.error).fold(0.0, f64::max);
             line.extend([Status::Pass, Status::Fail, Status::Skip, Status::Known].map(count));
             line.push(format!("{worst:.2} of bound"));
@@ -152,11 +145,7 @@ fn write_page(
     for kernel in TABLE.iter().copied() {
         for variant in (kernel.variants)() {
             let cases = selection.cases(kernel, &variant, arguments.random(global));
-            found.extend(
-                cases
-                    .into_iter()
-                    .map(|(_, case)| (kernel, variant.clone(), case)),
-            );
+            found.extend(cases.into_iter().map(|(_, case)| (kernel, variant.clone(), case)));
         }
     }
     let [(kernel, variant, case)] = found.as_slice() else {
@@ -175,14 +164,8 @@ fn write_page(
     let source = replacement.as_ref().filter(|(name, _)| name == kernel.name);
     let source = source.map_or(kernel.source, |(_, text)| text.as_str());
     let html = page(kernel, variant, case, source)?;
-    replace_file(path, |file| {
-        file.write_all(html.as_bytes()).map_err(Error::write(path))
-    })?;
-    output.line(format!(
-        "written: {} ({} kB)",
-        path.display(),
-        html.len() / 1000
-    ));
+    replace_file(path, |file| file.write_all(html.as_bytes()).map_err(Error::write(path)))?;
+    output.line(format!("written: {} ({} kB)", path.display(), html.len() / 1000));
     Ok(())
 }
 
@@ -218,11 +201,7 @@ fn report(rows: &[Row], summary: &[Vec<String>], output: &Output) -> Result<()> 
             found: "none".into(),
         });
     }
-    if failed > 0 {
-        Err(Error::CheckFailed(failed, rows.len()))
-    } else {
-        Ok(())
-    }
+    if failed > 0 { Err(Error::CheckFailed(failed, rows.len())) } else { Ok(()) }
 }
 
 fn wanted(choice: TierChoice, tier: Tier) -> bool {
@@ -246,10 +225,7 @@ fn has_tier(adapter: &Adapter, tier: Tier) -> bool {
 fn select_adapters(global: &Global) -> Result<Vec<Adapter>> {
     let Selector { name, backend } = global.selector()?;
     if name.as_deref() == Some("all") {
-        let found = adapters(&Selector {
-            name: None,
-            backend,
-        });
+        let found = adapters(&Selector { name: None, backend });
         if !found.is_empty() {
             return Ok(found);
         }
@@ -325,12 +301,7 @@ fn inject(how: Option<&str>, index: usize) {
 
 fn open(global: &Global, tier: Tier, arguments: &Arguments) -> Result<Runner> {
     let adapter = choose(&global.selector()?)?;
-    let options = Options {
-        tier,
-        checked: true,
-        budget: global.vram_budget,
-        ..Options::default()
-    };
+    let options = Options { tier, checked: true, budget: global.vram_budget, ..Options::default() };
     let runner = Runner::new(Gpu::open(adapter, options)?);
     Ok(match arguments.replacement()? {
         Some((name, source)) => runner.with_source(&name, source),
@@ -347,12 +318,8 @@ fn watch(
     output: &Output,
 ) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = Vec::new();
-    let step = format!(
-        "{} {} {}",
-        adapter.info.name,
-        backend_name(adapter.info.backend),
-        tier.name()
-    );
+    let step =
+        format!("{} {} {}", adapter.info.name, backend_name(adapter.info.backend), tier.name());
     loop {
         let mut child = spawn(global, arguments, adapter, tier, rows.len())?;
         let lines = listen(&mut child);
@@ -384,9 +351,7 @@ fn watch(
             }
         };
         let _ = child.kill();
-        let status = child
-            .wait()
-            .map_err(Error::read("verify's child process"))?;
+        let status = child.wait().map_err(Error::read("verify's child process"))?;
         let reason = match (broken, &current) {
             (Some(reason), _) => reason,
             (None, Some(_)) => format!("the process ended: {status}"),
@@ -406,10 +371,7 @@ fn listen(child: &mut Child) -> Receiver<Line> {
     let (send, lines) = channel();
     if let Some(stdout) = child.stdout.take() {
         std::thread::spawn(move || {
-            for text in BufReader::new(stdout)
-                .lines()
-                .map_while(std::result::Result::ok)
-            {
+            for text in BufReader::new(stdout).lines().map_while(std::result::Result::ok) {
                 let Ok(line) = serde_json::from_str(&text) else {
                     continue;
                 };
@@ -431,13 +393,7 @@ fn spawn(
 ) -> Result<Child> {
     let program = std::env::current_exe().map_err(Error::read("this program"))?;
     let mut command = Command::new(program);
-    command.args([
-        "verify",
-        "--child",
-        &skip.to_string(),
-        "--tier",
-        tier.name(),
-    ]);
+    command.args(["verify", "--child", &skip.to_string(), "--tier", tier.name()]);
     command.args([
         "--adapter",
         &adapter.info.name,
@@ -460,13 +416,8 @@ fn spawn(
     if let Some(budget) = global.vram_budget {
         command.args(["--vram-budget", &budget.to_string()]);
     }
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    command
-        .spawn()
-        .map_err(Error::read("verify's child process"))
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.spawn().map_err(Error::read("verify's child process"))
 }
 
 fn broken_row(adapter: &Adapter, tier: Tier, text: &str, reason: String) -> Row {

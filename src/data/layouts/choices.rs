@@ -28,17 +28,11 @@ fn by_letter(subject: &str, question: &str, choices: &[String], answer: usize) -
         query.push_str(&format!("\n{letter}. {choice}"));
     }
     query.push_str("\nAnswer:");
-    let about = if subject.is_empty() {
-        String::new()
-    } else {
-        format!(" about {subject}")
-    };
+    let about = if subject.is_empty() { String::new() } else { format!(" about {subject}") };
     Item {
         front: format!("The following are multiple choice questions (with answers){about}.\n\n"),
         query,
-        choices: letters(choices.len())
-            .map(|letter| Choice::new(letter.to_string()))
-            .collect(),
+        choices: letters(choices.len()).map(|letter| Choice::new(letter.to_string())).collect(),
         answer,
         shown: None,
         group: (!subject.is_empty()).then_some(subject),
@@ -63,24 +57,13 @@ pub fn mmlu(source: &Source) -> Result<Vec<Item>> {
                 true => record.text("subject")?,
                 false => "",
             };
-            Ok(by_letter(
-                subject,
-                record.some_text("question")?,
-                &choices,
-                answer,
-            ))
+            Ok(by_letter(subject, record.some_text("question")?, &choices, answer))
         });
     }
     // abstract_algebra_test.csv
-    let stem = source
-        .path
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy();
-    let subject = ["_test", "_dev", "_val"]
-        .iter()
-        .find_map(|end| stem.strip_suffix(end))
-        .unwrap_or_default();
+    let stem = source.path.file_stem().unwrap_or_default().to_string_lossy();
+    let subject =
+        ["_test", "_dev", "_val"].iter().find_map(|end| stem.strip_suffix(end)).unwrap_or_default();
     let mut items = Vec::new();
     for (index, (line, row)) in source.rows()?.into_iter().enumerate() {
         if row.len() != 6 {
@@ -107,11 +90,7 @@ pub fn mmlu(source: &Source) -> Result<Vec<Item>> {
 pub fn hellaswag(record: &Record<'_>) -> Result<Item> {
     let endings = record.texts("endings")?;
     let context = if record.has(&["ctx_a", "ctx_b"]) {
-        format!(
-            "{} {}",
-            record.text("ctx_a")?,
-            capitalized(record.text("ctx_b")?)
-        )
+        format!("{} {}", record.text("ctx_a")?, capitalized(record.text("ctx_b")?))
     } else {
         record.some_text("ctx")?.to_string()
     };
@@ -119,10 +98,7 @@ pub fn hellaswag(record: &Record<'_>) -> Result<Item> {
         true => format!("{}: {context}", record.text("activity_label")?),
         false => context,
     };
-    let endings: Vec<String> = endings
-        .iter()
-        .map(|ending| without_brackets(ending))
-        .collect();
+    let endings: Vec<String> = endings.iter().map(|ending| without_brackets(ending)).collect();
     Ok(Item {
         query: without_brackets(&query),
         answer: record.place("label", 0, endings.len())?,
@@ -135,10 +111,9 @@ pub fn hellaswag(record: &Record<'_>) -> Result<Item> {
 fn capitalized(text: &str) -> String {
     let mut characters = text.chars();
     match characters.next() {
-        Some(first) => first
-            .to_uppercase()
-            .chain(characters.flat_map(char::to_lowercase))
-            .collect(),
+        Some(first) => {
+            first.to_uppercase().chain(characters.flat_map(char::to_lowercase)).collect()
+        }
         None => String::new(),
     }
 }
@@ -150,9 +125,7 @@ fn without_brackets(text: &str) -> String {
     let mut rest = text.as_str();
     while let Some(open) = rest.find('[') {
         // A pattern without a newline's match, as Python's `.` has none.
-        let close = rest[open..]
-            .find(']')
-            .filter(|close| !rest[open..open + close].contains('\n'));
+        let close = rest[open..].find(']').filter(|close| !rest[open..open + close].contains('\n'));
         let Some(close) = close else {
             out.push_str(&rest[..=open]);
             rest = &rest[open + 1..];
@@ -192,19 +165,13 @@ fn labelled(record: &Record<'_>, list: &serde_json::Value) -> Result<(Vec<String
 
 /// The stem, the choices and the right one of ARC's and OpenBookQA's records.
 fn keyed(record: &Record<'_>, stem: &str) -> Result<(String, Vec<Choice>, usize)> {
-    let question = record
-        .fields
-        .get("question")
-        .filter(|value| value.is_object());
+    let question = record.fields.get("question").filter(|value| value.is_object());
     let (stem, list) = match question {
         Some(question) => match question["stem"].as_str() {
             Some(stem) => (stem.to_string(), &question["choices"]),
             None => return Err(record.wrong("a text in `question.stem`", question.to_string())),
         },
-        None => (
-            record.some_text(stem)?.to_string(),
-            record.value("choices")?,
-        ),
+        None => (record.some_text(stem)?.to_string(), record.value("choices")?),
     };
     let (labels, choices) = labelled(record, list)?;
     let key = record.text("answerKey")?.trim();
@@ -216,30 +183,16 @@ fn keyed(record: &Record<'_>, stem: &str) -> Result<(String, Vec<Choice>, usize)
 
 pub fn arc(record: &Record<'_>) -> Result<Item> {
     let (stem, choices, answer) = keyed(record, "question")?;
-    Ok(Item {
-        query: format!("Question: {stem}\nAnswer:"),
-        choices,
-        answer,
-        ..Item::default()
-    })
+    Ok(Item { query: format!("Question: {stem}\nAnswer:"), choices, answer, ..Item::default() })
 }
 
 pub fn openbookqa(record: &Record<'_>) -> Result<Item> {
     let (query, choices, answer) = keyed(record, "question_stem")?;
-    Ok(Item {
-        query,
-        choices,
-        answer,
-        ..Item::default()
-    })
+    Ok(Item { query, choices, answer, ..Item::default() })
 }
 
 pub fn is_logiqa_text(source: &Source) -> bool {
-    let lines: Vec<&str> = source
-        .lines()
-        .take(7)
-        .map(|(_, text)| text.trim())
-        .collect();
+    let lines: Vec<&str> = source.lines().take(7).map(|(_, text)| text.trim()).collect();
     lines.len() == 7
         && ["a", "b", "c", "d"].contains(&lines[0])
         && lines[3].starts_with("A.")
@@ -253,12 +206,7 @@ pub fn logiqa(source: &Source) -> Result<Vec<Item>> {
             query.push_str(&format!("{letter}. {option}\n"));
         }
         query.push_str("Answer:");
-        Item {
-            query,
-            choices: texts(options),
-            answer,
-            ..Item::default()
-        }
+        Item { query, choices: texts(options), answer, ..Item::default() }
     };
     if source.is_json() {
         let records = source.records()?;
@@ -270,17 +218,8 @@ pub fn logiqa(source: &Source) -> Result<Vec<Item>> {
                 let label = record.text("label")?;
                 record.letter("label", label, options.len())?
             };
-            let asked = if record.has(&["query"]) {
-                "query"
-            } else {
-                "question"
-            };
-            Ok(question(
-                record.some_text("context")?,
-                record.text(asked)?,
-                &options,
-                answer,
-            ))
+            let asked = if record.has(&["query"]) { "query" } else { "question" };
+            Ok(question(record.some_text("context")?, record.text(asked)?, &options, answer))
         });
         return items.collect();
     }
@@ -291,16 +230,9 @@ pub fn logiqa(source: &Source) -> Result<Vec<Item>> {
     let mut items = Vec::new();
     for block in lines.chunks(7) {
         let (line, label) = block[0];
-        let answer = ["a", "b", "c", "d"]
-            .iter()
-            .position(|known| *known == label.trim());
+        let answer = ["a", "b", "c", "d"].iter().position(|known| *known == label.trim());
         let answer = answer.ok_or_else(|| {
-            wrong(
-                &source.path,
-                line,
-                "a letter from a to d that begins a question",
-                label,
-            )
+            wrong(&source.path, line, "a letter from a to d that begins a question", label)
         })?;
         if block.len() < 7 {
             let expected = "a letter, a passage, a question and four options";
@@ -309,53 +241,29 @@ pub fn logiqa(source: &Source) -> Result<Vec<Item>> {
         }
         let mut options = Vec::new();
         for ((line, option), letter) in block[3..].iter().zip(letters(4)) {
-            let text = option
-                .trim()
-                .strip_prefix(letter)
-                .and_then(|rest| rest.strip_prefix('.'));
+            let text = option.trim().strip_prefix(letter).and_then(|rest| rest.strip_prefix('.'));
             let text = text.ok_or_else(|| {
-                wrong(
-                    &source.path,
-                    *line,
-                    format!("an option that begins `{letter}.`"),
-                    *option,
-                )
+                wrong(&source.path, *line, format!("an option that begins `{letter}.`"), *option)
             })?;
             options.push(mended(text));
         }
-        items.push(question(
-            &mended(block[1].1),
-            &mended(block[2].1),
-            &options,
-            answer,
-        ));
+        items.push(question(&mended(block[1].1), &mended(block[2].1), &options, answer));
     }
     Ok(items)
 }
 
 pub fn piqa(source: &Source) -> Result<Vec<Item>> {
     let records = source.records()?;
-    let stem = source
-        .path
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy();
+    let stem = source.path.file_stem().unwrap_or_default().to_string_lossy();
     let labels_path = source.path.with_file_name(format!("{stem}-labels.lst"));
     let beside = match records.first() {
         Some(first) if !first.has(&["label"]) => {
             let labels = Source::read(&labels_path)?;
-            let lines: Vec<(usize, String)> = labels
-                .lines()
-                .map(|(line, text)| (line, text.trim().to_string()))
-                .collect();
+            let lines: Vec<(usize, String)> =
+                labels.lines().map(|(line, text)| (line, text.trim().to_string())).collect();
             if lines.len() != records.len() {
                 let expected = format!("{} labels, one for each question", records.len());
-                return Err(wrong(
-                    &labels_path,
-                    lines.len(),
-                    expected,
-                    lines.len().to_string(),
-                ));
+                return Err(wrong(&labels_path, lines.len(), expected, lines.len().to_string()));
             }
             Some(lines)
         }
@@ -400,9 +308,5 @@ pub fn winogrande(record: &Record<'_>) -> Result<Item> {
             text: after.into(),
         })
     };
-    Ok(Item {
-        choices: vec![choice("option1")?, choice("option2")?],
-        answer,
-        ..Item::default()
-    })
+    Ok(Item { choices: vec![choice("option1")?, choice("option2")?], answer, ..Item::default() })
 }

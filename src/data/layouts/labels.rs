@@ -9,11 +9,7 @@ use crate::error::Result;
 pub const SENTIMENTS: &[&str] = &["negative", "neutral", "positive"];
 
 pub fn boolq(record: &Record<'_>) -> Result<Item> {
-    let key = if record.has(&["answer"]) {
-        "answer"
-    } else {
-        "label"
-    };
+    let key = if record.has(&["answer"]) { "answer" } else { "label" };
     let answer = match record.value(key)?.as_bool() {
         Some(yes) => usize::from(yes),
         None => record.place(key, 0, 2)?,
@@ -33,11 +29,7 @@ pub fn boolq(record: &Record<'_>) -> Result<Item> {
 /// A passage without its last word, and that word.
 pub fn last_word(passage: &str) -> Option<Item> {
     let (query, word) = passage.trim_end().rsplit_once(' ')?;
-    Some(Item {
-        query: query.into(),
-        choices: vec![Choice::new(word)],
-        ..Item::default()
-    })
+    Some(Item { query: query.into(), choices: vec![Choice::new(word)], ..Item::default() })
 }
 
 pub fn lambada(source: &Source) -> Result<Vec<Item>> {
@@ -47,16 +39,10 @@ pub fn lambada(source: &Source) -> Result<Vec<Item>> {
     };
     if source.is_json() {
         let records = source.records()?;
-        return records
-            .iter()
-            .map(|record| item(record.line, record.some_text("text")?))
-            .collect();
+        return records.iter().map(|record| item(record.line, record.some_text("text")?)).collect();
     }
     source.unicode()?;
-    source
-        .lines()
-        .map(|(line, text)| item(line, text))
-        .collect()
+    source.lines().map(|(line, text)| item(line, text)).collect()
 }
 
 fn sentiment(text: &str, labels: &[&str], answer: usize) -> Item {

@@ -125,11 +125,8 @@ pub static LAYOUTS: &[Layout] = &[
         labels: SENTIMENTS,
         detect: |source| {
             let mut lines = source.lines().take(3).peekable();
-            let labelled = |text: &str| {
-                SENTIMENTS
-                    .iter()
-                    .any(|l| text.trim_end().ends_with(&format!("@{l}")))
-            };
+            let labelled =
+                |text: &str| SENTIMENTS.iter().any(|l| text.trim_end().ends_with(&format!("@{l}")));
             lines.peek().is_some() && lines.all(|(_, text)| labelled(text))
         },
         read: phrasebank,
@@ -217,8 +214,5 @@ fn each(source: &Source, item: fn(&Record<'_>) -> Result<Item>) -> Result<Vec<It
 
 /// The task's name, from its file's name.
 pub(super) fn name_of(path: &Path) -> String {
-    path.file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -110,33 +110,28 @@ pub fn pack(packed: &Packed) -> Option<(GgmlType, Vec<u8>)> {
     if let Some((ty, size)) = plain {
         return Some((ty, pack_plain(packed, size)));
     }
-    let layout = LAYOUTS
-        .into_iter()
-        .find(|l| l.bits == format.ty.bits && l.scale == format.ty.scale)?;
+    let layout =
+        LAYOUTS.into_iter().find(|l| l.bits == format.ty.bits && l.scale == format.ty.scale)?;
     holds(format, columns)?;
     let block_bytes = layout.ty.block_bytes();
     let row_bytes = columns / BLOCK * block_bytes;
     let mut bytes = vec![0; packed.rows * row_bytes];
-    bytes
-        .par_chunks_exact_mut(row_bytes)
-        .enumerate()
-        .for_each(|(row, line)| {
-            let words = format.code_words_per_row(columns);
-            let codes = &packed.codes[row * words..(row + 1) * words];
-            let blocks = line.chunks_exact_mut(block_bytes);
-            for (group, (block, words)) in blocks
-                .zip(codes.chunks_exact(layout.bits as usize))
-                .enumerate()
-            {
-                let (scale, second) = packed.group(row, group);
-                block[..2].copy_from_slice(&scale.to_le_bytes());
-                if layout.scale == Scale::Offset {
-                    block[2..4].copy_from_slice(&second.to_le_bytes());
-                }
-                let codes = block::unpack(layout.bits as usize, words);
-                write_codes(layout.bits, &codes, &mut block[layout.header()..]);
+    bytes.par_chunks_exact_mut(row_bytes).enumerate().for_each(|(row, line)| {
+        let words = format.code_words_per_row(columns);
+        let codes = &packed.codes[row * words..(row + 1) * words];
+        let blocks = line.chunks_exact_mut(block_bytes);
+        for (group, (block, words)) in
+            blocks.zip(codes.chunks_exact(layout.bits as usize)).enumerate()
+        {
+            let (scale, second) = packed.group(row, group);
+            block[..2].copy_from_slice(&scale.to_le_bytes());
+            if layout.scale == Scale::Offset {
+                block[2..4].copy_from_slice(&second.to_le_bytes());
             }
-        });
+            let codes = block::unpack(layout.bits as usize, words);
+            write_codes(layout.bits, &codes, &mut block[layout.header()..]);
+        }
+    });
     Some((layout.ty, bytes))
 }
 
@@ -145,14 +140,12 @@ pub(in crate::formats) fn words_32bit(bytes: &[u8], rows: usize, columns: usize)
     let mut packed = Packed::zeros(WeightFormat::f32(), rows, columns);
     let words = packed.format.code_words_per_row(columns);
     let lines = packed.codes.par_chunks_mut(words.max(1));
-    lines
-        .zip(bytes.par_chunks((4 * columns).max(1)))
-        .for_each(|(words, line)| {
-            let (values, _) = line.as_chunks::<4>();
-            for (word, value) in words.iter_mut().zip(values) {
-                *word = u32::from_le_bytes(*value);
-            }
-        });
+    lines.zip(bytes.par_chunks((4 * columns).max(1))).for_each(|(words, line)| {
+        let (values, _) = line.as_chunks::<4>();
+        for (word, value) in words.iter_mut().zip(values) {
+            *word = u32::from_le_bytes(*value);
+        }
+    });
     packed
 }
 
@@ -166,28 +159,21 @@ fn unpack_affine(
     let mut packed = Packed::zeros(format, rows, columns);
     let block_bytes = layout.ty.block_bytes();
     let lines = bytes.par_chunks_exact((columns / BLOCK * block_bytes).max(1));
-    let codes = packed
-        .codes
-        .par_chunks_exact_mut(format.code_words_per_row(columns).max(1));
-    let scales = packed
-        .scales
-        .par_chunks_exact_mut(format.scale_words_per_row(columns).max(1));
-    lines
-        .zip(codes)
-        .zip(scales)
-        .for_each(|((line, codes), scales)| {
-            let words = codes.chunks_exact_mut(layout.bits as usize);
-            for (group, (block, words)) in line.chunks_exact(block_bytes).zip(words).enumerate() {
-                let half = |at: usize| u32::from(u16::from_le_bytes([block[at], block[at + 1]]));
-                if layout.scale == Scale::Offset {
-                    scales[group] = half(0) | half(2) << 16;
-                } else {
-                    scales[group / 2] |= half(0) << (16 * (group % 2));
-                }
-                let codes = read_codes(layout.bits, &block[layout.header()..]);
-                block::pack(layout.bits as usize, &codes, words);
+    let codes = packed.codes.par_chunks_exact_mut(format.code_words_per_row(columns).max(1));
+    let scales = packed.scales.par_chunks_exact_mut(format.scale_words_per_row(columns).max(1));
+    lines.zip(codes).zip(scales).for_each(|((line, codes), scales)| {
+        let words = codes.chunks_exact_mut(layout.bits as usize);
+        for (group, (block, words)) in line.chunks_exact(block_bytes).zip(words).enumerate() {
+            let half = |at: usize| u32::from(u16::from_le_bytes([block[at], block[at + 1]]));
+            if layout.scale == Scale::Offset {
+                scales[group] = half(0) | half(2) << 16;
+            } else {
+                scales[group / 2] |= half(0) << (16 * (group % 2));
             }
-        });
+            let codes = read_codes(layout.bits, &block[layout.header()..]);
+            block::pack(layout.bits as usize, &codes, words);
+        }
+    });
     packed
 }
 

@@ -89,10 +89,7 @@ fn scale_and_minimum(bytes: &[u8], sub: usize) -> (f32, f32) {
     } else {
         // The last four: low nibbles in bytes 8 to 11, high two bits above the 6 bits of the first four.
         let shared = bytes[sub + 4];
-        (
-            shared & 15 | bytes[sub - 4] >> 6 << 4,
-            shared >> 4 | bytes[sub] >> 6 << 4,
-        )
+        (shared & 15 | bytes[sub - 4] >> 6 << 4, shared >> 4 | bytes[sub] >> 6 << 4)
     };
     (f32::from(scale), f32::from(minimum))
 }

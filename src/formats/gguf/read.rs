@@ -20,12 +20,8 @@ const MIN_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
 
 pub(super) fn open(source: Source) -> Result<Gguf> {
     let bytes = source.bytes();
-    let mut reader = Reader {
-        path: source.path(),
-        bytes,
-        at: 0,
-        allowance: memory_allowance(bytes.len()),
-    };
+    let mut reader =
+        Reader { path: source.path(), bytes, at: 0, allowance: memory_allowance(bytes.len()) };
     let version = reader.preamble()?;
     let tensor_count = reader.count("tensor count", MIN_TENSOR)?;
     let pair_count = reader.count("metadata count", MIN_PAIR)?;
@@ -42,13 +38,7 @@ pub(super) fn open(source: Source) -> Result<Gguf> {
     let by_name = reject_duplicates(&reader, "tensor name", names)?;
     let alignment = alignment(&reader, &metadata)?;
     let tensors = place(&reader, described, alignment)?;
-    Ok(Gguf {
-        source,
-        version,
-        metadata,
-        tensors,
-        by_name,
-    })
+    Ok(Gguf { source, version, metadata, tensors, by_name })
 }
 
 /// A place in the file.
@@ -268,21 +258,11 @@ impl<'a> Reader<'a> {
         shape.reverse();
         let id = self.u32(&what)?;
         let Some(ty) = GgmlType::from_id(id) else {
-            return Err(self.error(
-                &what,
-                self.at - 4,
-                "a known tensor type",
-                format!("id {id}"),
-            ));
+            return Err(self.error(&what, self.at - 4, "a known tensor type", format!("id {id}")));
         };
         let offset = self.u64(&what)?;
         let range = 0..0;
-        let info = TensorInfo {
-            name,
-            ty,
-            shape,
-            range,
-        };
+        let info = TensorInfo { name, ty, shape, range };
         Ok((info, offset))
     }
 }
@@ -296,10 +276,7 @@ fn reject_duplicates<'s>(
     let names: Vec<&String> = names.collect();
     let mut order: Vec<usize> = (0..names.len()).collect();
     order.sort_unstable_by_key(|&index| names[index]);
-    match order
-        .windows(2)
-        .find(|pair| names[pair[0]] == names[pair[1]])
-    {
+    match order.windows(2).find(|pair| names[pair[0]] == names[pair[1]]) {
         None => Ok(order),
         Some(pair) => Err(Error::Malformed {
             path: reader.path.to_path_buf(),
@@ -339,10 +316,7 @@ fn place(
             found,
         };
         let Some(length) = info.ty.bytes_of(&info.shape) else {
-            let expected = format!(
-                "rows of whole {} blocks, in all less than 2^64 bytes",
-                info.ty
-            );
+            let expected = format!("rows of whole {} blocks, in all less than 2^64 bytes", info.ty);
             return Err(fail(expected, format!("shape {:?}", info.shape)));
         };
         if offset % alignment != 0 {
@@ -366,10 +340,7 @@ fn place(
 fn reject_overlaps(reader: &Reader<'_>, tensors: &[TensorInfo]) -> Result<()> {
     let mut order: Vec<&TensorInfo> = tensors.iter().collect();
     order.sort_unstable_by_key(|info| info.range.start);
-    match order
-        .windows(2)
-        .find(|pair| pair[1].range.start < pair[0].range.end)
-    {
+    match order.windows(2).find(|pair| pair[1].range.start < pair[0].range.end) {
         None => Ok(()),
         Some(pair) => Err(Error::Tensor {
             path: reader.path.to_path_buf(),

@@ -87,9 +87,7 @@ impl GgmlType {
         }
         let row =
             ((columns / self.block_elements()) as u64).checked_mul(self.block_bytes() as u64)?;
-        outer
-            .iter()
-            .try_fold(row, |bytes, &length| bytes.checked_mul(length as u64))
+        outer.iter().try_fold(row, |bytes, &length| bytes.checked_mul(length as u64))
     }
 }
 

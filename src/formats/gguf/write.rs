@@ -55,12 +55,7 @@ fn check_keys(path: &Path, metadata: &[(String, Value)]) -> Result<()> {
         } else {
             continue;
         };
-        return Err(Error::Key {
-            path: path.to_path_buf(),
-            key: key.clone(),
-            expected,
-            found,
-        });
+        return Err(Error::Key { path: path.to_path_buf(), key: key.clone(), expected, found });
     }
     Ok(())
 }
@@ -79,10 +74,7 @@ fn alignment(path: &Path, metadata: &[(String, Value)]) -> Result<u64> {
 fn check_tensors(path: &Path, tensors: &[NewGgufTensor<'_>]) -> Result<Vec<u64>> {
     let mut seen = HashSet::new();
     let mut sizes = Vec::with_capacity(tensors.len());
-    for NewGgufTensor {
-        name, ty, shape, ..
-    } in tensors
-    {
+    for NewGgufTensor { name, ty, shape, .. } in tensors {
         let fail = |expected: &str, found: String| Error::Tensor {
             path: path.to_path_buf(),
             tensor: name.clone(),

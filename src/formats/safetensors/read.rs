@@ -21,10 +21,7 @@ const VALUE_MEMORY: u64 = 64;
 
 pub(super) fn single(source: Source) -> Result<Safetensors> {
     let tensors = places(&source, 0)?.into_iter().collect();
-    Ok(Safetensors {
-        shards: vec![source],
-        tensors,
-    })
+    Ok(Safetensors { shards: vec![source], tensors })
 }
 
 pub(super) fn folder(folder: &Path) -> Result<Safetensors> {
@@ -62,12 +59,7 @@ fn sharded(folder: &Path, index: &Path) -> Result<Safetensors> {
                     Some(other) => format!("the index puts it into `{other}`"),
                     None => "the index does not list it".to_string(),
                 };
-                return Err(bad_tensor(
-                    shard.path(),
-                    &name,
-                    "the place in the index",
-                    found,
-                ));
+                return Err(bad_tensor(shard.path(), &name, "the place in the index", found));
             }
             match tensors.entry(name) {
                 Entry::Vacant(entry) => entry.insert(place),
@@ -81,12 +73,7 @@ fn sharded(folder: &Path, index: &Path) -> Result<Safetensors> {
     for (name, file) in &weight_map {
         if !tensors.contains_key(name) {
             let path = folder.join(file);
-            return Err(bad_tensor(
-                &path,
-                name,
-                "the tensor that the index lists",
-                "none",
-            ));
+            return Err(bad_tensor(&path, name, "the tensor that the index lists", "none"));
         }
     }
     Ok(Safetensors { shards, tensors })
@@ -96,12 +83,7 @@ fn sharded(folder: &Path, index: &Path) -> Result<Safetensors> {
 fn check_file_name(index: &Path, file: &str) -> Result<()> {
     let leads_elsewhere = file.contains(['/', '\\', ':', '\0']) || file.contains("..");
     if file.is_empty() || leads_elsewhere {
-        return Err(malformed(
-            index,
-            "shard file name",
-            "a plain file name",
-            format!("{file:?}"),
-        ));
+        return Err(malformed(index, "shard file name", "a plain file name", format!("{file:?}")));
     }
     Ok(())
 }
@@ -139,10 +121,8 @@ fn places(source: &Source, shard: usize) -> Result<Vec<(String, Place)>> {
 /// Limits the number of JSON values, which is at most that of the signs that part them.
 fn check_values(path: &Path, what: &str, json: &[u8], file_bytes: usize) -> Result<()> {
     let parts = |byte: &&u8| matches!(byte, b',' | b':' | b'[' | b'{');
-    let (values, most) = (
-        json.iter().filter(parts).count() as u64,
-        memory_allowance(file_bytes) / VALUE_MEMORY,
-    );
+    let (values, most) =
+        (json.iter().filter(parts).count() as u64, memory_allowance(file_bytes) / VALUE_MEMORY);
     if values > most {
         let expected = format!("at most {most} values");
         return Err(malformed(path, what, expected, format!("{values}")));
@@ -153,9 +133,7 @@ fn check_values(path: &Path, what: &str, json: &[u8], file_bytes: usize) -> Resu
 /// The crate's error, with byte counts where the file is too short or too long.
 fn explain(path: &Path, bytes: &[u8], error: SafeTensorError) -> Error {
     let found = format!("{} bytes", bytes.len());
-    let header = bytes
-        .first_chunk()
-        .map(|length| u64::from_le_bytes(*length));
+    let header = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
     match (error, header) {
         (SafeTensorError::HeaderTooSmall, _) | (_, None) => {
             malformed(path, "file", format!("at least {PREFIX} bytes"), found)

@@ -97,9 +97,7 @@ fn write_files<'a>(
     let path = folder.join(INDEX_FILE);
     let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
     let text = format!("{index:#}\n");
-    replace_file(&path, |file| {
-        file.write_all(text.as_bytes()).map_err(Error::write(&path))
-    })?;
+    replace_file(&path, |file| file.write_all(text.as_bytes()).map_err(Error::write(&path)))?;
     paths.push(path);
     Ok(paths)
 }
@@ -133,10 +131,7 @@ fn continue_file(
     tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.size()));
     let mut begin = header(path, &tensors)?;
     begin.splice(..0, (begin.len() as u64).to_le_bytes());
-    let (part, record) = (
-        path.with_extension("part"),
-        path.with_extension("part.done"),
-    );
+    let (part, record) = (path.with_extension("part"), path.with_extension("part.done"));
     let failed = || Error::write(path);
     let mut options = File::options();
     let options = options.read(true).write(true).create(true).truncate(false);
@@ -152,8 +147,7 @@ fn continue_file(
     read.map_err(failed())?;
     let usable = |count: &usize| *count <= tensors.len() && end(*count) <= there && found == begin;
     let first = recorded.filter(usable).unwrap_or(0);
-    file.set_len(if first == 0 { 0 } else { end(first) })
-        .map_err(failed())?;
+    file.set_len(if first == 0 { 0 } else { end(first) }).map_err(failed())?;
     file.seek(SeekFrom::End(0)).map_err(failed())?;
     if first == 0 {
         file.write_all(&begin).map_err(failed())?;

@@ -14,11 +14,8 @@ use crate::kernels::prelude::*;
 pub(super) const OWNERS: usize = 32;
 
 /// Heads of up to DIM columns, of which each invocation sums CHUNKS vectors of each of its rows.
-const SHAPES: [&[(&str, u32)]; 3] = [
-    &[("DIM", 64), ("CHUNKS", 1)],
-    &[("DIM", 128), ("CHUNKS", 2)],
-    &[("DIM", 256), ("CHUNKS", 4)],
-];
+const SHAPES: [&[(&str, u32)]; 3] =
+    [&[("DIM", 64), ("CHUNKS", 1)], &[("DIM", 128), ("CHUNKS", 2)], &[("DIM", 256), ("CHUNKS", 4)]];
 
 params! {
     /// Parameters of all three, and of the tiled forward kernel: a tile is so many tokens of a sequence, or places of its cache, as a workgroup owns. Tiles of
@@ -63,10 +60,7 @@ pub fn backward(
     for tensor in five {
         padded.push(pad(device, tensor, heads.dim)?);
     }
-    let wide = Attention {
-        dim: heads.dim.next_multiple_of(4),
-        ..heads
-    };
+    let wide = Attention { dim: heads.dim.next_multiple_of(4), ..heads };
     let five = std::array::from_fn(|index| &padded[index]);
     let grads = passes(device, five, wide, (sequences, capacity))?;
     let [of_query, of_key, of_value] = &grads;
@@ -90,11 +84,7 @@ fn passes(
     let width = heads.query * heads.dim;
     let tokens = query.len() / width;
     let each = tokens / sequences;
-    assert_eq!(
-        tokens,
-        sequences * each,
-        "sequences have one number of tokens"
-    );
+    assert_eq!(tokens, sequences * each, "sequences have one number of tokens");
     assert!(each <= capacity, "the cache holds every token");
     let variant = variant(dtype, heads.dim);
     let known = device.allocate(DType::F32, &[tokens, heads.query, 2], "log-sum-exps")?;
@@ -104,18 +94,8 @@ fn passes(
     let token_tiles = sequences * each.div_ceil(OWNERS);
     let cache_tiles = sequences * capacity.div_ceil(OWNERS);
     let passes: [(&'static Kernel, usize, f64, Vec<&Tensor>); 3] = [
-        (
-            &lse_delta::KERNEL,
-            token_tiles,
-            2.0,
-            vec![query, key, result, grad, &known],
-        ),
-        (
-            &query_grad::KERNEL,
-            token_tiles,
-            6.0,
-            vec![query, key, value, grad, &known, &query_grad],
-        ),
+        (&lse_delta::KERNEL, token_tiles, 2.0, vec![query, key, result, grad, &known]),
+        (&query_grad::KERNEL, token_tiles, 6.0, vec![query, key, value, grad, &known, &query_grad]),
         (
             &key_value_grad::KERNEL,
             cache_tiles,
@@ -129,11 +109,8 @@ fn passes(
         let operations = operations * (OWNERS * width * rows) as f64;
         let step = ((device.call_limit().operations / operations) as usize).max(1);
         for start in (0..tiles).step_by(step) {
-            let params = Params::new(
-                &heads,
-                (sequences, each, capacity),
-                (start, step.min(tiles - start)),
-            );
+            let params =
+                Params::new(&heads, (sequences, each, capacity), (start, step.min(tiles - start)));
             device.call(kernel, variant.clone(), &params, &tensors)?;
         }
     }
@@ -153,12 +130,7 @@ pub(super) fn variant(dtype: DType, head_dim: usize) -> Variant {
 }
 
 fn shaped(dtype: DType, constants: &'static [(&'static str, u32)]) -> Variant {
-    Variant {
-        activation: dtype,
-        output: dtype,
-        constants,
-        ..Variant::BASELINE
-    }
+    Variant { activation: dtype, output: dtype, constants, ..Variant::BASELINE }
 }
 
 /// Cost of `operations` a column for each pair of a query and a key that it sees.
@@ -336,10 +308,7 @@ impl Inputs {
             let error = error * (slope.abs() + slope_error) + score_grad.abs() * slope_error;
             (score_grad * slope, error)
         };
-        Pair {
-            weight: (weight, weight_error),
-            score_grad: (score_grad, error),
-        }
+        Pair { weight: (weight, weight_error), score_grad: (score_grad, error) }
     }
 }
 

@@ -128,10 +128,8 @@ fn place(p: &Params, past: &[u32], index: usize) -> Place {
     let (heads, kv_heads, head_dim) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
     let token = p.token_start as usize + index / heads;
     let head = index % heads;
-    let (sequence, order) = (
-        token / p.tokens_per_sequence as usize,
-        token % p.tokens_per_sequence as usize,
-    );
+    let (sequence, order) =
+        (token / p.tokens_per_sequence as usize, token % p.tokens_per_sequence as usize);
     let pitch = kv_heads * head_dim;
     let end = past[sequence] as usize + order + 1;
     Place {
@@ -150,11 +148,8 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 
 /// Writes what windows of tokens must give.
 pub(super) fn expect(args: &Args<'_>, windows: &[Params], expected: &mut Expected) {
-    let (query, key, value) = (
-        args.tensors[0].to_f64(),
-        args.tensors[1].to_f64(),
-        args.tensors[2].to_f64(),
-    );
+    let (query, key, value) =
+        (args.tensors[0].to_f64(), args.tensors[1].to_f64(), args.tensors[2].to_f64());
     let past = args.tensors[3].u32s();
     let heads = windows.iter().flat_map(|p| {
         let heads = p.tokens as usize * p.heads as usize;
@@ -204,11 +199,7 @@ fn head_reference(
     let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|score| (score - maximum).exp()).collect();
     let total: f64 = weights.iter().sum();
-    let range = scores
-        .iter()
-        .map(|score| maximum - score)
-        .fold(0.0, f64::max)
-        .min(100.0);
+    let range = scores.iter().map(|score| maximum - score).fold(0.0, f64::max).min(100.0);
     let relative =
         2.0 * (2.0 * score_error + (8.0 + 6.0 * range) * U) + 2.0 * gamma(place.keys.len() + 8);
     (0..head_dim)
@@ -227,11 +218,8 @@ fn head_reference(
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let p: Params = args.parameters();
     let head_dim = p.head_dim as usize;
-    let (query, key, value) = (
-        args.tensors[0].to_f32(),
-        args.tensors[1].to_f32(),
-        args.tensors[2].to_f32(),
-    );
+    let (query, key, value) =
+        (args.tensors[0].to_f32(), args.tensors[1].to_f32(), args.tensors[2].to_f32());
     let past = args.tensors[3].u32s();
     let lines: Vec<(usize, Vec<f32>)> = (0..p.tokens as usize * p.heads as usize)
         .into_par_iter()
@@ -248,15 +236,11 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
             });
             let mut scores: Vec<f32> = scores.collect();
             let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            scores
-                .iter_mut()
-                .for_each(|score| *score = (*score - maximum).exp());
+            scores.iter_mut().for_each(|score| *score = (*score - maximum).exp());
             let total: f32 = scores.iter().sum();
             let mut sums = vec![0.0; head_dim];
             for (index, weight) in place.keys.clone().zip(&scores) {
-                sums.iter_mut()
-                    .zip(&value[row(index)])
-                    .for_each(|(sum, v)| *sum += weight * v);
+                sums.iter_mut().zip(&value[row(index)]).for_each(|(sum, v)| *sum += weight * v);
             }
             sums.iter_mut().for_each(|sum| *sum /= total);
             (place.query, sums)
@@ -374,13 +358,7 @@ fn cases() -> Vec<Case> {
         case(1, 20, heads(4, 2, 16).with_soft_cap(2.0), 70, ""),
         case(1, 4, heads(2, 1, 32).with_soft_cap(50.0), 60, ",large"),
         case(1, 2, heads(2, 1, 8).with_soft_cap(50.0), 3, "").with(Poison::NaN),
-        case(
-            2,
-            20,
-            heads(4, 1, 32).with_window(9).with_soft_cap(1.0),
-            70,
-            "",
-        ),
+        case(2, 20, heads(4, 1, 32).with_window(9).with_soft_cap(1.0), 70, ""),
         case(65_537, 1, heads(1, 1, 2), 0, ",many"),
         case(4, 512, heads(9, 3, 64), 0, "").bench(),
         case(1, 1, heads(32, 8, 128), 2047, "").bench(),

@@ -67,16 +67,11 @@ impl Example {
     fn forward(&mut self, dtype: DType) {
         let Attention { query, dim, .. } = self.heads;
         let rows = self.sequences * self.each * query;
-        let lines: Vec<(Vec<f32>, f64)> = (0..rows)
-            .into_par_iter()
-            .map(|row| self.head(row / query, row % query))
-            .collect();
+        let lines: Vec<(Vec<f32>, f64)> =
+            (0..rows).into_par_iter().map(|row| self.head(row / query, row % query)).collect();
         let result = lines.iter().flat_map(|(line, _)| line).copied();
         self.result = rounded(dtype, &result.collect::<Vec<f32>>());
-        let both = self
-            .result
-            .chunks_exact(dim)
-            .zip(self.grad.chunks_exact(dim));
+        let both = self.result.chunks_exact(dim).zip(self.grad.chunks_exact(dim));
         self.lse_delta = both
             .zip(&lines)
             .flat_map(|((result, grad), (_, lse))| {
@@ -93,11 +88,7 @@ impl Example {
         let (sequence, order) = (token / self.each, token % self.each);
         let row = |values: &[f32], place: usize| -> Vec<f64> {
             let at = ((sequence * self.capacity + place) * kv + head / (query / kv)) * dim;
-            values[at..at + dim]
-                .iter()
-                .copied()
-                .map(f64::from)
-                .collect()
+            values[at..at + dim].iter().copied().map(f64::from).collect()
         };
         let at = (token * query + head) * dim;
         let first = (order + 1).saturating_sub(self.heads.window.unwrap_or(usize::MAX));
@@ -162,11 +153,8 @@ pub(super) fn case(
         let length = if of_places { example.capacity } else { each };
         let tiles = sequences * length.div_ceil(OWNERS);
         let skip = usize::from(note == ",part");
-        let params = Params::new(
-            &heads,
-            (sequences, each, example.capacity),
-            (skip, tiles - 2 * skip),
-        );
+        let params =
+            Params::new(&heads, (sequences, each, example.capacity), (skip, tiles - 2 * skip));
         params.case(tensors(&example, variant))
     });
     match dim {
@@ -217,12 +205,7 @@ pub(super) fn cases(make: Make) -> Vec<Case> {
         make(1, 70, heads(4, 2, 16).with_soft_cap(2.0), ""),
         make(1, 18, heads(2, 1, 32).with_soft_cap(2.0), ",large"),
         make(1, 77, heads(2, 1, 8).with_soft_cap(2.0), ",nan"),
-        make(
-            2,
-            90,
-            heads(4, 1, 128).with_window(33).with_soft_cap(1.0),
-            "",
-        ),
+        make(2, 90, heads(4, 1, 128).with_window(33).with_soft_cap(1.0), ""),
         make(8, 512, heads(9, 3, 64), ",full").only(dim_64).bench(),
         make(10, 64, heads(9, 3, 64), ",full").only(dim_64).bench(),
         make(4, 512, heads(32, 4, 64), ",full").only(dim_64).bench(),

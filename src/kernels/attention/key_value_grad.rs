@@ -73,12 +73,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
                 let pair = inputs.pair(token, head, place.1);
                 let at = p.token(token, head);
                 let mine = at..at + columns;
-                add_reference(
-                    &mut key,
-                    pair.score_grad,
-                    &inputs.query[mine.clone()],
-                    terms,
-                );
+                add_reference(&mut key, pair.score_grad, &inputs.query[mine.clone()], terms);
                 add_reference(&mut value, pair.weight, &inputs.grad[mine], terms);
             }
             (p.place(place, kv_head), [key, value])
@@ -135,19 +130,15 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
 }
 
 fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> Case {
-    examples::case(
-        (sequences, each, heads, note),
-        true,
-        |example: &Example, variant: &Variant| {
-            vec![
-                example.tokens(&example.query, variant),
-                example.cache(&example.key, variant),
-                example.cache(&example.value, variant),
-                example.tokens(&example.grad, variant),
-                example.known(&example.lse_delta),
-                example.cache(&example.key, variant),
-                example.cache(&example.value, variant),
-            ]
-        },
-    )
+    examples::case((sequences, each, heads, note), true, |example: &Example, variant: &Variant| {
+        vec![
+            example.tokens(&example.query, variant),
+            example.cache(&example.key, variant),
+            example.cache(&example.value, variant),
+            example.tokens(&example.grad, variant),
+            example.known(&example.lse_delta),
+            example.cache(&example.key, variant),
+            example.cache(&example.value, variant),
+        ]
+    })
 }

@@ -77,10 +77,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 /// The errors of scores reach it as their weighted mean. Each term's exp is off by (3 + 2 |x|) ulp, once below the maximum
 /// of its part and once from there to the whole's; every new maximum costs a part another 3 ulp.
 fn log_sum_exp(scores: &[(f64, f64)]) -> (f64, f64) {
-    let maximum = scores
-        .iter()
-        .map(|(score, _)| *score)
-        .fold(f64::NEG_INFINITY, f64::max);
+    let maximum = scores.iter().map(|(score, _)| *score).fold(f64::NEG_INFINITY, f64::max);
     let (mut sum, mut weighted, mut score_error) = (0.0, 0.0, 0.0f64);
     for (score, error) in scores {
         let term = (score - maximum).exp();
@@ -125,17 +122,13 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
 }
 
 fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> Case {
-    examples::case(
-        (sequences, each, heads, note),
-        false,
-        |example: &Example, variant: &Variant| {
-            vec![
-                example.tokens(&example.query, variant),
-                example.cache(&example.key, variant),
-                example.tokens(&example.result, variant),
-                example.tokens(&example.grad, variant),
-                example.known(&vec![0.5; example.lse_delta.len()]),
-            ]
-        },
-    )
+    examples::case((sequences, each, heads, note), false, |example: &Example, variant: &Variant| {
+        vec![
+            example.tokens(&example.query, variant),
+            example.cache(&example.key, variant),
+            example.tokens(&example.result, variant),
+            example.tokens(&example.grad, variant),
+            example.known(&vec![0.5; example.lse_delta.len()]),
+        ]
+    })
 }

@@ -37,30 +37,17 @@ pub struct Attention {
 impl Attention {
     /// Scores over sqrt(dim), neither window nor soft cap.
     pub fn new(query: usize, kv: usize, dim: usize) -> Self {
-        Self {
-            query,
-            kv,
-            dim,
-            scale: 1.0 / (dim as f32).sqrt(),
-            window: None,
-            soft_cap: None,
-        }
+        Self { query, kv, dim, scale: 1.0 / (dim as f32).sqrt(), window: None, soft_cap: None }
     }
 
     /// The same with a sliding window of so many keys.
     pub fn with_window(self, window: usize) -> Self {
-        Self {
-            window: Some(window),
-            ..self
-        }
+        Self { window: Some(window), ..self }
     }
 
     /// The same with a soft cap.
     pub fn with_soft_cap(self, cap: f32) -> Self {
-        Self {
-            soft_cap: Some(cap),
-            ..self
-        }
+        Self { soft_cap: Some(cap), ..self }
     }
 
     /// The window as shaders take it: at least the token itself.
@@ -103,9 +90,5 @@ fn score_reference(scaled: f64, error: f64, soft_cap: f32) -> (f64, f64) {
 
 /// The same in f32.
 fn score(scaled: f32, cap: f32) -> f32 {
-    if cap == 0.0 {
-        scaled
-    } else {
-        soft_cap(scaled, cap)
-    }
+    if cap == 0.0 { scaled } else { soft_cap(scaled, cap) }
 }

@@ -100,18 +100,14 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
 }
 
 fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> Case {
-    examples::case(
-        (sequences, each, heads, note),
-        false,
-        |example: &Example, variant: &Variant| {
-            vec![
-                example.tokens(&example.query, variant),
-                example.cache(&example.key, variant),
-                example.cache(&example.value, variant),
-                example.tokens(&example.grad, variant),
-                example.known(&example.lse_delta),
-                example.tokens(&example.result, variant),
-            ]
-        },
-    )
+    examples::case((sequences, each, heads, note), false, |example: &Example, variant: &Variant| {
+        vec![
+            example.tokens(&example.query, variant),
+            example.cache(&example.key, variant),
+            example.cache(&example.value, variant),
+            example.tokens(&example.grad, variant),
+            example.known(&example.lse_delta),
+            example.tokens(&example.result, variant),
+        ]
+    })
 }

@@ -56,17 +56,9 @@ pub(super) fn tiled(
     let operations = 4.0 * (OWNERS * heads.query * heads.dim * keys) as f64;
     let step = ((device.call_limit().operations / operations) as usize).max(1);
     for start in (0..tiles).step_by(step) {
-        let params = Params::new(
-            &heads,
-            (sequences, each, capacity),
-            (start, step.min(tiles - start)),
-        );
-        device.call(
-            &KERNEL,
-            variant.clone(),
-            &params,
-            &[query, key, value, past, &result],
-        )?;
+        let params =
+            Params::new(&heads, (sequences, each, capacity), (start, step.min(tiles - start)));
+        device.call(&KERNEL, variant.clone(), &params, &[query, key, value, past, &result])?;
     }
     Ok(Some(result))
 }
@@ -102,10 +94,7 @@ fn case(sequences: usize, each: usize, heads: Attention, past: u32, note: &'stat
         let skip = usize::from(note == ",part");
         let sizes = (sequences, each, p.capacity as usize);
         let params = Params::new(&heads, sizes, (skip, tiles - 2 * skip));
-        CaseData {
-            parameters: bytemuck::bytes_of(&params).to_vec(),
-            ..data
-        }
+        CaseData { parameters: bytemuck::bytes_of(&params).to_vec(), ..data }
     };
     let case = Case::new(case.label, made);
     match heads.dim {
@@ -151,13 +140,7 @@ fn cases() -> Vec<Case> {
         case(1, 70, heads(4, 2, 16).with_soft_cap(2.0), 20, ""),
         case(1, 18, heads(16, 2, 32).with_soft_cap(2.0), 0, ",large"),
         case(1, 17, heads(2, 1, 8).with_soft_cap(2.0), 3, "").with(Poison::NaN),
-        case(
-            2,
-            90,
-            heads(4, 1, 128).with_window(33).with_soft_cap(1.0),
-            70,
-            "",
-        ),
+        case(2, 90, heads(4, 1, 128).with_window(33).with_soft_cap(1.0), 70, ""),
         case(4, 512, heads(9, 3, 64), 0, "").bench(),
         case(1, 2048, heads(4, 1, 256).with_window(512), 0, "").bench(),
         case(1, 512, heads(32, 8, 128), 0, "").bench(),

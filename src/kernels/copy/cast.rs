@@ -21,11 +21,7 @@ pub static KERNEL: Kernel = Kernel {
     ],
     parameters: Params::LAYOUT,
     variants: || {
-        let pairs = [
-            (DType::F32, DType::F32),
-            (DType::F32, DType::F16),
-            (DType::F16, DType::F32),
-        ];
+        let pairs = [(DType::F32, DType::F32), (DType::F32, DType::F16), (DType::F16, DType::F32)];
         let variant = |(activation, output)| Variant::typed(activation, output);
         pairs.map(variant).to_vec()
     },
@@ -40,16 +36,8 @@ pub static KERNEL: Kernel = Kernel {
 /// A new tensor of `x`'s shape: its values times `factor`, in type `output`.
 pub fn scaled(device: &Device, x: &Tensor, factor: f32, output: DType) -> Result<Tensor> {
     let result = device.allocate(output, x.shape(), "a copy")?;
-    let params = Params {
-        count: x.len() as u32,
-        factor,
-    };
-    device.call(
-        &KERNEL,
-        Variant::typed(x.dtype(), output),
-        &params,
-        &[x, &result],
-    )?;
+    let params = Params { count: x.len() as u32, factor };
+    device.call(&KERNEL, Variant::typed(x.dtype(), output), &params, &[x, &result])?;
     Ok(result)
 }
 
@@ -74,10 +62,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let p: Params = args.parameters();
     let mut values = args.tensors[0].to_f32();
-    values
-        .par_iter_mut()
-        .with_min_len(1 << 14)
-        .for_each(|value| *value *= p.factor);
+    values.par_iter_mut().with_min_len(1 << 14).for_each(|value| *value *= p.factor);
     outputs.store(0, 0, &values);
 }
 
@@ -86,10 +71,7 @@ fn case(count: usize, factor: f32) -> Case {
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(36);
         let x = random.values(count, 2.0);
-        let params = Params {
-            count: count as u32,
-            factor,
-        };
+        let params = Params { count: count as u32, factor };
         params.case(vec![
             HostTensor::from_f32(variant.activation, &[count], &x),
             HostTensor::zeros(variant.output, &[count]),
@@ -98,10 +80,7 @@ fn case(count: usize, factor: f32) -> Case {
 }
 
 fn random(sizes: &Sizes) -> Case {
-    case(
-        elementwise::count(sizes),
-        [1.0, 0.125, 1000.0][sizes.between(2, 0, 2)],
-    )
+    case(elementwise::count(sizes), [1.0, 0.125, 1000.0][sizes.between(2, 0, 2)])
 }
 
 fn cases() -> Vec<Case> {

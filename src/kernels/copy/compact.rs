@@ -130,9 +130,7 @@ fn case(
             places
         };
         let (kept_rows, kept_columns) = (kept(rows, keep_rows), kept(columns, keep_columns));
-        let before: Vec<u32> = (0..keep_rows * keep_columns)
-            .map(|_| random.word())
-            .collect();
+        let before: Vec<u32> = (0..keep_rows * keep_columns).map(|_| random.word()).collect();
         let params = Params {
             first: first as u32,
             count: count as u32,

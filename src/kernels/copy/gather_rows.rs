@@ -53,10 +53,7 @@ impl Rows {
             let rows = HostTensor::from_u32(&[rows.len()], rows);
             device.upload(&rows, what)
         };
-        Ok(Self {
-            from: list(&from, "rows to copy")?,
-            to: list(&to, "rows to copy to")?,
-        })
+        Ok(Self { from: list(&from, "rows to copy")?, to: list(&to, "rows to copy to")? })
     }
 }
 
@@ -120,11 +117,7 @@ fn case(sources: usize, results: usize, (first, count): (usize, usize), width: u
         format!("sources={sources},results={results},first={first},count={count},width={width}");
     Case::new(label, move |_: &Variant| {
         let mut random = Random::new(17);
-        let params = Params {
-            first: first as u32,
-            count: count as u32,
-            width: width as u32,
-        };
+        let params = Params { first: first as u32, count: count as u32, width: width as u32 };
         let mut words = |rows: usize| {
             let words: Vec<u32> = (0..rows * width).map(|_| random.below(1 << 30)).collect();
             HostTensor::from_u32(&[rows, width], &words)
@@ -146,12 +139,7 @@ fn case(sources: usize, results: usize, (first, count): (usize, usize), width: u
 fn random(sizes: &Sizes) -> Case {
     let (first, count) = (sizes.between(0, 0, 5), sizes.between(1, 1, 60));
     let results = first + count + 1 + sizes.between(2, 0, 20);
-    case(
-        sizes.between(3, 1, 50),
-        results,
-        (first, count),
-        sizes.between(4, 1, 200),
-    )
+    case(sizes.between(3, 1, 50), results, (first, count), sizes.between(4, 1, 200))
 }
 
 fn cases() -> Vec<Case> {

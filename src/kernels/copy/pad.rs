@@ -25,12 +25,7 @@ pub static KERNEL: Kernel = Kernel {
         vec![Variant::BASELINE, half]
     },
     groups: |args| fold(args.tensors[1].len().div_ceil(64)),
-    cost: |args| {
-        Cost::new(
-            0.0,
-            (args.tensors[1].len() * 2 * args.tensors[1].dtype.size()) as f64,
-        )
-    },
+    cost: |args| Cost::new(0.0, (args.tensors[1].len() * 2 * args.tensors[1].dtype.size()) as f64),
     reference,
     cases,
     random,
@@ -80,22 +75,15 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 }
 
 fn case(rows: usize, columns: usize, width: usize) -> Case {
-    Case::new(
-        format!("rows={rows},columns={columns},width={width}"),
-        move |variant: &Variant| {
-            let mut random = Random::new(9);
-            let params = Params {
-                rows: rows as u32,
-                columns: columns as u32,
-                width: width as u32,
-            };
-            let values = random.values(rows * columns, 1.0);
-            params.case(vec![
-                HostTensor::from_f32(variant.activation, &[rows, columns], &values),
-                HostTensor::zeros(variant.activation, &[rows, width]),
-            ])
-        },
-    )
+    Case::new(format!("rows={rows},columns={columns},width={width}"), move |variant: &Variant| {
+        let mut random = Random::new(9);
+        let params = Params { rows: rows as u32, columns: columns as u32, width: width as u32 };
+        let values = random.values(rows * columns, 1.0);
+        params.case(vec![
+            HostTensor::from_f32(variant.activation, &[rows, columns], &values),
+            HostTensor::zeros(variant.activation, &[rows, width]),
+        ])
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {

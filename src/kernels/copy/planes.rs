@@ -33,8 +33,7 @@ pub static KERNEL: Kernel = Kernel {
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let all = weights::one_per_type().into_iter();
-        all.filter(|variant| variant.weight.is_some_and(takes))
-            .collect()
+        all.filter(|variant| variant.weight.is_some_and(takes)).collect()
     },
     groups: |args| {
         let p: Params = args.parameters();
@@ -80,12 +79,7 @@ pub fn planes(
         columns: columns as u32,
         code_words: format.code_words_per_row(columns) as u32,
     };
-    device.call(
-        &KERNEL,
-        weights::variant(format.ty),
-        &params,
-        &[codes, &result],
-    )?;
+    device.call(&KERNEL, weights::variant(format.ty), &params, &[codes, &result])?;
     Ok(result)
 }
 
@@ -156,22 +150,19 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 }
 
 fn case(rows: usize, columns: usize) -> Case {
-    Case::new(
-        format!("rows={rows},columns={columns}"),
-        move |variant: &Variant| {
-            let mut random = Random::new(41);
-            let packed = weights::random(&mut random, variant, rows, columns, WHOLE_ROW);
-            let bits = packed.format.ty.bits as usize;
-            let params = Params {
-                rows: rows as u32,
-                columns: columns as u32,
-                code_words: packed.format.code_words_per_row(columns) as u32,
-            };
-            let [codes, _] = weights::host(&packed);
-            let planes = HostTensor::zeros(DType::U32, &[words(rows, columns, bits)]);
-            params.case(vec![codes, planes])
-        },
-    )
+    Case::new(format!("rows={rows},columns={columns}"), move |variant: &Variant| {
+        let mut random = Random::new(41);
+        let packed = weights::random(&mut random, variant, rows, columns, WHOLE_ROW);
+        let bits = packed.format.ty.bits as usize;
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+            code_words: packed.format.code_words_per_row(columns) as u32,
+        };
+        let [codes, _] = weights::host(&packed);
+        let planes = HostTensor::zeros(DType::U32, &[words(rows, columns, bits)]);
+        params.case(vec![codes, planes])
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {

@@ -40,12 +40,7 @@ pub static KERNEL: Kernel = Kernel {
     variants: || {
         let all = weights::one_per_type().into_iter();
         let ternary = all.filter(|variant| variant.weight.is_some_and(takes));
-        let with = |base: Variant| {
-            TRITS.map(|constants| Variant {
-                constants,
-                ..base.clone()
-            })
-        };
+        let with = |base: Variant| TRITS.map(|constants| Variant { constants, ..base.clone() });
         ternary.flat_map(with).collect()
     },
     groups: |args| {
@@ -85,11 +80,7 @@ fn start(row: usize, unit: usize, units: usize, trits: usize) -> usize {
 
 /// The bit of a triple's sign: a word of the unit, and a place in it.
 fn sign_place(triple: usize) -> (usize, usize) {
-    if triple < 32 {
-        (6, triple)
-    } else {
-        (5, triple - 20)
-    }
+    if triple < 32 { (6, triple) } else { (5, triple - 20) }
 }
 
 /// The codes of a ternary matrix, (rows, code_words) u32 of a device, `trits` (2 or 3) to an index: u32
@@ -101,11 +92,7 @@ pub fn indices(
     (rows, columns): (usize, usize),
     trits: usize,
 ) -> Result<Tensor> {
-    let result = device.allocate(
-        DType::U32,
-        &[words(rows, columns, trits)],
-        "ternary indices",
-    )?;
+    let result = device.allocate(DType::U32, &[words(rows, columns, trits)], "ternary indices")?;
     let params = Params {
         rows: rows as u32,
         columns: columns as u32,
@@ -113,10 +100,7 @@ pub fn indices(
     };
     device.call(
         &KERNEL,
-        Variant {
-            constants: TRITS[usize::from(trits == 3)],
-            ..weights::variant(format.ty)
-        },
+        Variant { constants: TRITS[usize::from(trits == 3)], ..weights::variant(format.ty) },
         &params,
         &[codes, &result],
     )?;
@@ -203,24 +187,21 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 }
 
 fn case(rows: usize, columns: usize, note: &'static str) -> Case {
-    Case::new(
-        format!("rows={rows},columns={columns}{note}"),
-        move |variant: &Variant| {
-            let mut random = Random::new(57);
-            let mut packed = weights::random(&mut random, variant, rows, columns, WHOLE_ROW);
-            if note == ",any code" {
-                packed.codes.fill_with(|| random.word());
-            }
-            let params = Params {
-                rows: rows as u32,
-                columns: columns as u32,
-                code_words: packed.format.code_words_per_row(columns) as u32,
-            };
-            let [codes, _] = weights::host(&packed);
-            let words = words(rows, columns, variant.constant("TRITS") as usize);
-            params.case(vec![codes, HostTensor::zeros(DType::U32, &[words])])
-        },
-    )
+    Case::new(format!("rows={rows},columns={columns}{note}"), move |variant: &Variant| {
+        let mut random = Random::new(57);
+        let mut packed = weights::random(&mut random, variant, rows, columns, WHOLE_ROW);
+        if note == ",any code" {
+            packed.codes.fill_with(|| random.word());
+        }
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+            code_words: packed.format.code_words_per_row(columns) as u32,
+        };
+        let [codes, _] = weights::host(&packed);
+        let words = words(rows, columns, variant.constant("TRITS") as usize);
+        params.case(vec![codes, HostTensor::zeros(DType::U32, &[words])])
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {

@@ -32,10 +32,7 @@ pub static KERNEL: Kernel = Kernel {
     variants: || {
         let typed = weights::one_per_type().into_iter();
         let both = |variant: Variant| {
-            let half = Variant {
-                output: DType::F16,
-                ..variant.clone()
-            };
+            let half = Variant { output: DType::F16, ..variant.clone() };
             [variant, half]
         };
         typed.flat_map(both).collect()
@@ -49,10 +46,7 @@ pub static KERNEL: Kernel = Kernel {
         let p: Params = args.parameters();
         let words = f64::from(p.rows) * f64::from(p.layout.code_words + p.layout.scale_words);
         let result = f64::from(p.columns) * f64::from(p.stride);
-        Cost::new(
-            0.0,
-            4.0 * words + args.tensors[2].dtype.size() as f64 * result,
-        )
+        Cost::new(0.0, 4.0 * words + args.tensors[2].dtype.size() as f64 * result)
     },
     reference,
     cases,
@@ -79,10 +73,7 @@ pub fn transpose(
     };
     device.call(
         &KERNEL,
-        Variant {
-            output: dtype,
-            ..weights::variant(format.ty)
-        },
+        Variant { output: dtype, ..weights::variant(format.ty) },
         &params,
         &[codes, scales, &result],
     )?;
@@ -122,11 +113,7 @@ fn case(rows: usize, columns: usize, group: u32, note: &'static str) -> Case {
             layout: Layout::new(packed.format, columns),
         };
         let [codes, scales] = weights::host(&packed);
-        params.case(vec![
-            codes,
-            scales,
-            HostTensor::zeros(variant.output, &[columns, stride]),
-        ])
+        params.case(vec![codes, scales, HostTensor::zeros(variant.output, &[columns, stride])])
     })
 }
 

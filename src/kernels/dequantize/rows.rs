@@ -49,11 +49,7 @@ pub fn rows(
 ) -> Result<Tensor> {
     let result = device.allocate(DType::F32, &[chunk.rows, columns], "dequantized rows")?;
     let layout = Layout::new(format, columns);
-    let params = Params {
-        rows: chunk.rows as u32,
-        columns: columns as u32,
-        layout,
-    };
+    let params = Params { rows: chunk.rows as u32, columns: columns as u32, layout };
     device.call(
         &KERNEL,
         weights::variant(format.ty),
@@ -95,21 +91,12 @@ fn case(rows: usize, columns: usize, group: u32, note: &'static str) -> Case {
             layout: Layout::new(packed.format, columns),
         };
         let [codes, scales] = weights::host(&packed);
-        params.case(vec![
-            codes,
-            scales,
-            HostTensor::zeros(DType::F32, &[rows, columns]),
-        ])
+        params.case(vec![codes, scales, HostTensor::zeros(DType::F32, &[rows, columns])])
     })
 }
 
 fn random(sizes: &Sizes) -> Case {
-    case(
-        sizes.between(0, 1, 40),
-        sizes.between(1, 1, 400),
-        sizes.group(2),
-        "",
-    )
+    case(sizes.between(0, 1, 40), sizes.between(1, 1, 400), sizes.group(2), "")
 }
 
 fn cases() -> Vec<Case> {
@@ -125,9 +112,7 @@ fn cases() -> Vec<Case> {
 /// Every code of up to 16 bits once per group of 16 columns or more, under scales from subnormal to large.
 fn every_code() -> Case {
     Case::new("every code", |variant: &Variant| {
-        let ty = variant
-            .weight
-            .expect("a variant of a kernel with a weight names its type");
+        let ty = variant.weight.expect("a variant of a kernel with a weight names its type");
         let codes = 1usize << ty.bits.min(16);
         let (rows, columns) = (if ty.has_scales() { 8 } else { 1 }, codes.max(32));
         let mut random = Random::new(14);
@@ -144,20 +129,13 @@ fn every_code() -> Case {
                 // E4M3: zero, the smallest, the smallest normal, 1, the largest, NaN, and others.
                 let byte = [0x00, 0x01, 0x08, 0x38, 0x7e, 0x7f, 0x35, 0x41][row];
                 // f16 bits: the smallest subnormal, the smallest normal, 1, and others; the second number likewise.
-                let scale = [
-                    0x0001, 0x0400, 0x3c00, 0x1234, 0x83ff, 0xb555, 0x7800, 0x0000,
-                ][row];
+                let scale = [0x0001, 0x0400, 0x3c00, 0x1234, 0x83ff, 0xb555, 0x7800, 0x0000][row];
                 let scale = match ty.scale {
                     Scale::PowerOfTwo => power,
                     Scale::TwoLevel => byte,
                     _ => scale,
                 };
-                packed.set_group(
-                    row,
-                    group,
-                    scale,
-                    [0x3c00, 0x4800, 0x0003][(row + group) % 3],
-                );
+                packed.set_group(row, group, scale, [0x3c00, 0x4800, 0x0003][(row + group) % 3]);
             }
             for column in 0..columns {
                 let code = if ty.bits == 32 {
@@ -174,10 +152,6 @@ fn every_code() -> Case {
             layout: Layout::new(packed.format, columns),
         };
         let [codes, scales] = weights::host(&packed);
-        params.case(vec![
-            codes,
-            scales,
-            HostTensor::zeros(DType::F32, &[rows, columns]),
-        ])
+        params.case(vec![codes, scales, HostTensor::zeros(DType::F32, &[rows, columns])])
     })
 }

@@ -108,9 +108,7 @@ fn case(rows: usize, columns: usize, tokens: usize, start: u32, group: u32) -> C
         let mut random = Random::new(1);
         let packed = weights::random(&mut random, variant, rows, columns, group);
         // Some ids stand before and behind this chunk of rows: their places must stay as they are.
-        let ids: Vec<u32> = (0..tokens)
-            .map(|_| random.below(rows as u32 + 2 * start))
-            .collect();
+        let ids: Vec<u32> = (0..tokens).map(|_| random.below(rows as u32 + 2 * start)).collect();
         let params = Params {
             tokens: tokens as u32,
             columns: columns as u32,
@@ -140,9 +138,5 @@ fn random(sizes: &Sizes) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    vec![
-        case(5, 97, 3, 0, WHOLE_ROW),
-        case(40, 64, 9, 7, 32),
-        case(1, 1, 1, 0, 16),
-    ]
+    vec![case(5, 97, 3, 0, WHOLE_ROW), case(40, 64, 9, 7, 32), case(1, 1, 1, 0, 16)]
 }

@@ -86,11 +86,8 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     for row in 0..p.rows as usize {
         let tokens = &order[starts[row] as usize..starts[row + 1] as usize];
         for column in 0..columns {
-            let before = if p.accumulate == 1 {
-                args.tensors[3].get(row * columns + column)
-            } else {
-                0.0
-            };
+            let before =
+                if p.accumulate == 1 { args.tensors[3].get(row * columns + column) } else { 0.0 };
             let (mut value, mut magnitude) = (before, before.abs());
             for token in tokens {
                 let grad = args.tensors[0].get(*token as usize * columns + column);
@@ -116,18 +113,14 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let (starts, order) = (args.tensors[1].u32s(), args.tensors[2].u32s());
     let grad = args.tensors[0].to_f32();
     let result: &mut [f32] = bytemuck::cast_slice_mut(outputs.words(0));
-    result
-        .par_chunks_mut(columns)
-        .take(p.rows as usize)
-        .enumerate()
-        .for_each(|(row, line)| {
-            let tokens = &order[starts[row] as usize..starts[row + 1] as usize];
-            for (column, value) in line.iter_mut().enumerate() {
-                let terms = tokens.iter().map(|t| grad[*t as usize * columns + column]);
-                let sum: f32 = terms.sum();
-                *value = if p.accumulate == 1 { *value + sum } else { sum };
-            }
-        });
+    result.par_chunks_mut(columns).take(p.rows as usize).enumerate().for_each(|(row, line)| {
+        let tokens = &order[starts[row] as usize..starts[row + 1] as usize];
+        for (column, value) in line.iter_mut().enumerate() {
+            let terms = tokens.iter().map(|t| grad[*t as usize * columns + column]);
+            let sum: f32 = terms.sum();
+            *value = if p.accumulate == 1 { *value + sum } else { sum };
+        }
+    });
 }
 
 fn case(rows: usize, columns: usize, tokens: usize, note: &'static str) -> Case {

@@ -41,16 +41,8 @@ pub fn glu(
     output: DType,
 ) -> Result<Tensor> {
     let result = device.allocate(output, gate.shape(), "gated activations")?;
-    let params = Params {
-        count: gate.len() as u32,
-        activation: activation.code(),
-    };
-    device.call(
-        &KERNEL,
-        Variant::typed(gate.dtype(), output),
-        &params,
-        &[gate, up, &result],
-    )?;
+    let params = Params { count: gate.len() as u32, activation: activation.code() };
+    device.call(&KERNEL, Variant::typed(gate.dtype(), output), &params, &[gate, up, &result])?;
     Ok(result)
 }
 
@@ -61,10 +53,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let element = |(gate, up): (&f64, &f64)| {
         let (activated, bound) = activation.reference(*gate);
         let value = activated * up;
-        (
-            value,
-            bound * up.abs() + storing(args.variant.output, value),
-        )
+        (value, bound * up.abs() + storing(args.variant.output, value))
     };
     let (values, bounds) = gate.par_iter().zip(&up).map(element).unzip();
     vec![Expected { values, bounds }]
@@ -87,11 +76,7 @@ fn case(count: usize, scale: f32, activation: Activation) -> Case {
         let mut random = Random::new(7);
         let gate = random.values(count, scale);
         let dtype = variant.activation;
-        Params {
-            count: count as u32,
-            activation: activation.code(),
-        }
-        .case(vec![
+        Params { count: count as u32, activation: activation.code() }.case(vec![
             HostTensor::from_f32(dtype, &[count], &gate),
             HostTensor::from_f32(dtype, &[count], &random.values(count, 2.0)),
             HostTensor::zeros(variant.output, &[count]),
@@ -133,10 +118,7 @@ fn every_half(activation: Activation) -> Case {
     Case::new(format!("every f16,{activation:?}"), move |variant| {
         let halves = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32());
         let halves: Vec<f32> = halves.collect();
-        let params = Params {
-            count: count as u32,
-            activation: activation.code(),
-        };
+        let params = Params { count: count as u32, activation: activation.code() };
         params.case(vec![
             HostTensor::from_f32(variant.activation, &[count], &halves),
             HostTensor::from_f32(variant.activation, &[count], &vec![1.0; count]),

@@ -45,10 +45,7 @@ pub fn glu_grad(
 ) -> Result<(Tensor, Tensor)> {
     let new = || device.allocate(output, gate.shape(), "a gradient");
     let (gate_grad, up_grad) = (new()?, new()?);
-    let params = Params {
-        count: gate.len() as u32,
-        activation: activation.code(),
-    };
+    let params = Params { count: gate.len() as u32, activation: activation.code() };
     device.call(
         &KERNEL,
         Variant::typed(gate.dtype(), output),
@@ -68,10 +65,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     for ((gate, up), grad) in gate.iter().zip(&up).zip(&grad) {
         let [(activated, bound), (slope, slope_bound)] = activation.slope_reference(*gate);
         let value = grad * up * slope;
-        of_gate.push(
-            value,
-            (grad * up).abs() * slope_bound + storing(dtype, value),
-        );
+        of_gate.push(value, (grad * up).abs() * slope_bound + storing(dtype, value));
         let value = grad * activated;
         of_up.push(value, grad.abs() * bound + storing(dtype, value));
     }
@@ -83,15 +77,13 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let activation = Activation::of(p.activation);
     let (mut gate, mut up) = (args.tensors[0].to_f32(), args.tensors[1].to_f32());
     let grad = args.tensors[2].to_f32();
-    gate.par_iter_mut()
-        .with_min_len(1 << 12)
-        .zip(&mut up)
-        .zip(&grad)
-        .for_each(|((gate, up), grad)| {
+    gate.par_iter_mut().with_min_len(1 << 12).zip(&mut up).zip(&grad).for_each(
+        |((gate, up), grad)| {
             let (activated, slope) = activation.value_and_slope(*gate);
             *gate = grad * *up * slope;
             *up = grad * activated;
-        });
+        },
+    );
     outputs.store(0, 0, &gate);
     outputs.store(1, 0, &up);
 }
@@ -103,11 +95,7 @@ fn case(count: usize, scale: f32, activation: Activation) -> Case {
         let gate = random.values(count, scale);
         let grad = random.values(count, 1.0);
         let dtype = variant.activation;
-        Params {
-            count: count as u32,
-            activation: activation.code(),
-        }
-        .case(vec![
+        Params { count: count as u32, activation: activation.code() }.case(vec![
             HostTensor::from_f32(dtype, &[count], &gate),
             HostTensor::from_f32(dtype, &[count], &random.values(count, 2.0)),
             HostTensor::from_f32(DType::F32, &[count], &grad),

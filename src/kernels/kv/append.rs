@@ -53,12 +53,7 @@ pub fn append(
         width: (x.len() / tokens) as u32,
         capacity: capacity as u32,
     };
-    device.call(
-        &KERNEL,
-        Variant::typed(x.dtype(), x.dtype()),
-        &params,
-        &[x, past, cache],
-    )
+    device.call(&KERNEL, Variant::typed(x.dtype(), x.dtype()), &params, &[x, past, cache])
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -66,10 +61,8 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (width, past) = (p.width as usize, args.tensors[1].u32s());
     let mut values = args.tensors[2].to_f64();
     for token in 0..p.tokens as usize {
-        let (sequence, order) = (
-            token / p.tokens_per_sequence as usize,
-            token % p.tokens_per_sequence as usize,
-        );
+        let (sequence, order) =
+            (token / p.tokens_per_sequence as usize, token % p.tokens_per_sequence as usize);
         let row = sequence * p.capacity as usize + past[sequence] as usize + order;
         for column in 0..width {
             values[row * width + column] = args.tensors[0].get(token * width + column);
@@ -82,10 +75,8 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let p: Params = args.parameters();
     let (width, past) = (p.width as usize, args.tensors[1].u32s());
     for token in 0..p.tokens as usize {
-        let (sequence, order) = (
-            token / p.tokens_per_sequence as usize,
-            token % p.tokens_per_sequence as usize,
-        );
+        let (sequence, order) =
+            (token / p.tokens_per_sequence as usize, token % p.tokens_per_sequence as usize);
         let row = sequence * p.capacity as usize + past[sequence] as usize + order;
         outputs.store(0, row * width, &args.tensors[0].load(token * width, width));
     }
@@ -122,25 +113,12 @@ fn case(sequences: usize, each: usize, width: usize, capacity: usize, past: u32)
 }
 
 fn random(sizes: &Sizes) -> Case {
-    let (sequences, each, past) = (
-        sizes.between(0, 1, 4),
-        sizes.between(1, 1, 40),
-        sizes.between(2, 0, 60),
-    );
+    let (sequences, each, past) =
+        (sizes.between(0, 1, 4), sizes.between(1, 1, 40), sizes.between(2, 0, 60));
     let capacity = past + each + sequences + sizes.between(3, 0, 20);
-    case(
-        sequences,
-        each,
-        sizes.between(4, 1, 300),
-        capacity,
-        past as u32,
-    )
+    case(sequences, each, sizes.between(4, 1, 300), capacity, past as u32)
 }
 
 fn cases() -> Vec<Case> {
-    vec![
-        case(2, 3, 7, 9, 4),
-        case(1, 1, 1, 1, 0),
-        case(3, 33, 96, 64, 10),
-    ]
+    vec![case(2, 3, 7, 9, 4), case(1, 1, 1, 1, 0), case(3, 33, 96, 64, 10)]
 }

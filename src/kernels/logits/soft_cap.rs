@@ -15,11 +15,7 @@ params! {
 pub static KERNEL: Kernel = Kernel {
     name: "logits/soft_cap",
     source: include_str!("../../../shaders/logits/soft_cap.wgsl"),
-    bindings: &[binding(
-        "result",
-        Access::ReadWrite,
-        Element::Is(DType::F32),
-    )],
+    bindings: &[binding("result", Access::ReadWrite, Element::Is(DType::F32))],
     parameters: Params::LAYOUT,
     cost: |args| elementwise::cost(args, 16.0, 1),
     reference,
@@ -31,10 +27,7 @@ pub static KERNEL: Kernel = Kernel {
 
 /// Caps `logits`, f32 of any shape, in place. `cap` is above zero.
 pub fn soft_cap(device: &Device, logits: &Tensor, cap: f32) -> Result<()> {
-    let params = Params {
-        count: logits.len() as u32,
-        cap,
-    };
+    let params = Params { count: logits.len() as u32, cap };
     device.call(&KERNEL, Variant::BASELINE, &params, &[logits])
 }
 
@@ -58,18 +51,11 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
 }
 
 fn case(count: usize, scale: f32, cap: f32) -> Case {
-    Case::new(
-        format!("count={count},scale={scale},cap={cap}"),
-        move |_: &Variant| {
-            let logits = Random::new(37).values(count, scale);
-            let count = count as u32;
-            Params { count, cap }.case(vec![HostTensor::from_f32(
-                DType::F32,
-                &[logits.len()],
-                &logits,
-            )])
-        },
-    )
+    Case::new(format!("count={count},scale={scale},cap={cap}"), move |_: &Variant| {
+        let logits = Random::new(37).values(count, scale);
+        let count = count as u32;
+        Params { count, cap }.case(vec![HostTensor::from_f32(DType::F32, &[logits.len()], &logits)])
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {

@@ -26,10 +26,7 @@ pub static KERNEL: Kernel = Kernel {
 /// Turns `grad`, the gradient at `capped` logits, into that at the logits before their soft cap, in place; both f32, of one
 /// shape.
 pub fn soft_cap_grad(device: &Device, capped: &Tensor, grad: &Tensor, cap: f32) -> Result<()> {
-    let params = Params {
-        count: capped.len() as u32,
-        cap,
-    };
+    let params = Params { count: capped.len() as u32, cap };
     device.call(&KERNEL, Variant::BASELINE, &params, &[capped, grad])
 }
 
@@ -55,32 +52,22 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
 }
 
 fn case(count: usize, cap: f32, note: &'static str) -> Case {
-    Case::new(
-        format!("count={count},cap={cap}{note}"),
-        move |_: &Variant| {
-            let mut random = Random::new(38);
-            let mut capped = random.values(count, cap);
-            if note == ",saturated" {
-                capped.fill(cap);
-            }
-            let params = Params {
-                count: count as u32,
-                cap,
-            };
-            params.case(vec![
-                HostTensor::from_f32(DType::F32, &[count], &capped),
-                HostTensor::from_f32(DType::F32, &[count], &random.values(count, 1.0)),
-            ])
-        },
-    )
+    Case::new(format!("count={count},cap={cap}{note}"), move |_: &Variant| {
+        let mut random = Random::new(38);
+        let mut capped = random.values(count, cap);
+        if note == ",saturated" {
+            capped.fill(cap);
+        }
+        let params = Params { count: count as u32, cap };
+        params.case(vec![
+            HostTensor::from_f32(DType::F32, &[count], &capped),
+            HostTensor::from_f32(DType::F32, &[count], &random.values(count, 1.0)),
+        ])
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {
-    case(
-        elementwise::count(sizes),
-        [1.0, 30.0, 50.0][sizes.between(3, 0, 2)],
-        "",
-    )
+    case(elementwise::count(sizes), [1.0, 30.0, 50.0][sizes.between(3, 0, 2)], "")
 }
 
 fn cases() -> Vec<Case> {

@@ -26,15 +26,7 @@ pub static KERNEL: Kernel = Kernel {
     ],
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
-    variants: || {
-        vec![
-            Variant::BASELINE,
-            Variant {
-                subgroups: true,
-                ..Variant::BASELINE
-            },
-        ]
-    },
+    variants: || vec![Variant::BASELINE, Variant { subgroups: true, ..Variant::BASELINE }],
     groups: |args| fold(args.tensors[1].len()),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
@@ -52,16 +44,10 @@ pub fn argmax(device: &Device, logits: &Tensor, rows: usize) -> Result<Tensor> {
     let columns = logits.len() / rows;
     assert!(columns <= MAX_COLUMNS, "columns are compared as f32");
     let best = device.allocate(DType::U32, &[rows], "largest logits")?;
-    let params = Params {
-        rows: rows as u32,
-        columns: columns as u32,
-    };
+    let params = Params { rows: rows as u32, columns: columns as u32 };
     device.call(
         &KERNEL,
-        Variant {
-            subgroups: device.capabilities().subgroups,
-            ..Variant::BASELINE
-        },
+        Variant { subgroups: device.capabilities().subgroups, ..Variant::BASELINE },
         &params,
         &[logits, &best],
     )?;
@@ -121,10 +107,7 @@ fn case(rows: usize, columns: usize, note: &'static str) -> Case {
             }
             _ => {}
         }
-        let params = Params {
-            rows: rows as u32,
-            columns: columns as u32,
-        };
+        let params = Params { rows: rows as u32, columns: columns as u32 };
         params.case(vec![
             HostTensor::from_f32(DType::F32, &[rows, columns], &logits),
             HostTensor::zeros(DType::U32, &[rows]),

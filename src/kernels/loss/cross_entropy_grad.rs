@@ -54,11 +54,7 @@ pub fn cross_entropy_grad(
 ) -> Result<Tensor> {
     let rows = targets.len();
     let result = device.allocate(output, &[rows, logits.len() / rows], "a gradient of logits")?;
-    let params = Params {
-        rows: rows as u32,
-        columns: (logits.len() / rows) as u32,
-        weight,
-    };
+    let params = Params { rows: rows as u32, columns: (logits.len() / rows) as u32, weight };
     device.call(
         &KERNEL,
         Variant::typed(DType::F32, output),
@@ -87,10 +83,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             let bound = exp * (8.0 + 6.0 * logit.abs().min(100.0)) * U
                 + 4.0 * U * (exp - one).abs()
                 + DType::F32.underflow();
-            expected.push(
-                value,
-                bound * weight.abs() + storing(args.variant.output, value),
-            );
+            expected.push(value, bound * weight.abs() + storing(args.variant.output, value));
         }
     }
     vec![expected]
@@ -101,17 +94,14 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let columns = p.columns as usize;
     let (mut logits, lse) = (args.tensors[0].to_f32(), args.tensors[1].to_f32());
     let rows = lse.par_iter().zip(args.tensors[2].u32s());
-    logits
-        .par_chunks_mut(columns)
-        .zip(rows)
-        .for_each(|(line, (lse, target))| {
-            if *target >= p.columns {
-                return line.fill(0.0);
-            }
-            line.iter_mut().for_each(|v| *v = (*v - lse).exp());
-            line[*target as usize] -= 1.0;
-            line.iter_mut().for_each(|v| *v *= p.weight);
-        });
+    logits.par_chunks_mut(columns).zip(rows).for_each(|(line, (lse, target))| {
+        if *target >= p.columns {
+            return line.fill(0.0);
+        }
+        line.iter_mut().for_each(|v| *v = (*v - lse).exp());
+        line[*target as usize] -= 1.0;
+        line.iter_mut().for_each(|v| *v *= p.weight);
+    });
     outputs.store(0, 0, &logits);
 }
 
@@ -127,14 +117,9 @@ fn case(rows: usize, columns: usize, scale: f32) -> Case {
         let lse: Vec<f32> = lse.collect();
         // The first row is scored, of the others some are not.
         let target = |row: usize, column: u32| if row % 3 == 1 { UNSCORED } else { column };
-        let targets: Vec<u32> = (0..rows)
-            .map(|row| target(row, random.below(columns as u32)))
-            .collect();
-        let params = Params {
-            rows: rows as u32,
-            columns: columns as u32,
-            weight: 0.37,
-        };
+        let targets: Vec<u32> =
+            (0..rows).map(|row| target(row, random.below(columns as u32))).collect();
+        let params = Params { rows: rows as u32, columns: columns as u32, weight: 0.37 };
         params.case(vec![
             HostTensor::from_f32(DType::F32, &[rows, columns], &logits),
             HostTensor::from_f32(DType::F32, &[rows], &lse),

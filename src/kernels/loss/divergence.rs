@@ -29,15 +29,7 @@ pub static KERNEL: Kernel = Kernel {
     ],
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
-    variants: || {
-        vec![
-            Variant::BASELINE,
-            Variant {
-                subgroups: true,
-                ..Variant::BASELINE
-            },
-        ]
-    },
+    variants: || vec![Variant::BASELINE, Variant { subgroups: true, ..Variant::BASELINE }],
     groups: |args| fold(args.tensors[2].len()),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
@@ -54,23 +46,13 @@ pub static KERNEL: Kernel = Kernel {
 /// u32 of (rows, 2).
 pub fn divergence(device: &Device, parent: &Tensor, child: &Tensor) -> Result<(Tensor, Tensor)> {
     let rows = parent.shape()[0];
-    assert_eq!(
-        parent.shape(),
-        child.shape(),
-        "two models' logits of the same places"
-    );
+    assert_eq!(parent.shape(), child.shape(), "two models' logits of the same places");
     let kl = device.allocate(DType::F32, &[rows], "divergence")?;
     let tops = device.allocate(DType::U32, &[rows, 2], "likeliest tokens")?;
-    let params = Params {
-        rows: rows as u32,
-        columns: (parent.len() / rows) as u32,
-    };
+    let params = Params { rows: rows as u32, columns: (parent.len() / rows) as u32 };
     device.call(
         &KERNEL,
-        Variant {
-            subgroups: device.capabilities().subgroups,
-            ..Variant::BASELINE
-        },
+        Variant { subgroups: device.capabilities().subgroups, ..Variant::BASELINE },
         &params,
         &[parent, child, &kl, &tops],
     )?;
@@ -87,17 +69,11 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         .map(|(parent, child)| row_reference(parent, child))
         .collect();
     let (mut kl, mut tops) = (Expected::default(), Expected::default());
-    let lines = parent
-        .chunks_exact(columns)
-        .zip(child.chunks_exact(columns));
+    let lines = parent.chunks_exact(columns).zip(child.chunks_exact(columns));
     for ((parent, child), (value, bound)) in lines.zip(rows) {
         kl.push(value, bound);
         for line in [parent, child] {
-            let top = if value.is_nan() {
-                NONE
-            } else {
-                likeliest(line)
-            };
+            let top = if value.is_nan() { NONE } else { likeliest(line) };
             tops.push(f64::from(top), 0.0);
         }
     }
@@ -117,12 +93,7 @@ fn likeliest(line: &[f64]) -> u32 {
 
 fn log_sum_exp(line: &[f64]) -> f64 {
     let maximum = line.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    maximum
-        + line
-            .iter()
-            .map(|logit| (logit - maximum).exp())
-            .sum::<f64>()
-            .ln()
+    maximum + line.iter().map(|logit| (logit - maximum).exp()).sum::<f64>().ln()
 }
 
 /// sum(p log(p / q)) and the bound of the shader's way to it.
@@ -168,11 +139,8 @@ fn row_reference(parent: &[f64], child: &[f64]) -> (f64, f64) {
                 let beyond = x.exp_m1() - x;
                 p * (beyond * (own + 12.0 * U) + x.exp_m1().abs() * rounded)
             } else {
-                let line = if p > 0.0 {
-                    p * ((1.0 + x.abs()) * (own + 4.0 * U) + rounded)
-                } else {
-                    0.0
-                };
+                let line =
+                    if p > 0.0 { p * ((1.0 + x.abs()) * (own + 4.0 * U) + rounded) } else { 0.0 };
                 let outside = if q > 0.0 {
                     let size = (c - highest).abs() + argument.abs();
                     q * (exponential(argument) + 2.0 * U * size)
@@ -193,10 +161,7 @@ fn row_reference(parent: &[f64], child: &[f64]) -> (f64, f64) {
     }
     if farthest + unsure > FAR {
         let logs = 2.0 * f64::powi(2.0, -21) + 12.0 * U * (lse_p.abs() + lse_q.abs());
-        let q_off: f64 = child
-            .iter()
-            .map(|c| (c - lse_q).exp() * exponential(highest_q - c))
-            .sum();
+        let q_off: f64 = child.iter().map(|c| (c - lse_q).exp() * exponential(highest_q - c)).sum();
         let straight = mean_off + weight_off + q_off + 2.0 * sum + logs + 4.0 * U * mean.abs();
         bound = bound.max(straight);
     }
@@ -296,10 +261,7 @@ fn case(rows: usize, columns: usize, scale: f32, apart: f32, note: &'static str)
             ",nan child" => child[columns / 2] = f32::NAN,
             _ => {}
         }
-        let params = Params {
-            rows: rows as u32,
-            columns: columns as u32,
-        };
+        let params = Params { rows: rows as u32, columns: columns as u32 };
         params.case(vec![
             HostTensor::from_f32(DType::F32, &[rows, columns], &parent),
             HostTensor::from_f32(DType::F32, &[rows, columns], &child),

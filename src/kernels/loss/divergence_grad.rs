@@ -34,10 +34,7 @@ pub static KERNEL: Kernel = Kernel {
     groups: |args| fold(args.parameters::<Params>().rows as usize),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
-        Cost::new(
-            24.0 * values,
-            (24.0 + args.variant.output.size() as f64) * values,
-        )
+        Cost::new(24.0 * values, (24.0 + args.variant.output.size() as f64) * values)
     },
     reference,
     cpu: Some(cpu),
@@ -58,11 +55,7 @@ pub fn divergence_grad(
     weight: f32,
     output: DType,
 ) -> Result<Tensor> {
-    assert_eq!(
-        parent.shape(),
-        child.shape(),
-        "two models' logits of the same places"
-    );
+    assert_eq!(parent.shape(), child.shape(), "two models' logits of the same places");
     let rows = child.shape()[0];
     let result = device.allocate(output, child.shape(), "a gradient of logits")?;
     let params = Params {
@@ -116,10 +109,7 @@ fn shares(line: &[f64], inverse: f32) -> Vec<(f64, f64)> {
         .iter()
         .map(|logit| {
             let below = (logit - highest) * f64::from(inverse);
-            (
-                below.exp(),
-                (8.0 + 8.0 * below.abs().min(100.0)) * U * below.exp(),
-            )
+            (below.exp(), (8.0 + 8.0 * below.abs().min(100.0)) * U * below.exp())
         })
         .collect();
     let (mut sum, mut off) = (0.0, 0.0);
@@ -146,15 +136,12 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
         let sum: f64 = terms.iter().map(|term| f64::from(*term)).sum();
         terms.iter().map(|term| term / sum as f32).collect()
     };
-    child
-        .par_chunks_mut(columns)
-        .zip(parent.par_chunks(columns))
-        .for_each(|(child, parent)| {
-            let pairs = softmax(child).into_iter().zip(softmax(parent));
-            for (value, (q, p_share)) in child.iter_mut().zip(pairs) {
-                *value = (q - p_share) * p.factor;
-            }
-        });
+    child.par_chunks_mut(columns).zip(parent.par_chunks(columns)).for_each(|(child, parent)| {
+        let pairs = softmax(child).into_iter().zip(softmax(parent));
+        for (value, (q, p_share)) in child.iter_mut().zip(pairs) {
+            *value = (q - p_share) * p.factor;
+        }
+    });
     outputs.store(0, 0, &child);
 }
 

@@ -22,15 +22,7 @@ pub static KERNEL: Kernel = Kernel {
     ],
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 256.0)],
-    variants: || {
-        vec![
-            Variant::BASELINE,
-            Variant {
-                subgroups: true,
-                ..Variant::BASELINE
-            },
-        ]
-    },
+    variants: || vec![Variant::BASELINE, Variant { subgroups: true, ..Variant::BASELINE }],
     groups: |args| fold(args.tensors[1].len()),
     cost: |args| {
         let values = args.tensors[0].len() as f64;
@@ -48,16 +40,10 @@ pub fn logsumexp(device: &Device, logits: &Tensor, targets: &Tensor) -> Result<(
     let rows = targets.len();
     let lse = device.allocate(DType::F32, &[rows], "log-sum-exp")?;
     let picked = device.allocate(DType::F32, &[rows], "target logits")?;
-    let params = Params {
-        rows: rows as u32,
-        columns: (logits.len() / rows) as u32,
-    };
+    let params = Params { rows: rows as u32, columns: (logits.len() / rows) as u32 };
     device.call(
         &KERNEL,
-        Variant {
-            subgroups: device.capabilities().subgroups,
-            ..Variant::BASELINE
-        },
+        Variant { subgroups: device.capabilities().subgroups, ..Variant::BASELINE },
         &params,
         &[logits, targets, &lse, &picked],
     )?;
@@ -69,10 +55,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let columns = p.columns as usize;
     let logits = args.tensors[0].to_f64();
     let (mut lse, mut picked) = (Expected::default(), Expected::default());
-    let rows: Vec<(f64, f64)> = logits
-        .par_chunks_exact(columns)
-        .map(row_reference)
-        .collect();
+    let rows: Vec<(f64, f64)> = logits.par_chunks_exact(columns).map(row_reference).collect();
     for (row, (target, (value, bound))) in args.tensors[1].u32s().iter().zip(rows).enumerate() {
         lse.push(value, bound);
         picked.push(logits[row * columns + *target as usize], 0.0);
@@ -109,17 +92,13 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
         .map(|line| {
             let maximum = line.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             maximum
-                + line
-                    .iter()
-                    .map(|logit| f64::from((logit - maximum).exp()))
-                    .sum::<f64>()
-                    .ln() as f32
+                + line.iter().map(|logit| f64::from((logit - maximum).exp())).sum::<f64>().ln()
+                    as f32
         })
         .collect();
     let targets = args.tensors[1].u32s().iter().enumerate();
-    let picked: Vec<f32> = targets
-        .map(|(row, target)| logits[row * columns + *target as usize])
-        .collect();
+    let picked: Vec<f32> =
+        targets.map(|(row, target)| logits[row * columns + *target as usize]).collect();
     outputs.store(0, 0, &lse);
     outputs.store(1, 0, &picked);
 }
@@ -131,10 +110,7 @@ fn case(rows: usize, columns: usize, scale: f32, note: &'static str) -> Case {
         let mut logits = random.values(rows * columns, scale);
         match note {
             // The maximum stands last, so far above the first columns that a sum around another overflows.
-            ",ramp" => logits
-                .iter_mut()
-                .enumerate()
-                .for_each(|(i, v)| *v = (i % columns) as f32),
+            ",ramp" => logits.iter_mut().enumerate().for_each(|(i, v)| *v = (i % columns) as f32),
             // Each row far above the one before, all below zero.
             ",levels" => logits
                 .iter_mut()
@@ -145,10 +121,7 @@ fn case(rows: usize, columns: usize, scale: f32, note: &'static str) -> Case {
             _ => {}
         }
         let targets: Vec<u32> = (0..rows).map(|_| random.below(columns as u32)).collect();
-        let params = Params {
-            rows: rows as u32,
-            columns: columns as u32,
-        };
+        let params = Params { rows: rows as u32, columns: columns as u32 };
         params.case(vec![
             HostTensor::from_f32(DType::F32, &[rows, columns], &logits),
             HostTensor::from_u32(&[rows], &targets),

@@ -72,11 +72,7 @@ pub fn zero_weights(
             &KERNEL,
             Variant::BASELINE,
             &params,
-            &[
-                row_mask.unwrap_or(either),
-                column_mask.unwrap_or(either),
-                weight,
-            ],
+            &[row_mask.unwrap_or(either), column_mask.unwrap_or(either), weight],
         )?;
     }
     Ok(())
@@ -138,17 +134,9 @@ fn case(
         let (mut row_mask, mut column_mask) = (mask(rows), mask(columns));
         match note {
             // What is ruled out holds no numbers, what is kept does too: a product would spread them.
-            ",nan" => weight
-                .iter_mut()
-                .step_by(3)
-                .for_each(|value| *value = f32::NAN),
-            ",infinity" => weight
-                .iter_mut()
-                .step_by(2)
-                .for_each(|value| *value = f32::INFINITY),
-            ",all" => [&mut row_mask, &mut column_mask]
-                .into_iter()
-                .for_each(|mask| mask.fill(1)),
+            ",nan" => weight.iter_mut().step_by(3).for_each(|value| *value = f32::NAN),
+            ",infinity" => weight.iter_mut().step_by(2).for_each(|value| *value = f32::INFINITY),
+            ",all" => [&mut row_mask, &mut column_mask].into_iter().for_each(|mask| mask.fill(1)),
             ",none" => column_mask.fill(0),
             _ => {}
         }

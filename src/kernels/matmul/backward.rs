@@ -43,13 +43,7 @@ pub fn input(
         }
     };
     let parts = [&chunk.codes, &chunk.scales];
-    let transposed = transpose(
-        device,
-        parts,
-        weight.format(),
-        (rows, columns),
-        grad.dtype(),
-    )?;
+    let transposed = transpose(device, parts, weight.format(), (rows, columns), grad.dtype())?;
     let transposed = matrix(device, &transposed, rows)?;
     let grad = Input::new(grad.clone(), rows, 3);
     let destination = match &sum {
@@ -82,18 +76,9 @@ pub fn weight(
     let unused = device.allocate(DType::U32, &[1], "unused scales")?;
     let turn = |values: &Tensor, width: usize| {
         let words = values.words();
-        transpose(
-            device,
-            [&words, &unused],
-            plain(dtype),
-            (tokens, width),
-            dtype,
-        )
+        transpose(device, [&words, &unused], plain(dtype), (tokens, width), dtype)
     };
-    let x = match transposed
-        .take()
-        .filter(|transposed| transposed.dtype() == dtype)
-    {
+    let x = match transposed.take().filter(|transposed| transposed.dtype() == dtype) {
         Some(x) => x,
         None => turn(x, columns)?,
     };
@@ -101,11 +86,7 @@ pub fn weight(
     let stride = grad.shape()[1];
     *transposed = Some(x.clone());
     let x = matrix(device, &x, stride)?;
-    let destination = if accumulate {
-        Destination::Add(result)
-    } else {
-        Destination::Into(result)
-    };
+    let destination = if accumulate { Destination::Add(result) } else { Destination::Into(result) };
     linear(device, &Input::new(grad, stride, 3), &x, None, destination)?;
     Ok(())
 }
@@ -140,9 +121,5 @@ fn matrix(device: &Device, values: &Tensor, columns: usize) -> Result<Matrix> {
     let rows = values.shape()[0];
     let unused = device.allocate(DType::U32, &[1], "unused scales")?;
     let chunk = Chunk::new(0, rows, values.words(), unused);
-    Ok(Matrix::from_chunks(
-        plain(values.dtype()),
-        columns,
-        vec![chunk],
-    ))
+    Ok(Matrix::from_chunks(plain(values.dtype()), columns, vec![chunk]))
 }

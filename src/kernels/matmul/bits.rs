@@ -41,11 +41,7 @@ pub static KERNEL: Kernel = Kernel {
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let all = [DType::F32, DType::F16].map(|activation| {
-            WIDTHS.map(|constants| Variant {
-                activation,
-                constants,
-                ..Variant::BASELINE
-            })
+            WIDTHS.map(|constants| Variant { activation, constants, ..Variant::BASELINE })
         });
         all.concat()
     },
@@ -75,11 +71,7 @@ fn blocks(columns: usize) -> usize {
 
 /// The variant for activations of a type, in eight bits.
 pub fn variant(activation: DType) -> Variant {
-    Variant {
-        activation,
-        constants: WIDTHS[0],
-        ..Variant::BASELINE
-    }
+    Variant { activation, constants: WIDTHS[0], ..Variant::BASELINE }
 }
 
 /// Activations as planes.
@@ -101,11 +93,8 @@ pub fn bits(
     let (count, blocks) = (tokens.len(), blocks(columns));
     let planes = device.allocate(DType::U32, &[count, blocks * 8], "planes of activations")?;
     let scales = device.allocate(DType::F32, &[count, blocks, 2], "scales of activations")?;
-    let params = Params {
-        tokens: count as u32,
-        token_start: tokens.start as u32,
-        columns: columns as u32,
-    };
+    let params =
+        Params { tokens: count as u32, token_start: tokens.start as u32, columns: columns as u32 };
     device.call(&KERNEL, variant(x.dtype()), &params, &[x, &planes, &scales])?;
     Ok(Bits { planes, scales })
 }
@@ -113,9 +102,7 @@ pub fn bits(
 /// The integers of a block, and its scale.
 fn block(values: &[f32], bits: u32) -> ([i32; BLOCK], f32) {
     let mut integers = [0; BLOCK];
-    let largest = values
-        .iter()
-        .fold(0.0f32, |largest, v| largest.max(v.abs()));
+    let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
     if values.iter().any(|value| !value.is_finite()) {
         return (integers, f32::NAN);
     }
@@ -180,10 +167,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             *bound = gamma(36) * value.abs() + storing(DType::F32, *value);
         }
     }
-    vec![
-        Expected::exact(words.into_iter().map(f64::from).collect()),
-        scales,
-    ]
+    vec![Expected::exact(words.into_iter().map(f64::from).collect()), scales]
 }
 
 /// A case of that shape, for measurements.
@@ -209,11 +193,8 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             ",limit" => x[0] = ((1 << (bits - 1)) - 1) as f32,
             _ => {}
         }
-        let params = Params {
-            tokens: tokens as u32,
-            token_start: before as u32,
-            columns: columns as u32,
-        };
+        let params =
+            Params { tokens: tokens as u32, token_start: before as u32, columns: columns as u32 };
         let (blocks, bits) = (blocks(columns), bits as usize);
         params.case(vec![
             HostTensor::from_f32(variant.activation, &[before + tokens, stride], &x),

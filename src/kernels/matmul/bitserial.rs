@@ -20,10 +20,8 @@ use crate::tensor::{BLOCK, Scale, WHOLE_ROW};
 type Constants = &'static [(&'static str, u32)];
 
 /// What the planner takes: eight bits.
-pub(super) const SHAPES: [Constants; 2] = [
-    &[("ACT_BITS", 8), ("PARTS", 4)],
-    &[("ACT_BITS", 8), ("PARTS", 8)],
-];
+pub(super) const SHAPES: [Constants; 2] =
+    [&[("ACT_BITS", 8), ("PARTS", 4)], &[("ACT_BITS", 8), ("PARTS", 8)]];
 /// Narrower activations, for whoever measures: signs alone too. The last five are for symmetric weights only.
 const NARROW: [Constants; 7] = [
     &[("ACT_BITS", 4), ("PARTS", 4)],
@@ -76,14 +74,9 @@ fn variants() -> Vec<Variant> {
     let typed = weights::one_per_type().into_iter();
     let typed = typed.filter(|variant| variant.weight.is_some_and(takes));
     let with = |base: Variant| {
-        let half = Variant {
-            output: DType::F16,
-            ..base.clone()
-        };
+        let half = Variant { output: DType::F16, ..base.clone() };
         let shaped = |base: Variant, constants| Variant { constants, ..base };
-        let symmetric = base
-            .weight
-            .is_some_and(|weight| weight.scale == Scale::Symmetric);
+        let symmetric = base.weight.is_some_and(|weight| weight.scale == Scale::Symmetric);
         let narrow = NARROW.into_iter().take(if symmetric { 7 } else { 2 });
         let wide = SHAPES.into_iter().chain(narrow);
         let mut all: Vec<Variant> = wide.map(|shape| shaped(base.clone(), shape)).collect();

@@ -73,14 +73,7 @@ pub(super) type Form = fn(&Shape, &Variant, &[f32], &Packed) -> Vec<HostTensor>;
 impl Shape {
     /// A product of so many rows, columns and tokens, whose scales are those of groups of so many columns.
     pub(super) fn new(rows: usize, columns: usize, tokens: usize, group: u32) -> Self {
-        Self {
-            rows,
-            columns,
-            tokens,
-            group,
-            special: Special::Nothing,
-            splits: 1,
-        }
+        Self { rows, columns, tokens, group, special: Special::Nothing, splits: 1 }
     }
 
     /// That of a product, its columns split in so many parts.
@@ -122,19 +115,11 @@ impl Shape {
 
     /// The case of a kernel that takes its operands in these forms.
     pub(super) fn case(self, form: Form) -> Case {
-        Case::new(self.label(), move |variant: &Variant| {
-            self.data(variant, form)
-        })
+        Case::new(self.label(), move |variant: &Variant| self.data(variant, form))
     }
 
     fn data(&self, variant: &Variant, form: Form) -> CaseData {
-        let Shape {
-            rows,
-            columns,
-            tokens,
-            special,
-            ..
-        } = *self;
+        let Shape { rows, columns, tokens, special, .. } = *self;
         let mut random = Random::new(3);
         let (before, skipped, offset, stride) = match special {
             Special::Part => (2, 4, 3, rows + 5),
@@ -142,11 +127,8 @@ impl Shape {
         };
         let mut packed = weights::random(&mut random, variant, skipped + rows, columns, self.group);
         let all = before + tokens + before;
-        let mut x = HostTensor::from_f32(
-            DType::F32,
-            &[all, columns],
-            &random.values(all * columns, 1.0),
-        );
+        let mut x =
+            HostTensor::from_f32(DType::F32, &[all, columns], &random.values(all * columns, 1.0));
         match special {
             Special::Activations(poison) => poison.apply(&mut x, columns),
             Special::NaNRow => {
@@ -156,12 +138,8 @@ impl Shape {
             Special::Largest => {
                 x.words.fill(127.0f32.to_bits());
                 // Of ternary codes, two bits each, the largest is 2: a weight of 1.
-                let ternary = variant
-                    .weight
-                    .is_some_and(|weight| weight.name == "ternary");
-                packed
-                    .codes
-                    .fill(if ternary { 0xaaaa_aaaa } else { u32::MAX });
+                let ternary = variant.weight.is_some_and(|weight| weight.name == "ternary");
+                packed.codes.fill(if ternary { 0xaaaa_aaaa } else { u32::MAX });
             }
             _ => {}
         }
@@ -188,13 +166,8 @@ impl Shape {
         };
         let old = random.values(lines * stride, size);
         let [_, scales] = weights::host(&packed);
-        let codes = Packed {
-            format: WeightFormat {
-                group_size: self.group,
-                ..packed.format
-            },
-            ..packed
-        };
+        let codes =
+            Packed { format: WeightFormat { group_size: self.group, ..packed.format }, ..packed };
         let mut tensors = form(self, variant, &x.to_f32(), &codes);
         tensors.extend([
             scales,

@@ -146,10 +146,7 @@ pub(super) fn candidates(shape: &MatmulShape, capabilities: Capabilities) -> Vec
         choices.extend(splits.into_iter().map(|splits| {
             // Sums of parts are f32.
             let output = if splits > 1 { DType::F32 } else { shape.output };
-            let variant = Variant {
-                output,
-                ..whole.clone()
-            };
+            let variant = Variant { output, ..whole.clone() };
             (workgroups * splits >= ENOUGH, (variant, splits as u32))
         }));
     }
@@ -163,11 +160,7 @@ fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();
     for weight in WEIGHT_TYPES {
         for output in [DType::F32, DType::F16] {
-            let base = Variant {
-                output,
-                weight: Some(weight),
-                ..Variant::BASELINE
-            };
+            let base = Variant { output, weight: Some(weight), ..Variant::BASELINE };
             variants.extend(TILES.iter().map(|tile| with_tile(&base, tile)));
         }
     }

@@ -39,11 +39,8 @@ const ONE: [&[Constants]; 3] = [
     &[shape!(3 bytes, 1 x 4, 64), shape!(3 bytes, 1 x 2, 64)],
 ];
 /// For more tokens.
-const MORE: [&[Constants]; 3] = [
-    &[shape!(1 bytes, 8 x 4, 64)],
-    &[shape!(2 bytes, 4 x 4, 64)],
-    &[shape!(3 bytes, 4 x 2, 64)],
-];
+const MORE: [&[Constants]; 3] =
+    [&[shape!(1 bytes, 8 x 4, 64)], &[shape!(2 bytes, 4 x 4, 64)], &[shape!(3 bytes, 4 x 2, 64)]];
 
 /// For one token, groups of 64 columns or more and codes of up to four bits, by bytes less one: blocks share scales in
 /// pairs, which leaves less to do beside the products.
@@ -53,19 +50,13 @@ const PAIRS: [&[Constants]; 2] = [
         shape!(1 bytes, 2 blocks, 1 x 4, 64),
         shape!(1 bytes, 2 blocks, 1 x 2, 32),
     ],
-    &[
-        shape!(2 bytes, 2 blocks, 1 x 4, 32),
-        shape!(2 bytes, 2 blocks, 1 x 4, 64),
-    ],
+    &[shape!(2 bytes, 2 blocks, 1 x 4, 32), shape!(2 bytes, 2 blocks, 1 x 4, 64)],
 ];
 
 /// Those of [`PAIRS`] for so many bytes and tokens.
 pub(super) fn pairs(weight: &WeightType, bytes: u32, tokens: usize) -> &'static [Constants] {
     let known = tokens == 1 && weight.bits <= 4;
-    PAIRS
-        .get(bytes as usize - 1)
-        .filter(|_| known)
-        .unwrap_or(&&[][..])
+    PAIRS.get(bytes as usize - 1).filter(|_| known).unwrap_or(&&[][..])
 }
 
 /// Shapes for so many tokens, with activations of so many bytes. Where the tier is the lowest, or the result f16, only the
@@ -153,16 +144,9 @@ fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();
     for weight in WEIGHT_TYPES.iter().copied().filter(|weight| takes(weight)) {
         for output in [DType::F32, DType::F16] {
-            let base = Variant {
-                output,
-                weight: Some(weight),
-                ..Variant::BASELINE
-            };
-            let with = |constants: Constants, subgroups| Variant {
-                constants,
-                subgroups,
-                ..base.clone()
-            };
+            let base = Variant { output, weight: Some(weight), ..Variant::BASELINE };
+            let with =
+                |constants: Constants, subgroups| Variant { constants, subgroups, ..base.clone() };
             for bytes in 1..=3 {
                 for tokens in [1, 2] {
                     let all = shapes(bytes, tokens);
@@ -233,19 +217,14 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
                     let (scale, second) = weight.grid(row, group);
                     let code = weight.code(row, column);
                     let value = weight.format.ty.decode(code, scale, second);
-                    (
-                        f64::from(value),
-                        parts(weight.format.ty, code, (scale.into(), second.into())),
-                    )
+                    (f64::from(value), parts(weight.format.ty, code, (scale.into(), second.into())))
                 })
                 .collect();
             let of_token = |line: &[f64]| {
                 let zero = (0.0, 0.0);
-                line.iter()
-                    .zip(&decoded)
-                    .fold(zero, |(sum, size), (x, (value, parts))| {
-                        (sum + x * value, size + x.abs() * parts)
-                    })
+                line.iter().zip(&decoded).fold(zero, |(sum, size), (x, (value, parts))| {
+                    (sum + x * value, size + x.abs() * parts)
+                })
             };
             x.chunks(columns).map(of_token).collect()
         })

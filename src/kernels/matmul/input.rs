@@ -43,25 +43,14 @@ impl Input {
     /// `x` has (tokens, columns) values. Integer products take them in `bytes` bytes each, 1 to 3: 2 lose less than f16
     /// does, 3 about what f32 sums do.
     pub fn new(x: Tensor, columns: usize, bytes: u32) -> Self {
-        Self {
-            dtype: x.dtype(),
-            x,
-            norm: None,
-            columns,
-            bytes,
-            forms: RefCell::default(),
-        }
+        Self { dtype: x.dtype(), x, norm: None, columns, bytes, forms: RefCell::default() }
     }
 
     /// The residual stream `x`, f32 (tokens, columns), normalized on its way: activations of type `dtype`, or integers at
     /// once.
     pub fn normed(x: Tensor, norm: Norm, dtype: DType, bytes: u32) -> Self {
         let columns = norm.gain.len();
-        Self {
-            norm: Some(norm),
-            dtype,
-            ..Self::new(x, columns, bytes)
-        }
+        Self { norm: Some(norm), dtype, ..Self::new(x, columns, bytes) }
     }
 
     /// Rows.
@@ -103,9 +92,7 @@ impl Input {
             _ => (tokens, 0),
         };
         let kept = self.forms.borrow();
-        let known = kept
-            .iter()
-            .find(|(known, its, _)| (known, its) == (&form, &range));
+        let known = kept.iter().find(|(known, its, _)| (known, its) == (&form, &range));
         if let Some((.., tensors)) = known {
             return Ok((tensors.clone(), first));
         }
@@ -133,11 +120,7 @@ impl Input {
                     }
                     None => self.x.clone(),
                 };
-                vec![if columns == padded(columns) {
-                    x
-                } else {
-                    pad(device, &x, columns)?
-                }]
+                vec![if columns == padded(columns) { x } else { pad(device, &x, columns)? }]
             }
             InputForm::Integers(rounding) => {
                 let made = self.integers(device, tokens, rounding)?;

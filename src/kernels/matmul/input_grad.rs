@@ -41,16 +41,9 @@ pub static KERNEL: Kernel = Kernel {
     ],
     parameters: Params::LAYOUT,
     variants: || {
-        let half = |variant: Variant| Variant {
-            activation: DType::F16,
-            ..variant
-        };
+        let half = |variant: Variant| Variant { activation: DType::F16, ..variant };
         let typed = weights::one_per_type();
-        typed
-            .iter()
-            .cloned()
-            .chain(typed.iter().cloned().map(half))
-            .collect()
+        typed.iter().cloned().chain(typed.iter().cloned().map(half)).collect()
     },
     groups: |args| {
         let p: Params = args.parameters();
@@ -63,10 +56,7 @@ pub static KERNEL: Kernel = Kernel {
         let tokens = f64::from(p.tokens);
         let weight = 4.0 * rows * f64::from(p.layout.code_words + p.layout.scale_words);
         let grad = args.tensors[0].dtype.size() as f64 * tokens * rows;
-        Cost::new(
-            2.0 * rows * columns * tokens,
-            weight + grad + 4.0 * tokens * columns,
-        )
+        Cost::new(2.0 * rows * columns * tokens, weight + grad + 4.0 * tokens * columns)
     },
     reference,
     cpu: Some(cpu),
@@ -101,10 +91,7 @@ pub fn input_grad(device: &Device, grad: &Tensor, weight: &Matrix) -> Result<Ten
             };
             device.call(
                 &KERNEL,
-                Variant {
-                    activation: grad.dtype(),
-                    ..weights::variant(weight.format().ty)
-                },
+                Variant { activation: grad.dtype(), ..weights::variant(weight.format().ty) },
                 &params,
                 &[grad, &chunk.codes, &chunk.scales, &result],
             )?;
@@ -121,25 +108,20 @@ fn sums<T: Copy + Default + Send + Sync>(
     let p: Params = args.parameters();
     let (rows, columns, tokens) = (p.rows as usize, p.columns as usize, p.tokens as usize);
     let mut weight = vec![0.0f32; rows * columns];
-    weight
-        .par_chunks_exact_mut(columns)
-        .enumerate()
-        .for_each(|(row, line)| {
-            weights::decode_row(args, (1, 2), p.row_start as usize + row, p.layout, line);
-        });
+    weight.par_chunks_exact_mut(columns).enumerate().for_each(|(row, line)| {
+        weights::decode_row(args, (1, 2), p.row_start as usize + row, p.layout, line);
+    });
     let mut sums = vec![T::default(); tokens * columns];
-    sums.par_chunks_exact_mut(columns)
-        .enumerate()
-        .for_each(|(token, sums)| {
-            let line =
-                (p.token_start as usize + token) * p.grad_stride as usize + p.grad_offset as usize;
-            let grad = args.tensors[0].load(line, rows);
-            for (grad, weight) in grad.iter().zip(weight.chunks_exact(columns)) {
-                for (sum, weight) in sums.iter_mut().zip(weight) {
-                    add(sum, *grad, *weight);
-                }
+    sums.par_chunks_exact_mut(columns).enumerate().for_each(|(token, sums)| {
+        let line =
+            (p.token_start as usize + token) * p.grad_stride as usize + p.grad_offset as usize;
+        let grad = args.tensors[0].load(line, rows);
+        for (grad, weight) in grad.iter().zip(weight.chunks_exact(columns)) {
+            for (sum, weight) in sums.iter_mut().zip(weight) {
+                add(sum, *grad, *weight);
             }
-        });
+        }
+    });
     sums
 }
 
@@ -153,11 +135,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let first = p.token_start as usize * p.columns as usize;
     let relative = gamma(p.rows as usize + 1);
     for (place, (sum, magnitude)) in (first..).zip(pairs) {
-        let before = if p.accumulate == 1 {
-            expected.values[place]
-        } else {
-            0.0
-        };
+        let before = if p.accumulate == 1 { expected.values[place] } else { 0.0 };
         let value = sum + before;
         expected.values[place] = value;
         expected.bounds[place] = relative * (magnitude + before.abs()) + storing(DType::F32, value);
@@ -171,9 +149,7 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let first = p.token_start as usize * p.columns as usize;
     if p.accumulate == 1 {
         let before = outputs.load(0, first, sums.len());
-        sums.iter_mut()
-            .zip(before)
-            .for_each(|(sum, before)| *sum += before);
+        sums.iter_mut().zip(before).for_each(|(sum, before)| *sum += before);
     }
     outputs.store(0, first, &sums);
 }
@@ -183,11 +159,7 @@ fn case(rows: usize, columns: usize, tokens: usize, group: u32, note: &'static s
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(16);
         // A window of tokens, of weight rows and of the gradient's columns; what is outside must stay, or not count.
-        let (before, skipped, offset) = if note == ",part" {
-            (2, 3, 5)
-        } else {
-            (0, 0, 0)
-        };
+        let (before, skipped, offset) = if note == ",part" { (2, 3, 5) } else { (0, 0, 0) };
         let packed = weights::random(&mut random, variant, skipped + rows, columns, group);
         let (all, stride) = (before + tokens + before, offset + rows + offset);
         let grad = random.values(all * stride, 1.0);
@@ -229,15 +201,9 @@ fn cases() -> Vec<Case> {
         case(1, 4, 1, 16, ""),
         case(33, 40, 20, WHOLE_ROW, ",part"),
         case(17, 70, 9, 16, ",accumulate"),
-        case(37, 64, 20, WHOLE_ROW, "")
-            .with(Poison::Infinity)
-            .only(float),
-        case(37, 64, 20, WHOLE_ROW, "")
-            .with(Poison::NaN)
-            .only(float),
-        case(37, 64, 20, WHOLE_ROW, "")
-            .with(Poison::Zeros)
-            .only(float),
+        case(37, 64, 20, WHOLE_ROW, "").with(Poison::Infinity).only(float),
+        case(37, 64, 20, WHOLE_ROW, "").with(Poison::NaN).only(float),
+        case(37, 64, 20, WHOLE_ROW, "").with(Poison::Zeros).only(float),
         case(14_336, 4096, 512, 32, "")
             .bench()
             .only(|variant| variant.weight.is_some_and(|weight| weight.name == "f16")),

@@ -22,26 +22,19 @@ type Constants = &'static [(&'static str, u32)];
 /// its sums, fit the 16 KiB of workgroup memory that every adapter has.
 macro_rules! shape {
     ($each:literal rows, $parts:literal parts, $sets:literal sets, $tokens:literal tokens) => {
-        &[
-            ("EACH", $each),
-            ("PARTS", $parts),
-            ("SETS", $sets),
-            ("AT_ONCE", $tokens),
-        ]
+        &[("EACH", $each), ("PARTS", $parts), ("SETS", $sets), ("AT_ONCE", $tokens)]
     };
 }
 
 /// Shapes for one token.
 const fn ones(tables: DType) -> &'static [Constants] {
     match tables {
-        DType::F16 => &[
-            shape!(1 rows, 8 parts, 1 sets, 1 tokens),
-            shape!(2 rows, 8 parts, 1 sets, 1 tokens),
-        ],
-        _ => &[
-            shape!(1 rows, 7 parts, 1 sets, 1 tokens),
-            shape!(2 rows, 4 parts, 1 sets, 1 tokens),
-        ],
+        DType::F16 => {
+            &[shape!(1 rows, 8 parts, 1 sets, 1 tokens), shape!(2 rows, 8 parts, 1 sets, 1 tokens)]
+        }
+        _ => {
+            &[shape!(1 rows, 7 parts, 1 sets, 1 tokens), shape!(2 rows, 4 parts, 1 sets, 1 tokens)]
+        }
     }
 }
 
@@ -117,13 +110,7 @@ fn candidates(shape: &MatmulShape, _: Capabilities) -> Vec<(Variant, u32)> {
         let all = shape.shaped(shapes(shape.weight.ty, *tables, shape.tokens));
         all.into_iter().map(|(variant, splits)| {
             let activation = *tables;
-            (
-                Variant {
-                    activation,
-                    ..variant
-                },
-                splits,
-            )
+            (Variant { activation, ..variant }, splits)
         })
     });
     choices.collect()
@@ -216,11 +203,7 @@ pub(super) fn planes_of(args: &Args<'_>) -> Packed {
     let p: Params = args.parameters();
     let format = WeightFormat {
         ty: args.variant.weight.expect("a variant names its weight"),
-        group_size: if p.layout.group_shift == 31 {
-            WHOLE_ROW
-        } else {
-            1 << p.layout.group_shift
-        },
+        group_size: if p.layout.group_shift == 31 { WHOLE_ROW } else { 1 << p.layout.group_shift },
     };
     let all = (p.row_start + p.rows) as usize;
     Packed {
@@ -288,11 +271,7 @@ fn cases() -> Vec<Case> {
     let mut cases = cases::of_planes(case);
     // Products of a Llama-3.1-8B.
     for (rows, columns, tokens) in [(14_336, 4096, 1), (8192, 8192, 1), (14_336, 4096, 8)] {
-        cases.push(
-            case(Shape::new(rows, columns, tokens, 64))
-                .bench()
-                .only(timed),
-        );
+        cases.push(case(Shape::new(rows, columns, tokens, 64)).bench().only(timed));
     }
     cases
 }

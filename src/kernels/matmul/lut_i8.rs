@@ -15,10 +15,8 @@ type Constants = &'static [(&'static str, u32)];
 
 /// Rows of a lane, subgroups of lanes, and units of columns whose tables, 512 bytes each, stand in workgroup memory at a
 /// time: with the sums they fit the 16 KiB that every adapter has. The first is what is taken without measurement.
-pub(super) const SHAPES: [Constants; 2] = [
-    &[("EACH", 1), ("PARTS", 8), ("TILE", 28)],
-    &[("EACH", 2), ("PARTS", 8), ("TILE", 24)],
-];
+pub(super) const SHAPES: [Constants; 2] =
+    [&[("EACH", 1), ("PARTS", 8), ("TILE", 28)], &[("EACH", 2), ("PARTS", 8), ("TILE", 24)]];
 
 /// The row of the table of product kernels.
 pub static PRODUCT: ProductKernel = ProductKernel {
@@ -62,16 +60,10 @@ fn variants() -> Vec<Variant> {
     let typed = weights::one_per_type().into_iter();
     let typed = typed.filter(|variant| variant.weight.is_some_and(takes));
     let shaped = |base: Variant| {
-        [DType::F32, DType::F16]
-            .into_iter()
-            .flat_map(move |output| {
-                let base = base.clone();
-                SHAPES.into_iter().map(move |constants| Variant {
-                    output,
-                    constants,
-                    ..base.clone()
-                })
-            })
+        [DType::F32, DType::F16].into_iter().flat_map(move |output| {
+            let base = base.clone();
+            SHAPES.into_iter().map(move |constants| Variant { output, constants, ..base.clone() })
+        })
     };
     typed.flat_map(shaped).collect()
 }
@@ -94,9 +86,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         let entry = |(place, byte): (usize, &i8)| f64::from(*byte) * sums[place / 256 * 4] / 4.0;
         Tokens {
             tables: bytes.iter().enumerate().map(entry).collect(),
-            blocks: (0..2 * spans)
-                .map(|block| sums[block / 2 * 4 + 1 + block % 2])
-                .collect(),
+            blocks: (0..2 * spans).map(|block| sums[block / 2 * 4 + 1 + block % 2]).collect(),
         }
     })
 }

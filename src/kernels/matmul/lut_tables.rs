@@ -85,22 +85,10 @@ pub fn tables(
 ) -> Result<Tables> {
     let count = tokens.len();
     let tables = device.allocate(dtype, &[count, entries(columns)], "lookup tables")?;
-    let halves = device.allocate(
-        DType::F32,
-        &[count, halves(columns)],
-        "sums of half a block",
-    )?;
-    let params = Params {
-        tokens: count as u32,
-        token_start: tokens.start as u32,
-        columns: columns as u32,
-    };
-    device.call(
-        &KERNEL,
-        variant(x.dtype(), dtype),
-        &params,
-        &[x, &tables, &halves],
-    )?;
+    let halves = device.allocate(DType::F32, &[count, halves(columns)], "sums of half a block")?;
+    let params =
+        Params { tokens: count as u32, token_start: tokens.start as u32, columns: columns as u32 };
+    device.call(&KERNEL, variant(x.dtype(), dtype), &params, &[x, &tables, &halves])?;
     Ok(Tables { tables, halves })
 }
 
@@ -135,11 +123,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (columns, tokens) = (p.columns as usize, p.tokens as usize);
     let stride = padded(columns);
     let x = args.tensors[0].load(p.token_start as usize * stride, tokens * stride);
-    let rows: Vec<f32> = x
-        .chunks(stride)
-        .flat_map(|line| &line[..columns])
-        .copied()
-        .collect();
+    let rows: Vec<f32> = x.chunks(stride).flat_map(|line| &line[..columns]).copied().collect();
     let (tables, sums) = of_rows(&rows, columns);
     let dtype = args.tensors[1].dtype;
     let line = |place: usize, per: usize| &rows[place / per * columns..][..columns];
@@ -178,11 +162,8 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             // Four of the largest f16 have a sum that f16 does not hold; a quarter of it, it does.
             x.fill(65_504.0);
         }
-        let params = Params {
-            tokens: tokens as u32,
-            token_start: before as u32,
-            columns: columns as u32,
-        };
+        let params =
+            Params { tokens: tokens as u32, token_start: before as u32, columns: columns as u32 };
         params.case(vec![
             HostTensor::from_f32(variant.activation, &[before + tokens, stride], &x),
             HostTensor::zeros(variant.output, &[tokens, entries(columns)]),

@@ -80,31 +80,19 @@ pub fn byte_tables(
     let spans = spans(columns);
     let tables = device.allocate(DType::U32, &[tokens, spans * WORDS], "tables of bytes")?;
     let sums = device.allocate(DType::F32, &[tokens, spans * 4], "sums of activations")?;
-    let params = Params {
-        tokens: tokens as u32,
-        columns: columns as u32,
-    };
-    device.call(
-        &KERNEL,
-        Variant::BASELINE,
-        &params,
-        &[codes, scales, &tables, &sums],
-    )?;
+    let params = Params { tokens: tokens as u32, columns: columns as u32 };
+    device.call(&KERNEL, Variant::BASELINE, &params, &[codes, scales, &tables, &sums])?;
     Ok(ByteTables { tables, sums })
 }
 
 /// The tables of 64 columns, and what stands beside them.
 fn of_span(integers: &[i32], scale: f32) -> (Vec<u32>, [f32; 4]) {
     let value = |column: usize| integers.get(column).copied().unwrap_or(0);
-    let tables: Vec<[i32; 4]> = (0..SPAN / 4)
-        .map(|table| columns_of(table).map(value))
-        .collect();
+    let tables: Vec<[i32; 4]> = (0..SPAN / 4).map(|table| columns_of(table).map(value)).collect();
     let largest = tables.iter().map(|four| four.iter().map(|a| a.abs()).sum());
     let largest: i32 = largest.max().unwrap_or(0);
     let divided = |sum: i32, shift: u32| (sum + ((1 << shift) >> 1)) >> shift;
-    let shift = (0..)
-        .find(|shift| divided(largest, *shift) <= 127)
-        .unwrap_or(0);
+    let shift = (0..).find(|shift| divided(largest, *shift) <= 127).unwrap_or(0);
     let byte = |four: &[i32; 4], entry: usize| {
         let terms = four.iter().enumerate();
         let sum = terms.map(|(i, a)| if entry >> i & 1 == 1 { *a } else { -a });
@@ -116,12 +104,7 @@ fn of_span(integers: &[i32], scale: f32) -> (Vec<u32>, [f32; 4]) {
         })
     });
     let total = |block: usize| (block * BLOCK..(block + 1) * BLOCK).map(value).sum::<i32>();
-    let sums = [
-        scale * (1 << shift) as f32,
-        scale * total(0) as f32,
-        scale * total(1) as f32,
-        0.0,
-    ];
+    let sums = [scale * (1 << shift) as f32, scale * total(0) as f32, scale * total(1) as f32, 0.0];
     (words.collect(), sums)
 }
 
@@ -151,9 +134,8 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             let own = span * SPAN..((span + 1) * SPAN).min(columns);
             let at = 2 * (token * columns.div_ceil(SPAN) + span);
             let scale = if own.is_empty() { 0.0 } else { scales.get(at) };
-            let integers: Vec<i32> = own
-                .map(|column| integer(codes, token, column, columns, ROUNDING))
-                .collect();
+            let integers: Vec<i32> =
+                own.map(|column| integer(codes, token, column, columns, ROUNDING)).collect();
             let (words, beside) = of_span(&integers, scale as f32);
             tables.extend(words.into_iter().map(f64::from));
             sums.extend(beside.map(f64::from));
@@ -184,10 +166,7 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             _ => {}
         }
         let (codes, scales) = words(&x, columns, ROUNDING);
-        let params = Params {
-            tokens: tokens as u32,
-            columns: columns as u32,
-        };
+        let params = Params { tokens: tokens as u32, columns: columns as u32 };
         let spans = spans(columns);
         params.case(vec![
             HostTensor::from_u32(&[codes.len()], &codes),

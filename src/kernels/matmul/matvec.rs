@@ -63,11 +63,7 @@ fn variants() -> Vec<Variant> {
     for base in typed_variants() {
         for constants in ONE.into_iter().chain(FOUR) {
             for subgroups in [false, true] {
-                variants.push(Variant {
-                    constants,
-                    subgroups,
-                    ..base.clone()
-                });
+                variants.push(Variant { constants, subgroups, ..base.clone() });
             }
         }
     }

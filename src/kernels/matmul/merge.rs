@@ -15,11 +15,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: BINDINGS,
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
-    variants: || {
-        [DType::F32, DType::F16]
-            .map(|output| Variant::typed(DType::F32, output))
-            .to_vec()
-    },
+    variants: || [DType::F32, DType::F16].map(|output| Variant::typed(DType::F32, output)).to_vec(),
     groups: |args| {
         let p: Params = args.parameters();
         fold((p.tokens as usize * p.rows as usize).div_ceil(64))
@@ -28,10 +24,7 @@ pub static KERNEL: Kernel = Kernel {
         let p: Params = args.parameters();
         let results = f64::from(p.tokens) * f64::from(p.rows);
         let written = args.tensors[2].dtype.size() as f64;
-        Cost::new(
-            f64::from(p.splits) * results,
-            (4.0 * f64::from(p.splits) + written) * results,
-        )
+        Cost::new(f64::from(p.splits) * results, (4.0 * f64::from(p.splits) + written) * results)
     },
     reference,
     cases,
@@ -63,16 +56,11 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     };
     for index in 0..tokens * rows {
         let parts = (0..splits).map(|part| sums[part * tokens * rows + index]);
-        let (sum, magnitude) = parts.fold((0.0, 0.0), |(sum, magnitude), part: f64| {
-            (sum + part, magnitude + part.abs())
-        });
+        let (sum, magnitude) = parts
+            .fold((0.0, 0.0), |(sum, magnitude), part: f64| (sum + part, magnitude + part.abs()));
         let place = p.out_offset as usize + index % rows;
         let at = (p.result_start as usize + index / rows) * p.out_stride as usize + place;
-        let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
-            bias[place]
-        } else {
-            0.0
-        };
+        let bias = if p.epilogue & EPILOGUE_BIAS > 0 { bias[place] } else { 0.0 };
         (expected.values[at], expected.bounds[at]) =
             finish.value(sum, magnitude, bias, expected.values[at]);
     }
@@ -80,17 +68,11 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 }
 
 fn case(tokens: usize, rows: usize, splits: usize, special: Special) -> Case {
-    let label = format!(
-        "tokens={tokens},rows={rows},splits={splits}{}",
-        special.label()
-    );
+    let label = format!("tokens={tokens},rows={rows},splits={splits}{}", special.label());
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(23);
-        let (start, offset, stride) = if special == Special::Part {
-            (2, 3, rows + 5)
-        } else {
-            (0, 0, rows)
-        };
+        let (start, offset, stride) =
+            if special == Special::Part { (2, 3, rows + 5) } else { (0, 0, rows) };
         let epilogue = special.epilogue();
         let sums = random.values(splits * tokens * rows, 1.0);
         let params = Params {
@@ -122,13 +104,7 @@ pub fn shaped(tokens: usize, rows: usize, splits: usize) -> Case {
 
 fn random(sizes: &Sizes) -> Case {
     let gate = Special::Gate(Activation::Silu);
-    let all = [
-        Special::Nothing,
-        Special::Part,
-        Special::Bias,
-        Special::Add,
-        gate,
-    ];
+    let all = [Special::Nothing, Special::Part, Special::Bias, Special::Add, gate];
     let (tokens, rows) = (sizes.between(0, 1, 20), sizes.between(1, 1, 70));
     let special = all[sizes.between(3, 0, 4)];
     case(tokens, rows, sizes.between(2, 1, 6), special)

@@ -88,10 +88,7 @@ fn formed_cost(args: &Args<'_>, code_words: f64, column_bytes: f64) -> Cost {
     let (rows, columns, tokens) = (f64::from(p.rows), f64::from(p.columns), f64::from(p.tokens));
     let weight = 4.0 * rows * (code_words + f64::from(p.layout.scale_words));
     let results = args.tensors[5].dtype.size() as f64 * rows;
-    Cost::new(
-        2.0 * rows * columns * tokens,
-        weight + tokens * (column_bytes * columns + results),
-    )
+    Cost::new(2.0 * rows * columns * tokens, weight + tokens * (column_bytes * columns + results))
 }
 
 /// Up to this many tokens, reading the weight is what takes the time.
@@ -226,10 +223,7 @@ pub fn linear_rows(
 /// Workgroups of a kernel whose variants say how many ROWS and TOKENS a workgroup has.
 fn row_blocks(args: &Args<'_>) -> UVec3 {
     let p: Params = args.parameters();
-    let (rows, tokens) = (
-        args.variant.constant("ROWS"),
-        args.variant.constant("TOKENS"),
-    );
+    let (rows, tokens) = (args.variant.constant("ROWS"), args.variant.constant("TOKENS"));
     fold(p.rows.div_ceil(rows) as usize * p.tokens.div_ceil(tokens) as usize)
 }
 
@@ -244,11 +238,7 @@ fn call_tile(device: &Device, tokens: usize, rows: usize, columns: usize) -> (us
     const TILE: usize = 64;
     let products = (device.call_limit().operations / (2.0 * columns as f64)).max(1.0) as usize;
     let down = |count: usize| {
-        if count > TILE {
-            count / TILE * TILE
-        } else {
-            count.max(1)
-        }
+        if count > TILE { count / TILE * TILE } else { count.max(1) }
     };
     if tokens * rows <= products {
         return (tokens, rows);
@@ -264,27 +254,15 @@ fn tiles(
     row_step: usize,
 ) -> impl Iterator<Item = (usize, usize)> {
     let starts = (0..tokens).step_by(token_step.max(1));
-    starts.flat_map(move |start| {
-        (0..rows)
-            .step_by(row_step.max(1))
-            .map(move |row| (start, row))
-    })
+    starts.flat_map(move |start| (0..rows).step_by(row_step.max(1)).map(move |row| (start, row)))
 }
 
 /// Every weight type with every pair of activation and output that a model asks for.
 fn typed_variants() -> Vec<Variant> {
-    let pairs = [
-        (DType::F32, DType::F32),
-        (DType::F16, DType::F16),
-        (DType::F16, DType::F32),
-    ];
+    let pairs = [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F16, DType::F32)];
     let typed = |(activation, output)| {
         let typed = weights::one_per_type().into_iter();
-        typed.map(move |variant| Variant {
-            activation,
-            output,
-            ..variant
-        })
+        typed.map(move |variant| Variant { activation, output, ..variant })
     };
     pairs.into_iter().flat_map(typed).collect()
 }
@@ -295,8 +273,5 @@ fn cost(args: &Args<'_>) -> Cost {
     let weight = 4.0 * rows * f64::from(p.layout.code_words + p.layout.scale_words);
     let activations = args.tensors[0].dtype.size() as f64 * tokens * columns;
     let results = args.tensors[4].dtype.size() as f64 * tokens * rows;
-    Cost::new(
-        2.0 * rows * columns * tokens,
-        weight + activations + results,
-    )
+    Cost::new(2.0 * rows * columns * tokens, weight + activations + results)
 }

@@ -95,11 +95,7 @@ impl InputForm {
         let (tokens, columns) = (shape.tokens, shape.columns);
         let integers = |rounding| {
             let variant = activations::variant(shape.activation, rounding);
-            (
-                &activations::KERNEL,
-                variant,
-                activations::shaped(tokens, columns),
-            )
+            (&activations::KERNEL, variant, activations::shaped(tokens, columns))
         };
         match self {
             InputForm::Plain => vec![],
@@ -111,11 +107,7 @@ impl InputForm {
             )],
             InputForm::ByteTables => vec![
                 integers(lut_tables_i8::ROUNDING),
-                (
-                    &lut_tables_i8::KERNEL,
-                    Variant::BASELINE,
-                    lut_tables_i8::shaped(tokens, columns),
-                ),
+                (&lut_tables_i8::KERNEL, Variant::BASELINE, lut_tables_i8::shaped(tokens, columns)),
             ],
             InputForm::Bits => vec![(
                 &bits::KERNEL,
@@ -177,14 +169,7 @@ pub struct MatmulShape {
 
 impl Hash for MatmulShape {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self {
-            bytes,
-            rows,
-            columns,
-            tokens,
-            weight,
-            ..
-        } = self;
+        let Self { bytes, rows, columns, tokens, weight, .. } = self;
         (bytes, rows, columns, tokens, weight.group_size).hash(state);
         weight.ty.name.hash(state);
     }
@@ -210,11 +195,7 @@ impl Choice {
     /// The text that names it in reports and in the table of winners.
     pub fn label(&self) -> String {
         let label = format!("{} [{}]", self.kernel().name, self.variant.label());
-        if self.splits > 1 {
-            format!("{label} splits={}", self.splits)
-        } else {
-            label
-        }
+        if self.splits > 1 { format!("{label} splits={}", self.splits) } else { label }
     }
 
     /// The form of the activations.
@@ -276,12 +257,7 @@ impl Choice {
         };
         product(&part, &sums)?;
         let bias = operands[operands.len() - 1];
-        device.call(
-            &merge::KERNEL,
-            merge::variant(result.dtype()),
-            params,
-            &[&sums, bias, result],
-        )
+        device.call(&merge::KERNEL, merge::variant(result.dtype()), params, &[&sums, bias, result])
     }
 }
 
@@ -289,10 +265,7 @@ impl MatmulShape {
     /// Products that share a winner: sizes up to the same power of two, tokens up to the same step.
     pub fn class(&self) -> String {
         const STEPS: [usize; 7] = [1, 4, 8, 16, 32, 64, 128];
-        let tokens = STEPS
-            .iter()
-            .find(|step| self.tokens <= **step)
-            .unwrap_or(&512);
+        let tokens = STEPS.iter().find(|step| self.tokens <= **step).unwrap_or(&512);
         // Winners among all engines are what `auto` asks for; those of one engine are its own.
         let engine = match self.engine {
             Engine::Auto => "",
@@ -347,11 +320,7 @@ impl MatmulShape {
 
     /// The baseline variant for its result and weight.
     pub(super) fn variant(&self) -> Variant {
-        Variant {
-            output: self.output,
-            weight: Some(self.weight.ty),
-            ..Variant::BASELINE
-        }
+        Variant { output: self.output, weight: Some(self.weight.ty), ..Variant::BASELINE }
     }
 
     /// Its variants with each of some constants, unsplit.
@@ -359,14 +328,8 @@ impl MatmulShape {
         &self,
         shapes: impl IntoIterator<Item = &'static [(&'static str, u32)]>,
     ) -> Vec<(Variant, u32)> {
-        let variant = |constants| Variant {
-            constants,
-            ..self.variant()
-        };
-        shapes
-            .into_iter()
-            .map(|constants| (variant(constants), 1))
-            .collect()
+        let variant = |constants| Variant { constants, ..self.variant() };
+        shapes.into_iter().map(|constants| (variant(constants), 1)).collect()
     }
 
     /// The kernel to run: the winner that tuning found for the class, or else the analytic choice.
@@ -392,10 +355,7 @@ pub struct ProductChoices {
 impl ProductChoices {
     /// By that engine, without winners.
     pub fn new(engine: Engine) -> Self {
-        Self {
-            engine,
-            ..Self::default()
-        }
+        Self { engine, ..Self::default() }
     }
 
     /// Those of a runner.

@@ -91,11 +91,7 @@ pub(super) struct Finish {
 impl Finish {
     /// `before` is what stands in the result.
     pub(super) fn value(&self, sum: f64, magnitude: f64, bias: f64, before: f64) -> (f64, f64) {
-        let added = if self.epilogue & EPILOGUE_ADD > 0 {
-            before
-        } else {
-            0.0
-        };
+        let added = if self.epilogue & EPILOGUE_ADD > 0 { before } else { 0.0 };
         let value = sum + bias + added;
         let bound = self.relative * (magnitude + bias.abs() + added.abs()) + self.lost;
         let (value, bound) = if self.epilogue & EPILOGUE_GATE > 0 {
@@ -115,19 +111,10 @@ pub(super) fn finished(args: &Args<'_>, sums: &[Vec<(f64, f64)>], relative: f64)
     let p: Params = args.parameters();
     let bias = args.tensors[4].to_f64();
     let mut expected = Expected::exact(args.tensors[5].to_f64());
-    let finish = Finish {
-        epilogue: p.epilogue,
-        output: args.variant.output,
-        relative,
-        lost: 0.0,
-    };
+    let finish = Finish { epilogue: p.epilogue, output: args.variant.output, relative, lost: 0.0 };
     for (row, sums) in sums.iter().enumerate() {
         let place = p.out_offset as usize + row;
-        let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
-            bias[place]
-        } else {
-            0.0
-        };
+        let bias = if p.epilogue & EPILOGUE_BIAS > 0 { bias[place] } else { 0.0 };
         for (token, (sum, magnitude)) in sums.iter().enumerate() {
             let at = (p.result_start as usize + token) * p.out_stride as usize + place;
             (expected.values[at], expected.bounds[at]) =
@@ -152,21 +139,10 @@ pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
     let dense = activations(args);
     let decoded = weight.to_f32();
     // What rounding to f16 loses of a weight below 2^-14.
-    let largest = dense
-        .iter()
-        .fold(0.0f64, |largest, x| largest.max(f64::from(x.abs())));
-    let lost = if rounded {
-        f64::powi(2.0, -25) * columns as f64 * largest
-    } else {
-        0.0
-    };
+    let largest = dense.iter().fold(0.0f64, |largest, x| largest.max(f64::from(x.abs())));
+    let lost = if rounded { f64::powi(2.0, -25) * columns as f64 * largest } else { 0.0 };
     let mut expected = Expected::exact(args.tensors[4].to_f64());
-    let finish = Finish {
-        epilogue: p.epilogue,
-        output: args.variant.output,
-        relative,
-        lost,
-    };
+    let finish = Finish { epilogue: p.epilogue, output: args.variant.output, relative, lost };
     let stride = p.out_stride as usize;
     // Parts of the columns have sums of their own, one part's tokens behind the other's.
     let (splits, step) = (p.splits as usize, args.variant.constant("STEP") as usize);
@@ -192,11 +168,7 @@ pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
                 for (row, weight) in decoded.chunks_exact(columns).enumerate() {
                     let (sums, magnitudes) = dot_lanes(&weight[start..end], lanes);
                     let place = p.out_offset as usize + row;
-                    let bias = if p.epilogue & EPILOGUE_BIAS > 0 {
-                        bias[place]
-                    } else {
-                        0.0
-                    };
+                    let bias = if p.epilogue & EPILOGUE_BIAS > 0 { bias[place] } else { 0.0 };
                     for lane in 0..x.len() / columns {
                         let at = lane * stride + place;
                         (values[at], bounds[at]) =
@@ -250,11 +222,7 @@ pub(super) fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
                 let gate = p.epilogue & EPILOGUE_GATE > 0;
                 let activation = Activation::of(p.epilogue >> EPILOGUE_ACTIVATION);
                 for (value, before) in values.iter_mut().zip(outputs.load(0, first, count)) {
-                    *value = if gate {
-                        *value * activation.value(before)
-                    } else {
-                        *value + before
-                    };
+                    *value = if gate { *value * activation.value(before) } else { *value + before };
                 }
             }
             outputs.store(0, first, &values);

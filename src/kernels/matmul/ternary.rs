@@ -26,13 +26,7 @@ type Constants = &'static [(&'static str, u32)];
 /// the 16 KiB of workgroup memory that every adapter has.
 macro_rules! shape {
     ($trits:literal trits, $bytes:literal bytes, $sets:literal sets) => {
-        &[
-            ("TRITS", $trits),
-            ("PLANES", $bytes),
-            ("SPAN", 4),
-            ("SETS", $sets),
-            ("PARTS", 4),
-        ]
+        &[("TRITS", $trits), ("PLANES", $bytes), ("SPAN", 4), ("SETS", $sets), ("PARTS", 4)]
     };
 }
 
@@ -111,11 +105,7 @@ fn variants() -> Vec<Variant> {
         let mut all = Vec::new();
         for output in [DType::F32, DType::F16] {
             let shapes = (1..=3).flat_map(|bytes| shapes(bytes, output));
-            all.extend(shapes.map(|constants| Variant {
-                output,
-                constants,
-                ..base.clone()
-            }));
+            all.extend(shapes.map(|constants| Variant { output, constants, ..base.clone() }));
         }
         all
     };
@@ -143,10 +133,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let scaled = planes_of(args);
     let (indices, all) = (args.tensors[2].words, (scaled.rows, columns));
     let trits = args.variant.constant("TRITS") as usize;
-    let weight = Packed {
-        codes: restore(indices, scaled.format, all, trits).codes,
-        ..scaled
-    };
+    let weight = Packed { codes: restore(indices, scaled.format, all, trits).codes, ..scaled };
     let x = tokens_of(
         &args.tensors[0],
         &args.tensors[1],
@@ -164,9 +151,8 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             let of_token = |line: &[f64]| {
                 let products = line.iter().zip(&decoded);
                 let products = products.map(|(x, weight)| x * f64::from(*weight));
-                products.fold((0.0, 0.0), |(sum, size), product| {
-                    (sum + product, size + product.abs())
-                })
+                products
+                    .fold((0.0, 0.0), |(sum, size), product| (sum + product, size + product.abs()))
             };
             x.chunks(columns).map(of_token).collect()
         })
@@ -198,9 +184,7 @@ fn cases() -> Vec<Case> {
         case(Shape::new(70, 576, 3, 256)),
         case(Shape::new(9, 256, 1, WHOLE_ROW).with(Special::Largest)),
         // A product of a Llama-3.1-8B.
-        case(Shape::new(14_336, 4096, 1, 128))
-            .bench()
-            .only(|variant| variant.output == DType::F32),
+        case(Shape::new(14_336, 4096, 1, 128)).bench().only(|variant| variant.output == DType::F32),
     ]);
     cases
 }

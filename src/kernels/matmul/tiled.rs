@@ -50,10 +50,7 @@ fn candidates(shape: &MatmulShape, capabilities: Capabilities) -> Vec<(Variant, 
     if shape.few_tokens() || !coop::candidates(shape, capabilities).is_empty() {
         return Vec::new();
     }
-    let base = Variant {
-        activation: shape.activation,
-        ..shape.variant()
-    };
+    let base = Variant { activation: shape.activation, ..shape.variant() };
     // The large tile where it leaves enough workgroups to fill a large device; a processor has few cores to fill.
     let workgroups = shape.rows.div_ceil(128) * shape.tokens.div_ceil(128);
     let enough = if capabilities.processor { 2 } else { 128 };
@@ -62,25 +59,15 @@ fn candidates(shape: &MatmulShape, capabilities: Capabilities) -> Vec<(Variant, 
         tiles.reverse();
     }
     tiles.retain(|constants| large(&base) || *constants == TILES[0]);
-    let variant = |constants| Variant {
-        constants,
-        ..base.clone()
-    };
+    let variant = |constants| Variant { constants, ..base.clone() };
     tiles.into_iter().map(|tile| (variant(tile), 1)).collect()
 }
 
 fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();
     for base in typed_variants() {
-        let tiles = if large(&base) {
-            &TILES[..]
-        } else {
-            &TILES[..1]
-        };
-        variants.extend(tiles.iter().map(|constants| Variant {
-            constants,
-            ..base.clone()
-        }));
+        let tiles = if large(&base) { &TILES[..] } else { &TILES[..1] };
+        variants.extend(tiles.iter().map(|constants| Variant { constants, ..base.clone() }));
     }
     variants
 }
@@ -89,9 +76,7 @@ fn variants() -> Vec<Variant> {
 pub(super) fn large(variant: &Variant) -> bool {
     let types = ["f32", "f16", "bf16", "int8", "int4", "uint4m"];
     variant.activation == DType::F32
-        && variant
-            .weight
-            .is_some_and(|weight| types.contains(&weight.name))
+        && variant.weight.is_some_and(|weight| types.contains(&weight.name))
 }
 
 fn random(sizes: &Sizes) -> Case {

@@ -70,9 +70,7 @@ fn read() -> Result<Option<(PathBuf, File)>> {
 /// The winners kept for a device; none where it was not tuned.
 pub fn load(adapter: &Adapter) -> Result<Winners> {
     let file = read()?;
-    Ok(file
-        .and_then(|(_, mut file)| file.devices.remove(&key(adapter)))
-        .unwrap_or_default())
+    Ok(file.and_then(|(_, mut file)| file.devices.remove(&key(adapter))).unwrap_or_default())
 }
 
 /// Adds winners to those kept for a device. Returns the file; `None` where the system has no place for caches.
@@ -80,10 +78,7 @@ pub fn store(adapter: &Adapter, winners: Winners) -> Result<Option<PathBuf>> {
     let Some((path, mut file)) = read()? else {
         return Ok(None);
     };
-    file.devices
-        .entry(key(adapter))
-        .or_default()
-        .extend(winners);
+    file.devices.entry(key(adapter)).or_default().extend(winners);
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(Error::write(folder))?;
     }

@@ -94,15 +94,13 @@ fn sums<T: Copy + Default + Send + Sync>(
     let grad = args.tensors[0].load(start * rows, tokens * rows);
     let x = args.tensors[1].load(start * columns, tokens * columns);
     let mut sums = vec![T::default(); rows * columns];
-    sums.par_chunks_exact_mut(columns)
-        .enumerate()
-        .for_each(|(row, sums)| {
-            for (grad, x) in grad.chunks_exact(rows).zip(x.chunks_exact(columns)) {
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    add(sum, grad[row], *x);
-                }
+    sums.par_chunks_exact_mut(columns).enumerate().for_each(|(row, sums)| {
+        for (grad, x) in grad.chunks_exact(rows).zip(x.chunks_exact(columns)) {
+            for (sum, x) in sums.iter_mut().zip(x) {
+                add(sum, grad[row], *x);
             }
-        });
+        }
+    });
     sums
 }
 
@@ -115,11 +113,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let relative = gamma(p.tokens as usize + 1);
     let mut expected = Expected::default();
     for (place, (sum, magnitude)) in pairs.into_iter().enumerate() {
-        let before = if p.accumulate == 1 {
-            args.tensors[2].get(place)
-        } else {
-            0.0
-        };
+        let before = if p.accumulate == 1 { args.tensors[2].get(place) } else { 0.0 };
         let value = sum + before;
         let bound = relative * (magnitude + before.abs()) + storing(DType::F32, value);
         expected.push(value, bound);
@@ -132,9 +126,7 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let mut sums = sums(args, |sum: &mut f32, grad, x| *sum += grad * x);
     if p.accumulate == 1 {
         let before = outputs.load(0, 0, sums.len());
-        sums.iter_mut()
-            .zip(before)
-            .for_each(|(sum, before)| *sum += before);
+        sums.iter_mut().zip(before).for_each(|(sum, before)| *sum += before);
     }
     outputs.store(0, 0, &sums);
 }
@@ -157,11 +149,7 @@ fn case(rows: usize, columns: usize, tokens: usize, note: &'static str) -> Case 
         params.case(vec![
             HostTensor::from_f32(dtype, &[all, rows], &grad),
             HostTensor::from_f32(dtype, &[all, columns], &random.values(all * columns, 1.0)),
-            HostTensor::from_f32(
-                DType::F32,
-                &[rows, columns],
-                &random.values(rows * columns, 1.0),
-            ),
+            HostTensor::from_f32(DType::F32, &[rows, columns], &random.values(rows * columns, 1.0)),
         ])
     })
 }

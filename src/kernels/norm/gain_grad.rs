@@ -52,12 +52,7 @@ pub fn gain_grad(
         columns: result.len() as u32,
         accumulate: u32::from(accumulate),
     };
-    device.call(
-        &KERNEL,
-        Variant::BASELINE,
-        &params,
-        &[x, scales, grad, result],
-    )
+    device.call(&KERNEL, Variant::BASELINE, &params, &[x, scales, grad, result])
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -71,17 +66,10 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             let at = row * columns + column;
             grad[at] * x[at] * scales[row]
         };
-        let before = if p.accumulate == 1 {
-            args.tensors[3].get(column)
-        } else {
-            0.0
-        };
+        let before = if p.accumulate == 1 { args.tensors[3].get(column) } else { 0.0 };
         let value = (0..rows).map(term).sum::<f64>() + before;
         let magnitude = (0..rows).map(|row| term(row).abs()).sum::<f64>() + before.abs();
-        expected.push(
-            value,
-            gamma(rows + 4) * magnitude + storing(DType::F32, value),
-        );
+        expected.push(value, gamma(rows + 4) * magnitude + storing(DType::F32, value));
     }
     vec![expected]
 }
@@ -91,46 +79,36 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let columns = p.columns as usize;
     let (x, scales) = (args.tensors[0].to_f32(), args.tensors[1].to_f32());
     let grad = args.tensors[2].to_f32();
-    let mut sums = if p.accumulate == 1 {
-        outputs.load(0, 0, columns)
-    } else {
-        vec![0.0; columns]
-    };
-    sums.par_iter_mut()
-        .with_min_len(64)
-        .enumerate()
-        .for_each(|(column, sum)| {
-            for (row, scale) in scales.iter().enumerate() {
-                let at = row * columns + column;
-                *sum += grad[at] * (x[at] * scale);
-            }
-        });
+    let mut sums = if p.accumulate == 1 { outputs.load(0, 0, columns) } else { vec![0.0; columns] };
+    sums.par_iter_mut().with_min_len(64).enumerate().for_each(|(column, sum)| {
+        for (row, scale) in scales.iter().enumerate() {
+            let at = row * columns + column;
+            *sum += grad[at] * (x[at] * scale);
+        }
+    });
     outputs.store(0, 0, &sums);
 }
 
 fn case(rows: usize, columns: usize, note: &'static str) -> Case {
-    Case::new(
-        format!("rows={rows},columns={columns}{note}"),
-        move |_: &Variant| {
-            let mut random = Random::new(32);
-            let grad = random.values(rows * columns, 1.0);
-            let params = Params {
-                rows: rows as u32,
-                columns: columns as u32,
-                accumulate: u32::from(note == ",accumulate"),
-            };
-            let mut host = |shape: &[usize]| {
-                let values = random.values(shape.iter().product(), 2.0);
-                HostTensor::from_f32(DType::F32, shape, &values)
-            };
-            params.case(vec![
-                host(&[rows, columns]),
-                host(&[rows]),
-                HostTensor::from_f32(DType::F32, &[rows, columns], &grad),
-                host(&[columns]),
-            ])
-        },
-    )
+    Case::new(format!("rows={rows},columns={columns}{note}"), move |_: &Variant| {
+        let mut random = Random::new(32);
+        let grad = random.values(rows * columns, 1.0);
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+            accumulate: u32::from(note == ",accumulate"),
+        };
+        let mut host = |shape: &[usize]| {
+            let values = random.values(shape.iter().product(), 2.0);
+            HostTensor::from_f32(DType::F32, shape, &values)
+        };
+        params.case(vec![
+            host(&[rows, columns]),
+            host(&[rows]),
+            HostTensor::from_f32(DType::F32, &[rows, columns], &grad),
+            host(&[columns]),
+        ])
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {

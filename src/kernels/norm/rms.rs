@@ -44,11 +44,7 @@ pub fn rms(
     let columns = gain.len();
     let rows = x.len() / columns;
     let result = device.allocate(output, x.shape(), "normalized activations")?;
-    let params = Params {
-        rows: rows as u32,
-        columns: columns as u32,
-        epsilon,
-    };
+    let params = Params { rows: rows as u32, columns: columns as u32, epsilon };
     device.call(
         &KERNEL,
         Variant::typed(DType::F32, output).with_subgroups(device.capabilities().subgroups),
@@ -86,10 +82,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         let scale = 1.0 / (mean + f64::from(p.epsilon)).sqrt();
         for (value, gain) in line.iter().zip(&gain) {
             let result = value * scale * gain;
-            expected.push(
-                result,
-                relative * result.abs() + storing(args.variant.output, result),
-            );
+            expected.push(result, relative * result.abs() + storing(args.variant.output, result));
         }
     }
     vec![expected]
@@ -116,11 +109,7 @@ fn case(rows: usize, columns: usize, epsilon: f32) -> Case {
         // Small values, so that a wrong epsilon shows.
         let x = random.values(rows * columns, 0.01);
         let gain = random.values(columns, 2.0);
-        let params = Params {
-            rows: rows as u32,
-            columns: columns as u32,
-            epsilon,
-        };
+        let params = Params { rows: rows as u32, columns: columns as u32, epsilon };
         params.case(vec![
             HostTensor::from_f32(DType::F32, &[rows, columns], &x),
             HostTensor::from_f32(DType::F32, &[columns], &gain),

@@ -28,10 +28,7 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 128.0)],
     variants: || {
-        let subgroups = Variant {
-            subgroups: true,
-            ..Variant::BASELINE
-        };
+        let subgroups = Variant { subgroups: true, ..Variant::BASELINE };
         vec![Variant::BASELINE, subgroups]
     },
     groups: |args| fold(args.parameters::<Params>().rows as usize),
@@ -69,10 +66,7 @@ pub fn rms_grad(
     };
     device.call(
         &KERNEL,
-        Variant {
-            subgroups: device.capabilities().subgroups,
-            ..Variant::BASELINE
-        },
+        Variant { subgroups: device.capabilities().subgroups, ..Variant::BASELINE },
         &params,
         &[x, gain, grad, &result, &scales],
     )?;
@@ -119,14 +113,10 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let columns = p.columns as usize;
     let (x, gain) = (args.tensors[0].to_f32(), args.tensors[1].to_f32());
     let grad = args.tensors[2].to_f32();
-    let mut result = if p.accumulate == 1 {
-        outputs.load(0, 0, x.len())
-    } else {
-        vec![0.0; x.len()]
-    };
-    let lines = result
-        .par_chunks_mut(columns)
-        .zip(x.par_chunks(columns).zip(grad.par_chunks(columns)));
+    let mut result =
+        if p.accumulate == 1 { outputs.load(0, 0, x.len()) } else { vec![0.0; x.len()] };
+    let lines =
+        result.par_chunks_mut(columns).zip(x.par_chunks(columns).zip(grad.par_chunks(columns)));
     let scales: Vec<f32> = lines
         .map(|(result, (x, grad))| {
             let mean = x.iter().map(|v| v * v).sum::<f32>() / columns as f32;

@@ -18,11 +18,7 @@ pub static KERNEL: Kernel = Kernel {
     ],
     parameters: Steps::LAYOUT,
     variants: || {
-        let of = |coop| Variant {
-            coop,
-            subgroups: true,
-            ..Variant::BASELINE
-        };
+        let of = |coop| Variant { coop, subgroups: true, ..Variant::BASELINE };
         vec![of(16), of(8)]
     },
     groups: |args| fold((args.parameters::<Steps>().invocations as usize).div_ceil(GROUP_TILES)),
@@ -58,31 +54,21 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 }
 
 fn case(tiles: usize, steps: u32) -> Case {
-    Case::new(
-        format!("tiles={tiles},steps={steps}"),
-        move |variant: &Variant| {
-            let edge = variant.coop as usize;
-            let mut random = Random::new(33);
-            let mut integers = |shape: &[usize]| {
-                let count = shape.iter().product();
-                let values: Vec<f32> = (0..count).map(|_| random.below(5) as f32 - 2.0).collect();
-                HostTensor::from_f32(DType::F16, shape, &values)
-            };
-            let (a, b) = (
-                integers(&[tiles, 2 * edge, edge]),
-                integers(&[edge, 2 * edge]),
-            );
-            Steps {
-                invocations: tiles as u32,
-                steps,
-            }
-            .case(vec![
-                a,
-                b,
-                HostTensor::zeros(DType::F32, &[tiles, 2 * edge, 2 * edge]),
-            ])
-        },
-    )
+    Case::new(format!("tiles={tiles},steps={steps}"), move |variant: &Variant| {
+        let edge = variant.coop as usize;
+        let mut random = Random::new(33);
+        let mut integers = |shape: &[usize]| {
+            let count = shape.iter().product();
+            let values: Vec<f32> = (0..count).map(|_| random.below(5) as f32 - 2.0).collect();
+            HostTensor::from_f32(DType::F16, shape, &values)
+        };
+        let (a, b) = (integers(&[tiles, 2 * edge, edge]), integers(&[edge, 2 * edge]));
+        Steps { invocations: tiles as u32, steps }.case(vec![
+            a,
+            b,
+            HostTensor::zeros(DType::F32, &[tiles, 2 * edge, 2 * edge]),
+        ])
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {

@@ -27,10 +27,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 
 fn case(quads: usize) -> Case {
     Case::new(format!("quads={quads}"), move |_: &Variant| {
-        Quads {
-            quads: quads as u32,
-        }
-        .case(vec![words(4 * quads), result(4 * quads)])
+        Quads { quads: quads as u32 }.case(vec![words(4 * quads), result(4 * quads)])
     })
 }
 
@@ -39,10 +36,5 @@ fn random(sizes: &Sizes) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    vec![
-        case(1),
-        case(1003),
-        case(1 << 22).bench(),
-        case(1 << 24).bench(),
-    ]
+    vec![case(1), case(1003), case(1 << 22).bench(), case(1 << 24).bench()]
 }

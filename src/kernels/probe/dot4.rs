@@ -45,29 +45,18 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         }
         f64::from(sums.iter().fold(0, |folded, sum| folded ^ *sum as u32))
     };
-    vec![Expected::exact(
-        args.tensors[0].u32s().par_iter().map(element).collect(),
-    )]
+    vec![Expected::exact(args.tensors[0].u32s().par_iter().map(element).collect())]
 }
 
 fn case(invocations: usize, steps: u32) -> Case {
-    Case::new(
-        format!("invocations={invocations},steps={steps}"),
-        move |_: &Variant| {
-            Steps {
-                invocations: invocations as u32,
-                steps,
-            }
+    Case::new(format!("invocations={invocations},steps={steps}"), move |_: &Variant| {
+        Steps { invocations: invocations as u32, steps }
             .case(vec![words(invocations), result(invocations)])
-        },
-    )
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {
-    case(
-        sizes.between(0, 1, 70) * sizes.between(1, 1, 20),
-        sizes.between(2, 1, 12) as u32,
-    )
+    case(sizes.between(0, 1, 70) * sizes.between(1, 1, 20), sizes.between(2, 1, 12) as u32)
 }
 
 fn cases() -> Vec<Case> {

@@ -46,41 +46,25 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         }
         // Each turn halves what errors there are and adds one rounding of at most 2 |b| + 4; so do the 15 additions.
         let magnitude = 16.0 * (2.0 * b.abs() + 4.0);
-        (
-            sum,
-            8.0 * dtype.unit_roundoff() * magnitude + storing(dtype, sum),
-        )
+        (sum, 8.0 * dtype.unit_roundoff() * magnitude + storing(dtype, sum))
     };
-    let (values, bounds) = (0..p.invocations as usize)
-        .into_par_iter()
-        .map(element)
-        .unzip();
+    let (values, bounds) = (0..p.invocations as usize).into_par_iter().map(element).unzip();
     vec![Expected { values, bounds }]
 }
 
 fn case(invocations: usize, steps: u32) -> Case {
-    Case::new(
-        format!("invocations={invocations},steps={steps}"),
-        move |variant: &Variant| {
-            let values = Random::new(32).values(invocations, 2.0);
-            let dtype = variant.activation;
-            Steps {
-                invocations: invocations as u32,
-                steps,
-            }
-            .case(vec![
-                HostTensor::from_f32(dtype, &[invocations], &values),
-                HostTensor::zeros(dtype, &[invocations]),
-            ])
-        },
-    )
+    Case::new(format!("invocations={invocations},steps={steps}"), move |variant: &Variant| {
+        let values = Random::new(32).values(invocations, 2.0);
+        let dtype = variant.activation;
+        Steps { invocations: invocations as u32, steps }.case(vec![
+            HostTensor::from_f32(dtype, &[invocations], &values),
+            HostTensor::zeros(dtype, &[invocations]),
+        ])
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {
-    case(
-        sizes.between(0, 1, 70) * sizes.between(1, 1, 20),
-        sizes.between(2, 1, 12) as u32,
-    )
+    case(sizes.between(0, 1, 70) * sizes.between(1, 1, 20), sizes.between(2, 1, 12) as u32)
 }
 
 fn cases() -> Vec<Case> {

@@ -31,9 +31,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     for block in x.chunks_exact(16 * 4 * WORKGROUP) {
         for lane in 0..WORKGROUP {
             let quads = block.chunks_exact(4).skip(lane).step_by(WORKGROUP);
-            values.push(f64::from(
-                quads.flatten().fold(0, |folded, word| folded ^ word),
-            ));
+            values.push(f64::from(quads.flatten().fold(0, |folded, word| folded ^ word)));
         }
     }
     vec![Expected::exact(values)]
@@ -42,10 +40,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 fn case(blocks: usize) -> Case {
     let quads = blocks * 16 * WORKGROUP;
     Case::new(format!("blocks={blocks}"), move |_: &Variant| {
-        Quads {
-            quads: quads as u32,
-        }
-        .case(vec![words(4 * quads), result(quads / 16)])
+        Quads { quads: quads as u32 }.case(vec![words(4 * quads), result(quads / 16)])
     })
 }
 
@@ -54,10 +49,5 @@ fn random(sizes: &Sizes) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    vec![
-        case(1),
-        case(7),
-        case(1 << 10).bench(),
-        case(1 << 12).bench(),
-    ]
+    vec![case(1), case(7), case(1 << 10).bench(), case(1 << 12).bench()]
 }

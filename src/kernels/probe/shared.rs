@@ -39,12 +39,8 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
                     |sum: u32, round: u32| (sum ^ round).wrapping_add(window.wrapping_mul(factor));
                 (0..p.rounds).fold(0, round)
             };
-            lanes.push(f64::from(
-                component(1) ^ component(3) ^ component(5) ^ component(7),
-            ));
-            window = window
-                .wrapping_add(x[lane + WORKGROUP])
-                .wrapping_sub(x[lane]);
+            lanes.push(f64::from(component(1) ^ component(3) ^ component(5) ^ component(7)));
+            window = window.wrapping_add(x[lane + WORKGROUP]).wrapping_sub(x[lane]);
         }
         lanes
     };
@@ -54,19 +50,10 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 }
 
 fn case(groups: usize, rounds: u32) -> Case {
-    Case::new(
-        format!("groups={groups},rounds={rounds}"),
-        move |_: &Variant| {
-            Rounds {
-                groups: groups as u32,
-                rounds,
-            }
-            .case(vec![
-                words(groups * 2 * WORKGROUP),
-                result(groups * WORKGROUP),
-            ])
-        },
-    )
+    Case::new(format!("groups={groups},rounds={rounds}"), move |_: &Variant| {
+        Rounds { groups: groups as u32, rounds }
+            .case(vec![words(groups * 2 * WORKGROUP), result(groups * WORKGROUP)])
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {

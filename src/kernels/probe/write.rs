@@ -25,10 +25,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 
 fn case(quads: usize) -> Case {
     Case::new(format!("quads={quads}"), move |_: &Variant| {
-        Quads {
-            quads: quads as u32,
-        }
-        .case(vec![result(4 * quads)])
+        Quads { quads: quads as u32 }.case(vec![result(4 * quads)])
     })
 }
 
@@ -37,10 +34,5 @@ fn random(sizes: &Sizes) -> Case {
 }
 
 fn cases() -> Vec<Case> {
-    vec![
-        case(1),
-        case(1003),
-        case(1 << 22).bench(),
-        case(1 << 24).bench(),
-    ]
+    vec![case(1), case(1003), case(1 << 22).bench(), case(1 << 24).bench()]
 }

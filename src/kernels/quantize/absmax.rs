@@ -72,18 +72,10 @@ fn words(args: &Args<'_>) -> Vec<u32> {
     let mut words = vec![0u32; (p.rows * p.scale_words) as usize];
     for (row, line) in weight.chunks_exact(p.columns as usize).enumerate() {
         for (index, group) in line.chunks(p.group_columns as usize).enumerate() {
-            let extreme = group.iter().fold(0.0f32, |most, value| {
-                if value.abs() > most.abs() {
-                    *value
-                } else {
-                    most
-                }
-            });
-            let extreme = if p.signed_max == 1 {
-                extreme
-            } else {
-                extreme.abs()
-            };
+            let extreme = group
+                .iter()
+                .fold(0.0f32, |most, value| if value.abs() > most.abs() { *value } else { most });
+            let extreme = if p.signed_max == 1 { extreme } else { extreme.abs() };
             let bits = u32::from(f16::from_f32(extreme * p.factor).to_bits());
             words[row * p.scale_words as usize + index / 2] |= bits << (16 * (index % 2));
         }
@@ -92,9 +84,7 @@ fn words(args: &Args<'_>) -> Vec<u32> {
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
-    vec![Expected::exact(
-        words(args).into_iter().map(f64::from).collect(),
-    )]
+    vec![Expected::exact(words(args).into_iter().map(f64::from).collect())]
 }
 
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
@@ -114,11 +104,7 @@ fn case(rows: usize, columns: usize, group: usize, signed_max: u32, bits: u32) -
             group_columns: group as u32,
             scale_words: scale_words as u32,
             signed_max,
-            factor: if signed_max == 1 {
-                -1.0 / half_range
-            } else {
-                1.0 / (half_range - 1.0)
-            },
+            factor: if signed_max == 1 { -1.0 / half_range } else { 1.0 / (half_range - 1.0) },
         };
         params.case(vec![
             HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
@@ -145,9 +131,7 @@ fn cases() -> Vec<Case> {
             cases.push(case(rows, columns, group, signed_max, bits));
         }
     }
-    cases.push(Case::new("every f16 rounding", |_: &Variant| {
-        every_rounding()
-    }));
+    cases.push(Case::new("every f16 rounding", |_: &Variant| every_rounding()));
     cases.push(Case::new("overflow", |_: &Variant| {
         let far = [65_504.0, 65_519.0, 65_520.0, 65_536.0, 1e9, f32::INFINITY];
         let values: Vec<f32> = far.into_iter().flat_map(|value| [value, -value]).collect();
@@ -161,10 +145,7 @@ fn cases() -> Vec<Case> {
 fn every_rounding() -> CaseData {
     let mut values = Vec::new();
     for bits in 0..0x7bffu16 {
-        let (value, next) = (
-            f16::from_bits(bits).to_f32(),
-            f16::from_bits(bits + 1).to_f32(),
-        );
+        let (value, next) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32());
         for centre in [value, (value + next) / 2.0] {
             let bits = centre.to_bits();
             values.extend([bits.saturating_sub(1), bits, bits + 1].map(f32::from_bits));

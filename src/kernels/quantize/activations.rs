@@ -28,13 +28,7 @@ type Row = (Rounding, &'static [(&'static str, u32)]);
 
 macro_rules! rounding {
     ($bytes:literal, $span:literal) => {
-        (
-            Rounding {
-                bytes: $bytes,
-                span: $span,
-            },
-            &[("PLANES", $bytes), ("SPAN", $span)],
-        )
+        (Rounding { bytes: $bytes, span: $span }, &[("PLANES", $bytes), ("SPAN", $span)])
     };
 }
 
@@ -53,10 +47,7 @@ pub(super) const ROUNDINGS: [Row; 8] = [
 impl Rounding {
     /// What a variant's constants say.
     pub(crate) fn of(variant: &Variant) -> Self {
-        Self {
-            bytes: variant.constant("PLANES"),
-            span: variant.constant("SPAN"),
-        }
+        Self { bytes: variant.constant("PLANES"), span: variant.constant("SPAN") }
     }
 
     pub(super) fn constants(self) -> &'static [(&'static str, u32)] {
@@ -88,11 +79,7 @@ pub static KERNEL: Kernel = Kernel {
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let all = [DType::F32, DType::F16].map(|activation| {
-            ROUNDINGS.map(|(_, constants)| Variant {
-                activation,
-                constants,
-                ..Variant::BASELINE
-            })
+            ROUNDINGS.map(|(_, constants)| Variant { activation, constants, ..Variant::BASELINE })
         });
         all.concat()
     },
@@ -135,27 +122,15 @@ pub fn activations(
     let shape = [count, rounding.pieces(), blocks, 4];
     let codes = device.allocate(DType::U32, &shape, "integer activations")?;
     let scales = device.allocate(DType::F32, &[count, blocks, 2], "scales of activations")?;
-    let params = Params {
-        tokens: count as u32,
-        token_start: tokens.start as u32,
-        columns: columns as u32,
-    };
-    device.call(
-        &KERNEL,
-        variant(x.dtype(), rounding),
-        &params,
-        &[x, &codes, &scales],
-    )?;
+    let params =
+        Params { tokens: count as u32, token_start: tokens.start as u32, columns: columns as u32 };
+    device.call(&KERNEL, variant(x.dtype(), rounding), &params, &[x, &codes, &scales])?;
     Ok(Integers { codes, scales })
 }
 
 /// The variant for activations of a type.
 pub fn variant(activation: DType, rounding: Rounding) -> Variant {
-    Variant {
-        activation,
-        constants: rounding.constants(),
-        ..Variant::BASELINE
-    }
+    Variant { activation, constants: rounding.constants(), ..Variant::BASELINE }
 }
 
 /// A case of that shape, for measurements.
@@ -169,9 +144,7 @@ const LARGEST: [f32; 3] = [127.0, 32_639.0, 8_355_711.0];
 /// The integers of a block, and its scale.
 pub(crate) fn block(values: &[f32], planes: u32) -> (Vec<i32>, f32) {
     let mut integers = vec![0; values.len()];
-    let largest = values
-        .iter()
-        .fold(0.0f32, |largest, v| largest.max(v.abs()));
+    let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
     if values.iter().any(|value| !value.is_finite()) {
         return (integers, f32::NAN);
     }
@@ -220,11 +193,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (columns, tokens) = (p.columns as usize, p.tokens as usize);
     let stride = columns.next_multiple_of(4);
     let x = args.tensors[0].load(p.token_start as usize * stride, tokens * stride);
-    let rows: Vec<f32> = x
-        .chunks(stride)
-        .flat_map(|line| &line[..columns])
-        .copied()
-        .collect();
+    let rows: Vec<f32> = x.chunks(stride).flat_map(|line| &line[..columns]).copied().collect();
     let (words, scales) = words(&rows, columns, Rounding::of(args.variant));
     vec![
         Expected::exact(words.into_iter().map(f64::from).collect()),
@@ -256,11 +225,8 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
         }
         let rounding = Rounding::of(variant);
         let blocks = columns.div_ceil(rounding.columns());
-        let params = Params {
-            tokens: tokens as u32,
-            token_start: before as u32,
-            columns: columns as u32,
-        };
+        let params =
+            Params { tokens: tokens as u32, token_start: before as u32, columns: columns as u32 };
         params.case(vec![
             HostTensor::from_f32(variant.activation, &[before + tokens, stride], &x),
             HostTensor::zeros(DType::U32, &[tokens, rounding.pieces(), blocks, 4]),

@@ -123,9 +123,7 @@ fn words(args: &Args<'_>) -> Vec<u32> {
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
-    vec![Expected::exact(
-        words(args).into_iter().map(f64::from).collect(),
-    )]
+    vec![Expected::exact(words(args).into_iter().map(f64::from).collect())]
 }
 
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
@@ -140,13 +138,9 @@ fn case(shape: (usize, usize, usize), offset: u32, bits: u32, shift: f32) -> Cas
     Case::new(label, move |_: &Variant| {
         let mut weight = super::weights(&mut Random::new(12), rows, columns);
         // Far from zero, where the zero point leaves the integers of f16.
-        weight.iter_mut().for_each(|value| {
-            *value = if shift == 0.0 {
-                *value
-            } else {
-                *value * 0.01 + shift
-            }
-        });
+        weight
+            .iter_mut()
+            .for_each(|value| *value = if shift == 0.0 { *value } else { *value * 0.01 + shift });
         data(&weight, (rows, columns, group), offset, bits)
     })
 }
@@ -181,18 +175,9 @@ fn ties() -> Case {
 }
 
 fn random(sizes: &Sizes) -> Case {
-    let shape = (
-        sizes.between(0, 1, 60),
-        sizes.between(1, 1, 400),
-        16 << sizes.between(2, 0, 4),
-    );
+    let shape = (sizes.between(0, 1, 60), sizes.between(1, 1, 400), 16 << sizes.between(2, 0, 4));
     let shift = [0.0, 5.0, -5.0, -0.02, 300.0][sizes.between(5, 0, 4)];
-    case(
-        shape,
-        sizes.between(3, 0, 1) as u32,
-        sizes.between(4, 1, 8) as u32,
-        shift,
-    )
+    case(shape, sizes.between(3, 0, 1) as u32, sizes.between(4, 1, 8) as u32, shift)
 }
 
 fn cases() -> Vec<Case> {

@@ -15,13 +15,8 @@ use half::f16;
 use crate::kernels::prelude::*;
 
 /// Widths of the groups that the cases try: (rows, columns, group_columns).
-const SHAPES: [(usize, usize, usize); 5] = [
-    (3, 97, 97),
-    (5, 100, 16),
-    (2, 576, 128),
-    (1, 32, 32),
-    (70, 64, 32),
-];
+const SHAPES: [(usize, usize, usize); 5] =
+    [(3, 97, 97), (5, 100, 16), (2, 576, 128), (1, 32, 32), (70, 64, 32)];
 
 /// Weights as they come: bell-shaped, with an outlier now and then, a tie, a constant group and a zero group.
 fn weights(random: &mut Random, rows: usize, columns: usize) -> Vec<f32> {

@@ -28,11 +28,7 @@ pub static KERNEL: Kernel = Kernel {
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
         let leveled = |ty: &&&WeightType| ty.has_scales() && !ty.is_affine();
-        WEIGHT_TYPES
-            .iter()
-            .filter(leveled)
-            .map(|ty| weights::variant(ty))
-            .collect()
+        WEIGHT_TYPES.iter().filter(leveled).map(|ty| weights::variant(ty)).collect()
     },
     groups: |args| {
         let p: Params = args.parameters();
@@ -60,17 +56,8 @@ pub fn nearest(
     let (rows, columns) = (weight.shape()[0], weight.shape()[1]);
     let layout = Layout::new(format, columns);
     let codes = device.allocate(DType::U32, &[rows, layout.code_words as usize], "codes")?;
-    let params = Params {
-        rows: rows as u32,
-        columns: columns as u32,
-        layout,
-    };
-    device.call(
-        &KERNEL,
-        weights::variant(format.ty),
-        &params,
-        &[weight, scales, &codes],
-    )?;
+    let params = Params { rows: rows as u32, columns: columns as u32, layout };
+    device.call(&KERNEL, weights::variant(format.ty), &params, &[weight, scales, &codes])?;
     Ok(codes)
 }
 
@@ -99,15 +86,8 @@ fn best(value: f32, scale: f32, candidates: impl Iterator<Item = (f32, u32)>) ->
 fn encode(args: &Args<'_>, find: impl Fn(f32, f32) -> u32 + Sync) -> Vec<u32> {
     let p: Params = args.parameters();
     let (columns, scale_words) = (p.columns as usize, p.layout.scale_words as usize);
-    let group_size = if p.layout.group_shift == 31 {
-        WHOLE_ROW
-    } else {
-        1 << p.layout.group_shift
-    };
-    let format = WeightFormat {
-        ty: weight_type(args),
-        group_size,
-    };
+    let group_size = if p.layout.group_shift == 31 { WHOLE_ROW } else { 1 << p.layout.group_shift };
+    let format = WeightFormat { ty: weight_type(args), group_size };
     let weight = args.tensors[0].to_f32();
     let line = |(row, line): (usize, &[f32])| {
         let mut packed = Packed::zeros(format, 1, columns);
@@ -120,18 +100,12 @@ fn encode(args: &Args<'_>, find: impl Fn(f32, f32) -> u32 + Sync) -> Vec<u32> {
         }
         packed.codes
     };
-    let lines: Vec<Vec<u32>> = weight
-        .par_chunks_exact(columns)
-        .enumerate()
-        .map(line)
-        .collect();
+    let lines: Vec<Vec<u32>> = weight.par_chunks_exact(columns).enumerate().map(line).collect();
     lines.concat()
 }
 
 fn weight_type(args: &Args<'_>) -> &'static WeightType {
-    args.variant
-        .weight
-        .expect("a variant of a kernel with a weight names its type")
+    args.variant.weight.expect("a variant of a kernel with a weight names its type")
 }
 
 fn levels(ty: &WeightType) -> Vec<(f32, u32)> {
@@ -142,9 +116,7 @@ fn levels(ty: &WeightType) -> Vec<(f32, u32)> {
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     // Every level is tried: nothing is assumed about where the nearest is.
     let levels = levels(weight_type(args));
-    let words = encode(args, |value, scale| {
-        best(value, scale, levels.iter().copied())
-    });
+    let words = encode(args, |value, scale| best(value, scale, levels.iter().copied()));
     vec![Expected::exact(words.into_iter().map(f64::from).collect())]
 }
 
@@ -172,21 +144,15 @@ fn case((rows, columns, group): (usize, usize, usize), note: &'static str) -> Ca
     let label = format!("rows={rows},columns={columns},group={group}{note}");
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(15);
-        let group = if group >= columns {
-            WHOLE_ROW
-        } else {
-            group as u32
-        };
+        let group = if group >= columns { WHOLE_ROW } else { group as u32 };
         let mut packed = weights::random(&mut random, variant, rows, columns, group);
         let mut weight = super::weights(&mut random, rows, columns);
         match note {
             ",zero scales" => packed.scales.fill(0),
             // The middles between levels, where the lower code wins, and the levels themselves.
             ",ties" => {
-                let mut levels: Vec<f32> = levels(packed.format.ty)
-                    .iter()
-                    .map(|(level, _)| *level)
-                    .collect();
+                let mut levels: Vec<f32> =
+                    levels(packed.format.ty).iter().map(|(level, _)| *level).collect();
                 levels.sort_by(f32::total_cmp);
                 for (column, value) in weight.iter_mut().enumerate() {
                     let (scale, _) = packed.grid(0, column / 16);
@@ -213,19 +179,12 @@ fn case((rows, columns, group): (usize, usize, usize), note: &'static str) -> Ca
 }
 
 fn random(sizes: &Sizes) -> Case {
-    let shape = (
-        sizes.between(0, 1, 60),
-        sizes.between(1, 1, 400),
-        16 << sizes.between(2, 0, 4),
-    );
+    let shape = (sizes.between(0, 1, 60), sizes.between(1, 1, 400), 16 << sizes.between(2, 0, 4));
     case(shape, "")
 }
 
 fn cases() -> Vec<Case> {
     let shapes = SHAPES.map(|shape| case(shape, ""));
-    let noted = [
-        case((2, 100, 32), ",zero scales"),
-        case((1, 512, 16), ",ties"),
-    ];
+    let noted = [case((2, 100, 32), ",zero scales"), case((1, 512, 16), ",ties")];
     shapes.into_iter().chain(noted).collect()
 }

@@ -27,11 +27,7 @@ pub static KERNEL: Kernel = Kernel {
     overrides: &[("WORKGROUP", 128.0)],
     variants: || {
         let with = |subgroups| {
-            ROUNDINGS.map(|(_, constants)| Variant {
-                constants,
-                subgroups,
-                ..Variant::BASELINE
-            })
+            ROUNDINGS.map(|(_, constants)| Variant { constants, subgroups, ..Variant::BASELINE })
         };
         [with(false), with(true)].concat()
     },
@@ -39,10 +35,7 @@ pub static KERNEL: Kernel = Kernel {
     cost: |args| {
         let p: Params = args.parameters();
         let values = f64::from(p.tokens) * f64::from(p.columns);
-        Cost::new(
-            12.0 * values,
-            (4.0 + f64::from(args.variant.constant("PLANES"))) * values,
-        )
+        Cost::new(12.0 * values, (4.0 + f64::from(args.variant.constant("PLANES"))) * values)
     },
     reference,
     cases,
@@ -60,10 +53,7 @@ pub fn normed(
     rounding: Rounding,
 ) -> Result<Integers> {
     let (count, columns) = (tokens.len(), gain.len());
-    assert!(
-        columns.is_multiple_of(4),
-        "the shader loads four columns at a time"
-    );
+    assert!(columns.is_multiple_of(4), "the shader loads four columns at a time");
     let blocks = columns.div_ceil(rounding.columns());
     let shape = [count, rounding.pieces(), blocks, 4];
     let codes = device.allocate(DType::U32, &shape, "integer activations")?;

@@ -30,11 +30,7 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
-        WEIGHT_TYPES
-            .iter()
-            .filter(|ty| ty.is_affine())
-            .map(|ty| weights::variant(ty))
-            .collect()
+        WEIGHT_TYPES.iter().filter(|ty| ty.is_affine()).map(|ty| weights::variant(ty)).collect()
     },
     groups,
     cost: |args| {
@@ -58,17 +54,8 @@ pub fn round(
     let (rows, columns) = (weight.shape()[0], weight.shape()[1]);
     let layout = Layout::new(format, columns);
     let codes = device.allocate(DType::U32, &[rows, layout.code_words as usize], "codes")?;
-    let params = Params {
-        rows: rows as u32,
-        columns: columns as u32,
-        layout,
-    };
-    device.call(
-        &KERNEL,
-        weights::variant(format.ty),
-        &params,
-        &[weight, scales, &codes],
-    )?;
+    let params = Params { rows: rows as u32, columns: columns as u32, layout };
+    device.call(&KERNEL, weights::variant(format.ty), &params, &[weight, scales, &codes])?;
     Ok(codes)
 }
 
@@ -86,11 +73,7 @@ fn nearest(
 ) -> u32 {
     let ty = format.ty;
     if scale == 0.0 {
-        return if ty.scale == Scale::Symmetric {
-            1 << (ty.bits - 1)
-        } else {
-            0
-        };
+        return if ty.scale == Scale::Symmetric { 1 << (ty.bits - 1) } else { 0 };
     }
     let distance = |code: u32| (value - ty.decode(code, scale, second)).abs();
     let mut best = *candidates.start();
@@ -128,15 +111,8 @@ fn encode_all(
 ) -> Vec<u32> {
     let p: Params = args.parameters();
     let (columns, scale_words) = (p.columns as usize, p.layout.scale_words as usize);
-    let ty = args
-        .variant
-        .weight
-        .expect("a variant of a kernel with a weight names its type");
-    let group_size = if p.layout.group_shift == 31 {
-        WHOLE_ROW
-    } else {
-        1 << p.layout.group_shift
-    };
+    let ty = args.variant.weight.expect("a variant of a kernel with a weight names its type");
+    let group_size = if p.layout.group_shift == 31 { WHOLE_ROW } else { 1 << p.layout.group_shift };
     let format = WeightFormat { ty, group_size };
     let weight = args.tensors[0].to_f32();
     let scales = args.tensors[1].words;
@@ -145,9 +121,7 @@ fn encode_all(
         .enumerate()
         .map(|(row, line)| {
             let mut packed = Packed::zeros(format, 1, columns);
-            packed
-                .scales
-                .copy_from_slice(&scales[row * scale_words..(row + 1) * scale_words]);
+            packed.scales.copy_from_slice(&scales[row * scale_words..(row + 1) * scale_words]);
             encode(line, packed, |value, grid| candidates(value, grid, format))
         })
         .collect();
@@ -180,11 +154,7 @@ fn case((rows, columns, group): (usize, usize, usize), fine: bool) -> Case {
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(13);
         let mut weight = super::weights(&mut random, rows, columns);
-        let group = if group >= columns {
-            WHOLE_ROW
-        } else {
-            group as u32
-        };
+        let group = if group >= columns { WHOLE_ROW } else { group as u32 };
         let mut packed = weights::random(&mut random, variant, rows, columns, group);
         packed.codes.fill(0);
         if fine {
@@ -206,11 +176,7 @@ fn case((rows, columns, group): (usize, usize, usize), fine: bool) -> Case {
             packed.scales.fill(0);
         }
         let layout = Layout::new(packed.format, columns);
-        let params = Params {
-            rows: rows as u32,
-            columns: columns as u32,
-            layout,
-        };
+        let params = Params { rows: rows as u32, columns: columns as u32, layout };
         let [codes, scales] = weights::host(&packed);
         params.case(vec![
             HostTensor::from_f32(DType::F32, &[rows, columns], &weight),
@@ -221,18 +187,11 @@ fn case((rows, columns, group): (usize, usize, usize), fine: bool) -> Case {
 }
 
 fn random(sizes: &Sizes) -> Case {
-    let shape = (
-        sizes.between(0, 2, 60),
-        sizes.between(1, 1, 400),
-        16 << sizes.between(2, 0, 4),
-    );
+    let shape = (sizes.between(0, 2, 60), sizes.between(1, 1, 400), 16 << sizes.between(2, 0, 4));
     case(shape, sizes.between(3, 0, 3) == 3)
 }
 
 fn cases() -> Vec<Case> {
     let shapes = SHAPES.map(|shape| case(shape, false));
-    shapes
-        .into_iter()
-        .chain([case((2, 64, 32), true)])
-        .collect()
+    shapes.into_iter().chain([case((2, 64, 32), true)]).collect()
 }

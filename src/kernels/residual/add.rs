@@ -32,15 +32,8 @@ pub static KERNEL: Kernel = Kernel {
 
 /// Adds `branch` to `residual` in place.
 pub fn add(device: &Device, branch: &Tensor, residual: &Tensor) -> Result<()> {
-    let params = Params {
-        count: branch.len() as u32,
-    };
-    device.call(
-        &KERNEL,
-        Variant::typed(branch.dtype(), DType::F32),
-        &params,
-        &[branch, residual],
-    )
+    let params = Params { count: branch.len() as u32 };
+    device.call(&KERNEL, Variant::typed(branch.dtype(), DType::F32), &params, &[branch, residual])
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -55,10 +48,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let branch = args.tensors[0].to_f32();
     let mut residual = outputs.load(0, 0, branch.len());
-    residual
-        .iter_mut()
-        .zip(&branch)
-        .for_each(|(residual, branch)| *residual += branch);
+    residual.iter_mut().zip(&branch).for_each(|(residual, branch)| *residual += branch);
     outputs.store(0, 0, &residual);
 }
 
@@ -66,10 +56,7 @@ fn case(count: usize) -> Case {
     Case::new(format!("count={count}"), move |variant: &Variant| {
         let mut random = Random::new(8);
         let branch = random.values(count, 2.0);
-        Params {
-            count: count as u32,
-        }
-        .case(vec![
+        Params { count: count as u32 }.case(vec![
             HostTensor::from_f32(variant.activation, &[count], &branch),
             HostTensor::from_f32(DType::F32, &[count], &random.values(count, 100.0)),
         ])

@@ -98,16 +98,10 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (x, rotations, past) = (args.tensors[0], args.tensors[1], args.tensors[2].u32s());
     let mut expected = Expected::exact(args.tensors[3].to_f64());
     for token in 0..p.tokens as usize {
-        let (sequence, order) = (
-            token / p.tokens_per_sequence as usize,
-            token % p.tokens_per_sequence as usize,
-        );
+        let (sequence, order) =
+            (token / p.tokens_per_sequence as usize, token % p.tokens_per_sequence as usize);
         let position = past[sequence] as usize + order;
-        let row = if p.capacity > 0 {
-            sequence * p.capacity as usize + position
-        } else {
-            token
-        };
+        let row = if p.capacity > 0 { sequence * p.capacity as usize + position } else { token };
         for head in 0..heads {
             for pair in 0..half {
                 let source = (token * heads + head) * head_dim + pair;
@@ -119,11 +113,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
                 let place = (row * heads + head) * head_dim + pair;
                 for (at, value, magnitude) in [
                     (place, a * cos - b * sin, (a * cos).abs() + (b * sin).abs()),
-                    (
-                        place + half,
-                        b * cos + a * sin,
-                        (b * cos).abs() + (a * sin).abs(),
-                    ),
+                    (place + half, b * cos + a * sin, (b * cos).abs() + (a * sin).abs()),
                 ] {
                     expected.values[at] = value;
                     expected.bounds[at] =
@@ -141,16 +131,10 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let (half, width) = (head_dim / 2, heads * head_dim);
     let (rotations, past) = (args.tensors[1].to_f32(), args.tensors[2].u32s());
     for token in 0..p.tokens as usize {
-        let (sequence, order) = (
-            token / p.tokens_per_sequence as usize,
-            token % p.tokens_per_sequence as usize,
-        );
+        let (sequence, order) =
+            (token / p.tokens_per_sequence as usize, token % p.tokens_per_sequence as usize);
         let position = past[sequence] as usize + order;
-        let row = if p.capacity > 0 {
-            sequence * p.capacity as usize + position
-        } else {
-            token
-        };
+        let row = if p.capacity > 0 { sequence * p.capacity as usize + position } else { token };
         let mut line = args.tensors[0].load(token * width, width);
         let turns = &rotations[position * head_dim..(position + 1) * head_dim];
         for head in line.chunks_exact_mut(head_dim) {
@@ -183,11 +167,7 @@ fn case(
         let rotations: Vec<f32> = angles.iter().flat_map(|a| [a.cos(), a.sin()]).collect();
         // Each sequence holds a different number of tokens already.
         let past: Vec<u32> = (0..sequences as u32).map(|s| past + s).collect();
-        let rows = if capacity > 0 {
-            sequences * capacity
-        } else {
-            tokens
-        };
+        let rows = if capacity > 0 { sequences * capacity } else { tokens };
         let params = Params {
             tokens: tokens as u32,
             tokens_per_sequence: each as u32,

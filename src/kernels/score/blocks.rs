@@ -47,11 +47,7 @@ pub fn blocks(
     let count = channels / block;
     assert_eq!(channels, count * block, "blocks are whole");
     let result = device.allocate(DType::F32, &[count], "scores of blocks")?;
-    let params = Params {
-        members: members as u32,
-        count: count as u32,
-        block: block as u32,
-    };
+    let params = Params { members: members as u32, count: count as u32, block: block as u32 };
     device.call(&KERNEL, reduction.variant(), &params, &[scores, &result])?;
     Ok(result)
 }
@@ -130,11 +126,7 @@ fn case(members: usize, count: usize, block: usize, note: &'static str) -> Case 
             ",nan first" => scores[0] = f32::NAN,
             _ => {}
         }
-        let params = Params {
-            members: members as u32,
-            count: count as u32,
-            block: block as u32,
-        };
+        let params = Params { members: members as u32, count: count as u32, block: block as u32 };
         params.case(vec![
             HostTensor::from_f32(DType::F32, &[members, width], &scores),
             HostTensor::zeros(DType::F32, &[count]),
@@ -143,12 +135,7 @@ fn case(members: usize, count: usize, block: usize, note: &'static str) -> Case 
 }
 
 fn random(sizes: &Sizes) -> Case {
-    case(
-        sizes.between(0, 1, 8),
-        sizes.between(1, 1, 200),
-        sizes.between(2, 1, 40),
-        "",
-    )
+    case(sizes.between(0, 1, 8), sizes.between(1, 1, 200), sizes.between(2, 1, 40), "")
 }
 
 fn cases() -> Vec<Case> {

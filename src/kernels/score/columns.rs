@@ -57,11 +57,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (form, inputs) = (Form::of(args.variant), element::inputs(args));
     let columns = p.columns as usize;
     let column = |column: usize| {
-        let before = if p.accumulate == 1 {
-            args.tensors[3].get(column)
-        } else {
-            0.0
-        };
+        let before = if p.accumulate == 1 { args.tensors[3].get(column) } else { 0.0 };
         let places = p.window().map(|row| row * columns + column);
         element::expected(form, inputs, before, places)
     };
@@ -72,27 +68,21 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let p: Params = args.parameters();
     let (form, [weight, gradient, fisher]) = (Form::of(args.variant), element::inputs(args));
     let columns = p.columns as usize;
-    let mut sums = if p.accumulate == 1 {
-        outputs.load(0, 0, columns)
-    } else {
-        vec![0.0; columns]
-    };
+    let mut sums = if p.accumulate == 1 { outputs.load(0, 0, columns) } else { vec![0.0; columns] };
     // A stretch of columns at a time, so that lines of memory are read once.
-    sums.par_chunks_mut(COLUMNS)
-        .enumerate()
-        .for_each(|(index, sums)| {
-            let mut totals = vec![0.0; sums.len()];
-            for row in p.window() {
-                let first = row * columns + index * COLUMNS;
-                for (at, total) in (first..).zip(&mut totals) {
-                    let term = element::element(form, weight[at], gradient[at], fisher[at]);
-                    *total += f64::from(term);
-                }
+    sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(index, sums)| {
+        let mut totals = vec![0.0; sums.len()];
+        for row in p.window() {
+            let first = row * columns + index * COLUMNS;
+            for (at, total) in (first..).zip(&mut totals) {
+                let term = element::element(form, weight[at], gradient[at], fisher[at]);
+                *total += f64::from(term);
             }
-            for (sum, total) in sums.iter_mut().zip(totals) {
-                *sum += total as f32;
-            }
-        });
+        }
+        for (sum, total) in sums.iter_mut().zip(totals) {
+            *sum += total as f32;
+        }
+    });
     outputs.store(0, 0, &sums);
 }
 

@@ -62,12 +62,7 @@ pub(super) fn run(
             accumulate: u32::from(accumulate || carried && start > 0),
         };
         // The weight stands in for what the form does not read.
-        let tensors = [
-            weight,
-            gradient.unwrap_or(weight),
-            fisher.unwrap_or(weight),
-            result,
-        ];
+        let tensors = [weight, gradient.unwrap_or(weight), fisher.unwrap_or(weight), result];
         device.call(kernel, variant.clone(), &params, &tensors)?;
     }
     Ok(())
@@ -85,9 +80,7 @@ pub(super) fn quick(
     [weight, gradient, fisher]: [&[f32]; 3],
     places: impl Iterator<Item = usize>,
 ) -> f64 {
-    places
-        .map(|at| f64::from(element(form, weight[at], gradient[at], fisher[at])))
-        .sum()
+    places.map(|at| f64::from(element(form, weight[at], gradient[at], fisher[at]))).sum()
 }
 
 pub(super) fn element(form: Form, w: f32, g: f32, f: f32) -> f32 {
@@ -120,10 +113,9 @@ pub(super) fn expected(
             Form::L2 => (w.powi(2), w.powi(2)),
             Form::First => ((w * g).abs(), (w * g).abs()),
             Form::Second => (w.powi(2) * f, w.powi(2) * f.abs()),
-            Form::Mixed => (
-                (w * g - w.powi(2) * f / 2.0).abs(),
-                (w * g).abs() + w.powi(2) * f.abs() / 2.0,
-            ),
+            Form::Mixed => {
+                ((w * g - w.powi(2) * f / 2.0).abs(), (w * g).abs() + w.powi(2) * f.abs() / 2.0)
+            }
             Form::Product => (w * g, (w * g).abs()),
         };
         value += term;

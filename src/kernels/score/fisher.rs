@@ -65,11 +65,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (first, end) = (p.first as usize, (p.first + p.count) as usize);
     let mut expected = Expected::exact(args.tensors[1].to_f64());
     for at in first..end {
-        let before = if p.accumulate == 1 {
-            expected.values[at]
-        } else {
-            0.0
-        };
+        let before = if p.accumulate == 1 { expected.values[at] } else { 0.0 };
         let square = f64::from(p.factor) * args.tensors[0].get(at).powi(2);
         let value = before + square;
         // A square below the normal range may be taken for zero before it is multiplied.
@@ -86,14 +82,10 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let (first, count) = (p.first as usize, p.count as usize);
     let gradient = &bytemuck::cast_slice::<u32, f32>(args.tensors[0].words)[first..first + count];
     let result = &mut bytemuck::cast_slice_mut::<u32, f32>(outputs.words(0))[first..first + count];
-    result
-        .par_iter_mut()
-        .with_min_len(1 << 14)
-        .zip(gradient)
-        .for_each(|(result, gradient)| {
-            let before = if p.accumulate == 1 { *result } else { 0.0 };
-            *result = before + p.factor * (gradient * gradient);
-        });
+    result.par_iter_mut().with_min_len(1 << 14).zip(gradient).for_each(|(result, gradient)| {
+        let before = if p.accumulate == 1 { *result } else { 0.0 };
+        *result = before + p.factor * (gradient * gradient);
+    });
 }
 
 /// Takes `count` of all elements from `first` on.
@@ -120,10 +112,8 @@ fn case(all: usize, (first, count): (usize, usize), factor: f32, note: &'static 
 }
 
 fn random(sizes: &Sizes) -> Case {
-    let (first, count) = (
-        sizes.between(0, 0, 40),
-        sizes.between(1, 1, 70) * sizes.between(2, 1, 70),
-    );
+    let (first, count) =
+        (sizes.between(0, 0, 40), sizes.between(1, 1, 70) * sizes.between(2, 1, 70));
     let all = first + count + sizes.between(3, 0, 20);
     let note = ["", ",accumulate"][sizes.between(4, 0, 1)];
     case(all, (first, count), 0.3, note)

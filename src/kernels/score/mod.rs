@@ -29,14 +29,8 @@ pub enum Form {
 
 impl Form {
     /// All of them.
-    pub const ALL: [Form; 6] = [
-        Form::L1,
-        Form::L2,
-        Form::First,
-        Form::Second,
-        Form::Mixed,
-        Form::Product,
-    ];
+    pub const ALL: [Form; 6] =
+        [Form::L1, Form::L2, Form::First, Form::Second, Form::Mixed, Form::Product];
 
     /// Whether it reads the gradient.
     pub fn needs_gradient(self) -> bool {

@@ -52,12 +52,7 @@ pub fn norms(device: &Device, x: &Tensor, result: &Tensor, accumulate: bool) -> 
             token_start: start as u32,
             accumulate: u32::from(accumulate || start > 0),
         };
-        device.call(
-            &KERNEL,
-            Variant::typed(x.dtype(), DType::F32),
-            &params,
-            &[x, result],
-        )?;
+        device.call(&KERNEL, Variant::typed(x.dtype(), DType::F32), &params, &[x, result])?;
     }
     Ok(())
 }
@@ -67,11 +62,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (columns, tokens) = (p.columns as usize, p.tokens as usize);
     let start = p.token_start as usize;
     let column = |column: usize| {
-        let before = if p.accumulate == 1 {
-            args.tensors[1].get(column)
-        } else {
-            0.0
-        };
+        let before = if p.accumulate == 1 { args.tensors[1].get(column) } else { 0.0 };
         let square = |token: usize| args.tensors[0].get(token * columns + column).powi(2);
         let sum: f64 = (start..start + tokens).map(square).sum();
         let value = sum + before;
@@ -87,24 +78,18 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let p: Params = args.parameters();
     let (columns, tokens) = (p.columns as usize, p.tokens as usize);
     let x = args.tensors[0].load(p.token_start as usize * columns, tokens * columns);
-    let mut sums = if p.accumulate == 1 {
-        outputs.load(0, 0, columns)
-    } else {
-        vec![0.0; columns]
-    };
-    sums.par_chunks_mut(COLUMNS)
-        .enumerate()
-        .for_each(|(index, sums)| {
-            let mut totals = vec![0.0; sums.len()];
-            for line in x.chunks_exact(columns) {
-                for (total, value) in totals.iter_mut().zip(&line[index * COLUMNS..]) {
-                    *total += f64::from(value * value);
-                }
+    let mut sums = if p.accumulate == 1 { outputs.load(0, 0, columns) } else { vec![0.0; columns] };
+    sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(index, sums)| {
+        let mut totals = vec![0.0; sums.len()];
+        for line in x.chunks_exact(columns) {
+            for (total, value) in totals.iter_mut().zip(&line[index * COLUMNS..]) {
+                *total += f64::from(value * value);
             }
-            for (sum, total) in sums.iter_mut().zip(totals) {
-                *sum += total as f32;
-            }
-        });
+        }
+        for (sum, total) in sums.iter_mut().zip(totals) {
+            *sum += total as f32;
+        }
+    });
     outputs.store(0, 0, &sums);
 }
 

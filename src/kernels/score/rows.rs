@@ -31,10 +31,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 fn variant(form: Form, subgroups: bool) -> Variant {
-    Variant {
-        subgroups,
-        ..form.variant()
-    }
+    Variant { subgroups, ..form.variant() }
 }
 
 /// Adds the importance of each row of `weight`, f32 (rows, columns), to `result`, f32 (rows), or writes it there.

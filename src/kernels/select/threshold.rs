@@ -36,15 +36,8 @@ pub static KERNEL: Kernel = Kernel {
 pub fn threshold(device: &Device, scores: &Tensor, threshold: &Tensor) -> Result<Tensor> {
     let count = scores.len();
     let mask = device.allocate(DType::U32, &[count], "mask")?;
-    let params = Params {
-        count: count as u32,
-    };
-    device.call(
-        &KERNEL,
-        Variant::BASELINE,
-        &params,
-        &[scores, threshold, &mask],
-    )?;
+    let params = Params { count: count as u32 };
+    device.call(&KERNEL, Variant::BASELINE, &params, &[scores, threshold, &mask])?;
     Ok(mask)
 }
 
@@ -57,36 +50,30 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 }
 
 fn case(count: usize, bar: f32, note: &'static str) -> Case {
-    Case::new(
-        format!("count={count},bar={bar}{note}"),
-        move |_: &Variant| {
-            let mut random = Random::new(56);
-            let mut scores = random.values(count, 2.0);
-            match note {
-                ",rounded" => scores.iter_mut().for_each(|score| *score = score.round()),
-                ",special" => {
-                    let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 0.0];
-                    for (score, special) in scores.iter_mut().zip(special) {
-                        *score = special;
-                    }
+    Case::new(format!("count={count},bar={bar}{note}"), move |_: &Variant| {
+        let mut random = Random::new(56);
+        let mut scores = random.values(count, 2.0);
+        match note {
+            ",rounded" => scores.iter_mut().for_each(|score| *score = score.round()),
+            ",special" => {
+                let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 0.0];
+                for (score, special) in scores.iter_mut().zip(special) {
+                    *score = special;
                 }
-                // Below the normal range, around the threshold.
-                ",small" => scores
-                    .iter_mut()
-                    .enumerate()
-                    .for_each(|(place, score)| *score = f32::from_bits(90 + place as u32)),
-                _ => {}
             }
-            Params {
-                count: count as u32,
-            }
-            .case(vec![
-                HostTensor::from_f32(DType::F32, &[count], &scores),
-                HostTensor::from_f32(DType::F32, &[1], &[bar]),
-                HostTensor::zeros(DType::U32, &[count]),
-            ])
-        },
-    )
+            // Below the normal range, around the threshold.
+            ",small" => scores
+                .iter_mut()
+                .enumerate()
+                .for_each(|(place, score)| *score = f32::from_bits(90 + place as u32)),
+            _ => {}
+        }
+        Params { count: count as u32 }.case(vec![
+            HostTensor::from_f32(DType::F32, &[count], &scores),
+            HostTensor::from_f32(DType::F32, &[1], &[bar]),
+            HostTensor::zeros(DType::U32, &[count]),
+        ])
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {

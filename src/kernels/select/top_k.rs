@@ -45,16 +45,8 @@ pub fn top_k(device: &Device, scores: &Tensor, keep: usize) -> Result<(Tensor, T
     let count = scores.len();
     let mask = device.allocate(DType::U32, &[count], "mask")?;
     let threshold = device.allocate(DType::F32, &[1], "threshold")?;
-    let params = Params {
-        count: count as u32,
-        keep: keep.min(count) as u32,
-    };
-    device.call(
-        &KERNEL,
-        Variant::BASELINE,
-        &params,
-        &[scores, &mask, &threshold],
-    )?;
+    let params = Params { count: count as u32, keep: keep.min(count) as u32 };
+    device.call(&KERNEL, Variant::BASELINE, &params, &[scores, &mask, &threshold])?;
     Ok((mask, threshold))
 }
 
@@ -78,54 +70,46 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 }
 
 fn case(count: usize, keep: usize, note: &'static str) -> Case {
-    Case::new(
-        format!("count={count},keep={keep}{note}"),
-        move |_: &Variant| {
-            let mut random = Random::new(55);
-            let mut scores = random.values(count, 3.0);
-            match note {
-                ",equal" => scores.fill(0.25),
-                // Few values, so that many are equal.
-                ",rounded" => scores.iter_mut().for_each(|score| *score = score.round()),
-                ",zeros" => {
-                    let zeros = [0.0, -0.0];
-                    scores
-                        .iter_mut()
-                        .for_each(|s| *s = zeros[(*s > 0.0) as usize])
-                }
-                // Every digit of a key counts: neighbours that differ in the last bit.
-                ",close" => scores
-                    .iter_mut()
-                    .for_each(|score| *score = f32::from_bits(0x3f80_0000 + (*score * 9e4) as u32)),
-                // From one end of the range to the other, and below it: any bits but a NaN's.
-                ",wide" => scores.iter_mut().for_each(|score| {
-                    let any = f32::from_bits(random.word());
-                    *score = if any.is_nan() { 1.0 } else { any };
-                }),
-                ",nan" => scores
-                    .iter_mut()
-                    .enumerate()
-                    .filter(|(place, _)| place % 3 == 1)
-                    .for_each(|(place, score)| *score = [f32::NAN, -f32::NAN][place % 2]),
-                ",infinity" => {
-                    scores[count / 2] = f32::INFINITY;
-                    scores[count / 3] = f32::NEG_INFINITY;
-                    scores[count - 1] = f32::NEG_INFINITY;
-                    scores[0] = f32::NAN;
-                }
-                _ => {}
+    Case::new(format!("count={count},keep={keep}{note}"), move |_: &Variant| {
+        let mut random = Random::new(55);
+        let mut scores = random.values(count, 3.0);
+        match note {
+            ",equal" => scores.fill(0.25),
+            // Few values, so that many are equal.
+            ",rounded" => scores.iter_mut().for_each(|score| *score = score.round()),
+            ",zeros" => {
+                let zeros = [0.0, -0.0];
+                scores.iter_mut().for_each(|s| *s = zeros[(*s > 0.0) as usize])
             }
-            let params = Params {
-                count: count as u32,
-                keep: keep as u32,
-            };
-            params.case(vec![
-                HostTensor::from_f32(DType::F32, &[count], &scores),
-                HostTensor::zeros(DType::U32, &[count]),
-                HostTensor::zeros(DType::F32, &[1]),
-            ])
-        },
-    )
+            // Every digit of a key counts: neighbours that differ in the last bit.
+            ",close" => scores
+                .iter_mut()
+                .for_each(|score| *score = f32::from_bits(0x3f80_0000 + (*score * 9e4) as u32)),
+            // From one end of the range to the other, and below it: any bits but a NaN's.
+            ",wide" => scores.iter_mut().for_each(|score| {
+                let any = f32::from_bits(random.word());
+                *score = if any.is_nan() { 1.0 } else { any };
+            }),
+            ",nan" => scores
+                .iter_mut()
+                .enumerate()
+                .filter(|(place, _)| place % 3 == 1)
+                .for_each(|(place, score)| *score = [f32::NAN, -f32::NAN][place % 2]),
+            ",infinity" => {
+                scores[count / 2] = f32::INFINITY;
+                scores[count / 3] = f32::NEG_INFINITY;
+                scores[count - 1] = f32::NEG_INFINITY;
+                scores[0] = f32::NAN;
+            }
+            _ => {}
+        }
+        let params = Params { count: count as u32, keep: keep as u32 };
+        params.case(vec![
+            HostTensor::from_f32(DType::F32, &[count], &scores),
+            HostTensor::zeros(DType::U32, &[count]),
+            HostTensor::zeros(DType::F32, &[1]),
+        ])
+    })
 }
 
 fn random(sizes: &Sizes) -> Case {

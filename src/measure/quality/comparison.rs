@@ -111,12 +111,7 @@ pub fn compare_tasks(
     let known = |name: &str| parent.iter().any(|task| task.task == name);
     let others = child.iter().filter(|task| !known(&task.task));
     unpaired.extend(others.map(|task| task.task.clone()));
-    Ok(TasksComparison {
-        tasks,
-        share: share(&telling, bootstrap),
-        at_chance,
-        unpaired,
-    })
+    Ok(TasksComparison { tasks, share: share(&telling, bootstrap), at_chance, unpaired })
 }
 
 /// The items that both answered, in the parent's order.
@@ -141,10 +136,7 @@ fn pair<'a>(
         };
         if before.target != after.target {
             let what = format!("item {} with the target", before.item);
-            let (want, have) = (
-                format!("{:?}", before.target),
-                format!("{:?}", after.target),
-            );
+            let (want, have) = (format!("{:?}", before.target), format!("{:?}", after.target));
             return Err(differs(&what, want, have));
         }
         pairs.push((before, *after));
@@ -163,10 +155,8 @@ fn paired(
     bootstrap: Bootstrap,
 ) -> TaskComparison {
     let correct: Vec<_> = pairs.iter().map(|(a, b)| (a.correct, b.correct)).collect();
-    let norm: Option<Vec<_>> = pairs
-        .iter()
-        .map(|(a, b)| Some((a.correct_norm?, b.correct_norm?)))
-        .collect();
+    let norm: Option<Vec<_>> =
+        pairs.iter().map(|(a, b)| Some((a.correct_norm?, b.correct_norm?))).collect();
     TaskComparison {
         task: task.task.clone(),
         n: pairs.len(),
@@ -204,10 +194,8 @@ struct Telling {
 }
 
 fn share(tasks: &[Telling], bootstrap: Bootstrap) -> Option<Share> {
-    let whole: Vec<Vec<usize>> = tasks
-        .iter()
-        .map(|task| (0..task.correct.len()).collect())
-        .collect();
+    let whole: Vec<Vec<usize>> =
+        tasks.iter().map(|task| (0..task.correct.len()).collect()).collect();
     let sizes: Vec<usize> = whole.iter().map(Vec::len).collect();
     Some(Share {
         value: share_of(tasks, &whole)?,

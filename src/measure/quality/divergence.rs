@@ -129,8 +129,7 @@ impl Divergences {
                     });
                 }
                 self.kl.push(value);
-                self.same_top
-                    .push(tops.get(2 * index) == tops.get(2 * index + 1));
+                self.same_top.push(tops.get(2 * index) == tops.get(2 * index + 1));
             }
         }
         Ok(())
@@ -165,9 +164,8 @@ impl Divergences {
     /// How the probability of the text's own tokens changed, in figures.
     pub fn delta_p(&self) -> DeltaP {
         let pairs = self.parent.values().iter().zip(self.child.values());
-        let mut changes: Vec<f64> = pairs
-            .map(|(parent, child)| (-child).exp() - (-parent).exp())
-            .collect();
+        let mut changes: Vec<f64> =
+            pairs.map(|(parent, child)| (-child).exp() - (-parent).exp()).collect();
         let (mean, stderr) = mean_and_error(&changes);
         let squares: Vec<f64> = changes.iter().map(|change| change * change).collect();
         let (square, square_error) = mean_and_error(&squares);
@@ -179,11 +177,7 @@ impl Divergences {
             stderr,
             rms,
             // d sqrt(s) = ds / (2 sqrt(s)); where nothing changed there is no error.
-            rms_stderr: if rms > 0.0 {
-                0.5 * square_error / rms
-            } else {
-                0.0
-            },
+            rms_stderr: if rms > 0.0 { 0.5 * square_error / rms } else { 0.0 },
             max: at(100.0),
             p99_9: at(99.9),
             p99: at(99.0),
@@ -316,11 +310,8 @@ pub fn perplexity_change(
     let squares = (before.value * parent_error).powi(2) + (after.value * child_error).powi(2)
         - 2.0 * before.value * after.value * covariance;
     let windows = parent.window_means();
-    let by_window: Vec<f64> = windows
-        .iter()
-        .zip(child.window_means())
-        .map(|(parent, child)| child - parent)
-        .collect();
+    let by_window: Vec<f64> =
+        windows.iter().zip(child.window_means()).map(|(parent, child)| child - parent).collect();
     let percent = |ln: f64| 100.0 * ln.exp_m1();
     PerplexityChange {
         ratio: ln_ratio.exp(),
@@ -331,9 +322,7 @@ pub fn perplexity_change(
         difference_stderr: squares.max(0.0).sqrt(),
         correlation: (product > 0.0).then(|| covariance / product),
         percent: percent(ln_ratio),
-        percent_interval: bootstrap
-            .mean(&by_window)
-            .map(|interval| interval.map(percent)),
+        percent_interval: bootstrap.mean(&by_window).map(|interval| interval.map(percent)),
         windows: windows.len(),
     }
 }

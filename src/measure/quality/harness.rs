@@ -57,11 +57,7 @@ pub fn results(tasks: &[TaskOutcome], origin: &Origin) -> Value {
 /// A task's key: its name, or where it was answered with several numbers of shots, the name and theirs.
 fn key(tasks: &[TaskOutcome], task: &TaskOutcome) -> String {
     let named = tasks.iter().filter(|other| other.task == task.task);
-    if named.count() > 1 {
-        format!("{}_{}shot", task.task, task.shots)
-    } else {
-        task.task.clone()
-    }
+    if named.count() > 1 { format!("{}_{}shot", task.task, task.shots) } else { task.task.clone() }
 }
 
 /// The samples file: one line of JSON for each item. Besides lm-evaluation-harness's own keys, whose numbers are text in
@@ -90,9 +86,7 @@ fn sample(task: &TaskOutcome, outcome: &Outcome) -> Value {
             .collect(),
     };
     let nested: Vec<Value> = responses.iter().map(|response| json!([response])).collect();
-    let target = outcome
-        .answer
-        .map_or(outcome.target.clone(), |answer| answer.to_string());
+    let target = outcome.answer.map_or(outcome.target.clone(), |answer| answer.to_string());
     let mut line = Map::new();
     let mut add = |key: &str, value: Value| line.insert(key.into(), value);
     add("doc_id", outcome.item.into());
@@ -101,10 +95,7 @@ fn sample(task: &TaskOutcome, outcome: &Outcome) -> Value {
     add("filtered_resps", responses.into());
     add("filter", "none".into());
     add("metrics", json!(metrics(task)));
-    add(
-        metrics(task)[0],
-        f64::from(u8::from(outcome.correct)).into(),
-    );
+    add(metrics(task)[0], f64::from(u8::from(outcome.correct)).into());
     if let Some(correct) = outcome.correct_norm {
         add("acc_norm", f64::from(u8::from(correct)).into());
     }
@@ -160,10 +151,7 @@ fn figures(task: &TaskOutcome) -> Map<String, Value> {
         found.insert(format!("{name}_stderr,none"), error.into());
     };
     let outcomes = || task.outcomes.iter();
-    add(
-        metrics(task)[0],
-        outcomes().map(|o| f64::from(u8::from(o.correct))).collect(),
-    );
+    add(metrics(task)[0], outcomes().map(|o| f64::from(u8::from(o.correct))).collect());
     if has_norm(task) {
         let right = |o: &Outcome| f64::from(u8::from(o.correct_norm == Some(true)));
         add("acc_norm", outcomes().map(right).collect());

@@ -26,13 +26,7 @@ pub struct Perplexity {
 
 impl std::fmt::Display for Perplexity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            value,
-            stderr,
-            ctx,
-            tokens_scored,
-            convention,
-        } = self;
+        let Self { value, stderr, ctx, tokens_scored, convention } = self;
         let name = convention.name();
         write!(
             f,
@@ -54,15 +48,8 @@ pub struct BitsPerByte {
 
 impl std::fmt::Display for BitsPerByte {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            value,
-            stderr,
-            bytes,
-        } = self;
-        write!(
-            f,
-            "{value:.4} ± {stderr:.4} bits per byte ({bytes} bytes scored)"
-        )
+        let Self { value, stderr, bytes } = self;
+        write!(f, "{value:.4} ± {stderr:.4} bits per byte ({bytes} bytes scored)")
     }
 }
 
@@ -203,10 +190,7 @@ impl PendingRows {
         pass: &Pass<'_>,
         windows: &Windows<'_>,
     ) -> Result<()> {
-        let (lse, picked) = (
-            pass.device.finish(self.lse)?,
-            pass.device.finish(self.picked)?,
-        );
+        let (lse, picked) = (pass.device.finish(self.lse)?, pass.device.finish(self.picked)?);
         for index in (0..lse.len()).filter(|index| windows.counts(self.first + index)) {
             losses.push(lse.view().get(index) - picked.view().get(index))?;
         }
@@ -246,7 +230,5 @@ fn add(
     rows: Option<Vec<PendingRows>>,
     windows: &Windows<'_>,
 ) -> Result<()> {
-    rows.into_iter()
-        .flatten()
-        .try_for_each(|rows| rows.finish(losses, pass, windows))
+    rows.into_iter().flatten().try_for_each(|rows| rows.finish(losses, pass, windows))
 }

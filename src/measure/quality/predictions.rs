@@ -20,14 +20,10 @@ pub fn read_samples(path: &Path, text: &str) -> Result<Vec<TaskOutcome>> {
                 "none",
             )
         })?;
-        let form: Form = line.parse(
-            "form",
-            "multiple-choice, classification, cloze or generation",
-        )?;
+        let form: Form =
+            line.parse("form", "multiple-choice, classification, cloze or generation")?;
         let (shots, labels) = (line.parse("shots", "a count")?, line.optional("labels")?);
-        let place = tasks
-            .iter()
-            .position(|task| task.task == name && task.shots == shots);
+        let place = tasks.iter().position(|task| task.task == name && task.shots == shots);
         let place = place.unwrap_or_else(|| {
             tasks.push(TaskOutcome {
                 task: name.clone(),
@@ -72,11 +68,7 @@ fn own_outcome(line: &Line<'_>, form: Form) -> Result<Outcome> {
             Some(other) => Err(line.wrong(&format!("`{key}` of 0 or 1"), other)),
         }
     };
-    let metric = if form == Form::Generation {
-        "exact_match"
-    } else {
-        "acc"
-    };
+    let metric = if form == Form::Generation { "exact_match" } else { "acc" };
     let correct = right(metric)?.ok_or_else(|| line.wrong(&format!("`{metric}`"), "none"))?;
     let responses = line.responses()?.unwrap_or_default();
     let (mut choices, mut generated) = (Vec::new(), None);
@@ -88,9 +80,7 @@ fn own_outcome(line: &Line<'_>, form: Form) -> Result<Outcome> {
     }
     let index = |key: &str| -> Result<Option<usize>> {
         let found = line.optional::<usize>(key)?;
-        found
-            .map(|index| line.index(key, index, choices.len()))
-            .transpose()
+        found.map(|index| line.index(key, index, choices.len())).transpose()
     };
     let answer = match form {
         Form::MultipleChoice | Form::Classification => {
@@ -128,10 +118,7 @@ pub fn read_predictions(
     text: &str,
     questions: &[TaskOutcome],
 ) -> Result<Vec<TaskOutcome>> {
-    let empty = |task: &TaskOutcome| TaskOutcome {
-        outcomes: Vec::new(),
-        ..task.clone()
-    };
+    let empty = |task: &TaskOutcome| TaskOutcome { outcomes: Vec::new(), ..task.clone() };
     let mut found: Vec<TaskOutcome> = questions.iter().map(empty).collect();
     let mut seen = BTreeSet::new();
     for line in lines(path, text)? {
@@ -144,11 +131,7 @@ pub fn read_predictions(
             None if questions.len() == 1 => 0,
             None => return Err(line.wrong("`task`, for there are several", "none")),
         };
-        let key = if line.fields.contains_key("doc_id") {
-            "doc_id"
-        } else {
-            "item"
-        };
+        let key = if line.fields.contains_key("doc_id") { "doc_id" } else { "item" };
         let item: usize = line.parse(key, "an item's place")?;
         let question = questions[place].outcomes.iter().find(|o| o.item == item);
         let question = question.ok_or_else(|| {
@@ -206,11 +189,7 @@ fn judge(line: &Line<'_>, question: &Outcome) -> Result<Outcome> {
         outcome.choices = line.scores(&responses, &characters, &tokens)?;
         let better = |best: usize, next: usize| {
             let score = |index: usize| outcome.choices[index].log_likelihood;
-            if score(next) > score(best) {
-                next
-            } else {
-                best
-            }
+            if score(next) > score(best) { next } else { best }
         };
         outcome.pick = Some((1..count).fold(0, better));
     } else {
@@ -233,11 +212,7 @@ fn lines<'a>(path: &'a Path, text: &str) -> Result<Vec<Line<'a>>> {
         if text.trim().is_empty() {
             continue;
         }
-        let mut line = Line {
-            path,
-            number: index + 1,
-            fields: Map::new(),
-        };
+        let mut line = Line { path, number: index + 1, fields: Map::new() };
         match serde_json::from_str(text) {
             Ok(Value::Object(fields)) => line.fields = fields,
             Ok(_) => return Err(line.wrong("a JSON object", "another value")),

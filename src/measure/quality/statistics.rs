@@ -14,11 +14,7 @@ pub fn mean_and_error(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    let variance = if values.len() > 1 {
-        squares / (n - 1.0)
-    } else {
-        0.0
-    };
+    let variance = if values.len() > 1 { squares / (n - 1.0) } else { 0.0 };
     (mean, (variance / n).sqrt())
 }
 
@@ -26,16 +22,8 @@ pub fn mean_and_error(values: &[f64]) -> (f64, f64) {
 pub fn covariance_of_means(a: &[f64], b: &[f64]) -> f64 {
     let n = a.len() as f64;
     let (mean_a, mean_b) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
-    let products: f64 = a
-        .iter()
-        .zip(b)
-        .map(|(a, b)| (a - mean_a) * (b - mean_b))
-        .sum();
-    if a.len() > 1 {
-        products / (n - 1.0) / n
-    } else {
-        0.0
-    }
+    let products: f64 = a.iter().zip(b).map(|(a, b)| (a - mean_a) * (b - mean_b)).sum();
+    if a.len() > 1 { products / (n - 1.0) / n } else { 0.0 }
 }
 
 /// The value below which this fraction of a sorted sample lies, interpolated linearly between neighbours, as
@@ -59,10 +47,7 @@ pub struct Interval {
 impl Interval {
     /// The interval of a rising function of the quantity.
     pub fn map(self, rising: impl Fn(f64) -> f64) -> Self {
-        Self {
-            low: rising(self.low),
-            high: rising(self.high),
-        }
+        Self { low: rising(self.low), high: rising(self.high) }
     }
 }
 
@@ -84,10 +69,7 @@ pub struct Bootstrap {
 impl Bootstrap {
     /// The one that commands use. 4000 draws fix an interval's end to a few percent of its width.
     pub fn seeded(seed: u64) -> Self {
-        Self {
-            resamples: 4000,
-            seed,
-        }
+        Self { resamples: 4000, seed }
     }
 
     /// The interval of a statistic of independent units, in strata of these sizes that are drawn each for itself (the items
@@ -105,9 +87,7 @@ impl Bootstrap {
         for _ in 0..self.resamples {
             for indices in &mut drawn {
                 let n = indices.len() as u32;
-                indices
-                    .iter_mut()
-                    .for_each(|index| *index = random.below(n) as usize);
+                indices.iter_mut().for_each(|index| *index = random.below(n) as usize);
             }
             found.extend(statistic(&drawn));
         }
@@ -116,10 +96,7 @@ impl Bootstrap {
         }
         found.sort_by(f64::total_cmp);
         let tail = expanded_tail(least);
-        Some(Interval {
-            low: quantile(&found, tail),
-            high: quantile(&found, 1.0 - tail),
-        })
+        Some(Interval { low: quantile(&found, tail), high: quantile(&found, 1.0 - tail) })
     }
 
     /// The interval of the mean of independent values, of paired differences for instance.
@@ -148,11 +125,7 @@ fn student_quantile(freedom: f64) -> f64 {
         (3.0 * z(7) + 19.0 * z(5) + 17.0 * z(3) - 15.0 * Z) / 384.0,
         (79.0 * z(9) + 776.0 * z(7) + 1482.0 * z(5) - 1920.0 * z(3) - 945.0 * Z) / 92_160.0,
     ];
-    terms
-        .iter()
-        .rev()
-        .fold(0.0, |sum, term| (sum + term) / freedom)
-        + Z
+    terms.iter().rev().fold(0.0, |sum, term| (sum + term) / freedom) + Z
 }
 
 /// The standard normal distribution's mass below x, to 7.5e-8 (Abramowitz and Stegun 26.2.17).

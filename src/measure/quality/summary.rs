@@ -62,11 +62,7 @@ pub fn summary(
 /// The child as stored beside its parent in f16.
 fn size(parent: &Size, child: &Size) -> String {
     // A quantized child has its parent's parameters: then the parent need not be named.
-    let whose = if child.parameters == parent.parameters {
-        "stored"
-    } else {
-        "its parent stored"
-    };
+    let whose = if child.parameters == parent.parameters { "stored" } else { "its parent stored" };
     let ratio = parent.bytes_f16 as f64 / child.bytes as f64;
     match ratio {
         1.005.. => format!("{ratio:.1}x smaller than {whose} in f16"),
@@ -80,10 +76,7 @@ fn change(text: &TextComparison) -> String {
         let percent = signed(change.percent);
         return match change.percent_interval {
             Some(interval) => {
-                format!(
-                    "perplexity {percent} % ({})",
-                    between(interval, 1.0, change.percent)
-                )
+                format!("perplexity {percent} % ({})", between(interval, 1.0, change.percent))
             }
             None => format!(
                 "perplexity {percent} % (too few windows for an interval: {})",
@@ -103,13 +96,10 @@ fn change(text: &TextComparison) -> String {
 fn share(tasks: &TasksComparison) -> String {
     match &tasks.share {
         Some(share) => {
-            let interval = share.interval.map_or(String::new(), |interval| {
-                format!(" ({})", between(interval, 100.0, 0.0))
-            });
-            format!(
-                "{:.0} % of the parent's quality{interval}",
-                100.0 * share.value
-            )
+            let interval = share
+                .interval
+                .map_or(String::new(), |interval| format!(" ({})", between(interval, 100.0, 0.0)));
+            format!("{:.0} % of the parent's quality{interval}", 100.0 * share.value)
         }
         None => "the parent is at chance in every task, which says nothing of its child".into(),
     }

@@ -75,12 +75,7 @@ impl<'a> Windows<'a> {
                 found: format!("{} tokens", tokens.len()),
             });
         }
-        Ok(Self {
-            windows,
-            ctx,
-            convention,
-            bos,
-        })
+        Ok(Self { windows, ctx, convention, bos })
     }
 
     /// Windows.
@@ -108,9 +103,7 @@ impl<'a> Windows<'a> {
     pub fn scored_bytes(&self, ends: &[usize]) -> usize {
         let scored = self.convention.scored(self.ctx);
         let starts = (0..self.count()).map(|window| window * self.ctx);
-        starts
-            .map(|start| ends[start + scored.end] - ends[start + scored.start])
-            .sum()
+        starts.map(|start| ends[start + scored.end] - ends[start + scored.start]).sum()
     }
 
     /// Windows of one pass at a time.
@@ -123,26 +116,19 @@ impl<'a> Windows<'a> {
     pub(super) fn inputs(&self, group: &[&[u32]]) -> (Vec<u32>, Vec<u32>) {
         let next = |window: &&[u32]| {
             let last = window[window.len() - 1];
-            window[1..]
-                .iter()
-                .copied()
-                .chain([last])
-                .collect::<Vec<_>>()
+            window[1..].iter().copied().chain([last]).collect::<Vec<_>>()
         };
         let targets = group.iter().flat_map(next).collect();
         let mut ids: Vec<u32> = group.concat();
         if let (Convention::SecondHalf, Some(bos)) = (self.convention, self.bos) {
-            ids.chunks_exact_mut(self.ctx)
-                .for_each(|window| window[0] = bos);
+            ids.chunks_exact_mut(self.ctx).for_each(|window| window[0] = bos);
         }
         (ids, targets)
     }
 
     /// Whether the token after this place of a pass is scored.
     pub(super) fn counts(&self, place: usize) -> bool {
-        self.convention
-            .scored(self.ctx)
-            .contains(&(place % self.ctx))
+        self.convention.scored(self.ctx).contains(&(place % self.ctx))
     }
 }
 
@@ -162,14 +148,7 @@ pub(super) struct Passing<'w> {
 
 impl<'w> Passing<'w> {
     pub(super) fn new(source: WeightSource<'w>, windows: &'w Windows<'w>) -> Self {
-        Self {
-            head: None,
-            source,
-            windows,
-            next: 0,
-            cache: None,
-            ready: VecDeque::new(),
-        }
+        Self { head: None, source, windows, next: 0, cache: None, ready: VecDeque::new() }
     }
 
     pub(super) fn head(&mut self) -> Result<&Head> {

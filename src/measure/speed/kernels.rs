@@ -127,11 +127,7 @@ pub fn measure(
         tensors: data.tensors.iter().map(HostTensor::view).collect(),
     };
     let cost = (kernel.cost)(&args);
-    let bytes: u64 = data
-        .tensors
-        .iter()
-        .map(|tensor| 4 * tensor.words.len() as u64)
-        .sum();
+    let bytes: u64 = data.tensors.iter().map(|tensor| 4 * tensor.words.len() as u64).sum();
     let sets = (ROTATED_BYTES / bytes.max(1) + 1).clamp(2, MAX_SETS);
     let mut calls = vec![upload_case(runner, kernel, variant, &data)?];
     for _ in 1..sets {

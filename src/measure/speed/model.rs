@@ -33,11 +33,7 @@ impl Test {
             (0, generated) => format!("tg{generated}"),
             (prompt, generated) => format!("pp{prompt}+tg{generated}"),
         };
-        if self.n_depth > 0 {
-            format!("{test} @ d{}", self.n_depth)
-        } else {
-            test
-        }
+        if self.n_depth > 0 { format!("{test} @ d{}", self.n_depth) } else { test }
     }
 
     /// Tokens that are counted.
@@ -53,13 +49,7 @@ pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
         return backward(model, pass, test, repetitions);
     }
     let capacity = test.n_depth + test.tokens();
-    let mut cache = Cache::new(
-        pass.device,
-        model.config(),
-        1,
-        capacity,
-        pass.compute.activation,
-    )?;
+    let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.compute.activation)?;
     let mut seconds = Vec::with_capacity(repetitions);
     for repetition in 0..=repetitions {
         cache.clear(pass.device)?;
@@ -68,12 +58,7 @@ pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
         }
         let start = Instant::now();
         if test.n_prompt > 0 {
-            step(
-                model,
-                pass,
-                &mut cache,
-                &synthetic(model, test.n_prompt, test.n_depth),
-            )?;
+            step(model, pass, &mut cache, &synthetic(model, test.n_prompt, test.n_depth))?;
         }
         for index in 0..test.n_gen {
             step(
@@ -104,13 +89,7 @@ fn backward(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> R
         if let Some(last) = last {
             // One word of it: the whole would take longer to read back than to compute.
             let word = pass.device.allocate(DType::F32, &[1, 1], "a value")?;
-            rows(
-                pass.device,
-                &last,
-                &word,
-                1,
-                &Rows::upload(pass.device, &[(0, 0)])?,
-            )?;
+            rows(pass.device, &last, &word, 1, &Rows::upload(pass.device, &[(0, 0)])?)?;
             pass.device.read(&word)?;
         }
         if repetition > 0 {

@@ -22,13 +22,7 @@ pub const CLOCK_MARGIN: f64 = 1.15;
 pub const MEMORY_MARGIN: f64 = 1.03;
 
 const fn peak(name: &'static str, memory: f64, f32: f64, f16: f64, matrix: f64) -> Peak {
-    Peak {
-        name,
-        memory,
-        f32,
-        f16,
-        matrix,
-    }
+    Peak { name, memory, f32, f16, matrix }
 }
 
 /// As NVIDIA, AMD and Apple publish them, written down from memory: check a row against the maker's page before
@@ -62,9 +56,7 @@ static PEAKS: &[Peak] = &[
 ];
 
 /// Words after a name that make it another product.
-const OTHERS: &[&str] = &[
-    "laptop", "max-q", "ti", "super", "pro", "max", "ultra", "gre", "d",
-];
+const OTHERS: &[&str] = &["laptop", "max-q", "ti", "super", "pro", "max", "ultra", "gre", "d"];
 
 /// The data sheet of an adapter, by its name; `None` where it is not known for sure.
 pub fn of(adapter: &str) -> Option<&'static Peak> {

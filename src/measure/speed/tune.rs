@@ -42,12 +42,7 @@ pub fn candidates(runner: &Runner, product: &MatmulShape) -> Result<Vec<(Choice,
     let mut right = Vec::new();
     for choice in choices {
         interrupt::check()?;
-        match check_case(
-            runner,
-            choice.kernel(),
-            &choice.variant,
-            &choice.case(&small),
-        ) {
+        match check_case(runner, choice.kernel(), &choice.variant, &choice.case(&small)) {
             Ok(_) => right.push(choice),
             Err(Failure::Error(Error::Limit { .. })) => {}
             Err(failure) => {
@@ -60,11 +55,7 @@ pub fn candidates(runner: &Runner, product: &MatmulShape) -> Result<Vec<(Choice,
     }
     for choice in right {
         interrupt::check()?;
-        let load = if timed.is_empty() {
-            Load::Full
-        } else {
-            Load::Short
-        };
+        let load = if timed.is_empty() { Load::Full } else { Load::Short };
         match seconds(runner, &choice, product, load) {
             Ok(seconds) => timed.push((choice, seconds * 1e6)),
             // The small case fitted, this shape does not.
@@ -77,10 +68,8 @@ pub fn candidates(runner: &Runner, product: &MatmulShape) -> Result<Vec<(Choice,
 
 /// Compiles candidates, several at a time: a driver may take seconds for each.
 pub fn prepare(runner: &Runner, choices: &[Choice]) {
-    let variants: Vec<_> = choices
-        .iter()
-        .map(|choice| (choice.kernel(), choice.variant.clone()))
-        .collect();
+    let variants: Vec<_> =
+        choices.iter().map(|choice| (choice.kernel(), choice.variant.clone())).collect();
     runner.prepare_all(&variants);
 }
 
@@ -90,10 +79,7 @@ pub fn tune(runner: &Runner, product: &MatmulShape) -> Result<Option<Tuned>> {
         return Ok(None);
     }
     let timed = candidates(runner, product)?;
-    let timed: Vec<_> = timed
-        .iter()
-        .map(|(choice, us)| (choice.label(), *us))
-        .collect();
+    let timed: Vec<_> = timed.iter().map(|(choice, us)| (choice.label(), *us)).collect();
     let Some(winner) = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1)).cloned() else {
         return Ok(None);
     };

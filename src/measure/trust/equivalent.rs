@@ -20,11 +20,7 @@ const fn equivalent(
     after: &'static str,
     reason: &'static str,
 ) -> Equivalent {
-    Equivalent {
-        shader,
-        change: (before, after),
-        reason,
-    }
+    Equivalent { shader, change: (before, after), reason }
 }
 
 const GUARDED: &str = "an early way out: the stores behind it are guarded on their own";
@@ -68,30 +64,15 @@ pub static EQUIVALENT: &[Equivalent] = &[
         "high[r] = …column + 5u), more);",
         "the same vector: a column that is a multiple of four, by four",
     ),
-    equivalent(
-        "matmul/matvec",
-        "var x_high = vec4(0.0);",
-        "var x_high = vec4(0.5);",
-        TIMES_ZERO,
-    ),
+    equivalent("matmul/matvec", "var x_high = vec4(0.0);", "var x_high = vec4(0.5);", TIMES_ZERO),
     equivalent(
         "matmul/matvec",
         "x_high = x4(token, column + 4u);",
         "x_high = x4(token, column + 5u);",
         "the same vector: a column that is a multiple of four, by four",
     ),
-    equivalent(
-        "matmul/tiled",
-        "…lane < 2u * LOADERS;",
-        "…lane <= 2u * LOADERS;",
-        SAME_VALUE,
-    ),
-    equivalent(
-        "matmul/tiled",
-        "…lane < 2u * LOADERS;",
-        "…lane < 3u * LOADERS;",
-        SAME_VALUE,
-    ),
+    equivalent("matmul/tiled", "…lane < 2u * LOADERS;", "…lane <= 2u * LOADERS;", SAME_VALUE),
+    equivalent("matmul/tiled", "…lane < 2u * LOADERS;", "…lane < 3u * LOADERS;", SAME_VALUE),
     equivalent(
         "matmul/tiled",
         "if brings_weights && …< params.rows {",
@@ -225,24 +206,9 @@ pub static EQUIVALENT: &[Equivalent] = &[
         "score = 0.5;",
         "softmax does not change when every score moves alike",
     ),
-    equivalent(
-        "loss/logsumexp",
-        "if lane.index == 0u {",
-        "if lane.index != 0u {",
-        SAME_VALUE,
-    ),
-    equivalent(
-        "loss/logsumexp",
-        "if lane.index == 0u {",
-        "if lane.index == 1u {",
-        SAME_VALUE,
-    ),
-    equivalent(
-        "quantize/minmax",
-        "for (var i = 0u; i < 2u; i++) {",
-        "for (var i = 0u; i…",
-        LONGER,
-    ),
+    equivalent("loss/logsumexp", "if lane.index == 0u {", "if lane.index != 0u {", SAME_VALUE),
+    equivalent("loss/logsumexp", "if lane.index == 0u {", "if lane.index == 1u {", SAME_VALUE),
+    equivalent("quantize/minmax", "for (var i = 0u; i < 2u; i++) {", "for (var i = 0u; i…", LONGER),
     equivalent(
         "quantize/minmax",
         "let candidate = guess + f32(i);",
@@ -363,12 +329,7 @@ pub static EQUIVALENT: &[Equivalent] = &[
         "if lane.index <= SUMS {",
         NOT_STORED,
     ),
-    equivalent(
-        "shared/reduce_each_workgroup",
-        "var total = 0.0;",
-        "var total = 0.5;",
-        NOT_STORED,
-    ),
+    equivalent("shared/reduce_each_workgroup", "var total = 0.0;", "var total = 0.5;", NOT_STORED),
     equivalent(
         "shared/reduce_each_workgroup",
         "for (var i = 0u; i < SUMS; i++) {",

@@ -60,11 +60,7 @@ pub fn mutants(source: &str) -> Vec<Mutant> {
             "var<workgroup>",
             "@builtin",
         ];
-        if within_struct
-            || declares
-                .iter()
-                .any(|start| code.trim_start().starts_with(start))
-        {
+        if within_struct || declares.iter().any(|start| code.trim_start().starts_with(start)) {
             continue;
         }
         for (find, replace) in CHANGES {
@@ -78,9 +74,8 @@ pub fn mutants(source: &str) -> Vec<Mutant> {
                 }
                 let changed = format!("{}{replace}{}", &code[..at], &code[at + find.len()..]);
                 let lines = source.lines().enumerate();
-                let text: Vec<&str> = lines
-                    .map(|(i, l)| if i == index { changed.as_str() } else { l })
-                    .collect();
+                let text: Vec<&str> =
+                    lines.map(|(i, l)| if i == index { changed.as_str() } else { l }).collect();
                 mutants.push(Mutant {
                     line: index + 1,
                     before: code.trim().into(),

@@ -41,13 +41,8 @@ pub fn page(kernel: &Kernel, variant: &Variant, case: &Case, source: &str) -> Re
             "data": BASE64_STANDARD.encode(bytemuck::cast_slice::<u32, u8>(&tensor.words)),
         })
     };
-    let bindings: Vec<Value> = kernel
-        .bindings
-        .iter()
-        .zip(&data.tensors)
-        .enumerate()
-        .map(binding)
-        .collect();
+    let bindings: Vec<Value> =
+        kernel.bindings.iter().zip(&data.tensors).enumerate().map(binding).collect();
     let mut features = Vec::new();
     let mut text = String::new();
     if variant.subgroups {
@@ -59,11 +54,8 @@ pub fn page(kernel: &Kernel, variant: &Variant, case: &Case, source: &str) -> Re
         features.push("shader-f16");
     }
     text.push_str(&compose(kernel, source, variant));
-    let overrides: Map<String, Value> = kernel
-        .overrides
-        .iter()
-        .map(|(name, value)| (name.to_string(), json!(value)))
-        .collect();
+    let overrides: Map<String, Value> =
+        kernel.overrides.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
     let groups = (kernel.groups)(&args);
     let case_json = json!({
         "source": text, "features": features, "overrides": overrides, "groups": groups.to_array(),

@@ -87,20 +87,15 @@ impl Selection {
     /// Everything, for `None`. An error lists the kernels whose names are nearest to a pattern that selects none.
     pub fn new(pattern: Option<&str>) -> Result<Self, Error> {
         let Some(text) = pattern else {
-            return Ok(Self {
-                pattern: None,
-                texts: None,
-                text: String::new(),
-            });
+            return Ok(Self { pattern: None, texts: None, text: String::new() });
         };
         let selection = Self {
             pattern: glob::Pattern::new(text).ok(),
             texts: glob::Pattern::new(&text.replace('[', "[[]")).ok(),
             text: text.to_string(),
         };
-        let any = TABLE
-            .iter()
-            .any(|kernel| selection.names(kernel) || text.starts_with(kernel.name));
+        let any =
+            TABLE.iter().any(|kernel| selection.names(kernel) || text.starts_with(kernel.name));
         if any || selection.fragment().is_some() {
             return Ok(selection);
         }
@@ -118,17 +113,12 @@ impl Selection {
 
     fn names(&self, kernel: &Kernel) -> bool {
         self.text.is_empty()
-            || self
-                .pattern
-                .as_ref()
-                .is_some_and(|pattern| pattern.matches(kernel.name))
+            || self.pattern.as_ref().is_some_and(|pattern| pattern.matches(kernel.name))
     }
 
     /// Whether a kernel's name is selected.
     pub fn names_kernel(&self, name: &str) -> bool {
-        TABLE
-            .iter()
-            .any(|kernel| kernel.name == name && self.names(kernel))
+        TABLE.iter().any(|kernel| kernel.name == name && self.names(kernel))
     }
 
     /// The shared fragment that the pattern names.
@@ -141,9 +131,7 @@ impl Selection {
         self.names(kernel)
             || self.text == text
             || self.texts.as_ref().is_some_and(|texts| texts.matches(text))
-            || self
-                .fragment()
-                .is_some_and(|name| kernel.imports(variant, name))
+            || self.fragment().is_some_and(|name| kernel.imports(variant, name))
     }
 
     /// Every selected case of a variant, with its whole text: the table's, `random` ones, and the one of random sizes
@@ -159,11 +147,7 @@ impl Selection {
         let mut numbers = Random::new(random.seed);
         let drawn = (0..random.count).map(|_| Sizes::random(&mut numbers));
         let sized = named.into_iter().chain(drawn);
-        cases.extend(
-            sized
-                .map(|sizes| kernel.sized(&sizes))
-                .filter(|case| (case.fits)(variant)),
-        );
+        cases.extend(sized.map(|sizes| kernel.sized(&sizes)).filter(|case| (case.fits)(variant)));
         let text = |case: &Case| format!("{} [{}] {}", kernel.name, variant.label(), case.label);
         cases
             .into_iter()
@@ -281,10 +265,8 @@ fn row(
     match check_case(runner, kernel, variant, case) {
         Ok(agreement) => (row.error, row.nmse) = (Some(agreement.worst), Some(agreement.nmse)),
         Err(Failure::Error(Error::Limit { needs, has, .. })) => {
-            (row.status, row.reason) = (
-                Status::Skip,
-                format!("skipped: needs {needs}, adapter has {has}"),
-            );
+            (row.status, row.reason) =
+                (Status::Skip, format!("skipped: needs {needs}, adapter has {has}"));
         }
         // A lost device fails every case after it; the run ends here and is taken up in a fresh process.
         Err(Failure::Error(error @ Error::Device { .. })) => return Err(error),
@@ -310,10 +292,7 @@ pub fn judge_known(row: &mut Row) {
         }
         Status::Pass => {
             row.status = Status::Fail;
-            row.reason = format!(
-                "passes now, but the table says: {}; take it out",
-                known.reason
-            );
+            row.reason = format!("passes now, but the table says: {}; take it out", known.reason);
         }
         Status::Skip | Status::Known => {}
     }

@@ -90,15 +90,7 @@ fn round(
         Some(model) => WeightSource::Resident(model),
         None => WeightSource::Streamed(device, weights),
     };
-    let sums = sums(
-        layers,
-        weights,
-        &context.pass,
-        &scores,
-        &chosen,
-        context.rows,
-        progress,
-    )?;
+    let sums = sums(layers, weights, &context.pass, &scores, &chosen, context.rows, progress)?;
     drop(model);
     let mut found = Vec::new();
     for group in &chosen {
@@ -115,12 +107,7 @@ fn round(
     }
     let mut kept = Vec::new();
     for width in &spec.widths {
-        let its = || {
-            chosen
-                .iter()
-                .zip(&found)
-                .filter(|(group, _)| group.width == *width)
-        };
+        let its = || chosen.iter().zip(&found).filter(|(group, _)| group.width == *width);
         let wanted = |group: &Group| width.units(aim, group.layer);
         let counts: Vec<usize> = match spec.global {
             false => its().map(|(group, _)| wanted(group)).collect(),
@@ -155,8 +142,5 @@ fn largest(device: &Device, scores: &[f32], count: usize) -> Result<Vec<usize>> 
     let mask = device.read(&mask)?;
     let mask = mask.view();
     let places = mask.u32s().iter().enumerate();
-    Ok(places
-        .filter(|(_, stays)| **stays == 1)
-        .map(|(place, _)| place)
-        .collect())
+    Ok(places.filter(|(_, stays)| **stays == 1).map(|(place, _)| place).collect())
 }

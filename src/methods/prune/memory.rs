@@ -73,11 +73,7 @@ pub fn estimate(
     let Some((sequences, length)) = calibration else {
         // A tensor as it is, and as f32.
         let one = 8 * largest.max(largest_end);
-        return MemoryEstimate {
-            resident: one,
-            streamed: one,
-            work: one,
-        };
+        return MemoryEstimate { resident: one, streamed: one, work: one };
     };
     let tokens = (sequences * length) as u64;
     let at_once = tokens.min((AT_ONCE as u64 / length as u64).max(1) * length as u64);
@@ -92,21 +88,13 @@ pub fn estimate(
     // A gradient, its parts on their way, the weight in f32, the same turned: of the largest tensor.
     let single = |largest: u64| 4 * largest * (3 + sums);
     let layer = places[..config.layers()].iter().map(|place| place.1).max();
-    let several = if at_once < tokens {
-        4 * sums * layer.unwrap_or(0)
-    } else {
-        0
-    };
+    let several = if at_once < tokens { 4 * sums * layer.unwrap_or(0) } else { 0 };
     let wide = 4 * at_once * wide;
     let work = kept + wide + logits + single(largest.max(largest_end)) + several;
     // Logits are gone when the blocks are run back.
     let head = ends + wide + logits + single(largest_end);
     let streamed = kept + several + head.max(block + wide + single(largest));
-    MemoryEstimate {
-        resident: resident + work,
-        streamed,
-        work,
-    }
+    MemoryEstimate { resident: resident + work, streamed, work }
 }
 
 /// Where weights go so that scoring keeps within `budget`; an error if nothing does.

@@ -74,10 +74,9 @@ impl PruneSpec {
                         let kept = self.kept(*width, config, layer, ratio);
                         let block = &mut left.blocks[layer];
                         *block = match width {
-                            PrunableDim::FeedForward => BlockDims {
-                                intermediate_size: kept,
-                                ..*block
-                            },
+                            PrunableDim::FeedForward => {
+                                BlockDims { intermediate_size: kept, ..*block }
+                            }
                             _ => BlockDims {
                                 heads: block.heads / block.kv_heads * kept,
                                 kv_heads: kept,
@@ -124,9 +123,7 @@ impl PruneSpec {
             (left - aim).abs()
         };
         let shares = (1..1000).map(|thousandth| f64::from(thousandth) / 1000.0);
-        shares
-            .min_by(|a, b| off(*a).total_cmp(&off(*b)))
-            .unwrap_or(self.ratio)
+        shares.min_by(|a, b| off(*a).total_cmp(&off(*b))).unwrap_or(self.ratio)
     }
 }
 
@@ -136,11 +133,7 @@ pub fn left_specs(config: &Config, specs: &[TensorSpec]) -> Vec<TensorSpec> {
         Some(layer) => spec.name.replacen(&format!(".{layer}."), ".*.", 1),
         None => spec.name.clone(),
     };
-    let biases: Vec<String> = specs
-        .iter()
-        .filter(|s| s.role == Role::Bias)
-        .map(kind)
-        .collect();
+    let biases: Vec<String> = specs.iter().filter(|s| s.role == Role::Bias).map(kind).collect();
     let mut left = tensor_specs(config);
     left.retain(|spec| spec.role != Role::Bias || biases.contains(&kind(spec)));
     left

@@ -76,8 +76,7 @@ impl Score {
 
     /// Whether it takes calibration tokens.
     pub fn needs_gradient(self) -> bool {
-        self.form()
-            .is_some_and(|form| form.needs_gradient() || form.needs_fisher())
+        self.form().is_some_and(|form| form.needs_gradient() || form.needs_fisher())
     }
 
     /// Whether it takes each sequence's gradient apart.
@@ -127,10 +126,7 @@ pub fn sums(
             axes.push(member.axis);
         }
     }
-    if groups
-        .iter()
-        .any(|group| group.width == PrunableDim::Layers)
-    {
+    if groups.iter().any(|group| group.width == PrunableDim::Layers) {
         for spec in weights.specs().iter().filter(|s| s.layer().is_some()) {
             let axes = axes.entry(&spec.name).or_default();
             if axes.is_empty() {
@@ -143,16 +139,10 @@ pub fn sums(
         .filter(|score| score.form().is_some())
         .partition(|score| score.needs_gradient());
     let device = pass.device;
-    let mut collector = SumCollector {
-        device,
-        axes: &axes,
-        readings: Vec::new(),
-    };
+    let mut collector = SumCollector { device, axes: &axes, readings: Vec::new() };
     if !plain.is_empty() {
         let specs = weights.specs().iter();
-        let wanted: Vec<_> = specs
-            .filter(|spec| axes.contains_key(spec.name.as_str()))
-            .collect();
+        let wanted: Vec<_> = specs.filter(|spec| axes.contains_key(spec.name.as_str())).collect();
         for (done, spec) in wanted.iter().enumerate() {
             interrupt::check()?;
             if gradient_based.is_empty() {
@@ -171,14 +161,8 @@ pub fn sums(
             found: "none".into(),
         })?;
         let shape = Some((rows.samples, rows.length()));
-        let work = estimate(
-            &Outline::of(weights)?,
-            &gradient_based,
-            groups,
-            shape,
-            pass.compute,
-        )
-        .work;
+        let work =
+            estimate(&Outline::of(weights)?, &gradient_based, groups, shape, pass.compute).work;
         let keep = device.spare_bytes().saturating_sub(work);
         loss = Some(gradient_sums(
             layers,
@@ -226,10 +210,7 @@ fn gradient_sums(
     let (ids, sequences) = (&rows.ids, rows.samples);
     let device = pass.device;
     let forms = || scores.iter().filter_map(|score| score.form());
-    let (gradient, squares) = (
-        forms().any(Form::needs_gradient),
-        forms().any(Form::needs_fisher),
-    );
+    let (gradient, squares) = (forms().any(Form::needs_gradient), forms().any(Form::needs_fisher));
     let axes = collector.axes;
     let wanted = BackwardOptions {
         tensor: &|name| axes.contains_key(name),
@@ -249,10 +230,7 @@ fn gradient_sums(
                 Some(fisher) => (fisher.clone(), true),
                 None => {
                     let shape = part.values.shape();
-                    (
-                        device.allocate(DType::F32, shape, "squared gradients")?,
-                        false,
-                    )
+                    (device.allocate(DType::F32, shape, "squared gradients")?, false)
                 }
             };
             fisher::fisher(device, &part.values, sequences as f32, &whole, later)?;
@@ -355,9 +333,7 @@ impl Sums {
         }
         let of = |tensor: &str, axis: Axis| {
             let key = (score, tensor.to_string(), axis);
-            self.sums
-                .get(&key)
-                .expect("sums were taken of every member")
+            self.sums.get(&key).expect("sums were taken of every member")
         };
         let upload = |values: &[f32], shape: &[usize]| {
             device.upload(&HostTensor::from_f32(DType::F32, shape, values), "scores")

@@ -16,9 +16,7 @@ const E4M3_MAX: f32 = 448.0;
 /// it loses nothing by the shift.
 fn top(levels: Levels) -> f32 {
     match levels {
-        Levels::Table(table) => table
-            .iter()
-            .fold(0.0, |top: f32, level| top.max(level.abs())),
+        Levels::Table(table) => table.iter().fold(0.0, |top: f32, level| top.max(level.abs())),
         Levels::Float { exponent: 2, .. } => E2M1_MAX,
         _ => E4M3_MAX,
     }
@@ -26,10 +24,7 @@ fn top(levels: Levels) -> f32 {
 
 /// The largest magnitude of a tensor.
 pub(super) fn largest(values: &[f32]) -> f32 {
-    values
-        .par_iter()
-        .map(|value| value.abs())
-        .reduce(|| 0.0, f32::max)
+    values.par_iter().map(|value| value.abs()).reduce(|| 0.0, f32::max)
 }
 
 /// The scale words of rows of `columns` values, (rows, scale_words). `whole` is the largest magnitude of the whole tensor,
@@ -47,9 +42,7 @@ pub(super) fn scales(values: &[f32], columns: usize, format: WeightFormat, whole
             packed.set_row_scale(0, tensor_scale);
         }
         for (group, values) in values.chunks(format.group_columns(columns)).enumerate() {
-            let most = values
-                .iter()
-                .fold(0.0, |most: f32, value| most.max(value.abs()));
+            let most = values.iter().fold(0.0, |most: f32, value| most.max(value.abs()));
             let scale = match format.ty.scale {
                 Scale::PowerOfTwo if most > 0.0 => power_of_two(most),
                 Scale::PowerOfTwo => 1,

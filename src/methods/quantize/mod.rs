@@ -73,12 +73,8 @@ impl Grid {
     ];
 
     /// Every evenly spaced grid, in the order of the command contract.
-    pub const ALL: [Grid; 4] = [
-        Grid::AbsmaxSymmetric,
-        Grid::SignedMax,
-        Grid::ZeroPoint,
-        Grid::FloatMin,
-    ];
+    pub const ALL: [Grid; 4] =
+        [Grid::AbsmaxSymmetric, Grid::SignedMax, Grid::ZeroPoint, Grid::FloatMin];
 
     /// The name in recipes and flags.
     pub fn name(self) -> &'static str {
@@ -102,12 +98,7 @@ impl Grid {
 impl Scheme {
     /// The format of the result.
     pub fn format(self) -> Result<WeightFormat, BadField> {
-        let Scheme {
-            grid,
-            bits,
-            group_size,
-            codebook,
-        } = self;
+        let Scheme { grid, bits, group_size, codebook } = self;
         if (grid == Grid::Codebook) != codebook.is_some() {
             let expected = "entries with the grid codebook, none with another";
             return Err(BadField::new("codebook", expected, grid.name()));
@@ -143,10 +134,7 @@ fn check_group_size(group_size: u32) -> Result<(), BadField> {
 
 /// The weight type of a grid of levels; `None` for an evenly spaced one.
 pub fn level_type(grid: Grid) -> Option<&'static WeightType> {
-    Grid::LEVELED
-        .contains(&grid)
-        .then(|| weight_type(&grid.name().replace('-', "_")))
-        .flatten()
+    Grid::LEVELED.contains(&grid).then(|| weight_type(&grid.name().replace('-', "_"))).flatten()
 }
 
 /// The group size that a format prescribes.

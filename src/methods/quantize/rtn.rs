@@ -21,18 +21,11 @@ pub fn rtn(device: &Device, weight: &Packed, scheme: Scheme, name: &str) -> Resu
     let (rows, columns) = (weight.rows, weight.columns);
     // A call of `quantize/round` costs about 20 operations a weight, one of `quantize/nearest` 12 a level.
     let affine = format.ty.is_affine();
-    let cost = if affine {
-        20.0
-    } else {
-        12.0 * f64::from(format.ty.codes())
-    };
+    let cost = if affine { 20.0 } else { 12.0 * f64::from(format.ty.codes()) };
     let short = (device.call_limit().operations / (cost * columns as f64)) as usize;
     // Two levels of scales need the whole tensor's largest magnitude before any row's.
-    let whole = if format.ty.scale == Scale::TwoLevel {
-        levels::largest(&weight.to_f32())
-    } else {
-        0.0
-    };
+    let whole =
+        if format.ty.scale == Scale::TwoLevel { levels::largest(&weight.to_f32()) } else { 0.0 };
     let step = rows_per_chunk(device, columns, rows).min(short.max(1));
     let mut chunks = Vec::new();
     for start in (0..rows).step_by(step) {
@@ -46,10 +39,7 @@ pub fn rtn(device: &Device, weight: &Packed, scheme: Scheme, name: &str) -> Resu
             let (row, column) = (start + place / columns, place % columns);
             return Err(wrong(
                 "finite weights".into(),
-                format!(
-                    "{} at row {row}, column {column}",
-                    weight.value(row, column)
-                ),
+                format!("{} at row {row}, column {column}", weight.value(row, column)),
             ));
         }
         chunks.push(if affine {
@@ -63,10 +53,7 @@ pub fn rtn(device: &Device, weight: &Packed, scheme: Scheme, name: &str) -> Resu
         None => Ok(packed),
         Some((row, column)) => Err(wrong(
             "values whose scales f16 holds".into(),
-            format!(
-                "{} at row {row}, column {column}",
-                weight.value(row, column)
-            ),
+            format!("{} at row {row}, column {column}", weight.value(row, column)),
         )),
     }
 }
@@ -102,22 +89,12 @@ fn quantize_rows(
     let scale_words = Layout::new(format, columns).scale_words as usize;
     let half_range = (1u32 << (scheme.bits - 1)) as f32;
     let scales = match scheme.grid {
-        Grid::AbsmaxSymmetric => absmax(
-            device,
-            &weight,
-            group_columns,
-            scale_words,
-            false,
-            1.0 / (half_range - 1.0),
-        )?,
-        Grid::SignedMax => absmax(
-            device,
-            &weight,
-            group_columns,
-            scale_words,
-            true,
-            -1.0 / half_range,
-        )?,
+        Grid::AbsmaxSymmetric => {
+            absmax(device, &weight, group_columns, scale_words, false, 1.0 / (half_range - 1.0))?
+        }
+        Grid::SignedMax => {
+            absmax(device, &weight, group_columns, scale_words, true, -1.0 / half_range)?
+        }
         Grid::ZeroPoint => minmax(device, &weight, group_columns, scheme.bits, false)?,
         _ => minmax(device, &weight, group_columns, scheme.bits, true)?,
     };

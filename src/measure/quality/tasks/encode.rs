@@ -59,10 +59,7 @@ fn checked(context: Vec<u32>, continuation: Vec<u32>) -> Result<Request> {
             found: format!("{} and {} tokens", context.len(), continuation.len()),
         });
     }
-    Ok(Request {
-        context,
-        continuation,
-    })
+    Ok(Request { context, continuation })
 }
 
 /// The text in front of each question: the task's introduction and the examples, each followed by a blank line.
@@ -105,10 +102,7 @@ pub fn questions(
             encode(tokenizer, &context, &continuation, add_bos)
                 .map_err(|error| located(error, task, index))
         });
-        questions.push(Question {
-            requests: requests.collect::<Result<_>>()?,
-            family,
-        });
+        questions.push(Question { requests: requests.collect::<Result<_>>()?, family });
     }
     Ok(questions)
 }
@@ -116,9 +110,7 @@ pub fn questions(
 /// Names the question in an error that knows only its own.
 fn located(error: Error, task: &Task, index: usize) -> Error {
     match error {
-        Error::Argument {
-            expected, found, ..
-        } => Error::Argument {
+        Error::Argument { expected, found, .. } => Error::Argument {
             argument: format!("--task {}, question {}", task.name, index + 1),
             expected,
             found,
@@ -134,10 +126,7 @@ pub fn fit(
     lengths: &[usize],
     context: usize,
 ) -> Result<Option<String>> {
-    let longest = lengths
-        .iter()
-        .enumerate()
-        .max_by_key(|(_, length)| **length);
+    let longest = lengths.iter().enumerate().max_by_key(|(_, length)| **length);
     let Some((item, length)) = longest.filter(|(_, length)| **length > context) else {
         return Ok(None);
     };

@@ -26,10 +26,7 @@ pub(super) fn answers(
         let text = text.trim_end_matches(' ');
         prompts.push(with_bos(setup.tokenizer, text, options.add_bos)?);
     }
-    let lengths: Vec<usize> = prompts
-        .iter()
-        .map(|ids| ids.len() + how.max_tokens)
-        .collect();
+    let lengths: Vec<usize> = prompts.iter().map(|ids| ids.len() + how.max_tokens).collect();
     let context = setup.model.config().max_positions;
     if let Some(warning) = fit(task, options, &lengths, context)? {
         tell(Event::Warning(warning))?;
@@ -72,21 +69,11 @@ fn one(setup: &Setup<'_>, prompt: &[u32], how: &Generated) -> Result<String> {
         let stops = |text: &str| how.stop.iter().any(|stop| text.contains(stop.as_str()));
         written.1.as_ref().map_or(true, |text| stops(text))
     };
-    generate(
-        setup.model,
-        setup.pass,
-        prompt,
-        how.max_tokens,
-        Sampling::Greedy,
-        ends,
-        |_| crate::interrupt::check(),
-    )?;
+    generate(setup.model, setup.pass, prompt, how.max_tokens, Sampling::Greedy, ends, |_| {
+        crate::interrupt::check()
+    })?;
     let text = written.into_inner().1?;
-    let end = how
-        .stop
-        .iter()
-        .filter_map(|stop| text.find(stop.as_str()))
-        .min();
+    let end = how.stop.iter().filter_map(|stop| text.find(stop.as_str())).min();
     Ok(text[..end.unwrap_or(text.len())].to_string())
 }
 
@@ -124,9 +111,7 @@ pub fn normalized(text: &str, how: &[Normalize]) -> String {
     }
     if how.contains(&Normalize::Articles) {
         let kept = text.split(' ').filter(|word| {
-            !["a", "an", "the"]
-                .iter()
-                .any(|article| word.eq_ignore_ascii_case(article))
+            !["a", "an", "the"].iter().any(|article| word.eq_ignore_ascii_case(article))
         });
         text = kept.collect::<Vec<_>>().join(" ");
     }

@@ -83,13 +83,8 @@ pub fn evaluate(
                 tell(Event::Warning(warning))?;
             }
             let mut progress = |done, total| tell(Event::Progress(&task.name, done, total));
-            let scores = score(
-                setup.model,
-                setup.pass,
-                &questions,
-                options.batching,
-                &mut progress,
-            )?;
+            let scores =
+                score(setup.model, setup.pass, &questions, options.batching, &mut progress)?;
             let chosen = *scoring != Scoring::LastWord;
             let rows = items.iter().zip(&questions).zip(&scores).enumerate();
             rows.map(|(index, ((item, question), scores))| {

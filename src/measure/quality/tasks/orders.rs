@@ -87,11 +87,7 @@ fn vectors(
     let mut vectors = vec![Vec::new(); items.len()];
     let mut rest = order.as_slice();
     while !rest.is_empty() {
-        tell(Event::Progress(
-            "embedding",
-            items.len() - rest.len(),
-            items.len(),
-        ))?;
+        tell(Event::Progress("embedding", items.len() - rest.len(), items.len()))?;
         let each = texts[rest[0]].len();
         let group;
         (group, rest) = rest.split_at((BATCH_TOKENS / each).clamp(1, rest.len()));
@@ -106,13 +102,9 @@ fn vectors(
         let states = pass.device.read(&model.hidden(pass, &ids, &cache)?)?;
         for (row, place) in group.iter().enumerate() {
             let mut sum = vec![0.0f64; hidden];
-            let states = states
-                .view()
-                .load(row * each * hidden, texts[*place].len() * hidden);
+            let states = states.view().load(row * each * hidden, texts[*place].len() * hidden);
             for state in states.chunks_exact(hidden) {
-                sum.iter_mut()
-                    .zip(state)
-                    .for_each(|(sum, value)| *sum += f64::from(*value));
+                sum.iter_mut().zip(state).for_each(|(sum, value)| *sum += f64::from(*value));
             }
             let length = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
             let unit = |value: &f64| (value / length.max(f64::MIN_POSITIVE)) as f32;

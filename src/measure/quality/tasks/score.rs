@@ -85,10 +85,7 @@ pub fn score(
     let mut scores: Vec<Vec<Score>> = questions
         .iter()
         .map(|question| {
-            let fresh = Score {
-                log_likelihood: 0.0,
-                greedy: true,
-            };
+            let fresh = Score { log_likelihood: 0.0, greedy: true };
             vec![fresh; question.requests.len()]
         })
         .collect();
@@ -96,25 +93,13 @@ pub fn score(
     let mut caches = Caches::default();
     let mut done = 0;
     for family in families(questions) {
-        let prefix = if batching.share {
-            common_prefix(questions, &family)
-        } else {
-            0
-        };
+        let prefix = if batching.share { common_prefix(questions, &family) } else { 0 };
         let prefix = if prefix < LEAST_PREFIX { 0 } else { prefix };
         let prefix_cache = prefix_cache(model, pass, &questions[family[0]], prefix)?;
         let splits = family.iter().map(|index| {
             let question = &questions[*index];
-            let stem = if batching.share {
-                common(question.requests.iter())
-            } else {
-                0
-            };
-            Split {
-                index: *index,
-                question,
-                stem,
-            }
+            let stem = if batching.share { common(question.requests.iter()) } else { 0 };
+            Split { index: *index, question, stem }
         });
         let mut splits: Vec<Split<'_>> = splits.collect();
         // Rows of a pass are as long as its longest, so those of about one length go together; the longest come first,
@@ -211,14 +196,7 @@ fn record(
         0 => None,
         _ => {
             let from = stems.as_ref().map(|stems| &*stems.cache);
-            Some(branches(
-                model,
-                pass,
-                group,
-                sizes,
-                from,
-                &mut caches.branches,
-            )?)
+            Some(branches(model, pass, group, sizes, from, &mut caches.branches)?)
         }
     };
     for layer in 0..model.config().layers() {
@@ -267,12 +245,7 @@ fn stems<'a>(
             want(split, number, request, span, row * each, &mut wanted);
         }
     }
-    Ok(Segment {
-        x: model.embed(pass, &ids)?,
-        cache,
-        copies,
-        wanted,
-    })
+    Ok(Segment { x: model.embed(pass, &ids)?, cache, copies, wanted })
 }
 
 /// The choices after their questions, whose keys and values are in `from`: a row for each choice that continues.
@@ -304,12 +277,7 @@ fn branches<'a>(
         Some(from) => cache.copies(pass.device, from, &sources)?,
         None => None,
     };
-    Ok(Segment {
-        x: model.embed(pass, &ids)?,
-        cache,
-        copies,
-        wanted,
-    })
+    Ok(Segment { x: model.embed(pass, &ids)?, cache, copies, wanted })
 }
 
 /// Lists the rows of a segment whose next token is a scored token of a request. `base`: the row of the span's first
@@ -377,13 +345,7 @@ fn losses(model: &Model, pass: &Pass<'_>, segments: &[Segment<'_>]) -> Result<Ve
 
 /// Adds losses that have come back to their requests.
 fn collect(pass: &Pass<'_>, pending: Vec<PendingRows>, scores: &mut [Vec<Score>]) -> Result<()> {
-    for PendingRows {
-        wanted,
-        lse,
-        picked,
-        best,
-    } in pending
-    {
+    for PendingRows { wanted, lse, picked, best } in pending {
         let device = pass.device;
         let (lse, picked) = (device.finish(lse)?, device.finish(picked)?);
         let best = device.finish(best)?;
