@@ -161,8 +161,11 @@ impl Place<'_> {
     pub fn check(&self, parent: &Checkpoint) -> Result<()> {
         let work = work::work_path(self.out)?;
         // The run may have been stopped between its end and the removal of its work folder.
-        if !(self.resume && self.out.exists()) {
-            self.target(parent).check()?;
+        match (self.resume, self.out.exists()) {
+            (true, true) => {}
+            // A temporary folder, which tells whether anything can be written, would be left by a kill just now.
+            (true, false) => self.target(parent).check_standing()?,
+            (false, _) => self.target(parent).check()?,
         }
         match !self.resume && work::is_there(&work) {
             true => Err(Error::Unfinished { path: work }),
@@ -233,7 +236,8 @@ pub fn run(
         }
         return Ok(manifest);
     }
-    place.target(parent).check()?;
+    // The work folder beside it tells whether anything can be written there.
+    place.target(parent).check_standing()?;
     let work = Work::open(path, place.resume, facts, inputs)?;
     match run.execute(&work, identity, files, listen) {
         Ok(manifest) if place.keep_work => Ok(manifest),

@@ -65,7 +65,7 @@ impl Target<'_> {
     }
 
     /// Whether what stands there now, if anything, may go.
-    fn check_standing(&self) -> Result<()> {
+    pub(super) fn check_standing(&self) -> Result<()> {
         if self.path.symlink_metadata().is_err() {
             return Ok(());
         }

@@ -158,15 +158,13 @@ pub fn linear_rows(
 ) -> Result<Tensor> {
     let (tokens, columns) = (range.len(), weight.columns());
     let result = destination.tensor(device, &[tokens, weight.rows()])?;
-    let unused;
-    let bias_tensor = match bias {
-        Some(bias) => bias,
-        None => {
-            unused = device.allocate(DType::F32, &[1], "an unused bias")?;
-            &unused
-        }
-    };
     let choices = device.runner().map(ProductChoices::of);
+    let unused = || device.allocate(DType::F32, &[1], "an unused bias");
+    let bias_tensor = match (bias, &choices) {
+        (Some(bias), _) => bias.clone(),
+        (None, Some(choices)) => choices.unused_bias(unused)?,
+        (None, None) => unused()?,
+    };
     for chunk in weight.chunks() {
         let engine = match &choices {
             Some(choices) if WeightForm::fits(device, weight.format(), chunk.rows, columns) => {
@@ -213,7 +211,7 @@ pub fn linear_rows(
                 layout: weight.layout(),
             };
             let mut operands: Vec<&Tensor> = x.iter().collect();
-            operands.extend([&codes, &chunk.scales, bias_tensor]);
+            operands.extend([&codes, &chunk.scales, &bias_tensor]);
             choice.run(device, &params, &operands, &result)?;
         }
     }

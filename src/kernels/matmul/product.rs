@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use super::cases::Shape;
 use super::{
@@ -350,6 +350,8 @@ pub struct ProductChoices {
     winners: RwLock<Winners>,
     /// Choices that were made: a token of a small model takes hundreds of products of a few shapes.
     made: RwLock<HashMap<MatmulShape, Choice>>,
+    /// What stands in the binding of a bias that there is none of.
+    unused_bias: OnceLock<Tensor>,
 }
 
 impl ProductChoices {
@@ -366,6 +368,15 @@ impl ProductChoices {
     /// The engine that was asked for.
     pub fn engine(&self) -> Engine {
         self.engine
+    }
+
+    /// The tensor that stands for a bias where there is none, made once.
+    pub(super) fn unused_bias(&self, make: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        if let Some(made) = self.unused_bias.get() {
+            return Ok(made.clone());
+        }
+        let made = make()?;
+        Ok(self.unused_bias.get_or_init(|| made).clone())
     }
 
     /// The kernel to run.
