@@ -22,7 +22,7 @@ fn store_result(token: u32, row: u32, sum: f32) {
         value += f32(result[at]);
     }
     if (params.epilogue & EPILOGUE_GATE) != 0u {
-        value *= activated_by_logistic(f32(result[at]), params.epilogue >> EPILOGUE_ACTIVATION);
+        value *= activated(f32(result[at]), params.epilogue >> EPILOGUE_ACTIVATION);
     }
     result[at] = out_t(value);
 }

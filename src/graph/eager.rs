@@ -10,7 +10,6 @@ use crate::device::Tensor;
 use crate::error::Result;
 use crate::kernels::attention::causal::causal;
 use crate::kernels::copy::cast::cast;
-use crate::kernels::gate::glu::glu;
 use crate::kernels::kv::append::append;
 use crate::kernels::matmul::{Destination, Input};
 use crate::kernels::norm::rms::rms;
@@ -187,12 +186,6 @@ impl Graph for Eager<'_> {
     }
 
     fn gate(&mut self, gate: Lazy, up: Lazy, activation: Activation) -> Result<Lazy> {
-        if activation == Activation::Gelu {
-            let (gate, up) = (self.force(&gate, DType::F32)?, self.force(&up, DType::F32)?);
-            let columns = gate.len() / gate.shape()[0];
-            let gated = glu(self.pass.device, &gate, &up, activation, self.activation())?;
-            return Ok(self.input(gated, columns));
-        }
         let gated = self.force(&gate, self.activation())?;
         let Lazy::Product { input, slot, .. } = &up else {
             unreachable!("a gate's other half is a product in every family");

@@ -43,14 +43,14 @@ pub struct Compute {
     /// The type of activations between kernels.
     pub activation: DType,
     /// Bytes of an activation in products of integers: 3 beside f32; 2, which lose less than f16 does; or 1.
-    pub activation_bytes: u32,
+    pub integer_bytes: u32,
 }
 
 impl Compute {
     /// Activations in f32.
-    pub const F32: Compute = Compute { activation: DType::F32, activation_bytes: 3 };
+    pub const F32: Compute = Compute { activation: DType::F32, integer_bytes: 3 };
     /// Activations in f16.
-    pub const F16: Compute = Compute { activation: DType::F16, activation_bytes: 2 };
+    pub const F16: Compute = Compute { activation: DType::F16, integer_bytes: 2 };
 
     /// With activations of this type.
     pub fn with(activation: DType) -> Self {
@@ -62,21 +62,21 @@ impl Compute {
 
     /// Its name in flags and reports.
     pub fn name(self) -> &'static str {
-        if self.activation_bytes == 1 { "i8" } else { self.activation.name() }
+        if self.integer_bytes == 1 { "i8" } else { self.activation.name() }
     }
 }
 
 impl Pass<'_> {
     /// Activations of so many columns, for products.
     pub fn input(&self, x: Tensor, columns: usize) -> Input {
-        Input::new(x, columns, self.compute.activation_bytes)
+        Input::new(x, columns, self.compute.integer_bytes)
     }
 
     /// The residual stream, normalized on its way into products.
     pub fn normed(&self, x: &Tensor, norm: &RmsNormWeight) -> Input {
-        let Compute { activation, activation_bytes } = self.compute;
+        let Compute { activation, integer_bytes } = self.compute;
         let (gain, epsilon) = (norm.gain.clone(), norm.epsilon);
-        Input::normed(x.clone(), Norm { gain, epsilon }, activation, activation_bytes)
+        Input::normed(x.clone(), Norm { gain, epsilon }, activation, integer_bytes)
     }
 }
 

@@ -60,7 +60,7 @@ pub struct Settings<'a> {
     /// The type that activations take on their way into products.
     pub activation: DType,
     /// Bytes of an activation in products of integers.
-    pub activation_bytes: u32,
+    pub integer_bytes: u32,
     /// Gradients are those of so many times the loss, until they are handed out.
     pub scale: f32,
     /// The parts in which they are.
@@ -313,7 +313,7 @@ impl<'a> Tape<'a> {
     /// `x` in the type that products take, also as their input.
     fn product_input(&self, x: &Value, matrix: &Matrix) -> Result<(Value, Input)> {
         let tensor = cast(self.device, &x.tensor, self.settings.activation)?;
-        let bytes = self.settings.activation_bytes;
+        let bytes = self.settings.integer_bytes;
         let input = Input::new(tensor.clone(), matrix.columns(), bytes);
         let node = x.node;
         Ok((Value { node, tensor }, input))

@@ -352,7 +352,7 @@ impl<'a> BackwardPass<'a> {
     fn settings<'s>(&self, split: &'s TokenSplit) -> Settings<'s> {
         Settings {
             activation: self.pass.compute.activation,
-            activation_bytes: self.pass.compute.activation_bytes,
+            integer_bytes: self.pass.compute.integer_bytes,
             scale: self.scale,
             split,
         }

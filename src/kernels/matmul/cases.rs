@@ -205,7 +205,7 @@ pub(super) fn special(special: Special, tokens: usize) -> Shape {
 
 /// Products with a bias, with what stands there added, and with a gate of each activation.
 pub(super) fn epilogues(tokens: usize) -> impl Iterator<Item = Shape> {
-    let gates = [Activation::Silu, Activation::GeluTanh].map(Special::Gate);
+    let gates = Activation::ALL.map(Special::Gate);
     let all = [Special::Bias, Special::Add].into_iter().chain(gates);
     all.map(move |one| special(one, tokens))
 }
