@@ -48,7 +48,8 @@
 //!
 //! No sessions, hooks or global flags: state is arguments and return values. No computation graph that is built, optimized and run
 //! later: a block function calls kernels as it goes, and fusing is looking one operation ahead. No model type per family or per
-//! quantization. No unsafe code but where bytes are mapped or reinterpreted.
+//! quantization. Unsafe code only where a file is mapped
+//! and where a graphics API or the CPU's product library asks for it; each place says why.
 
 pub mod cli;
 pub mod compare;

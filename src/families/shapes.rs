@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::{Family, llama};
+
 /// The shape of a published model.
 #[derive(Debug)]
 pub struct Shape {
@@ -9,8 +11,7 @@ pub struct Shape {
     pub name: &'static str,
     /// A shorter one.
     pub short: &'static str,
-    family: &'static str,
-    class: &'static str,
+    family: &'static Family,
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -26,8 +27,7 @@ pub struct Shape {
 const LLAMA: Shape = Shape {
     name: "",
     short: "",
-    family: "llama",
-    class: "LlamaForCausalLM",
+    family: &llama::FAMILY,
     vocab_size: 0,
     hidden_size: 0,
     intermediate_size: 0,
@@ -82,7 +82,7 @@ impl Shape {
     pub fn config_json(&self, layers: usize) -> Map<String, Value> {
         let (heads, kv_heads) = self.heads;
         let value = json!({
-            "architectures": [self.class], "model_type": self.family, "hidden_act": "silu",
+            "architectures": [self.family.class], "model_type": self.family.name, "hidden_act": "silu",
             "vocab_size": self.vocab_size, "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size, "num_hidden_layers": layers,
             "num_attention_heads": heads, "num_key_value_heads": kv_heads,

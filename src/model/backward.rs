@@ -12,7 +12,9 @@ use super::resident::{Head, Model, block_counts};
 use super::source::WeightSource;
 use crate::device::{Device, HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
-use crate::families::{embedding_name, final_norm_name, head_name, layer_name, tensor_specs};
+use crate::families::{
+    embedding_name, final_norm_name, head_name, layer_name, module_name, tensor_specs,
+};
 use crate::graph::{
     BlockWeights, Deferred, Gradient, Node, Parameter, Pass, RopeTables, Settings, Sink, Slot,
     Tape, TokenSplit, Weight,
@@ -373,7 +375,8 @@ impl<'a> BackwardPass<'a> {
             (tokens * counts.kept_bytes(self.pass.compute.activation)) as u64
         };
         let (mut first, mut left) = (config.layers(), self.options.activation_budget);
-        while first > self.lowest() {
+        let lowest = self.lowest();
+        while first > lowest {
             let bytes = bytes(first - 1);
             if bytes > left {
                 break;
@@ -504,10 +507,8 @@ impl<'a> BackwardPass<'a> {
         readings: &mut Vec<Reading>,
         sink: &mut Sink<'_>,
     ) -> Result<()> {
-        let specs = tensor_specs(self.source.config());
-        let first =
-            specs.iter().find(|spec| (spec.layer, spec.slot) == (Some(layer), Slot::AttentionNorm));
-        let first = first.map_or("", |spec| &spec.name);
+        let norm = module_name(self.source.config(), layer, Slot::AttentionNorm);
+        let first = format!("{norm}.weight");
         let wants = |name: &str| name == first || (self.options.tensor)(name);
         let Recording { tape, input, output } = recording;
         let results = vec![(output, grad.clone())];

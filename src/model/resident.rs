@@ -96,7 +96,12 @@ pub fn block_counts(config: &Config, specs: &[TensorSpec], layer: usize) -> Coun
         let found = specs.iter().find(|spec| (spec.layer, spec.slot) == (Some(layer), slot));
         found.map_or(0, |spec| spec.rows)
     };
-    let mut counter = Counter::new(&rows);
+    counts(config, layer, &rows)
+}
+
+/// The same of a block whose weights have so many output features.
+fn counts(config: &Config, layer: usize, rows: &dyn Fn(Slot) -> usize) -> Counts {
+    let mut counter = Counter::new(rows);
     let x = CountedWidth::new(config.hidden_size);
     let result = (config.family.blocks.counter)(&mut counter, x, &config.block_shape(layer));
     counter.finish(result.expect("counting cannot fail"))
@@ -186,12 +191,7 @@ impl Model {
         };
         for (layer, block) in self.blocks.iter().enumerate() {
             let rows = |slot: Slot| block.linear(slot).weight.rows();
-            let mut counter = Counter::new(&rows);
-            let (x, shape) =
-                (CountedWidth::new(self.config.hidden_size), self.config.block_shape(layer));
-            let result = (self.config.family.blocks.counter)(&mut counter, x, &shape);
-            let counts = counter.finish(result.expect("counting cannot fail"));
-            for (slot, output) in counts.products {
+            for (slot, output) in counts(&self.config, layer, &rows).products {
                 add(block.linear(slot), output);
             }
         }
