@@ -51,7 +51,7 @@ pub enum Error {
         path: PathBuf,
         /// The key.
         key: String,
-        /// What is allowed.
+        /// The allowed values.
         expected: String,
         /// What stands there.
         found: String,
@@ -61,7 +61,7 @@ pub enum Error {
     Argument {
         /// The argument's name.
         argument: String,
-        /// What is allowed.
+        /// The allowed values.
         expected: String,
         /// What was given.
         found: String,

@@ -312,7 +312,7 @@ pub(super) fn compute(global: &Global, device: &Device) -> Result<Compute> {
                 });
             }
             let base = if capabilities.f16 { Compute::F16 } else { Compute::F32 };
-            Compute { integer_bytes: 1, ..base }
+            Compute { activation_bytes: 1, ..base }
         }
     })
 }

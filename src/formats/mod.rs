@@ -58,7 +58,7 @@ impl Source {
         Source { path: name.as_ref().to_path_buf(), bytes: Bytes::Embedded(bytes) }
     }
 
-    /// What messages call it.
+    /// Its name in messages.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -29,7 +29,7 @@ impl Width {
     }
 }
 
-/// What a pass of one token through a block comes to.
+/// The cost of one token's pass through a block.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Counts {
     /// Every product in its order: its weight, and the type of its result.
@@ -75,7 +75,7 @@ impl<'g> Counter<'g> {
         Self { rows, counts }
     }
 
-    /// What was counted, after the block's result was used.
+    /// The counts, after the block's result was used.
     pub fn finish(mut self, result: Width) -> Counts {
         self.used(&result, Output::Stream);
         // The result is the next block's input, which is kept there.

@@ -10,8 +10,9 @@ use crate::device::Tensor;
 use crate::error::Result;
 use crate::kernels::attention::causal::causal;
 use crate::kernels::copy::cast::cast;
+use crate::kernels::gate::glu::glu;
 use crate::kernels::kv::append::append;
-use crate::kernels::matmul::{Destination, Input};
+use crate::kernels::matmul::{Destination, FUSED_GATES, Input};
 use crate::kernels::norm::rms::rms;
 use crate::kernels::residual::add::add;
 use crate::kernels::rope::rotate::{Target, rotate};
@@ -102,7 +103,7 @@ impl<'g> Eager<'g> {
         self.pass.compute.activation
     }
 
-    /// What products take of activations (tokens, columns).
+    /// The activations (tokens, columns) as products take them.
     fn input(&self, x: Tensor, columns: usize) -> Lazy {
         Lazy::Input(Rc::new(self.pass.input(x, columns)))
     }
@@ -186,6 +187,12 @@ impl Graph for Eager<'_> {
     }
 
     fn gate(&mut self, gate: Lazy, up: Lazy, activation: Activation) -> Result<Lazy> {
+        if !FUSED_GATES.contains(&activation) {
+            let (gate, up) = (self.force(&gate, DType::F32)?, self.force(&up, DType::F32)?);
+            let columns = gate.len() / gate.shape()[0];
+            let gated = glu(self.pass.device, &gate, &up, activation, self.activation())?;
+            return Ok(self.input(gated, columns));
+        }
         let gated = self.force(&gate, self.activation())?;
         let Lazy::Product { input, slot, .. } = &up else {
             unreachable!("a gate's other half is a product in every family");

@@ -22,35 +22,35 @@ pub struct Linear {
 pub struct RmsNormWeight {
     /// The tensor's name in the checkpoint.
     pub name: String,
-    /// What normalized columns are multiplied by, f32 (columns).
+    /// The gain of each normalized column, f32 (columns).
     pub gain: Tensor,
-    /// What is added to the mean of the squares.
+    /// Added to the mean of the squares.
     pub epsilon: f32,
 }
 
-/// What a forward pass needs besides weights and activations.
+/// The device and settings of a forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<'a> {
     /// Where it runs.
     pub device: &'a Device,
-    /// What it computes in.
+    /// The types it computes in.
     pub compute: Compute,
 }
 
-/// What a forward pass computes in. The residual stream is f32 always.
+/// The types of a forward pass. The residual stream is always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compute {
     /// The type of activations between kernels.
     pub activation: DType,
     /// Bytes of an activation in products of integers: 3 beside f32; 2, which lose less than f16 does; or 1.
-    pub integer_bytes: u32,
+    pub activation_bytes: u32,
 }
 
 impl Compute {
     /// Activations in f32.
-    pub const F32: Compute = Compute { activation: DType::F32, integer_bytes: 3 };
+    pub const F32: Compute = Compute { activation: DType::F32, activation_bytes: 3 };
     /// Activations in f16.
-    pub const F16: Compute = Compute { activation: DType::F16, integer_bytes: 2 };
+    pub const F16: Compute = Compute { activation: DType::F16, activation_bytes: 2 };
 
     /// With activations of this type.
     pub fn with(activation: DType) -> Self {
@@ -62,21 +62,21 @@ impl Compute {
 
     /// Its name in flags and reports.
     pub fn name(self) -> &'static str {
-        if self.integer_bytes == 1 { "i8" } else { self.activation.name() }
+        if self.activation_bytes == 1 { "i8" } else { self.activation.name() }
     }
 }
 
 impl Pass<'_> {
     /// Activations of so many columns, for products.
     pub fn input(&self, x: Tensor, columns: usize) -> Input {
-        Input::new(x, columns, self.compute.integer_bytes)
+        Input::new(x, columns, self.compute.activation_bytes)
     }
 
     /// The residual stream, normalized on its way into products.
     pub fn normed(&self, x: &Tensor, norm: &RmsNormWeight) -> Input {
-        let Compute { activation, integer_bytes } = self.compute;
+        let Compute { activation, activation_bytes } = self.compute;
         let (gain, epsilon) = (norm.gain.clone(), norm.epsilon);
-        Input::normed(x.clone(), Norm { gain, epsilon }, activation, integer_bytes)
+        Input::normed(x.clone(), Norm { gain, epsilon }, activation, activation_bytes)
     }
 }
 

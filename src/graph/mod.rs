@@ -71,14 +71,14 @@ impl Slot {
     }
 }
 
-/// What a block function needs to know of its layer beside the weights.
+/// A layer's shape and numbers: all that a block function needs beside the weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BlockShape {
     /// Its attention.
     pub attention: Attention,
     /// Which of the model's rotary encodings it uses.
     pub rope: usize,
-    /// What gates its feed-forward.
+    /// The activation that gates its feed-forward.
     pub activation: Activation,
 }
 

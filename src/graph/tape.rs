@@ -54,13 +54,13 @@ pub enum Parameter {
 /// Who gets the gradients, each part once, in the order in which they are known.
 pub type Sink<'s> = dyn FnMut(Gradient) -> Result<()> + 's;
 
-/// What a tape computes in, and hands out.
+/// The types a tape computes in, and the scale and parts of the gradients it hands out.
 #[derive(Clone, Copy)]
 pub struct Settings<'a> {
     /// The type that activations take on their way into products.
     pub activation: DType,
     /// Bytes of an activation in products of integers.
-    pub integer_bytes: u32,
+    pub activation_bytes: u32,
     /// Gradients are those of so many times the loss, until they are handed out.
     pub scale: f32,
     /// The parts in which they are.
@@ -168,7 +168,7 @@ impl std::fmt::Debug for Tape<'_> {
     }
 }
 
-/// What rules see: the sums of gradients so far, and who gets those of weights.
+/// The state backward rules see: the gradients summed so far, and the receiver of those of weights.
 struct Backward<'d, 's> {
     device: &'d Device,
     settings: Settings<'d>,
@@ -313,7 +313,7 @@ impl<'a> Tape<'a> {
     /// `x` in the type that products take, also as their input.
     fn product_input(&self, x: &Value, matrix: &Matrix) -> Result<(Value, Input)> {
         let tensor = cast(self.device, &x.tensor, self.settings.activation)?;
-        let bytes = self.settings.integer_bytes;
+        let bytes = self.settings.activation_bytes;
         let input = Input::new(tensor.clone(), matrix.columns(), bytes);
         let node = x.node;
         Ok((Value { node, tensor }, input))
@@ -458,7 +458,7 @@ impl<'a> Tape<'a> {
             back.add(node, gradient)?;
         }
         for (node, rule) in self.rules.into_iter().rev() {
-            // What no result was made of has no gradient.
+            // A value that no result depends on has no gradient.
             if let Some(gradient) = back.sums[node.0].take() {
                 rule(&mut back, gradient)?;
             }

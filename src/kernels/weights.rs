@@ -81,7 +81,7 @@ pub fn random(
     columns: usize,
     group: u32,
 ) -> Packed {
-    // What is as large as a model's, for benches, repeats: drawing it all would take longer than timing it.
+    // Values as large as a model's, for benches, repeat: drawing them all would take longer than timing it.
     const DISTINCT: usize = 1021;
     let mut packed = random_rows(random, variant, rows.min(DISTINCT), columns, group);
     if rows > DISTINCT {

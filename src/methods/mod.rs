@@ -11,7 +11,7 @@ use crate::error::Error;
 pub struct BadField {
     /// The field at fault.
     pub field: &'static str,
-    /// What is allowed.
+    /// The allowed values.
     pub expected: String,
     /// What was asked.
     pub found: String,

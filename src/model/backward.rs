@@ -80,7 +80,7 @@ impl Loss<'_> {
 pub type HiddenLoss<'l> =
     dyn Fn(usize, Range<usize>, &Tensor) -> Result<Option<(f64, Tensor)>> + 'l;
 
-/// What a backward pass is asked for.
+/// The options of a backward pass.
 #[derive(Clone, Copy)]
 pub struct BackwardOptions<'w> {
     /// The loss of the logits to differentiate.
@@ -250,7 +250,7 @@ struct Recording<'t> {
     output: Node,
 }
 
-/// What the losses of some tokens are made of, on their way from the device.
+/// The parts of some tokens' losses, being read back from the device.
 enum Losses {
     /// The rows that count, log-sum-exps and the targets' logits.
     NextTokens(Vec<usize>, Reading, Reading),
@@ -292,7 +292,7 @@ struct BackwardPass<'a> {
     batches: Vec<Microbatch>,
     /// Tokens whose loss counts.
     scored: usize,
-    /// What the loss is multiplied by, so that gradients in f16 do not underflow.
+    /// The factor of the loss, so that gradients in f16 do not underflow.
     scale: f32,
 }
 
@@ -354,7 +354,7 @@ impl<'a> BackwardPass<'a> {
     fn settings<'s>(&self, split: &'s TokenSplit) -> Settings<'s> {
         Settings {
             activation: self.pass.compute.activation,
-            integer_bytes: self.pass.compute.integer_bytes,
+            activation_bytes: self.pass.compute.activation_bytes,
             scale: self.scale,
             split,
         }

@@ -260,7 +260,7 @@ impl Checkpoint {
         }
     }
 
-    /// What the container is: `safetensors`, `gguf` or `lopper`.
+    /// The container's name: `safetensors`, `gguf` or `lopper`.
     pub fn container(&self) -> &'static str {
         match self.store {
             Store::Safetensors(_) => "safetensors",

@@ -103,7 +103,7 @@ impl<'a> Pruned<'a> {
         pruned
     }
 
-    /// What is kept.
+    /// The kept channels.
     pub fn cut(&self) -> &KeptChannels {
         &self.cut
     }

@@ -64,7 +64,7 @@ pub fn generate(
     while generation.tokens.len() < count {
         let normed = model.hidden(pass, &input, &cache)?;
         let logits = model.head(pass, &normed, input.len() - 1..input.len())?;
-        // What is read is on its way before the cache is written to, or there would be a submit between.
+        // Read back before the cache is written to; the other order would need a submit between.
         let logits = pass.device.read_later(&logits)?;
         cache.advance(pass.device, input.len())?;
         let token = choose(&pass.device.finish(logits)?, sampling, &mut random)?;

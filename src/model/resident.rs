@@ -174,7 +174,7 @@ impl Model {
         let mut add = |linear: &Linear, output: ProductOutput| {
             let product = MatmulShape {
                 activation: compute.activation,
-                bytes: compute.integer_bytes,
+                bytes: compute.activation_bytes,
                 output: match output {
                     ProductOutput::Activation => compute.activation,
                     ProductOutput::Stream => DType::F32,

@@ -27,7 +27,7 @@ use crate::model::{Checkpoint, Config, Outline, Pass, Weights, continue_packed};
 pub struct StageKind {
     /// `kind` in recipes, and the name of the stage's folder and report.
     pub name: &'static str,
-    /// What a model is after it, in reports.
+    /// The model after this stage, in the words of reports.
     pub result: &'static str,
     /// Reads a stage from the other keys of its table.
     pub parse: fn(toml::Table) -> Result<Arc<dyn Stage>, toml::de::Error>,
@@ -42,7 +42,7 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
     fn kind(&self) -> &'static StageKind;
     /// Its recipe keys, in order, without `kind`.
     fn keys(&self) -> Map<String, Value>;
-    /// What it takes beside the weights. Whatever it is, it is read before anything is computed.
+    /// Its inputs beside the weights. They are read before anything is computed.
     fn needs(&self) -> Needs<'_>;
     /// What it makes of a model of this outline. Pure. Errors name the recipe's key, or the tensor, that is at fault.
     fn plan(&self, model: &Outline) -> Result<Planned>;
@@ -51,7 +51,7 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
     fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config>;
 }
 
-/// What a stage takes beside weights.
+/// A stage's inputs beside weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Needs<'a> {
     /// Tokens to calibrate on.
@@ -61,7 +61,7 @@ pub struct Needs<'a> {
     pub gradients: bool,
 }
 
-/// What a stage will do, from headers alone.
+/// A stage's plan, from headers alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
     /// The model afterwards.
@@ -72,11 +72,11 @@ pub struct Planned {
     pub peak_device_bytes: u64,
     /// Most bytes of host memory in use at once, about; mapped files not counted.
     pub peak_host_bytes: u64,
-    /// What the user may not expect.
+    /// Warnings: effects the user may not expect.
     pub warnings: Vec<String>,
 }
 
-/// What a stage runs with.
+/// The environment of a running stage.
 pub struct Context<'a> {
     /// The recipe's own model: its configuration file, and the teacher of stages that learn from it.
     pub parent: &'a Checkpoint,
@@ -114,7 +114,7 @@ impl Context<'_> {
         Ok(weights.config().clone())
     }
 
-    /// What [`save`] saved as `name` before an interruption.
+    /// The state that [`save`] saved as `name` before an interruption.
     pub fn saved<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let path = self.folder.join(name);
         if !path.exists() {

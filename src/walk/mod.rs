@@ -45,7 +45,7 @@ pub struct Step<'w, 'a> {
 /// Which weights the streams go through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Through {
-    /// What was put in place of the parent's, where something was.
+    /// The weight that replaced the parent's, if any.
     Replaced,
     /// The parent's.
     Parent,

@@ -48,7 +48,7 @@ pub struct Gguf {
     by_name: Vec<usize>,      // indices into `tensors`, sorted by name
 }
 
-/// What the file says about a tensor, checked.
+/// A tensor's entry in the file's header, checked.
 #[derive(Debug)]
 struct TensorInfo {
     name: String,

@@ -33,7 +33,7 @@ pub(super) fn folder(folder: &Path) -> Result<Safetensors> {
     sharded(folder, &index)
 }
 
-/// What is used of the index. `metadata.total_size` is often wrong where tensors are tied, and nothing depends on it.
+/// The used part of the index. `metadata.total_size` is often wrong where tensors are tied, and nothing depends on it.
 #[derive(Deserialize)]
 struct Index {
     weight_map: UniqueMap<String>,

@@ -25,7 +25,7 @@ pub struct Attention {
     pub kv: usize,
     /// Columns of one head, at most [`MAX_HEAD_DIM`].
     pub dim: usize,
-    /// What scores are multiplied by.
+    /// The factor of scores.
     pub scale: f32,
     /// Sliding window: a token at position p sees the keys at positions above p - window, up to its own, as in
     /// `transformers`. `None`: all up to its own.
@@ -66,7 +66,7 @@ impl Attention {
         self.window.unwrap_or(all).min(all)
     }
 
-    /// What the labels of cases say of scores.
+    /// The part of a case's label that describes its scores.
     fn score_label(&self) -> String {
         let mut label = String::new();
         if let Some(window) = self.window {

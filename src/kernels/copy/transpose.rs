@@ -102,7 +102,7 @@ fn case(rows: usize, columns: usize, group: u32, note: &'static str) -> Case {
     let label = format!("rows={rows},columns={columns},group={group}{note}");
     Case::new(label, move |variant: &Variant| {
         let mut random = Random::new(31);
-        // What stands behind the rows must not show in the padding.
+        // Values beyond the rows must not show in the padding.
         let behind = if note == ",part" { 5 } else { 0 };
         let packed = weights::random(&mut random, variant, rows + behind, columns, group);
         let stride = rows.next_multiple_of(BLOCK);

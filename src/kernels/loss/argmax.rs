@@ -6,7 +6,7 @@ use crate::kernels::prelude::*;
 
 /// Columns are compared as f32, which is exact up to here.
 const MAX_COLUMNS: usize = 1 << 24;
-/// What every logit that counts is above.
+/// A bound below every logit that counts.
 const LEAST: f32 = -3.4e38;
 
 params! {

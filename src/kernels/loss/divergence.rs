@@ -11,7 +11,7 @@ params! {
     }
 }
 
-/// What stands for the likeliest token of a row that holds a NaN.
+/// The token reported for a row that holds a NaN.
 const NONE: u32 = u32::MAX;
 
 /// Where the shader changes from one way to the other: the largest log(q / p) it lets into an exponential.

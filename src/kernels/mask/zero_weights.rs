@@ -133,7 +133,7 @@ fn case(
         };
         let (mut row_mask, mut column_mask) = (mask(rows), mask(columns));
         match note {
-            // What is ruled out holds no numbers, what is kept does too: a product would spread them.
+            // NaN stands among dropped and kept weights alike: a product would spread it.
             ",nan" => weight.iter_mut().step_by(3).for_each(|value| *value = f32::NAN),
             ",infinity" => weight.iter_mut().step_by(2).for_each(|value| *value = f32::INFINITY),
             ",all" => [&mut row_mask, &mut column_mask].into_iter().for_each(|mask| mask.fill(1)),

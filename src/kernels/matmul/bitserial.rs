@@ -19,7 +19,7 @@ use crate::tensor::{BLOCK, Scale, WHOLE_ROW};
 /// Bits of an activation, and subgroups of lanes that share a row.
 type Constants = &'static [(&'static str, u32)];
 
-/// What the planner takes: eight bits.
+/// The planner's choice: eight bits.
 pub(super) const SHAPES: [Constants; 2] =
     [&[("ACT_BITS", 8), ("PARTS", 4)], &[("ACT_BITS", 8), ("PARTS", 8)]];
 /// Narrower activations, for whoever measures: signs alone too. The last five are for symmetric weights only.

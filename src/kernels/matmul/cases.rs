@@ -1,14 +1,14 @@
 //! Inputs to try the products on.
 
 use super::product::MatmulShape;
-use super::{EPILOGUE_ADD, EPILOGUE_BIAS, Params, gate_epilogue, padded};
+use super::{EPILOGUE_ADD, EPILOGUE_BIAS, FUSED_GATES, Params, gate_epilogue, padded};
 use crate::kernels::activation::Activation;
 use crate::kernels::matrix::Layout;
 use crate::kernels::prelude::*;
 use crate::kernels::weights;
 use crate::tensor::{BLOCK, Packed, WHOLE_ROW, WeightFormat};
 
-/// What is special about a product to try.
+/// The special feature of a product to try.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Special {
     /// Nothing.
@@ -17,7 +17,7 @@ pub enum Special {
     Part,
     /// A bias is added.
     Bias,
-    /// What stands in the result is added.
+    /// The result's previous value is added.
     Add,
     /// The result holds a gate.
     Gate(Activation),
@@ -205,7 +205,7 @@ pub(super) fn special(special: Special, tokens: usize) -> Shape {
 
 /// Products with a bias, with what stands there added, and with a gate of each activation.
 pub(super) fn epilogues(tokens: usize) -> impl Iterator<Item = Shape> {
-    let gates = Activation::ALL.map(Special::Gate);
+    let gates = FUSED_GATES.map(Special::Gate);
     let all = [Special::Bias, Special::Add].into_iter().chain(gates);
     all.map(move |one| special(one, tokens))
 }

@@ -33,9 +33,9 @@ pub struct Input {
 /// A root-mean-square normalization that is still to be done: its gain, f32 (columns), and epsilon.
 #[derive(Clone, Debug)]
 pub struct Norm {
-    /// What normalized columns are multiplied by.
+    /// The gain of each normalized column.
     pub gain: Tensor,
-    /// What is added to the mean of the squares.
+    /// Added to the mean of the squares.
     pub epsilon: f32,
 }
 

@@ -146,7 +146,7 @@ fn cost(args: &Args<'_>) -> Cost {
     formed_cost(args, p.layout.code_words.into(), tables)
 }
 
-/// What a product by lookup knows of a token.
+/// A token's tables and scales, as a product by lookup reads them.
 pub(super) struct Tokens {
     /// Sixteen entries, quarters of sums, of every table.
     pub(super) tables: Vec<f64>,

@@ -2,7 +2,7 @@
 
 use super::cases::Special;
 use super::reference::Finish;
-use super::{EPILOGUE_BIAS, Params};
+use super::{EPILOGUE_BIAS, FUSED_GATES, Params};
 use crate::kernels::activation::Activation;
 use crate::kernels::matrix::Layout;
 use crate::kernels::prelude::*;
@@ -122,6 +122,6 @@ fn cases() -> Vec<Case> {
         with(Special::Nothing).with(Poison::Infinity),
         shaped(64, 4096, 4).bench(),
     ];
-    cases.extend(Activation::ALL.map(Special::Gate).map(with));
+    cases.extend(FUSED_GATES.map(Special::Gate).map(with));
     cases
 }

@@ -213,7 +213,7 @@ impl Choice {
         (self.product.case)(Shape::of(shape, self.splits))
     }
 
-    /// What runs beside the kernel: what makes the activations' form, and what merges the parts.
+    /// The kernels beside the product's: the one that makes the activations' form, and the one that merges the parts.
     pub fn steps(&self, shape: &MatmulShape) -> Vec<(&'static Kernel, Variant, Case)> {
         let mut steps = self.input().steps(shape);
         if self.splits > 1 {
@@ -350,7 +350,7 @@ pub struct ProductChoices {
     winners: RwLock<Winners>,
     /// Choices that were made: a token of a small model takes hundreds of products of a few shapes.
     made: RwLock<HashMap<MatmulShape, Choice>>,
-    /// What stands in the binding of a bias that there is none of.
+    /// The placeholder bound where a product has no bias.
     unused_bias: OnceLock<Tensor>,
 }
 
@@ -401,7 +401,7 @@ impl ProductChoices {
         known.extend(winners);
     }
 
-    /// What tuning found best for a class of products.
+    /// The winner of tuning for a class of products.
     pub fn winner(&self, class: impl FnOnce() -> String) -> Option<String> {
         let known = self.winners.read().unwrap_or_else(PoisonError::into_inner);
         if known.is_empty() {

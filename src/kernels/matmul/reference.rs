@@ -45,7 +45,7 @@ pub(super) fn integer(
     planes.map(|plane| byte(plane) << (8 * plane)).sum()
 }
 
-/// What integer activations stand for, (tokens, columns).
+/// The real values of integer activations, (tokens, columns).
 pub(super) fn tokens_of(
     codes: &View<'_>,
     scales: &View<'_>,
@@ -138,7 +138,7 @@ pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
         + if rounded { f64::powi(2.0, -11) } else { 0.0 };
     let dense = activations(args);
     let decoded = weight.to_f32();
-    // What rounding to f16 loses of a weight below 2^-14.
+    // The error of rounding a weight below 2^-14 to f16.
     let largest = dense.iter().fold(0.0f64, |largest, x| largest.max(f64::from(x.abs())));
     let lost = if rounded { f64::powi(2.0, -25) * columns as f64 * largest } else { 0.0 };
     let mut expected = Expected::exact(args.tensors[4].to_f64());

@@ -33,7 +33,7 @@ pub fn path() -> Option<PathBuf> {
     Some(folder.join("tuned.json"))
 }
 
-/// What tells one device's winners from another's: adapter, backend, driver and Lopper's version.
+/// The key of one device's winners: adapter, backend, driver and Lopper's version.
 pub fn key(adapter: &Adapter) -> String {
     format!(
         "{} | {} | {} | {}",

@@ -15,7 +15,7 @@ use crate::model::{
 };
 use crate::tensor::DType;
 
-/// What pruning computes with.
+/// The device and data of a pruning run.
 #[derive(Clone, Copy, Debug)]
 pub struct PruneContext<'a> {
     /// Where and in what it computes.
@@ -58,7 +58,7 @@ pub fn prune(
 /// The units that are kept of a width, of a block's where blocks have their own.
 type Kept = (PrunableDim, Option<usize>, Vec<usize>);
 
-/// What to keep of each group, so that about `aim` is left.
+/// The channels to keep of each group, so that about `aim` is left.
 fn round(
     weights: &dyn Weights,
     spec: &PruneSpec,

@@ -9,14 +9,14 @@ use super::BadField;
 use crate::kernels::score::Reduction;
 use crate::model::{BlockDims, Config, PrunableDim, Role, TensorSpec, tensor_specs};
 
-/// What is pruned of a model and how, checked against that model.
+/// A pruning request, checked against its model.
 #[derive(Clone, Debug)]
 pub struct PruneSpec {
     /// How channels are scored.
     pub score: Score,
-    /// What is made of the scores that a group's tensors give one channel.
+    /// How the scores that a group's tensors give one channel are joined.
     pub reduction: Reduction,
-    /// What is cut.
+    /// The structures that are cut.
     pub widths: Vec<PrunableDim>,
     /// The share of each width that goes.
     pub ratio: f64,
