@@ -10,7 +10,7 @@ use super::session::{compute, load_model, open_device};
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
-use crate::model::{Checkpoint, Pass};
+use crate::model::{Checkpoint, Pass, Weights, not_finite};
 use crate::run::Target;
 use crate::tensor::DType;
 
@@ -53,12 +53,13 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         Some(prompt) => checkpoint.tokenizer()?.encode(prompt, true)?,
         None => arguments.tokens.clone(),
     };
-    if ids.is_empty() {
-        let expected = "at least one token".into();
+    let context = checkpoint.config().max_positions;
+    if ids.is_empty() || ids.len() > context {
+        let given = if arguments.prompt.is_some() { "--prompt" } else { "--tokens" };
         return Err(Error::Argument {
-            argument: "--prompt".into(),
-            expected,
-            found: "none".into(),
+            argument: given.into(),
+            expected: format!("1 to {context} tokens, the model's context"),
+            found: format!("{} tokens", ids.len()),
         });
     }
     let device = open_device(global, output)?;
@@ -66,6 +67,9 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let model = load_model(global, &device, &checkpoint, compute, &[ids.len()], output)?;
     let pass = Pass { device: &device, compute };
     let (hidden, logits) = model.trace(&pass, &ids, 1, arguments.hidden)?;
+    if logits.to_f32().iter().any(|logit| !logit.is_finite()) {
+        return Err(not_finite((&model).into(), &pass, &ids, "logits"));
+    }
     let wide: Vec<u8> = ids.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect();
     let tensor = |name: String, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>| NewTensor {
         name,

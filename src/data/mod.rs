@@ -86,7 +86,5 @@ pub fn read_task(source: &str, shots: Option<&Path>) -> Result<Task> {
         Some((layout, _)) => layout,
         None => Layout::detect(&data)?,
     };
-    let task = Task::new(path, &name_of(path), layout.scoring(), layout.read(&data)?)?;
-    let pool = shots.map(|shots| layout.read(&Source::read(shots)?));
-    Ok(Task { pool: pool.transpose()?, ..task })
+    layout.task(&name_of(path), &data, shots)
 }

@@ -46,18 +46,23 @@ pub fn pool(task: &Task) -> &[Item] {
 /// Examples that every question of a task can have.
 pub fn available(task: &Task) -> usize {
     let pool = pool(task);
-    let own = usize::from(task.pool.is_none());
-    let mut groups: HashMap<Option<&str>, usize> = HashMap::new();
+    let grouped = pool.iter().any(|example| example.group.is_some());
+    // How many the pool has in all and of each question, by group; `None`: whatever their group.
+    let mut counts: HashMap<_, usize> = HashMap::new();
     for example in pool {
-        *groups.entry(example.group.as_deref()).or_default() += 1;
+        let group = example.group.as_deref();
+        let groups = [None, group.filter(|_| grouped)];
+        for group in &groups[..1 + usize::from(groups[1].is_some())] {
+            *counts.entry((*group, None)).or_default() += 1;
+            *counts.entry((*group, Some(example.question()))).or_default() += 1;
+        }
     }
-    let grouped = groups.keys().any(Option::is_some);
-    let examples_for = |item: &Item| match &item.group {
-        Some(group) if grouped => groups.get(&Some(group.as_str())).copied().unwrap_or(0),
-        _ => pool.len(),
+    let examples_for = |item: &Item| {
+        let group = item.group.as_deref().filter(|_| grouped);
+        let count = |question| counts.get(&(group, question)).copied().unwrap_or(0);
+        count(None) - count(Some(item.question()))
     };
-    let least = task.items.iter().map(examples_for).min();
-    least.unwrap_or(0).saturating_sub(own)
+    task.items.iter().map(examples_for).min().unwrap_or(0)
 }
 
 /// Places in the pool, best first, by the seed: all of them, or a question's ranking.
@@ -72,8 +77,8 @@ pub fn shuffled(count: usize, seed: u64) -> Vec<usize> {
     order
 }
 
-/// The `count` examples of a question, in the order in which they are shown, out of the pool's places by preference. Where
-/// the pool is the task itself the question is none of them; where items have groups, those of its own only.
+/// The `count` examples of a question, in the order in which they are shown, out of the pool's places by preference. Neither
+/// the question itself nor one that asks the same is among them; where items have groups, those of its own only.
 pub fn pick<'a>(
     task: &'a Task,
     item: usize,
@@ -85,9 +90,8 @@ pub fn pick<'a>(
     let grouped = asked.group.is_some() && pool.iter().any(|example| example.group.is_some());
     let usable = |place: &&usize| {
         let example = &pool[**place];
-        // A question as its own example would show its answer.
-        let other = if task.pool.is_none() { **place != item } else { example != asked };
-        other && (!grouped || example.group == asked.group)
+        // A question as its own example would show its answer, and so would a copy of it.
+        !example.same_question(asked) && (!grouped || example.group == asked.group)
     };
     let mut picked: Vec<&Item> =
         order.iter().filter(usable).take(count).map(|place| &pool[*place]).collect();

@@ -23,6 +23,9 @@ pub struct Task {
     pub pool: Option<Vec<Item>>,
     /// The text between a query and its continuation: a space.
     pub delimiter: String,
+    /// The text between an example's query and its answer. Of LAMBADA two spaces: lm-evaluation-harness has one in the target
+    /// too, which a question's own target needs not.
+    pub example_delimiter: String,
 }
 
 /// How a task's answers are found.
@@ -93,10 +96,12 @@ pub struct Item {
     pub shown: Option<String>,
     /// Examples come from items of the same group, where the pool has groups.
     pub group: Option<String>,
+    /// The fields of the file's record, as they are. Files without names have the names that lm-evaluation-harness's data set has.
+    pub doc: Map<String, Value>,
 }
 
 /// A text that may follow a query.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Choice {
     /// The query in front of this choice, where the choices differ in that and not in what follows (WinoGrande).
     pub query: Option<String>,
@@ -120,6 +125,17 @@ impl Item {
     /// The query in front of a choice.
     pub fn query_of(&self, choice: usize) -> &str {
         self.choices[choice].query.as_ref().unwrap_or(&self.query)
+    }
+
+    /// Whether both ask the same and have the same answer, so that one shows the other's. The numbers that data sets give their
+    /// records, and subjects, do not count.
+    pub fn same_question(&self, other: &Item) -> bool {
+        self.question() == other.question()
+    }
+
+    /// What [`Item::same_question`] compares.
+    pub(super) fn question(&self) -> (&str, &[Choice], usize) {
+        (&self.query, &self.choices, self.answer)
     }
 
     /// The item as an example: its query and its answer.
@@ -146,7 +162,9 @@ impl Task {
                 found: "none".into(),
             });
         }
-        Ok(Self { name: name.into(), scoring, items, pool: None, delimiter: " ".into() })
+        let delimiter = String::from(" ");
+        let example_delimiter = delimiter.clone();
+        Ok(Self { name: name.into(), scoring, items, pool: None, delimiter, example_delimiter })
     }
 }
 

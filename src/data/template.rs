@@ -97,10 +97,7 @@ pub(super) fn read(path: &Path, shots: Option<&Path>) -> Result<Task> {
             let expected = "no prompt, choices or form beside a published layout";
             return Err(key(path, "layout", expected, layout));
         }
-        let items = known.read(&Source::read(&data)?)?;
-        let task = Task::new(&data, &name, known.scoring(), items)?;
-        let pool = pool.map(|pool| known.read(&Source::read(&pool)?));
-        return Ok(Task { pool: pool.transpose()?, ..task });
+        return known.task(&name, &Source::read(&data)?, pool.as_deref());
     }
     let template = Template { path, file: &file };
     let items = template.items(&data)?;
@@ -108,7 +105,8 @@ pub(super) fn read(path: &Path, shots: Option<&Path>) -> Result<Task> {
     let task = Task::new(&data, &name, scoring, items)?;
     let pool = pool.map(|pool| template.items(&pool)).transpose()?;
     let delimiter = file.delimiter.clone().unwrap_or(task.delimiter);
-    Ok(Task { pool, delimiter, ..task })
+    let example_delimiter = delimiter.clone();
+    Ok(Task { pool, delimiter, example_delimiter, ..task })
 }
 
 fn names() -> String {
@@ -237,6 +235,7 @@ impl Template<'_> {
             answer,
             shown: optional("rationale", &file.rationale)?,
             group: optional("group", &file.group)?,
+            doc: record.fields.clone(),
         })
     }
 

@@ -4,6 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::cache::Cache;
+use super::finite::not_finite;
 use super::resident::Model;
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
@@ -67,7 +68,11 @@ pub fn generate(
         // Read back before the cache is written to; the other order would need a submit between.
         let logits = pass.device.read_later(&logits)?;
         cache.advance(pass.device, input.len())?;
-        let token = choose(&pass.device.finish(logits)?, sampling, &mut random)?;
+        let Some(token) = choose(&pass.device.finish(logits)?, sampling, &mut random) else {
+            let read = [prompt, &generation.tokens].concat();
+            let symptom = format!("logits of token {}", read.len());
+            return Err(not_finite(model.into(), pass, &read, symptom));
+        };
         if generation.prompt_seconds == 0.0 {
             generation.prompt_seconds = start.elapsed().as_secs_f64();
         }
@@ -82,22 +87,20 @@ pub fn generate(
     Ok(generation)
 }
 
-fn choose(logits: &HostTensor, sampling: Sampling, random: &mut ChaCha8Rng) -> Result<u32> {
+/// The next token; `None` where a logit is not finite.
+fn choose(logits: &HostTensor, sampling: Sampling, random: &mut ChaCha8Rng) -> Option<u32> {
     let logits = logits.view().to_f32();
     let mut best = 0;
     for (index, logit) in logits.iter().enumerate() {
         if !logit.is_finite() {
-            return Err(Error::Device {
-                during: "generation".into(),
-                reason: format!("logit {index} is {logit}; try --compute f32"),
-            });
+            return None;
         }
         if *logit > logits[best] {
             best = index;
         }
     }
     let Sampling::Temperature { temperature, .. } = sampling else {
-        return Ok(best as u32);
+        return Some(best as u32);
     };
     let maximum = f64::from(logits[best]);
     let weights: Vec<f64> =
@@ -107,8 +110,8 @@ fn choose(logits: &HostTensor, sampling: Sampling, random: &mut ChaCha8Rng) -> R
     for (index, weight) in weights.iter().enumerate() {
         place -= weight;
         if place < 0.0 {
-            return Ok(index as u32);
+            return Some(index as u32);
         }
     }
-    Ok(best as u32)
+    Some(best as u32)
 }

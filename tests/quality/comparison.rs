@@ -5,7 +5,7 @@ use std::path::Path;
 use libtest_mimic::{Failed, Trial};
 use lopper::measure::quality::comparison::compare_tasks;
 use lopper::measure::quality::harness::{Origin, results, samples};
-use lopper::measure::quality::outcome::{ChoiceScore, Form, Outcome, TaskOutcome};
+use lopper::measure::quality::outcome::{Asked, ChoiceScore, Form, Outcome, TaskOutcome};
 use lopper::measure::quality::predictions::{read_predictions, read_samples};
 use lopper::measure::quality::statistics::Bootstrap;
 use serde_json::{Value, json};
@@ -15,7 +15,8 @@ use crate::program::{NANO, TINY, lopper, read_json, rows, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("comparison":
-        share_by_hand, pairs_are_items, lm_eval_results, samples_return, predictions_of_others, bad_answers,
+        share_by_hand, pairs_are_items, lm_eval_results, samples_return, lm_eval_samples,
+        predictions_of_others, predictions_by_lm_eval, one_item_has_no_error, bad_answers,
         compare_answers, compare_refuses)
 }
 
@@ -42,6 +43,7 @@ fn task(name: &str, n: usize, right: impl Fn(usize) -> bool) -> TaskOutcome {
             generated: None,
             correct: right(item),
             correct_norm: Some(right(item)),
+            asked: Asked::default(),
         }
     };
     TaskOutcome {
@@ -166,6 +168,8 @@ fn lm_eval_results() -> Result<(), Failed> {
             && number("last", "perplexity,none") > 1.0
             && near(number("sums", "exact_match,none"), 4.0 / 12.0)
             && json["results"]["last"]["acc_norm,none"].is_null()
+            && json["higher_is_better"]["last"] == json!({"acc": true, "perplexity": false})
+            && json["configs"]["last"]["metric_list"][1]["higher_is_better"] == false
             && json["n-shot"]["t"] == 2
             && json["n-samples"]["t"]["effective"] == 40
             && json["configs"]["t"]["output_type"] == "multiple_choice"
@@ -205,6 +209,95 @@ fn samples_return() -> Result<(), Failed> {
             && line["metrics"] == json!(["acc", "acc_norm"]),
         "{line}"
     );
+    Ok(())
+}
+
+/// What lm-evaluation-harness's own scripts look for.
+fn lm_eval_samples() -> Result<(), Failed> {
+    let [mut cloze, _] = texts();
+    let doc = json!({"text": "The way to say \"no\""}).as_object().cloned();
+    let doc = doc.ok_or("an object")?;
+    let arguments = vec![("The way to say".into(), json!(" \"no\""))];
+    cloze.outcomes[0].asked = Asked { doc, arguments, cut: 0 };
+    let text = samples(&[cloze]);
+    let line: Value = serde_json::from_str(text.lines().next().ok_or("a line")?)?;
+    // The hash is of json.dumps(doc, indent=2, ensure_ascii=False).
+    let hash = crate::program::sha256("{\n  \"text\": \"The way to say \\\"no\\\"\"\n}".as_bytes());
+    assert!(
+        line["doc"]["text"] == "The way to say \"no\""
+            && line["arguments"]["gen_args_0"]
+                == json!({"arg_0": "The way to say", "arg_1": " \"no\""})
+            && line["target"] == " \"no\""
+            && line["doc_hash"] == hash
+            && line["prompt_hash"] == crate::program::sha256(b"The way to say")
+            && line["target_hash"] == crate::program::sha256(b" \"no\"")
+            && line["metrics"] == json!(["acc", "perplexity"])
+            && line["perplexity"] == -1.25,
+        "{line:#}"
+    );
+    let back = read_samples(Path::new("s.jsonl"), &text)?;
+    assert!(samples(&back) == text, "written again otherwise");
+    Ok(())
+}
+
+/// Lines of lm-evaluation-harness for a last word, a generation behind two filters, and choices with their lengths.
+fn predictions_by_lm_eval() -> Result<(), Failed> {
+    let path = Path::new("p.jsonl");
+    let [cloze, sums] = texts();
+    let line = |item: usize, greedy: &str| {
+        format!(
+            "{{\"doc_id\": {item}, \"doc\": {{}}, \"target\": \" choice {}\", \"filtered_resps\": [[\"-2.5\", \"{greedy}\"]], \"acc\": 0}}\n",
+            item % 4
+        )
+    };
+    let text = line(0, "True") + &line(1, "False");
+    let found = read_predictions(path, &text, std::slice::from_ref(&cloze))?;
+    let right: Vec<_> =
+        found[0].outcomes.iter().map(|o| (o.correct, o.choices[0].log_likelihood)).collect();
+    assert_eq!(right, [(true, -2.5), (false, -2.5)]);
+    let other = text.replacen("choice 1", "choice 3", 1);
+    let error = read_predictions(path, &other, std::slice::from_ref(&cloze))
+        .expect_err("another")
+        .to_string();
+    assert!(error.contains("line 2") && error.contains("choice 3"), "{error}");
+    let both = |filter: &str, answer: &str| {
+        format!(
+            "{{\"doc_id\": 2, \"target\": \"work #### 2\", \"filter\": \"{filter}\", \"filtered_resps\": [\"{answer}\"]}}\n"
+        )
+    };
+    let text = both("strict-match", "choice 2") + &both("flexible-extract", "2");
+    let found = read_predictions(path, &text, &[sums])?;
+    assert!(found[0].outcomes.len() == 1 && found[0].outcomes[0].correct, "{found:?}");
+    // Per character the longest choice is ahead.
+    let text = "{\"doc_id\": 3, \"target\": \"3\", \"filtered_resps\": [[\"-1\", \"True\"], [\"-9\", \"False\"], [\"-9\", \"False\"], [\"-1.1\", \"False\"]]}";
+    let found = read_predictions(path, text, &[task("t", 4, |_| true)])?;
+    let one = &found[0].outcomes[0];
+    assert!(
+        (one.pick, one.correct, one.pick_norm, one.correct_norm)
+            == (Some(0), false, Some(3), Some(true)),
+        "{one:?}"
+    );
+    Ok(())
+}
+
+/// One value tells nothing of its error: not zero, but none.
+fn one_item_has_no_error() -> Result<(), Failed> {
+    let one = [task("t", 1, |_| true)];
+    let origin = Origin { model: "m".into(), date: 0.0, seed: 0 };
+    let json = results(&one, &origin);
+    assert!(json["results"]["t"]["acc_stderr,none"] == "N/A", "{json:#}");
+    let figures = json!(lopper::measure::quality::tasks::Figures::of(&one[0]));
+    assert!(figures["acc"] == 1.0 && figures["acc_stderr"].is_null(), "{figures}");
+    let found = compare_tasks(&one, &one, SEED)?;
+    assert!(found.at_chance == ["t"] && json!(found)["tasks"][0]["acc"]["parent_stderr"].is_null());
+    let folder = TempDir::new()?;
+    let run = succeeds(&folder, &format!("eval {NANO} --task headlines --limit 1"))?;
+    assert!(run.out.contains("n/a") && !run.out.contains("0.0000  n/a  0.0000"), "{run}");
+    let run = succeeds(
+        &folder,
+        &format!("eval {NANO} --ppl embedded:heldout-2026 --ctx 2 --max-tokens 2"),
+    )?;
+    assert!(run.out.contains(" ± n/a (1 tokens scored"), "{run}");
     Ok(())
 }
 

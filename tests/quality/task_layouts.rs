@@ -51,6 +51,22 @@ fn published() {
         "{\"ind\":1,\"activity_label\":\"Baking\",\"ctx_a\":\"A man [sub] stirs.\",\"ctx_b\":\"the Pot\",\"ctx\":\"x\",\"endings\":[\"boils [title] over  now.\",\"[step] falls.\"],\"label\":\"1\"}\n",
     );
     check(&hellaswag.items[0], "Baking: A man stirs. The pot", &["boils. over now.", " falls."], 1);
+    // As Python's str.capitalize: title case, then lower case.
+    let capitals = [
+        ("\u{fb01}nally THE", "Finally the"),
+        ("\u{1c6}ungla", "\u{1c5}ungla"),
+        ("\u{df}A", "Ssa"),
+        ("\u{149}A", "\u{2bc}Na"),
+        ("\u{1fb3}", "\u{1fbc}"),
+        ("\u{1fb2}", "\u{1fba}\u{345}"),
+        ("\u{10d0}\u{10d1}", "\u{10d0}\u{10d1}"),
+        ("\u{39f}\u{394}\u{39f}\u{3a3}", "\u{39f}\u{3b4}\u{3bf}\u{3c2}"),
+    ];
+    for (text, capital) in capitals {
+        let line =
+            format!("{{\"ctx_a\":\"A.\",\"ctx_b\":\"{text}\",\"endings\":[\"x\"],\"label\":0}}\n");
+        assert_eq!(read("h.jsonl", &line).items[0].query, format!("A. {capital}"));
+    }
     let arc = read(
         "arc.jsonl",
         "{\"id\":\"M_1\",\"question\":\"Why?\",\"choices\":{\"text\":[\"a\",\"b\",\"c\"],\"label\":[\"1\",\"2\",\"3\"]},\"answerKey\":\"3\"}\n",
@@ -101,6 +117,7 @@ fn labels_and_words() {
     let lambada = read("lambada.jsonl", "{\"text\":\"She gave him the book\"}\n");
     check(&lambada.items[0], "She gave him the", &["book"], 0);
     assert_eq!(lambada.scoring, Scoring::LastWord);
+    assert_eq!(lambada.items[0].example(&lambada.example_delimiter), "She gave him the  book");
     let (_folder, paths) = folder(&[("plain.txt", b"one two three\nfour five\n")]);
     let plain = read_task(&format!("lambada:{}", paths[0].display()), None).expect("plain LAMBADA");
     assert_eq!(plain.items[1].target(), "five");

@@ -5,9 +5,11 @@ use lopper::data::shots::Selection;
 use lopper::data::{Item, read_task};
 use lopper::device::Device;
 use lopper::error::Error;
-use lopper::measure::quality::outcome::{Form, TaskOutcome};
-use lopper::measure::quality::tasks::{Figures, Options, encode};
-use lopper::model::{Checkpoint, Compute};
+use lopper::measure::quality::outcome::{Asked, Form, TaskOutcome};
+use lopper::measure::quality::tasks::{
+    Batching, Event, Figures, Options, Question, Setup, encode, evaluate, score,
+};
+use lopper::model::{Checkpoint, Compute, Pass, not_finite};
 
 use crate::quality::tasks::{Loaded, OPTIONS};
 
@@ -19,6 +21,9 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("task_rules::generation_by_exact_match", generation),
         Trial::test("task_rules::too_many_shots", too_many_shots),
         Trial::test("task_rules::figures_by_hand", figures_by_hand),
+        Trial::test("task_rules::equal_items_are_no_examples", equal_items),
+        Trial::test("task_rules::long_prompts_lose_their_beginning", long_prompts),
+        Trial::test("task_rules::where_a_pass_stops_being_finite", stops_being_finite),
     ]
 }
 
@@ -181,6 +186,7 @@ fn figures_by_hand() -> Result<(), Failed> {
             generated: None,
             correct: answer == pick,
             correct_norm: Some(*answer == 1),
+            asked: Asked::default(),
         }
     });
     let figures = Figures::of(&TaskOutcome {
@@ -198,5 +204,119 @@ fn figures_by_hand() -> Result<(), Failed> {
     );
     assert!(close(figures.acc_stderr, (4.0 / 6.0 * 2.0 / 6.0 / 5.0f64).sqrt()));
     assert!(figures.macro_f1.is_some_and(|f1| close(f1, (6.0 / 8.0 + 2.0 / 4.0) / 2.0)));
+    Ok(())
+}
+
+/// A copy of a question would show its answer: in the task itself, and in a pool.
+fn equal_items() -> Result<(), Failed> {
+    use lopper::data::shots::{Bm25, available, pick};
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("dup.jsonl");
+    let line = |asked: &str, answer: usize, id: usize| {
+        format!(
+            "{{\"id\":{id},\"subject\":\"x\",\"question\":\"{asked}\",\"choices\":[\"1\",\"2\"],\"answer\":{answer}}}\n"
+        )
+    };
+    let (two, one) = ("Two minus zero is", "Two minus one is");
+    std::fs::write(&path, [line(two, 1, 7), line(two, 1, 8), line(one, 0, 9)].concat())?;
+    let mut task = read_task(&path.to_string_lossy(), None)?;
+    assert!(available(&task) == 1, "{}", available(&task));
+    let shown = pick(&task, 0, &[0, 1, 2], 1, Selection::First)?;
+    assert_eq!(shown, [&task.items[2]]);
+    assert!(pick(&task, 1, &[0, 1, 2], 2, Selection::First).is_err());
+    assert_eq!(pick(&task, 2, &[0, 1, 2], 2, Selection::First)?.len(), 2);
+    task.pool = Some(task.items.clone());
+    assert!(pick(&task, 0, &[0, 1, 2], 2, Selection::First).is_err() && available(&task) == 1);
+    // Two of small MMLU's are equal; the most similar would be the copy.
+    let mmlu = read_task("mmlu-mini", None)?;
+    let equal =
+        |a: &usize| mmlu.items.iter().filter(|b| mmlu.items[*a].same_question(b)).count() > 1;
+    let copies: Vec<usize> = (0..mmlu.items.len()).filter(equal).collect();
+    assert_eq!(copies.len(), 2);
+    let order = Bm25::new(&mmlu.items).rank(mmlu.items[copies[0]].topic());
+    let shown = pick(&mmlu, copies[0], &order, available(&mmlu), Selection::Bm25)?;
+    assert!(shown.iter().all(|shot| !shot.same_question(&mmlu.items[copies[0]])));
+    Ok(())
+}
+
+/// As lm-evaluation-harness: the last tokens that fit, of which all but the last are taken in.
+fn long_prompts() -> Result<(), Failed> {
+    let loaded = Loaded::new(&Device::Cpu, "embedded:nano-llama", Compute::F32)?;
+    let context = loaded.model.config().max_positions;
+    let tokenizer = Checkpoint::open("embedded:nano-llama")?.tokenizer()?;
+    let mut task = read_task("cloze", None)?;
+    task.items.truncate(3);
+    task.items[1].query = "The Congress of the union met again. ".repeat(context / 4) + "The";
+    let pass = Pass { device: &Device::Cpu, compute: Compute::F32 };
+    let setup = Setup { model: &loaded.model, pass: &pass, tokenizer: &tokenizer };
+    let mut warnings = Vec::new();
+    let outcome = evaluate(&setup, &task, &OPTIONS, &mut |event: Event<'_>| {
+        warnings.extend(matches!(event, Event::Warning(_)).then(|| format!("{event:?}")));
+        Ok(())
+    })?;
+    let said = format!("1 of 3 questions are longer than the model's context of {context} tokens");
+    assert!(warnings.len() == 1 && warnings[0].contains(&said), "{warnings:?}");
+    let (item, target) = (&task.items[1], task.items[1].target().to_string());
+    let mut request = encode(&tokenizer, &item.query, &format!(" {target}"), false)?;
+    let over = request.inputs() - context;
+    request.context.drain(..over);
+    assert!(over > 0 && request.inputs() == context, "{over}");
+    let alone = Batching { batch: Some(1), share: false };
+    let question = Question { requests: vec![request], family: 0 };
+    let want = score(&loaded.model, &pass, &[question], alone, &mut |_, _| Ok(()))?[0][0];
+    let found = &outcome.outcomes[1];
+    assert!((found.choices[0].log_likelihood - want.log_likelihood).abs() < 1e-3, "{found:?}");
+    let asked = &found.asked;
+    assert!(
+        asked.cut == over && Figures::of(&outcome).cut == 1 && *asked.arguments[0].0 == *item.query
+    );
+    // Examples are not cut to pieces, and an answer that is too long by itself cannot be.
+    let shots = Options { shots: 1, ..OPTIONS };
+    let error = loaded.answers(&task, shots).expect_err("too long").to_string();
+    assert!(error.contains("2 of 3 questions") && error.contains("--shots"), "{error}");
+    let lopper::data::Scoring::LastWord = task.scoring else { return Err("a cloze".into()) };
+    task.scoring = lopper::data::Scoring::Generated(lopper::data::Generated {
+        max_tokens: 4,
+        stop: vec!["\n".into()],
+        extract: lopper::data::Extract::Whole,
+        normalize: Vec::new(),
+    });
+    let outcome = loaded.answers(&task, OPTIONS)?;
+    assert!(outcome.outcomes[1].asked.cut > 0 && outcome.outcomes[1].generated.is_some());
+    if let lopper::data::Scoring::Generated(how) = &mut task.scoring {
+        how.max_tokens = context;
+    }
+    let error = loaded.answers(&task, OPTIONS).expect_err("no room").to_string();
+    assert!(error.contains("question 1: expected an answer shorter than"), "{error}");
+    Ok(())
+}
+
+/// A weight that is no number is found in the layer behind it, whatever was computed.
+fn stops_being_finite() -> Result<(), Failed> {
+    use lopper::model::TensorSpec;
+    use lopper::tensor::Packed;
+    let checkpoint = Checkpoint::open("embedded:nano-llama")?;
+    let infinite = |spec: &TensorSpec, packed: Packed| {
+        let mut values = packed.to_f32();
+        if spec.name == "model.layers.1.mlp.up_proj.weight" {
+            values[5] = f32::INFINITY;
+        }
+        Ok(Packed::from_f32(&values, packed.rows, packed.columns))
+    };
+    let weights = crate::models::MapWeights(&checkpoint, &infinite);
+    let model = crate::models::load(&Device::Cpu, &weights)?;
+    let pass = crate::models::pass(&Device::Cpu);
+    let error = crate::models::speech_perplexity(&pass, &weights, 512).expect_err("infinite");
+    let said = error.message().unwrap_or_default().to_string();
+    for part in [
+        "loss of scored token 0",
+        "input of model.layers.1.mlp.down_proj, token 0",
+        "expected finite",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(!said.contains("GPU") && !said.contains("--compute"), "{said}");
+    let found = not_finite((&model).into(), &pass, &[1, 2, 3], "logits");
+    assert!(found.exit_code() == 2 && found.to_string().contains("down_proj"), "{found}");
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::cli::output::Output;
 use crate::cli::session::{compute, open_device, report_device};
 use crate::error::Result;
 use crate::measure::quality::comparison::compare_tasks;
-use crate::measure::quality::statistics::Bootstrap;
+use crate::measure::quality::statistics::{Bootstrap, with_error};
 use crate::measure::quality::summary::{TextComparison, summary};
 use crate::measure::{DeltaP, KlFigures, PerplexityChange};
 use crate::model::Checkpoint;
@@ -115,7 +115,7 @@ pub(super) fn block(found: &TextComparison) -> String {
 }
 
 fn change_lines(change: &PerplexityChange, line: &mut impl FnMut(&str, String)) {
-    let with = |value: f64, error: f64| format!("{value:.6} ± {error:.6}");
+    let with = |value: f64, error: f64| with_error(value, error, 6);
     if let Some(correlation) = change.correlation {
         line("correlation of ln(PPL):", format!("{:.2} %", 100.0 * correlation));
     }
@@ -135,7 +135,7 @@ fn change_lines(change: &PerplexityChange, line: &mut impl FnMut(&str, String)) 
 }
 
 fn kl_lines(kl: &KlFigures, line: &mut impl FnMut(&str, String)) {
-    line("mean KLD:", format!("{:.6} ± {:.6} nats", kl.mean, kl.stderr));
+    line("mean KLD:", format!("{} nats", with_error(kl.mean, kl.stderr, 6)));
     for (name, value) in [
         ("maximum", kl.max),
         ("99.9 %", kl.p99_9),
@@ -152,12 +152,13 @@ fn kl_lines(kl: &KlFigures, line: &mut impl FnMut(&str, String)) {
     }
     line(
         "same top token:",
-        format!("{:.2} ± {:.2} %", 100.0 * kl.same_top, 100.0 * kl.same_top_stderr),
+        format!("{} %", with_error(100.0 * kl.same_top, 100.0 * kl.same_top_stderr, 2)),
     );
 }
 
 fn delta_lines(delta_p: &DeltaP, line: &mut impl FnMut(&str, String)) {
-    let with = |value: f64, error: f64| format!("{:.3} ± {:.3} %", 100.0 * value, 100.0 * error);
+    let with =
+        |value: f64, error: f64| format!("{} %", with_error(100.0 * value, 100.0 * error, 3));
     line("mean Δp:", with(delta_p.mean, delta_p.stderr));
     for (name, value) in [
         ("maximum", delta_p.max),

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::measure::quality::comparison::{Paired, TasksComparison, compare_tasks};
 use crate::measure::quality::outcome::TaskOutcome;
 use crate::measure::quality::predictions::{read_predictions, read_samples};
-use crate::measure::quality::statistics::{Bootstrap, Interval};
+use crate::measure::quality::statistics::{Bootstrap, Interval, with_error};
 use crate::measure::quality::summary::{Size, TextComparison, summary};
 use crate::model::Checkpoint;
 
@@ -246,7 +246,7 @@ fn change(value: f64, unit: &str, interval: Option<Interval>, digits: usize) -> 
 
 fn text_rows(text: &TextComparison, row: Row<'_>) {
     let perplexity = |whose: &crate::measure::quality::summary::TextFigures| {
-        format!("{:.4} ± {:.4}", whose.perplexity.value, whose.perplexity.stderr)
+        with_error(whose.perplexity.value, whose.perplexity.stderr, 4)
     };
     let against = text.change.as_ref();
     row(
@@ -258,15 +258,15 @@ fn text_rows(text: &TextComparison, row: Row<'_>) {
     if let (Some(a), Some(b)) = (text.parent.bits_per_byte, text.child.bits_per_byte) {
         row(
             "bits per byte",
-            format!("{:.4} ± {:.4}", a.value, a.stderr),
-            format!("{:.4} ± {:.4}", b.value, b.stderr),
+            with_error(a.value, a.stderr, 4),
+            with_error(b.value, b.stderr, 4),
             format!("{:+.2} %", 100.0 * (b.value / a.value - 1.0)),
         );
     }
     if let Some(kl) = &text.kl {
-        let mean = format!("{:.5} ± {:.5} nats, 99 % below {:.4}", kl.mean, kl.stderr, kl.p99);
+        let mean = format!("{} nats, 99 % below {:.4}", with_error(kl.mean, kl.stderr, 5), kl.p99);
         row("KL divergence", String::new(), String::new(), mean);
-        let same = format!("{:.2} ± {:.2} %", 100.0 * kl.same_top, 100.0 * kl.same_top_stderr);
+        let same = format!("{} %", with_error(100.0 * kl.same_top, 100.0 * kl.same_top_stderr, 2));
         row("same top token", String::new(), String::new(), same);
     }
 }
@@ -274,7 +274,7 @@ fn text_rows(text: &TextComparison, row: Row<'_>) {
 fn task_rows(tasks: &TasksComparison, whose: &str, row: Row<'_>) {
     let mut add = |name: String, paired: &Paired| {
         let percent =
-            |value: f64, error: f64| format!("{:.1} ± {:.1} %", 100.0 * value, 100.0 * error);
+            |value: f64, error: f64| format!("{} %", with_error(100.0 * value, 100.0 * error, 1));
         let interval = paired.interval.map(|interval| interval.map(|end| 100.0 * end));
         row(
             &name,

@@ -17,6 +17,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::measure::quality::outcome::TaskOutcome;
+use crate::measure::quality::statistics::number;
 use crate::measure::quality::tasks::{Batching, Event, Figures, Options, Setup, evaluate};
 use crate::model::{Checkpoint, Pass};
 
@@ -202,7 +203,7 @@ pub(super) fn json_of(outcomes: &[TaskOutcome]) -> Value {
 pub(super) fn text_of(outcomes: &[TaskOutcome]) -> String {
     let head = ["task", "shots", "n", "acc", "±", "acc_norm", "±", "macro F1", "chance"];
     let mut rows = vec![head.map(String::from).to_vec()];
-    let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.4}"));
+    let number = |value: Option<f64>| value.map_or("-".into(), |value| number(value, 4));
     for outcome in outcomes {
         let figures = Figures::of(outcome);
         rows.push(vec![

@@ -2,7 +2,7 @@
 
 use super::super::source::Source;
 use super::super::task::{Choice, Item, Record, wrong};
-use super::each;
+use super::{doc, each, with_docs};
 use crate::error::Result;
 
 fn texts(texts: &[String]) -> Vec<Choice> {
@@ -34,8 +34,8 @@ fn by_letter(subject: &str, question: &str, choices: &[String], answer: usize) -
         query,
         choices: letters(choices.len()).map(|letter| Choice::new(letter.to_string())).collect(),
         answer,
-        shown: None,
         group: (!subject.is_empty()).then_some(subject),
+        ..Item::default()
     }
 }
 
@@ -82,7 +82,13 @@ pub fn mmlu(source: &Source) -> Result<Vec<Item>> {
                 return Err(wrong(&source.path, line, "an answer from A to D", other));
             }
         };
-        items.push(by_letter(subject, &row[0], &row[1..5], answer));
+        let doc = doc([
+            ("question", row[0].as_str().into()),
+            ("subject", subject.into()),
+            ("choices", row[1..5].into()),
+            ("answer", answer.into()),
+        ]);
+        items.push(Item { doc, ..by_letter(subject, &row[0], &row[1..5], answer) });
     }
     Ok(items)
 }
@@ -107,14 +113,40 @@ pub fn hellaswag(record: &Record<'_>) -> Result<Item> {
     })
 }
 
-/// As Python's `str.capitalize`: the first character in upper case, the others in lower case.
+/// As Python's `str.capitalize`: the first character in title case, the others in lower case (a sigma by its place).
 fn capitalized(text: &str) -> String {
-    let mut characters = text.chars();
-    match characters.next() {
-        Some(first) => {
-            first.to_uppercase().chain(characters.flat_map(char::to_lowercase)).collect()
+    let Some(first) = text.chars().next() else {
+        return String::new();
+    };
+    let lower = text.to_lowercase();
+    title_case(first).chars().chain(lower.chars().skip(first.to_lowercase().count())).collect()
+}
+
+/// A character's title case (Unicode's UnicodeData and SpecialCasing): its upper case, but of letters that are written as two
+/// only the first of them.
+fn title_case(c: char) -> String {
+    let upper: Vec<char> = c.to_uppercase().collect();
+    match c {
+        // Digraphs, which have a title case of their own; Georgian, which has none.
+        '\u{1c4}'..='\u{1c6}' => "\u{1c5}".into(),
+        '\u{1c7}'..='\u{1c9}' => "\u{1c8}".into(),
+        '\u{1ca}'..='\u{1cc}' => "\u{1cb}".into(),
+        '\u{1f1}'..='\u{1f3}' => "\u{1f2}".into(),
+        '\u{10d0}'..='\u{10ff}' => c.into(),
+        '\u{149}' => upper.into_iter().collect(),
+        // Greek with iota below: the letter in upper case that keeps it.
+        '\u{1f80}'..='\u{1faf}' => char::from_u32(c as u32 | 8).unwrap_or(c).into(),
+        '\u{1fb3}' | '\u{1fc3}' | '\u{1ff3}' => char::from_u32(c as u32 + 9).unwrap_or(c).into(),
+        '\u{1fbc}' | '\u{1fcc}' | '\u{1ffc}' => c.into(),
+        '\u{1fb2}'..='\u{1fb7}' | '\u{1fc2}'..='\u{1fc7}' | '\u{1ff2}'..='\u{1ff7}' => {
+            let below = |c: &char| if *c == '\u{399}' { '\u{345}' } else { *c };
+            upper.iter().map(below).collect()
         }
-        None => String::new(),
+        _ => upper[..1]
+            .iter()
+            .copied()
+            .chain(upper[1..].iter().flat_map(|c| c.to_lowercase()))
+            .collect(),
     }
 }
 
@@ -209,8 +241,7 @@ pub fn logiqa(source: &Source) -> Result<Vec<Item>> {
         Item { query, choices: texts(options), answer, ..Item::default() }
     };
     if source.is_json() {
-        let records = source.records()?;
-        let items = records.iter().map(|record| {
+        return with_docs(source.records()?, |_, record| {
             let options = record.texts("options")?;
             let answer = if record.has(&["correct_option"]) {
                 record.place("correct_option", 0, options.len())?
@@ -221,7 +252,6 @@ pub fn logiqa(source: &Source) -> Result<Vec<Item>> {
             let asked = if record.has(&["query"]) { "query" } else { "question" };
             Ok(question(record.some_text("context")?, record.text(asked)?, &options, answer))
         });
-        return items.collect();
     }
     source.unicode()?;
     // As lm-evaluation-harness mends the file's missing spaces.
@@ -247,7 +277,15 @@ pub fn logiqa(source: &Source) -> Result<Vec<Item>> {
             })?;
             options.push(mended(text));
         }
-        items.push(question(&mended(block[1].1), &mended(block[2].1), &options, answer));
+        let (context, asked) = (mended(block[1].1), mended(block[2].1));
+        let item = question(&context, &asked, &options, answer);
+        let doc = doc([
+            ("label", label.trim().into()),
+            ("context", context.into()),
+            ("question", asked.into()),
+            ("options", options.into()),
+        ]);
+        items.push(Item { doc, ..item });
     }
     Ok(items)
 }
@@ -269,7 +307,7 @@ pub fn piqa(source: &Source) -> Result<Vec<Item>> {
         }
         _ => None,
     };
-    let item = |(index, record): (usize, &Record<'_>)| {
+    with_docs(records, |index, record| {
         let answer = match &beside {
             None => record.place("label", 0, 2)?,
             Some(lines) => match lines[index].1.as_str() {
@@ -287,8 +325,7 @@ pub fn piqa(source: &Source) -> Result<Vec<Item>> {
             answer,
             ..Item::default()
         })
-    };
-    records.iter().enumerate().map(item).collect()
+    })
 }
 
 /// Partial evaluation (Trinh and Le 2018): each option ends a context, and the text after the blank is scored after each.

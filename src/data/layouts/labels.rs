@@ -2,7 +2,7 @@
 
 use super::super::source::Source;
 use super::super::task::{Choice, Item, Record, wrong};
-use super::Layout;
+use super::{Layout, doc, with_docs};
 use crate::error::Result;
 
 /// Financial PhraseBank's.
@@ -29,7 +29,13 @@ pub fn boolq(record: &Record<'_>) -> Result<Item> {
 /// A passage without its last word, and that word.
 pub fn last_word(passage: &str) -> Option<Item> {
     let (query, word) = passage.trim_end().rsplit_once(' ')?;
-    Some(Item { query: query.into(), choices: vec![Choice::new(word)], ..Item::default() })
+    let choices = vec![Choice::new(word)];
+    Some(Item {
+        query: query.into(),
+        choices,
+        doc: doc([("text", passage.into())]),
+        ..Item::default()
+    })
 }
 
 pub fn lambada(source: &Source) -> Result<Vec<Item>> {
@@ -38,8 +44,9 @@ pub fn lambada(source: &Source) -> Result<Vec<Item>> {
             .ok_or_else(|| wrong(&source.path, line, "a passage of two words or more", text))
     };
     if source.is_json() {
-        let records = source.records()?;
-        return records.iter().map(|record| item(record.line, record.some_text("text")?)).collect();
+        return with_docs(source.records()?, |_, record| {
+            item(record.line, record.some_text("text")?)
+        });
     }
     source.unicode()?;
     source.lines().map(|(line, text)| item(line, text)).collect()
@@ -62,21 +69,18 @@ pub fn phrasebank(source: &Source) -> Result<Vec<Item>> {
         };
         let answer = SENTIMENTS.iter().position(|known| *known == label);
         let answer = answer.ok_or_else(|| wrong(&source.path, line, expected, label))?;
-        Ok(sentiment(sentence, SENTIMENTS, answer))
+        let doc = doc([("sentence", sentence.into()), ("label", answer.into())]);
+        Ok(Item { doc, ..sentiment(sentence, SENTIMENTS, answer) })
     };
     source.lines().map(item).collect()
 }
 
 pub fn twitter(source: &Source) -> Result<Vec<Item>> {
     let labels = Layout::named("twitter-financial").map_or(&[] as &[&str], |layout| layout.labels);
-    let records = source.named_rows()?;
-    records
-        .iter()
-        .map(|record| {
-            let answer = record.place("label", 0, labels.len())?;
-            Ok(sentiment(record.some_text("text")?, labels, answer))
-        })
-        .collect()
+    with_docs(source.named_rows()?, |_, record| {
+        let answer = record.place("label", 0, labels.len())?;
+        Ok(sentiment(record.some_text("text")?, labels, answer))
+    })
 }
 
 pub fn headline(record: &Record<'_>) -> Result<Item> {

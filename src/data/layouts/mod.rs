@@ -5,13 +5,15 @@ mod labels;
 
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 use self::choices::{
     arc, hellaswag, is_logiqa_text, is_mmlu_table, logiqa, mmlu, openbookqa, piqa, winogrande,
 };
 pub(super) use self::labels::last_word;
 use self::labels::{SENTIMENTS, boolq, headline, lambada, phrasebank, twitter};
 use super::source::Source;
-use super::task::{Item, Record, Scoring};
+use super::task::{Item, Record, Scoring, Task};
 use crate::error::{Error, Result};
 
 /// A published layout: a row of [`LAYOUTS`].
@@ -24,6 +26,8 @@ pub struct Layout {
     /// The labels that every item has, if it is a classification.
     labels: &'static [&'static str],
     last_word: bool,
+    /// What stands between an example's query and its answer.
+    example_delimiter: &'static str,
     detect: fn(&Source) -> bool,
     read: fn(&Source) -> Result<Vec<Item>>,
 }
@@ -33,6 +37,7 @@ const BASE: Layout = Layout {
     shape: "",
     labels: &[],
     last_word: false,
+    example_delimiter: " ",
     detect: |_| false,
     read: |_| Ok(Vec::new()),
 };
@@ -112,6 +117,7 @@ pub static LAYOUTS: &[Layout] = &[
         name: "lambada",
         shape: "JSONL text; or a passage a line",
         last_word: true,
+        example_delimiter: "  ",
         detect: |source| {
             let first = source.first_record().ok().flatten();
             first.is_some_and(|record| record.has(&["text"]) && !record.has(&["label"]))
@@ -197,6 +203,13 @@ impl Layout {
     pub(super) fn read(&self, source: &Source) -> Result<Vec<Item>> {
         (self.read)(source)
     }
+
+    /// A file as a task, with examples from a file of the same layout if there is one.
+    pub(super) fn task(&self, name: &str, source: &Source, shots: Option<&Path>) -> Result<Task> {
+        let task = Task::new(&source.path, name, self.scoring(), self.read(source)?)?;
+        let pool = shots.map(|shots| self.read(&Source::read(shots)?)).transpose()?;
+        Ok(Task { pool, example_delimiter: self.example_delimiter.into(), ..task })
+    }
 }
 
 /// Whether the first record has these fields; `None` where the file has no JSON records.
@@ -209,7 +222,25 @@ fn has(source: &Source, keys: &[&str]) -> Option<bool> {
 }
 
 fn each(source: &Source, item: fn(&Record<'_>) -> Result<Item>) -> Result<Vec<Item>> {
-    source.records()?.iter().map(item).collect()
+    with_docs(source.records()?, |_, record| item(record))
+}
+
+/// An item of each record, which keeps its fields.
+fn with_docs(
+    records: Vec<Record<'_>>,
+    item: impl Fn(usize, &Record<'_>) -> Result<Item>,
+) -> Result<Vec<Item>> {
+    let each = records.into_iter().enumerate();
+    each.map(|(index, record)| {
+        let item = item(index, &record)?;
+        Ok(Item { doc: record.fields, ..item })
+    })
+    .collect()
+}
+
+/// The fields of a record of a file that does not name them.
+fn doc<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
+    fields.map(|(name, value)| (name.to_string(), value)).into_iter().collect()
 }
 
 /// The task's name, from its file's name.

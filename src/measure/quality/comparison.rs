@@ -93,7 +93,9 @@ pub fn compare_tasks(
         };
         let pairs = pair(before, after)?;
         let paired = paired(&pairs, before, bootstrap);
-        if paired.acc.parent - before.chance <= 2.0 * paired.acc.parent_stderr {
+        // One item, whose error is not known, says nothing either.
+        let above = paired.acc.parent - before.chance > 2.0 * paired.acc.parent_stderr;
+        if !above {
             at_chance.push(before.task.clone());
         } else {
             let correct = |(a, b): &(&Outcome, &Outcome)| [a.correct, b.correct].map(f64::from);

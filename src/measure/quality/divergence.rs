@@ -8,7 +8,7 @@ use super::windows::{Passing, Windows};
 use crate::device::{Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::kernels::loss::divergence::divergence as compare_rows;
-use crate::model::{Pass, WeightSource};
+use crate::model::{Pass, WeightSource, not_finite};
 
 /// Two models' predictions on the same windows compared: a value for each scored token, in the text's order.
 #[derive(Clone, Debug)]
@@ -58,6 +58,13 @@ pub fn divergence<'p, 'c>(
         done += group.len();
     }
     found.add(pass, pending, windows)?;
+    found.parent.check(parent, pass, windows)?;
+    found.child.check(child, pass, windows)?;
+    // An infinite divergence is a figure: the child rules out what its parent allows.
+    if let Some(place) = found.kl.iter().position(|value| value.is_nan()) {
+        let ids = windows.ids(place / windows.scored_each());
+        return Err(not_finite(child, pass, &ids, format!("divergence of scored token {place}")));
+    }
     progress(done, windows.count())?;
     Ok(found)
 }
@@ -121,13 +128,6 @@ impl Divergences {
             let tops = tops.view();
             for index in (0..kl.len()).filter(|index| windows.counts(rows.first + index)) {
                 let value = kl.view().get(index);
-                // An infinite divergence is a figure: the child rules out what its parent allows.
-                if value.is_nan() {
-                    return Err(Error::Device {
-                        during: "evaluation".into(),
-                        reason: "a divergence is not a number; try --compute f32".into(),
-                    });
-                }
                 self.kl.push(value);
                 self.same_top.push(tops.get(2 * index) == tops.get(2 * index + 1));
             }
@@ -177,7 +177,7 @@ impl Divergences {
             stderr,
             rms,
             // d sqrt(s) = ds / (2 sqrt(s)); where nothing changed there is no error.
-            rms_stderr: if rms > 0.0 { 0.5 * square_error / rms } else { 0.0 },
+            rms_stderr: if rms == 0.0 { 0.0 } else { 0.5 * square_error / rms },
             max: at(100.0),
             p99_9: at(99.9),
             p99: at(99.0),
@@ -319,7 +319,8 @@ pub fn perplexity_change(
         ln_ratio,
         ln_ratio_stderr,
         difference: after.value - before.value,
-        difference_stderr: squares.max(0.0).sqrt(),
+        // Rounding may take it below 0; `max` would hide a NaN.
+        difference_stderr: if squares < 0.0 { 0.0 } else { squares.sqrt() },
         correlation: (product > 0.0).then(|| covariance / product),
         percent: percent(ln_ratio),
         percent_interval: bootstrap.mean(&by_window).map(|interval| interval.map(percent)),

@@ -1,9 +1,13 @@
 //! Results and samples in lm-evaluation-harness's shape (0.4), so that what reads its files reads ours.
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use super::outcome::{ChoiceScore, Form, Outcome, TaskOutcome};
 use super::statistics::mean_and_error;
+
+/// Of a cloze; the lower the better.
+const PERPLEXITY: &str = "perplexity";
 
 /// Who was measured, and when.
 #[derive(Clone, Debug)]
@@ -35,13 +39,15 @@ pub fn results(tasks: &[TaskOutcome], origin: &Origin) -> Value {
         "configs": by_task(&|task| json!({
             "task": task.task, "output_type": output_type(task.form), "num_fewshot": task.shots,
             "metric_list": metrics(task).iter().map(|name| json!({
-                "metric": name, "aggregation": "mean", "higher_is_better": true,
+                "metric": name, "aggregation": if *name == PERPLEXITY { name } else { "mean" },
+                "higher_is_better": *name != PERPLEXITY,
             })).collect::<Vec<_>>(),
         })),
         "versions": by_task(&|_| json!(1)),
         "n-shot": by_task(&|task| json!(task.shots)),
         "higher_is_better": by_task(&|task| {
-            Value::Object(metrics(task).iter().map(|name| (name.to_string(), true.into())).collect())
+            let metrics = metrics(task).into_iter();
+            Value::Object(metrics.map(|name| (name.into(), (name != PERPLEXITY).into())).collect())
         }),
         "n-samples": by_task(&|task| json!({"original": null, "effective": task.outcomes.len()})),
         "config": {"model": "lopper", "model_args": format!("pretrained={}", origin.model), "random_seed": origin.seed,
@@ -86,18 +92,38 @@ fn sample(task: &TaskOutcome, outcome: &Outcome) -> Value {
             .collect(),
     };
     let nested: Vec<Value> = responses.iter().map(|response| json!([response])).collect();
-    let target = outcome.answer.map_or(outcome.target.clone(), |answer| answer.to_string());
+    let asked = &outcome.asked;
+    let target = match (outcome.answer, asked.arguments.first()) {
+        (Some(answer), _) => answer.to_string(),
+        // What is scored, with its blank.
+        (None, Some((_, Value::String(target)))) => target.clone(),
+        _ => outcome.target.clone(),
+    };
+    let arguments = asked.arguments.iter().enumerate().map(|(index, (context, behind))| {
+        let pair = json!({"arg_0": **context, "arg_1": behind});
+        (format!("gen_args_{index}"), pair)
+    });
+    let prompt = asked.arguments.first().map_or("", |(context, _)| context);
     let mut line = Map::new();
     let mut add = |key: &str, value: Value| line.insert(key.into(), value);
     add("doc_id", outcome.item.into());
-    add("target", target.into());
+    add("doc", Value::Object(asked.doc.clone()));
+    add("target", target.as_str().into());
+    add("arguments", Value::Object(arguments.collect()));
     add("resps", nested.into());
     add("filtered_resps", responses.into());
     add("filter", "none".into());
     add("metrics", json!(metrics(task)));
-    add(metrics(task)[0], f64::from(u8::from(outcome.correct)).into());
-    if let Some(correct) = outcome.correct_norm {
-        add("acc_norm", f64::from(u8::from(correct)).into());
+    add("doc_hash", sha256(&format!("{:#}", Value::Object(asked.doc.clone()))).into());
+    add("prompt_hash", sha256(prompt).into());
+    add("target_hash", sha256(&target).into());
+    let correct = f64::from(u8::from(outcome.correct));
+    for metric in metrics(task) {
+        match (metric, outcome.correct_norm, outcome.choices.first()) {
+            ("acc_norm", Some(right), _) => add(metric, f64::from(u8::from(right)).into()),
+            (PERPLEXITY, _, Some(word)) => add(metric, word.log_likelihood.into()),
+            _ => add(metric, correct.into()),
+        };
     }
     add("task", task.task.clone().into());
     add("form", json!(task.form));
@@ -113,6 +139,10 @@ fn sample(task: &TaskOutcome, outcome: &Outcome) -> Value {
         add("labels", json!(task.labels));
     }
     Value::Object(line)
+}
+
+fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn output_type(form: Form) -> &'static str {
@@ -132,6 +162,9 @@ fn metrics(task: &TaskOutcome) -> Vec<&'static str> {
     if has_norm(task) {
         names.push("acc_norm");
     }
+    if task.form == Form::Cloze && task.outcomes.iter().all(|o| !o.choices.is_empty()) {
+        names.push(PERPLEXITY);
+    }
     names
 }
 
@@ -145,26 +178,23 @@ fn figures(task: &TaskOutcome) -> Map<String, Value> {
     if task.outcomes.is_empty() {
         return found;
     }
-    let mut add = |name: &str, values: Vec<f64>| {
-        let (mean, error) = mean_and_error(&values);
-        found.insert(format!("{name},none"), mean.into());
-        found.insert(format!("{name}_stderr,none"), error.into());
+    let mut add = |name: &str, value: f64, error: f64| {
+        let error = if error.is_nan() { "N/A".into() } else { Value::from(error) };
+        found.insert(format!("{name},none"), value.into());
+        found.insert(format!("{name}_stderr,none"), error);
     };
     let outcomes = || task.outcomes.iter();
-    add(metrics(task)[0], outcomes().map(|o| f64::from(u8::from(o.correct))).collect());
-    if has_norm(task) {
-        let right = |o: &Outcome| f64::from(u8::from(o.correct_norm == Some(true)));
-        add("acc_norm", outcomes().map(right).collect());
-    }
-    if task.form == Form::Cloze {
-        // LAMBADA's second metric: exp of the mean negative log-likelihood of the target words.
-        let losses: Vec<f64> = outcomes()
-            .filter_map(|o| o.choices.first().map(|choice| -choice.log_likelihood))
-            .collect();
-        if losses.len() == task.outcomes.len() {
-            let (mean, error) = mean_and_error(&losses);
-            found.insert("perplexity,none".into(), mean.exp().into());
-            found.insert("perplexity_stderr,none".into(), (mean.exp() * error).into());
+    for metric in metrics(task) {
+        let value = |o: &Outcome| match metric {
+            "acc_norm" => f64::from(u8::from(o.correct_norm == Some(true))),
+            // LAMBADA's second metric: exp of the mean negative log-likelihood of the target words.
+            PERPLEXITY => o.choices.first().map_or(f64::NAN, |choice| -choice.log_likelihood),
+            _ => f64::from(u8::from(o.correct)),
+        };
+        let (mean, error) = mean_and_error(&outcomes().map(value).collect::<Vec<_>>());
+        match metric {
+            PERPLEXITY => add(metric, mean.exp(), mean.exp() * error),
+            _ => add(metric, mean, error),
         }
     }
     found

@@ -1,6 +1,9 @@
 //! Outcomes of a task's items: made by scoring, read by reports, comparisons and other programs' predictions.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// How a task finds its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +53,20 @@ pub struct Outcome {
     pub correct: bool,
     /// Whether it is right by `pick_norm` (`acc_norm`).
     pub correct_norm: Option<bool>,
+    /// What the model was asked.
+    #[serde(skip)]
+    pub asked: Asked,
+}
+
+/// What a model was asked: what other programs look for in a file of samples.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Asked {
+    /// The record of the item's file.
+    pub doc: Map<String, Value>,
+    /// For each request its context, and what follows that: the text that is scored, or how a text is generated.
+    pub arguments: Vec<(Arc<str>, Value)>,
+    /// Most tokens that one of the contexts lost at its beginning, to fit the model's context.
+    pub cut: usize,
 }
 
 /// The outcomes of a task, in the order of its items.

@@ -2,19 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::statistics::mean_and_error;
+use super::statistics::{mean_and_error, nan_from_null, with_error};
 use super::windows::{Convention, Passing, Windows};
 use crate::device::{HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::kernels::loss::logsumexp::logsumexp;
-use crate::model::{Pass, WeightSource};
+use crate::model::{Pass, WeightSource, not_finite};
 
 /// A perplexity with everything that it depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Perplexity {
     /// exp(mean negative log-likelihood)
     pub value: f64,
-    /// Standard error of the value: value * standard error of the mean.
+    /// Standard error of the value: value * standard error of the mean; NaN of one token.
+    #[serde(deserialize_with = "nan_from_null")]
     pub stderr: f64,
     /// Tokens of a window.
     pub ctx: usize,
@@ -30,7 +31,8 @@ impl std::fmt::Display for Perplexity {
         let name = convention.name();
         write!(
             f,
-            "perplexity {value:.4} ± {stderr:.4} ({tokens_scored} tokens scored, ctx {ctx}, convention {name})"
+            "perplexity {} ({tokens_scored} tokens scored, ctx {ctx}, convention {name})",
+            with_error(*value, *stderr, 4)
         )
     }
 }
@@ -49,7 +51,7 @@ pub struct BitsPerByte {
 impl std::fmt::Display for BitsPerByte {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { value, stderr, bytes } = self;
-        write!(f, "{value:.4} ± {stderr:.4} bits per byte ({bytes} bytes scored)")
+        write!(f, "{} bits per byte ({bytes} bytes scored)", with_error(*value, *stderr, 4))
     }
 }
 
@@ -72,19 +74,27 @@ impl Losses {
         }
     }
 
-    /// Counts one more token's loss. A loss that is not finite is an overflow of the computation, and no figure.
-    pub(super) fn push(&mut self, loss: f64) -> Result<()> {
-        if !loss.is_finite() {
-            return Err(Error::Device {
-                during: "evaluation".into(),
-                reason: format!(
-                    "the loss of scored token {} is {loss}; try --compute f32",
-                    self.values.len()
-                ),
-            });
+    /// What is wrong with them, if anything is: a loss that is not finite, or losses whose exp is none. No figure is made of
+    /// these. The model is run again to say where it began.
+    pub(super) fn check(
+        &self,
+        source: WeightSource<'_>,
+        pass: &Pass<'_>,
+        windows: &Windows<'_>,
+    ) -> Result<()> {
+        if let Some(place) = self.values.iter().position(|loss| !loss.is_finite()) {
+            let symptom = format!("loss of scored token {place}");
+            let ids = windows.ids(place / self.each);
+            return Err(not_finite(source, pass, &ids, symptom));
         }
-        self.values.push(loss);
-        Ok(())
+        let (mean, _) = mean_and_error(&self.values);
+        if mean.exp().is_finite() {
+            return Ok(());
+        }
+        Err(Error::NotFinite {
+            what: "perplexity".into(),
+            found: format!("exp of a mean loss of {mean:.1} nats a token"),
+        })
     }
 
     /// The losses.
@@ -144,18 +154,23 @@ pub fn losses<'m>(
     windows: &Windows<'_>,
     mut progress: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Losses> {
+    let source = model.into();
     let mut losses = Losses::new(windows);
     let mut pending: Option<Vec<PendingRows>> = None;
-    let mut passing = Passing::new(model.into(), windows);
+    let mut passing = Passing::new(source, windows);
     let mut done = 0;
     for group in windows.groups() {
         progress(done, windows.count())?;
         let rows = record(&mut passing, pass, windows, group)?;
         // The rows of the pass before are fetched while this one runs.
         add(&mut losses, pass, pending.replace(rows), windows)?;
+        if losses.values.last().is_some_and(|loss| !loss.is_finite()) {
+            break;
+        }
         done += group.len();
     }
     add(&mut losses, pass, pending, windows)?;
+    losses.check(source, pass, windows)?;
     progress(done, windows.count())?;
     Ok(losses)
 }
@@ -183,7 +198,7 @@ impl PendingRows {
         })
     }
 
-    /// Counts those that are scored.
+    /// Takes up those that are scored.
     pub(super) fn finish(
         self,
         losses: &mut Losses,
@@ -192,7 +207,7 @@ impl PendingRows {
     ) -> Result<()> {
         let (lse, picked) = (pass.device.finish(self.lse)?, pass.device.finish(self.picked)?);
         for index in (0..lse.len()).filter(|index| windows.counts(self.first + index)) {
-            losses.push(lse.view().get(index) - picked.view().get(index))?;
+            losses.values.push(lse.view().get(index) - picked.view().get(index));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::outcome::{ChoiceScore, Form, Outcome, TaskOutcome};
+use super::outcome::{Asked, ChoiceScore, Form, Outcome, TaskOutcome};
 use crate::error::{Error, Result};
 
 /// The outcomes that a samples file of Lopper's holds ([`samples`](super::harness::samples)).
@@ -101,6 +101,7 @@ fn own_outcome(line: &Line<'_>, form: Form) -> Result<Outcome> {
         generated,
         correct,
         correct_norm: right("acc_norm")?,
+        asked: line.asked()?,
     })
 }
 
@@ -109,10 +110,12 @@ fn own_outcome(line: &Line<'_>, form: Form) -> Result<Outcome> {
 /// - `doc_id` or `item`: the item's place in its task, from 0;
 /// - `task`, where there are several;
 /// - `pick`, the index of a choice; or `filtered_resps` as lm-evaluation-harness writes them, the likeliest of which is
-///   taken; or `prediction`, a text, where there are no choices;
-/// - `target`, if any: an index here must be the question's own answer, or the file belongs to other questions.
+///   taken, or of a last word whether it is greedy; or `prediction`, a text, where there are no choices;
+/// - `target`, if any: it must be the question's own answer, or the file belongs to other questions. A generation's may be more
+///   than its answer and is not looked at.
 ///
-/// Items without a line stay unanswered, and comparisons leave them out.
+/// Items without a line stay unanswered, and comparisons leave them out. Of a file that has each item behind several filters
+/// (`filter`) the first filter's lines are taken.
 pub fn read_predictions(
     path: &Path,
     text: &str,
@@ -121,7 +124,9 @@ pub fn read_predictions(
     let empty = |task: &TaskOutcome| TaskOutcome { outcomes: Vec::new(), ..task.clone() };
     let mut found: Vec<TaskOutcome> = questions.iter().map(empty).collect();
     let mut seen = BTreeSet::new();
-    for line in lines(path, text)? {
+    let lines = lines(path, text)?;
+    let filter = lines.first().and_then(|line| line.fields.get("filter")).cloned();
+    for line in lines.into_iter().filter(|line| line.fields.get("filter") == filter.as_ref()) {
         let place = match line.text("task")? {
             Some(name) => {
                 let names: Vec<_> = questions.iter().map(|task| task.task.as_str()).collect();
@@ -155,6 +160,15 @@ fn judge(line: &Line<'_>, question: &Outcome) -> Result<Outcome> {
         let expected = format!("target {answer}, the answer of item {}", question.item);
         return Err(line.wrong(&expected, target));
     }
+    // Nothing was generated, and there are no choices: a last word.
+    let word = question.answer.is_none() && question.generated.is_none();
+    if let (true, Some(target)) = (word, line.text("target")?)
+        && target.trim() != question.target.trim()
+    {
+        let expected =
+            format!("target {:?}, the answer of item {}", question.target, question.item);
+        return Err(line.wrong(&expected, format!("{target:?}")));
+    }
     let mut outcome = Outcome {
         pick: None,
         pick_norm: None,
@@ -165,12 +179,22 @@ fn judge(line: &Line<'_>, question: &Outcome) -> Result<Outcome> {
         ..question.clone()
     };
     let Some(answer) = question.answer else {
-        let text = match line.text("prediction")? {
-            Some(text) => text,
-            None => {
-                let responses = line.responses()?.unwrap_or_default();
-                let text = responses.first().and_then(Value::as_str).map(String::from);
-                text.ok_or_else(|| line.wrong("`prediction`, a text", "none"))?
+        let responses = line.responses()?.unwrap_or_default();
+        let text = match (line.text("prediction")?, responses.first()) {
+            (Some(text), _) => text,
+            (None, Some(Value::String(text))) => text.clone(),
+            (None, Some(Value::Array(_))) if word => {
+                let known = question.choices.first();
+                let characters = question.target.chars().count();
+                let tokens = known.map_or(0, |known| known.tokens);
+                outcome.choices = line.scores(&responses, &[characters], &[tokens])?;
+                outcome.correct = outcome.choices[0].greedy;
+                return Ok(outcome);
+            }
+            _ => {
+                return Err(
+                    line.wrong("`prediction` or `filtered_resps`", line.shown("filtered_resps"))
+                );
             }
         };
         outcome.correct = text.trim() == question.target.trim();
@@ -192,6 +216,14 @@ fn judge(line: &Line<'_>, question: &Outcome) -> Result<Outcome> {
             if score(next) > score(best) { next } else { best }
         };
         outcome.pick = Some((1..count).fold(0, better));
+        let per_character = |index: usize| {
+            let choice = &outcome.choices[index];
+            choice.log_likelihood / choice.characters.max(1) as f64
+        };
+        let better =
+            |best, next| if per_character(next) > per_character(best) { next } else { best };
+        outcome.pick_norm = question.pick_norm.map(|_| (1..count).fold(0, better));
+        outcome.correct_norm = outcome.pick_norm.map(|pick| pick == answer);
     } else {
         return Err(line.wrong("`pick` or `filtered_resps`", "neither"));
     }
@@ -289,6 +321,15 @@ impl Line<'_> {
 
     fn responses(&self) -> Result<Option<Vec<Value>>> {
         self.optional("filtered_resps")
+    }
+
+    /// What a model was asked, as far as the line has it.
+    fn asked(&self) -> Result<Asked> {
+        let arguments: Map<String, Value> = self.optional("arguments")?.unwrap_or_default();
+        let pair =
+            |pair: &Value| (pair["arg_0"].as_str().unwrap_or("").into(), pair["arg_1"].clone());
+        let arguments = arguments.values().map(pair).collect();
+        Ok(Asked { doc: self.optional("doc")?.unwrap_or_default(), arguments, cut: 0 })
     }
 
     /// Log-likelihoods and greediness, as numbers or (as lm-evaluation-harness has it) as text.

@@ -5,17 +5,33 @@
 //! and a normal quantile takes the place of Student's t. Percentiles, and not an estimate plus or minus something, because
 //! they follow a quantity through any rising function: the interval of a mean loss is that of the perplexity.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::device::Random;
 
-/// The mean, and its standard error: the sample's standard deviation (divisor n - 1) over sqrt(n). One value has error 0.
+/// The mean, and its standard error: the sample's standard deviation (divisor n - 1) over sqrt(n). One value tells nothing of its
+/// error: NaN, which is null in JSON and [`n/a`](with_error) in print.
 pub fn mean_and_error(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    let variance = if values.len() > 1 { squares / (n - 1.0) } else { 0.0 };
+    let variance = if values.len() > 1 { squares / (n - 1.0) } else { f64::NAN };
     (mean, (variance / n).sqrt())
+}
+
+/// `24.75 ± 0.60`, or with an error that is not known `24.75 ± n/a`.
+pub fn with_error(value: f64, error: f64, digits: usize) -> String {
+    format!("{value:.digits$} ± {}", number(error, digits))
+}
+
+/// A number with so many decimals, `n/a` where there is none.
+pub fn number(value: f64, digits: usize) -> String {
+    if value.is_nan() { "n/a".into() } else { format!("{value:.digits$}") }
+}
+
+/// Reads a figure back whose null stands for NaN.
+pub(super) fn nan_from_null<'de, D: serde::Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or(f64::NAN))
 }
 
 /// The covariance of the means of two paired samples: the sample covariance (divisor n - 1) over n.

@@ -126,6 +126,11 @@ impl<'a> Windows<'a> {
         (ids, targets)
     }
 
+    /// The tokens of a window, as a model reads them.
+    pub(super) fn ids(&self, window: usize) -> Vec<u32> {
+        self.inputs(&self.windows[window..=window]).0
+    }
+
     /// Whether the token after this place of a pass is scored.
     pub(super) fn counts(&self, place: usize) -> bool {
         self.convention.scored(self.ctx).contains(&(place % self.ctx))

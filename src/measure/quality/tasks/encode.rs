@@ -1,6 +1,9 @@
 //! Questions as tokens.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::Value;
 
 use super::Options;
 use super::orders::Orders;
@@ -69,7 +72,7 @@ pub fn fronts(task: &Task, orders: &Orders, options: &Options) -> Result<Vec<Str
         let shots = pick(task, index, &order, options.shots, options.selection)?;
         let mut front = item.front.clone();
         for shot in shots {
-            front.push_str(&shot.example(&task.delimiter));
+            front.push_str(&shot.example(&task.example_delimiter));
             front.push_str(SEPARATOR);
         }
         Ok(front)
@@ -119,33 +122,75 @@ fn located(error: Error, task: &Task, index: usize) -> Error {
     }
 }
 
-/// That the longest question fits the model's context; without examples, what to tell the user if it does not.
-pub fn fit(
+/// What a question asks of the model, as texts: each choice's context and what is scored behind it.
+pub fn arguments(task: &Task, item: &Item, front: &str) -> Vec<(Arc<str>, Value)> {
+    let mut found: Vec<(Arc<str>, Value)> = Vec::with_capacity(item.choices.len());
+    for (choice, text) in item.choices.iter().enumerate() {
+        let context = match found.last() {
+            Some((last, _)) if item.choices[choice].query.is_none() => last.clone(),
+            _ => format!("{front}{}", item.query_of(choice)).into(),
+        };
+        found.push((context, format!("{}{}", task.delimiter, text.text).into()));
+    }
+    found
+}
+
+/// A question's context on its way into a model.
+pub struct Prompt<'a> {
+    /// The question's place.
+    pub question: usize,
+    /// Tokens of the context.
+    pub tokens: &'a mut Vec<u32>,
+    /// Tokens that the model takes in after them.
+    pub behind: usize,
+}
+
+/// Makes prompts fit the model's context as lm-evaluation-harness does: one that is too long loses its beginning. Examples are
+/// not cut to pieces: with them it is an error. How many tokens each question lost, and what to tell the user if any did.
+pub fn fit<'a>(
     task: &Task,
     options: &Options,
-    lengths: &[usize],
     context: usize,
-) -> Result<Option<String>> {
-    let longest = lengths.iter().enumerate().max_by_key(|(_, length)| **length);
-    let Some((item, length)) = longest.filter(|(_, length)| **length > context) else {
-        return Ok(None);
-    };
-    if options.shots > 0 {
+    prompts: impl Iterator<Item = Prompt<'a>>,
+) -> Result<(Vec<usize>, Option<String>)> {
+    let mut cut = vec![0; asked(task, options).len()];
+    let mut longest = (0, 0);
+    for Prompt { question, tokens, behind } in prompts {
+        if behind >= context {
+            return Err(Error::Argument {
+                argument: format!("--task {}, question {}", task.name, question + 1),
+                expected: format!("an answer shorter than the model's context of {context} tokens"),
+                found: format!("{behind} tokens"),
+            });
+        }
+        let length = tokens.len() + behind;
+        let over = length.saturating_sub(context);
+        tokens.drain(..over);
+        cut[question] = over.max(cut[question]);
+        longest = if over > 0 && length > longest.0 { (length, question) } else { longest };
+    }
+    let count = cut.iter().filter(|cut| **cut > 0).count();
+    let (length, question) = longest;
+    if count > 0 && options.shots > 0 {
         return Err(Error::Argument {
             argument: "--shots".into(),
             expected: format!("questions within the model's context of {context} tokens"),
             found: format!(
-                "{length} tokens in question {} of task `{}` with {} shots",
-                item + 1,
+                "{count} of {} questions of task `{}` longer with {} shots, question {} the longest with {length} tokens",
+                cut.len(),
                 task.name,
-                options.shots
+                options.shots,
+                question + 1,
             ),
         });
     }
-    let count = lengths.iter().filter(|length| **length > context).count();
-    Ok(Some(format!(
-        "{}: {count} of {} questions are longer than the model's context of {context} tokens, up to {length}",
-        task.name,
-        lengths.len()
-    )))
+    let warning = (count > 0).then(|| {
+        format!(
+            "{}: {count} of {} questions are longer than the model's context of {context} tokens, up to {length}; they lose their \
+             beginning, as in lm-evaluation-harness",
+            task.name,
+            cut.len()
+        )
+    });
+    Ok((cut, warning))
 }

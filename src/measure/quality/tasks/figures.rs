@@ -11,7 +11,7 @@ pub struct Figures {
     pub form: Form,
     /// Share of right answers: by log-likelihood, by greedy decoding of the last word, or as generated (exact match).
     pub acc: f64,
-    /// Its standard error, sqrt(acc (1 - acc) / (n - 1)), as lm-evaluation-harness has it; 0 for one question.
+    /// Its standard error, sqrt(acc (1 - acc) / (n - 1)), as lm-evaluation-harness has it; NaN (null in JSON) for one question.
     pub acc_stderr: f64,
     /// Accuracy with choices compared by log-likelihood per character.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -21,6 +21,9 @@ pub struct Figures {
     pub acc_norm_stderr: Option<f64>,
     /// Questions.
     pub n: usize,
+    /// Those that lost their beginning, to fit the model's context.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cut: usize,
     /// Examples in front of each.
     pub shots: usize,
     /// Accuracy of guessing.
@@ -64,6 +67,7 @@ impl Figures {
             acc_norm,
             acc_norm_stderr: acc_norm.map(|acc| standard_error(acc, n)),
             n,
+            cut: items.iter().filter(|item| item.asked.cut > 0).count(),
             shots: outcome.shots,
             chance: outcome.chance,
             macro_f1: (!labels.is_empty()).then(|| macro_f1(&confusion)),
@@ -79,8 +83,16 @@ fn share(right: impl ExactSizeIterator<Item = bool>) -> f64 {
     right.filter(|right| *right).count() as f64 / n as f64
 }
 
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+/// One question says nothing of it: NaN.
 fn standard_error(share: f64, n: usize) -> f64 {
-    (share * (1.0 - share) / n.saturating_sub(1).max(1) as f64).sqrt()
+    match n {
+        0 | 1 => f64::NAN,
+        _ => (share * (1.0 - share) / (n - 1) as f64).sqrt(),
+    }
 }
 
 fn confusion(outcome: &TaskOutcome) -> Vec<Vec<usize>> {

@@ -2,11 +2,13 @@
 
 use std::cell::RefCell;
 
-use super::encode::{asked, fit, with_bos};
+use serde_json::json;
+
+use super::encode::{Prompt, asked, fit, with_bos};
 use super::{Event, Options, Setup};
 use crate::data::{Extract, Generated, Normalize, Task};
 use crate::error::{Error, Result};
-use crate::measure::quality::outcome::Outcome;
+use crate::measure::quality::outcome::{Asked, Outcome};
 use crate::model::{Sampling, generate};
 
 /// Generates every question's answer, one after the other.
@@ -19,20 +21,24 @@ pub(super) fn answers(
     tell: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Vec<Outcome>> {
     let items = asked(task, options);
-    let mut prompts = Vec::with_capacity(items.len());
+    let (mut prompts, mut texts) = (Vec::new(), Vec::new());
     for (item, front) in items.iter().zip(fronts) {
         // A space in front of the answer is the model's to give, as in encoding a continuation.
         let text = format!("{front}{}", item.query);
         let text = text.trim_end_matches(' ');
         prompts.push(with_bos(setup.tokenizer, text, options.add_bos)?);
+        texts.push(text.into());
     }
-    let lengths: Vec<usize> = prompts.iter().map(|ids| ids.len() + how.max_tokens).collect();
     let context = setup.model.config().max_positions;
-    if let Some(warning) = fit(task, options, &lengths, context)? {
+    let asked = prompts.iter_mut().enumerate();
+    let asked = asked.map(|(question, tokens)| Prompt { question, tokens, behind: how.max_tokens });
+    let (cut, warning) = fit(task, options, context, asked)?;
+    if let Some(warning) = warning {
         tell(Event::Warning(warning))?;
     }
+    let until = json!({"until": how.stop, "max_gen_toks": how.max_tokens, "do_sample": false});
     let mut outcomes = Vec::with_capacity(items.len());
-    for (index, (item, prompt)) in items.iter().zip(&prompts).enumerate() {
+    for (index, ((item, prompt), asked)) in items.iter().zip(&prompts).zip(texts).enumerate() {
         tell(Event::Progress(&task.name, index, items.len()))?;
         let text = one(setup, prompt, how)?;
         let answer = extract(&text, &how.extract)?;
@@ -47,6 +53,11 @@ pub(super) fn answers(
             correct: equal(&answer) == equal(item.target()),
             correct_norm: None,
             generated: Some(text),
+            asked: Asked {
+                doc: item.doc.clone(),
+                arguments: vec![(asked, until.clone())],
+                cut: cut[index],
+            },
         });
     }
     tell(Event::Progress(&task.name, items.len(), items.len()))?;

@@ -12,9 +12,9 @@ pub use figures::Figures;
 pub use generation::{extract, normalized};
 pub use score::{Batching, Question, Request, Score, score};
 
-use self::encode::{asked, fit, fronts, questions};
+use self::encode::{Prompt, arguments, asked, fit, fronts, questions};
 use self::orders::Orders;
-use super::outcome::{ChoiceScore, Form, Outcome, TaskOutcome};
+use super::outcome::{Asked, ChoiceScore, Form, Outcome, TaskOutcome};
 use crate::data::shots::Selection;
 use crate::data::{Item, Scoring, Task};
 use crate::error::Result;
@@ -72,14 +72,18 @@ pub fn evaluate(
     let outcomes = match &task.scoring {
         Scoring::Generated(how) => generation::answers(setup, task, how, &fronts, options, tell)?,
         scoring => {
-            let questions = questions(setup.tokenizer, task, &fronts, options.add_bos)?;
-            let longest = |question: &Question| {
-                let tokens = question.requests.iter().map(Request::tokens);
-                tokens.max().unwrap_or(0)
-            };
-            let lengths: Vec<usize> = questions.iter().map(longest).collect();
+            let mut questions = questions(setup.tokenizer, task, &fronts, options.add_bos)?;
             let context = setup.model.config().max_positions;
-            if let Some(warning) = fit(task, options, &lengths, context)? {
+            // After the last token nothing is scored: the model does not take it in.
+            let prompts = questions.iter_mut().enumerate().flat_map(|(question, asked)| {
+                asked.requests.iter_mut().map(move |request| Prompt {
+                    question,
+                    behind: request.continuation.len() - 1,
+                    tokens: &mut request.context,
+                })
+            });
+            let (cut, warning) = fit(task, options, context, prompts)?;
+            if let Some(warning) = warning {
                 tell(Event::Warning(warning))?;
             }
             let mut progress = |done, total| tell(Event::Progress(&task.name, done, total));
@@ -88,7 +92,9 @@ pub fn evaluate(
             let chosen = *scoring != Scoring::LastWord;
             let rows = items.iter().zip(&questions).zip(&scores).enumerate();
             rows.map(|(index, ((item, question), scores))| {
-                outcome(index, item, question, scores, chosen)
+                let (doc, arguments) = (item.doc.clone(), arguments(task, item, &fronts[index]));
+                let asked = Asked { doc, arguments, cut: cut[index] };
+                Outcome { asked, ..outcome(index, item, question, scores, chosen) }
             })
             .collect()
         }
@@ -152,5 +158,6 @@ fn outcome(
         },
         correct_norm: pick_norm.map(|pick| pick == item.answer),
         choices,
+        asked: Asked::default(),
     }
 }

@@ -76,6 +76,7 @@ fn vectors(
     let mut texts = Vec::with_capacity(items.len());
     for item in items {
         let mut ids = setup.tokenizer.encode(item.topic(), true)?;
+        ids.truncate(model.config().max_positions);
         // A text without tokens is like nothing.
         if ids.is_empty() {
             ids.push(0);

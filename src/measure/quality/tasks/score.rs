@@ -9,12 +9,12 @@ use std::cmp::Reverse;
 
 use super::split::{Sizes, Split, common, common_prefix, families, fitting};
 use crate::device::{HostTensor, Reading, Tensor};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::interrupt;
 use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::loss::argmax::argmax;
 use crate::kernels::loss::logsumexp::logsumexp;
-use crate::model::{Cache, Model, Pass};
+use crate::model::{Cache, Model, Pass, not_finite};
 use crate::tensor::DType;
 
 /// A context and what may follow it, as tokens, at least one each.
@@ -36,11 +36,6 @@ impl Request {
     /// How many those are.
     pub fn inputs(&self) -> usize {
         self.context.len() + self.continuation.len() - 1
-    }
-
-    /// How many tokens it has.
-    pub fn tokens(&self) -> usize {
-        self.inputs() + 1
     }
 }
 
@@ -117,6 +112,14 @@ pub fn score(
         }
     }
     collect(pass, pending, &mut scores)?;
+    for (index, (question, scores)) in questions.iter().zip(&scores).enumerate() {
+        let wrong = scores.iter().position(|score| !score.log_likelihood.is_finite());
+        if let Some(request) = wrong {
+            let ids: Vec<u32> = question.requests[request].input().collect();
+            let symptom = format!("log-likelihood of question {}", index + 1);
+            return Err(not_finite(model.into(), pass, &ids, symptom));
+        }
+    }
     progress(done, questions.len())?;
     Ok(scores)
 }
@@ -351,15 +354,6 @@ fn collect(pass: &Pass<'_>, pending: Vec<PendingRows>, scores: &mut [Vec<Score>]
         let best = device.finish(best)?;
         for (index, (_, token, question, request)) in wanted.iter().enumerate() {
             let value = picked.view().get(index) - lse.view().get(index);
-            if !value.is_finite() {
-                return Err(Error::Device {
-                    during: "evaluation".into(),
-                    reason: format!(
-                        "the log-likelihood of a token of question {} is {value}; try --compute f32",
-                        question + 1
-                    ),
-                });
-            }
             let score = &mut scores[*question][*request];
             score.log_likelihood += value;
             score.greedy &= best.view().u32s()[index] == *token;
