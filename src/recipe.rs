@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::data::toml_error;
+use crate::error::Result;
 use crate::stages::RecipeStage;
 
 /// A model, what is done to it, how it is measured, what is written.
@@ -78,13 +79,7 @@ pub const EMBEDDED: &str = include_str!("../assets/recipes/quantize-4bit.toml");
 impl Recipe {
     /// Reads a recipe's text. `path` is for messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|error| Error::Malformed {
-            path: path.into(),
-            what: "recipe".into(),
-            offset: error.span().map(|span| span.start as u64),
-            expected: "a recipe".into(),
-            found: error.message().replace('\n', " "),
-        })
+        toml::from_str(text).map_err(|error| toml_error(path, "a recipe", text, &error))
     }
 
     /// The recipe as TOML.

@@ -19,7 +19,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::{sync, write_record};
 use crate::interrupt;
-use crate::measure::{Convention, Perplexity, perplexity};
+use crate::measure::{Convention, Perplexity, Windows, perplexity};
 use crate::methods::calibration::Rows;
 use crate::model::{
     BlockDims, Checkpoint, Compute, Config, Model, Outline, Pass, WeightSource, Weights,
@@ -188,6 +188,30 @@ struct Run<'a> {
     rows: Vec<Option<Rows>>,
 }
 
+/// What a recipe reads beside the model.
+pub struct Texts<'a> {
+    tokenizer: Option<Tokenizer>,
+    evaluation: Option<(&'a Evaluate, Vec<u32>)>,
+    rows: Vec<Option<Rows>>,
+}
+
+/// What is wrong with the place of the result, the exports and any text is told before anything is computed.
+pub fn check<'a>(recipe: &'a Recipe, parent: &Checkpoint, place: Place<'_>) -> Result<Texts<'a>> {
+    place.check(parent)?;
+    let tokenizer = match parent.has_tokenizer() {
+        true => Some(parent.tokenizer()?),
+        false => None,
+    };
+    check_exports(parent, recipe, tokenizer.as_ref())?;
+    let evaluation = match &recipe.evaluate {
+        Some(evaluate) => Some((evaluate, tokens(evaluate, parent, tokenizer.as_ref())?)),
+        None => None,
+    };
+    let rows = recipe.stage.iter().map(|stage| rows(stage, tokenizer.as_ref()));
+    let rows = rows.collect::<Result<_>>()?;
+    Ok(Texts { tokenizer, evaluation, rows })
+}
+
 /// Runs a plan and writes the artifact. Returns its manifest. An interruption, or a crash, leaves the work folder, with which a
 /// call with `resume` gives the same artifact as an uninterrupted one.
 pub fn run(
@@ -199,29 +223,8 @@ pub fn run(
     listen: Listener<'_>,
 ) -> Result<Manifest> {
     let place = options.place;
-    place.check(parent)?;
-    // What is wrong with any text is told before anything is computed.
-    let tokenizer = match parent.has_tokenizer() {
-        true => Some(parent.tokenizer()?),
-        false => None,
-    };
-    check_exports(parent, recipe, tokenizer.as_ref())?;
-    let evaluation = match &recipe.evaluate {
-        Some(evaluate) => Some((evaluate, tokens(evaluate, parent, tokenizer.as_ref())?)),
-        None => None,
-    };
-    let stages = recipe.stage.iter();
-    let rows = stages.map(|stage| rows(stage, tokenizer.as_ref()));
-    let run = Run {
-        recipe,
-        plan,
-        parent,
-        device,
-        options,
-        evaluation,
-        rows: rows.collect::<Result<_>>()?,
-        tokenizer,
-    };
+    let Texts { tokenizer, evaluation, rows } = check(recipe, parent, place)?;
+    let run = Run { recipe, plan, parent, device, options, evaluation, rows, tokenizer };
     let path = work::work_path(place.out)?;
     let inputs = list_inputs(parent, recipe, &work::known_inputs(&path))?;
     let files: Vec<InputFile> = inputs.iter().map(|input| input.file.clone()).collect();
@@ -615,6 +618,7 @@ fn tokens(
     };
     let mut tokens = tokenizer.encode(&read_text(&evaluate.text)?, false)?;
     tokens.truncate(evaluate.max_tokens.unwrap_or(usize::MAX));
+    Windows::check_length(tokens.len(), evaluate.ctx, evaluate.max_tokens)?;
     Ok(tokens)
 }
 

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::Checkpoint;
 use crate::plan::Plan;
 use crate::recipe::{EMBEDDED, Evaluate, Export, ExportFormat, Recipe};
-use crate::run::{Event, Figures, Manifest, Options, Place, run as run_plan};
+use crate::run::{Event, Figures, Manifest, Options, Place, check, run as run_plan};
 use crate::stages::RecipeStage;
 
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ pub(super) struct Common {
     /// Folder of the result
     #[arg(long, default_value = "lopper-out")]
     pub(super) out: PathBuf,
-    /// Print the plan and stop
+    /// Check all that the run would, print the plan and stop
     #[arg(long)]
     pub(super) dry_run: bool,
     /// Replace an existing result
@@ -76,7 +76,15 @@ pub(super) fn execute_stage(
         evaluate: (!measuring.no_eval).then(|| measuring.evaluate.clone()),
         export: Export { formats },
     };
-    execute(global, &recipe, &recipe.to_toml(), common, output)
+    let result = execute(global, &recipe, &recipe.to_toml(), common, output);
+    result.map_err(|error| match error {
+        // What is wrong with the recipe is wrong with a flag.
+        Error::Key { path, key, expected, found } if path == Path::new("recipe") => {
+            let flag = key.rsplit('.').next().unwrap_or_default().replace('_', "-");
+            Error::Argument { argument: format!("--{flag}"), expected, found }
+        }
+        error => error,
+    })
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
@@ -107,11 +115,6 @@ pub(super) fn execute(
     }
     let parent = Checkpoint::open(&recipe.model)?;
     let plan = Plan::new(recipe, &parent)?;
-    if common.dry_run {
-        output.json(&json!({"schema": 1, "model": recipe.model, "plan": plan}))?;
-        show_plan(&plan, output);
-        return Ok(());
-    }
     let place = Place {
         out: &common.out,
         force: common.force,
@@ -122,6 +125,12 @@ pub(super) fn execute(
     let device = open_device(global, output)?;
     if device.gpu().is_some() {
         plan.check_budget(global.vram_budget)?;
+    }
+    if common.dry_run {
+        check(recipe, &parent, place)?;
+        output.json(&json!({"schema": 1, "model": recipe.model, "plan": plan}))?;
+        show_plan(&plan, output);
+        return Ok(());
     }
     for warning in &plan.warnings {
         output.note(format!("warning: {warning}"));

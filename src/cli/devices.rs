@@ -13,12 +13,12 @@ use crate::kernels::matmul::tuned;
 use crate::tensor::{DType, WHOLE_ROW, WeightFormat, weight_type};
 
 pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
-    let asked = global.selector()?;
+    let asked = global.selector()?.or_environment()?;
     let found = adapters(&asked);
     output.json(&Value::Array(found.iter().map(describe).collect()))?;
     if found.is_empty() {
         output.line(if asked.name.is_some() || asked.backend.is_some() {
-            "no adapter matches; without --adapter and --backend all are listed"
+            "no adapter matches; without --adapter, --backend, WGPU_ADAPTER_NAME and WGPU_BACKEND all are listed"
         } else {
             "no adapter found; on Debian `apt-get install mesa-vulkan-drivers` gives a software one"
         });

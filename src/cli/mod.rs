@@ -10,14 +10,20 @@ mod generate;
 mod inspect;
 mod logits;
 mod output;
+mod progress;
 mod prune;
 mod quantize;
 mod scores;
 mod session;
 mod synth;
+mod tasks;
 mod trust;
+mod version;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::io::IsTerminal;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::error::Result;
 use crate::gpu::{Selector, parse_backend};
@@ -71,9 +77,12 @@ struct Global {
     /// Before a model runs, tune its products that never were, for at most this long (10s), and keep the winners
     #[arg(long, global = true, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "no_autotune")]
     autotune: Option<std::time::Duration>,
-    /// Write the results as JSON, to a file or (-) to standard output
-    #[arg(long, global = true, value_name = "FILE", require_equals = true)]
+    /// Write the results as JSON, to a file (--json=FILE) or to standard output (--json)
+    #[arg(long, global = true, value_name = "FILE", require_equals = true, num_args = 0..=1, default_missing_value = "-")]
     json: Option<String>,
+    /// No progress and no notes: results, warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
     /// Say more; twice: say what the device does
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -160,6 +169,8 @@ enum Command {
     Scores(scores::Arguments),
     /// Convert a model
     Export(export::Arguments),
+    /// List the tasks: those that are part of the program, and the published ones with where their files come from
+    Tasks,
     /// Check every kernel on every adapter against the CPU reference
     Verify(verify::Arguments),
     /// Measure which kernels are quickest on the device, and keep the winners
@@ -176,7 +187,11 @@ enum Command {
 
 /// Parses the arguments, runs the command, prints an error if there is one, and returns the exit code.
 pub fn main() -> u8 {
-    let cli = match Cli::try_parse() {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    standard_output_as_json(&mut arguments);
+    let command = Cli::command().version(version::version());
+    let parsed = command.try_get_matches_from(&arguments);
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             // clap's own way of printing: help to standard output, mistakes to standard error.
@@ -184,11 +199,17 @@ pub fn main() -> u8 {
             return if error.use_stderr() { 2 } else { 0 };
         }
     };
+    if cli.global.verbose < 2 {
+        crate::gpu::silence_drivers();
+    }
     start_logging(cli.global.verbose);
+    if !cli.global.quiet {
+        progress::start();
+    }
     if ctrlc::set_handler(crate::interrupt::press).is_err() {
         tracing::warn!("Ctrl-C cannot be caught; it will stop the program at once");
     }
-    let output = match Output::new(cli.global.json.as_deref()) {
+    let output = match Output::new(cli.global.json.as_deref(), cli.global.quiet) {
         Ok(output) => output,
         Err(error) => return fail(&error),
     };
@@ -239,6 +260,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Logits(arguments) => logits::run(&cli.global, arguments, output),
         Command::Scores(arguments) => scores::run(&cli.global, arguments, output),
         Command::Export(arguments) => export::run(arguments, output),
+        Command::Tasks => tasks::run(output),
         Command::Verify(arguments) => verify::run(&cli.global, arguments, output),
         Command::TuneDevice(arguments) => tune::run(&cli.global, arguments, output),
         Command::Bench(arguments) => bench::run(&cli.global, arguments, output),
@@ -260,8 +282,18 @@ fn start_logging(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .without_time()
         .init();
+}
+
+/// Takes `--json -` for `--json=-`. With another word behind it `--json` stands alone: that word is the model, or one too many.
+fn standard_output_as_json(arguments: &mut Vec<OsString>) {
+    let asked = arguments.windows(2).position(|pair| pair[0] == "--json" && pair[1] == "-");
+    if let Some(place) = asked {
+        arguments[place] = "--json=-".into();
+        arguments.remove(place + 1);
+    }
 }
 
 /// Bytes from `6GiB`, `800MiB`, `2GB` or a plain number.

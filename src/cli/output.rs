@@ -2,22 +2,23 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use super::progress;
 use crate::error::{Error, Result};
 
 /// Writes a line to standard error. Nothing can be done if that fails.
 pub(super) fn complain(text: &str) {
+    progress::clear(false);
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// The places a command writes to.
 pub(super) struct Output {
     json: Option<JsonTarget>,
-    bar: Mutex<Option<(String, ProgressBar)>>,
+    /// Whether notes are kept back.
+    quiet: bool,
 }
 
 enum JsonTarget {
@@ -27,7 +28,7 @@ enum JsonTarget {
 
 impl Output {
     /// `json`: a file's path, or `-`. A file that cannot be made is an error now, not after the work.
-    pub(super) fn new(json: Option<&str>) -> Result<Self> {
+    pub(super) fn new(json: Option<&str>, quiet: bool) -> Result<Self> {
         let json = match json {
             None => None,
             Some("-") => Some(JsonTarget::Stdout),
@@ -37,7 +38,7 @@ impl Output {
                 Some(JsonTarget::File(path))
             }
         };
-        Ok(Self { json, bar: Mutex::new(None) })
+        Ok(Self { json, quiet })
     }
 
     /// Prints a line for a person, unless standard output belongs to JSON.
@@ -50,16 +51,17 @@ impl Output {
         if matches!(self.json, Some(JsonTarget::Stdout)) {
             return;
         }
-        self.finish_progress();
+        progress::clear(!text.is_empty() && !text.ends_with('\n'));
         let mut stdout = std::io::stdout();
         // A closed pipe (`| head`) is the reader's choice; there is nobody left to tell.
         let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     }
 
-    /// Tells the user something that is no result.
+    /// Tells the user something that is no result. `--quiet` keeps back all but warnings.
     pub(super) fn note(&self, text: impl AsRef<str>) {
-        self.finish_progress();
-        complain(text.as_ref());
+        if !self.quiet || text.as_ref().starts_with("warning: ") {
+            complain(text.as_ref());
+        }
     }
 
     /// Writes the results where `--json` asks for them.
@@ -75,40 +77,9 @@ impl Output {
         }
     }
 
-    /// Shows progress on a terminal; in a pipe, nothing.
+    /// Says what is being done: `done` of `total`, where 0 is a total that is not known.
     pub(super) fn progress(&self, step: &str, done: usize, total: usize) {
-        if !std::io::stderr().is_terminal() {
-            return;
-        }
-        let mut bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if bar.as_ref().is_none_or(|(name, _)| name != step) {
-            if let Some((_, old)) = bar.take() {
-                old.finish_and_clear();
-            }
-            let new = ProgressBar::new(total as u64);
-            let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} {eta}");
-            new.set_style(
-                style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "),
-            );
-            new.set_message(step.to_string());
-            *bar = Some((step.to_string(), new));
-        }
-        if let Some((_, bar)) = bar.as_ref() {
-            bar.set_position(done as u64);
-        }
-        if done >= total
-            && let Some((_, bar)) = bar.take()
-        {
-            bar.finish_and_clear();
-        }
-    }
-
-    fn finish_progress(&self) {
-        if let Some((_, bar)) =
-            self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
-        {
-            bar.finish_and_clear();
-        }
+        progress::set(step, done, total);
     }
 }
 
@@ -160,19 +131,46 @@ pub(super) fn bytes(count: u64) -> String {
     }
 }
 
-/// Rows as a table with aligned columns; the first row is the head.
+/// Columns of the terminal, if one reads; else 80.
+pub(super) fn width(terminal: bool) -> usize {
+    let size = terminal.then(terminal_size::terminal_size).flatten();
+    size.map_or(80, |(terminal_size::Width(width), _)| usize::from(width).max(40))
+}
+
+/// Rows as a table with aligned columns; the first row is the head. It is as wide as the terminal at most, or 80: what is longer
+/// goes on below.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
+    fitted(rows, width(std::io::stdout().is_terminal()))
+}
+
+/// Columns are not made narrower than this.
+const LEAST_COLUMN: usize = 8;
+
+fn fitted(rows: &[Vec<String>], limit: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|t| t.chars().count()).max()
     };
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let gaps = 2 * columns.saturating_sub(1);
+    while widths.iter().sum::<usize>() + gaps > limit
+        && let Some(widest) = widths.iter_mut().max()
+        && *widest > LEAST_COLUMN
+    {
+        *widest -= 1;
+    }
     let mut text = String::new();
     for (index, row) in rows.iter().enumerate() {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
+        let cells: Vec<Vec<String>> =
+            row.iter().zip(&widths).map(|(cell, width)| wrapped(cell, *width)).collect();
+        for line in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
+            let parts = cells.iter().zip(&widths).map(|(cell, width)| {
+                let part = cell.get(line).map_or("", String::as_str);
+                format!("{part:width$}")
+            });
+            text.push_str(parts.collect::<Vec<_>>().join("  ").trim_end());
+            text.push('\n');
+        }
         if index == 0 {
             let rule: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
             text.push_str(&rule.join("  "));
@@ -180,4 +178,21 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
         }
     }
     text
+}
+
+/// A cell in lines of `width` characters at most: broken at spaces, in a longer word behind punctuation, else anywhere.
+fn wrapped(cell: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut rest: Vec<char> = cell.chars().collect();
+    while rest.len() > width {
+        let most = &rest[..=width];
+        let space = most.iter().rposition(|c| *c == ' ').filter(|place| *place > 0);
+        let mark = most[..width].iter().rposition(|c| "/._-,:;)]".contains(*c));
+        let end = space.or(mark.map(|place| place + 1)).unwrap_or(width.max(1));
+        lines.push(rest[..end].iter().collect());
+        let next = end + usize::from(space.is_some());
+        rest.drain(..next);
+    }
+    lines.push(rest.into_iter().collect());
+    lines
 }

@@ -112,7 +112,7 @@ impl Line {
             }
         } else if !self.open && self.written.elapsed() >= PAUSE && self.began.elapsed() >= 2 * PAUSE
         {
-            let width = super::output::width(&std::io::stderr()).saturating_sub(1);
+            let width = super::output::width(true).saturating_sub(1);
             let text: String = self.text(width).chars().take(width).collect();
             self.drawn = true;
             let _ = write!(std::io::stderr(), "\r\x1b[2K{text}");
@@ -139,7 +139,8 @@ impl Line {
         };
         let count = format!("{}/{}", step.done, step.total);
         let rest = format!("{count}, {took}{left}");
-        let room = width.saturating_sub(step.name.chars().count() + rest.chars().count() + 4).min(30);
+        let room =
+            width.saturating_sub(step.name.chars().count() + rest.chars().count() + 4).min(30);
         if room < 8 {
             return format!("{} {count} ({:.0} %), {took}{left}", step.name, 100.0 * share);
         }

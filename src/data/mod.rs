@@ -69,11 +69,7 @@ pub fn read_task(source: &str, shots: Option<&Path>) -> Result<Task> {
     let named = source.split_once(':').and_then(|(name, path)| Some((Layout::named(name)?, path)));
     let path = Path::new(named.map_or(source, |(_, path)| path));
     if !path.exists() {
-        return Err(Error::Argument {
-            argument: "--task".into(),
-            expected: format!("{}, a file that exists, or LAYOUT:FILE", EMBEDDED_TASKS.join(", ")),
-            found: source.into(),
-        });
+        return Err(no_task(source, named.map(|(layout, _)| layout)));
     }
     if named.is_none() && path.extension().is_some_and(|end| end == "toml") {
         return template::read(path, shots);
@@ -87,4 +83,80 @@ pub fn read_task(source: &str, shots: Option<&Path>) -> Result<Task> {
         None => Layout::detect(&data)?,
     };
     layout.task(&name_of(path), &data, shots)
+}
+
+/// What a name that is neither a task nor a file should have been.
+fn no_task(source: &str, named: Option<&Layout>) -> Error {
+    let published = LAYOUTS.iter().filter(|layout| !layout.from.is_empty());
+    let layout = named.or_else(|| published.clone().find(|layout| layout.name == source));
+    let embedded = EMBEDDED_TASKS.join(", ");
+    let names: Vec<_> = published.map(|layout| layout.name).collect();
+    let near = EMBEDDED_TASKS.iter().chain(&names);
+    let near = near
+        .min_by_key(|name| letters_apart(name, source))
+        .filter(|name| letters_apart(name, source) <= 2);
+    let (expected, found) = match (layout, near) {
+        (Some(layout), _) => (
+            format!(
+                "{0}:FILE with a file that exists, from {1} ({embedded} need none)",
+                layout.name, layout.from
+            ),
+            format!("no file `{}`", source.split_once(':').map_or(source, |(_, file)| file)),
+        ),
+        (None, near) => (
+            format!(
+                "{embedded}, or the file of a published task ({}): `lopper tasks` says where they come from",
+                names.join(", ")
+            ),
+            near.map_or(format!("`{source}`, which is no file"), |near| {
+                format!("`{source}`; {near}?")
+            }),
+        ),
+    };
+    Error::Argument { argument: "--task".into(), expected, found }
+}
+
+/// What is wrong with a file of TOML, with the line, the column and the text that stands there.
+pub fn toml_error(path: &Path, expected: &str, text: &str, error: &toml::de::Error) -> Error {
+    let message = error.message().replace('\n', " ");
+    let mut start = error.span().map_or(0, |span| span.start.min(text.len()));
+    // What a table as a whole is told of belongs to one of its keys, which the message names.
+    let named = message.split('`').nth(1).and_then(|key| {
+        let mut offset = start;
+        text.get(start..)?.split_inclusive('\n').find_map(|line| {
+            let place = offset;
+            offset += line.len();
+            let (name, _) = line.split_once('=')?;
+            (name.trim() == key).then(|| place + line.len() - line.trim_start().len())
+        })
+    });
+    let whole = text.get(start..).is_some_and(|rest| rest.starts_with('['));
+    start = named.filter(|_| whole).unwrap_or(start);
+    let before = text.get(..start).unwrap_or(text);
+    let line = before.matches('\n').count();
+    let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count());
+    let shown: String = text.lines().nth(line).unwrap_or("").trim().chars().take(80).collect();
+    Error::Malformed {
+        path: path.into(),
+        what: format!("line {}, column {}", line + 1, column + 1),
+        offset: None,
+        expected: expected.into(),
+        found: format!("`{shown}`: {message}"),
+    }
+}
+
+/// Letters to insert, remove or change to turn one text into the other (Levenshtein).
+pub fn letters_apart(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
 }

@@ -80,13 +80,8 @@ enum Choices {
 /// Reads a task file and what it names. `shots`: examples from there instead.
 pub(super) fn read(path: &Path, shots: Option<&Path>) -> Result<Task> {
     let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-    let file: TaskFile = toml::from_str(&text).map_err(|error| Error::Malformed {
-        path: path.into(),
-        what: "task file".into(),
-        offset: error.span().map(|span| span.start as u64),
-        expected: "a task file".into(),
-        found: error.message().replace('\n', " "),
-    })?;
+    let file: TaskFile = toml::from_str(&text)
+        .map_err(|error| super::toml_error(path, "a task file", &text, &error))?;
     let name = file.name.clone().unwrap_or_else(|| name_of(path));
     let beside = |file: &Path| path.parent().unwrap_or(Path::new("")).join(file);
     let data = beside(&file.data);

@@ -234,6 +234,22 @@ impl Adapter {
     }
 }
 
+/// Keeps graphics libraries from writing to standard error themselves: that there is no display is nothing to a user of compute
+/// shaders. What the user has set stays. To be called while the process has one thread.
+#[expect(unsafe_code, reason = "the environment is the only way to tell these libraries")]
+pub fn silence_drivers() {
+    let display = std::env::var_os("XDG_RUNTIME_DIR");
+    let absolute = display.is_some_and(|path| std::path::Path::new(&path).is_absolute());
+    // libwayland complains of none, and of one that is not absolute; one without a display in it is none to it.
+    let display = (!absolute).then_some(("XDG_RUNTIME_DIR", "/nonexistent"));
+    let silent = [("EGL_LOG_LEVEL", "fatal"), ("MESA_LOG", "null"), ("LIBGL_DEBUG", "quiet")];
+    let unset = silent.into_iter().filter(|(name, _)| std::env::var_os(name).is_none());
+    for (name, value) in unset.chain(display) {
+        // SAFETY: no other thread runs that could read the environment meanwhile.
+        unsafe { std::env::set_var(name, value) };
+    }
+}
+
 const NATIVE: wgpu::Backends =
     wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
 

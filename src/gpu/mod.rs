@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapter::{
     Adapter, Capabilities, Selector, Tier, adapters, backend_name, choose, parse_backend,
+    silence_drivers,
 };
 pub use buffer::Buffer;
 pub use pipeline::{Access, Pipeline, Shader, check_limits};

@@ -180,7 +180,14 @@ impl Prune {
     pub fn spec(&self, config: &Config, specs: &[TensorSpec]) -> Result<PruneSpec, BadField> {
         let ratio = self.ratio;
         if !(ratio > 0.0 && ratio < 1.0) {
-            return Err(BadField::new("ratio", "more than 0 and less than 1", ratio));
+            let share = if ratio < 100.0 { ratio / 100.0 } else { 0.25 };
+            let expected = match ratio >= 1.0 {
+                true => {
+                    format!("a share, more than 0 and less than 1 ({} % is {share})", 100.0 * share)
+                }
+                false => "more than 0 and less than 1".into(),
+            };
+            return Err(BadField::new("ratio", expected, ratio));
         }
         let Some(score) = Score::named(&self.score) else {
             let known = Score::ALL.map(Score::name).join(", ");

@@ -77,6 +77,7 @@ impl Text<'_> {
         let special = self.convention == Convention::SecondHalf;
         let (mut tokens, ends) = tokenizer.encode_with_ends(&read_text(self.source)?, special)?;
         tokens.truncate(self.max_tokens.unwrap_or(usize::MAX));
+        Windows::check_length(tokens.len(), self.ctx, self.max_tokens)?;
         Ok(TokenizedText {
             tokens,
             ends,

@@ -23,6 +23,8 @@ pub struct Layout {
     pub name: &'static str,
     /// The form of such a file.
     pub shape: &'static str,
+    /// Where its files come from: data sets on Hugging Face, or the authors' repositories on GitHub. Empty: part of the program.
+    pub from: &'static str,
     /// The labels that every item has, if it is a classification.
     labels: &'static [&'static str],
     last_word: bool,
@@ -35,6 +37,7 @@ pub struct Layout {
 const BASE: Layout = Layout {
     name: "",
     shape: "",
+    from: "",
     labels: &[],
     last_word: false,
     example_delimiter: " ",
@@ -47,6 +50,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         name: "mmlu",
         shape: "CSV question,A,B,C,D,letter; or JSONL question, choices, answer (from 0), subject",
+        from: "huggingface.co/datasets/cais/mmlu as JSONL, or the CSV files of github.com/hendrycks/test",
         detect: |source| match has(source, &["question", "choices", "answer"]) {
             Some(found) => found,
             None => is_mmlu_table(source),
@@ -57,6 +61,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         name: "hellaswag",
         shape: "JSONL ctx_a, ctx_b (or ctx), activity_label, endings, label",
+        from: "github.com/rowanz/hellaswag, data/hellaswag_val.jsonl; or huggingface.co/datasets/Rowan/hellaswag",
         detect: |source| has(source, &["endings", "label"]) == Some(true),
         read: |source| each(source, hellaswag),
         ..BASE
@@ -64,6 +69,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         name: "arc",
         shape: "JSONL question.stem and question.choices, or question and choices.text; answerKey (A to E, or 1 to 5)",
+        from: "huggingface.co/datasets/allenai/ai2_arc as JSONL, or ARC-V1-Feb2018's",
         // With question.stem it could be OpenBookQA too.
         detect: |source| {
             let first = source.first_record().ok().flatten();
@@ -77,6 +83,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         name: "openbookqa",
         shape: "JSONL question.stem and question.choices, or question_stem and choices.text; answerKey",
+        from: "huggingface.co/datasets/allenai/openbookqa as JSONL, or OpenBookQA-V1-Sep2018's",
         detect: |source| has(source, &["question_stem", "choices", "answerKey"]) == Some(true),
         read: |source| each(source, openbookqa),
         ..BASE
@@ -84,6 +91,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         name: "logiqa",
         shape: "text: blank line, letter, passage, question, four options; or JSONL context, question (query), options, label (correct_option)",
+        from: "github.com/lgw863/LogiQA-dataset, Test.txt; or huggingface.co/datasets/lucasmccabe/logiqa",
         detect: |source| match has(source, &["context", "options"]) {
             Some(found) => found,
             None => is_logiqa_text(source),
@@ -94,6 +102,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         name: "piqa",
         shape: "JSONL goal, sol1, sol2; label (0 or 1) in it or a line each in NAME-labels.lst beside it",
+        from: "huggingface.co/datasets/ybisk/piqa: valid.jsonl with valid-labels.lst beside it",
         detect: |source| has(source, &["goal", "sol1", "sol2"]) == Some(true),
         read: piqa,
         ..BASE
@@ -101,6 +110,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         name: "boolq",
         shape: "JSONL question, passage, answer (true or false) or label (1 or 0)",
+        from: "huggingface.co/datasets/google/boolq as JSONL",
         labels: &["no", "yes"],
         detect: |source| has(source, &["question", "passage"]) == Some(true),
         read: |source| each(source, boolq),
@@ -109,6 +119,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         name: "winogrande",
         shape: "JSONL sentence with _, option1, option2, answer (1 or 2)",
+        from: "huggingface.co/datasets/allenai/winogrande as JSONL",
         detect: |source| has(source, &["sentence", "option1", "option2"]) == Some(true),
         read: |source| each(source, winogrande),
         ..BASE
@@ -116,6 +127,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         name: "lambada",
         shape: "JSONL text; or a passage a line",
+        from: "huggingface.co/datasets/EleutherAI/lambada_openai, lambada_test.jsonl",
         last_word: true,
         example_delimiter: "  ",
         detect: |source| {
@@ -128,6 +140,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         name: "phrasebank",
         shape: "lines sentence@positive, @negative or @neutral; Latin-1 or UTF-8",
+        from: "huggingface.co/datasets/takala/financial_phrasebank, Sentences_50Agree.txt",
         labels: SENTIMENTS,
         detect: |source| {
             let mut lines = source.lines().take(3).peekable();
@@ -141,6 +154,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         name: "twitter-financial",
         shape: "CSV with columns text, label (0 bearish, 1 bullish, 2 neutral)",
+        from: "huggingface.co/datasets/zeroshot/twitter-financial-news-sentiment, sent_valid.csv",
         labels: &["bearish", "bullish", "neutral"],
         detect: |source| {
             let first = source.text.lines().next().unwrap_or_default();

@@ -67,15 +67,23 @@ impl<'a> Windows<'a> {
                 found: ctx.to_string(),
             });
         }
+        Self::check_length(tokens.len(), ctx, None)?;
         let windows = data::windows(tokens, ctx);
-        if windows.is_empty() {
-            return Err(Error::Argument {
-                argument: "text".into(),
-                expected: format!("at least one window of {ctx} tokens"),
-                found: format!("{} tokens", tokens.len()),
-            });
-        }
         Ok(Self { windows, ctx, convention, bos })
+    }
+
+    /// That `tokens` of a text, `max_tokens` at most, make a window.
+    pub fn check_length(tokens: usize, ctx: usize, max_tokens: Option<usize>) -> Result<()> {
+        if tokens >= ctx {
+            return Ok(());
+        }
+        let limited = max_tokens.is_some_and(|most| most <= tokens);
+        let advice = if tokens < 4 { String::new() } else { format!("; --ctx {tokens} would do") };
+        Err(Error::Argument {
+            argument: if limited { "--max-tokens" } else { "text" }.into(),
+            expected: format!("at least the {ctx} tokens of one window (--ctx)"),
+            found: format!("{tokens} tokens{advice}"),
+        })
     }
 
     /// Windows.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::letters_apart;
 use crate::device::{
     Case, Failure, Kernel, Random, Runner, Sizes, Variant, check_case, fragment, fragments,
 };
@@ -102,7 +103,7 @@ impl Selection {
         let shared = fragments().map(|(name, _)| format!("shared/{name}"));
         let kernels = TABLE.iter().map(|kernel| kernel.name.to_string());
         let mut near: Vec<String> = kernels.chain(shared).collect();
-        near.sort_by_key(|name| distance(name, text));
+        near.sort_by_key(|name| letters_apart(name, text));
         near.truncate(4);
         Err(Error::Argument {
             argument: "--kernel".into(),
@@ -164,22 +165,6 @@ pub struct RandomCases {
     pub count: usize,
     /// The seed of the shapes.
     pub seed: u64,
-}
-
-/// Letters to insert, remove or change to turn one text into the other (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 /// Runs the selected cases in the table's order, but the first `skip`. `starting` gets each case's text before it
