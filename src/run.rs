@@ -207,7 +207,8 @@ pub fn check<'a>(recipe: &'a Recipe, parent: &Checkpoint, place: Place<'_>) -> R
         Some(evaluate) => Some((evaluate, tokens(evaluate, parent, tokenizer.as_ref())?)),
         None => None,
     };
-    let rows = recipe.stage.iter().map(|stage| rows(stage, tokenizer.as_ref()));
+    let context = parent.config().max_positions;
+    let rows = recipe.stage.iter().map(|stage| rows(stage, tokenizer.as_ref(), context));
     let rows = rows.collect::<Result<_>>()?;
     Ok(Texts { tokenizer, evaluation, rows })
 }
@@ -623,7 +624,11 @@ fn tokens(
 }
 
 /// The rows that a stage calibrates on, if it does.
-fn rows(stage: &RecipeStage, tokenizer: Option<&Tokenizer>) -> Result<Option<Rows>> {
+fn rows(
+    stage: &RecipeStage,
+    tokenizer: Option<&Tokenizer>,
+    context: usize,
+) -> Result<Option<Rows>> {
     let Some(calibration) = stage.needs().calibration else {
         return Ok(None);
     };
@@ -632,7 +637,7 @@ fn rows(stage: &RecipeStage, tokenizer: Option<&Tokenizer>) -> Result<Option<Row
         expected: "a model with a tokenizer".into(),
         found: "none".into(),
     })?;
-    Rows::of_text(calibration, tokenizer).map(Some)
+    Rows::of_text(calibration, tokenizer)?.within(context).map(Some)
 }
 
 /// sum((after - before)^2) / sum(before^2) over the tensors of these names whose shape stayed; `None` if there are none.

@@ -26,6 +26,7 @@ mod cli {
     pub mod bad_input;
     pub mod commands;
     pub mod interrupt;
+    pub mod manners;
     pub mod pages;
     pub mod pruning;
     pub mod tasks;
@@ -131,6 +132,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     cli::bad_input::trials,
     cli::commands::trials,
     cli::interrupt::trials,
+    cli::manners::trials,
     cli::pages::trials,
     cli::pruning::trials,
     cli::tasks::trials,

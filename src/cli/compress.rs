@@ -76,15 +76,38 @@ pub(super) fn execute_stage(
         evaluate: (!measuring.no_eval).then(|| measuring.evaluate.clone()),
         export: Export { formats },
     };
-    let result = execute(global, &recipe, &recipe.to_toml(), common, output);
-    result.map_err(|error| match error {
-        // What is wrong with the recipe is wrong with a flag.
+    execute(global, &recipe, &recipe.to_toml(), common, output).map_err(of_flag)
+}
+
+/// An error of a recipe that was made of flags names the flag.
+pub(super) fn of_flag(error: Error) -> Error {
+    match error {
         Error::Key { path, key, expected, found } if path == Path::new("recipe") => {
             let flag = key.rsplit('.').next().unwrap_or_default().replace('_', "-");
-            Error::Argument { argument: format!("--{flag}"), expected, found }
+            Error::Argument { argument: format!("--{flag}, `{key}`"), expected, found }
         }
         error => error,
-    })
+    }
+}
+
+/// An error of a recipe's value names the file, and the line if it is the only one with that key.
+fn in_file(error: Error, file: &Path, text: &str) -> Error {
+    let Error::Key { path, key, expected, found } = error else {
+        return error;
+    };
+    if path != Path::new("recipe") {
+        return Error::Key { path, key, expected, found };
+    }
+    let name = key.rsplit('.').next().unwrap_or_default();
+    let has = |line: &str| line.split_once('=').is_some_and(|(left, _)| left.trim() == name);
+    let mut lines = text.lines().enumerate().filter(|(_, line)| has(line));
+    let key = match (lines.next(), lines.next()) {
+        (Some((number, line)), None) => {
+            format!("{key}` in line {}, `{}", number + 1, line.trim())
+        }
+        _ => key,
+    };
+    Error::Key { path: file.into(), key, expected, found }
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
@@ -98,7 +121,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         recipe.seed = global.seed.unwrap_or(recipe.seed);
         text = recipe.to_toml();
     }
-    execute(global, &recipe, &text, &arguments.common, output)
+    let result = execute(global, &recipe, &text, &arguments.common, output);
+    result.map_err(|error| in_file(error, path, &text))
 }
 
 /// Plans, shows or runs a recipe.

@@ -102,9 +102,9 @@ fn range(config: &Config, width: fn(&BlockDims) -> usize) -> String {
     format!("{least} to {most}")
 }
 
-/// A line for each part that a tensor has in a group. What the same tensors of all blocks have is one line.
+/// Each group, and below it a line for each part that a tensor has in it. What the same tensors of all blocks have is one line.
 fn group_table(groups: &[Group]) -> String {
-    let head = ["group", "units", "tensor", "axis", "channels of a unit", "which it"];
+    let head = ["group, with its tensors", "axis", "channels of a unit", "which it"];
     let mut rows = vec![head.map(String::from).to_vec()];
     for group in groups {
         let mut seen: Vec<(String, usize)> = Vec::new();
@@ -121,20 +121,16 @@ fn group_table(groups: &[Group]) -> String {
             seen.push((tensor.clone(), 1));
             let word = |value: Value| value.as_str().unwrap_or_default().to_string();
             lines.push(vec![
-                group.to_string(),
-                group.units.to_string(),
-                tensor,
+                format!("  {tensor}"),
                 word(json!(member.axis)),
                 member.span.to_string(),
                 word(json!(member.side)),
             ]);
         }
         if group.members.is_empty() {
-            let all = ["all tensors of a block", "", "", ""].map(String::from);
-            let mut line = vec![group.to_string(), group.units.to_string()];
-            line.extend(all);
-            lines.push(line);
+            lines.push(vec!["  all tensors of a block".into()]);
         }
+        rows.push(vec![format!("{group}: {} units", group.units)]);
         rows.extend(lines);
     }
     table(&rows)

@@ -59,7 +59,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         return Err(Error::Argument {
             argument: given.into(),
             expected: format!("1 to {context} tokens, the model's context"),
-            found: format!("{} tokens", ids.len()),
+            found: if ids.is_empty() { "none".into() } else { format!("{} tokens", ids.len()) },
         });
     }
     let device = open_device(global, output)?;

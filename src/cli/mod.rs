@@ -15,6 +15,7 @@ mod prune;
 mod quantize;
 mod scores;
 mod session;
+mod shell;
 mod synth;
 mod tasks;
 mod trust;
@@ -177,6 +178,10 @@ enum Command {
     TuneDevice(tune::Arguments),
     /// Measure the device, and what the kernels make of it
     Bench(bench::Arguments),
+    /// Print a script that completes lopper's commands and flags in a shell
+    Completions(shell::Completions),
+    /// Print a page of the manual: lopper man eval | man -l -
+    Man(shell::Manual),
     /// Write a model of a real shape with random weights
     #[command(hide = true)]
     Synth(synth::Arguments),
@@ -196,6 +201,9 @@ pub fn main() -> u8 {
         Err(error) => {
             // clap's own way of printing: help to standard output, mistakes to standard error.
             let _ = error.print();
+            if let Some(file) = word_behind_json(&arguments) {
+                output::complain(&format!("tip: JSON goes to a file with --json={file}"));
+            }
             return if error.use_stderr() { 2 } else { 0 };
         }
     };
@@ -264,6 +272,11 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Verify(arguments) => verify::run(&cli.global, arguments, output),
         Command::TuneDevice(arguments) => tune::run(&cli.global, arguments, output),
         Command::Bench(arguments) => bench::run(&cli.global, arguments, output),
+        Command::Completions(arguments) => {
+            shell::completions(arguments, output);
+            Ok(())
+        }
+        Command::Man(arguments) => shell::manual(arguments, output),
         Command::Synth(arguments) => synth::run(&cli.global, arguments, output),
         Command::Mutate(arguments) => mutate::run(&cli.global, arguments, output),
     }
@@ -294,6 +307,12 @@ fn standard_output_as_json(arguments: &mut Vec<OsString>) {
         arguments[place] = "--json=-".into();
         arguments.remove(place + 1);
     }
+}
+
+/// A word behind a `--json` that stands alone.
+fn word_behind_json(arguments: &[OsString]) -> Option<&str> {
+    let pair = arguments.windows(2).find(|pair| pair[0] == "--json")?;
+    pair[1].to_str().filter(|word| !word.starts_with('-'))
 }
 
 /// Bytes from `6GiB`, `800MiB`, `2GB` or a plain number.

@@ -152,12 +152,21 @@ fn fitted(rows: &[Vec<String>], limit: usize) -> String {
         rows.iter().filter_map(|row| row.get(column)).map(|t| t.chars().count()).max()
     };
     let mut widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
-    let gaps = 2 * columns.saturating_sub(1);
-    while widths.iter().sum::<usize>() + gaps > limit
-        && let Some(widest) = widths.iter_mut().max()
-        && *widest > LEAST_COLUMN
-    {
-        *widest -= 1;
+    let word = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.flat_map(|cell| cell.split(' ')).map(|word| word.chars().count()).max()
+    };
+    let room = limit.saturating_sub(2 * columns.saturating_sub(1));
+    // Between words first; only then within them.
+    let words: Vec<usize> = (0..columns).map(|column| word(column).unwrap_or(0)).collect();
+    for least in [words, vec![LEAST_COLUMN; columns]] {
+        while widths.iter().sum::<usize>() > room {
+            let above = widths.iter_mut().zip(&least).filter(|(width, least)| **width > **least);
+            match above.max_by_key(|(width, _)| **width) {
+                Some((widest, _)) => *widest -= 1,
+                None => break,
+            }
+        }
     }
     let mut text = String::new();
     for (index, row) in rows.iter().enumerate() {

@@ -36,7 +36,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// How long it stays away after other text.
 const PAUSE: Duration = Duration::from_millis(400);
 /// When a pipe is told the first time, and how often then.
-const FIRST_TOLD: Duration = Duration::from_secs(10);
+const FIRST_TOLD: Duration = Duration::from_secs(5);
 const TOLD_EVERY: Duration = Duration::from_secs(30);
 
 fn line() -> MutexGuard<'static, Option<Line>> {
@@ -108,7 +108,7 @@ impl Line {
             };
             if due {
                 self.told = Some(Instant::now());
-                let _ = writeln!(std::io::stderr(), "{}", self.text(0));
+                let _ = writeln!(std::io::stderr(), "note: {}", self.text(0));
             }
         } else if !self.open && self.written.elapsed() >= PAUSE && self.began.elapsed() >= 2 * PAUSE
         {

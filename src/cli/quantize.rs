@@ -1,6 +1,6 @@
 //! `lopper quantize`: a recipe of one stage.
 
-use super::compress::{Common, Measuring, execute_stage};
+use super::compress::{Common, Measuring, execute_stage, of_flag};
 use super::output::Output;
 use super::{EngineChoice, Global};
 use crate::error::{Error, Result};
@@ -23,8 +23,8 @@ pub(super) struct Arguments {
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let stage = arguments.stage.clone().explicit();
-    let stage = stage.map_err(BadField::in_recipe)?;
-    let scheme = stage.scheme().map_err(BadField::in_recipe)?;
+    let stage = stage.map_err(BadField::in_recipe).map_err(of_flag)?;
+    let scheme = stage.scheme().map_err(BadField::in_recipe).map_err(of_flag)?;
     let leveled = level_type(scheme.grid).is_some();
     // Ternary weights are looked up, in wider groups.
     let ternary = global.engine == EngineChoice::Lut && scheme.grid == Grid::Ternary;

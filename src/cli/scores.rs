@@ -151,15 +151,7 @@ fn calibration_rows(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Ro
         Some(path) => Rows::of_file(path)?,
         None => Rows::of_text(&arguments.calibration, &checkpoint.tokenizer()?)?,
     };
-    let context = checkpoint.config().max_positions;
-    if rows.length() > context {
-        let file = arguments.token_file.as_ref();
-        return Err(Error::Argument {
-            argument: file.map_or("--length", |_| "--token-file").into(),
-            expected: format!("rows of at most {context} tokens, the model's context"),
-            found: format!("{} tokens", rows.length()),
-        });
-    }
+    let rows = rows.within(checkpoint.config().max_positions)?;
     let vocabulary = checkpoint.config().vocab_size;
     match rows.ids.iter().find(|id| **id as usize >= vocabulary) {
         None => Ok(rows),

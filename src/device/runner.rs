@@ -53,6 +53,11 @@ impl Runner {
         self
     }
 
+    /// Whether it runs a user's WGSL.
+    pub fn foreign(&self) -> bool {
+        !self.replaced.is_empty()
+    }
+
     /// The GPU.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
@@ -109,6 +114,7 @@ impl Runner {
             source: &compose_with(kernel, source, variant, &fragment),
             bindings: &accesses,
             overrides: kernel.overrides,
+            foreign: self.foreign(),
         })?);
         Ok(Arc::clone(slot.insert(pipeline)))
     }

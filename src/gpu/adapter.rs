@@ -27,6 +27,19 @@ pub struct Capabilities {
     pub cooperative_matrix: u32,
 }
 
+impl Capabilities {
+    /// Those that a device of a tier may use.
+    pub fn within(mut self, tier: Tier) -> Self {
+        if tier != Tier::Coop {
+            self.cooperative_matrix = 0;
+        }
+        if tier == Tier::Baseline {
+            (self.f16, self.subgroups) = (false, false);
+        }
+        self
+    }
+}
+
 /// A named set of capabilities that a device is opened with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Tier {

@@ -7,6 +7,7 @@ mod adapter;
 mod buffer;
 #[cfg(target_os = "linux")]
 mod gles;
+mod loops;
 mod pipeline;
 mod record;
 
@@ -17,6 +18,7 @@ pub use adapter::{
     silence_drivers,
 };
 pub use buffer::Buffer;
+pub use loops::MOST_ROUNDS;
 pub use pipeline::{Access, Pipeline, Shader, check_limits};
 pub use record::{Cost, Pending, Profile, SUBMIT_SECONDS};
 
@@ -79,13 +81,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Gpu {
     /// Opens an adapter with the capabilities of the options' tier that it has.
     pub fn open(adapter: Adapter, options: Options) -> Result<Self> {
-        let mut capabilities = adapter.capabilities;
-        if options.tier != Tier::Coop {
-            capabilities.cooperative_matrix = 0;
-        }
-        if options.tier == Tier::Baseline {
-            (capabilities.f16, capabilities.subgroups) = (false, false);
-        }
+        let capabilities = adapter.capabilities.within(options.tier);
         let mut features = wgpu::Features::empty();
         features.set(wgpu::Features::SHADER_F16, capabilities.f16);
         features.set(wgpu::Features::SUBGROUP, capabilities.subgroups);

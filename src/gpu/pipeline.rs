@@ -29,6 +29,8 @@ pub struct Shader<'a> {
     pub bindings: &'a [Access],
     /// Values of the `override` constants.
     pub overrides: &'a [(&'a str, f64)],
+    /// Whether it is a user's, whose loops may not end: with checks on they are [bounded](super::loops).
+    pub foreign: bool,
 }
 
 /// A compiled kernel variant.
@@ -124,7 +126,10 @@ pub(super) fn compile(
     shader: &Shader<'_>,
     checked: bool,
 ) -> Result<Pipeline> {
-    let module = check_limits(shader, &device.limits())?;
+    let mut module = check_limits(shader, &device.limits())?;
+    if shader.foreign && checked {
+        super::loops::bound(&mut module);
+    }
     let label = format!("{} [{}]", shader.kernel, shader.variant);
     let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let descriptor = wgpu::ShaderModuleDescriptor {

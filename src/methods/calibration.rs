@@ -94,6 +94,18 @@ impl Rows {
         Ok(Self { ids, samples })
     }
 
+    /// The rows, if they are within a model's context of so many tokens: beyond it a model gives nothing that calibrates.
+    pub fn within(self, context: usize) -> Result<Self> {
+        if self.length() <= context {
+            return Ok(self);
+        }
+        Err(Error::Argument {
+            argument: "--length / --token-file".into(),
+            expected: format!("rows of at most {context} tokens, the model's context"),
+            found: format!("{} tokens", self.length()),
+        })
+    }
+
     /// Tokens of a row.
     pub fn length(&self) -> usize {
         self.ids.len() / self.samples

@@ -31,7 +31,7 @@ pub struct Prune {
     #[serde(default)]
     pub method: PruneMethod,
     /// The share that goes, more than 0 and less than 1
-    #[arg(long)]
+    #[arg(long, value_parser = share)]
     pub ratio: f64,
     /// What the ratio is a share of
     #[arg(long, value_enum, default_value_t)]
@@ -156,6 +156,16 @@ impl From<ReductionName> for Reduction {
             ReductionName::First => Reduction::First,
             ReductionName::Last => Reduction::Last,
         }
+    }
+}
+
+/// A number; what a percentage would be as one is said.
+fn share(text: &str) -> Result<f64, String> {
+    let percent = text.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
+    match (text.parse(), percent) {
+        (Ok(share), _) => Ok(share),
+        (_, Some(percent)) => Err(format!("write {} for {percent} %", percent / 100.0)),
+        (Err(_), None) => Err("a share is a number, more than 0 and less than 1".into()),
     }
 }
 

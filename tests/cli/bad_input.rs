@@ -205,10 +205,10 @@ fn recipes() -> Result<(), Failed> {
     let good = succeeds(&world.0, &format!("quantize {NANO} --print-recipe"))?.out;
     let table = r#"
         seed => sead => r.toml & sead
-        bits = 4 => bits = 4\nbitz = 4 => r.toml & bitz
+        bits = 4 => bits = 4\nbitz = 4 => r.toml: line 8, column 1 & found `bitz = 4`
         ctx => context => r.toml & context
         bits = 4 => # => r.toml & bits
-        bits = 4 => bits = 9 => stage.bits & 9
+        bits = 4 => bits = 9 => r.toml: `stage.bits` in line 7, `bits = 9` & found 9
         bits = 4 => bits = -4 => r.toml & -4
         group_size = 32 => group_size = 24 => stage.group_size & 24
         float-min => float-max => r.toml & float-max
@@ -217,7 +217,7 @@ fn recipes() -> Result<(), Failed> {
         ctx = 512 => ctx = 1 => evaluate.ctx & 1
         "packed" => "zip" => r.toml & zip
         "hf" => "gguf" => export.formats & Gguf
-        model = => model => r.toml & byte 6
+        model = => model => r.toml: line 1, column & `model 
         embedded:heldout-2026 => no.txt => no.txt & cannot read
     "#;
     for (from, change) in rows(table) {
@@ -242,7 +242,8 @@ fn texts() -> Result<(), Failed> {
         bad.txt => bad.txt & byte 4 & UTF-8
         short.txt => window of 512 tokens
         embedded:x => embedded:x & {TEXT}
-        {TEXT} --max-tokens 0 => 0 tokens
+        {TEXT} --max-tokens 0 => --max-tokens & 0 tokens
+        {TEXT} --max-tokens 64 => --max-tokens & window of 512 tokens (--ctx) & 64 tokens; --ctx 64 would do
         {TEXT} --ctx {} => window of",
         usize::MAX
     );
@@ -263,6 +264,14 @@ fn arguments() -> Result<(), Failed> {
         generate m --prompt= => --prompt & 0 tokens
         logits m --tokens 1,4096 --out f => token id & 4096
         logits m --prompt= --out f => --prompt & none
+        prune m --ratio 25 --out q => --ratio & 25 % is 0.25
+        prune m --ratio 1 --out q => --ratio & less than 1
+        quantize m --out q --dry-run --ctx 1000 --max-tokens 10 => --max-tokens & --ctx 10 would do
+        prune m --ratio 0.5 --out q --length 600 => --length & 512 tokens, the model's context
+        scores m --score wanda --out f --token-file long.json => --token-file & 512 tokens & found 513
+        logits m --out f --tokens LONG => --tokens & 1 to 512 tokens & 513 tokens
+        quantize m --out q/m/ --dry-run --ppl none.txt => none.txt & cannot read
+        prune m --ratio 0.5 --out q --dry-run --length 99999 => calibration text
         quantize m --out q --bits 0 => stage.bits & 0
         quantize m --out q --bits 1 --grid absmax-symmetric => stage.bits & 1
         quantize m --out q --group-size 8 => stage.group_size & 8
@@ -272,8 +281,10 @@ fn arguments() -> Result<(), Failed> {
         quantize m --out q --exclude * => stage.include & none
         inspect m --backend direct3d => --backend & direct3d
     ";
+    let long = vec!["1"; 513].join(",");
+    std::fs::write(world.path("long.json"), format!("[[{long}]]"))?;
     for (arguments, said) in rows(table) {
-        world.refuses(arguments, 2, said)?;
+        world.refuses(&arguments.replace("LONG", &long), 2, said)?;
     }
     // Mistakes of usage are told by the parser, in its own more than one line.
     for wrong in
@@ -316,6 +327,7 @@ fn outputs() -> Result<(), Failed> {
         refuses("m --force", "m: cannot write")?;
         refuses("home --force", "home: cannot write")?;
     }
+    world.refuses(&quantize.replace("OUT", "file --dry-run"), 4, "file & --force")?;
     for command in [quantize, hf] {
         world.refuses(&command.replace("OUT", "file --force"), 4, "a file stands there")?;
     }

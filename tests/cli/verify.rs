@@ -10,7 +10,7 @@ use crate::program::{Run, has_fields, lopper};
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("cli_verify":
         known_names_are_offered, bench_model_rows, bench_compare_judges_noise;
-        gpu: rows_of_the_contract, a_failing_case_is_accepted_back, user_shader_is_judged, bench_rows);
+        gpu: rows_of_the_contract, a_failing_case_is_accepted_back, user_shader_is_judged, loops_without_end, bench_rows);
     trials.extend([
         gpu_trial("cli_verify::abort_is_a_failed_row".into(), || broken("abort:2", "SIGABRT")),
         gpu_trial("cli_verify::hang_is_a_failed_row".into(), || broken("hang:2", "hung")),
@@ -106,6 +106,35 @@ fn broken(inject: &str, reason: &str) -> Result<(), Failed> {
     let same = rows(&report)?.len() == rows(&whole)?.len();
     let said = |row: &Value| row["reason"].as_str().is_some_and(|text| text.contains(reason));
     assert!(same && matches!(failed[..], [row] if said(row)), "{report}");
+    Ok(())
+}
+
+/// Mesa's software adapter leaves such a loop by itself, with right results; a real GPU hangs.
+fn loops_without_end() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let source = std::fs::read_to_string("shaders/residual/add.wgsl")?;
+    let verify =
+        "verify --tier baseline --kernel residual/add --random 1 --shader mine.wgsl --json=-";
+    let end = source.rfind('}').ok_or("an end")?;
+    for (added, code) in [
+        ("loop { if params.count == 0u { break; } }", 1),
+        ("var n = 1u; while n != 0u { n = n | 2u; }", 1),
+        ("for (var i = 0u; i < 2u; i++) { var n = 0; loop { continuing { break if n > 0; } } }", 1),
+        (
+            "var s = 0u; for (var i = 0u; i < 9u; i++) { for (var j = 0u; j < 9000u; j++) { s ^= j; } }",
+            0,
+        ),
+    ] {
+        let text = format!("{}    {added}\n}}\n", &source[..end]);
+        std::fs::write(folder.path().join("mine.wgsl"), text)?;
+        let run = lopper(&folder, verify)?;
+        assert!(run.code == Some(code), "{added}: not {code}: {run}");
+        let report = run.json()?;
+        for row in rows(&report)?.iter().filter(|_| code == 1) {
+            let reason = row["reason"].as_str().ok_or("a reason")?;
+            assert!(reason.contains("did not end within 60000 rounds"), "{added}: {reason}");
+        }
+    }
     Ok(())
 }
 

@@ -57,6 +57,7 @@ fn translate(kernel: &Kernel, variant: &Variant) -> Result<(), String> {
         source: &source,
         bindings: &accesses,
         overrides: kernel.overrides,
+        foreign: false,
     };
     // What WebGPU promises everywhere: all must fit it but what only machines with matrix units run.
     let mut limits = wgpu::Limits::default();
@@ -263,8 +264,14 @@ fn oversized_workgroup() -> Result<(), Failed> {
         @compute @workgroup_size(64) fn main() { large[0] = 1.0; }";
     let shader = |size: f64| {
         let overrides = [("SIZE", size)];
-        let shader =
-            Shader { kernel: "large", variant: "", source, bindings: &[], overrides: &overrides };
+        let shader = Shader {
+            kernel: "large",
+            variant: "",
+            source,
+            bindings: &[],
+            overrides: &overrides,
+            foreign: false,
+        };
         check_limits(&shader, &wgpu::Limits::default())
             .map(|_| ())
             .map_err(|error| error.to_string())

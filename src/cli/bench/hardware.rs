@@ -244,6 +244,7 @@ fn host_costs(runner: &Runner) -> Result<Vec<HostCost>> {
             source: &source,
             bindings: &accesses,
             overrides: kernel.overrides,
+            foreign: false,
         };
         let start = Instant::now();
         gpu.compile(&shader)?;

@@ -221,6 +221,7 @@ fn compiles(shader: &str, source: &str) -> bool {
             source: &compose_with(kernel, text, variant, &own),
             bindings: &accesses,
             overrides: kernel.overrides,
+            foreign: false,
         };
         // Kernels for matrix units use more workgroup memory than WebGPU guarantees.
         let limits = wgpu::Limits {

@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::list::{count, list};
 use crate::cli::Global;
 use crate::cli::output::{Output, table};
 use crate::cli::session::replacement;
@@ -39,6 +40,9 @@ pub(in crate::cli) struct Arguments {
     /// Put this WGSL file in the place of the kernel, or of the fragment shared/NAME, that --kernel names
     #[arg(long, value_name = "FILE", requires = "kernel")]
     shader: Option<PathBuf>,
+    /// Run nothing: list the cases that --kernel selects, as --kernel takes each
+    #[arg(long, conflicts_with = "page")]
+    list: bool,
     /// Instead of running it, write the one case that --kernel names as a page that runs it in any browser with WebGPU
     #[arg(long, value_name = "FILE", requires = "kernel")]
     page: Option<PathBuf>,
@@ -80,6 +84,9 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     let selection = Selection::new(arguments.kernel.as_deref())?;
     if let Some(skip) = arguments.child {
         return run_child(global, arguments, &selection, skip);
+    }
+    if arguments.list {
+        return list(&selection, arguments.random(global), output);
     }
     let replacement = arguments.replacement()?;
     if let Some(path) = &arguments.page {
@@ -318,6 +325,9 @@ fn watch(
     output: &Output,
 ) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = Vec::new();
+    let selection = Selection::new(arguments.kernel.as_deref())?;
+    let has = adapter.capabilities.within(tier);
+    let total = count(&selection, arguments.random(global), has);
     let step =
         format!("{} {} {}", adapter.info.name, backend_name(adapter.info.backend), tier.name());
     loop {
@@ -331,7 +341,10 @@ fn watch(
                 return Err(error);
             }
             match lines.recv_timeout(Duration::from_secs(arguments.case_timeout)) {
-                Ok(Line::Start(text)) => current = Some(text),
+                Ok(Line::Start(text)) => {
+                    output.progress(&step, rows.len(), total);
+                    current = Some(text);
+                }
                 Ok(Line::Row(row)) => {
                     let stop = arguments.fail_fast && row.status == Status::Fail;
                     rows.push(*row);
@@ -341,7 +354,6 @@ fn watch(
                         return Ok(rows);
                     }
                     current = None;
-                    output.progress(&step, rows.len(), rows.len() + 1);
                 }
                 Ok(Line::Lost(reason)) => break Some(reason),
                 Err(RecvTimeoutError::Timeout) => {

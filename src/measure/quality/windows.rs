@@ -81,7 +81,7 @@ impl<'a> Windows<'a> {
         let advice = if tokens < 4 { String::new() } else { format!("; --ctx {tokens} would do") };
         Err(Error::Argument {
             argument: if limited { "--max-tokens" } else { "text" }.into(),
-            expected: format!("at least the {ctx} tokens of one window (--ctx)"),
+            expected: format!("at least one window of {ctx} tokens (--ctx)"),
             found: format!("{tokens} tokens{advice}"),
         })
     }

@@ -9,7 +9,7 @@ use crate::device::{
     Case, Failure, Kernel, Random, Runner, Sizes, Variant, check_case, fragment, fragments,
 };
 use crate::error::Error;
-use crate::gpu::backend_name;
+use crate::gpu::{MOST_ROUNDS, backend_name};
 use crate::interrupt;
 use crate::kernels::TABLE;
 
@@ -255,7 +255,12 @@ fn row(
         }
         // A lost device fails every case after it; the run ends here and is taken up in a fresh process.
         Err(Failure::Error(error @ Error::Device { .. })) => return Err(error),
-        Err(failure) => (row.status, row.reason) = (Status::Fail, failure.to_string()),
+        Err(failure) => {
+            (row.status, row.reason) = (Status::Fail, failure.to_string());
+            if matches!(failure, Failure::OutOfBounds(_)) && runner.foreign() {
+                row.reason += &format!(", or a loop did not end within {MOST_ROUNDS} rounds");
+            }
+        }
     }
     judge_known(&mut row);
     Ok(row)
