@@ -190,14 +190,12 @@ impl Prune {
     pub fn spec(&self, config: &Config, specs: &[TensorSpec]) -> Result<PruneSpec, BadField> {
         let ratio = self.ratio;
         if !(ratio > 0.0 && ratio < 1.0) {
-            let share = if ratio < 100.0 { ratio / 100.0 } else { 0.25 };
-            let expected = match ratio >= 1.0 {
-                true => {
-                    format!("a share, more than 0 and less than 1 ({} % is {share})", 100.0 * share)
-                }
-                false => "more than 0 and less than 1".into(),
+            let expected = "more than 0 and less than 1";
+            let found = match (1.0..100.0).contains(&ratio) {
+                true => format!("{ratio}; {ratio} % is {}", ratio / 100.0),
+                false => ratio.to_string(),
             };
-            return Err(BadField::new("ratio", expected, ratio));
+            return Err(BadField::new("ratio", expected, found));
         }
         let Some(score) = Score::named(&self.score) else {
             let known = Score::ALL.map(Score::name).join(", ");
