@@ -18,8 +18,9 @@
 //! Decided by what it knows. The modules from what knows least to what knows most; a module imports only from those above it in
 //! this list (a test holds that), so the engine below can be used without the tool on top.
 //!
-//! - [`error`], [`interrupt`]: typed errors with what was expected and found; Ctrl-C.
+//! - [`error`], [`interrupt`], [`contain`]: typed errors with what was expected and found; Ctrl-C; panics of foreign code.
 //! - [`tensor`]: element types and packed weight formats, a row in one table each.
+//! - [`jinja`]: templates of strangers, rendered by a process of their own.
 //! - [`formats`], [`text`], [`data`]: bytes, tokens, texts. No device.
 //! - [`compare`]: the only place where two results are judged equal.
 //! - [`gpu`]: wgpu and no maths: adapters, buffers within a budget, recording, submits, timestamps.
@@ -53,6 +54,7 @@
 
 pub mod cli;
 pub mod compare;
+pub mod contain;
 pub mod data;
 pub mod device;
 pub mod error;
@@ -61,6 +63,7 @@ pub mod formats;
 pub mod gpu;
 pub mod graph;
 pub mod interrupt;
+pub mod jinja;
 pub mod kernels;
 pub mod measure;
 pub mod methods;

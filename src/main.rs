@@ -1,5 +1,6 @@
 //! The command line of Lopper: parse, run, exit code.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::from(lopper::cli::main())
+    let code = lopper::jinja::serve().unwrap_or_else(lopper::cli::main);
+    std::process::ExitCode::from(code)
 }

@@ -26,7 +26,9 @@ const ORDER: &[&str] = &[
     "data",
     "formats",
     "tensor",
+    "jinja",
     "interrupt",
+    "contain",
     "error",
 ];
 
@@ -94,7 +96,8 @@ fn imports_point_down() -> Result<(), Failed> {
 fn only_cli_prints() -> Result<(), Failed> {
     let prints = ["println!", "eprintln!", "print!(", "eprint!(", "stdout()", "stderr()", "dbg!"];
     for (path, text) in sources("src") {
-        if module(&path) == "cli" {
+        // What renders templates replies to its parent over the standard output; nobody reads it.
+        if module(&path) == "cli" || path.ends_with("jinja/child.rs") {
             continue;
         }
         if let Some(what) = prints.iter().find(|what| text.contains(**what)) {

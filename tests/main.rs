@@ -140,6 +140,9 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
 ];
 
 fn main() {
+    if let Some(code) = lopper::jinja::serve() {
+        std::process::exit(code.into());
+    }
     let arguments = Arguments::from_args();
     let trials = SUITES.iter().flat_map(|suite| suite()).collect();
     libtest_mimic::run(&arguments, trials).exit();

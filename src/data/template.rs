@@ -1,18 +1,16 @@
 //! Any JSONL or CSV file as a task: a TOML file says which, and how its fields become questions and answers.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use minijinja::{Environment, UndefinedBehavior, Value};
 use serde::Deserialize;
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
 use super::layouts::{Layout, name_of};
 use super::source::Source;
 use super::task::{Choice, Extract, Generated, Item, Normalize, Record, Scoring, Task};
 use crate::error::{Error, Result};
-
-/// Instructions of one rendering; a template is not trusted to end.
-const FUEL: u64 = 1_000_000;
+use crate::jinja::{Dialect, Renderer};
 
 /// A task file. Texts in it are Jinja templates over a line's fields.
 #[derive(Clone, Debug, Deserialize)]
@@ -94,7 +92,8 @@ pub(super) fn read(path: &Path, shots: Option<&Path>) -> Result<Task> {
         }
         return known.task(&name, &Source::read(&data)?, pool.as_deref());
     }
-    let template = Template { path, file: &file };
+    let renderer = RefCell::new(Renderer::new(Dialect::Task));
+    let template = Template { path, file: &file, renderer };
     let items = template.items(&data)?;
     let scoring = template.scoring(&items)?;
     let task = Task::new(&data, &name, scoring, items)?;
@@ -121,6 +120,7 @@ fn key(path: &Path, key: &str, expected: impl Into<String>, found: impl Into<Str
 struct Template<'a> {
     path: &'a Path,
     file: &'a TaskFile,
+    renderer: RefCell<Renderer>,
 }
 
 impl Template<'_> {
@@ -283,36 +283,13 @@ impl Template<'_> {
     }
 
     fn render(&self, record: &Record<'_>, name: &str, template: &str) -> Result<String> {
-        let mut environment = Environment::new();
-        environment.set_fuel(Some(FUEL));
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.render_str(template, fields(&record.fields)).map_err(|error| {
+        let fields = Json::Object(record.fields.clone());
+        self.renderer.borrow_mut().render(template, &fields)?.map_err(|error| {
             let fields: Vec<_> = record.fields.keys().map(String::as_str).collect();
             let expected =
                 format!("fields that the template `{name}` of {} asks for", self.path.display());
-            let reason = error.to_string().replace('\n', " ");
+            let reason = error.replace('\n', " ");
             record.wrong(expected, format!("{reason}; fields: {}", fields.join(", ")))
         })
-    }
-}
-
-/// A line's fields as a template sees them.
-fn fields(object: &Map<String, Json>) -> Value {
-    Value::from_pairs(object.iter().map(|(name, value)| (name.as_str(), field(value))))
-}
-
-fn field(value: &Json) -> Value {
-    match value {
-        Json::Null => Value::from(()),
-        Json::Bool(value) => Value::from(*value),
-        Json::String(text) => Value::from(text.as_str()),
-        Json::Array(list) => Value::from(list.iter().map(field).collect::<Vec<_>>()),
-        Json::Object(object) => fields(object),
-        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
-            (Some(number), _) => Value::from(number),
-            (None, Some(number)) => Value::from(number),
-            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
-        },
     }
 }

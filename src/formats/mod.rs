@@ -3,6 +3,7 @@
 //! Every file is untrusted: a length or count is compared with the bytes that are there before it is used.
 
 pub mod gguf;
+pub mod json;
 pub mod safetensors;
 
 use std::io::{BufWriter, Write};

@@ -262,13 +262,11 @@ fn scored_merges(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<Merges> {
     let plain = |&kind: &i32| kind == token_type::NORMAL || kind == 0;
     let normal: Vec<bool> = vocab.types.iter().map(plain).collect();
     let tokens: Vec<&str> = vocab.tokens.iter().map(AsRef::as_ref).collect();
-    let long = (0..tokens.len()).find(|&id| normal[id] && tokens[id].len() > spm::MAX_TOKEN_BYTES);
-    if let Some(id) = long {
-        let expected = format!("tokens of at most {} bytes", spm::MAX_TOKEN_BYTES);
-        let found = format!("{} bytes at {id}", tokens[id].len());
-        return Err(bad_key(keys.path, "tokenizer.ggml.tokens", expected, found));
-    }
-    let merges = spm::merges_from_scores(&tokens, &vocab.ids, scores, &normal);
+    let merges =
+        spm::merges_from_scores(&tokens, &vocab.ids, scores, &normal).map_err(|found| {
+            let expected = "tokens whose merges can be listed";
+            bad_key(keys.path, "tokenizer.ggml.tokens", expected, found)
+        })?;
     Ok(merges.into_iter().map(|(l, r)| (l.into(), r.into())).collect())
 }
 

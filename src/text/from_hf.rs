@@ -5,9 +5,11 @@ use std::path::Path;
 use serde_json::Value as Json;
 use tokenizers::models::bpe::{Merges, Vocab};
 
+use super::document::{self, Document, begins_with};
 use super::{Origin, Specials, Tokenizer};
 use super::{assemble, bad_key, load_engine, makes_token, malformed, unsupported};
 use crate::error::Result;
+use crate::formats::json;
 
 /// The bytes of the files of a model folder that say how to tokenize; only the first must be there.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,16 +34,17 @@ impl Tokenizer {
     /// EOS are those of `generation_config.json` (without it, of `config.json`), then the tokenizer's own, as
     /// generation in transformers stops at the former and chat templates end turns with the latter.
     pub fn from_hf(path: &Path, files: HfFiles<'_>) -> Result<Self> {
-        let mut document = parse(path, "tokenizer.json", Some(files.tokenizer_json))?;
-        let bpe = take_bpe(path, &mut document)?;
-        if document["model"]["dropout"].as_f64().is_some_and(|p| p != 0.0) {
+        let Document { mut json, post_processor } = document::read(path, files.tokenizer_json)?;
+        let bpe = take_bpe(path, &mut json)?;
+        if json["model"]["dropout"].as_f64().is_some_and(|p| p != 0.0) {
             let why = "the same text would get other ids each time";
             return Err(unsupported(path, "tokenizer.json with BPE dropout", why));
         }
-        let engine = load_engine(path, document, bpe)?;
+        let engine = load_engine(path, json, bpe)?;
         let reader = Reader {
             path,
             engine: &engine,
+            post_processor,
             tokenizer_config: parse(path, "tokenizer_config.json", files.tokenizer_config)?,
             tokens_map: parse(path, "special_tokens_map.json", files.special_tokens_map)?,
             generation: parse(path, "generation_config.json", files.generation_config)?,
@@ -70,31 +73,24 @@ fn parse(path: &Path, name: &str, bytes: Option<&[u8]>) -> Result<Json> {
     let Some(bytes) = bytes else {
         return Ok(Json::Null);
     };
-    serde_json::from_slice(bytes).map_err(|e| malformed(path, name, "a JSON document", e))
+    json::lenient(bytes).map_err(|e| malformed(path, name, "a JSON document", e))
 }
 
-/// Moves the vocabulary and the merges out of a byte-pair document. None of a document of another kind or without them,
-/// which the engine's own reader then judges.
+/// Moves the vocabulary and the merges out of a byte-pair document. None of a document of another kind.
 fn take_bpe(path: &Path, document: &mut Json) -> Result<Option<(Vocab, Merges)>> {
-    let Some(model) = document.get_mut("model").filter(|model| model.is_object()) else {
-        return Ok(None);
-    };
-    let other = model["type"].as_str().is_some_and(|kind| kind != "BPE");
-    if other || !model["vocab"].is_object() || !model["merges"].is_array() {
+    let model = &mut document["model"];
+    if model["type"] != "BPE" {
         return Ok(None);
     }
     let prefix = model["continuing_subword_prefix"].as_str().unwrap_or("").to_string();
-    let (entries, list) = (model["vocab"].take(), model["merges"].take());
-    let (Json::Object(entries), Json::Array(list)) = (entries, list) else {
+    let (Json::Object(entries), Json::Array(list)) =
+        (model["vocab"].take(), model["merges"].take())
+    else {
         return Ok(None);
     };
     let mut vocab = Vocab::with_capacity(entries.len());
     for (token, id) in entries {
-        let found = id.as_u64().and_then(|id| u32::try_from(id).ok());
-        let id = found.ok_or_else(|| {
-            malformed(path, "tokenizer.json: vocab", "a token id", format!("{id} of `{token}`"))
-        })?;
-        vocab.insert(token, id);
+        vocab.insert(token, id.as_u64().unwrap_or_default() as u32);
     }
     let (mut merges, mut whole) = (Merges::with_capacity(list.len()), String::new());
     for (rank, merge) in list.into_iter().enumerate() {
@@ -126,6 +122,7 @@ pub(super) fn split_merge(merge: &Json) -> Option<(&str, &str)> {
 struct Reader<'a> {
     path: &'a Path,
     engine: &'a tokenizers::Tokenizer,
+    post_processor: Json,
     tokenizer_config: Json,
     tokens_map: Json,
     generation: Json,
@@ -151,7 +148,7 @@ impl Reader<'_> {
             None => self.configured("pad_token_id")?,
         };
         let add_bos = match &self.tokenizer_config["add_bos_token"] {
-            Json::Null => self.post_processor_adds(bos)?,
+            Json::Null => bos.is_some_and(|bos| begins_with(&self.post_processor, bos)),
             Json::Bool(add) => *add,
             other => {
                 let key = "tokenizer_config.json: add_bos_token";
@@ -213,19 +210,6 @@ impl Reader<'_> {
         // transformers writes -1 where a model has no such token.
         let named = values.iter().filter(|value| value.as_i64() != Some(-1));
         named.map(id).collect()
-    }
-
-    fn post_processor_adds(&self, bos: Option<u32>) -> Result<bool> {
-        let Some(bos) = bos else {
-            return Ok(false);
-        };
-        let begins = |special| {
-            let encoding = self.engine.encode_fast("a", special);
-            let encoding = encoding
-                .map_err(|e| malformed(self.path, "tokenizer.json", "a usable tokenizer", e))?;
-            Ok(encoding.get_ids().first() == Some(&bos))
-        };
-        Ok(begins(true)? && !begins(false)?)
     }
 
     /// One template, or of several named ones the default.

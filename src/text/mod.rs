@@ -4,10 +4,10 @@
 //! same, and `to_hf_files` writes the loaded engine, so what runs here is by construction what is exported.
 
 mod chat;
+mod document;
 mod from_gguf;
 mod from_hf;
 mod pre;
-mod python;
 mod spm;
 mod stream;
 mod to_gguf;
@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BpeBuilder, Merges, Vocab};
+use tokenizers::{NormalizedString, Normalizer};
 
+use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::formats::gguf::Value;
 
@@ -63,10 +65,8 @@ impl Tokenizer {
     /// The token ids of a text. Special tokens written out in the text are recognised. With `add_special`, BOS is put
     /// in front if the vocabulary wants it and the text does not already begin with it; nothing else is ever added.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|e| malformed(&self.path, "tokenizer", "a text it can encode", e))?;
+        let encoding =
+            self.contained("a text it can encode", |inner| inner.encode_fast(text, false))?;
         let ids = encoding.get_ids();
         let mut out = Vec::with_capacity(ids.len() + 1);
         if let (true, true, Some(bos)) = (add_special, self.add_bos, self.bos)
@@ -86,10 +86,7 @@ impl Tokenizer {
         text: &str,
         add_special: bool,
     ) -> Result<(Vec<u32>, Vec<usize>)> {
-        let encoding = self
-            .inner
-            .encode(text, false)
-            .map_err(|e| malformed(&self.path, "tokenizer", "a text it can encode", e))?;
+        let encoding = self.contained("a text it can encode", |inner| inner.encode(text, false))?;
         let mut ids = encoding.get_ids().to_vec();
         let mut ends: Vec<usize> = Vec::with_capacity(ids.len() + 1);
         for (_, end) in encoding.get_offsets() {
@@ -114,9 +111,18 @@ impl Tokenizer {
     /// The text of token ids. Ids that the vocabulary does not have, as a padded embedding can produce, are left out.
     /// Bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|e| malformed(&self.path, "tokenizer", "ids it can decode", e))
+        self.contained("ids it can decode", |inner| inner.decode(ids, skip_special))
+    }
+
+    /// What the engine makes of something; what a document's odd parts make it do is an error.
+    fn contained<T>(
+        &self,
+        expected: &str,
+        work: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<T>,
+    ) -> Result<T> {
+        contain(|| work(&self.inner).map_err(|error| error.to_string()))
+            .unwrap_or_else(Err)
+            .map_err(|found| malformed(&self.path, "tokenizer", expected, found))
     }
 
     /// A stream that yields text as token ids arrive.
@@ -193,32 +199,43 @@ fn assemble(
     }
 }
 
-/// Loads a `tokenizer.json`, without the truncation and padding it may ask for. `bpe` is what was taken out of its model,
-/// if that is byte-pair encoding: the crate's own reader takes several times as long over a large vocabulary.
+/// Loads a `tokenizer.json` that was checked. `bpe` is what was taken out of its model, if that is byte-pair encoding: the
+/// crate's own reader takes several times as long over a large vocabulary.
 fn load_engine(
     path: &Path,
-    mut document: Json,
+    document: Json,
     bpe: Option<(Vocab, Merges)>,
 ) -> Result<tokenizers::Tokenizer> {
-    let fails =
-        |e: &dyn std::fmt::Display| malformed(path, "tokenizer.json", "a tokenizer document", e);
-    let mut added = Json::Null;
+    contain(|| build(document, bpe).map_err(|error| error.to_string()))
+        .unwrap_or_else(Err)
+        .map_err(|found| malformed(path, "tokenizer.json", "a tokenizer document", found))
+}
+
+/// Texts that every kind of part has something to do with, at their begin, within and at their end.
+const PROBES: [&str; 2] =
+    ["Some text, of 1 line\r\nwith é\u{301} and 中文…\n\n  <s> end", " (two) 2. "];
+
+fn build(
+    mut document: Json,
+    bpe: Option<(Vocab, Merges)>,
+) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let added = document["added_tokens"].take();
+    let added: Option<Vec<tokenizers::AddedToken>> = serde_json::from_value(added)?;
+    document["added_tokens"] = json!([]);
     if bpe.is_some() {
         document["model"]["vocab"] = json!({});
         document["model"]["merges"] = json!([]);
-        added = std::mem::replace(&mut document["added_tokens"], json!([]));
     }
-    let mut inner =
-        tokenizers::Tokenizer::from_bytes(document.to_string()).map_err(|e| fails(&e))?;
+    let mut inner = tokenizers::Tokenizer::from_bytes(document.to_string())?;
     if let Some((vocab, merges)) = bpe {
         let ModelWrapper::BPE(settings) = inner.get_model() else {
-            return Err(fails(&"a model that is not byte-pair encoding"));
+            return Err("a model that is not byte-pair encoding".into());
         };
         let mut builder = BpeBuilder::new().vocab_and_merges(vocab, merges);
         if let Some(prefix) = &settings.continuing_subword_prefix {
             builder = builder.continuing_subword_prefix(prefix.clone());
         }
-        let mut model = builder.build().map_err(|e| fails(&e))?;
+        let mut model = builder.build()?;
         model.dropout = settings.dropout;
         model.unk_token.clone_from(&settings.unk_token);
         model.end_of_word_suffix.clone_from(&settings.end_of_word_suffix);
@@ -226,14 +243,37 @@ fn load_engine(
         model.byte_fallback = settings.byte_fallback;
         model.ignore_merges = settings.ignore_merges;
         inner.with_model(model);
-        let added: Option<Vec<tokenizers::AddedToken>> =
-            serde_json::from_value(added).map_err(|e| fails(&e))?;
-        inner.add_tokens(added.unwrap_or_default()).map_err(|e| fails(&e))?;
     }
-    // Truncation would silently shorten evaluation texts, padding would lengthen them.
-    inner.with_truncation(None).map_err(|e| fails(&e))?;
-    inner.with_padding(None);
+    add_tokens(&mut inner, added.unwrap_or_default())?;
+    // What panics on any text shall do so now. That a token is missing for this one is no fault.
+    for probe in PROBES {
+        if let Ok(encoding) = inner.encode_fast(probe, false) {
+            let _ = inner.decode(encoding.get_ids(), false);
+        }
+    }
     Ok(inner)
+}
+
+/// Adds tokens that are looked for before anything else. The engine cannot look for nothing.
+fn add_tokens(
+    engine: &mut tokenizers::Tokenizer,
+    tokens: Vec<tokenizers::AddedToken>,
+) -> tokenizers::Result<()> {
+    for token in tokens.iter().filter(|token| token.normalized) {
+        let mut text = NormalizedString::from(token.content.as_str());
+        if let Some(normalizer) = engine.get_normalizer() {
+            normalizer.normalize(&mut text)?;
+        }
+        if text.is_empty() {
+            return Err(format!(
+                "the added token `{}`, which normalizes to nothing",
+                token.content
+            )
+            .into());
+        }
+    }
+    engine.add_tokens(tokens)?;
+    Ok(())
 }
 
 /// Whether both parts of a merge are tokens and together make one. The engine needs that: it indexes by the lengths of the

@@ -9,20 +9,42 @@ use std::collections::{HashMap, HashSet};
 use tokenizers::models::bpe::Vocab;
 
 /// Longer tokens are refused: listing the splits of a token costs the square of its length.
-pub(super) const MAX_TOKEN_BYTES: usize = 512;
+const MAX_TOKEN_BYTES: usize = 512;
+/// And so are more of these squares together. Gemma's 262 144 tokens come to a twentieth.
+const MAX_WORK: usize = 1 << 28;
+/// Bytes of all merges, each counted with what holds it; Gemma's 514 906 come to a fifth.
+const MAX_MERGE_BYTES: usize = 1 << 27;
+
+/// Whether the splits of these tokens can be listed in reasonable time; `Err` says why not.
+fn check_work(tokens: &[&str], normal: &[bool]) -> Result<(), String> {
+    let plain = tokens.iter().zip(normal).filter(|(_, normal)| **normal);
+    let (mut longest, mut work) = (0, 0);
+    for (token, _) in plain {
+        longest = longest.max(token.len());
+        work += token.len() * token.len();
+    }
+    if longest > MAX_TOKEN_BYTES {
+        return Err(format!("a token of {longest} bytes, more than {MAX_TOKEN_BYTES}"));
+    }
+    if work > MAX_WORK {
+        return Err(format!("tokens whose squared lengths come to {work}, more than {MAX_WORK}"));
+    }
+    Ok(())
+}
 
 /// Every split of every token into two tokens, best score first. The lists have one entry per token, `ids` are their places
-/// in them; tokens that are not `normal` take no part.
+/// in them; tokens that are not `normal` take no part. `Err`: there would be too many.
 pub(super) fn merges_from_scores<'a>(
     tokens: &[&'a str],
     ids: &Vocab,
     scores: &[f32],
     normal: &[bool],
-) -> Vec<(&'a str, &'a str)> {
+) -> Result<Vec<(&'a str, &'a str)>, String> {
+    check_work(tokens, normal)?;
     let known = |part: &str| ids.get(part).copied().filter(|&id| normal[id as usize]);
     let mut order: Vec<usize> = (0..tokens.len()).filter(|&id| normal[id]).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-    let (mut merges, mut splits) = (Vec::new(), Vec::new());
+    let (mut merges, mut splits, mut bytes) = (Vec::new(), Vec::new(), 0);
     for id in order {
         let token = tokens[id];
         splits.clear();
@@ -36,9 +58,13 @@ pub(super) fn merges_from_scores<'a>(
             splits.extend(ids.map(|ids| (ids, left, right)));
         }
         splits.sort_unstable();
+        bytes += splits.len() * (token.len() + 64);
+        if bytes > MAX_MERGE_BYTES {
+            return Err(format!("merges of more than {MAX_MERGE_BYTES} bytes"));
+        }
         merges.extend(splits.iter().map(|&(_, left, right)| (left, right)));
     }
-    merges
+    Ok(merges)
 }
 
 /// Scores that make SentencePiece join as the merge list does, by token: minus the position in the order in which the
@@ -65,7 +91,7 @@ pub(super) fn scores_from_merges(
     let lowest = place.len();
     let scores: Vec<f32> =
         (0..tokens.len()).map(|id| -(place.get(&id).copied().unwrap_or(lowest) as f32)).collect();
-    let implied = merges_from_scores(tokens, &ids, &scores, normal);
+    let implied = merges_from_scores(tokens, &ids, &scores, normal)?;
     let listed: HashSet<_> = merges.iter().copied().collect();
     match implied.iter().find(|pair| !listed.contains(*pair)) {
         Some((left, right)) => Err(format!("scores would also allow the merge `{left} {right}`")),

@@ -115,9 +115,6 @@ impl Tokenizer {
     fn scores(&self, list: &TokenList, merges: &[(&str, &str)]) -> Result<Vec<f32>, String> {
         let tokens: Vec<&str> = list.tokens.iter().map(String::as_str).collect();
         let normal: Vec<bool> = list.types.iter().map(|&t| t == token_type::NORMAL).collect();
-        if (0..tokens.len()).any(|id| normal[id] && tokens[id].len() > spm::MAX_TOKEN_BYTES) {
-            return Err(format!("a token is longer than {} bytes", spm::MAX_TOKEN_BYTES));
-        }
         // Gemma's document has merges that make runs of blanks. As tokens of a GGUF these are cut out before merging.
         let added = self.inner.get_added_tokens_decoder();
         let added = added.values().filter(|token| !token.special);
