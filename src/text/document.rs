@@ -229,7 +229,7 @@ fn charsmap(text: &str) -> Result<u64, String> {
     let bytes = BASE64_STANDARD.decode(text).map_err(|error| error.to_string())?;
     let (size, rest) = bytes.split_first_chunk().ok_or("less than 4 bytes")?;
     let size = u32::from_le_bytes(*size) as usize;
-    if size == 0 || size % 4 != 0 || size > rest.len() {
+    if size == 0 || !size.is_multiple_of(4) || size > rest.len() {
         return Err(format!("an array of {size} bytes in {}", rest.len()));
     }
     let (array, texts) = rest.split_at(size);
