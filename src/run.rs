@@ -28,7 +28,7 @@ use crate::model::{
 use crate::plan::Plan;
 use crate::recipe::{Evaluate, ExportFormat, Recipe};
 use crate::stages::{Context, RecipeStage};
-use crate::text::Tokenizer;
+use crate::text::{StoredTokenizer, Tokenizer};
 use files::{list_inputs, list_outputs, sha256};
 use work::{Fact, Work};
 
@@ -181,7 +181,7 @@ struct Run<'a> {
     parent: &'a Checkpoint,
     device: &'a Device,
     options: Options<'a>,
-    tokenizer: Option<Tokenizer>,
+    tokenizer: Option<StoredTokenizer>,
     /// The tokens of the evaluation, if there is one.
     evaluation: Option<(&'a Evaluate, Vec<u32>)>,
     /// The calibration rows of each stage.
@@ -190,7 +190,7 @@ struct Run<'a> {
 
 /// What a recipe reads beside the model.
 pub struct Texts<'a> {
-    tokenizer: Option<Tokenizer>,
+    tokenizer: Option<StoredTokenizer>,
     evaluation: Option<(&'a Evaluate, Vec<u32>)>,
     rows: Vec<Option<Rows>>,
 }
@@ -198,11 +198,14 @@ pub struct Texts<'a> {
 /// What is wrong with the place of the result, the exports and any text is told before anything is computed.
 pub fn check<'a>(recipe: &'a Recipe, parent: &Checkpoint, place: Place<'_>) -> Result<Texts<'a>> {
     place.check(parent)?;
-    let tokenizer = match parent.has_tokenizer() {
-        true => Some(parent.tokenizer()?),
-        false => None,
+    let stored = parent.has_tokenizer().then(|| parent.stored_tokenizer()).transpose()?;
+    let reads_text = recipe.evaluate.is_some()
+        || recipe.stage.iter().any(|stage| stage.needs().calibration.is_some());
+    let tokenizer = match &stored {
+        Some(stored) if reads_text => Some(stored.read()?),
+        _ => None,
     };
-    check_exports(parent, recipe, tokenizer.as_ref())?;
+    check_exports(parent, recipe)?;
     let evaluation = match &recipe.evaluate {
         Some(evaluate) => Some((evaluate, tokens(evaluate, parent, tokenizer.as_ref())?)),
         None => None,
@@ -210,7 +213,7 @@ pub fn check<'a>(recipe: &'a Recipe, parent: &Checkpoint, place: Place<'_>) -> R
     let context = parent.config().max_positions;
     let rows = recipe.stage.iter().map(|stage| rows(stage, tokenizer.as_ref(), context));
     let rows = rows.collect::<Result<_>>()?;
-    Ok(Texts { tokenizer, evaluation, rows })
+    Ok(Texts { tokenizer: stored, evaluation, rows })
 }
 
 /// Runs a plan and writes the artifact. Returns its manifest. An interruption, or a crash, leaves the work folder, with which a
@@ -564,24 +567,17 @@ impl Run<'_> {
 }
 
 /// Makes once, before any work, what an export may find impossible after it.
-fn check_exports(
-    parent: &Checkpoint,
-    recipe: &Recipe,
-    tokenizer: Option<&Tokenizer>,
-) -> Result<()> {
+fn check_exports(parent: &Checkpoint, recipe: &Recipe) -> Result<()> {
     for format in &recipe.export.formats {
-        match (format, tokenizer) {
-            (ExportFormat::Gguf, Some(tokenizer)) if parent.gguf().is_none() => {
-                tokenizer.to_gguf_metadata(parent.config().vocab_size)?;
-            }
-            (ExportFormat::Hf, _) => {
+        match format {
+            ExportFormat::Gguf => {}
+            ExportFormat::Hf => {
                 parent.config().check_plain(parent.path())?;
                 parent.config_json()?;
             }
-            (ExportFormat::Packed, _) => {
+            ExportFormat::Packed => {
                 parent.config_json()?;
             }
-            _ => {}
         }
     }
     Ok(())
@@ -617,8 +613,8 @@ fn tokens(
             ),
         });
     };
-    let mut tokens = tokenizer.encode(&read_text(&evaluate.text)?, false)?;
-    tokens.truncate(evaluate.max_tokens.unwrap_or(usize::MAX));
+    let most = evaluate.max_tokens.unwrap_or(usize::MAX);
+    let tokens = tokenizer.encode_first(&read_text(&evaluate.text)?, false, most)?;
     Windows::check_length(tokens.len(), evaluate.ctx, evaluate.max_tokens)?;
     Ok(tokens)
 }

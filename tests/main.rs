@@ -40,6 +40,11 @@ mod formats {
     pub mod safetensors;
 }
 
+mod fuzz {
+    pub mod mutations;
+    pub mod targets;
+}
+
 mod kernels {
     pub mod attention_gradients;
     pub mod canary;
@@ -121,6 +126,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     formats::hostile_gguf::trials,
     formats::hostile_safetensors::trials,
     formats::safetensors::trials,
+    fuzz::targets::trials,
     text::hostile::trials,
     text::tokenizer::trials,
     quality::comparison::trials,
@@ -142,6 +148,9 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
 fn main() {
     if let Some(code) = lopper::jinja::serve() {
         std::process::exit(code.into());
+    }
+    if let Some(code) = fuzz::targets::child() {
+        std::process::exit(code);
     }
     let arguments = Arguments::from_args();
     let trials = SUITES.iter().flat_map(|suite| suite()).collect();

@@ -44,7 +44,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     if matches!(arguments.format, Format::Hf) {
         model.config().check_plain(model.path())?;
     }
-    let tokenizer = if model.has_tokenizer() { Some(model.tokenizer()?) } else { None };
+    let tokenizer = model.has_tokenizer().then(|| model.stored_tokenizer()).transpose()?;
     let mut rounded = Vec::new();
     target.write(|path| {
         let folder = || std::fs::create_dir(path).map_err(Error::write(&arguments.out));

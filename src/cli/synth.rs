@@ -66,9 +66,9 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         std::fs::create_dir(folder).map_err(Error::write(&arguments.out))?;
         let config = model.config_json().clone();
         if ty.has_scales() {
-            export_packed(folder, config, &model, Some(&tokenizer))
+            export_packed(folder, config, &model, Some(tokenizer.stored()))
         } else {
-            export_hf(folder, config, &model, Some(&tokenizer))
+            export_hf(folder, config, &model, Some(tokenizer.stored()))
         }
     })?;
     output.line(format!("written: {}", arguments.out.display()));

@@ -11,7 +11,7 @@ use super::{FAMILIES, Family};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, GgmlType, Gguf, Value as Meta};
 use crate::graph::Slot;
-use crate::text::Tokenizer;
+use crate::text::StoredTokenizer;
 
 const ARCHITECTURE: &str = "general.architecture";
 
@@ -343,7 +343,7 @@ pub enum Origin<'a> {
     /// A GGUF file: what it says of anything but sizes is kept as it is.
     Gguf(&'a Gguf),
     /// A model of another kind, by its path, with its tokenizer if it has one.
-    Other(&'a Path, Option<&'a Tokenizer>),
+    Other(&'a Path, Option<&'a StoredTokenizer>),
 }
 
 impl std::fmt::Debug for Origin<'_> {
@@ -396,7 +396,11 @@ pub fn metadata(
             why: "the folder has no tokenizer.json".into(),
         });
     };
-    pairs.extend(tokenizer.to_gguf_metadata(config.vocab_size)?);
+    pairs.extend(tokenizer.to_gguf_metadata(config.vocab_size).unwrap_or_else(|error| {
+        tracing::warn!("the GGUF is written without a vocabulary: {error}");
+        // llama.cpp's word for it.
+        vec![("tokenizer.ggml.model".into(), Meta::String("none".into()))]
+    }));
     Ok(pairs)
 }
 

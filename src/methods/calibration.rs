@@ -57,8 +57,9 @@ impl Rows {
                 });
             }
         }
-        let tokens = tokenizer.encode(&read_text(text)?, false)?;
         let last = length.checked_mul(samples).and_then(|n| n.checked_add(offset));
+        let tokens =
+            tokenizer.encode_first(&read_text(text)?, false, last.unwrap_or(usize::MAX))?;
         let Some(ids) = last.and_then(|last| tokens.get(offset..last)) else {
             return Err(Error::Argument {
                 argument: format!("calibration text {text}"),

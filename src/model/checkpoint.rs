@@ -10,10 +10,11 @@ use super::formats::packed_formats;
 use crate::error::{Error, Result};
 use crate::families::{Config, Role, TensorSpec, tensor_specs};
 use crate::formats::gguf::Gguf;
+use crate::formats::json;
 use crate::formats::safetensors::Safetensors;
 use crate::formats::{Source, StoredType};
 use crate::tensor::{Packed, WeightFormat};
-use crate::text::{HfFiles, Tokenizer};
+use crate::text::{FILES, StoredTokenizer, Tokenizer};
 
 /// Something that has a model's tensors, by their Hugging Face names, in Hugging Face's row order. The weight of a norm is what
 /// normalized columns are multiplied by, whatever a checkpoint leaves out of it.
@@ -292,42 +293,25 @@ impl Checkpoint {
 
     /// The tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
+        self.stored_tokenizer()?.read()
+    }
+
+    /// What the model has of a tokenizer, not read: what is wrong with it is no matter to its weights.
+    pub fn stored_tokenizer(&self) -> Result<StoredTokenizer> {
         if let Some(gguf) = self.gguf() {
-            return Tokenizer::from_gguf(&self.path, gguf.metadata());
+            return Ok(StoredTokenizer::of_gguf(&self.path, gguf.metadata()));
         }
-        if let Some(model) = self.embedded {
-            let files = HfFiles {
-                tokenizer_json: model.tokenizer,
-                tokenizer_config: Some(model.tokenizer_config),
-                generation_config: Some(model.generation_config),
-                config: Some(model.config),
-                ..HfFiles::default()
-            };
-            return Tokenizer::from_hf(&self.path, files);
-        }
-        let read = |name: &str| {
+        let mut files = Vec::new();
+        for &name in FILES {
             let path = self.path.join(name);
-            if path.exists() {
-                std::fs::read(&path).map(Some).map_err(Error::read(&path))
-            } else {
-                Ok(None)
-            }
-        };
-        let path = self.path.join("tokenizer.json");
-        let tokenizer_json = std::fs::read(&path).map_err(Error::read(&path))?;
-        let (tokenizer_config, special) =
-            (read("tokenizer_config.json")?, read("special_tokens_map.json")?);
-        let (generation, config) = (read("generation_config.json")?, read("config.json")?);
-        let template = read("chat_template.jinja")?;
-        let files = HfFiles {
-            tokenizer_json: &tokenizer_json,
-            tokenizer_config: tokenizer_config.as_deref(),
-            special_tokens_map: special.as_deref(),
-            generation_config: generation.as_deref(),
-            config: config.as_deref(),
-            chat_template_jinja: template.as_deref(),
-        };
-        Tokenizer::from_hf(&self.path, files)
+            let bytes = match self.embedded {
+                Some(model) => model.file(name).map(<[u8]>::to_vec),
+                None if path.exists() => Some(std::fs::read(&path).map_err(Error::read(&path))?),
+                None => None,
+            };
+            files.extend(bytes.map(|bytes| (name, bytes)));
+        }
+        Ok(StoredTokenizer::of_folder(&self.path, files))
     }
 }
 
@@ -432,11 +416,15 @@ fn permuted(packed: Packed, spec: &TensorSpec, order: Option<Vec<usize>>) -> Pac
 }
 
 fn parse_object(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
-    serde_json::from_slice(text).map_err(|error| Error::Malformed {
+    let wrong = |found: String| Error::Malformed {
         path: path.into(),
         what: "JSON".into(),
         offset: None,
         expected: "an object".into(),
-        found: error.to_string(),
-    })
+        found,
+    };
+    match json::lenient(text).map_err(|error| wrong(error.to_string()))? {
+        Value::Object(object) => Ok(object),
+        _ => Err(wrong("another value".into())),
+    }
 }

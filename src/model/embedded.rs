@@ -17,6 +17,19 @@ pub struct EmbeddedModel {
     pub weights: &'static [u8],
 }
 
+impl EmbeddedModel {
+    /// One of its small files.
+    pub fn file(&self, name: &str) -> Option<&'static [u8]> {
+        match name {
+            "config.json" => Some(self.config),
+            "generation_config.json" => Some(self.generation_config),
+            "tokenizer.json" => Some(self.tokenizer),
+            "tokenizer_config.json" => Some(self.tokenizer_config),
+            _ => None,
+        }
+    }
+}
+
 macro_rules! embedded {
     ($name:literal) => {
         EmbeddedModel {

@@ -17,7 +17,7 @@ use crate::formats::LazyBytes;
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
 use crate::formats::safetensors::{NewTensor, continue_folder, write_folder};
 use crate::tensor::{DType, Packed, WeightFormat};
-use crate::text::Tokenizer;
+use crate::text::StoredTokenizer;
 
 /// Shards of a Hugging Face folder are at most this large.
 const MAX_SHARD_BYTES: u64 = 5 << 30;
@@ -37,7 +37,7 @@ pub fn export_hf(
     folder: &Path,
     mut config: Map<String, Value>,
     weights: &dyn Weights,
-    tokenizer: Option<&Tokenizer>,
+    tokenizer: Option<&StoredTokenizer>,
 ) -> Result<()> {
     weights.config().check_plain(folder)?;
     let mut tensors = Vec::new();
@@ -67,7 +67,7 @@ pub fn export_packed(
     folder: &Path,
     config: Map<String, Value>,
     weights: &dyn Weights,
-    tokenizer: Option<&Tokenizer>,
+    tokenizer: Option<&StoredTokenizer>,
 ) -> Result<()> {
     let write = |tensors| write_folder(folder, tensors, MAX_SHARD_BYTES);
     packed_folder(folder, config, weights, write)?;
@@ -153,7 +153,7 @@ pub fn export_gguf(
     path: &Path,
     parent: &Checkpoint,
     weights: &dyn Weights,
-    tokenizer: Option<&Tokenizer>,
+    tokenizer: Option<&StoredTokenizer>,
 ) -> Result<Vec<String>> {
     let mut tensors = Vec::new();
     let mut rounded = Vec::new();
@@ -260,11 +260,15 @@ fn write_config(folder: &Path, config: &Map<String, Value>) -> Result<()> {
     write_bytes(&folder.join("config.json"), text.as_bytes())
 }
 
-fn write_tokenizer(folder: &Path, tokenizer: Option<&Tokenizer>) -> Result<()> {
+fn write_tokenizer(folder: &Path, tokenizer: Option<&StoredTokenizer>) -> Result<()> {
     let Some(tokenizer) = tokenizer else {
         return Ok(());
     };
-    for (name, bytes) in tokenizer.to_hf_files()? {
+    let files = tokenizer.to_hf_files().unwrap_or_else(|error| {
+        tracing::warn!("the folder is written without a tokenizer: {error}");
+        Vec::new()
+    });
+    for (name, bytes) in files {
         write_bytes(&folder.join(name), &bytes)?;
     }
     Ok(())

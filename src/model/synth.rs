@@ -85,10 +85,7 @@ impl Synth {
             HfFiles {
                 tokenizer_json: document.to_string().as_bytes(),
                 tokenizer_config: Some(settings.to_string().as_bytes()),
-                special_tokens_map: None,
-                generation_config: None,
-                config: None,
-                chat_template_jinja: None,
+                ..HfFiles::default()
             },
         )
     }

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use tokenizers::models::bpe::{self, Merges};
 
 use super::pre::Pre;
-use super::{Origin, Specials, Tokenizer};
+use super::{Specials, StoredTokenizer, Tokenizer};
 use super::{assemble, bad_key, load_engine, makes_token, spm, unsupported};
 use crate::error::Result;
 use crate::formats::gguf::{Array, Value};
@@ -49,10 +49,10 @@ impl Tokenizer {
             "decoder": engine.decoder, "model": engine.model,
         });
         let length = vocab.tokens.len();
+        let parts = json!({"normalizer": document["normalizer"], "pre_tokenizer": document["pre_tokenizer"]});
         let engine = load_engine(path, document, Some((vocab.ids, engine.merges)))?;
-        let kept = metadata.iter().filter(|(key, _)| key.starts_with("tokenizer."));
-        let origin = Origin::Gguf(kept.cloned().collect());
-        let mut made = assemble(path, engine, specials, origin);
+        let stored = StoredTokenizer::of_gguf(path, metadata);
+        let mut made = assemble(path, engine, specials, stored, &parts);
         made.vocab_size = length;
         Ok(made)
     }
@@ -71,13 +71,13 @@ struct Parts {
 fn byte_level(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Parts, Specials)> {
     let pre = Pre::from_name(keys.path, keys.text("tokenizer.ggml.pre")?)?;
     let parts = Parts {
-        model: bpe_settings(None, pre.ignore_merges()),
+        model: bpe_settings(None, pre.ignore_merges),
         merges: listed_merges(keys, vocab)?,
         normalizer: pre.normalizer(),
         pre_tokenizer: pre.definition(),
         decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
     };
-    let defaults = Specials { add_bos: pre.adds_bos(), ..Specials::default() };
+    let defaults = Specials { add_bos: pre.adds_bos, ..Specials::default() };
     Ok((parts, defaults))
 }
 
@@ -143,20 +143,32 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| bad_key(self.path, key, "a list of strings", "another type"))
     }
 
-    /// A token id, checked against the vocabulary.
+    /// A token id of the vocabulary. One that names nothing is left out, with a warning: the weights do not need it.
     fn id(&self, key: &str, vocab: &Vocab<'_>) -> Result<Option<u32>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
         let count = vocab.tokens.len();
-        let id = value.as_u64().filter(|&id| id < count as u64);
-        match id.and_then(|id| u32::try_from(id).ok()) {
-            Some(id) => Ok(Some(id)),
-            None => {
-                let expected = format!("a token id below {count}");
-                Err(bad_key(self.path, key, expected, format!("{value:?}")))
-            }
+        let integer = match *value {
+            Value::I8(id) => Some(i128::from(id)),
+            Value::I16(id) => Some(i128::from(id)),
+            Value::I32(id) => Some(i128::from(id)),
+            Value::I64(id) => Some(i128::from(id)),
+            _ => value.as_u64().map(i128::from),
+        };
+        let Some(id) = integer else {
+            let expected = format!("a token id below {count}");
+            return Err(bad_key(self.path, key, expected, format!("{value:?}")));
+        };
+        let known = u32::try_from(id).ok().filter(|&id| (id as usize) < count);
+        if known.is_none() {
+            // Minus one, or all bits set, is how some say that there is none.
+            tracing::warn!(
+                "{}: `{key}` is {id}, which none of {count} tokens has; it is left out",
+                self.path.display()
+            );
         }
+        Ok(known)
     }
 
     fn check_length(&self, key: &str, length: usize, tokens: usize) -> Result<()> {

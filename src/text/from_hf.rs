@@ -1,15 +1,20 @@
 //! A tokenizer from the files of a model folder.
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
 
 use super::document::{self, Document, begins_with};
-use super::{Origin, Specials, Tokenizer};
-use super::{assemble, bad_key, load_engine, makes_token, malformed, unsupported};
+use super::{Specials, StoredTokenizer, Tokenizer};
+use super::{
+    add_tokens, assemble, bad_key, load_engine, makes_token, malformed, one_line, unsupported,
+};
+use crate::contain::contain;
 use crate::error::Result;
-use crate::formats::json;
+use crate::formats;
 
 /// The bytes of the files of a model folder that say how to tokenize; only the first must be there.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,6 +25,8 @@ pub struct HfFiles<'a> {
     pub tokenizer_config: Option<&'a [u8]>,
     /// `special_tokens_map.json`, which older folders have
     pub special_tokens_map: Option<&'a [u8]>,
+    /// `added_tokens.json`, which older folders have
+    pub added_tokens: Option<&'a [u8]>,
     /// `generation_config.json`
     pub generation_config: Option<&'a [u8]>,
     /// `config.json`
@@ -40,16 +47,19 @@ impl Tokenizer {
             let why = "the same text would get other ids each time";
             return Err(unsupported(path, "tokenizer.json with BPE dropout", why));
         }
-        let engine = load_engine(path, json, bpe)?;
-        let reader = Reader {
+        let parts =
+            json!({"normalizer": json["normalizer"], "pre_tokenizer": json["pre_tokenizer"]});
+        let mut engine = load_engine(path, json, bpe)?;
+        let declared = Declared {
             path,
-            engine: &engine,
-            post_processor,
             tokenizer_config: parse(path, "tokenizer_config.json", files.tokenizer_config)?,
             tokens_map: parse(path, "special_tokens_map.json", files.special_tokens_map)?,
-            generation: parse(path, "generation_config.json", files.generation_config)?,
+            added_tokens: parse(path, "added_tokens.json", files.added_tokens)?,
             config: parse(path, "config.json", files.config)?,
         };
+        declared.add_to(&mut engine)?;
+        let generation = parse(path, "generation_config.json", files.generation_config)?;
+        let reader = Reader { declared, engine: &engine, post_processor, generation };
         let mut specials = reader.specials()?;
         if let Some(bytes) = files.chat_template_jinja {
             let text = std::str::from_utf8(bytes)
@@ -60,12 +70,13 @@ impl Tokenizer {
             ("tokenizer.json", Some(files.tokenizer_json)),
             ("tokenizer_config.json", files.tokenizer_config),
             ("special_tokens_map.json", files.special_tokens_map),
+            ("added_tokens.json", files.added_tokens),
             ("generation_config.json", files.generation_config),
             ("chat_template.jinja", files.chat_template_jinja),
         ];
         let kept = kept.into_iter().filter_map(|(name, bytes)| Some((name, bytes?.to_vec())));
-        let origin = Origin::Hf(kept.collect());
-        Ok(assemble(path, engine, specials, origin))
+        let stored = StoredTokenizer::of_folder(path, kept.collect());
+        Ok(assemble(path, engine, specials, stored, &parts))
     }
 }
 
@@ -73,7 +84,7 @@ fn parse(path: &Path, name: &str, bytes: Option<&[u8]>) -> Result<Json> {
     let Some(bytes) = bytes else {
         return Ok(Json::Null);
     };
-    json::lenient(bytes).map_err(|e| malformed(path, name, "a JSON document", e))
+    formats::json::lenient(bytes).map_err(|e| malformed(path, name, "a JSON document", e))
 }
 
 /// Moves the vocabulary and the merges out of a byte-pair document. None of a document of another kind.
@@ -119,14 +130,106 @@ pub(super) fn split_merge(merge: &Json) -> Option<(&str, &str)> {
     }
 }
 
-struct Reader<'a> {
+/// What the files beside `tokenizer.json` say of tokens, as transformers reads them.
+struct Declared<'a> {
     path: &'a Path,
-    engine: &'a tokenizers::Tokenizer,
-    post_processor: Json,
     tokenizer_config: Json,
     tokens_map: Json,
-    generation: Json,
+    added_tokens: Json,
     config: Json,
+}
+
+/// The keys under which a special token may stand.
+const ROLES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+impl Declared<'_> {
+    /// The tokens that only these files declare, in the order in which they get their ids: those with an id by it, then those
+    /// with a role.
+    fn tokens(&self) -> Vec<AddedToken> {
+        let mut numbered = Vec::new();
+        let by_id = self.tokenizer_config["added_tokens_decoder"].as_object();
+        for (id, token) in by_id.into_iter().flatten() {
+            numbered.extend(id.parse::<u64>().ok().zip(token_of(token)));
+        }
+        for (token, id) in self.added_tokens.as_object().into_iter().flatten() {
+            numbered.extend(id.as_u64().map(|id| (id, AddedToken::from(token.as_str(), false))));
+        }
+        numbered.sort_by_key(|(id, _)| *id);
+        let mut tokens: Vec<AddedToken> = numbered.into_iter().map(|(_, token)| token).collect();
+        for file in [&self.tokenizer_config, &self.tokens_map] {
+            let further =
+                ["additional_special_tokens", "extra_special_tokens"].map(|key| &file[key]);
+            let lists = further.into_iter().filter_map(Json::as_array).flatten();
+            let named =
+                further.into_iter().filter_map(Json::as_object).flat_map(|map| map.values());
+            let roles = ROLES.iter().map(|role| &file[*role]);
+            tokens.extend(roles.chain(lists).chain(named).filter_map(token_of));
+        }
+        tokens
+    }
+
+    /// Adds them. A token beyond the rows of the model's embedding names nothing and is left out, with a warning.
+    fn add_to(&self, engine: &mut tokenizers::Tokenizer) -> Result<()> {
+        let rows =
+            [&self.config, &self.config["text_config"]].map(|config| config["vocab_size"].as_u64());
+        let rows = rows.into_iter().flatten().next();
+        let known = engine.get_added_tokens_decoder();
+        let mut known: HashSet<String> = known.into_values().map(|token| token.content).collect();
+        let beyond = |engine: &tokenizers::Tokenizer| {
+            let last = engine.get_added_tokens_decoder().into_keys().max();
+            (engine.get_vocab_size(false) as u64).max(last.map_or(0, |id| u64::from(id) + 1))
+        };
+        let mut next = beyond(engine);
+        let rows = rows.unwrap_or(next);
+        let (mut added, mut left_out) = (Vec::new(), Vec::new());
+        for token in self.tokens() {
+            if token.content.is_empty() || !known.insert(token.content.clone()) {
+                continue;
+            }
+            if engine.token_to_id(&token.content).is_none() {
+                if next >= rows {
+                    left_out.push(token.content);
+                    continue;
+                }
+                next += 1;
+            }
+            added.push(token);
+        }
+        if let Some(first) = left_out.first() {
+            tracing::warn!(
+                "{}: {} tokens ({}) are declared beside tokenizer.json, but the model has {rows} tokens; they are left out",
+                self.path.display(),
+                left_out.len(),
+                one_line(first),
+            );
+        }
+        contain(|| add_tokens(engine, added).map_err(|error| error.to_string()))
+            .unwrap_or_else(Err)
+            .map_err(|found| malformed(self.path, "tokenizer_config.json", "tokens to add", found))
+    }
+}
+
+/// A token given as text, which makes it special, or as an object with `content`.
+fn token_of(value: &Json) -> Option<AddedToken> {
+    let flag = |key: &str, default: bool| value[key].as_bool().unwrap_or(default);
+    match value {
+        Json::String(text) => Some(AddedToken::from(text.as_str(), true)),
+        _ => {
+            let special = flag("special", true);
+            let token = AddedToken::from(value["content"].as_str()?, special);
+            let token = token.lstrip(flag("lstrip", false)).rstrip(flag("rstrip", false));
+            let token = token.single_word(flag("single_word", false));
+            Some(token.normalized(flag("normalized", !special)))
+        }
+    }
+}
+
+struct Reader<'a> {
+    declared: Declared<'a>,
+    engine: &'a tokenizers::Tokenizer,
+    post_processor: Json,
+    generation: Json,
 }
 
 impl Reader<'_> {
@@ -136,7 +239,7 @@ impl Reader<'_> {
             self.ids(&self.generation, "generation_config.json", "eos_token_id")?;
         let mut eos = match from_generation.is_empty() {
             false => from_generation,
-            true => self.ids(&self.config, "config.json", "eos_token_id")?,
+            true => self.ids(&self.declared.config, "config.json", "eos_token_id")?,
         };
         eos.extend(main_eos);
         let bos = match self.token("bos_token")? {
@@ -147,12 +250,12 @@ impl Reader<'_> {
             Some(id) => Some(id),
             None => self.configured("pad_token_id")?,
         };
-        let add_bos = match &self.tokenizer_config["add_bos_token"] {
+        let add_bos = match &self.declared.tokenizer_config["add_bos_token"] {
             Json::Null => bos.is_some_and(|bos| begins_with(&self.post_processor, bos)),
             Json::Bool(add) => *add,
             other => {
                 let key = "tokenizer_config.json: add_bos_token";
-                return Err(bad_key(self.path, key, "true or false", other));
+                return Err(bad_key(self.declared.path, key, "true or false", other));
             }
         };
         let unk = self.token("unk_token")?;
@@ -163,20 +266,19 @@ impl Reader<'_> {
     /// A special token by its role, given as text or as an object with `content`.
     fn token(&self, role: &str) -> Result<Option<u32>> {
         for (file, values) in [
-            ("tokenizer_config.json", &self.tokenizer_config),
-            ("special_tokens_map.json", &self.tokens_map),
+            ("tokenizer_config.json", &self.declared.tokenizer_config),
+            ("special_tokens_map.json", &self.declared.tokens_map),
         ] {
             let value = &values[role];
             if value.is_null() {
                 continue;
             }
             let content = value.as_str().or(value["content"].as_str());
-            let id = content.and_then(|text| self.engine.token_to_id(text));
-            return match id {
-                Some(id) => Ok(Some(id)),
+            // Where there is no such token, a warning was given before.
+            return match content {
+                Some(text) => Ok(self.engine.token_to_id(text)),
                 None => {
-                    let key = format!("{file}: {role}");
-                    Err(bad_key(self.path, &key, "a token of tokenizer.json", value))
+                    Err(bad_key(self.declared.path, &format!("{file}: {role}"), "a token", value))
                 }
             };
         }
@@ -189,7 +291,7 @@ impl Reader<'_> {
         if let Some(&id) = first.first() {
             return Ok(Some(id));
         }
-        Ok(self.ids(&self.config, "config.json", key)?.first().copied())
+        Ok(self.ids(&self.declared.config, "config.json", key)?.first().copied())
     }
 
     /// One id or a list of them.
@@ -199,22 +301,31 @@ impl Reader<'_> {
             Json::Array(list) => list.as_slice(),
             one => std::slice::from_ref(one),
         };
-        let id = |value: &Json| {
-            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-            let known = id.filter(|&id| self.engine.id_to_token(id).is_some());
-            known.ok_or_else(|| {
+        let mut ids = Vec::new();
+        for value in values {
+            let Some(number) = value.as_f64() else {
                 let key = format!("{name}: {key}");
-                bad_key(self.path, &key, "ids of tokens in tokenizer.json", value)
-            })
-        };
-        // transformers writes -1 where a model has no such token.
-        let named = values.iter().filter(|value| value.as_i64() != Some(-1));
-        named.map(id).collect()
+                return Err(bad_key(self.declared.path, &key, "ids of tokens", value));
+            };
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            match id.filter(|&id| self.engine.id_to_token(id).is_some()) {
+                Some(id) => ids.push(id),
+                // transformers writes -1 where a model has no such token.
+                None if number == -1.0 => {}
+                None => {
+                    let path = self.declared.path.display();
+                    tracing::warn!(
+                        "{path}: {name}: `{key}` is {value}, which no token has; it is left out"
+                    );
+                }
+            }
+        }
+        Ok(ids)
     }
 
     /// One template, or of several named ones the default.
     fn chat_template(&self) -> Result<Option<String>> {
-        let value = &self.tokenizer_config["chat_template"];
+        let value = &self.declared.tokenizer_config["chat_template"];
         let named = value.as_array().into_iter().flatten();
         let default = named.into_iter().find(|entry| entry["name"] == "default");
         match default.map_or(value, |entry| &entry["template"]) {
@@ -224,7 +335,12 @@ impl Reader<'_> {
             Json::Array(_) => Ok(None),
             _ => {
                 let key = "tokenizer_config.json: chat_template";
-                Err(bad_key(self.path, key, "a template or a list of named ones", "another type"))
+                Err(bad_key(
+                    self.declared.path,
+                    key,
+                    "a template or a list of named ones",
+                    "another type",
+                ))
             }
         }
     }

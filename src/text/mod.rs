@@ -7,8 +7,10 @@ mod chat;
 mod document;
 mod from_gguf;
 mod from_hf;
+mod pieces;
 mod pre;
 mod spm;
+mod stored;
 mod stream;
 mod to_gguf;
 mod to_hf;
@@ -23,12 +25,16 @@ use tokenizers::{NormalizedString, Normalizer};
 
 use crate::contain::contain;
 use crate::error::{Error, Result};
-use crate::formats::gguf::Value;
+use crate::interrupt;
+
+use pieces::Cut;
 
 pub use from_hf::HfFiles;
+pub use stored::{FILES, StoredTokenizer};
 pub use stream::DecodeStream;
 
 /// A vocabulary with everything needed to turn text into token ids and back.
+#[derive(Clone)]
 pub struct Tokenizer {
     /// One more than the largest token id. A model's embedding may have more rows than this.
     pub vocab_size: usize,
@@ -49,56 +55,84 @@ pub struct Tokenizer {
     /// The EOS that the vocabulary itself names, which a GGUF keeps apart from further end tokens.
     main_eos: Option<u32>,
     special: HashSet<u32>,
-    origin: Origin,
+    /// Where long texts can be cut.
+    cut: Option<Cut>,
+    stored: StoredTokenizer,
     path: PathBuf,
-}
-
-/// Where a tokenizer came from, kept so that writing the same format again changes nothing.
-enum Origin {
-    /// The files of the folder, as they were.
-    Hf(Vec<(&'static str, Vec<u8>)>),
-    /// The `tokenizer.*` pairs, as they were.
-    Gguf(Vec<(String, Value)>),
 }
 
 impl Tokenizer {
     /// The token ids of a text. Special tokens written out in the text are recognised. With `add_special`, BOS is put
     /// in front if the vocabulary wants it and the text does not already begin with it; nothing else is ever added.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding =
-            self.contained("a text it can encode", |inner| inner.encode_fast(text, false))?;
-        let ids = encoding.get_ids();
-        let mut out = Vec::with_capacity(ids.len() + 1);
-        if let (true, true, Some(bos)) = (add_special, self.add_bos, self.bos)
-            && ids.first() != Some(&bos)
-        {
-            out.push(bos);
-        }
-        out.extend_from_slice(ids);
-        Ok(out)
+        self.encode_first(text, add_special, usize::MAX)
     }
 
-    /// The token ids of a text, as [`encode`](Self::encode) gives them, and for each the place in the text's bytes up to
-    /// which the tokens so far have spelled it. It never falls: of the tokens that share a character the first has its bytes,
-    /// and BOS has none.
+    /// The first `most` of the token ids that [`encode`](Self::encode) gives; the rest of the text is not looked at.
+    pub fn encode_first(&self, text: &str, add_special: bool, most: usize) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        self.encode_pieces(text, |piece, _| {
+            let encoding =
+                self.contained("a text it can encode", |inner| inner.encode_fast(piece, false))?;
+            ids.extend_from_slice(encoding.get_ids());
+            Ok(ids.len() < most)
+        })?;
+        if let Some(bos) = self.missing_bos(&ids, add_special) {
+            ids.insert(0, bos);
+        }
+        ids.truncate(most);
+        Ok(ids)
+    }
+
+    /// The token ids of a text, as [`encode_first`](Self::encode_first) gives them, and for each the place in the text's bytes
+    /// up to which the tokens so far have spelled it. It never falls: of the tokens that share a character the first has its
+    /// bytes, and BOS has none.
     pub fn encode_with_ends(
         &self,
         text: &str,
         add_special: bool,
+        most: usize,
     ) -> Result<(Vec<u32>, Vec<usize>)> {
-        let encoding = self.contained("a text it can encode", |inner| inner.encode(text, false))?;
-        let mut ids = encoding.get_ids().to_vec();
-        let mut ends: Vec<usize> = Vec::with_capacity(ids.len() + 1);
-        for (_, end) in encoding.get_offsets() {
-            ends.push((*end).max(ends.last().copied().unwrap_or(0)));
-        }
-        if let (true, true, Some(bos)) = (add_special, self.add_bos, self.bos)
-            && ids.first() != Some(&bos)
-        {
+        let (mut ids, mut ends) = (Vec::new(), Vec::<usize>::new());
+        self.encode_pieces(text, |piece, begin| {
+            let encoding =
+                self.contained("a text it can encode", |inner| inner.encode(piece, false))?;
+            ids.extend_from_slice(encoding.get_ids());
+            for (_, end) in encoding.get_offsets() {
+                ends.push((begin + *end).max(ends.last().copied().unwrap_or(0)));
+            }
+            Ok(ids.len() < most)
+        })?;
+        if let Some(bos) = self.missing_bos(&ids, add_special) {
             ids.insert(0, bos);
             ends.insert(0, 0);
         }
+        ids.truncate(most);
+        ends.truncate(most);
         Ok((ids, ends))
+    }
+
+    /// Gives each piece of a text with its place in it, until `take` says that it is enough.
+    fn encode_pieces(
+        &self,
+        text: &str,
+        mut take: impl FnMut(&str, usize) -> Result<bool>,
+    ) -> Result<()> {
+        let mut begin = 0;
+        loop {
+            let rest = &text[begin..];
+            let (piece, gap) = self.cut.map_or((rest, 0), |cut| cut.piece(rest));
+            if !take(piece, begin)? || piece.len() == rest.len() {
+                return Ok(());
+            }
+            interrupt::check()?;
+            begin += piece.len() + gap;
+        }
+    }
+
+    /// The BOS that is to stand in front of these ids and does not.
+    fn missing_bos(&self, ids: &[u32], add_special: bool) -> Option<u32> {
+        self.bos.filter(|bos| add_special && self.add_bos && ids.first() != Some(bos))
     }
 
     /// The first id that the other vocabulary spells otherwise, or does not have; None where both are the same.
@@ -123,6 +157,19 @@ impl Tokenizer {
         contain(|| work(&self.inner).map_err(|error| error.to_string()))
             .unwrap_or_else(Err)
             .map_err(|found| malformed(&self.path, "tokenizer", expected, found))
+    }
+
+    /// What it was read from.
+    pub fn stored(&self) -> &StoredTokenizer {
+        &self.stored
+    }
+
+    /// The same, but special tokens written out in a text are text, as llama.cpp takes a file's; user-defined tokens are
+    /// looked for as before.
+    pub fn without_specials_in_text(&self) -> Self {
+        let mut plain = self.clone();
+        plain.inner.set_encode_special_tokens(true);
+        plain
     }
 
     /// A stream that yields text as token ids arrive.
@@ -163,12 +210,13 @@ struct Specials {
     chat_template: Option<String>,
 }
 
-/// Puts a loaded engine and its special tokens together.
+/// Puts a loaded engine and its special tokens together. `parts`: its normalizer and pre-tokenizer.
 fn assemble(
     path: &Path,
     inner: tokenizers::Tokenizer,
     specials: Specials,
-    origin: Origin,
+    stored: StoredTokenizer,
+    parts: &Json,
 ) -> Tokenizer {
     let vocab_size = inner.get_vocab(true).into_values().max();
     let mut special = HashSet::new();
@@ -192,9 +240,10 @@ fn assemble(
         pad: specials.pad,
         add_bos: specials.add_bos && specials.bos.is_some(),
         chat_template: specials.chat_template,
+        cut: Cut::of(parts, &inner),
         inner,
         special,
-        origin,
+        stored,
         path: path.to_path_buf(),
     }
 }

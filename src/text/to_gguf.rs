@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use super::from_gguf::token_type;
 use super::from_hf::split_merge;
 use super::pre::Pre;
-use super::{Origin, Tokenizer, malformed, spm, unsupported};
+use super::{Tokenizer, spm, unsupported};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, Value};
 
@@ -20,8 +20,8 @@ impl Tokenizer {
     /// The `tokenizer.*` metadata of a GGUF whose embedding has `vocab_size` rows; rows without a token are named
     /// `[PAD<id>]`. What came from a GGUF is returned unchanged.
     pub fn to_gguf_metadata(&self, vocab_size: usize) -> Result<Vec<(String, Value)>> {
-        let exact = matches!(self.origin, Origin::Gguf(_));
-        if vocab_size < self.vocab_size || (exact && vocab_size != self.vocab_size) {
+        let kept = self.stored.gguf_pairs();
+        if vocab_size < self.vocab_size || (kept.is_some() && vocab_size != self.vocab_size) {
             return Err(Error::Tensor {
                 path: self.path.clone(),
                 tensor: "embedding".into(),
@@ -29,18 +29,31 @@ impl Tokenizer {
                 found: format!("{vocab_size} rows"),
             });
         }
-        let files = match &self.origin {
-            Origin::Gguf(pairs) => return Ok(pairs.clone()),
-            Origin::Hf(files) => files,
-        };
-        let mut files = files.iter();
-        let document = files.find(|(name, _)| *name == "tokenizer.json");
-        let document: Json = serde_json::from_slice(document.map_or(&[], |(_, bytes)| bytes))
-            .map_err(|e| malformed(&self.path, "tokenizer.json", "a JSON document", e))?;
+        if let Some(pairs) = kept {
+            return Ok(pairs.to_vec());
+        }
+        let document = self.stored.document()?;
+        self.warn_of_losses();
         let mut pairs = Pairs::default();
         self.vocabulary(&document, vocab_size, &mut pairs)?;
         self.special_ids(&mut pairs);
         Ok(pairs.0)
+    }
+
+    /// A GGUF has no place for how a token takes the white space around it.
+    fn warn_of_losses(&self) {
+        let added = self.inner.get_added_tokens_decoder();
+        let lost =
+            added.into_values().filter(|token| token.lstrip || token.rstrip || token.single_word);
+        let lost: Vec<String> = lost.map(|token| format!("{:?}", token.content)).collect();
+        if let Some(first) = lost.iter().min() {
+            tracing::warn!(
+                "{}: a GGUF cannot say that {} tokens ({first}{}) take the white space beside them or are whole words only",
+                self.path.display(),
+                lost.len(),
+                if lost.len() > 1 { ", …" } else { "" },
+            );
+        }
     }
 
     fn vocabulary(&self, document: &Json, vocab_size: usize, pairs: &mut Pairs) -> Result<()> {
@@ -51,10 +64,17 @@ impl Tokenizer {
         }
         let merges: Vec<(&str, &str)> =
             model["merges"].as_array().into_iter().flatten().filter_map(split_merge).collect();
-        let sentencepiece = model["byte_fallback"].as_bool() == Some(true);
+        let sentencepiece = !has_byte_level(document);
         let list = self.token_list(vocab_size, sentencepiece);
         if sentencepiece {
             let prefix = space_prefix(document).map_err(refuse)?;
+            let bytes = list.types.iter().filter(|&&kind| kind == token_type::BYTE).count();
+            if bytes < 256 {
+                tracing::warn!(
+                    "{}: {bytes} of 256 byte tokens: llama.cpp ends where a text has what this vocabulary cannot spell",
+                    self.path.display()
+                );
+            }
             let scores = self.scores(&list, &merges).map_err(refuse)?;
             pairs.text("tokenizer.ggml.model", "llama");
             pairs.text("tokenizer.ggml.pre", "default");
@@ -201,6 +221,16 @@ impl TokenList {
         pairs.list("tokenizer.ggml.tokens", Array::String(self.tokens));
         pairs.list("tokenizer.ggml.token_type", Array::I32(self.types));
     }
+}
+
+/// Whether a document spells bytes as characters, as GPT-2 did; others turn spaces into `▁`.
+fn has_byte_level(document: &Json) -> bool {
+    let is = |step: &Json| step["type"] == "ByteLevel";
+    let within = |role: &str, list: &str| {
+        let steps = &document[role];
+        is(steps) || steps[list].as_array().is_some_and(|steps| steps.iter().any(is))
+    };
+    within("pre_tokenizer", "pretokenizers") || within("normalizer", "normalizers")
 }
 
 fn is_byte(token: &str) -> bool {

@@ -2,15 +2,20 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Origin, Tokenizer, malformed};
+use super::{Tokenizer, malformed};
 use crate::error::Result;
 
 impl Tokenizer {
     /// The tokenizer files of a model folder as name and bytes. What came from a folder is returned unchanged.
     pub fn to_hf_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        if let Origin::Hf(files) = &self.origin {
-            return Ok(files.clone());
+        match self.stored.gguf_pairs() {
+            None => self.stored.to_hf_files(),
+            Some(_) => self.hf_files(),
         }
+    }
+
+    /// Files that say what this tokenizer does.
+    pub(super) fn hf_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         let engine = self.inner.to_string(false);
         let engine = engine.map_err(|e| malformed(&self.path, "tokenizer", "one to write", e))?;
         Ok(vec![

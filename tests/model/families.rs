@@ -147,7 +147,7 @@ fn round_trips(fixture: &str) -> Result<(), Failed> {
     let tokenizer = parent.tokenizer()?;
     let path = |name: &str| folder.path().join(name);
     let gguf = path("model.gguf");
-    export_gguf(&gguf, &parent, &parent, Some(&tokenizer))?;
+    export_gguf(&gguf, &parent, &parent, Some(tokenizer.stored()))?;
     let again = Checkpoint::open(&gguf.to_string_lossy())?;
     for name in ["hf", "packed", "hf-of-gguf", "gguf-of-gguf"] {
         let target = path(name);
@@ -158,10 +158,10 @@ fn round_trips(fixture: &str) -> Result<(), Failed> {
         match name {
             "packed" => {
                 std::fs::create_dir(&target)?;
-                export_packed(&target, config, from, Some(&tokenizer))?;
+                export_packed(&target, config, from, Some(tokenizer.stored()))?;
             }
             "gguf-of-gguf" => {
-                export_gguf(&target.with_extension("gguf"), from, from, Some(&tokenizer))?;
+                export_gguf(&target.with_extension("gguf"), from, from, Some(tokenizer.stored()))?;
                 let read = |path: &Path| Ok::<_, Failed>(std::fs::read(path)?);
                 let twice = read(&target.with_extension("gguf"))?;
                 assert!(read(&gguf)? == twice, "a GGUF file changes on the way through");
@@ -169,7 +169,7 @@ fn round_trips(fixture: &str) -> Result<(), Failed> {
             }
             _ => {
                 std::fs::create_dir(&target)?;
-                export_hf(&target, config, from, Some(&tokenizer))?;
+                export_hf(&target, config, from, Some(tokenizer.stored()))?;
             }
         }
     }

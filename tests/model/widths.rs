@@ -213,7 +213,7 @@ fn gguf_and_back() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let (cut, path) = (Cut::new(NANO, UNEVEN, false)?, folder.path().join("m.gguf"));
     let tokenizer = cut.parent.tokenizer()?;
-    export_gguf(&path, &cut.parent, &cut, Some(&tokenizer))?;
+    export_gguf(&path, &cut.parent, &cut, Some(tokenizer.stored()))?;
     let again = open(&path)?;
     assert!(again.config().blocks == cut.config.blocks, "{:?}", again.config());
     let wanted = logits(&Device::Cpu, &cut, 2)?;
@@ -247,7 +247,7 @@ fn gguf_and_back() -> Result<(), Failed> {
     let pairs = sorted(second.gguf().ok_or("a GGUF file")?);
     assert!(pairs == sorted(gguf), "other metadata");
     std::fs::create_dir(&packed)?;
-    export_packed(&packed, again.config_json()?, &again, Some(&tokenizer))?;
+    export_packed(&packed, again.config_json()?, &again, Some(tokenizer.stored()))?;
     same_bits(&logits(&Device::Cpu, &open(&packed)?, 2)?, &wanted);
 
     let report = lopper(&folder, "inspect m.gguf --json=-")?.json()?;
@@ -299,7 +299,7 @@ fn hf_of_one_width_only() -> Result<(), Failed> {
     // By command the model is named, not a place where the output would have been made.
     let tokenizer = uneven.parent.tokenizer()?;
     let path = folder.path().join("m.gguf");
-    export_gguf(&path, &uneven.parent, &uneven, Some(&tokenizer))?;
+    export_gguf(&path, &uneven.parent, &uneven, Some(tokenizer.stored()))?;
     for command in [
         "export m.gguf --format hf --out made",
         "quantize m.gguf --bits 8 --no-eval --out made --device cpu",
@@ -340,7 +340,7 @@ fn a_parents_metadata() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let paths = ["parent", "even", "uneven"].map(|name| folder.path().join(format!("{name}.gguf")));
     let nano = Checkpoint::open(NANO)?;
-    export_gguf(&paths[0], &nano, &nano, Some(&nano.tokenizer()?))?;
+    export_gguf(&paths[0], &nano, &nano, Some(&nano.stored_tokenizer()?))?;
     // As files are whose heads make up the stream: without lengths of heads.
     let whole = open(&paths[0])?;
     let lean: Vec<_> = whole.gguf().ok_or("a GGUF file")?.metadata().to_vec();
@@ -392,7 +392,7 @@ fn deci_of_one_width() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let [llama, deci, back] = ["llama", "deci", "back"].map(|n| folder.path().join(n));
     let nano = Checkpoint::open(NANO)?;
-    export_gguf(&llama, &nano, &nano, Some(&nano.tokenizer()?))?;
+    export_gguf(&llama, &nano, &nano, Some(&nano.stored_tokenizer()?))?;
     let parent = open(&llama)?;
     let gguf = parent.gguf().ok_or("a GGUF file")?;
     for arrays in [false, true] {

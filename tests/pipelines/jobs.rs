@@ -294,7 +294,7 @@ fn interrupted_run_leaves_nothing() -> Result<(), Failed> {
     let result = target.write(|path| {
         std::fs::create_dir(path).map_err(Error::write(path))?;
         let (path, tokenizer) = (path.join("model.gguf"), parent.tokenizer()?);
-        export_gguf(&path, &parent, &parent, Some(&tokenizer))?;
+        export_gguf(&path, &parent, &parent, Some(tokenizer.stored()))?;
         Err(Error::Interrupted)
     });
     let left: Vec<_> =

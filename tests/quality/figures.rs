@@ -100,7 +100,7 @@ fn bytes_of_the_scored_tokens() -> Result<(), Failed> {
         (NANO, read_text("embedded:heldout-older")?.chars().take(3000).collect()),
     ] {
         let tokenizer = Checkpoint::open(name)?.tokenizer()?;
-        let (tokens, ends) = tokenizer.encode_with_ends(&text, false)?;
+        let (tokens, ends) = tokenizer.encode_with_ends(&text, false, usize::MAX)?;
         assert!(tokens == tokenizer.encode(&text, false)?, "other tokens");
         assert!(ends.last() == Some(&text.len()), "{:?} of {} bytes", ends.last(), text.len());
         let ctx = 32;

@@ -5,14 +5,15 @@ use std::path::Path;
 use libtest_mimic::Trial;
 use lopper::error::Error;
 use lopper::formats::gguf::{Array, Value};
-use lopper::text::{HfFiles, Tokenizer};
+use lopper::text::{HfFiles, StoredTokenizer, Tokenizer};
 use serde_json::Value as Json;
 
 pub fn trials() -> Vec<Trial> {
     suite!("text":
         byte_level_kinds, byte_level_from_gguf, sentencepiece_equals, sentencepiece_round_trip, families_round_trip, runs_of_blanks,
         decode_gives_text_back, stream_equals_decode, stream_of_broken_bytes, bos_once, eos_lists,
-        special_token_forms, tiny_llama_to_gguf, padded_vocabulary, originals_unchanged, gguf_to_hf_files)
+        special_token_forms, declared_elsewhere, python_json, every_pre_kind, unknown_kind_passes_through, byte_fallback_forms,
+        pieces_equal_the_whole, first_tokens_only, special_tokens_as_text, tiny_llama_to_gguf, padded_vocabulary, originals_unchanged, gguf_to_hf_files)
 }
 
 const BYTE_LEVEL: [&str; 5] = ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"];
@@ -298,7 +299,9 @@ fn eos_lists() {
     assert_eq!(gguf(&metadata).unwrap().eos, [3, 1, 2]);
     let without = HfFiles { generation_config: None, ..files };
     assert_eq!(Tokenizer::from_hf(Path::new("folder"), without).unwrap().eos, [0, 3]);
-    let bad = HfFiles { generation_config: Some(br#"{"eos_token_id": 99999}"#), ..files };
+    let none = HfFiles { generation_config: Some(br#"{"eos_token_id": 99999}"#), ..files };
+    assert_eq!(Tokenizer::from_hf(Path::new("folder"), none).unwrap().eos, [0, 3]);
+    let bad = HfFiles { generation_config: Some(br#"{"eos_token_id": "x"}"#), ..files };
     assert!(Tokenizer::from_hf(Path::new("folder"), bad).is_err());
 }
 
@@ -311,9 +314,261 @@ fn special_token_forms() {
     assert_eq!((tokenizer.eos.as_slice(), tokenizer.pad), (&[2][..], Some(0)));
     assert_eq!(tokenizer.chat_template.as_deref(), Some("y"));
     assert!(!tokenizer.add_bos);
-    let config = serde_json::json!({"eos_token": "<no such token>"});
+    let config = serde_json::json!({"eos_token": "<no such token>", "pad_token": "[PAD]"});
+    let without = from_document(&fixture("qwen2")["tokenizer"], &config).unwrap();
+    assert_eq!((without.eos.as_slice(), without.pad), (&[][..], None));
+    assert_eq!(without.vocab_size, tokenizer.vocab_size);
+    let config = serde_json::json!({"eos_token": 7});
     let refused = from_document(&fixture("qwen2")["tokenizer"], &config);
     assert!(matches!(refused, Err(Error::Key { .. })));
+}
+
+/// Tokens that only the files beside tokenizer.json declare are tokens, as far as the model has rows for them.
+fn declared_elsewhere() {
+    let document = fixture("qwen2")["tokenizer"].clone();
+    let size = from_fixture("qwen2").vocab_size;
+    let text = document.to_string();
+    let load = |config: &str, tokenizer_config: Json, added: Option<Json>| {
+        let (tokenizer_config, added) =
+            (tokenizer_config.to_string(), added.map(|json| json.to_string()));
+        let files = HfFiles {
+            tokenizer_json: text.as_bytes(),
+            tokenizer_config: Some(tokenizer_config.as_bytes()),
+            added_tokens: added.as_ref().map(|text| text.as_bytes()),
+            config: Some(config.as_bytes()),
+            ..HfFiles::default()
+        };
+        Tokenizer::from_hf(Path::new("folder"), files).unwrap()
+    };
+    let rows = |count: usize| format!(r#"{{"vocab_size": {count}}}"#);
+    let token = |content: &str, special: bool| {
+        serde_json::json!({"content": content, "special": special, "lstrip": false,
+        "rstrip": false, "normalized": false, "single_word": false})
+    };
+    let (first, second) = (size as u32, size as u32 + 1);
+    let decoder = serde_json::json!({"added_tokens_decoder": {
+        (second.to_string()): token("<two>", false), (first.to_string()): token("<one>", true)}});
+    let by_map = serde_json::json!({"<two>": second, "<one>": first});
+    let by_role = serde_json::json!({"eos_token": "<one>", "additional_special_tokens": ["<two>"]});
+    for (config, added) in
+        [(decoder, None), (serde_json::json!({}), Some(by_map)), (by_role.clone(), None)]
+    {
+        let tokenizer = load(&rows(size + 2), config, added);
+        assert_eq!(tokenizer.encode("<one><two>", false).unwrap(), [first, second]);
+        assert_eq!(tokenizer.vocab_size, size + 2);
+        let metadata = tokenizer.to_gguf_metadata(size + 2).unwrap();
+        let tokens = get(&metadata, "tokenizer.ggml.tokens").as_strings().unwrap();
+        assert_eq!(tokens[size..], ["<one>", "<two>"]);
+        assert_eq!(
+            gguf(&metadata).unwrap().encode("a<two><one>", false).unwrap()[1..],
+            [second, first]
+        );
+    }
+    // One row: the first has a place. None: neither, and the text is spelled as before.
+    let tokenizer = load(&rows(size + 1), by_role.clone(), None);
+    assert_eq!((tokenizer.eos.as_slice(), tokenizer.vocab_size), (&[first][..], size + 1));
+    let tokenizer = load(&rows(size), by_role, None);
+    assert!(tokenizer.eos.is_empty());
+    let spelled = from_fixture("qwen2").encode("<one><two>", false).unwrap();
+    assert_eq!(tokenizer.encode("<one><two>", false).unwrap(), spelled);
+}
+
+/// Python writes numbers that are no JSON.
+fn python_json() {
+    let document = fixture("llama-bpe")["tokenizer"].to_string();
+    let files = HfFiles {
+        tokenizer_json: document.as_bytes(),
+        tokenizer_config: Some(br#"{"eos_token": "<|eot_id|>", "x": NaN, "model_max_length": 1e400, "y": "NaN: -Infinity"}"#),
+        generation_config: Some(b"\xef\xbb\xbf{\"eos_token_id\": [1, 2], \"max_length\": Infinity, \"min\": [-Infinity, -1e999]}"),
+        ..HfFiles::default()
+    };
+    assert_eq!(Tokenizer::from_hf(Path::new("folder"), files).unwrap().eos, [1, 2, 3]);
+    let broken = HfFiles { generation_config: Some(br#"{"a": NaNa}"#), ..files };
+    assert!(Tokenizer::from_hf(Path::new("folder"), broken).is_err());
+}
+
+/// llama.cpp's names for pre-tokenizers, each loaded, and words by those that cut differently.
+fn every_pre_kind() {
+    let metadata =
+        from_fixture("gpt-2").to_gguf_metadata(from_fixture("gpt-2").vocab_size).unwrap();
+    let with = |pre: &str| {
+        let mut pairs = metadata.clone();
+        pairs.iter_mut().find(|(key, _)| key == "tokenizer.ggml.pre").unwrap().1 =
+            Value::String(pre.into());
+        gguf(&pairs).unwrap_or_else(|error| panic!("{pre}: {error}"))
+    };
+    let names = "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat a.x-4.0 mellum modern-bert roberta-bpe jina-es \
+        jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code smollm starcoder refact command-r codeshell exaone minerva-7b \
+        mellum2 llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano smaug-bpe dbrx glm4 chatglm-bpe \
+        qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 megrez hunyuan solar-open grok-2 qwen35 tekken gpt-4o llama4 kanana2 talkie \
+        minimax-m2 granite-embed-multi-97m tiny_aya cohere2moe youtu deepseek-llm deepseek-coder deepseek-v3 hunyuan-dense \
+        joyai-llm hy_v4 spark2_5 afmoe falcon bloom poro-chat gpt3-finnish viking chameleon jais-2 kimi-k2 superbpe bailingmoe \
+        bailingmoe2 llada-moe seed-coder ufakzeka laguna exaone-moe minicpm5 default";
+    let text = "Hello world's 12345 tests, don't…\n\n  École 中文テスト 한국어 3.14\t\t!!! ÀB x_y\r\n end  ";
+    for name in names.split_whitespace() {
+        let tokenizer = with(name);
+        let ids = tokenizer.encode(text, false).unwrap();
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text, "{name}");
+        // A folder made of it cuts alike.
+        assert_eq!(
+            from_files(&tokenizer.to_hf_files().unwrap()).encode(text, false).unwrap(),
+            ids,
+            "{name}"
+        );
+    }
+}
+
+/// Work on weights gives a tokenizer on as it is, be it one that nobody here can read.
+fn unknown_kind_passes_through() {
+    let mut metadata = sentencepiece();
+    metadata.push(text("tokenizer.ggml.pre", "klingon"));
+    metadata.push(("tokenizer.ggml.bos_token_id".into(), Value::U32(u32::MAX)));
+    metadata[0] = text("tokenizer.ggml.model", "klingon");
+    let stored = StoredTokenizer::of_gguf(Path::new("m.gguf"), &metadata);
+    assert_eq!(stored.to_gguf_metadata(7).unwrap(), metadata);
+    assert!(
+        matches!(stored.read(), Err(Error::Unsupported { .. })) && stored.to_hf_files().is_err()
+    );
+    let files = vec![
+        ("tokenizer.json", b"{".to_vec()),
+        ("added_tokens.json", b"NaN".to_vec()),
+        ("config.json", vec![]),
+    ];
+    let stored = StoredTokenizer::of_folder(Path::new("m"), files.clone());
+    assert_eq!(stored.to_hf_files().unwrap(), files[..2]);
+    assert!(stored.read().is_err() && stored.to_gguf_metadata(7).is_err());
+}
+
+/// Whether a vocabulary spells bytes as characters is not what `byte_fallback` says.
+fn byte_fallback_forms() {
+    let mut document = fixture("gpt-2")["tokenizer"].clone();
+    document["model"]["byte_fallback"] = true.into();
+    let tokenizer = from_document(&document, &serde_json::json!({})).unwrap();
+    let metadata = tokenizer.to_gguf_metadata(tokenizer.vocab_size).unwrap();
+    assert_eq!(get(&metadata, "tokenizer.ggml.model").as_str(), Some("gpt2"));
+    check_cases(&gguf(&metadata).unwrap(), &cases(&fixture("gpt-2")));
+    // Without byte tokens what cannot be spelled is the unknown token.
+    let pairs = vec![
+        text("tokenizer.ggml.model", "llama"),
+        list(
+            "tokenizer.ggml.tokens",
+            Array::String(["<unk>", "<s>", "</s>", "▁", "a", "▁a"].map(String::from).into()),
+        ),
+        list("tokenizer.ggml.scores", Array::F32(vec![0.0, 0.0, 0.0, -1.0, -2.0, 0.0])),
+        list("tokenizer.ggml.token_type", Array::I32(vec![2, 3, 3, 1, 1, 1])),
+    ];
+    let first = gguf(&pairs).unwrap();
+    assert_eq!(first.encode("a é", false).unwrap(), [5, 3, 0]);
+    let mut files = first.to_hf_files().unwrap();
+    let mut document: Json = serde_json::from_slice(&files[0].1).unwrap();
+    document["model"]["byte_fallback"] = false.into();
+    files[0].1 = document.to_string().into_bytes();
+    let second = from_files(&files);
+    let metadata = second.to_gguf_metadata(6).unwrap();
+    assert_eq!(get(&metadata, "tokenizer.ggml.model").as_str(), Some("llama"));
+    assert_eq!(gguf(&metadata).unwrap().encode("a é", false).unwrap(), [5, 3, 0]);
+}
+
+/// A text of many pieces, in which letters, digits, marks, blanks and line breaks meet in every order.
+fn long_text(seed: u64) -> String {
+    let parts = [
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        "\r\n",
+        "\t",
+        "a",
+        "bc",
+        "Def",
+        "é",
+        "中文",
+        "한",
+        "1",
+        "2345",
+        "'s",
+        "’",
+        ".",
+        "…",
+        "-",
+        "_",
+        "<s>",
+        "</s>",
+        "<|endoftext|>",
+        "\u{301}",
+        "😀",
+        "ä b",
+        "x y z",
+        "字\n字",
+        "ok\nok",
+    ];
+    let mut state = seed;
+    let mut text = String::new();
+    while text.len() < 120_000 {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        text.push_str(parts[(state >> 33) as usize % parts.len()]);
+    }
+    text
+}
+
+fn pieces_equal_the_whole() {
+    let sentencepiece = gguf(&sentencepiece()).unwrap();
+    let mut tokenizers: Vec<Tokenizer> = BYTE_LEVEL.map(from_fixture).into();
+    tokenizers.extend(["mistral", "gemma3"].map(|name| from_files(&family(name))));
+    tokenizers.push(sentencepiece);
+    for (seed, tokenizer) in tokenizers.iter().enumerate() {
+        let text = long_text(seed as u64);
+        let document = &tokenizer.to_hf_files().unwrap()[0].1;
+        let whole = tokenizers::Tokenizer::from_bytes(document)
+            .unwrap()
+            .encode(text.as_str(), false)
+            .unwrap();
+        let (ids, ends) = tokenizer.encode_with_ends(&text, false, usize::MAX).unwrap();
+        assert!(ids == whole.get_ids(), "tokenizer {seed}");
+        assert!(ids == tokenizer.encode(&text, false).unwrap());
+        let mut place = 0;
+        for (end, (_, expected)) in ends.iter().zip(whole.get_offsets()) {
+            place = place.max(*expected);
+            // The document's own post-processor may leave spaces out of offsets.
+            assert!(end.abs_diff(place) <= 4, "tokenizer {seed}: {end} {place}");
+        }
+        assert_eq!(ends.last(), Some(&text.len()));
+    }
+}
+
+fn first_tokens_only() {
+    let tokenizer = from_fixture("llama-bpe");
+    let text = "one two three ".repeat(1_000_000);
+    let start = std::time::Instant::now();
+    let ids = tokenizer.encode_first(&text, false, 64).unwrap();
+    assert_eq!(ids, tokenizer.encode(&text[..2000], false).unwrap()[..64]);
+    assert!(start.elapsed().as_secs() < 5, "the rest of the text is not looked at");
+    assert_eq!(tokenizer.encode_with_ends(&text, false, 64).unwrap().1.len(), 64);
+}
+
+/// llama-perplexity's way with `<s>` in a text.
+fn special_tokens_as_text() {
+    let tokenizer = gguf(&sentencepiece()).unwrap();
+    assert!(tokenizer.encode("a</s>b", false).unwrap().contains(&2));
+    let plain = tokenizer.without_specials_in_text();
+    let ids = plain.encode("<s>a</s>b<unk>", true).unwrap();
+    assert!(ids[0] == 1 && !ids[1..].iter().any(|id| [0, 1, 2].contains(id)), "{ids:?}");
+    assert_eq!(plain.decode(&ids[1..], false).unwrap(), "<s>a</s>b<unk>");
+    // User-defined tokens are looked for.
+    let mut pairs = sentencepiece();
+    pairs.retain(|(key, _)| key != "tokenizer.ggml.token_type");
+    let mut types: Vec<i32> =
+        serde_json::from_value(fixture("llama")["token_type"].clone()).unwrap();
+    types[2] = 4;
+    pairs.push(list("tokenizer.ggml.token_type", Array::I32(types)));
+    assert!(
+        gguf(&pairs)
+            .unwrap()
+            .without_specials_in_text()
+            .encode("a</s>b", false)
+            .unwrap()
+            .contains(&2)
+    );
 }
 
 fn tiny_llama() -> Tokenizer {

@@ -75,8 +75,11 @@ impl Text<'_> {
     pub(super) fn tokenize(&self, tokenizer: &Tokenizer) -> Result<TokenizedText> {
         // llama-perplexity cuts its windows from a text that begins with BOS, where the vocabulary asks for it.
         let special = self.convention == Convention::SecondHalf;
-        let (mut tokens, ends) = tokenizer.encode_with_ends(&read_text(self.source)?, special)?;
-        tokens.truncate(self.max_tokens.unwrap_or(usize::MAX));
+        // And special tokens that stand in it are text to it.
+        let plain = special.then(|| tokenizer.without_specials_in_text());
+        let engine = plain.as_ref().unwrap_or(tokenizer);
+        let most = self.max_tokens.unwrap_or(usize::MAX);
+        let (tokens, ends) = engine.encode_with_ends(&read_text(self.source)?, special, most)?;
         Windows::check_length(tokens.len(), self.ctx, self.max_tokens)?;
         Ok(TokenizedText {
             tokens,
