@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{HfFiles, Tokenizer, malformed, unsupported};
-use crate::error::Result;
+use super::{HfFiles, Tokenizer, malformed};
+use crate::error::{Error, Result};
 use crate::formats::gguf::Value;
 
 /// The files of a folder that say something of text, `config.json` last, which others write.
@@ -64,8 +64,9 @@ impl StoredTokenizer {
             files.iter().find(|(file, _)| *file == name).map(|(_, bytes)| bytes.as_slice())
         };
         let Some(tokenizer_json) = bytes("tokenizer.json") else {
-            let why = "text needs the model's tokenizer.json, which is not there";
-            return Err(unsupported(&self.path, "a model without a tokenizer", why));
+            let why = "text needs the model's tokenizer";
+            let missing = std::io::Error::new(std::io::ErrorKind::NotFound, why);
+            return Err(Error::read(self.path.join("tokenizer.json"))(missing));
         };
         Tokenizer::from_hf(
             &self.path,

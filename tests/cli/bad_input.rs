@@ -184,7 +184,27 @@ fn config() -> Result<(), Failed> {
 fn tokenizer() -> Result<(), Failed> {
     let world = World::new()?;
     world.edit("m/tokenizer.json", |text| text.truncate(500))?;
-    world.refuses_model("m", "m & tokenizer.json")?;
+    for command in
+        [&format!("eval m --ppl {TEXT}"), "quantize m --out new/q", "generate m --prompt x"]
+    {
+        world.refuses(command, 2, "m & tokenizer.json")?;
+    }
+    // Work on weights passes it on as it is.
+    for command in [
+        "inspect m",
+        "export m --format hf --out hf",
+        "export m --format packed --out packed",
+        "export m --format gguf --out m.gguf",
+        "quantize m --no-eval --out q",
+        "logits m --tokens 1,2 --out l",
+    ] {
+        succeeds(&world.0, command)?;
+    }
+    let bytes = std::fs::read(world.path("m/tokenizer.json"))?;
+    for copy in ["hf", "packed", "q/hf", "q/packed"] {
+        assert!(std::fs::read(world.path(copy).join("tokenizer.json"))? == bytes, "{copy}");
+    }
+    world.refuses(&format!("eval m.gguf --ppl {TEXT}"), 2, "m.gguf & none & not supported")?;
     std::fs::remove_file(world.path("m/tokenizer.json"))?;
     let eval = format!("eval m --ppl {TEXT}");
     for command in [

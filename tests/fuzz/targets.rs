@@ -4,6 +4,7 @@
 //! Each target runs in a process of its own, so that one that ends it is a failure of that target only.
 //! `LOPPER_FUZZ_SECONDS` makes the runs longer, `LOPPER_FUZZ_CASE` runs one case, as a failure tells it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -64,10 +65,9 @@ fn run(name: &str) -> Result<(), Failed> {
     if !output.status.success() {
         return Err(format!("{name}, case {case}: {}: {said}", output.status).into());
     }
-    let count: u64 = String::from_utf8_lossy(&output.stdout).trim().parse()?;
-    assert!(count > 0, "{name} ran no case");
+    let last: u64 = case.trim().parse()?;
     if variable("LOPPER_FUZZ_SECONDS").is_some() {
-        println!("{name}: {count} cases");
+        writeln!(std::io::stderr(), "{name}: {} cases", last + 1)?;
     }
     Ok(())
 }
@@ -99,7 +99,6 @@ pub fn child() -> Option<i32> {
             break;
         }
     }
-    println!("{case}");
     Some(0)
 }
 
