@@ -30,15 +30,16 @@ impl Tokenizer {
     /// Reads the vocabulary of a GGUF from its metadata; keys outside `tokenizer.` are not looked at.
     pub fn from_gguf(path: &Path, metadata: &[(String, Value)]) -> Result<Self> {
         let keys = Keys { path, metadata };
+        let kind = keys.text("tokenizer.ggml.model")?;
+        let kind = kind.ok_or_else(|| keys.missing("tokenizer.ggml.model", "gpt2 or llama"))?;
+        if !["gpt2", "llama"].contains(&kind) {
+            let what = format!("tokenizer.ggml.model `{}`", super::one_line(kind));
+            return Err(unsupported(path, what, "known models are gpt2, llama"));
+        }
         let vocab = Vocab::read(&keys)?;
-        let (engine, defaults) = match keys.text("tokenizer.ggml.model")? {
-            Some("gpt2") => byte_level(&keys, &vocab)?,
-            Some("llama") => sentencepiece(&keys, &vocab)?,
-            Some(other) => {
-                let what = format!("tokenizer.ggml.model `{}`", super::one_line(other));
-                return Err(unsupported(path, what, "known models are gpt2, llama"));
-            }
-            None => return Err(keys.missing("tokenizer.ggml.model", "gpt2 or llama")),
+        let (engine, defaults) = match kind {
+            "gpt2" => byte_level(&keys, &vocab)?,
+            _ => sentencepiece(&keys, &vocab)?,
         };
         let specials = read_specials(&keys, &vocab, defaults)?;
         let document = json!({
