@@ -1,5 +1,5 @@
-//! `cargo bench`: every kernel's first variant that the device runs, on its first shape of real use, for a tenth of a second each. What
-//! has become slower shows; `lopper bench kernels` measures all variants and shapes beside the device's ceilings. An argument is a
+//! `cargo bench`: every kernel's first variant that the device runs, on its first shape of real use (on a software adapter, which would
+//! take minutes for it, on a case of the tests), for a tenth of a second each. What has become slower shows; `lopper bench kernels` measures all variants and shapes beside the device's ceilings. An argument is a
 //! part of the kernels' names: `cargo bench -- matmul`.
 
 #![expect(clippy::print_stdout, reason = "a bench prints")]
@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use lopper::error::Error;
-use lopper::gpu::{Gpu, Options, Selector, choose};
+use lopper::gpu::{Gpu, Options, Selector, choose, silence_drivers};
 use lopper::kernels::TABLE;
 use lopper::measure::speed::kernels::{Load, measure};
 
@@ -16,11 +16,13 @@ const LIMIT: Duration = Duration::from_millis(100);
 fn main() -> Result<(), Error> {
     // Cargo says --bench, too.
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    silence_drivers();
     let adapter = choose(&Selector::default().or_environment()?)?;
     if !adapter.capabilities.timestamps {
         println!("{}: no timestamps, nothing to measure", adapter.info.name);
         return Ok(());
     }
+    let software = adapter.type_name() == "cpu";
     let options = Options { tier: adapter.tier(), ..Options::default() };
     let runner = lopper::device::Runner::new(Gpu::open(adapter, options)?);
     println!("{}", runner.gpu().adapter().info.name);
@@ -35,7 +37,8 @@ fn main() -> Result<(), Error> {
             println!("{:24} no variant for this device", kernel.name);
             continue;
         };
-        let Some(case) = kernel.shapes(&variant).into_iter().next() else {
+        let shapes = if software { kernel.checks(&variant) } else { kernel.shapes(&variant) };
+        let Some(case) = shapes.into_iter().next() else {
             continue;
         };
         match measure(&runner, kernel, &variant, &case, LIMIT, Load::Short) {

@@ -63,9 +63,14 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let tokens = [1, prompt.len()];
     let model = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
     let pass = Pass { device: &device, compute };
-    if !arguments.chat {
-        output.text(&arguments.prompt);
-    }
+    // With the first token: a line that is open leaves no room to say that a long prompt is being read.
+    let mut shown = arguments.chat;
+    let mut show_prompt = || {
+        if !std::mem::replace(&mut shown, true) {
+            output.text(&arguments.prompt);
+        }
+    };
+    output.progress("reading the prompt", 0, 0);
     let mut stream = tokenizer.decode_stream(true);
     let mut continuation = String::new();
     let start = std::time::Instant::now();
@@ -77,12 +82,14 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         sampling,
         |id| tokenizer.is_eos(id),
         |token| {
+            show_prompt();
             let piece = stream.push(token)?;
             output.text(&piece);
             continuation.push_str(&piece);
             interrupt::check()
         },
     );
+    show_prompt();
     let rest = stream.finish()?;
     continuation.push_str(&rest);
     output.line(&rest);

@@ -316,6 +316,19 @@ fn stops_being_finite() -> Result<(), Failed> {
         assert!(said.contains(part), "{said}");
     }
     assert!(!said.contains("GPU") && !said.contains("--compute"), "{said}");
+    // Losses that are finite, and whose exp is not.
+    let steep = |spec: &TensorSpec, packed: Packed| {
+        let scale = if spec.name == "model.norm.weight" { 1e4 } else { 1.0 };
+        let values: Vec<f32> = packed.to_f32().iter().map(|value| scale * value).collect();
+        Ok(Packed::from_f32(&values, packed.rows, packed.columns))
+    };
+    let steep = crate::models::MapWeights(&checkpoint, &steep);
+    let error = crate::models::speech_perplexity(&pass, &steep, 512).expect_err("too large");
+    let told = error.message().unwrap_or_default().to_string();
+    assert!(
+        told.contains("perplexity: expected finite values, found exp of a mean loss of"),
+        "{told}"
+    );
     let found = not_finite((&model).into(), &pass, &[1, 2, 3], "logits");
     assert!(found.exit_code() == 2 && found.to_string().contains("down_proj"), "{found}");
     Ok(())
