@@ -58,7 +58,12 @@ impl Tokenizer {
             config: parse(path, "config.json", files.config)?,
         };
         declared.add_to(&mut engine)?;
-        let generation = parse(path, "generation_config.json", files.generation_config)?;
+        // It says nothing of how texts become tokens.
+        let generation = parse(path, "generation_config.json", files.generation_config);
+        let generation = generation.unwrap_or_else(|error| {
+            tracing::warn!("{error}; it is left out");
+            Json::Null
+        });
         let reader = Reader { declared, engine: &engine, post_processor, generation };
         let mut specials = reader.specials()?;
         if let Some(bytes) = files.chat_template_jinja {

@@ -205,6 +205,7 @@ fn tokenizer() -> Result<(), Failed> {
         assert!(std::fs::read(world.path(copy).join("tokenizer.json"))? == bytes, "{copy}");
     }
     world.refuses(&format!("eval m.gguf --ppl {TEXT}"), 2, "m.gguf & none & not supported")?;
+    lossy_tokenizer(&World::new()?)?;
     std::fs::remove_file(world.path("m/tokenizer.json"))?;
     let eval = format!("eval m --ppl {TEXT}");
     for command in [
@@ -218,6 +219,28 @@ fn tokenizer() -> Result<(), Failed> {
     }
     world.refuses("export m --format gguf --out e.gguf", 2, "m & tokenizer")?;
     world.refuses(&format!("generate {TINY} --prompt x --chat"), 2, "chat_template")
+}
+
+/// What a GGUF cannot say of a tokenizer is said by the export.
+fn lossy_tokenizer(world: &World) -> Result<(), Failed> {
+    world.edit("m/tokenizer.json", |text| {
+        let said =
+            String::from_utf8_lossy(text).replacen("\"rstrip\": false", "\"rstrip\": true", 1);
+        *text = said.into_bytes();
+    })?;
+    let run = succeeds(&world.0, "export m --format gguf --out lossy.gguf")?;
+    assert!(run.err.contains("take the white space beside them"), "{run}");
+    let plain = succeeds(&world.0, &format!("export {NANO} --format gguf --out plain.gguf"))?;
+    assert!(!plain.err.contains("white space"), "{plain}");
+    // A special id that names nothing is told where text is read, and stops nothing.
+    world.edit("m/generation_config.json", |text| {
+        *text = br#"{"eos_token_id": [2, 99999999]}"#.to_vec()
+    })?;
+    let run = succeeds(&world.0, "generate m --prompt x -n 2")?;
+    assert!(run.err.contains("99999999"), "{run}");
+    let run = succeeds(&world.0, "export m --format hf --out whole")?;
+    assert!(!run.err.contains("99999999"), "{run}");
+    Ok(())
 }
 
 fn recipes() -> Result<(), Failed> {

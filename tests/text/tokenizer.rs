@@ -383,7 +383,9 @@ fn python_json() {
         ..HfFiles::default()
     };
     assert_eq!(Tokenizer::from_hf(Path::new("folder"), files).unwrap().eos, [1, 2, 3]);
-    let broken = HfFiles { generation_config: Some(br#"{"a": NaNa}"#), ..files };
+    let empty = HfFiles { generation_config: Some(b""), ..files };
+    assert_eq!(Tokenizer::from_hf(Path::new("folder"), empty).unwrap().eos, [3]);
+    let broken = HfFiles { tokenizer_config: Some(br#"{"a": NaNa}"#), ..files };
     assert!(Tokenizer::from_hf(Path::new("folder"), broken).is_err());
 }
 
