@@ -172,7 +172,7 @@ impl Base {
             .map(|kind| {
                 let text =
                     std::fs::read(format!("assets/tokenizers/{kind}.json")).expect("a fixture");
-                serde_json::from_slice::<Json>(&text).expect("JSON")["tokenizer"].clone()
+                small(serde_json::from_slice::<Json>(&text).expect("JSON")["tokenizer"].clone())
             })
             .collect();
         for family in ["mistral", "gemma3"] {
@@ -214,6 +214,21 @@ impl Base {
     }
 }
 
+/// A byte-level document with its first merges only.
+fn small(mut document: Json) -> Json {
+    let model = document["model"].as_object_mut().expect("a model");
+    let merges = model["merges"].as_array_mut().expect("merges");
+    merges.truncate(30);
+    let part = |merge: &Json, at: usize| match merge {
+        Json::String(text) => text.split(' ').nth(at).unwrap_or_default().to_string(),
+        pair => pair[at].as_str().unwrap_or_default().to_string(),
+    };
+    let made: Vec<String> = merges.iter().map(|merge| part(merge, 0) + &part(merge, 1)).collect();
+    let vocab = model["vocab"].as_object_mut().expect("a vocabulary");
+    vocab.retain(|token, _| token.chars().count() == 1 || made.contains(token));
+    document
+}
+
 /// Opens a model and asks it for everything that is read from a file.
 fn use_model(path: &Path) {
     let Ok(model) = Checkpoint::open(&path.to_string_lossy()) else { return };
@@ -236,8 +251,8 @@ fn use_model(path: &Path) {
 }
 
 fn use_tokenizer(stored: &StoredTokenizer) {
-    let _ = (stored.to_hf_files(), stored.to_gguf_metadata(512));
     let Ok(tokenizer) = stored.read() else { return };
+    let _ = (tokenizer.to_hf_files(), tokenizer.to_gguf_metadata(tokenizer.vocab_size.min(4096)));
     let texts = [
         "",
         "a",
