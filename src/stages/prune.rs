@@ -13,7 +13,7 @@ use crate::methods::calibration::Calibration;
 use crate::methods::prune::llm_pruner::{PruneContext, prune};
 use crate::methods::prune::memory::estimate;
 use crate::methods::prune::score::Score;
-use crate::methods::prune::{PruneSpec, left_specs};
+use crate::methods::prune::{PruneSpec, left_specs, parameters};
 use crate::model::{
     Compute, Config, KeptChannels, Outline, PrunableDim, Pruned, TensorSpec, Weights, cut_format,
     groups,
@@ -247,6 +247,24 @@ impl Prune {
         spec.checked(self.ratio_of == RatioOf::Parameters, config, specs)
     }
 
+    /// What a ratio becomes that the units of the widths cannot meet.
+    fn unmet(&self, spec: &PruneSpec, model: &Outline) -> Option<String> {
+        let (outcome, far) = spec.outcome(&model.config);
+        let ratio = self.ratio;
+        match self.ratio_of {
+            RatioOf::Widths => {
+                far.then(|| format!("a ratio of {ratio} cannot be met exactly: {outcome}"))
+            }
+            RatioOf::Parameters => {
+                let count = |config: &Config| parameters(config, &model.specs) as f64;
+                let share = 1.0 - count(&spec.left) / count(&model.config);
+                ((share - ratio).abs() > ratio / 20.0).then(|| {
+                    format!("a ratio of {ratio} of the parameters cannot be met, {share:.3} go: {outcome}")
+                })
+            }
+        }
+    }
+
     fn cut_widths(&self) -> Result<Vec<PrunableDim>, BadField> {
         match self.scope {
             Scope::Channel => return Ok(vec![PrunableDim::Hidden]),
@@ -285,6 +303,8 @@ impl Stage for Prune {
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
         let spec = self.spec(&model.config, &model.specs).map_err(BadField::in_recipe)?;
+        let mut warnings = Vec::new();
+        warnings.extend(self.unmet(&spec, model));
         let mut outline = Outline {
             specs: left_specs(&spec.left, &model.specs),
             formats: Vec::new(),
@@ -312,7 +332,6 @@ impl Stage for Prune {
             }
             outline.formats.push(cut);
         }
-        let mut warnings = Vec::new();
         if let Some((first, ..)) = dequantized.first() {
             let sum =
                 |pick: fn(&(&str, u64, u64)) -> u64| dequantized.iter().map(pick).sum::<u64>();

@@ -113,7 +113,7 @@ formats = ["gguf", "packed"]
     let found = perplexity(folder, "o/packed")?;
     assert_close("o/packed", &[found], &[measured.ok_or("measured")?], Within::Each(1e-5));
     succeeds(folder, "inspect o/model.gguf --json=i.json")?;
-    assert_eq!(read_json(folder.join("i.json"))?["layers"], 4);
+    assert_eq!(read_json(folder.join("i.json"))?["layers"], 5);
     Ok(())
 }
 

@@ -8,9 +8,10 @@ use lopper::kernels::score::Reduction;
 use lopper::methods::calibration::{Calibration, Rows};
 use lopper::methods::prune::score::{Score, sums};
 use lopper::model::{
-    Axis, Checkpoint, Group, KeptChannels, PrunableDim, Pruned, TensorSpec, WeightSource, Weights,
-    groups,
+    Axis, BlockDims, Checkpoint, Config, Group, KeptChannels, Outline, PrunableDim, Pruned,
+    TensorSpec, WeightSource, Weights, groups, tensor_specs,
 };
+use lopper::stages::Stage;
 use lopper::stages::prune::{Prune, Ranking, RatioOf, Scope};
 use lopper::tensor::{DType, Packed};
 
@@ -20,7 +21,7 @@ use crate::numbers::{Within, assert_close};
 use crate::program::read_json;
 
 pub fn trials() -> Vec<Trial> {
-    let mut trials = suite!("pruning": quality, orders, parameters);
+    let mut trials = suite!("pruning": quality, orders, counts, parameters);
     trials.extend(on_each("pruning::any_group", any_group));
     trials
 }
@@ -189,13 +190,14 @@ fn orders() -> Result<(), Failed> {
     let left = order(&stage()).map_err(|bad| format!("{bad:?}"))?.left;
     let widths = left.uniform().ok_or("uniform by default")?;
     let widths = (widths.intermediate_size, widths.heads, widths.kv_heads);
-    assert_eq!(widths, (288, 2, 1));
+    // A quarter of two heads is none.
+    assert_eq!(widths, (288, 4, 2));
     let twice = Prune { widths: vec!["kvgroup".into(), "ffn".into(), "kvgroup".into()], ..stage() };
     let cut = order(&twice).map_err(|bad| format!("{bad:?}"))?.widths;
     assert_eq!(cut, [PrunableDim::FeedForward, PrunableDim::KvGroup]);
     let layers = Prune { scope: Scope::Layer, ratio: 0.4, ..stage() };
     let left = order(&layers).map_err(|bad| format!("{bad:?}"))?.left;
-    assert!(left.layers() == 3, "{} layers", left.layers());
+    assert!(left.layers() == 4, "{} layers", left.layers());
     let channels = Prune { scope: Scope::Channel, ratio: 0.3, ..stage() };
     let left = order(&channels).map_err(|bad| format!("{bad:?}"))?.left;
     assert!(left.hidden_size == 96, "hidden {}", left.hidden_size);
@@ -224,6 +226,58 @@ fn orders() -> Result<(), Failed> {
         let refused = changed(change);
         let named = matches!(&refused, Err(bad) if bad.field == field && bad.found == found);
         assert!(named, "{field} = {found}: {refused:?}");
+    }
+    Ok(())
+}
+
+/// Counts that stay are LLM-Pruner's (of heads, from the channels that its pruner takes); what cannot be met is said.
+fn counts() -> Result<(), Failed> {
+    let tiny = Checkpoint::open("embedded:tiny-llama")?;
+    let left = |blocks: &[BlockDims], change: &dyn Fn(&mut Prune)| {
+        let base = tiny.config();
+        let config =
+            Config { head_dim: 64, hidden_size: 2048, blocks: blocks.to_vec(), ..base.clone() };
+        let specs = tensor_specs(&config);
+        let mut stage = Prune { multiple: 1, ..stage() };
+        change(&mut stage);
+        stage.spec(&config, &specs).map(|spec| spec.left).map_err(|bad| format!("{bad:?}"))
+    };
+    let block = |heads: usize, kv: usize| BlockDims::new(heads, kv, 5632);
+    for (heads, kv, ratio, kept) in
+        [(32, 8, 0.2, 7), (32, 32, 0.3, 23), (9, 3, 0.333, 2), (9, 3, 0.33, 3), (10, 10, 0.3, 7)]
+    {
+        let left = left(&[block(heads, kv)], &|stage| stage.ratio = ratio)?;
+        let expected = BlockDims::new(heads / kv * kept, kept, (5632.0 * (1.0 - ratio)) as usize);
+        assert_eq!(left.blocks, [expected], "{kv} at {ratio}");
+    }
+    for (layers, ratio, kept) in [(30, 0.25, 23), (32, 0.3, 23), (6, 0.3, 5)] {
+        let left = left(&vec![block(9, 3); layers], &|stage| {
+            (stage.ratio, stage.scope) = (ratio, Scope::Layer);
+        })?;
+        assert_eq!(left.layers(), kept, "{layers} blocks at {ratio}");
+    }
+    // Where blocks compete the count is of all of them: 18 of 90 heads go, though a fifth of 3 is none.
+    let left = left(&[block(9, 3); 30], &|stage| {
+        (stage.ratio, stage.ranking, stage.non_uniform) = (0.2, Ranking::Global, true);
+    })?;
+    let heads: usize = left.blocks.iter().map(|block| block.kv_heads).sum();
+    assert_eq!(heads, 72);
+    let warnings = |change: &dyn Fn(&mut Prune)| -> Result<String, Failed> {
+        let mut stage = stage();
+        change(&mut stage);
+        Ok(stage.plan(&Outline::of(&tiny)?)?.warnings.join("\n"))
+    };
+    assert_eq!(warnings(&|stage| stage.widths = vec!["ffn".into()])?, "");
+    let said = warnings(&|stage| stage.ratio = 0.05)?;
+    for words in ["ratio of 0.05", "ffn 2304 to 2112", "0.083", "kvgroup stay 12"] {
+        assert!(said.contains(words), "`{words}` is due: {said}");
+    }
+    for (ratio, share) in [(0.8, "0.4"), (0.01, "0.06")] {
+        let said = warnings(&|stage| {
+            (stage.ratio, stage.ratio_of) = (ratio, RatioOf::Parameters);
+        })?;
+        let due = format!("{ratio} of the parameters cannot be met, {share}");
+        assert!(said.contains(&due), "`{due}` is due: {said}");
     }
     Ok(())
 }

@@ -43,11 +43,10 @@ pub fn prune(
         interrupt::check()?;
         let weights = Pruned::new(parent, context.pass.device, kept.clone());
         let share = spec.ratio * step as f64 / steps as f64;
-        let aim = spec.at(parent.config(), share);
         let mut of_all = |done: usize, total: usize| {
             progress((step - 1) * total + done, steps * total);
         };
-        for (width, layer, units) in round(&weights, spec, &aim, context, &mut of_all)? {
+        for (width, layer, units) in round(&weights, spec, (parent.config(), share), context, &mut of_all)? {
             kept.keep(width, layer, &units);
         }
         after_round(step, &kept)?;
@@ -58,11 +57,11 @@ pub fn prune(
 /// The units that are kept of a width, of a block's where blocks have their own.
 type Kept = (PrunableDim, Option<usize>, Vec<usize>);
 
-/// The channels to keep of each group, so that about `aim` is left.
+/// The channels to keep of each group, so that of the whole model this share of each width goes.
 fn round(
     weights: &dyn Weights,
     spec: &PruneSpec,
-    aim: &Config,
+    (whole, share): (&Config, f64),
     context: PruneContext<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Kept>> {
@@ -105,14 +104,15 @@ fn round(
         }
         found.push(units);
     }
+    let aim = spec.at(whole, share);
     let mut kept = Vec::new();
     for width in &spec.widths {
         let its = || chosen.iter().zip(&found).filter(|(group, _)| group.width == *width);
-        let wanted = |group: &Group| width.units(aim, group.layer);
+        let wanted = |group: &Group| width.units(&aim, group.layer);
         let counts: Vec<usize> = match spec.global {
             false => its().map(|(group, _)| wanted(group)).collect(),
             true => {
-                let total: usize = its().map(|(group, _)| wanted(group)).sum();
+                let total = spec.total(*width, whole, share);
                 let pool: Vec<f32> = its().flat_map(|(_, units)| units.clone()).collect();
                 let mut stay = largest(device, &pool, total)?.into_iter().peekable();
                 let mut end = 0;

@@ -58,21 +58,37 @@ impl PruneSpec {
         Err(BadField::new("ratio", expected, asked))
     }
 
-    /// The configuration that is left of `config` at a share of its widths.
+    /// The configuration that is left of `config` at a share of its widths. Blocks that compete are given even parts of what
+    /// stays of them all, because only scores tell.
     fn at(&self, config: &Config, ratio: f64) -> Config {
         let mut left = config.clone();
-        for width in &self.widths {
+        for &width in &self.widths {
             match width {
-                PrunableDim::Hidden => left.hidden_size = self.kept(*width, config, 0, ratio),
+                PrunableDim::Hidden => {
+                    let units = config.hidden_size;
+                    let stay = self.rounded(width, staying(width, config, units, ratio));
+                    left.hidden_size = stay.min(units);
+                }
                 PrunableDim::Layers => {
                     let protected = self.protected.0 + self.protected.1;
-                    let count = self.kept(*width, config, 0, ratio).max(protected);
-                    left.blocks.truncate(count);
+                    let stay = staying(width, config, config.layers(), ratio);
+                    left.blocks.truncate(stay.max(protected).max(1));
                 }
                 PrunableDim::FeedForward | PrunableDim::KvGroup => {
+                    let (total, step) =
+                        (self.total(width, config, ratio), self.multiple(width));
+                    let whole = |units: usize| (units + step / 2) / step * step;
+                    let pool = self.pool(width, config);
+                    let mut seen = 0;
                     for layer in (0..config.layers()).filter(|layer| self.may_cut(config, *layer)) {
-                        let kept = self.kept(*width, config, layer, ratio);
-                        let block = &mut left.blocks[layer];
+                        let units = width.units(config, Some(layer));
+                        let upto = |seen: usize| whole(total * seen / pool);
+                        let stay = match self.global {
+                            false => self.rounded(width, staying(width, config, units, ratio)),
+                            true => (upto(seen + units) - upto(seen)).max(step),
+                        };
+                        seen += units;
+                        let (kept, block) = (stay.min(units), &mut left.blocks[layer]);
                         *block = match width {
                             PrunableDim::FeedForward => {
                                 BlockDims { intermediate_size: kept, ..*block }
@@ -90,12 +106,44 @@ impl PruneSpec {
         left
     }
 
-    /// Units of a width that stay, of those that a layer of `config` has: as LLM-Pruner counts them, the whole part of what is
-    /// left, then to the nearest multiple.
-    fn kept(&self, width: PrunableDim, config: &Config, layer: usize, ratio: f64) -> usize {
-        let units = width.units(config, Some(layer));
-        let left = (units as f64 * (1.0 - ratio) + 1e-9).floor() as usize;
-        self.rounded(width, left).min(units)
+    /// Units of a width in all blocks that may be cut.
+    fn pool(&self, width: PrunableDim, config: &Config) -> usize {
+        let layers = (0..config.layers()).filter(|layer| self.may_cut(config, *layer));
+        layers.map(|layer| width.units(config, Some(layer))).sum()
+    }
+
+    /// Units of them that stay where blocks compete.
+    fn total(&self, width: PrunableDim, config: &Config, ratio: f64) -> usize {
+        staying(width, config, self.pool(width, config), ratio)
+    }
+
+    /// What becomes of each width, as `ffn 384 to 352 (0.083 go)`, and whether any share is far from `ratio`: by more than a
+    /// twentieth of it.
+    pub fn outcome(&self, config: &Config) -> (String, bool) {
+        let mut far = false;
+        let widths = self.widths.iter().map(|width| {
+            let units = |of: &Config| match width {
+                PrunableDim::FeedForward | PrunableDim::KvGroup => self.pool(*width, of),
+                _ => width.units(of, None),
+            };
+            let (before, after) = (units(config), units(&self.left));
+            let share = 1.0 - after as f64 / before as f64;
+            far |= (share - self.ratio).abs() > self.ratio / 20.0;
+            let step = match self.multiple(*width) {
+                1 => String::new(),
+                step => format!(", multiples of {step}"),
+            };
+            let blocks = match width {
+                PrunableDim::FeedForward | PrunableDim::KvGroup => " in all blocks",
+                _ => "",
+            };
+            let name = width.name();
+            match before == after {
+                true => format!("{name} stay {before}{blocks}{step}"),
+                false => format!("{name} {before} to {after}{blocks} ({share:.3} go{step})"),
+            }
+        });
+        (widths.collect::<Vec<_>>().join(", "), far)
     }
 
     fn rounded(&self, width: PrunableDim, units: usize) -> usize {
@@ -124,6 +172,21 @@ impl PruneSpec {
         };
         let shares = (1..1000).map(|thousandth| f64::from(thousandth) / 1000.0);
         shares.min_by(|a, b| off(*a).total_cmp(&off(*b))).unwrap_or(self.ratio)
+    }
+}
+
+/// Units of a width that stay of so many, as LLM-Pruner counts them: of channels the whole part of what is left; of heads, those
+/// that are not wholly within the channels that go. Blocks, of which it is told the number, go as whole ones.
+fn staying(width: PrunableDim, config: &Config, units: usize, ratio: f64) -> usize {
+    // 0.7 times 10 is 7, whatever binary fractions make of it.
+    let whole = |share: f64, units: usize| (units as f64 * share + 1e-9).floor() as usize;
+    match width {
+        PrunableDim::FeedForward | PrunableDim::Hidden => whole(1.0 - ratio, units),
+        PrunableDim::KvGroup => {
+            let channels = units * config.head_dim;
+            units - (channels - whole(1.0 - ratio, channels)) / config.head_dim
+        }
+        PrunableDim::Layers => units - whole(ratio, units),
     }
 }
 
