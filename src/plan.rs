@@ -1,14 +1,16 @@
 //! Recipe and checkpoint headers to decisions: every tensor, its bytes before and after, memory, submits. Pure: it reads
 //! no weight, opens no device and prints nothing, so it can be shown (`--dry-run`) and tested as it is.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::formats::gguf;
 use crate::gpu::SUBMIT_SECONDS;
-use crate::model::{Checkpoint, Outline, TensorSpec, Weights, gguf_type};
-use crate::recipe::{ExportFormat, Recipe};
+use crate::model::{Checkpoint, ExportFormat, Outline, Role, TensorSpec, Weights, gguf_type};
+use crate::recipe::Recipe;
 use crate::stages::{Needs, Planned};
 use crate::tensor::WeightFormat;
+use crate::text::StoredTokenizer;
 
 /// Everything that will be done.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -27,10 +29,16 @@ pub struct Plan {
     pub output_flops_per_token: u64,
     /// Bytes of the tensors as the parent stores them.
     pub stored_bytes: u64,
+    /// Bytes of the parent's files with weights: what the files that are written are compared with.
+    pub stored_file_bytes: u64,
     /// Bytes of the parent's tensors in f16.
     pub f16_bytes: u64,
     /// Bytes of the tensors afterwards, in Lopper's packed format.
     pub output_bytes: u64,
+    /// What is written, in order, with the bytes of its files.
+    pub exports: Vec<Written>,
+    /// Whether sizes are estimates: what each block keeps is known only when it has been scored.
+    pub estimated: bool,
     /// Bytes of all stages' results, which are on the disk together until the run is done.
     pub work_bytes: u64,
     /// Most bytes of device memory in use at once.
@@ -43,6 +51,35 @@ pub struct Plan {
     pub estimated_submits: u64,
     /// What cannot be kept exactly in an export, and similar.
     pub warnings: Vec<String>,
+}
+
+/// A model that is written. Its size is told in one way everywhere: the bytes of its files with weights, beside those of its
+/// parent's files as they are, and beside its parent's weights in f16.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Written {
+    /// Its format.
+    pub format: ExportFormat,
+    /// File or folder in the artifact.
+    pub path: String,
+    /// Bytes of its files with weights.
+    pub bytes: u64,
+    /// Those over the bytes of the parent's files.
+    pub of_stored: f64,
+    /// Those over 2 bytes for each weight of the parent.
+    pub of_f16: f64,
+}
+
+impl Written {
+    /// A model of so many bytes that is written in a format; its parent.
+    pub fn new(format: ExportFormat, bytes: u64, parent: &Checkpoint) -> Self {
+        Self {
+            format,
+            path: format.path().into(),
+            bytes,
+            of_stored: bytes as f64 / parent.file_bytes().max(1) as f64,
+            of_f16: bytes as f64 / (2 * parent.parameters()).max(1) as f64,
+        }
+    }
 }
 
 /// One tensor of what is left.
@@ -112,15 +149,19 @@ impl Plan {
             planned.push(next);
         }
         let end = planned.last().map_or(&begin, |last| &last.outline);
-        check_exports(recipe, parent, end)?;
+        let formats = match &recipe.export.formats {
+            Some(formats) => formats.clone(),
+            None => default_formats(parent, end)?,
+        };
+        check_exports(&formats, parent, end)?;
         if let Some(evaluate) = recipe.evaluate.as_ref().filter(|e| e.ctx < 2) {
             let found = evaluate.ctx.to_string();
             return Err(wrong("evaluate.ctx", "at least 2 tokens", found));
         }
         let tensors: Vec<TensorPlan> = end
             .tensors()
-            .map(|(spec, format)| tensor_plan(spec, format, parent, &planned))
-            .collect();
+            .map(|(spec, format)| tensor_plan(spec, format, parent, end, &planned))
+            .collect::<Result<_>>()?;
         let output_bytes = end.bytes();
         let widest = stages.iter().map(|stage| stage.output_bytes).max();
         let (mut tokens, mut evaluated) = (0, (0, 0));
@@ -132,7 +173,14 @@ impl Plan {
             evaluated = (resident.saturating_add(grown), streamed.saturating_add(grown));
             warnings.extend(begin.config.beyond_context(evaluate.ctx));
         }
-        warnings.extend(rounded_in_gguf(recipe, &tensors));
+        let apart = parent.gguf().is_none() && formats.contains(&ExportFormat::Gguf);
+        let tokenizer = apart.then(|| parent.stored_tokenizer()).transpose()?;
+        let (exports, about) = written(recipe, &formats, parent, tokenizer.as_ref(), end)?;
+        warnings.extend(about);
+        let scaled = tensors.iter().any(|tensor| tensor.format.ty.has_scales());
+        if end.estimated && scaled && formats.contains(&ExportFormat::Gguf) {
+            warnings.push("blocks will differ in width: GGUF holds quantized matrices of multiples of 32 columns only, others become f16 (pruning with --multiple 32, the default, makes no others)".into());
+        }
         let passes = 1.0 + stages.len() as f64;
         let operations = 2.0 * begin.parameters() as f64 * tokens as f64 * passes;
         let peak = |of: fn(&StagePlan) -> u64| stages.iter().map(of).max().unwrap_or(0);
@@ -142,8 +190,11 @@ impl Plan {
             flops_per_token: begin.flops_per_token(),
             output_flops_per_token: end.flops_per_token(),
             stored_bytes: parent.total_stored_bytes(),
+            stored_file_bytes: parent.file_bytes(),
             f16_bytes: 2 * begin.parameters(),
             output_bytes,
+            exports,
+            estimated: end.estimated,
             work_bytes: stages.iter().map(|stage| stage.output_bytes).sum(),
             // Only an evaluation has a whole model on the device.
             peak_device_bytes: evaluated.0.max(peak(|stage| stage.peak_device_bytes)),
@@ -176,12 +227,53 @@ fn wrong(key: &str, expected: &str, found: String) -> Error {
     Error::Key { path: "recipe".into(), key: key.into(), expected: expected.into(), found }
 }
 
+/// The format of the parent's own files if it can say what is left; `packed` beside it where it cannot hold that.
+fn default_formats(parent: &Checkpoint, left: &Outline) -> Result<Vec<ExportFormat>> {
+    let own = ExportFormat::of(parent);
+    let gguf = parent.has_tokenizer() && left.config.architecture(parent.path()).is_ok();
+    let said = match own {
+        ExportFormat::Gguf => gguf,
+        ExportFormat::Hf => !left.estimated && left.config.check_plain(parent.path()).is_ok(),
+        ExportFormat::Packed => true,
+    };
+    // Blocks of several widths have no words in a stock configuration, but in GGUF's.
+    let first = match (said, gguf) {
+        (true, _) => own,
+        (false, true) => ExportFormat::Gguf,
+        (false, false) => return Ok(vec![ExportFormat::Packed]),
+    };
+    let held = !left.estimated && first == own && rounded(first, parent, left)?.is_empty();
+    Ok(match held || first == ExportFormat::Packed {
+        true => vec![first],
+        false => vec![first, ExportFormat::Packed],
+    })
+}
+
+/// The tensors that a format cannot hold as they are.
+pub fn rounded(
+    format: ExportFormat,
+    parent: &Checkpoint,
+    weights: &dyn Weights,
+) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for spec in weights.specs() {
+        let lost = match format {
+            ExportFormat::Gguf => !gguf_type(parent, weights, spec)?.1,
+            ExportFormat::Hf => weights.format(spec)?.ty.has_scales(),
+            ExportFormat::Packed => false,
+        };
+        if lost {
+            names.push(spec.name.clone());
+        }
+    }
+    Ok(names)
+}
+
 /// Refuses formats that cannot hold what is left.
-fn check_exports(recipe: &Recipe, parent: &Checkpoint, left: &Outline) -> Result<()> {
-    let formats = &recipe.export.formats;
+fn check_exports(formats: &[ExportFormat], parent: &Checkpoint, left: &Outline) -> Result<()> {
     let twice = (1..formats.len()).find(|&index| formats[..index].contains(&formats[index]));
     if let Some(index) = twice {
-        let found = format!("{:?} twice", formats[index]);
+        let found = format!("{} twice", formats[index].name());
         return Err(wrong("export.formats", "each format once", found));
     }
     if formats.contains(&ExportFormat::Gguf) && !parent.has_tokenizer() {
@@ -210,12 +302,13 @@ fn tensor_plan(
     spec: &TensorSpec,
     format: WeightFormat,
     parent: &Checkpoint,
+    end: &Outline,
     stages: &[Planned],
-) -> TensorPlan {
+) -> Result<TensorPlan> {
     let source = parent.specs().iter().find(|whole| whole.name == spec.name).unwrap_or(spec);
     let changes = stages.iter().filter_map(|stage| stage.changes.get(&spec.name));
     let changes: Vec<&str> = changes.map(String::as_str).collect();
-    TensorPlan {
+    Ok(TensorPlan {
         name: spec.name.clone(),
         shape: spec.shape(),
         source: parent.stored_type(source),
@@ -225,21 +318,127 @@ fn tensor_plan(
             false => changes.join(", then "),
         },
         output_bytes: format.bytes(spec.rows, spec.columns),
-        gguf: gguf_type(spec, format).0.name(),
+        gguf: gguf_type(parent, end, spec)?.0.name(),
         format,
-    }
+    })
 }
 
-/// A warning of tensors that a GGUF file cannot hold as they are, if it is to be written and there are any.
-fn rounded_in_gguf(recipe: &Recipe, tensors: &[TensorPlan]) -> Option<String> {
-    let mut rounded = tensors
-        .iter()
-        .filter(|tensor| tensor.format.ty.has_scales() && tensor.gguf.eq_ignore_ascii_case("f16"));
-    let first = rounded.next()?;
-    recipe.export.formats.contains(&ExportFormat::Gguf).then(|| format!(
-        "GGUF's plain types cannot hold {}: {} tensors ({}, …) are exported to model.gguf as f16, larger and rounded once more",
-        first.format.label(),
-        1 + rounded.count(),
-        first.name,
-    ))
+/// What is written of a model, or of its outline, in each format; and what the user may not expect of it: tensors that a format
+/// cannot hold, files larger than the parent's.
+pub fn written(
+    recipe: &Recipe,
+    formats: &[ExportFormat],
+    parent: &Checkpoint,
+    tokenizer: Option<&StoredTokenizer>,
+    left: &dyn Weights,
+) -> Result<(Vec<Written>, Vec<String>)> {
+    let (mut all, mut warnings) = (Vec::new(), Vec::new());
+    for format in formats {
+        let bytes = format.bytes(parent, left, tokenizer)?;
+        all.push(Written::new(*format, bytes, parent));
+    }
+    if formats.contains(&ExportFormat::Gguf) {
+        warnings.extend(in_f16(parent, left)?);
+    }
+    // Half a percent is a header.
+    let smaller = all.iter().any(|written| written.of_stored < 0.995);
+    let offer = offer(recipe, parent, left)?;
+    for written in &all {
+        let grown = written.of_stored > 1.005;
+        if grown || (!smaller && written.of_stored >= 0.995) {
+            let what = match grown {
+                true => format!("{:.2}x the parent's", written.of_stored),
+                false => "no less than the parent's".into(),
+            };
+            warnings.push(format!(
+                "{} will take {} bytes, {what} {}; {offer}",
+                written.path,
+                written.bytes,
+                parent.file_bytes(),
+            ));
+        }
+    }
+    Ok((all, warnings))
+}
+
+/// Of the matrices that a GGUF file has in f16 because its types do not hold what is left of them, how many there are, and what
+/// would help.
+fn in_f16(parent: &Checkpoint, left: &dyn Weights) -> Result<Vec<String>> {
+    let names = |list: &[&TensorSpec]| {
+        let named: Vec<&str> = list.iter().take(3).map(|spec| spec.name.as_str()).collect();
+        let more = if list.len() > 3 { ", …" } else { "" };
+        format!("{} tensors ({}{more})", list.len(), named.join(", "))
+    };
+    let (mut unheld, mut narrow, mut cut) = (Vec::new(), Vec::new(), Vec::new());
+    for spec in left.specs() {
+        let (format, (ty, exact)) = (left.format(spec)?, gguf_type(parent, left, spec)?);
+        let before = parent.specs().iter().find(|whole| whole.name == spec.name);
+        let before = before.and_then(|whole| parent.gguf()?.tensor_type(&whole.gguf));
+        match exact {
+            false if gguf::holds(format, 32).is_some() => narrow.push(spec),
+            false => unheld.push(spec),
+            true if ty == gguf::GgmlType::F16
+                && before.is_some_and(|ty| ty.block_elements() > 1) =>
+            {
+                cut.push(spec);
+            }
+            true => {}
+        }
+    }
+    let mut warnings = Vec::new();
+    if let Some(first) = unheld.first() {
+        warnings.push(format!(
+            "GGUF's plain types cannot hold {}: {} are exported to model.gguf as f16, larger and rounded once more; it holds 4, 5 and 8 bits in groups of 32, signed-max or float-min (--type q4_0, q4_1, q5_0, q5_1, q8_0)",
+            left.format(first)?.label(),
+            names(&unheld),
+        ));
+    }
+    if let Some(first) = narrow.first() {
+        warnings.push(format!(
+            "GGUF holds whole blocks of 32 columns only, and {} has {}: {} are exported to model.gguf as f16; prune to multiples of 32 (--multiple 32) to avoid that",
+            first.name,
+            first.columns,
+            names(&narrow),
+        ));
+    }
+    if !cut.is_empty() {
+        warnings.push(format!(
+            "columns were cut from blocks that cannot be made again here: {} are exported to model.gguf as f16; quantize them afterwards (prune --then q4_0)",
+            names(&cut),
+        ));
+    }
+    Ok(warnings)
+}
+
+/// The best of GGUF's plain types in which what is left would take less than its parent, in words.
+fn offer(recipe: &Recipe, parent: &Checkpoint, left: &dyn Weights) -> Result<String> {
+    let prunes = recipe.stage.last().is_none_or(|stage| stage.kind().name != "quantize");
+    let mut kept = 0;
+    let mut blocks = Vec::new();
+    for spec in left.specs() {
+        let linear = spec.role == Role::Linear && spec.columns.is_multiple_of(32);
+        match linear {
+            true => blocks.push(spec.shape()),
+            false => kept += gguf_type(parent, left, spec)?.0.bytes_of(&spec.shape()).unwrap_or(0),
+        }
+    }
+    // Tokens and other words of the file are as many as before.
+    let words = match parent.gguf() {
+        Some(_) => parent.file_bytes().saturating_sub(parent.total_stored_bytes()),
+        None => 0,
+    };
+    use gguf::GgmlType::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+    for ty in [Q8_0, Q5_1, Q5_0, Q4_1, Q4_0] {
+        let bytes = blocks.iter().filter_map(|shape| ty.bytes_of(shape)).sum::<u64>();
+        let bytes = kept + words + bytes;
+        if (bytes as f64) < 0.995 * parent.file_bytes() as f64 {
+            let name = ty.name().to_lowercase();
+            let how = match prunes {
+                true => format!("--then {name} (a quantize stage with type = \"{name}\")"),
+                false => format!("--type {name}"),
+            };
+            return Ok(format!("{how} and --formats gguf would take about {bytes}"));
+        }
+    }
+    Ok("no type of GGUF would take less; fewer bits (--bits 3) are held by packed, which only Lopper opens".into())
 }

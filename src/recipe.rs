@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::toml_error;
 use crate::error::Result;
+use crate::model::ExportFormat;
 use crate::stages::RecipeStage;
 
 /// A model, what is done to it, how it is measured, what is written.
@@ -23,8 +24,12 @@ pub struct Recipe {
     /// Measured before and after; absent: not at all.
     pub evaluate: Option<Evaluate>,
     /// What is written.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub export: Export,
+}
+
+fn is_default(export: &Export) -> bool {
+    *export == Export::default()
 }
 
 /// Measuring perplexity.
@@ -32,7 +37,8 @@ pub struct Recipe {
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
     /// Measure perplexity on this text, before and after
-    #[arg(id = "ppl", long = "ppl", value_name = "FILE", default_value = "embedded:heldout-2026")]
+    #[arg(id = "ppl", long = "ppl", value_name = "FILE", default_value_t = default_text())]
+    #[serde(default = "default_text")]
     pub text: String,
     /// Tokens of an evaluation window
     #[arg(long, default_value_t = default_ctx())]
@@ -43,34 +49,21 @@ pub struct Evaluate {
     pub max_tokens: Option<usize>,
 }
 
+fn default_text() -> String {
+    "embedded:heldout-2026".into()
+}
+
 fn default_ctx() -> usize {
     512
 }
 
 /// What is written beside recipe, plan and manifest.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Export {
-    /// Formats.
-    pub formats: Vec<ExportFormat>,
-}
-
-impl Default for Export {
-    fn default() -> Self {
-        Self { formats: vec![ExportFormat::Gguf, ExportFormat::Hf, ExportFormat::Packed] }
-    }
-}
-
-/// A format a model is written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExportFormat {
-    /// `model.gguf`
-    Gguf,
-    /// `hf/`: a Hugging Face folder, weights dequantized to f16.
-    Hf,
-    /// `packed/`: codes and scales as they are, which Lopper opens.
-    Packed,
+    /// Formats; absent: that of the model's own files, and `packed` where it cannot hold the result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub formats: Option<Vec<ExportFormat>>,
 }
 
 /// The recipe that `compress` follows when none is given.

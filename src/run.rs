@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::data::read_text;
 use crate::device::Device;
@@ -22,11 +23,12 @@ use crate::interrupt;
 use crate::measure::{Convention, Perplexity, Windows, perplexity};
 use crate::methods::calibration::Rows;
 use crate::model::{
-    BlockDims, Checkpoint, Compute, Config, Model, Outline, Pass, WeightSource, Weights,
-    export_gguf, export_hf, export_packed,
+    BlockDims, Checkpoint, Compute, Config, ExportFormat, KeptChannels, Model, Outline, Pass,
+    WeightSource, Weights,
 };
-use crate::plan::Plan;
-use crate::recipe::{Evaluate, ExportFormat, Recipe};
+use crate::plan::{Plan, Written, written};
+use crate::recipe::{Evaluate, Recipe};
+use crate::stages::prune::kept;
 use crate::stages::{Context, RecipeStage};
 use crate::text::{StoredTokenizer, Tokenizer};
 use files::{list_inputs, list_outputs, sha256};
@@ -46,6 +48,11 @@ pub enum Event<'a> {
         done: usize,
         /// Pieces in all.
         total: usize,
+    },
+    /// Something that only the run could tell.
+    Warning {
+        /// What.
+        text: &'a str,
     },
     /// A stage's result is taken from the work folder.
     Resumed {
@@ -77,7 +84,11 @@ pub struct Figures {
     pub flops_per_token: u64,
     /// Perplexity, if the recipe asks for it.
     pub perplexity: Option<Perplexity>,
-    /// sum((w - w_parent)^2) / sum(w_parent^2) over the tensors that were changed; 0: reproduced exactly.
+    /// Bytes of the files with weights, of a model that was opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_bytes: Option<u64>,
+    /// sum((w - w_before)^2) / sum(w_before^2) over the tensors that a stage rounded, of what it left of them; 0: reproduced
+    /// exactly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_error: Option<f64>,
 }
@@ -118,6 +129,8 @@ pub struct Manifest {
     pub parent: Figures,
     /// Stages in order.
     pub stages: Vec<StageReport>,
+    /// The models written, with their sizes beside the parent's.
+    pub exports: Vec<Written>,
     /// Files in order.
     pub outputs: Vec<OutputFile>,
     /// What could not be kept exactly, and similar.
@@ -196,7 +209,12 @@ pub struct Texts<'a> {
 }
 
 /// What is wrong with the place of the result, the exports and any text is told before anything is computed.
-pub fn check<'a>(recipe: &'a Recipe, parent: &Checkpoint, place: Place<'_>) -> Result<Texts<'a>> {
+pub fn check<'a>(
+    recipe: &'a Recipe,
+    plan: &Plan,
+    parent: &Checkpoint,
+    place: Place<'_>,
+) -> Result<Texts<'a>> {
     place.check(parent)?;
     let stored = parent.has_tokenizer().then(|| parent.stored_tokenizer()).transpose()?;
     let reads_text = recipe.evaluate.is_some()
@@ -205,7 +223,7 @@ pub fn check<'a>(recipe: &'a Recipe, parent: &Checkpoint, place: Place<'_>) -> R
         Some(stored) if reads_text => Some(stored.read()?),
         _ => None,
     };
-    check_exports(parent, recipe)?;
+    check_exports(parent, plan)?;
     let evaluation = match &recipe.evaluate {
         Some(evaluate) => Some((evaluate, tokens(evaluate, parent, tokenizer.as_ref())?)),
         None => None,
@@ -227,7 +245,7 @@ pub fn run(
     listen: Listener<'_>,
 ) -> Result<Manifest> {
     let place = options.place;
-    let Texts { tokenizer, evaluation, rows } = check(recipe, parent, place)?;
+    let Texts { tokenizer, evaluation, rows } = check(recipe, plan, parent, place)?;
     let run = Run { recipe, plan, parent, device, options, evaluation, rows, tokenizer };
     let path = work::work_path(place.out)?;
     let inputs = list_inputs(parent, recipe, &work::known_inputs(&path))?;
@@ -303,8 +321,13 @@ impl Run<'_> {
             fact(&format!("stage {}", index + 1), json(stage));
         }
         fact("evaluation", json(&self.recipe.evaluate));
-        fact("export", json(&self.recipe.export));
+        fact("export", json(&self.formats()));
         Ok(facts)
+    }
+
+    /// What is written.
+    fn formats(&self) -> Vec<ExportFormat> {
+        self.plan.exports.iter().map(|export| export.format).collect()
     }
 
     /// A hash of the parent's files: of weights, configuration and tokenizer.
@@ -344,6 +367,7 @@ impl Run<'_> {
                     bytes_f16: plan.f16_bytes,
                     flops_per_token: plan.flops_per_token,
                     perplexity: self.measure("parent", self.parent, listen)?,
+                    file_bytes: Some(self.parent.file_bytes()),
                     weight_error: None,
                 };
                 work.record("00-parent.report.toml", &figures)?;
@@ -377,6 +401,7 @@ impl Run<'_> {
             inputs,
             parent,
             stages,
+            exports: Vec::new(),
             outputs: Vec::new(),
             warnings: plan.warnings.clone(),
         };
@@ -384,7 +409,7 @@ impl Run<'_> {
         if artifact.exists() {
             std::fs::remove_dir_all(&artifact).map_err(Error::write(&artifact))?;
         }
-        self.write_artifact(&artifact, left, &mut manifest, listen)?;
+        self.write_artifact(&artifact, work, left, &mut manifest, listen)?;
         sync(&artifact)?;
         interrupt::check()?;
         let out = self.options.place.out;
@@ -404,7 +429,7 @@ impl Run<'_> {
     ) -> Result<(Checkpoint, StageReport)> {
         let stage = &self.recipe.stage[index];
         let kind = stage.kind();
-        let name = format!("{:02}-{}", index + 1, kind.name);
+        let name = stage_folder(index, stage);
         let whole = work.path().join(&name);
         if whole.exists() {
             listen(Event::Resumed { stage: &name });
@@ -431,14 +456,25 @@ impl Run<'_> {
         }
         let start = Instant::now();
         let outline = Outline::of(&after)?;
-        let changed = &self.plan.stages[index].changes;
+        let unrounded = stage.unrounded(before, self.device, &whole)?;
+        let mut rounded = self.plan.stages[index].changes.clone();
+        if let Some(exact) = &unrounded {
+            rounded.clear();
+            for spec in after.specs() {
+                if exact.format(spec)? != after.format(spec)? {
+                    rounded.push(spec.name.clone());
+                }
+            }
+        }
+        let before = unrounded.as_deref().unwrap_or(before);
         let figures = Figures {
             parameters: outline.parameters(),
             bytes: outline.bytes(),
             bytes_f16: 2 * outline.parameters(),
             flops_per_token: outline.flops_per_token(),
             perplexity: self.measure(kind.result, &after, listen)?,
-            weight_error: weight_error(before, &after, changed)?,
+            file_bytes: None,
+            weight_error: weight_error(before, &after, &rounded)?,
         };
         let report = StageReport {
             name: kind.name.into(),
@@ -484,6 +520,21 @@ impl Run<'_> {
         write_record(&part.join("done.toml"), &work::to_toml(&done))
     }
 
+    /// What all stages took out of the parent; `None` if none took anything.
+    fn pruned(&self, work: &Work) -> Result<Option<Value>> {
+        let mut all: Option<KeptChannels> = None;
+        for (index, stage) in self.recipe.stage.iter().enumerate() {
+            let folder = work.path().join(stage_folder(index, stage));
+            if let Some(kept) = kept(&folder)? {
+                all = Some(match all {
+                    None => kept,
+                    Some(before) => before.then(&kept),
+                });
+            }
+        }
+        Ok(all.map(|kept| kept.gone(self.parent.config())))
+    }
+
     /// Most bytes of device buffers in use so far.
     fn peak(&self) -> u64 {
         self.device.gpu().map_or(0, |gpu| gpu.memory().1)
@@ -524,6 +575,7 @@ impl Run<'_> {
     fn write_artifact(
         &self,
         folder: &Path,
+        work: &Work,
         weights: &dyn Weights,
         manifest: &mut Manifest,
         listen: Listener<'_>,
@@ -537,7 +589,18 @@ impl Run<'_> {
         put("recipe.toml", self.options.recipe_text)?;
         put("plan.json", &pretty(self.plan))?;
         let (parent, tokenizer) = (self.parent, self.tokenizer.as_ref());
-        let formats = &self.recipe.export.formats;
+        let formats = self.formats();
+        if let Some(pruned) = self.pruned(work)? {
+            put("pruned.json", &pretty(&pruned))?;
+        }
+        // Where the plan had to guess sizes, it could not say this.
+        let (mut sizes, about) = written(self.recipe, &formats, parent, tokenizer, weights)?;
+        for text in about {
+            if !manifest.warnings.contains(&text) {
+                listen(Event::Warning { text: &text });
+                manifest.warnings.push(text);
+            }
+        }
         let total = formats.len();
         let mut progress = |done: usize| {
             listen(Event::Progress { step: "writing", done, total });
@@ -545,31 +608,28 @@ impl Run<'_> {
         };
         for (done, format) in formats.iter().enumerate() {
             progress(done)?;
-            match format {
-                ExportFormat::Gguf => {
-                    export_gguf(&folder.join("model.gguf"), parent, weights, tokenizer)?;
-                }
-                ExportFormat::Hf => {
-                    make(&folder.join("hf"))?;
-                    export_hf(&folder.join("hf"), parent.config_json()?, weights, tokenizer)?;
-                }
-                ExportFormat::Packed => {
-                    let packed = folder.join("packed");
-                    make(&packed)?;
-                    export_packed(&packed, parent.config_json()?, weights, tokenizer)?;
-                }
-            }
+            format.write(&folder.join(format.path()), parent, weights, tokenizer)?;
         }
         progress(total)?;
         manifest.outputs = list_outputs(folder)?;
+        for size in &mut sizes {
+            let own = manifest.outputs.iter().filter(|file| size.format.holds(&file.path));
+            *size = Written::new(size.format, own.map(|file| file.bytes).sum(), parent);
+        }
+        manifest.exports = sizes;
         put("manifest.json", &pretty(manifest))
     }
 }
 
+/// The name of a stage's folder in the work folder.
+fn stage_folder(index: usize, stage: &RecipeStage) -> String {
+    format!("{:02}-{}", index + 1, stage.kind().name)
+}
+
 /// Makes once, before any work, what an export may find impossible after it.
-fn check_exports(parent: &Checkpoint, recipe: &Recipe) -> Result<()> {
-    for format in &recipe.export.formats {
-        match format {
+fn check_exports(parent: &Checkpoint, plan: &Plan) -> Result<()> {
+    for export in &plan.exports {
+        match export.format {
             ExportFormat::Gguf => {}
             ExportFormat::Hf => {
                 parent.config().check_plain(parent.path())?;
@@ -636,14 +696,14 @@ fn rows(
     Rows::of_text(calibration, tokenizer)?.within(context).map(Some)
 }
 
-/// sum((after - before)^2) / sum(before^2) over the tensors of these names whose shape stayed; `None` if there are none.
+/// sum((after - before)^2) / sum(before^2) over the tensors of these names; `None` if there are none.
 fn weight_error(
     before: &dyn Weights,
     after: &dyn Weights,
-    changed: &[String],
+    rounded: &[String],
 ) -> Result<Option<f64>> {
     let (mut error, mut total, mut any) = (0.0f64, 0.0f64, false);
-    let specs = after.specs().iter().filter(|spec| changed.contains(&spec.name));
+    let specs = after.specs().iter().filter(|spec| rounded.contains(&spec.name));
     for spec in specs {
         interrupt::check()?;
         let old = before.specs().iter().find(|old| old.name == spec.name);

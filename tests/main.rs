@@ -29,6 +29,7 @@ mod cli {
     pub mod manners;
     pub mod pages;
     pub mod pruning;
+    pub mod sizes;
     pub mod tasks;
     pub mod verify;
 }
@@ -141,6 +142,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     cli::manners::trials,
     cli::pages::trials,
     cli::pruning::trials,
+    cli::sizes::trials,
     cli::tasks::trials,
     cli::verify::trials,
 ];

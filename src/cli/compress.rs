@@ -9,9 +9,9 @@ use super::Global;
 use super::output::{Output, bytes, table};
 use super::session::{calibration_compute, compute, open_device, report_device};
 use crate::error::{Error, Result};
-use crate::model::Checkpoint;
-use crate::plan::Plan;
-use crate::recipe::{EMBEDDED, Evaluate, Export, ExportFormat, Recipe};
+use crate::model::{Checkpoint, ExportFormat};
+use crate::plan::{Plan, Written};
+use crate::recipe::{EMBEDDED, Evaluate, Export, Recipe};
 use crate::run::{Event, Figures, Manifest, Options, Place, check, run as run_plan};
 use crate::stages::RecipeStage;
 
@@ -49,7 +49,7 @@ pub(super) struct Common {
     pub(super) print_recipe: bool,
 }
 
-/// What a command with one stage measures before and after it.
+/// What a command with one stage measures before and after it, and writes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Measuring {
     #[command(flatten)]
@@ -57,24 +57,26 @@ pub(super) struct Measuring {
     /// Measure nothing
     #[arg(long)]
     no_eval: bool,
+    /// What is written (default: the format of the model's own files, and packed where it cannot hold the result)
+    #[arg(long, value_enum, value_delimiter = ',')]
+    formats: Option<Vec<ExportFormat>>,
 }
 
-/// Plans, shows or runs a recipe of one stage.
+/// Plans, shows or runs a recipe of a command's stages.
 pub(super) fn execute_stage(
     global: &Global,
     model: &str,
-    stage: RecipeStage,
+    stage: Vec<RecipeStage>,
     measuring: &Measuring,
-    formats: Vec<ExportFormat>,
     common: &Common,
     output: &Output,
 ) -> Result<()> {
     let recipe = Recipe {
         model: model.into(),
         seed: global.seed.unwrap_or(0),
-        stage: vec![stage],
+        stage,
         evaluate: (!measuring.no_eval).then(|| measuring.evaluate.clone()),
-        export: Export { formats },
+        export: Export { formats: measuring.formats.clone() },
     };
     execute(global, &recipe, &recipe.to_toml(), common, output).map_err(of_flag)
 }
@@ -151,7 +153,7 @@ pub(super) fn execute(
         plan.check_budget(global.vram_budget)?;
     }
     if common.dry_run {
-        check(recipe, &parent, place)?;
+        check(recipe, &plan, &parent, place)?;
         output.json(&json!({"schema": 1, "model": recipe.model, "plan": plan}))?;
         show_plan(&plan, output);
         return Ok(());
@@ -169,6 +171,7 @@ pub(super) fn execute(
     };
     let mut listen = |event: Event<'_>| match event {
         Event::Progress { step, done, total } => output.progress(step, done, total),
+        Event::Warning { text } => output.note(format!("warning: {text}")),
         Event::Resumed { stage } => output.note(format!("note: {stage} was whole already")),
         Event::Measured { whose, perplexity } => tracing::info!("{whose}: {perplexity}"),
     };
@@ -196,14 +199,9 @@ fn show_plan(plan: &Plan, output: &Output) {
         ]);
     }
     output.text(&table(&rows));
-    output.line(format!(
-        "\n{:.1} M parameters: {} as stored, {} in f16 -> {} ({:.2}x smaller than f16)",
-        plan.parameters as f64 / 1e6,
-        bytes(plan.stored_bytes),
-        bytes(plan.f16_bytes),
-        bytes(plan.output_bytes),
-        plan.f16_bytes as f64 / plan.output_bytes as f64,
-    ));
+    let about = if plan.estimated { ", about" } else { "" };
+    output.line(format!("\n{:.1} M parameters{about}", plan.parameters as f64 / 1e6));
+    output.text(&sizes((plan.stored_file_bytes, plan.f16_bytes), &plan.exports));
     if plan.stages.len() > 1 {
         let stages = plan.stages.iter().enumerate().map(|(index, stage)| {
             vec![
@@ -239,11 +237,25 @@ fn show_plan(plan: &Plan, output: &Output) {
     }
 }
 
+/// Files beside the parent's as they are and beside its weights in f16.
+fn sizes((stored, f16): (u64, u64), exports: &[Written]) -> String {
+    let head = ["", "file bytes", "", "of the parent's", "of its weights in f16"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let mut row = |name: &str, count: u64, of_stored: f64, of_f16: f64| {
+        let (exact, short) = (count.to_string(), bytes(count));
+        rows.push(vec![name.into(), exact, short, percent(of_stored), percent(of_f16)]);
+    };
+    row("parent", stored, 1.0, stored as f64 / f16.max(1) as f64);
+    for export in exports {
+        row(&export.path, export.bytes, export.of_stored, export.of_f16);
+    }
+    table(&rows)
+}
+
 fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
     let mut rows = vec![
-        ["", "parameters", "bytes", "of f16", "MFLOP a token", "perplexity"]
-            .map(String::from)
-            .to_vec(),
+        ["", "parameters", "tensors", "MFLOP a token", "perplexity"].map(String::from).to_vec(),
     ];
     let row = |name: &str, figures: &Figures| {
         let perplexity = figures.perplexity.as_ref().map_or("not measured".into(), |p| {
@@ -252,12 +264,10 @@ fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
                 p.value, p.stderr, p.ctx, p.tokens_scored
             )
         });
-        let share = 100.0 * figures.bytes as f64 / figures.bytes_f16 as f64;
         vec![
             name.to_string(),
             figures.parameters.to_string(),
             bytes(figures.bytes),
-            format!("{share:.1} %"),
             format!("{:.2}", figures.flops_per_token as f64 / 1e6),
             perplexity,
         ]
@@ -265,19 +275,21 @@ fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
     rows.push(row("parent", &manifest.parent));
     rows.extend(manifest.stages.iter().map(|stage| row(&stage.name, &stage.figures)));
     output.text(&table(&rows));
+    output.line("");
+    for stage in &manifest.stages {
+        let Some(error) = stage.figures.weight_error else { continue };
+        let text =
+            if error == 0.0 { "0 (reproduced exactly)".into() } else { format!("{error:.3e}") };
+        output.line(format!(
+            "{}: weights changed by {text} (squared error over squared weights)",
+            stage.name
+        ));
+    }
+    let parent = &manifest.parent;
+    let stored = parent.file_bytes.unwrap_or(parent.bytes);
+    output.text(&sizes((stored, parent.bytes_f16), &manifest.exports));
     if let Some(stage) = manifest.stages.last() {
         let figures = &stage.figures;
-        if let Some(error) = figures.weight_error {
-            let text =
-                if error == 0.0 { "0 (reproduced exactly)".into() } else { format!("{error:.3e}") };
-            output
-                .line(format!("\nweights changed by {text} (squared error over squared weights)"));
-        }
-        let times_f16 = figures.bytes_f16 as f64 / figures.bytes as f64;
-        let times_stored = manifest.parent.bytes as f64 / figures.bytes as f64;
-        output.line(format!(
-            "{times_f16:.2}x smaller than f16, {times_stored:.2}x smaller than stored"
-        ));
         if let (Some(before), Some(after)) = (&manifest.parent.perplexity, &figures.perplexity) {
             let change = 100.0 * (after.value / before.value - 1.0);
             output

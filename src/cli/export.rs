@@ -2,21 +2,21 @@
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use serde_json::json;
 
 use super::output::{Output, bytes};
-use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Weights, export_gguf, export_hf, export_packed};
+use crate::error::Result;
+use crate::model::{Checkpoint, ExportFormat, Weights};
+use crate::plan::rounded;
 use crate::run::Target;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, a folder that compress wrote, or embedded:NAME
     model: String,
-    /// gguf: a file for llama.cpp; hf: a folder in f16 for transformers; packed: a folder with codes as they are
-    #[arg(long)]
-    format: Format,
+    /// What is written
+    #[arg(long, value_enum)]
+    format: ExportFormat,
     /// The file or folder to write
     #[arg(long)]
     out: PathBuf,
@@ -25,42 +25,24 @@ pub(super) struct Arguments {
     force: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    Gguf,
-    Hf,
-    Packed,
-}
-
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let model = Checkpoint::open(&arguments.model)?;
     let target = Target {
         path: &arguments.out,
         force: arguments.force,
-        folder: !matches!(arguments.format, Format::Gguf),
+        folder: !matches!(arguments.format, ExportFormat::Gguf),
         model: model.path(),
     };
     target.check()?;
-    if matches!(arguments.format, Format::Hf) {
+    if matches!(arguments.format, ExportFormat::Hf) {
         model.config().check_plain(model.path())?;
     }
     let tokenizer = model.has_tokenizer().then(|| model.stored_tokenizer()).transpose()?;
-    let mut rounded = Vec::new();
-    target.write(|path| {
-        let folder = || std::fs::create_dir(path).map_err(Error::write(&arguments.out));
-        match arguments.format {
-            Format::Gguf => rounded = export_gguf(path, &model, &model, tokenizer.as_ref())?,
-            Format::Hf => {
-                folder()?;
-                export_hf(path, model.config_json()?, &model, tokenizer.as_ref())?;
-            }
-            Format::Packed => {
-                folder()?;
-                export_packed(path, model.config_json()?, &model, tokenizer.as_ref())?;
-            }
-        }
-        Ok(())
-    })?;
+    let rounded = match arguments.format {
+        ExportFormat::Gguf => rounded(ExportFormat::Gguf, &model, &model)?,
+        _ => Vec::new(),
+    };
+    target.write(|path| arguments.format.write(path, &model, &model, tokenizer.as_ref()))?;
     if let Some(first) = rounded.first() {
         let count = rounded.len();
         output.note(format!(

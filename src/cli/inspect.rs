@@ -20,6 +20,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let model = Checkpoint::open(&arguments.model)?;
     let config = model.config();
     let (stored, f16) = (model.total_stored_bytes(), 2 * model.parameters());
+    let files = model.file_bytes();
     let tensors: Vec<_> = model
         .specs()
         .iter()
@@ -31,7 +32,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let found = if arguments.groups { groups(config, model.specs()) } else { Vec::new() };
     let mut facts = json!({
         "schema": 1, "model": arguments.model, "family": config.family.name, "container": model.container(),
-        "parameters": model.parameters(), "bytes": stored, "bytes_f16": f16,
+        "parameters": model.parameters(), "bytes": stored, "file_bytes": files, "bytes_f16": f16,
         "hidden_size": config.hidden_size, "intermediate_size": stated(config, |w| w.intermediate_size),
         "layers": config.layers(),
         "heads": stated(config, |w| w.heads), "kv_heads": stated(config, |w| w.kv_heads), "head_dim": config.head_dim,
@@ -43,11 +44,12 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     output.json(&facts)?;
     output.line(format!(
-        "{}: {} ({}), {:.1} M parameters, {} as stored, {} in f16",
+        "{}: {} ({}), {:.1} M parameters, files of {}, tensors {} as stored, {} in f16",
         arguments.model,
         config.family.name,
         model.container(),
         model.parameters() as f64 / 1e6,
+        bytes(files),
         bytes(stored),
         bytes(f16),
     ));

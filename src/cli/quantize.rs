@@ -6,7 +6,6 @@ use super::{EngineChoice, Global};
 use crate::error::{Error, Result};
 use crate::methods::BadField;
 use crate::methods::quantize::{Grid, level_type};
-use crate::recipe::Export;
 use crate::stages::quantize::Quantize;
 
 #[derive(Debug, clap::Args)]
@@ -42,6 +41,5 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         });
     }
     let Arguments { model, measuring, common, .. } = arguments;
-    let formats = Export::default().formats;
-    execute_stage(global, model, stage.into(), measuring, formats, common, output)
+    execute_stage(global, model, vec![stage.into()], measuring, common, output)
 }

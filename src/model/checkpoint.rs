@@ -3,18 +3,22 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::embedded::{EMBEDDED, EmbeddedModel, PROMISED};
 use super::formats::packed_formats;
 use crate::error::{Error, Result};
 use crate::families::{Config, Role, TensorSpec, tensor_specs};
-use crate::formats::gguf::Gguf;
+use crate::formats::gguf::{GgmlType, Gguf};
 use crate::formats::json;
 use crate::formats::safetensors::Safetensors;
 use crate::formats::{Source, StoredType};
 use crate::tensor::{Packed, WeightFormat};
 use crate::text::{FILES, StoredTokenizer, Tokenizer};
+
+/// In a stage's folder: what it has of the run's own model, by name.
+pub(super) const COPIES: &str = "copies.json";
 
 /// Something that has a model's tensors, by their Hugging Face names, in Hugging Face's row order. The weight of a norm is what
 /// normalized columns are multiplied by, whatever a checkpoint leaves out of it.
@@ -27,6 +31,20 @@ pub trait Weights {
     fn load(&self, spec: &TensorSpec) -> Result<Packed>;
     /// The format that [`Weights::load`] gives, from headers alone.
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat>;
+    /// What it has of the first model's tensor, if that is all it is: then the blocks there can stand for it as they are.
+    fn copy_of(&self, _: &TensorSpec) -> Option<CopyOf> {
+        None
+    }
+}
+
+/// A tensor that is another one's, value for value, or some of its rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyOf {
+    /// The other one's name.
+    pub tensor: String,
+    /// Its rows, in order; `None`: all, or as many as a plan says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<Vec<usize>>,
 }
 
 /// A model on disk or in the program. Tensors are read when they are asked for.
@@ -37,6 +55,8 @@ pub struct Checkpoint {
     config_json: Option<Map<String, Value>>,
     specs: Vec<TensorSpec>,
     embedded: Option<&'static EmbeddedModel>,
+    /// Of a stage's result, what it has of the run's own model.
+    copies: Option<HashMap<String, CopyOf>>,
 }
 
 enum Store {
@@ -81,6 +101,15 @@ impl Checkpoint {
         let text = std::fs::read(&path).map_err(Error::read(&path))?;
         let config_json = parse_object(&path, &text)?;
         let formats = packed_formats(&path, &config_json["quantization_config"])?;
+        let copies = folder.join(COPIES);
+        let text = std::fs::read(&copies).map_err(Error::read(&copies))?;
+        let copies = serde_json::from_slice(&text).map_err(|error| Error::Malformed {
+            path: copies,
+            what: "JSON".into(),
+            offset: None,
+            expected: "what this version writes".into(),
+            found: error.to_string(),
+        })?;
         Self {
             path: folder.into(),
             store: Store::Packed(Safetensors::open_folder(folder)?, formats),
@@ -88,6 +117,7 @@ impl Checkpoint {
             config_json: Some(config_json),
             specs: vec![],
             embedded: None,
+            copies: Some(copies),
         }
         .checked()
     }
@@ -119,6 +149,7 @@ impl Checkpoint {
             config_json: Some(config_json),
             specs: vec![],
             embedded: Some(model),
+            copies: None,
         }
         .checked()
     }
@@ -127,8 +158,16 @@ impl Checkpoint {
         let gguf = Gguf::open(Source::open(path)?)?;
         let config = Config::from_gguf(&gguf)?;
         let store = Store::Gguf(Box::new(gguf));
-        Self { path: path.into(), store, config, config_json: None, specs: vec![], embedded: None }
-            .checked()
+        Self {
+            path: path.into(),
+            store,
+            config,
+            config_json: None,
+            specs: vec![],
+            embedded: None,
+            copies: None,
+        }
+        .checked()
     }
 
     fn open_folder(folder: &Path) -> Result<Self> {
@@ -145,8 +184,16 @@ impl Checkpoint {
             }
         };
         let config_json = Some(config_json);
-        Self { path: folder.into(), store, config, config_json, specs: vec![], embedded: None }
-            .checked()
+        Self {
+            path: folder.into(),
+            store,
+            config,
+            config_json,
+            specs: vec![],
+            embedded: None,
+            copies: None,
+        }
+        .checked()
     }
 
     /// Finds the tensors and compares every shape with the configuration, before anything is read.
@@ -238,6 +285,35 @@ impl Checkpoint {
     /// Bytes of all tensors as they are stored.
     pub fn total_stored_bytes(&self) -> u64 {
         self.specs.iter().map(|spec| self.stored_bytes(spec)).sum()
+    }
+
+    /// Bytes of the files that the weights come from.
+    pub fn file_bytes(&self) -> u64 {
+        self.sources().iter().map(|source| source.bytes().len() as u64).sum()
+    }
+
+    /// The GGUF type of the blocks that a copy of a tensor here has; `None` if this is no GGUF file.
+    pub fn block_type(&self, copy: &CopyOf) -> Option<GgmlType> {
+        let whole = self.specs.iter().find(|spec| spec.name == copy.tensor)?;
+        self.gguf()?.tensor_type(&whole.gguf)
+    }
+
+    /// The blocks of `spec`, which is a copy of a tensor here, in GGUF's order of rows; `None` if this is no GGUF file.
+    pub fn blocks(&self, copy: &CopyOf, spec: &TensorSpec) -> Option<Vec<u8>> {
+        let whole = self.specs.iter().find(|spec| spec.name == copy.tensor)?;
+        let bytes = self.gguf()?.tensor(&whole.gguf)?.bytes;
+        let Some(rows) = &copy.rows else {
+            return Some(bytes.to_vec());
+        };
+        let line = bytes.len() / whole.rows.max(1);
+        // Of a row here its place there; of a row of Hugging Face's its place in this file.
+        let (back, places) = (spec.hf_rows(spec.features()), whole.gguf_rows(whole.features()));
+        let place = |row: usize| {
+            let row = rows[back.as_ref().map_or(row, |back| back[row])];
+            places.as_ref().map_or(row, |places| places[row])
+        };
+        let line = |row: usize| &bytes[place(row) * line..][..line];
+        Some((0..spec.rows).flat_map(line).copied().collect())
     }
 
     /// Weights in all, the head counted once where it is the embedding.
@@ -391,6 +467,13 @@ impl Weights for Checkpoint {
             let found = ty.map_or("nothing".to_string(), |ty| ty.name().to_string());
             self.wrong(spec, "a float type or a block type with a decoder".into(), found)
         })
+    }
+
+    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
+        match &self.copies {
+            Some(copies) => copies.get(&spec.name).cloned(),
+            None => Some(CopyOf { tensor: spec.name.clone(), rows: None }),
+        }
     }
 }
 

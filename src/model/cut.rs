@@ -4,13 +4,14 @@ use std::borrow::Cow;
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::checkpoint::Weights;
+use super::checkpoint::{CopyOf, Weights};
 use crate::device::{Device, HostTensor};
 use crate::error::Result;
 use crate::families::{Axis, BlockDims, Config, PrunableDim, TensorSpec, layer_name, tensor_specs};
 use crate::kernels::copy::compact::compact;
-use crate::tensor::{DType, Packed, WeightFormat};
+use crate::tensor::{DType, Packed, WHOLE_ROW, WeightFormat};
 
 /// The blocks and channels of a model that are kept, each by its number in the whole model, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +55,44 @@ impl KeptChannels {
                 pick(&mut self.layers);
             }
         }
+    }
+
+    /// What is kept of the whole model where `next` was kept of what this left.
+    pub fn then(&self, next: &KeptChannels) -> KeptChannels {
+        let pick = |from: &[usize], places: &[usize]| places.iter().map(|p| from[*p]).collect();
+        let of_blocks = |from: &[Vec<usize>], kept: &[Vec<usize>]| {
+            let blocks = next.layers.iter().zip(kept);
+            blocks.map(|(layer, kept)| pick(&from[*layer], kept)).collect()
+        };
+        KeptChannels {
+            layers: pick(&self.layers, &next.layers),
+            feed_forward: of_blocks(&self.feed_forward, &next.feed_forward),
+            kv_groups: of_blocks(&self.kv_groups, &next.kv_groups),
+            hidden: pick(&self.hidden, &next.hidden),
+        }
+    }
+
+    /// What went of a model of configuration `whole`, by numbers in it: blocks, columns of the residual stream, and of each block
+    /// that is left (`layer` in the whole model, `place` now) feed-forward channels and key-value heads.
+    pub fn gone(&self, whole: &Config) -> Value {
+        let gone = |count: usize, kept: &[usize]| {
+            let mut gone = vec![true; count];
+            kept.iter().for_each(|unit| gone[*unit] = false);
+            let gone = (0..count).filter(|unit| gone[*unit]);
+            json!({"of": count, "cut": gone.collect::<Vec<_>>()})
+        };
+        let blocks = self.layers.iter().enumerate().map(|(place, layer)| {
+            let before = whole.blocks[*layer];
+            json!({
+                "layer": layer, "place": place,
+                "ffn": gone(before.intermediate_size, &self.feed_forward[place]),
+                "kvgroup": gone(before.kv_heads, &self.kv_groups[place]),
+            })
+        });
+        json!({
+            "schema": 1, "layers": gone(whole.layers(), &self.layers),
+            "hidden": gone(whole.hidden_size, &self.hidden), "blocks": blocks.collect::<Vec<_>>(),
+        })
     }
 
     /// The configuration of what is left of a model of configuration `whole`.
@@ -120,6 +159,69 @@ impl<'a> Pruned<'a> {
         self.parent.specs().iter().find(|spec| spec.name == name)
     }
 
+    /// Consecutive columns of a tensor here, one of what is left, that go or stay together.
+    fn column_span(&self, spec: &TensorSpec, whole: &TensorSpec) -> usize {
+        let place = spec.layer().map_or(0, |place| self.cut.layers[place]);
+        column_span(self.parent.config(), whole, place)
+    }
+
+    /// Whether the codes of a tensor do not survive the cut, so that its values must be rounded anew.
+    pub fn loses_groups(&self, spec: &TensorSpec) -> Result<bool> {
+        let whole = self.whole(spec).expect("what is left was there before");
+        let columns = self.kept(spec, whole, Axis::Columns).is_some();
+        let format = self.parent.format(whole)?;
+        Ok(columns && !codes_survive(format, self.column_span(spec, whole)))
+    }
+
+    /// A tensor with no more rounding than a cut needs: none, but values in f32 where the codes do not survive it.
+    pub fn exact(&self, spec: &TensorSpec) -> Result<Packed> {
+        let whole = self.whole(spec).expect("what is left was there before");
+        let weight = self.parent.load(whole)?;
+        let [rows, columns] = [Axis::Rows, Axis::Columns].map(|axis| self.kept(spec, whole, axis));
+        if rows.is_none() && columns.is_none() {
+            return Ok(weight);
+        }
+        let span = self.column_span(spec, whole);
+        let codes_stay = columns.is_none() || codes_survive(weight.format, span);
+        if weight.format.ty.has_scales() && codes_stay {
+            let places = |kept: &[u32]| kept.iter().map(|c| *c as usize).collect::<Vec<_>>();
+            let weight =
+                rows.map_or_else(|| weight.clone(), |rows| weight.pick_rows(&places(&rows)));
+            return Ok(match columns {
+                Some(columns) => weight.pick_columns(&places(&columns)),
+                None => weight,
+            });
+        }
+        let all = |count: usize| (0..count as u32).collect::<Vec<_>>();
+        let rows = rows.unwrap_or_else(|| all(weight.rows));
+        let columns = columns.unwrap_or_else(|| all(weight.columns));
+        let list = |list: &[u32]| {
+            let list = HostTensor::from_u32(&[list.len()], list);
+            self.device.upload(&list, "kept channels")
+        };
+        let mut values = Vec::with_capacity(rows.len() * columns.len());
+        let kept_columns = list(&columns)?;
+        // A dense matrix may be more than a binding holds where its codes are not.
+        let fit = self.device.max_tensor_bytes() / (4 * weight.columns as u64);
+        let mut left = rows.as_slice();
+        while let Some(&first) = left.first() {
+            let near = |row: &&u32| u64::from(**row - first) < fit.max(1);
+            let (rows, rest) = left.split_at(left.iter().take_while(near).count());
+            left = rest;
+            let last = rows[rows.len() - 1];
+            let slice = weight.slice_rows(first as usize, last as usize + 1);
+            let dense =
+                HostTensor::from_f32(DType::F32, &[slice.rows, slice.columns], &slice.to_f32());
+            let dense = self.device.upload(&dense, &spec.name)?;
+            let places: Vec<u32> = rows.iter().map(|row| row - first).collect();
+            let shape = [rows.len(), columns.len()];
+            let result = self.device.allocate(DType::F32, &shape, &spec.name)?;
+            compact(self.device, &dense, (&list(&places)?, &kept_columns), &result)?;
+            values.extend(self.device.read(&result)?.to_f32());
+        }
+        Ok(Packed::from_f32(&values, rows.len(), columns.len()))
+    }
+
     /// The kept channels of a dimension of the parent's tensor behind `spec`; `None`: all.
     fn kept(&self, spec: &TensorSpec, whole: &TensorSpec, axis: Axis) -> Option<Vec<u32>> {
         let place = spec.layer().unwrap_or(0);
@@ -153,60 +255,49 @@ impl Weights for Pruned<'_> {
     }
 
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
-        let whole = self.whole(spec).expect("what is left was there before");
-        let weight = self.parent.load(whole)?;
-        let kept = [Axis::Rows, Axis::Columns].map(|axis| self.kept(spec, whole, axis));
-        if kept == [None, None] {
-            return Ok(weight);
+        let (exact, format) = (self.exact(spec)?, self.format(spec)?);
+        match exact.format == format {
+            true => Ok(exact),
+            false => Ok(stored(&exact.to_f32(), format, exact.rows, exact.columns)),
         }
-        let [rows, columns] = kept;
-        if let (Some(rows), None, true) = (&rows, &columns, weight.format.ty.has_scales()) {
-            let rows: Vec<usize> = rows.iter().map(|row| *row as usize).collect();
-            return Ok(weight.pick_rows(&rows));
-        }
-        let all = |count: usize| (0..count as u32).collect::<Vec<_>>();
-        let rows = rows.unwrap_or_else(|| all(weight.rows));
-        let columns = columns.unwrap_or_else(|| all(weight.columns));
-        let list = |list: &[u32]| {
-            let list = HostTensor::from_u32(&[list.len()], list);
-            self.device.upload(&list, "kept channels")
-        };
-        let mut values = Vec::with_capacity(rows.len() * columns.len());
-        let kept_columns = list(&columns)?;
-        // A dense matrix may be more than a binding holds where its codes are not.
-        let fit = self.device.max_tensor_bytes() / (4 * weight.columns as u64);
-        let mut left = rows.as_slice();
-        while let Some(&first) = left.first() {
-            let near = |row: &&u32| u64::from(**row - first) < fit.max(1);
-            let (rows, rest) = left.split_at(left.iter().take_while(near).count());
-            left = rest;
-            let last = rows[rows.len() - 1];
-            let slice = weight.slice_rows(first as usize, last as usize + 1);
-            let dense =
-                HostTensor::from_f32(DType::F32, &[slice.rows, slice.columns], &slice.to_f32());
-            let dense = self.device.upload(&dense, &spec.name)?;
-            let places: Vec<u32> = rows.iter().map(|row| row - first).collect();
-            let shape = [rows.len(), columns.len()];
-            let result = self.device.allocate(DType::F32, &shape, &spec.name)?;
-            compact(self.device, &dense, (&list(&places)?, &kept_columns), &result)?;
-            values.extend(self.device.read(&result)?.to_f32());
-        }
-        let format = cut_format(weight.format, true);
-        Ok(stored(&values, format, rows.len(), columns.len()))
     }
 
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
         let whole = self.whole(spec).expect("what is left was there before");
-        let format = self.parent.format(whole)?;
-        let columns = self.kept(spec, whole, Axis::Columns).is_some();
-        Ok(cut_format(format, columns))
+        match self.loses_groups(spec)? {
+            true => Ok(WeightFormat::f16()),
+            false => self.parent.format(whole),
+        }
+    }
+
+    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
+        let whole = self.whole(spec)?;
+        let mut copy = self.parent.copy_of(whole)?;
+        if self.kept(spec, whole, Axis::Columns).is_some() {
+            return None;
+        }
+        if let Some(rows) = self.kept(spec, whole, Axis::Rows) {
+            let row = |row: &u32| match &copy.rows {
+                Some(rows) => rows[*row as usize],
+                None => *row as usize,
+            };
+            copy.rows = Some(rows.iter().map(row).collect());
+        }
+        Some(copy)
     }
 }
 
-/// The format of what is left of a tensor. Rows keep their codes; where columns are cut, the groups of them that share a scale
-/// do not survive, and what is left is dequantized.
-pub fn cut_format(format: WeightFormat, columns_are_cut: bool) -> WeightFormat {
-    if columns_are_cut && format.ty.has_scales() { WeightFormat::f16() } else { format }
+/// Whether what is left of a matrix keeps its codes when columns go in runs of `span`: groups that share a scale must go or stay
+/// as a whole, or be whole rows. Rows can always go.
+pub fn codes_survive(format: WeightFormat, span: usize) -> bool {
+    let group = format.group_size;
+    !format.ty.has_scales() || group == WHOLE_ROW || span.is_multiple_of(group as usize)
+}
+
+/// Consecutive columns of a tensor of a model of this configuration that belong to one unit of their width, in block `layer`.
+pub fn column_span(config: &Config, spec: &TensorSpec, layer: usize) -> usize {
+    let units = spec.column_width.map_or(1, |width| width.units(config, Some(layer)));
+    spec.columns / units.max(1)
 }
 
 /// Values in a format without scales.

@@ -1,10 +1,10 @@
 //! A model as its headers describe it: what plans are made from.
 
-use super::checkpoint::Weights;
+use super::checkpoint::{CopyOf, Weights};
 use super::resident::block_counts;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::families::{Config, Role, TensorSpec};
-use crate::tensor::WeightFormat;
+use crate::tensor::{Packed, WeightFormat};
 
 /// Configuration, tensors and their formats, without weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +15,8 @@ pub struct Outline {
     pub specs: Vec<TensorSpec>,
     /// The format of each.
     pub formats: Vec<WeightFormat>,
+    /// Of which tensor of the first model each is a copy, of rows perhaps that only the stage knows.
+    pub copies: Vec<Option<CopyOf>>,
     /// Whether the sizes of blocks are means: blocks compete for what stays, so that each one's share is known only when
     /// the stage has run.
     pub estimated: bool,
@@ -29,6 +31,7 @@ impl Outline {
             config: weights.config().clone(),
             specs: specs.to_vec(),
             formats: formats.collect::<Result<_>>()?,
+            copies: specs.iter().map(|spec| weights.copy_of(spec)).collect(),
             estimated: false,
         })
     }
@@ -92,6 +95,38 @@ impl Outline {
             Role::Norm | Role::Bias => false,
         };
         2 * self.specs.iter().filter(in_product).map(values).sum::<u64>()
+    }
+}
+
+/// An outline has everything of a model but values: what an export of it would write can be counted.
+impl Weights for Outline {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        &self.specs
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        Err(Error::Tensor {
+            path: "plan".into(),
+            tensor: spec.name.clone(),
+            expected: "values".into(),
+            found: "an outline, which has none".into(),
+        })
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        match self.find(&spec.name) {
+            Some((_, format)) => Ok(format),
+            None => self.load(spec).map(|packed| packed.format),
+        }
+    }
+
+    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
+        let place = self.specs.iter().position(|own| own.name == spec.name)?;
+        self.copies[place].clone()
     }
 }
 

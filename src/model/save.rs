@@ -9,26 +9,35 @@ use half::f16;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::{Checkpoint, Weights, to_gguf_order};
+use super::checkpoint::{COPIES, Checkpoint, CopyOf, Weights, to_gguf_order};
 use super::formats::{PACKED_VERSION, described};
 use crate::error::{Error, Result};
 use crate::families::{Origin, Role, TensorSpec, gguf_factor, metadata};
-use crate::formats::LazyBytes;
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
-use crate::formats::safetensors::{NewTensor, continue_folder, write_folder};
+use crate::formats::safetensors::{NewTensor, continue_folder, folder_files, write_folder};
+use crate::formats::{LazyBytes, write_record};
 use crate::tensor::{DType, Packed, WeightFormat};
 use crate::text::StoredTokenizer;
 
 /// Shards of a Hugging Face folder are at most this large.
 const MAX_SHARD_BYTES: u64 = 5 << 30;
 
-/// The GGUF type a tensor is exported in, and whether that holds it exactly.
-pub fn gguf_type(spec: &TensorSpec, format: WeightFormat) -> (GgmlType, bool) {
+/// The GGUF type a tensor of `weights` is exported in, and whether that holds it exactly. Blocks that `parent` has of it stay as
+/// they are, in whatever type.
+pub fn gguf_type(
+    parent: &Checkpoint,
+    weights: &dyn Weights,
+    spec: &TensorSpec,
+) -> Result<(GgmlType, bool)> {
     // llama.cpp wants vectors in f32, which holds every type that vectors come in.
     if matches!(spec.role, Role::Norm | Role::Bias) {
-        return (GgmlType::F32, true);
+        return Ok((GgmlType::F32, true));
     }
-    gguf::holds(format, spec.columns).map_or((GgmlType::F16, false), |ty| (ty, true))
+    if let Some(ty) = weights.copy_of(spec).and_then(|copy| parent.block_type(&copy)) {
+        return Ok((ty, true));
+    }
+    let holds = gguf::holds(weights.format(spec)?, spec.columns);
+    Ok(holds.map_or((GgmlType::F16, false), |ty| (ty, true)))
 }
 
 /// Writes a folder that transformers opens: weights dequantized to f16, `config.json` as the parent's, given, but for what
@@ -40,6 +49,20 @@ pub fn export_hf(
     tokenizer: Option<&StoredTokenizer>,
 ) -> Result<()> {
     weights.config().check_plain(folder)?;
+    write_folder(folder, hf_tensors(weights)?, MAX_SHARD_BYTES)?;
+    config = weights.config().updated_json(config);
+    config.remove("quantization_config");
+    set_dtype(&mut config);
+    write_config(folder, &config)?;
+    write_tokenizer(folder, tokenizer)
+}
+
+/// The files with tensors that [`export_hf`] would write, and their bytes.
+pub fn hf_files(weights: &dyn Weights) -> Result<Vec<(String, u64)>> {
+    folder_files(hf_tensors(weights)?, MAX_SHARD_BYTES)
+}
+
+fn hf_tensors(weights: &dyn Weights) -> Result<Vec<NewTensor<'_>>> {
     let mut tensors = Vec::new();
     for spec in weights.specs() {
         let keep = matches!(spec.role, Role::Norm | Role::Bias);
@@ -52,12 +75,7 @@ pub fn export_hf(
             data: Box::new(data),
         });
     }
-    write_folder(folder, tensors, MAX_SHARD_BYTES)?;
-    config = weights.config().updated_json(config);
-    config.remove("quantization_config");
-    set_dtype(&mut config);
-    write_config(folder, &config)?;
-    write_tokenizer(folder, tokenizer)
+    Ok(tensors)
 }
 
 /// Writes a folder that Lopper opens, with codes and scales as they are: `NAME.codes` and `NAME.scales`, u32 words of
@@ -83,9 +101,21 @@ pub fn continue_packed(
     weights: &dyn Weights,
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<()> {
+    let copies = weights
+        .specs()
+        .iter()
+        .filter_map(|spec| weights.copy_of(spec).map(|copy| (spec.name.as_str(), copy)));
+    let copies: BTreeMap<&str, CopyOf> = copies.collect();
+    let copies = serde_json::to_string(&copies).expect("copies are plain values");
     packed_folder(folder, config, weights, |tensors| {
         continue_folder(folder, tensors, MAX_SHARD_BYTES, progress)
-    })
+    })?;
+    write_record(&folder.join(COPIES), &copies)
+}
+
+/// The files with tensors that [`export_packed`] would write, and their bytes.
+pub fn packed_files(weights: &dyn Weights) -> Result<Vec<(String, u64)>> {
+    folder_files(packed_tensors(weights)?.0, MAX_SHARD_BYTES)
 }
 
 fn packed_folder<'a>(
@@ -94,6 +124,21 @@ fn packed_folder<'a>(
     weights: &'a dyn Weights,
     write: impl FnOnce(Vec<NewTensor<'a>>) -> Result<Vec<PathBuf>>,
 ) -> Result<()> {
+    let (tensors, formats) = packed_tensors(weights)?;
+    write(tensors)?;
+    config = weights.config().updated_json(config);
+    set_dtype(&mut config);
+    config.insert(
+        "quantization_config".into(),
+        json!({"quant_method": "lopper", "version": PACKED_VERSION, "tensors": formats}),
+    );
+    write_config(folder, &config)
+}
+
+/// The tensors of a packed folder, and the formats of those that are codes and scales.
+fn packed_tensors<'a>(
+    weights: &'a dyn Weights,
+) -> Result<(Vec<NewTensor<'a>>, Map<String, Value>)> {
     let mut tensors = Vec::new();
     let mut formats = Map::new();
     for spec in weights.specs() {
@@ -136,18 +181,11 @@ fn packed_folder<'a>(
         add("codes", format.code_words_per_row(spec.columns), Box::new(codes));
         add("scales", format.scale_words_per_row(spec.columns), Box::new(scales));
     }
-    write(tensors)?;
-    config = weights.config().updated_json(config);
-    set_dtype(&mut config);
-    config.insert(
-        "quantization_config".into(),
-        json!({"quant_method": "lopper", "version": PACKED_VERSION, "tensors": formats}),
-    );
-    write_config(folder, &config)
+    Ok((tensors, formats))
 }
 
 /// Writes a GGUF file for llama.cpp and what is built on it. Returns the tensors that no GGUF type holds exactly; they
-/// are written in f16. Metadata is the parent's where it has some, but for the sizes of `weights`; layers of several widths make
+/// are written in f16. Blocks that the parent has of a tensor are copied as they are. Metadata is the parent's where it has some, but for the sizes of `weights`; layers of several widths make
 /// it architecture `deci`.
 pub fn export_gguf(
     path: &Path,
@@ -155,18 +193,51 @@ pub fn export_gguf(
     weights: &dyn Weights,
     tokenizer: Option<&StoredTokenizer>,
 ) -> Result<Vec<String>> {
+    let file = gguf_file(parent, weights, tokenizer)?;
+    gguf::write(path, &file.metadata, file.tensors)?;
+    Ok(file.rounded)
+}
+
+/// Bytes of the file that [`export_gguf`] would write.
+pub fn gguf_bytes(
+    parent: &Checkpoint,
+    weights: &dyn Weights,
+    tokenizer: Option<&StoredTokenizer>,
+) -> Result<u64> {
+    let file = gguf_file(parent, weights, tokenizer)?;
+    gguf::file_bytes(parent.path(), &file.metadata, &file.tensors)
+}
+
+/// What a GGUF file is made of.
+struct GgufFile<'a> {
+    metadata: Vec<(String, gguf::Value)>,
+    tensors: Vec<NewGgufTensor<'a>>,
+    /// Those in f16 that no type holds exactly.
+    rounded: Vec<String>,
+}
+
+fn gguf_file<'a>(
+    parent: &'a Checkpoint,
+    weights: &'a dyn Weights,
+    tokenizer: Option<&StoredTokenizer>,
+) -> Result<GgufFile<'a>> {
     let mut tensors = Vec::new();
     let mut rounded = Vec::new();
     let mut bytes_by_type = BTreeMap::new();
     for spec in weights.specs() {
-        let (ty, exact) = gguf_type(spec, weights.format(spec)?);
+        let (ty, exact) = gguf_type(parent, weights, spec)?;
         if !exact {
             rounded.push(spec.name.clone());
         }
         let size = ty.bytes_of(&spec.shape()).unwrap_or(0);
         *bytes_by_type.entry(ty.name()).or_insert((0, ty)) =
             (bytes_by_type.get(ty.name()).map_or(0, |(n, _)| *n) + size, ty);
+        let vector = matches!(spec.role, Role::Norm | Role::Bias);
+        let copy = weights.copy_of(spec).filter(|_| !vector);
         let data = move || {
+            if let Some(blocks) = copy.as_ref().and_then(|copy| parent.blocks(copy, spec)) {
+                return Ok(blocks);
+            }
             let mut packed = to_gguf_order(weights.load(spec)?, spec);
             if let Some(factor) = gguf_factor(weights.config(), spec) {
                 let values: Vec<f32> = packed.to_f32().iter().map(|v| v * factor).collect();
@@ -201,8 +272,7 @@ pub fn export_gguf(
         None => Origin::Other(parent.path(), tokenizer),
     };
     let metadata = metadata(origin, weights.config(), main)?;
-    gguf::write(path, &metadata, tensors)?;
-    Ok(rounded)
+    Ok(GgufFile { metadata, tensors, rounded })
 }
 
 /// A tensor as Hugging Face's checkpoints store it: the weight of a norm without what its family adds.

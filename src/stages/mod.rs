@@ -16,6 +16,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::write_record;
 use crate::interrupt;
@@ -49,6 +50,16 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
     /// Runs on the weights that the stage before left, and ends with [`Context::write`]. After an interruption it is called
     /// again with the same arguments and continues from what it saved. Returns the configuration of what it wrote.
     fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config>;
+    /// What its rounding is measured against: `model`, that it ran on, as it would have left it unrounded, by what is in its
+    /// folder, in f32 where it rounded. `None`: `model` itself.
+    fn unrounded<'a>(
+        &self,
+        _model: &'a dyn Weights,
+        _device: &'a Device,
+        _folder: &Path,
+    ) -> Result<Option<Box<dyn Weights + 'a>>> {
+        Ok(None)
+    }
 }
 
 /// A stage's inputs beside weights.
@@ -116,20 +127,25 @@ impl Context<'_> {
 
     /// The state that [`save`] saved as `name` before an interruption.
     pub fn saved<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        let path = self.folder.join(name);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let text = std::fs::read(&path).map_err(Error::read(&path))?;
-        let state = serde_json::from_slice(&text).map_err(|error| Error::Malformed {
-            path,
-            what: "saved state".into(),
-            offset: None,
-            expected: "what this version writes".into(),
-            found: error.to_string(),
-        })?;
-        Ok(Some(state))
+        saved(self.folder, name)
     }
+}
+
+/// What [`save`] saved as `name` in a stage's folder.
+fn saved<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>> {
+    let path = folder.join(name);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read(&path).map_err(Error::read(&path))?;
+    let state = serde_json::from_slice(&text).map_err(|error| Error::Malformed {
+        path,
+        what: "saved state".into(),
+        offset: None,
+        expected: "what this version writes".into(),
+        found: error.to_string(),
+    })?;
+    Ok(Some(state))
 }
 
 /// Saves a stage's own progress as `name` in its folder: all of it, or what was there before stays.

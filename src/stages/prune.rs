@@ -1,11 +1,13 @@
 //! `prune`: channels, heads or blocks taken out.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Context, Needs, Planned, Stage, StageKind, keys, parse};
+use crate::device::Device;
 use crate::error::Result;
 use crate::kernels::score::Reduction;
 use crate::methods::BadField;
@@ -14,10 +16,13 @@ use crate::methods::prune::llm_pruner::{PruneContext, prune};
 use crate::methods::prune::memory::estimate;
 use crate::methods::prune::score::Score;
 use crate::methods::prune::{PruneSpec, left_specs, parameters};
+use crate::methods::quantize::Scheme;
+use crate::methods::quantize::rtn::rtn;
 use crate::model::{
-    Compute, Config, KeptChannels, Outline, PrunableDim, Pruned, TensorSpec, Weights, cut_format,
-    groups,
+    Compute, Config, CopyOf, KeptChannels, Outline, PrunableDim, Pruned, TensorSpec, Weights,
+    codes_survive, column_span, groups,
 };
+use crate::tensor::{Packed, WeightFormat};
 
 pub(super) const KIND: StageKind =
     StageKind { name: "prune", result: "pruned", parse: parse::<Prune> };
@@ -77,6 +82,10 @@ pub struct Prune {
     #[arg(long, default_value_t)]
     #[serde(default)]
     pub protect_last: usize,
+    /// What becomes of quantized matrices that lose columns within groups that share a scale
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub requantize: Requantize,
     /// What gradients are taken over
     #[command(flatten)]
     #[serde(default)]
@@ -125,6 +134,32 @@ pub enum Ranking {
     Local,
     /// Those of one kind in all blocks.
     Global,
+}
+
+/// What becomes of matrices whose groups do not survive a cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Requantize {
+    /// Their own type again, where what is left is whole groups of it; else f16.
+    #[default]
+    Own,
+    /// f16.
+    F16,
+}
+
+impl Requantize {
+    /// The format of what is left of a matrix in `format`, `columns` of them, when others go in runs of `span`; and whether it is
+    /// rounded.
+    fn left(self, format: WeightFormat, columns: usize, span: usize) -> (WeightFormat, bool) {
+        if codes_survive(format, span) {
+            return (format, false);
+        }
+        let whole = columns.is_multiple_of(format.group_columns(columns));
+        match self {
+            Requantize::Own if whole => (format, true),
+            _ => (WeightFormat::f16(), true),
+        }
+    }
 }
 
 /// How scores of several tensors become one.
@@ -305,41 +340,60 @@ impl Stage for Prune {
         let spec = self.spec(&model.config, &model.specs).map_err(BadField::in_recipe)?;
         let mut warnings = Vec::new();
         warnings.extend(self.unmet(&spec, model));
+        let mut specs = left_specs(&spec.left, &model.specs);
+        // A bias that some blocks only have is left in these only.
+        specs.retain(|spec| model.find(&spec.name).is_some());
         let mut outline = Outline {
-            specs: left_specs(&spec.left, &model.specs),
+            specs,
             formats: Vec::new(),
+            copies: Vec::new(),
             estimated: model.estimated || spec.global,
             config: spec.left,
         };
         let mut changes = HashMap::new();
         let mut dequantized = Vec::new();
-        // A bias that some blocks only have is left in these only.
-        outline.specs.retain(|spec| model.find(&spec.name).is_some());
+        let mut requantized = Vec::new();
         for left in &outline.specs {
             let (whole, format) = model.find(&left.name).expect("these are left");
-            let cut = cut_format(format, left.columns < whole.columns);
-            if cut != format {
-                let [before, after] = [format, cut].map(|f| f.bytes(left.rows, left.columns));
-                dequantized.push((left.name.as_str(), before, after));
+            let mut copy = model.copy_of(whole);
+            let (mut cut, mut rounds) = (format, false);
+            if left.columns < whole.columns {
+                copy = None;
+                let span = column_span(&model.config, whole, whole.layer().unwrap_or(0));
+                (cut, rounds) = self.requantize.left(format, left.columns, span);
+                if rounds {
+                    let list = if cut == format { &mut requantized } else { &mut dequantized };
+                    let bytes = [format, cut].map(|f| f.bytes(left.rows, left.columns));
+                    list.push((left.name.as_str(), format, bytes));
+                }
             }
             if left.shape() != whole.shape() {
                 let from = format!("cut from {:?}", whole.shape());
-                let text = match cut == format {
-                    true => from,
-                    false => format!("{from}, dequantized to {}", cut.label()),
+                let text = match (cut == format, rounds) {
+                    (true, false) => from,
+                    (true, true) => format!("{from}, requantized to {}", cut.label()),
+                    (false, _) => format!("{from}, dequantized to {}", cut.label()),
                 };
                 changes.insert(left.name.clone(), text);
             }
             outline.formats.push(cut);
+            outline.copies.push(copy);
+        }
+        if let Some((first, format, _)) = requantized.first() {
+            warnings.push(format!(
+                "groups of columns that share a scale do not survive a cut through them: {} quantized tensors ({first}, …) are rounded to their own type again ({}), by as much as the result says",
+                requantized.len(),
+                format.label(),
+            ));
         }
         if let Some((first, ..)) = dequantized.first() {
             let sum =
-                |pick: fn(&(&str, u64, u64)) -> u64| dequantized.iter().map(pick).sum::<u64>();
+                |index: usize| dequantized.iter().map(|(.., bytes)| bytes[index]).sum::<u64>();
             warnings.push(format!(
                 "groups of columns that share a scale do not survive a cut through them: {} quantized tensors ({first}, …) are kept in f16, {} bytes instead of {}; quantize them again afterwards",
                 dequantized.len(),
-                sum(|tensor| tensor.2),
-                sum(|tensor| tensor.1),
+                sum(1),
+                sum(0),
             ));
         }
         let all = groups(&model.config, &model.specs).into_iter();
@@ -376,8 +430,95 @@ impl Stage for Prune {
             &mut |done, kept| super::save(folder, ROUNDS, &(done, kept)),
             &mut |done, total| progress("pruning", done, total),
         )?;
-        let pruned = Pruned::new(model, context.pass.device, kept);
-        context.write("cutting", &pruned)
+        let device = context.pass.device;
+        let pruned = Pruned::new(model, device, kept);
+        let cut = Cut { model, device, pruned, requantize: self.requantize };
+        context.write("cutting", &cut)
+    }
+
+    fn unrounded<'a>(
+        &self,
+        model: &'a dyn Weights,
+        device: &'a Device,
+        folder: &Path,
+    ) -> Result<Option<Box<dyn Weights + 'a>>> {
+        let pruned = |kept| Exact(Pruned::new(model, device, kept));
+        Ok(kept(folder)?.map(|kept| Box::new(pruned(kept)) as Box<dyn Weights + 'a>))
+    }
+}
+
+/// What is kept of the model before it, by the folder of a stage that is done; `None` if that pruned nothing.
+pub fn kept(folder: &Path) -> Result<Option<KeptChannels>> {
+    let saved: Option<(usize, KeptChannels)> = super::saved(folder, ROUNDS)?;
+    Ok(saved.map(|(_, kept)| kept))
+}
+
+/// What is left, with groups made anew where they did not survive.
+struct Cut<'a> {
+    model: &'a dyn Weights,
+    device: &'a Device,
+    pruned: Pruned<'a>,
+    requantize: Requantize,
+}
+
+impl Weights for Cut<'_> {
+    fn config(&self) -> &Config {
+        self.pruned.config()
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        self.pruned.specs()
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        let format = self.format(spec)?;
+        match Scheme::of(format).filter(|_| self.pruned.format(spec).is_ok_and(|f| f != format)) {
+            Some(scheme) => rtn(self.device, &self.pruned.exact(spec)?, scheme, &spec.name),
+            None => self.pruned.load(spec),
+        }
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        let cut = self.pruned.format(spec)?;
+        let whole = self.pruned.whole(spec).expect("what is left was there before");
+        let own = self.model.format(whole)?;
+        if cut == own {
+            return Ok(cut);
+        }
+        let layer = spec.layer().map_or(0, |place| self.pruned.cut().layers[place]);
+        let span = column_span(self.model.config(), whole, layer);
+        Ok(self.requantize.left(own, spec.columns, span).0)
+    }
+
+    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
+        self.pruned.copy_of(spec)
+    }
+}
+
+/// What is left, in f32 where groups did not survive.
+struct Exact<'a>(Pruned<'a>);
+
+impl Weights for Exact<'_> {
+    fn config(&self) -> &Config {
+        self.0.config()
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        self.0.specs()
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        match self.0.loses_groups(spec)? {
+            true => self.0.exact(spec),
+            false => self.0.load(spec),
+        }
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        match self.0.loses_groups(spec)? {
+            true => Ok(WeightFormat::f32()),
+            false => self.0.format(spec),
+        }
     }
 }
 

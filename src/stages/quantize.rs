@@ -12,7 +12,7 @@ use crate::families::LAYERS;
 use crate::methods::BadField;
 use crate::methods::quantize::rtn::rtn;
 use crate::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
-use crate::model::{Config, Outline, Role, TensorSpec, Weights};
+use crate::model::{Config, CopyOf, Outline, Role, TensorSpec, Weights};
 use crate::tensor::{Packed, Scale, WeightFormat, codebook, weight_type};
 
 pub(super) const KIND: StageKind = StageKind {
@@ -38,9 +38,8 @@ pub struct Quantize {
     #[arg(long, conflicts_with = "ty")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bits: Option<u32>,
-    /// A weight type instead: int4 (symmetric), uint4z (zero point), uint4m (float minimum), q4_0, q4_1, q5_0, q5_1, q8_0,
-    /// ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4, nvfp4
-    #[arg(long = "type", id = "ty", value_name = "TYPE")]
+    /// A weight type instead
+    #[arg(long = "type", id = "ty", value_name = "TYPE", help = TYPE_HELP)]
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub ty: Option<String>,
     /// Columns that share a scale: a power of two from 16, or 0 for a whole row (default 32, or what --type prescribes)
@@ -74,12 +73,41 @@ pub enum QuantizeMethod {
     Rtn,
 }
 
+/// What types cost: bits of a weight with its scales, and SmolLM2-135M's perplexity beside f16's in groups of 32.
+const TYPE_HELP: &str = "TYPE_HELP_TEXT";
+
+/// The type of blocks that GGUF has, of 32 columns.
+fn gguf_name(name: &str) -> Option<&'static str> {
+    Some(match name.to_ascii_lowercase().as_str() {
+        "q4_0" => "int4",
+        "q4_1" => "uint4m",
+        "q5_0" => "int5",
+        "q5_1" => "uint5m",
+        "q8_0" => "int8",
+        _ => return None,
+    })
+}
+
 fn default_include() -> Vec<String> {
     // The linear layers of the blocks; the embedding and the head stay as they are unless they are named.
     vec![format!("{LAYERS}*")]
 }
 
 impl Quantize {
+    /// Of the linear layers of the blocks, to a type.
+    pub fn of_type(ty: &str) -> Self {
+        Self {
+            method: QuantizeMethod::default(),
+            bits: None,
+            ty: Some(ty.into()),
+            group_size: None,
+            grid: None,
+            codebook: Vec::new(),
+            include: default_include(),
+            exclude: Vec::new(),
+        }
+    }
+
     /// The same stage with `bits`, `group_size` and `grid` stated, whatever they followed from.
     pub fn explicit(self) -> Result<Self, BadField> {
         let scheme = self.scheme()?;
@@ -95,6 +123,11 @@ impl Quantize {
     /// Grid, bits and group size.
     pub fn scheme(&self) -> Result<Scheme, BadField> {
         let (bits, grid) = self.bits_and_grid()?;
+        let named = self.ty.as_deref().filter(|name| gguf_name(name).is_some());
+        if let (Some(name), Some(size)) = (named, self.group_size.filter(|size| *size != 32)) {
+            let expected = format!("32 beside type {name}, or a type like int4 or uint4m");
+            return Err(BadField::new("group_size", expected, size));
+        }
         let prescribed = || level_type(grid).and_then(prescribed_group_size);
         let entries = (!self.codebook.is_empty()).then(|| codebook(&self.codebook));
         let entries = entries.transpose().map_err(|found| {
@@ -117,14 +150,8 @@ impl Quantize {
         if let Some(bits) = self.bits {
             return Err(BadField::new("bits", format!("none beside type {name}"), bits));
         }
-        let row = match name.to_ascii_lowercase().as_str() {
-            "q4_0" => weight_type("int4"),
-            "q4_1" => weight_type("uint4m"),
-            "q5_0" => weight_type("int5"),
-            "q5_1" => weight_type("uint5m"),
-            "q8_0" => weight_type("int8"),
-            other => weight_type(other).filter(|row| row.has_scales()),
-        };
+        let lower = name.to_ascii_lowercase();
+        let row = weight_type(gguf_name(&lower).unwrap_or(&lower)).filter(|row| row.has_scales());
         let row = row.ok_or_else(|| {
             let expected =
                 "int1 to int8, uint1z to uint8z, uint1m to uint8m, q4_0, q4_1, q5_0, q5_1, q8_0, ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4 or nvfp4";
@@ -206,9 +233,10 @@ impl Stage for Quantize {
         let mut outline = model.clone();
         let mut changes = HashMap::new();
         let mut largest = 0;
-        for (spec, format) in outline.specs.iter().zip(&mut outline.formats) {
+        let formats = outline.formats.iter_mut().zip(&mut outline.copies);
+        for (spec, (format, copy)) in outline.specs.iter().zip(formats) {
             if rule.applies(spec) {
-                *format = rule.format;
+                (*format, *copy) = (rule.format, None);
                 let text = format!("rtn {} {}", rule.scheme.grid.name(), format.label());
                 changes.insert(spec.name.clone(), text);
                 largest = largest.max(4 * (spec.rows * spec.columns) as u64);
@@ -266,5 +294,9 @@ impl Weights for Quantized<'_> {
             return Ok(self.rule.format);
         }
         self.model.format(spec)
+    }
+
+    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
+        self.model.copy_of(spec).filter(|_| !self.rule.applies(spec))
     }
 }

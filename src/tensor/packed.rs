@@ -281,6 +281,29 @@ impl Packed {
             scales: pick(&self.scales, scales),
         }
     }
+
+    /// The columns of these numbers, with their codes and scales: groups must be picked as a whole, or be whole rows.
+    pub fn pick_columns(&self, order: &[usize]) -> Packed {
+        let mut picked = Self::zeros(self.format, self.rows, order.len());
+        let (old, new) = (
+            self.format.group_columns(self.columns).max(1),
+            self.format.group_columns(order.len()).max(1),
+        );
+        for row in 0..self.rows {
+            if self.format.ty.scale == Scale::TwoLevel {
+                let line = row * self.format.scale_words_per_row(self.columns);
+                picked.set_row_scale(row, f32::from_bits(self.scales[line]));
+            }
+            for (place, &column) in order.iter().enumerate() {
+                if self.format.ty.has_scales() && place % new == 0 {
+                    let (scale, second) = self.group(row, column / old);
+                    picked.set_group(row, place / new, scale, second);
+                }
+                picked.set_code(row, place, self.code(row, column));
+            }
+        }
+        picked
+    }
 }
 
 /// A byte of a string of words.

@@ -245,7 +245,9 @@ fn lossy_tokenizer(world: &World) -> Result<(), Failed> {
 
 fn recipes() -> Result<(), Failed> {
     let world = World::new()?;
-    let good = succeeds(&world.0, &format!("quantize {NANO} --print-recipe"))?.out;
+    let good =
+        succeeds(&world.0, &format!("quantize {NANO} --formats gguf,hf,packed --print-recipe"))?
+            .out;
     let table = r#"
         seed => sead => r.toml & sead
         bits = 4 => bits = 4\nbitz = 4 => r.toml: line 8, column 1 & found `bitz = 4`
@@ -259,7 +261,7 @@ fn recipes() -> Result<(), Failed> {
         model.layers.* => model.blocks.* => stage.include & model.blocks.*
         ctx = 512 => ctx = 1 => evaluate.ctx & 1
         "packed" => "zip" => r.toml & zip
-        "hf" => "gguf" => export.formats & Gguf
+        "hf" => "gguf" => export.formats & gguf twice
         model = => model => r.toml: line 1, column & `model 
         embedded:heldout-2026 => no.txt => no.txt & cannot read
     "#;

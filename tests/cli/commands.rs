@@ -172,7 +172,7 @@ fn compress() -> Result<(), Failed> {
     }
     // Refused while it stands there; replaced by --force; a smaller parent shows which of the two it is.
     let stands = snapshot(&folder)?;
-    let smaller = format!("quantize {NANO} --no-eval --out new/out");
+    let smaller = format!("quantize {NANO} --no-eval --formats gguf,hf,packed --out new/out");
     let refused = lopper(&folder, &format!("{smaller} --device cpu"))?;
     refused.refused(4, "--force");
     assert!(snapshot(&folder)? == stands, "the old output changed");
@@ -213,7 +213,7 @@ fn dry_run_writes_nothing() -> Result<(), Failed> {
 
 fn exports_open_again() -> Result<(), Failed> {
     let folder = TempDir::new()?;
-    let quantize = format!("quantize {TINY} --no-eval --out q");
+    let quantize = format!("quantize {TINY} --no-eval --formats gguf,hf,packed --out q");
     succeeds(&folder, &quantize)?;
     let packed = perplexity(&folder, "q/packed")?;
     let gguf = perplexity(&folder, "q/model.gguf")?;
@@ -241,7 +241,8 @@ fn exports_open_again() -> Result<(), Failed> {
 fn gguf_rounding_is_announced() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     for (flags, warns) in [("--bits 3", true), ("--group-size 64", true), ("--bits 5", false)] {
-        let quantize = format!("quantize {NANO} --no-eval {flags} --out q --force");
+        let quantize =
+            format!("quantize {NANO} --no-eval {flags} --formats gguf,packed --out q --force");
         for command in [&quantize, "export q --format gguf --out q.gguf --force"] {
             let run = succeeds(&folder, command)?;
             let warned = run.err.contains("warning:") && run.err.contains("f16");

@@ -26,7 +26,7 @@ fn perplexity(folder: &Path, model: &str) -> Result<f64, Failed> {
 fn uniform() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
-    let command = "prune embedded:nano-llama --ratio 0.5 --ctx 64 --max-tokens 640 --samples 4 --length 32 --out o";
+    let command = "prune embedded:nano-llama --ratio 0.5 --ctx 64 --max-tokens 640 --samples 4 --length 32 --formats gguf,hf --out o";
     let run = succeeds(folder, command)?;
     let config = read_json(folder.join("o/hf/config.json"))?;
     let shape = [

@@ -302,7 +302,7 @@ fn hf_of_one_width_only() -> Result<(), Failed> {
     export_gguf(&path, &uneven.parent, &uneven, Some(tokenizer.stored()))?;
     for command in [
         "export m.gguf --format hf --out made",
-        "quantize m.gguf --bits 8 --no-eval --out made --device cpu",
+        "quantize m.gguf --bits 8 --no-eval --formats hf --out made --device cpu",
     ] {
         let run = lopper(&folder, command)?;
         run.refused(2, why);

@@ -243,9 +243,14 @@ fn counts() -> Result<(), Failed> {
         stage.spec(&config, &specs).map(|spec| spec.left).map_err(|bad| format!("{bad:?}"))
     };
     let block = |heads: usize, kv: usize| BlockDims::new(heads, kv, 5632);
-    for (heads, kv, ratio, kept) in
-        [(32, 8, 0.2, 7), (32, 32, 0.3, 23), (9, 3, 0.333, 2), (9, 3, 0.33, 3), (10, 10, 0.3, 7)]
-    {
+    for (heads, kv, ratio, kept) in [
+        (32, 8, 0.2, 7),
+        (32, 32, 0.3, 23),
+        (9, 3, 0.333, 2),
+        (9, 3, 0.33, 2),
+        (9, 3, 0.32, 3),
+        (10, 10, 0.3, 7),
+    ] {
         let left = left(&[block(heads, kv)], &|stage| stage.ratio = ratio)?;
         let expected = BlockDims::new(heads / kv * kept, kept, (5632.0 * (1.0 - ratio)) as usize);
         assert_eq!(left.blocks, [expected], "{kv} at {ratio}");

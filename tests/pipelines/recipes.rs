@@ -88,6 +88,7 @@ fn plans_are_pure() -> Result<(), Failed> {
     specs.retain(|spec| spec.role != Role::Bias);
     let begin = Outline {
         formats: vec![WeightFormat::f16(); specs.len()],
+        copies: vec![None; specs.len()],
         specs,
         config,
         estimated: false,
@@ -96,14 +97,14 @@ fn plans_are_pure() -> Result<(), Failed> {
     let recipe = Recipe::parse(Path::new("r.toml"), text)?;
     let mut outline = begin.clone();
     // Of a block: 4096 x (4096 + 1024 + 1024 + 4096) and 3 x 4096 x channels; all of it in 4 bits with a scale and an offset
-    // of 32 columns, or down_proj in f16, or in 8 bits with a scale.
+    // of 32 columns, down_proj in 8 bits with a scale.
     let block = |channels: u64, down: f64| {
         let attention = 4096.0 * 10_240.0 * 5.0 / 8.0;
         let matrix = 4096.0 * channels as f64;
         (attention + matrix * (2.0 * 5.0 / 8.0 + down) + 4.0 * 4096.0) as u64
     };
     let rest = 2 * (2 * 4096 * 128_256 + 4096);
-    let expected = [(14_336, 5.0 / 8.0), (10_752, 2.0), (10_752, 8.5 / 8.0)];
+    let expected = [(14_336, 5.0 / 8.0), (10_752, 5.0 / 8.0), (10_752, 8.5 / 8.0)];
     for (stage, (channels, down)) in recipe.stage.iter().zip(expected) {
         let planned = stage.plan(&outline)?;
         assert_eq!(planned, stage.plan(&outline)?);

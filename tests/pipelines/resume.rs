@@ -301,7 +301,7 @@ fn quantize_prune_quantize() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let folder = folder.path();
     let stages = format!(
-        "[[stage]]\nkind = \"quantize\"\nbits = 8\n{PRUNE}[[stage]]\nkind = \"quantize\"\nbits = 4\ninclude = [\"*.down_proj\"]"
+        "[[stage]]\nkind = \"quantize\"\nbits = 8\n{PRUNE}requantize = \"f16\"\n[[stage]]\nkind = \"quantize\"\nbits = 4\ninclude = [\"*.down_proj\"]"
     );
     let plan = staged(folder, &stages)?;
     let warning = plan["warnings"][0].as_str().ok_or("a warning")?;

@@ -156,7 +156,7 @@ fn eval_against_a_base() -> Result<(), Failed> {
     assert!(low < percent && percent < high && number("/kl/mean") > 0.01, "{json}");
     let printed = succeeds(&folder, &arguments)?.out;
     for words in [
-        "smaller than stored in f16, perplexity +",
+        "smaller than its parent in f16, perplexity +",
         "(95 %: ",
         "mean KLD:",
         "same top token:",

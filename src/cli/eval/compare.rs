@@ -232,8 +232,10 @@ fn size_rows(a: &Size, b: &Size, row: Row<'_>) {
     let times = |a: u64, b: u64| format!("{:.3}x", b as f64 / a as f64);
     let millions = |size: &Size| format!("{:.1} M", size.parameters as f64 / 1e6);
     row("parameters", millions(a), millions(b), times(a.parameters, b.parameters));
-    row("as stored", bytes(a.bytes), bytes(b.bytes), times(a.bytes, b.bytes));
-    row("in f16", bytes(a.bytes_f16), bytes(b.bytes_f16), times(a.bytes_f16, b.bytes_f16));
+    let files = bytes(b.file_bytes);
+    row("files", bytes(a.file_bytes), files.clone(), times(a.file_bytes, b.file_bytes));
+    row("files, A in f16", bytes(a.bytes_f16), files, times(a.bytes_f16, b.file_bytes));
+    row("tensors", bytes(a.bytes), bytes(b.bytes), times(a.bytes, b.bytes));
 }
 
 /// `+4.12 % (95 %: +3.60 to +4.64)`

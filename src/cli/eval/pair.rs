@@ -108,6 +108,7 @@ pub(super) fn size(name: &str, checkpoint: &Checkpoint) -> Size {
         model: name.into(),
         parameters: checkpoint.parameters(),
         bytes: checkpoint.total_stored_bytes(),
+        file_bytes: checkpoint.file_bytes(),
         bytes_f16: 2 * checkpoint.parameters(),
     }
 }

@@ -17,7 +17,7 @@ pub(super) use blocks::words_32bit;
 pub use blocks::{holds, pack, unpack, weight_format};
 pub use types::GgmlType;
 pub use value::{Array, Value};
-pub use write::{NewGgufTensor, write};
+pub use write::{NewGgufTensor, file_bytes, write};
 
 /// The key of the alignment of tensor data.
 const ALIGNMENT_KEY: &str = "general.alignment";

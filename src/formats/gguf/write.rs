@@ -45,6 +45,18 @@ pub fn write(
     })
 }
 
+/// Bytes of the file that [`write`] writes.
+pub fn file_bytes(
+    path: &Path,
+    metadata: &[(String, Value)],
+    tensors: &[NewGgufTensor<'_>],
+) -> Result<u64> {
+    let alignment = alignment(path, metadata)?;
+    let sizes = check_tensors(path, tensors)?;
+    let data: u64 = sizes.iter().map(|size| size.next_multiple_of(alignment)).sum();
+    Ok(header(metadata, tensors, &sizes, alignment).len() as u64 + data)
+}
+
 fn check_keys(path: &Path, metadata: &[(String, Value)]) -> Result<()> {
     let mut seen = HashSet::new();
     for (key, _) in metadata {

@@ -14,7 +14,7 @@ use std::path::Path;
 use super::{Source, StoredTensor, StoredType};
 use crate::error::Result;
 
-pub use write::{NewTensor, continue_folder, write_file, write_folder};
+pub use write::{NewTensor, continue_folder, folder_files, write_file, write_folder};
 
 /// The file of a checkpoint that is not sharded.
 pub const SINGLE_FILE: &str = "model.safetensors";

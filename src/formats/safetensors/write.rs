@@ -68,18 +68,53 @@ pub fn continue_folder(
     })
 }
 
+/// Names and bytes of the files with tensors that [`write_folder`] writes.
+pub fn folder_files(
+    tensors: Vec<NewTensor<'_>>,
+    max_shard_bytes: u64,
+) -> Result<Vec<(String, u64)>> {
+    let mut files = Vec::new();
+    shards(Path::new(""), tensors, max_shard_bytes, &mut |path, mut shard| {
+        shard.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.size()));
+        let data: u64 = shard.iter().map(NewTensor::bytes).sum();
+        let bytes = 8 + header(path, &shard)?.len() as u64 + data;
+        files.push((path.to_string_lossy().into_owned(), bytes));
+        Ok(())
+    })?;
+    Ok(files)
+}
+
 fn write_files<'a>(
     folder: &Path,
     tensors: Vec<NewTensor<'a>>,
     max_shard_bytes: u64,
     mut write: impl FnMut(&Path, Vec<NewTensor<'a>>) -> Result<()>,
 ) -> Result<Vec<PathBuf>> {
+    let total: u64 = tensors.iter().map(NewTensor::bytes).sum();
+    let (mut paths, weight_map) = shards(folder, tensors, max_shard_bytes, &mut write)?;
+    if !weight_map.is_empty() {
+        let path = folder.join(INDEX_FILE);
+        let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        let text = format!("{index:#}\n");
+        replace_file(&path, |file| file.write_all(text.as_bytes()).map_err(Error::write(&path)))?;
+        paths.push(path);
+    }
+    Ok(paths)
+}
+
+/// Gives the tensors of each file to `write`. Returns the files, and where there are several which tensor is in which.
+fn shards<'a>(
+    folder: &Path,
+    tensors: Vec<NewTensor<'a>>,
+    max_shard_bytes: u64,
+    write: &mut dyn FnMut(&Path, Vec<NewTensor<'a>>) -> Result<()>,
+) -> Result<(Vec<PathBuf>, BTreeMap<String, String>)> {
     assert_unique(&tensors);
     let total: u64 = tensors.iter().map(NewTensor::bytes).sum();
     if total <= max_shard_bytes || tensors.len() <= 1 {
         let path = folder.join(SINGLE_FILE);
         write(&path, tensors)?;
-        return Ok(vec![path]);
+        return Ok((vec![path], BTreeMap::new()));
     }
     let shards = split(tensors, max_shard_bytes);
     let count = shards.len();
@@ -94,12 +129,7 @@ fn write_files<'a>(
         write(&path, shard)?;
         paths.push(path);
     }
-    let path = folder.join(INDEX_FILE);
-    let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
-    let text = format!("{index:#}\n");
-    replace_file(&path, |file| file.write_all(text.as_bytes()).map_err(Error::write(&path)))?;
-    paths.push(path);
-    Ok(paths)
+    Ok((paths, weight_map))
 }
 
 /// Writes one file. It appears under its name when it is whole.

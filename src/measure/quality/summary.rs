@@ -16,6 +16,8 @@ pub struct Size {
     pub parameters: u64,
     /// Bytes of its tensors as stored.
     pub bytes: u64,
+    /// Bytes of its files with weights, which is what its size beside another model's is told by.
+    pub file_bytes: u64,
     /// Bytes that as many parameters take in f16.
     pub bytes_f16: u64,
 }
@@ -59,16 +61,18 @@ pub fn summary(
     format!("{}.", parts.join(", "))
 }
 
-/// The child as stored beside its parent in f16.
+/// The child's files beside its parent's as they are, and beside its parent's weights in f16.
 fn size(parent: &Size, child: &Size) -> String {
-    // A quantized child has its parent's parameters: then the parent need not be named.
-    let whose = if child.parameters == parent.parameters { "stored" } else { "its parent stored" };
-    let ratio = parent.bytes_f16 as f64 / child.bytes as f64;
-    match ratio {
-        1.005.. => format!("{ratio:.1}x smaller than {whose} in f16"),
-        0.995.. => format!("as large as {whose} in f16"),
-        _ => format!("{:.1}x larger than {whose} in f16", 1.0 / ratio),
-    }
+    let beside = |bytes: u64, whose: &str| {
+        let ratio = bytes as f64 / child.file_bytes.max(1) as f64;
+        match ratio {
+            1.005.. => format!("{ratio:.2}x smaller than {whose}"),
+            0.995.. => format!("as large as {whose}"),
+            _ => format!("{:.2}x larger than {whose}", 1.0 / ratio),
+        }
+    };
+    let stored = beside(parent.file_bytes, "its parent as stored");
+    format!("{stored}, {}", beside(parent.bytes_f16, "its parent in f16"))
 }
 
 fn change(text: &TextComparison) -> String {

@@ -46,7 +46,9 @@ pub fn prune(
         let mut of_all = |done: usize, total: usize| {
             progress((step - 1) * total + done, steps * total);
         };
-        for (width, layer, units) in round(&weights, spec, (parent.config(), share), context, &mut of_all)? {
+        for (width, layer, units) in
+            round(&weights, spec, (parent.config(), share), context, &mut of_all)?
+        {
             kept.keep(width, layer, &units);
         }
         after_round(step, &kept)?;

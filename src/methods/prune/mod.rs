@@ -75,8 +75,7 @@ impl PruneSpec {
                     left.blocks.truncate(stay.max(protected).max(1));
                 }
                 PrunableDim::FeedForward | PrunableDim::KvGroup => {
-                    let (total, step) =
-                        (self.total(width, config, ratio), self.multiple(width));
+                    let (total, step) = (self.total(width, config, ratio), self.multiple(width));
                     let whole = |units: usize| (units + step / 2) / step * step;
                     let pool = self.pool(width, config);
                     let mut seen = 0;

@@ -96,6 +96,23 @@ impl Grid {
 }
 
 impl Scheme {
+    /// A scheme whose results have this format; of two grids the one that the type's name stands for. `None` without scales.
+    pub fn of(format: WeightFormat) -> Option<Self> {
+        let ty = format.ty;
+        let grid = match ty.scale {
+            Scale::None => return None,
+            Scale::Symmetric => Grid::SignedMax,
+            Scale::ZeroPoint => Grid::ZeroPoint,
+            Scale::Offset => Grid::FloatMin,
+            _ => {
+                let leveled = Grid::LEVELED.into_iter().find(|grid| level_type(*grid) == Some(ty));
+                leveled.unwrap_or(Grid::Codebook)
+            }
+        };
+        let codebook = (grid == Grid::Codebook).then_some(ty);
+        Some(Self { grid, bits: ty.bits, group_size: format.group_size, codebook })
+    }
+
     /// The format of the result.
     pub fn format(self) -> Result<WeightFormat, BadField> {
         let Scheme { grid, bits, group_size, codebook } = self;
