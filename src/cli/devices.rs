@@ -110,6 +110,7 @@ fn features(adapter: &Adapter) -> Vec<&'static str> {
 fn describe(adapter: &Adapter) -> Value {
     let limits = &adapter.limits;
     json!({
+        "schema": 1,
         "name": adapter.info.name,
         "backend": backend_name(adapter.info.backend),
         "type": adapter.type_name(),

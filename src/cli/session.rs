@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::output::{Output, bytes};
 use super::{ComputeChoice, DeviceChoice, Global};
-use crate::device::{Device, Failure, Runner, check_case, fragment};
+use crate::device::{Device, Failure, Runner, check_case, complaint_of, fragment};
 use crate::error::{Error, Result};
 use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose};
 use crate::interrupt;
@@ -84,6 +84,24 @@ pub(super) fn replacement(
             expected: "with --shader, the name of one kernel, or shared/NAME for a fragment".into(),
             found: name.into(),
         });
+    }
+    for kernel in TABLE.iter().copied() {
+        let mut variants = (kernel.variants)();
+        variants.retain(|variant| match name.strip_prefix("shared/") {
+            Some(shared) => kernel.imports(variant, shared),
+            None => kernel.name == name,
+        });
+        if let Some(complaint) = complaint_of(kernel, name, &text, &variants) {
+            let place = complaint.place;
+            let place = place.map_or(String::new(), |(l, c)| format!("line {l}, column {c}: "));
+            return Err(Error::Malformed {
+                path: path.into(),
+                what: "WGSL".into(),
+                offset: None,
+                expected: format!("a shader that can stand for {name}"),
+                found: format!("{place}{}", complaint.reason),
+            });
+        }
     }
     Ok(Some((name.into(), text)))
 }

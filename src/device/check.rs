@@ -36,8 +36,13 @@ pub fn guard_word(dtype: DType, access: Access) -> u32 {
 pub enum Failure {
     /// The call could not be made.
     Error(Error),
-    /// An output differs; the text names the binding and the worst element.
-    Differs(String),
+    /// An output differs.
+    Differs {
+        /// Names the binding and the worst element.
+        text: String,
+        /// The error there over its bound; not finite where either value is not.
+        worst: f64,
+    },
     /// Words after the end of this binding were written.
     OutOfBounds(&'static str),
 }
@@ -52,7 +57,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Failure::Error(error) => write!(f, "{error}"),
-            Failure::Differs(text) => f.write_str(text),
+            Failure::Differs { text, .. } => f.write_str(text),
             Failure::OutOfBounds(name) => write!(f, "binding {name}: written beyond its end"),
         }
     }
@@ -97,14 +102,16 @@ pub(super) fn run_checked(runner: &Runner, call: &Call<'_>) -> Result<()> {
         waited - referred,
         start.elapsed() - waited,
     );
-    judged.map(|_| ()).map_err(|report| Error::Divergence { case: call.describe(), report })
+    judged
+        .map(|_| ())
+        .map_err(|failure| Error::Divergence { case: call.describe(), report: failure.to_string() })
 }
 
 fn judge(
     kernel: &Kernel,
     expected: &[Expected],
     measured: &[HostTensor],
-) -> Result<Agreement, String> {
+) -> Result<Agreement, Failure> {
     let written = kernel.outputs().count();
     assert!(
         expected.len() == written && measured.len() == written,
@@ -114,8 +121,10 @@ fn judge(
     let mut worst = Agreement::default();
     for (((_, binding), expected), tensor) in kernel.outputs().zip(expected).zip(measured) {
         let measured = Measured { values: tensor.view().to_f64() };
-        let agreement =
-            compare(expected, &measured).map_err(|d| format!("{}: {d}", binding.name))?;
+        let agreement = compare(expected, &measured).map_err(|d| Failure::Differs {
+            text: format!("{}: {d}", binding.name),
+            worst: (d.measured - d.expected).abs() / d.bound,
+        })?;
         worst.nmse = worst.nmse.max(agreement.nmse);
         worst.worst = worst.worst.max(agreement.worst);
     }
@@ -153,7 +162,7 @@ pub fn check_case(
         }
         after.push(HostTensor::from_bytes(host.dtype, &host.shape, &payload[..host.bytes().len()]));
     }
-    judge(kernel, &reference(kernel, variant, &data), &after).map_err(Failure::Differs)
+    judge(kernel, &reference(kernel, variant, &data), &after)
 }
 
 /// Runs one case of a kernel on the CPU device and compares with the reference.
@@ -184,7 +193,7 @@ pub fn check_cpu_case(
         .outputs()
         .map(|(index, _)| Device::Cpu.read(&tensors[index]))
         .collect::<Result<Vec<_>>>()?;
-    judge(kernel, &reference(kernel, variant, &data), &after).map_err(Failure::Differs)
+    judge(kernel, &reference(kernel, variant, &data), &after)
 }
 
 fn reference(kernel: &Kernel, variant: &Variant, data: &CaseData) -> Vec<Expected> {

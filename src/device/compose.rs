@@ -1,6 +1,7 @@
 //! From a kernel's source to the WGSL text of a variant: constants in front, imports and repetitions in place.
 
 use super::kernel::{Kernel, Variant};
+use crate::gpu::{Complaint, complaint};
 use crate::tensor::{Levels, Scale, WeightType};
 
 macro_rules! fragments {
@@ -146,6 +147,48 @@ pub fn compose_with<'a>(
     }
     include(&mut text, source, (kernel, variant), fragment, &mut Vec::new());
     if text.contains("#for ") { repeat(&text, variant) } else { text }
+}
+
+/// What is wrong with a user's text in the place of a kernel or of a shared fragment, in the first variant where anything is: the
+/// line and column in that text if it is there, and the complaint.
+pub fn complaint_of(
+    kernel: &Kernel,
+    name: &str,
+    text: &str,
+    variants: &[Variant],
+) -> Option<Complaint> {
+    const MARK: &str = " //@";
+    // Each line carries its number through imports and repetitions; directives are lines that they do not leave.
+    let marked =
+        text.lines().zip(1..).map(|(line, number)| match line.trim_start().starts_with('#') {
+            true => format!("{line}\n"),
+            false => format!("{line}{MARK}{number}\n"),
+        });
+    let marked: String = marked.collect();
+    let own = |asked: &str| match name.strip_prefix("shared/") {
+        Some(shared) if shared == asked => Some(marked.as_str()),
+        _ => fragment(asked),
+    };
+    let source = if name == kernel.name { marked.as_str() } else { kernel.source };
+    for variant in variants {
+        let composed = compose_with(kernel, source, variant, &own);
+        let Some(found) = complaint(&composed) else { continue };
+        let line = found.place.and_then(|(line, _)| composed.lines().nth(line as usize - 1));
+        let number = line.and_then(|line| {
+            let marked = line.rsplit_once(MARK).and_then(|(_, number)| number.parse().ok());
+            marked.or_else(|| Some(text.lines().position(|own| own == line)? as u32 + 1))
+        });
+        let column = found.place.map_or(1, |(_, column)| column);
+        let outside = match number {
+            Some(_) => String::new(),
+            None => format!(" (in what it is joined with: `{}`)", line.unwrap_or_default().trim()),
+        };
+        return Some(Complaint {
+            place: number.map(|number| (number, column)),
+            reason: format!("{}{outside}", found.reason),
+        });
+    }
+    None
 }
 
 /// Writes out `#for NAME in COUNT` ... `#end`: the lines between, once for each number below a constant of the variant (or

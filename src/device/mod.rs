@@ -14,7 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 pub use case::{Case, CaseData, CaseOf, Poison, Random, Sizes};
 pub use check::{Failure, UploadedCase, check_case, check_cpu_case, guard_word, upload_case};
-pub use compose::{compose, compose_with, fragment, fragments};
+pub use compose::{complaint_of, compose, compose_with, fragment, fragments};
 pub use host::{Args, HostTensor, Outputs, View};
 pub(crate) use kernel::params;
 pub use kernel::{Binding, Element, Field, Kernel, Parameters, Variant, binding, fold};

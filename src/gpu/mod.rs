@@ -19,7 +19,7 @@ pub use adapter::{
 };
 pub use buffer::Buffer;
 pub use loops::MOST_ROUNDS;
-pub use pipeline::{Access, Pipeline, Shader, check_limits};
+pub use pipeline::{Access, Complaint, Pipeline, Shader, check_limits, complaint};
 pub use record::{Cost, Pending, Profile, SUBMIT_SECONDS};
 
 use crate::error::{Error, Result};

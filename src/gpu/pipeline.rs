@@ -80,6 +80,41 @@ pub fn check_limits(shader: &Shader<'_>, limits: &wgpu::Limits) -> Result<naga::
     Ok(module)
 }
 
+/// What is wrong with a WGSL text: the first complaint of the parser, or of the validator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Line of the text and column in it, from 1, where the text has a place that is at fault.
+    pub place: Option<(u32, u32)>,
+    /// In words, on one line.
+    pub reason: String,
+}
+
+/// Parses and validates a text. `None` if nothing is wrong with it.
+pub fn complaint(source: &str) -> Option<Complaint> {
+    let at = |location: Option<naga::SourceLocation>| {
+        location.map(|place| (place.line_number, place.line_position))
+    };
+    let module = match naga::front::wgsl::parse_str(source) {
+        Ok(module) => module,
+        Err(error) => {
+            let reason = error.message().replace('\n', " ");
+            return Some(Complaint { place: at(error.location(source)), reason });
+        }
+    };
+    let mut validator = naga::valid::Validator::new(
+        naga::valid::ValidationFlags::all(),
+        naga::valid::Capabilities::all(),
+    );
+    let error = validator.validate(&module).err()?;
+    let mut reason = error.as_inner().to_string();
+    let mut cause = std::error::Error::source(error.as_inner());
+    while let Some(next) = cause {
+        reason = format!("{reason}: {next}");
+        cause = next.source();
+    }
+    Some(Complaint { place: at(error.location(source)), reason: reason.replace('\n', " ") })
+}
+
 struct Resources {
     workgroup_bytes: u64,
     invocations: u64,

@@ -5,12 +5,13 @@ use lopper::gpu::{Selector, adapters};
 use serde_json::Value;
 
 use crate::machine::gpu_trial;
-use crate::program::{Run, has_fields, lopper};
+use crate::program::{Run, has_fields, lopper, read_json};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("cli_verify":
-        known_names_are_offered, bench_model_rows, bench_compare_judges_noise;
-        gpu: rows_of_the_contract, a_failing_case_is_accepted_back, user_shader_is_judged, loops_without_end, bench_rows);
+        known_names_are_offered, bench_model_rows, bench_compare_judges_noise, on_the_cpu, formats_are_exact;
+        gpu: rows_of_the_contract, a_failing_case_is_accepted_back, user_shader_is_judged, loops_without_end, bench_rows,
+             compared_with_itself);
     trials.extend([
         gpu_trial("cli_verify::abort_is_a_failed_row".into(), || broken("abort:2", "SIGABRT")),
         gpu_trial("cli_verify::hang_is_a_failed_row".into(), || broken("hang:2", "hung")),
@@ -150,15 +151,44 @@ fn user_shader_is_judged() -> Result<(), Failed> {
     };
     try_text(&source, 0)?;
     try_text(&source.replace("mean + params.epsilon", "mean"), 1)?;
-    try_text("this is no shader", 1)?;
-    // An import that does not exist is the shader's mistake, told by the parser; it is no crash.
+    // What is no shader is told once, by the user's file and line, whatever is joined in front of it; an import that does not
+    // exist too.
+    let line = source.lines().position(|line| line.contains("mean + params.epsilon"));
+    let line = line.ok_or("the line")? + 1;
+    for (from, to, place) in [
+        ("mean + params.epsilon", "mean + + * params.epsilon", format!("line {line}, column ")),
+        ("mean + params.epsilon", "mean + params.nothing", format!("line {line}, column ")),
+        ("#import reduce", "#import nonsense", "line ".into()),
+    ] {
+        std::fs::write(folder.path().join("mine.wgsl"), source.replace(from, to))?;
+        for command in [verify, "bench kernels --kernel norm/rms --shader mine.wgsl"] {
+            let run = lopper(&folder, command)?;
+            run.refused(2, &format!("mine.wgsl & {place}"));
+            assert_eq!(run.err.matches("mine.wgsl").count(), 1, "{run}");
+        }
+    }
+    // A wrong result is a number of bounds, and the hint tries the same shader.
     std::fs::write(
         folder.path().join("mine.wgsl"),
-        source.replace("#import reduce", "#import nonsense"),
+        source.replace("mean + params.epsilon", "mean"),
     )?;
-    let run = lopper(&folder, &format!("{verify} --fail-fast"))?;
-    let told = run.out.contains("nonsense") && !run.out.contains("process ended");
-    assert!(run.code == Some(1) && told, "{run}");
+    let run = lopper(&folder, &format!("{verify} --json=v.json"))?;
+    let report = read_json(folder.path().join("v.json"))?;
+    let error = |row: &Value| row["error"].as_f64().unwrap_or(0.0);
+    let failed = rows(&report)?.iter().filter(|row| row["status"] == "fail");
+    let worst = failed.map(error).fold(0.0, f64::max);
+    let told = run.out.contains(" of bound") && !run.out.contains("0.00 of bound");
+    assert!(worst > 1.0 && told && run.err.contains("' --shader mine.wgsl --page"), "{run}");
+    Ok(())
+}
+
+/// The CPU is judged where it is asked for: no adapter is opened.
+fn on_the_cpu() -> Result<(), Failed> {
+    let report = run("verify --device cpu --kernel norm/rms --json=-", 0)?.json()?;
+    let all = rows(&report)?;
+    let cpu = all.iter().all(|row| row["adapter"] == "cpu" && row["status"] == "pass");
+    assert!(cpu && !all.is_empty(), "{report}");
+    run("verify --device cpu --kernel norm/rms --tier f16", 2)?.refused(2, "--tier");
     Ok(())
 }
 
@@ -166,6 +196,7 @@ fn bench_rows() -> Result<(), Failed> {
     let report = run("bench kernels --kernel residual/add -o json", 0)?.json()?;
     let rows = report.as_array().ok_or("rows")?;
     for row in rows {
+        assert_eq!(row["schema"], 1);
         let positive = ["us", "gbps", "percent_of_ceiling"]
             .iter()
             .all(|key| row[*key].as_f64().is_some_and(|v| v > 0.0));
@@ -173,6 +204,45 @@ fn bench_rows() -> Result<(), Failed> {
         assert!(positive && right, "{row}");
     }
     assert!(!rows.is_empty(), "no row");
+    Ok(())
+}
+
+/// A run beside itself: every row is found, of every kind of bench.
+fn compared_with_itself() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    for (bench, count) in [
+        ("types --type f16,int8-g32 --shape 64x128 --tokens 1,2", 4),
+        ("lut --bits 2 --shape 64x128 --tokens 1,2", 12),
+        ("kernels --kernel residual/add --no-ceilings", 0),
+    ] {
+        crate::program::runs(&folder, &format!("bench {bench} --json=a.json"))?;
+        let all = read_json(folder.path().join("a.json"))?;
+        let all = all.as_array().map_or(0, Vec::len);
+        assert!(count == 0 || all == count, "{bench}: {all}");
+        let run =
+            crate::program::runs(&folder, "bench --compare a.json a.json --json=-")?.json()?;
+        let found = rows(&run)?;
+        let same = found.iter().all(|row| row["judgement"] == "the same");
+        assert!(found.len() == all && same, "{bench}: {run}");
+        let names: std::collections::BTreeSet<_> =
+            found.iter().map(|row| row["row"].as_str()).collect();
+        assert_eq!(names.len(), all, "{bench}: a name for each row");
+    }
+    Ok(())
+}
+
+/// Counts stay counts in every format, and columns of SQL have their types.
+fn formats_are_exact() -> Result<(), Failed> {
+    let bench = "bench model embedded:nano-llama --device cpu -p 8 -n 0 -r 1 -o";
+    let size = run(&format!("{bench} json"), 0)?.json()?[0]["model_size"].clone();
+    assert_eq!(size, 721_536);
+    let row = run(&format!("{bench} jsonl"), 0)?.json()?;
+    assert_eq!(row["schema"], 1);
+    assert!(run(&format!("{bench} csv"), 0)?.out.contains("\"721536\""));
+    let sql = run(&format!("{bench} sql"), 0)?.out;
+    for words in ["model_size INTEGER", "avg_ts REAL", "test TEXT", ", 721536, "] {
+        assert!(sql.contains(words), "`{words}` is due: {sql}");
+    }
     Ok(())
 }
 

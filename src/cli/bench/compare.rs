@@ -7,13 +7,16 @@ use serde_json::{Map, Value, json};
 use crate::cli::output::{Output, table};
 use crate::error::{Error, Result};
 
-/// Keys that identify a row, of all three kinds of bench.
+/// Keys that identify a row, of hardware, kernels and models.
 const KEYS: &[&str] = &["what", "kernel", "variant", "shape", "model_type", "test", "compute"];
 
-/// A figure of a row: its value, its spread, and whether more is better.
+/// Those of products by type or by engine, whose quickest kernel is a result; and of tuned products.
+const PRODUCT_KEYS: &[&str] = &["weight", "engine", "shape", "tokens", "class"];
+
+/// A figure of a row: its value, its spread if that was measured, and whether more is better.
 struct Figure {
     value: f64,
-    spread: f64,
+    spread: Option<f64>,
     more_is_better: bool,
     unit: String,
 }
@@ -40,11 +43,14 @@ pub(super) fn run(paths: &[std::path::PathBuf], output: &Output) -> Result<()> {
         };
         let change = 100.0 * (b.value / a.value - 1.0);
         // Spreads are half the distance between quartiles, or a standard deviation: two of each are rarely left by luck.
-        let noise = 2.0 * (a.spread + b.spread);
-        let judgement = match (b.value - a.value).abs() > noise {
-            false => "within noise",
-            true if (change > 0.0) == a.more_is_better => "better",
-            true => "worse",
+        let noise = a.spread.zip(b.spread).map(|(a, b)| 2.0 * (a + b));
+        let apart = (b.value - a.value).abs();
+        let judgement = match noise {
+            _ if apart == 0.0 => "the same",
+            None => "noise not measured",
+            Some(noise) if apart <= noise => "within noise",
+            _ if (change > 0.0) == a.more_is_better => "better",
+            _ => "worse",
         };
         rows.push(json!({
             "row": name(new), "before": a.value, "after": b.value, "unit": a.unit, "change_percent": change,
@@ -89,19 +95,27 @@ fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
 }
 
 fn name(row: &Map<String, Value>) -> String {
-    let parts = KEYS.iter().filter_map(|key| row.get(*key)).filter_map(Value::as_str);
-    parts.collect::<Vec<_>>().join(" ")
+    let product = ["weight", "class"].iter().any(|key| row.contains_key(*key));
+    let keys = if product { PRODUCT_KEYS } else { KEYS };
+    let part = |key: &&str| match row.get(*key)? {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(format!("{number} {key}")),
+        _ => None,
+    };
+    keys.iter().filter_map(part).collect::<Vec<_>>().join(" ")
 }
 
 fn figure(row: &Map<String, Value>) -> Option<Figure> {
     let number = |key: &str| row.get(key).and_then(Value::as_f64);
     let new = |value: &str, spread: &str, more_is_better: bool, unit: &str| {
-        let (value, spread) = (number(value)?, number(spread)?);
+        let (value, spread) = (number(value)?, number(spread));
         Some(Figure { value, spread, more_is_better, unit: unit.into() })
     };
     if let Some(unit) = row.get("unit").and_then(Value::as_str) {
         // Rates end in a time; costs are times.
         return new("value", "spread", unit.contains("/s"), unit);
     }
-    new("us", "us_spread", false, "us").or_else(|| new("avg_ts", "stddev_ts", true, "t/s"))
+    let time = new("us", "us_spread", false, "us");
+    time.or_else(|| new("avg_ts", "stddev_ts", true, "t/s"))
+        .or_else(|| new("winner_us", "winner_us_spread", false, "us"))
 }

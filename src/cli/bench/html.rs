@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
-use super::rows::round;
+use super::rows::{round, shown};
 use crate::measure::speed::kernels::{Ceilings, Timing};
 
 type Row = Map<String, Value>;
@@ -43,10 +43,10 @@ p { color: var(--soft); margin: 4px 0 12px; }
 svg { width: 100%; height: auto; background: var(--field); border-radius: 8px; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; } svg .name { fill: var(--ink); }
 .grid { stroke: var(--line); stroke-width: 1; } .roof { stroke: var(--ink); stroke-width: 2; fill: none; }
-.bars { display: grid; grid-template-columns: minmax(120px, 42%) 1fr; gap: 4px 12px; align-items: center; }
+.bars { display: grid; grid-template-columns: minmax(96px, 36%) 1fr max-content; gap: 4px 12px; align-items: center; }
 .bars .label { overflow-wrap: anywhere; font-size: 13px; text-align: right; }
-.track { position: relative; display: flex; align-items: center; gap: 8px; height: 18px; font-size: 12px;
-  color: var(--soft); font-variant-numeric: tabular-nums; white-space: nowrap; }
+.bars .figure { font-size: 12px; color: var(--soft); font-variant-numeric: tabular-nums; white-space: nowrap; text-align: right; }
+.track { position: relative; height: 18px; padding: 2px 0; }
 .fill { height: 14px; border-radius: 0 4px 4px 0; min-width: 1px; }
 .mark { position: absolute; top: 0; width: 2px; height: 18px; background: var(--ink); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 8px 0; font-size: 13px; }
@@ -209,8 +209,8 @@ fn bar_chart(bars: Vec<Bar>) -> String {
         .fold(f64::MIN_POSITIVE, f64::max);
     let mut html = String::from("<div class=\"bars\">");
     for bar in bars {
-        // A tenth of the width and more stays for the text.
-        let width = |value: f64| (78.0 * value / longest).clamp(0.0, 78.0);
+        // The figure has a column of its own, so that lengths are those of the values.
+        let width = |value: f64| (100.0 * value / longest).clamp(0.0, 100.0);
         let mark = bar
             .ceiling
             .map(|ceiling| {
@@ -223,7 +223,7 @@ fn bar_chart(bars: Vec<Bar>) -> String {
             .unwrap_or_default();
         let _ = write!(
             html,
-            "<div class=\"label\">{}</div><div class=\"track\"><div class=\"fill\" style=\"width:{:.2}%;background:var(--s{})\"></div><span>{}</span>{mark}</div>",
+            "<div class=\"label\">{}</div><div class=\"track\"><div class=\"fill\" style=\"width:{:.2}%;background:var(--s{})\"></div>{mark}</div><div class=\"figure\">{}</div>",
             escape(&bar.label),
             width(bar.value),
             bar.series % COLOURS.len(),
@@ -248,8 +248,8 @@ fn figures(rows: &[Row]) -> String {
         for key in &keys {
             let _ = match row.get(key.as_str()) {
                 Some(Value::String(text)) => write!(html, "<td>{}</td>", escape(text)),
-                Some(Value::Number(value)) => {
-                    write!(html, "<td class=\"number\">{}</td>", value.as_f64().map_or(0.0, round))
+                Some(value @ Value::Number(_)) => {
+                    write!(html, "<td class=\"number\">{}</td>", shown(value))
                 }
                 Some(Value::Null) | None => write!(html, "<td></td>"),
                 Some(other) => write!(html, "<td>{}</td>", escape(&other.to_string())),

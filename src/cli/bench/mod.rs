@@ -16,7 +16,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use self::hardware::Devices;
-use self::rows::{device_columns, round, timings};
+use self::rows::{device_columns, round, shown, timings};
 use super::output::{Output, table};
 use super::session::replacement;
 use super::{DeviceChoice, Global};
@@ -304,10 +304,10 @@ fn kernels(
     }
     if let Some(ceilings) = ceilings {
         output.note(format!(
-            "measured ceilings: read {:.0} GB/s, copy {:.0} GB/s, f32 {:.2} TFLOP/s",
-            ceilings.read / 1e9,
-            ceilings.copy / 1e9,
-            ceilings.f32 / 1e12
+            "measured ceilings: read {} GB/s, copy {} GB/s, f32 {} TFLOP/s",
+            round(ceilings.read / 1e9),
+            round(ceilings.copy / 1e9),
+            round(ceilings.f32 / 1e12)
         ));
     }
     for timing in timings.iter().filter(|timing| !timing.verified) {
@@ -339,13 +339,24 @@ fn write_page(arguments: &Arguments, output: &Output, page: impl FnOnce() -> Str
 }
 
 fn print(rows: &[Map<String, Value>], format: Format, output: &Output) -> Result<()> {
-    output.json(&Value::Array(rows.iter().cloned().map(Value::Object).collect()))?;
-    let keys: Vec<&String> = rows.first().map_or_else(Vec::new, |row| row.keys().collect());
-    let cell = |row: &Map<String, Value>, key: &str| match row.get(key) {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Number(number)) => {
-            number.as_f64().map_or_else(|| number.to_string(), |v| round(v).to_string())
+    // Every row is a record of its own, so each says what its fields mean.
+    let json = || {
+        let row = |row: &Map<String, Value>| {
+            let mut json = Map::from_iter([("schema".to_string(), Value::from(1))]);
+            json.extend(row.clone());
+            Value::Object(json)
+        };
+        rows.iter().map(row).collect::<Vec<_>>()
+    };
+    output.json(&Value::Array(json()))?;
+    let mut keys: Vec<&String> = Vec::new();
+    for key in rows.iter().flat_map(Map::keys) {
+        if !keys.contains(&key) {
+            keys.push(key);
         }
+    }
+    let exact = |row: &Map<String, Value>, key: &str| match row.get(key) {
+        Some(Value::String(text)) => text.clone(),
         Some(Value::Null) | None => String::new(),
         Some(other) => other.to_string(),
     };
@@ -356,41 +367,52 @@ fn print(rows: &[Map<String, Value>], format: Format, output: &Output) -> Result
             output.text(&model::markdown(rows))
         }
         Format::Md => {
-            let shown = |key: &&String| {
+            let told = |key: &&String| {
                 !["reason", "verified", "gpu_info", "backends", "driver"].contains(&key.as_str())
             };
-            let keys: Vec<&String> = keys.into_iter().filter(shown).collect();
+            let keys: Vec<&String> = keys.into_iter().filter(told).collect();
             let mut lines = vec![keys.iter().map(|key| key.to_string()).collect()];
-            lines.extend(
-                rows.iter().map(|row| keys.iter().map(|key| cell(row, key)).collect::<Vec<_>>()),
-            );
+            lines.extend(rows.iter().map(|row| {
+                let shown = |key: &&String| row.get(*key).map_or(String::new(), shown);
+                keys.iter().map(shown).collect::<Vec<_>>()
+            }));
             output.text(&table(&lines));
         }
         Format::Csv => {
             output.line(keys.iter().map(|key| key.as_str()).collect::<Vec<_>>().join(","));
             for row in rows {
                 output.line(
-                    keys.iter().map(|key| quoted(&cell(row, key))).collect::<Vec<_>>().join(","),
+                    keys.iter().map(|key| quoted(&exact(row, key))).collect::<Vec<_>>().join(","),
                 );
             }
         }
         Format::Json => {
-            output.line(format!(
-                "{:#}",
-                Value::Array(rows.iter().cloned().map(Value::Object).collect())
-            ));
+            output.line(format!("{:#}", Value::Array(json())));
         }
-        Format::Jsonl => {
-            rows.iter().for_each(|row| output.line(Value::Object(row.clone()).to_string()))
-        }
+        Format::Jsonl => json().iter().for_each(|row| output.line(row.to_string())),
         Format::Sql => {
-            let columns: Vec<String> = keys.iter().map(|key| format!("{key} TEXT")).collect();
+            // The narrowest type that holds all of a column.
+            let ty = |key: &str| {
+                let values = || rows.iter().filter_map(|row| row.get(key)).filter(|v| !v.is_null());
+                let whole = |v: &Value| v.is_i64() || v.is_u64() || v.is_boolean();
+                match (values().all(whole), values().all(|v| whole(v) || v.is_number())) {
+                    _ if values().next().is_none() => "TEXT",
+                    (true, _) => "INTEGER",
+                    (_, true) => "REAL",
+                    _ => "TEXT",
+                }
+            };
+            let columns: Vec<String> =
+                keys.iter().map(|key| format!("{key} {}", ty(key))).collect();
             output.line(format!("CREATE TABLE IF NOT EXISTS bench ({});", columns.join(", ")));
             for row in rows {
-                let values: Vec<String> = keys
-                    .iter()
-                    .map(|key| format!("'{}'", cell(row, key).replace('\'', "''")))
-                    .collect();
+                let value = |key: &&String| match row.get(*key) {
+                    None | Some(Value::Null) => "NULL".into(),
+                    Some(Value::Bool(yes)) => u8::from(*yes).to_string(),
+                    Some(Value::Number(number)) => number.to_string(),
+                    Some(_) => format!("'{}'", exact(row, key).replace('\'', "''")),
+                };
+                let values: Vec<String> = keys.iter().map(value).collect();
                 output.line(format!("INSERT INTO bench VALUES ({});", values.join(", ")));
             }
         }

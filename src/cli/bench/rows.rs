@@ -16,7 +16,7 @@ pub(super) fn timings(
     ceilings: Option<Ceilings>,
     output: &Output,
 ) -> Result<Vec<Timing>> {
-    let mut rows = Vec::new();
+    let mut work = Vec::new();
     for kernel in TABLE.iter().copied() {
         for variant in (kernel.variants)() {
             if !variant.runs_on(runner.gpu().capabilities()) {
@@ -24,11 +24,15 @@ pub(super) fn timings(
             }
             for case in kernel.shapes(&variant) {
                 if selected(kernel.name, &case.label, &variant) {
-                    output.progress(&format!("timing {}", kernel.name), rows.len(), rows.len() + 1);
-                    rows.extend(time(runner, kernel, &variant, &case, ceilings)?);
+                    work.push((kernel, variant.clone(), case));
                 }
             }
         }
+    }
+    let mut rows = Vec::new();
+    for (done, (kernel, variant, case)) in work.iter().enumerate() {
+        output.progress(&format!("timing {}", kernel.name), done, work.len());
+        rows.extend(time(runner, kernel, variant, case, ceilings)?);
     }
     Ok(rows)
 }
@@ -41,6 +45,20 @@ pub(super) fn device_columns(runner: &Runner) -> Map<String, Value> {
     row.insert("backends".into(), backend_name(adapter.info.backend).into());
     row.insert("driver".into(), adapter.driver().into());
     row
+}
+
+/// A value in a table for people: counts as they are, measurements in four digits.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        Value::Number(number) if number.is_f64() => {
+            let value = number.as_f64().unwrap_or(f64::NAN);
+            let whole = value.fract() == 0.0 && value.abs() < 1e15;
+            if whole { format!("{value}") } else { round(value).to_string() }
+        }
+        other => other.to_string(),
+    }
 }
 
 /// Four significant digits: what a measurement is worth.

@@ -93,7 +93,7 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     }
     let json = found.iter().map(|t| {
         json!({
-            "class": t.class, "candidates": t.candidates,
+            "schema": 1, "class": t.class, "candidates": t.candidates,
             "analytic": t.analytic.0, "analytic_us": t.analytic.1,
             "winner": t.winner.0, "winner_us": t.winner.1,
         })

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::list::{count, list};
-use crate::cli::Global;
 use crate::cli::output::{Output, table};
 use crate::cli::session::replacement;
+use crate::cli::{DeviceChoice, Global};
 use crate::device::Runner;
 use crate::error::{Error, Result};
 use crate::formats::replace_file;
@@ -24,7 +24,9 @@ use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, adapters, backend_name, 
 use crate::interrupt;
 use crate::kernels::TABLE;
 use crate::measure::trust::page::page;
-use crate::measure::trust::verify::{RandomCases, Row, Selection, Status, judge_known, verify};
+use crate::measure::trust::verify::{
+    RandomCases, Row, Selection, Status, judge_known, verify, verify_cpu,
+};
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Arguments {
@@ -92,7 +94,15 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     if let Some(path) = &arguments.page {
         return write_page(global, arguments, &selection, replacement, path, output);
     }
-    let found = select_adapters(global)?;
+    let on_cpu = global.device == DeviceChoice::Cpu;
+    if on_cpu && (arguments.shader.is_some() || arguments.tier != TierChoice::All) {
+        return Err(Error::Argument {
+            argument: "--device".into(),
+            expected: "a GPU beside --shader and --tier: the CPU runs no WGSL".into(),
+            found: "cpu".into(),
+        });
+    }
+    let found = if on_cpu { Vec::new() } else { select_adapters(global)? };
     let mut rows = Vec::new();
     let mut summary = vec![
         [
@@ -109,6 +119,16 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
         .map(String::from)
         .to_vec(),
     ];
+    if on_cpu {
+        let start = Instant::now();
+        verify_cpu(&selection, arguments.random(global), |row, all| {
+            rows.push(row);
+            output.progress("cpu", rows.len(), all);
+        })?;
+        let mut line = ["cpu"; 3].map(String::from).to_vec();
+        line.extend(counts(&rows, start));
+        summary.push(line);
+    }
     for adapter in &found {
         for tier in [Tier::Baseline, Tier::F16, Tier::Coop] {
             if !wanted(arguments.tier, tier) {
@@ -126,17 +146,28 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
                 continue;
             }
             let new = watch(global, arguments, adapter, tier, output)?;
-            let count =
-                |status: Status| new.iter().filter(|row| row.status == status).count().to_string();
-            let worst = new.iter().filter_map(|row| row.error).fold(0.0, f64::max);
-            line.extend([Status::Pass, Status::Fail, Status::Skip, Status::Known].map(count));
-            line.push(format!("{worst:.2} of bound"));
-            line.push(format!("{:.1}", start.elapsed().as_secs_f64()));
+            line.extend(counts(&new, start));
             summary.push(line);
             rows.extend(new);
         }
     }
-    report(&rows, &summary, output)
+    report(&rows, &summary, arguments, output)
+}
+
+/// How many passed, failed, were skipped, are known to fail; the worst error; the seconds.
+fn counts(rows: &[Row], start: Instant) -> Vec<String> {
+    let count = |status: Status| rows.iter().filter(|row| row.status == status).count().to_string();
+    let mut line = [Status::Pass, Status::Fail, Status::Skip, Status::Known].map(count).to_vec();
+    let worst = rows.iter().filter_map(|row| row.error).fold(0.0, f64::max);
+    // A wrong result that is no number, or none at all, has no error that could be told beside the others.
+    let beyond = |row: &Row| row.status == Status::Fail && row.error.is_none();
+    line.push(match (rows.iter().any(beyond), worst) {
+        (true, _) => "no number".into(),
+        (false, worst) if worst >= 1e4 => format!("{worst:.1e} of bound"),
+        (false, worst) => format!("{worst:.2} of bound"),
+    });
+    line.push(format!("{:.1}", start.elapsed().as_secs_f64()));
+    line
 }
 
 /// Writes the page of the one selected case. Needs no adapter.
@@ -176,7 +207,12 @@ fn write_page(
     Ok(())
 }
 
-fn report(rows: &[Row], summary: &[Vec<String>], output: &Output) -> Result<()> {
+fn report(
+    rows: &[Row],
+    summary: &[Vec<String>],
+    arguments: &Arguments,
+    output: &Output,
+) -> Result<()> {
     let count = |status: Status| rows.iter().filter(|row| row.status == status).count();
     output.json(&json!({
         "schema": 1, "rows": rows, "passed": count(Status::Pass), "failed": count(Status::Fail),
@@ -190,9 +226,14 @@ fn report(rows: &[Row], summary: &[Vec<String>], output: &Output) -> Result<()> 
     }
     output.text(&table(summary));
     let failed = count(Status::Fail);
-    if let Some(row) = rows.iter().find(|row| row.status == Status::Fail) {
+    let shader = arguments.shader.as_ref();
+    let shader = shader.map_or(String::new(), |path| format!(" --shader {}", path.display()));
+    // A page holds a kernel's own text, not that of a fragment in its place.
+    let shared = arguments.kernel.as_ref().is_some_and(|name| name.starts_with("shared/"));
+    let on_gpu = |row: &&Row| row.status == Status::Fail && row.tier != "cpu";
+    if let Some(row) = rows.iter().find(on_gpu).filter(|_| !shared || shader.is_empty()) {
         output.note(format!(
-            "to show a failure to whoever has another device: lopper verify --kernel '{} {}' --page case.html",
+            "to show a failure to whoever has another device: lopper verify --kernel '{} {}'{shader} --page case.html",
             row.kernel, row.case
         ));
     }

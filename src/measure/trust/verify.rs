@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::letters_apart;
 use crate::device::{
-    Case, Failure, Kernel, Random, Runner, Sizes, Variant, check_case, fragment, fragments,
+    Case, Failure, Kernel, Random, Runner, Sizes, Variant, check_case, check_cpu_case, fragment,
+    fragments,
 };
 use crate::error::Error;
 use crate::gpu::{MOST_ROUNDS, backend_name};
@@ -256,7 +257,7 @@ fn row(
         // A lost device fails every case after it; the run ends here and is taken up in a fresh process.
         Err(Failure::Error(error @ Error::Device { .. })) => return Err(error),
         Err(failure) => {
-            (row.status, row.reason) = (Status::Fail, failure.to_string());
+            fail(&mut row, &failure);
             if matches!(failure, Failure::OutOfBounds(_)) && runner.foreign() {
                 row.reason += &format!(", or a loop did not end within {MOST_ROUNDS} rounds");
             }
@@ -264,6 +265,50 @@ fn row(
     }
     judge_known(&mut row);
     Ok(row)
+}
+
+fn fail(row: &mut Row, failure: &Failure) {
+    if let Failure::Differs { worst, .. } = failure {
+        row.error = Some(*worst).filter(|worst| worst.is_finite());
+    }
+    (row.status, row.reason) = (Status::Fail, failure.to_string());
+}
+
+/// Runs the selected cases on the CPU device, which every variant runs on. `done` gets each case's row, and how many there are.
+pub fn verify_cpu(
+    selection: &Selection,
+    random: RandomCases,
+    mut done: impl FnMut(Row, usize),
+) -> Result<(), Error> {
+    let mut work = Vec::new();
+    for kernel in TABLE.iter().copied() {
+        for variant in (kernel.variants)() {
+            let cases = selection.cases(kernel, &variant, random).into_iter();
+            work.extend(cases.map(|(_, case)| (kernel, variant.clone(), case)));
+        }
+    }
+    for (kernel, variant, case) in &work {
+        interrupt::check()?;
+        let mut row = Row {
+            kernel: kernel.name.into(),
+            case: format!("[{}] {}", variant.label(), case.label),
+            tier: "cpu".into(),
+            adapter: "cpu".into(),
+            backend: "cpu".into(),
+            driver: format!("lopper {}", env!("CARGO_PKG_VERSION")),
+            status: Status::Pass,
+            error: None,
+            tolerance: 1.0,
+            nmse: None,
+            reason: String::new(),
+        };
+        match check_cpu_case(kernel, variant, case) {
+            Ok(agreement) => (row.error, row.nmse) = (Some(agreement.worst), Some(agreement.nmse)),
+            Err(failure) => fail(&mut row, &failure),
+        }
+        done(row, work.len());
+    }
+    Ok(())
 }
 
 /// Compares a row with the table of known failures.
