@@ -1,6 +1,6 @@
 // Gradient of a product's weight: result[r, c] = sum_t grad[t, r] * x[t, c], in f32 through workgroup memory. One workgroup
 // of 16x16: a tile of 64 rows x 64 columns; one invocation: 4x4 results, 16 apart. A call covers tokens [token_start,
-// token_start + tokens).
+// token_start + tokens), and goes on from what stands in the result: however tokens are cut into calls, the sum is the same.
 @group(0) @binding(0) var<storage, read> grad: array<act>;             // (all tokens, rows)
 @group(0) @binding(1) var<storage, read> x: array<act>;                // (all tokens, columns)
 @group(0) @binding(2) var<storage, read_write> result: array<f32>;     // (rows, columns)
@@ -25,6 +25,17 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     let across = lane & 15u;
     let down = lane / 16u;
     var sums: array<vec4<f32>, 4>;
+    if params.accumulate == 1u {
+        for (var r = 0u; r < 4u; r++) {
+            let row = first_row + down + 16u * r;
+            for (var c = 0u; c < 4u; c++) {
+                let column = first_column + across + 16u * c;
+                if row < params.rows && column < params.columns {
+                    sums[r][c] = result[row * params.columns + column];
+                }
+            }
+        }
+    }
     for (var start = 0u; start < params.tokens; start += STEP) {
         let token = params.token_start + start + down;
         workgroupBarrier();
@@ -59,12 +70,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         for (var c = 0u; c < 4u; c++) {
             let column = first_column + across + 16u * c;
             if row < params.rows && column < params.columns {
-                let at = row * params.columns + column;
-                var value = sums[r][c];
-                if params.accumulate == 1u {
-                    value += result[at];
-                }
-                result[at] = value;
+                result[row * params.columns + column] = sums[r][c];
             }
         }
     }

@@ -51,6 +51,9 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
+/// Tokens that the shader adds at a time.
+const STEP: usize = 16;
+
 /// Adds the gradient of a product's weight to `result`, f32 of (rows, columns), or writes it there: from the gradient of
 /// the product's result, (tokens, rows), and its input, (tokens, columns), both of one type.
 pub fn weight_grad(
@@ -64,7 +67,8 @@ pub fn weight_grad(
     let tokens = grad.len() / rows;
     let products = (rows * columns) as f64;
     let step = (device.call_limit().operations / (2.0 * products)) as usize;
-    let step = step.clamp(16, tokens.max(16));
+    // How much fits a submit depends on the device's speed; whole steps of the shader make one sum of any cut.
+    let step = step.clamp(STEP, tokens.max(STEP)).next_multiple_of(STEP);
     for start in (0..tokens).step_by(step) {
         let params = Params {
             rows: rows as u32,

@@ -43,8 +43,7 @@ pub static KERNEL: Kernel = Kernel {
 pub fn norms(device: &Device, x: &Tensor, result: &Tensor, accumulate: bool) -> Result<()> {
     let columns = result.len();
     let tokens = x.len() / columns;
-    let step = device.call_limit().bytes / (columns * x.dtype().size()) as f64;
-    let step = (step as usize).clamp(1, tokens.max(1));
+    let step = super::element::SUMMED_ROWS;
     for start in (0..tokens).step_by(step) {
         let params = Params {
             tokens: step.min(tokens - start) as u32,
