@@ -175,8 +175,11 @@ impl Plan {
         }
         let apart = parent.gguf().is_none() && formats.contains(&ExportFormat::Gguf);
         let tokenizer = apart.then(|| parent.stored_tokenizer()).transpose()?;
-        let (exports, about) = written(recipe, &formats, parent, tokenizer.as_ref(), end)?;
-        warnings.extend(about);
+        let exports = written(&formats, parent, tokenizer.as_ref(), end)?;
+        if !end.estimated {
+            warnings.extend(in_f16(&formats, parent, end)?);
+        }
+        warnings.extend(grown(recipe, &exports, parent, end)?);
         let scaled = tensors.iter().any(|tensor| tensor.format.ty.has_scales());
         if end.estimated && scaled && formats.contains(&ExportFormat::Gguf) {
             warnings.push("blocks will differ in width: GGUF holds quantized matrices of multiples of 32 columns only, others become f16 (pruning with --multiple 32, the default, makes no others)".into());
@@ -323,47 +326,57 @@ fn tensor_plan(
     })
 }
 
-/// What is written of a model, or of its outline, in each format; and what the user may not expect of it: tensors that a format
-/// cannot hold, files larger than the parent's.
-pub fn written(
-    recipe: &Recipe,
+/// What is written of a model, or of its outline, in each format.
+fn written(
     formats: &[ExportFormat],
     parent: &Checkpoint,
     tokenizer: Option<&StoredTokenizer>,
     left: &dyn Weights,
-) -> Result<(Vec<Written>, Vec<String>)> {
-    let (mut all, mut warnings) = (Vec::new(), Vec::new());
-    for format in formats {
-        let bytes = format.bytes(parent, left, tokenizer)?;
-        all.push(Written::new(*format, bytes, parent));
-    }
-    if formats.contains(&ExportFormat::Gguf) {
-        warnings.extend(in_f16(parent, left)?);
-    }
+) -> Result<Vec<Written>> {
+    let one = |format: &ExportFormat| {
+        Ok(Written::new(*format, format.bytes(parent, left, tokenizer)?, parent))
+    };
+    formats.iter().map(one).collect()
+}
+
+/// Warnings of files that are larger than the parent's, or all no smaller, with the type that would make them so.
+fn grown(
+    recipe: &Recipe,
+    exports: &[Written],
+    parent: &Checkpoint,
+    left: &dyn Weights,
+) -> Result<Vec<String>> {
     // Half a percent is a header.
-    let smaller = all.iter().any(|written| written.of_stored < 0.995);
-    let offer = offer(recipe, parent, left)?;
-    for written in &all {
-        let grown = written.of_stored > 1.005;
-        if grown || (!smaller && written.of_stored >= 0.995) {
-            let what = match grown {
-                true => format!("{:.2}x the parent's", written.of_stored),
-                false => "no less than the parent's".into(),
-            };
-            warnings.push(format!(
-                "{} will take {} bytes, {what} {}; {offer}",
-                written.path,
-                written.bytes,
-                parent.file_bytes(),
-            ));
-        }
+    let smaller = exports.iter().any(|written| written.of_stored < 0.995);
+    let large =
+        |written: &&Written| written.of_stored > 1.005 || (!smaller && written.of_stored >= 0.995);
+    let mut warnings = Vec::new();
+    for written in exports.iter().filter(large) {
+        let what = match written.of_stored > 1.005 {
+            true => format!("{:.2}x the parent's", written.of_stored),
+            false => "no less than the parent's".into(),
+        };
+        warnings.push(format!(
+            "{} will take {} bytes, {what} {}; {}",
+            written.path,
+            written.bytes,
+            parent.file_bytes(),
+            offer(recipe, exports, parent, left)?,
+        ));
     }
-    Ok((all, warnings))
+    Ok(warnings)
 }
 
 /// Of the matrices that a GGUF file has in f16 because its types do not hold what is left of them, how many there are, and what
 /// would help.
-fn in_f16(parent: &Checkpoint, left: &dyn Weights) -> Result<Vec<String>> {
+pub fn in_f16(
+    formats: &[ExportFormat],
+    parent: &Checkpoint,
+    left: &dyn Weights,
+) -> Result<Vec<String>> {
+    if !formats.contains(&ExportFormat::Gguf) {
+        return Ok(Vec::new());
+    }
     let names = |list: &[&TensorSpec]| {
         let named: Vec<&str> = list.iter().take(3).map(|spec| spec.name.as_str()).collect();
         let more = if list.len() > 3 { ", …" } else { "" };
@@ -411,21 +424,30 @@ fn in_f16(parent: &Checkpoint, left: &dyn Weights) -> Result<Vec<String>> {
 }
 
 /// The best of GGUF's plain types in which what is left would take less than its parent, in words.
-fn offer(recipe: &Recipe, parent: &Checkpoint, left: &dyn Weights) -> Result<String> {
+fn offer(
+    recipe: &Recipe,
+    exports: &[Written],
+    parent: &Checkpoint,
+    left: &dyn Weights,
+) -> Result<String> {
     let prunes = recipe.stage.last().is_none_or(|stage| stage.kind().name != "quantize");
-    let mut kept = 0;
+    let (mut kept, mut now) = (0, 0);
     let mut blocks = Vec::new();
     for spec in left.specs() {
         let linear = spec.role == Role::Linear && spec.columns.is_multiple_of(32);
+        let bytes = gguf_type(parent, left, spec)?.0.bytes_of(&spec.shape()).unwrap_or(0);
+        now += bytes;
         match linear {
             true => blocks.push(spec.shape()),
-            false => kept += gguf_type(parent, left, spec)?.0.bytes_of(&spec.shape()).unwrap_or(0),
+            false => kept += bytes,
         }
     }
-    // Tokens and other words of the file are as many as before.
-    let words = match parent.gguf() {
-        Some(_) => parent.file_bytes().saturating_sub(parent.total_stored_bytes()),
-        None => 0,
+    // Tokens and other words are as many whatever the type.
+    let planned = exports.iter().find(|written| written.format == ExportFormat::Gguf);
+    let words = match (planned, parent.gguf()) {
+        (Some(written), _) => written.bytes.saturating_sub(now),
+        (None, Some(_)) => parent.file_bytes().saturating_sub(parent.total_stored_bytes()),
+        (None, None) => 0,
     };
     use gguf::GgmlType::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
     for ty in [Q8_0, Q5_1, Q5_0, Q4_1, Q4_0] {

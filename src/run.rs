@@ -26,7 +26,7 @@ use crate::model::{
     BlockDims, Checkpoint, Compute, Config, ExportFormat, KeptChannels, Model, Outline, Pass,
     WeightSource, Weights,
 };
-use crate::plan::{Plan, Written, written};
+use crate::plan::{Plan, Written, in_f16};
 use crate::recipe::{Evaluate, Recipe};
 use crate::stages::prune::kept;
 use crate::stages::{Context, RecipeStage};
@@ -594,9 +594,8 @@ impl Run<'_> {
             put("pruned.json", &pretty(&pruned))?;
         }
         // Where the plan had to guess sizes, it could not say this.
-        let (mut sizes, about) = written(self.recipe, &formats, parent, tokenizer, weights)?;
-        for text in about {
-            if !manifest.warnings.contains(&text) {
+        if self.plan.estimated {
+            for text in in_f16(&formats, parent, weights)? {
                 listen(Event::Warning { text: &text });
                 manifest.warnings.push(text);
             }
@@ -612,11 +611,11 @@ impl Run<'_> {
         }
         progress(total)?;
         manifest.outputs = list_outputs(folder)?;
-        for size in &mut sizes {
-            let own = manifest.outputs.iter().filter(|file| size.format.holds(&file.path));
-            *size = Written::new(size.format, own.map(|file| file.bytes).sum(), parent);
+        for format in formats {
+            let own = manifest.outputs.iter().filter(|file| format.holds(&file.path));
+            let bytes = own.map(|file| file.bytes).sum();
+            manifest.exports.push(Written::new(format, bytes, parent));
         }
-        manifest.exports = sizes;
         put("manifest.json", &pretty(manifest))
     }
 }

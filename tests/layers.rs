@@ -38,7 +38,21 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("layers::only_cli_prints", only_cli_prints),
         Trial::test("layers::only_gpu_and_cli_name_wgpu", only_gpu_and_cli_name_wgpu),
         Trial::test("layers::folders_are_shallow", folders_are_shallow),
+        Trial::test("layers::the_package_is_small", the_package_is_small),
     ]
+}
+
+/// What is published is what the program is built from; compressed it takes two thirds.
+fn the_package_is_small() -> Result<(), Failed> {
+    let list = ["package", "--list", "--allow-dirty", "--offline"];
+    let list = std::process::Command::new(env!("CARGO")).args(list).output()?;
+    assert!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
+    let files = String::from_utf8(list.stdout)?;
+    let bytes = |name: &str| Path::new(name).metadata().map_or(0, |about| about.len());
+    let total: u64 = files.lines().map(bytes).sum();
+    assert!(total > 5_000_000 && total < 10_500_000, "{total} bytes");
+    assert!(!files.lines().any(|name| name.starts_with("tests/")), "{files}");
+    Ok(())
 }
 
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {

@@ -5,12 +5,14 @@ use std::path::Path;
 use libtest_mimic::{Failed, Trial};
 use serde_json::Value;
 
+use crate::machine::gpu_trial;
 use crate::numbers::{Within, assert_close};
-use crate::program::{NANO, lopper, read_json, rows, snapshot, succeeds};
+use crate::program::{NANO, Run, command, lopper, read_json, rows, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("cli::prune": uniform, non_uniform, then_quantize, refused);
     trials.push(Trial::test("cli::scores", scores));
+    trials.push(gpu_trial("cli::scores_at_any_speed".into(), at_any_speed));
     trials
 }
 
@@ -143,6 +145,26 @@ fn refused() -> Result<(), Failed> {
         lopper(folder, &format!("{command} --device cpu"))?.refused(2, said);
     }
     assert!(snapshot(folder)? == before, "something was written");
+    Ok(())
+}
+
+/// Bytes of gradients' sums are the same however many threads the device has, and so however the work is cut: in f16 too.
+fn at_any_speed() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let rows: Vec<Vec<u32>> =
+        (0..3).map(|row| (0..20).map(|t| 7 * (row + t) + 4).collect()).collect();
+    std::fs::write(folder.path().join("t.json"), serde_json::to_string(&rows)?)?;
+    let scores = |threads: &str| -> Result<Vec<u8>, Failed> {
+        let arguments = "scores embedded:nano-llama --score vectorize,param_first --token-file t.json --groups ffn,hidden \
+                         --device gpu --compute f16 --force --out s";
+        let mut command = command(folder.path(), arguments);
+        let run: Run = command.env("LP_NUM_THREADS", threads).output()?.into();
+        // An adapter without f16 says so.
+        assert!(run.code == Some(0) || run.err.contains("f16 in shaders"), "{run}");
+        Ok(std::fs::read(folder.path().join("s")).unwrap_or_default())
+    };
+    let first = scores("1")?;
+    assert!(first == scores("2")? && first == scores("1")?, "the bytes differ");
     Ok(())
 }
 

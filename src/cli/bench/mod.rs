@@ -163,13 +163,14 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 });
             }
             let selection = Selection::new(kernel.as_deref())?;
+            let replaced = replacement(kernel.as_deref(), shader.as_deref())?;
             // With everything that the adapter has, as a model would run.
             let runner = open(global, None)?;
             let ceilings = match no_ceilings {
                 true => None,
                 false => Some(ceilings(&runner, output)?),
             };
-            let runner = match replacement(kernel.as_deref(), shader.as_deref())? {
+            let runner = match replaced {
                 Some((name, source)) => runner.with_source(&name, source),
                 None => runner,
             };

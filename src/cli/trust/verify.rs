@@ -161,10 +161,11 @@ fn counts(rows: &[Row], start: Instant) -> Vec<String> {
     let worst = rows.iter().filter_map(|row| row.error).fold(0.0, f64::max);
     // A wrong result that is no number, or none at all, has no error that could be told beside the others.
     let beyond = |row: &Row| row.status == Status::Fail && row.error.is_none();
-    line.push(match (rows.iter().any(beyond), worst) {
-        (true, _) => "no number".into(),
-        (false, worst) if worst >= 1e4 => format!("{worst:.1e} of bound"),
-        (false, worst) => format!("{worst:.2} of bound"),
+    let told = if worst < 1e4 { format!("{worst:.2}") } else { format!("{worst:.1e}") };
+    line.push(match (rows.iter().any(beyond), worst > 1.0) {
+        (false, _) => format!("{told} of bound"),
+        (true, true) => format!("{told} of bound, and NaN"),
+        (true, false) => "no number".into(),
     });
     line.push(format!("{:.1}", start.elapsed().as_secs_f64()));
     line

@@ -14,6 +14,10 @@ const TILE: u32 = 64;
 /// parts of 256 by 3e-7.
 const EXACT_ROWS: usize = 256;
 
+/// The same where they are f16. As many on every device: were it as many as a submit has time for, the sum would depend on how
+/// quick the device was just now.
+const HALF_ROWS: usize = 4096;
+
 params! {
     struct Params {
         rows: u32,
@@ -72,11 +76,11 @@ pub fn input_grad(device: &Device, grad: &Tensor, weight: &Matrix) -> Result<Ten
     let tokens = grad.len() / rows;
     let result = device.allocate(DType::F32, &[tokens, columns], "a gradient")?;
     for chunk in weight.chunks() {
-        let (token_step, row_step) = call_tile(device, tokens, chunk.rows, columns);
         let row_step = match grad.dtype() {
-            DType::F32 => row_step.min(EXACT_ROWS),
-            _ => row_step,
+            DType::F32 => EXACT_ROWS,
+            _ => HALF_ROWS,
         };
+        let (token_step, _) = call_tile(device, tokens, row_step.min(chunk.rows), columns);
         for (token, row) in tiles(tokens, token_step, chunk.rows, row_step) {
             let params = Params {
                 rows: row_step.min(chunk.rows - row) as u32,

@@ -183,21 +183,27 @@ pub fn linear_rows(
             let fit = device.max_tensor_bytes() as usize / (4 * lut_tables::entries(columns));
             token_step = token_step.min(fit.max(1));
         }
+        // One way for the whole product: pieces are as large as a submit has time for, which must not decide how they are summed.
+        let whole = MatmulShape {
+            activation: x.dtype(),
+            bytes: x.bytes(),
+            output: result.dtype(),
+            weight: weight.format(),
+            engine,
+            rows: chunk.rows,
+            columns,
+            tokens,
+        };
+        let capabilities = device.capabilities();
+        let choice = match &choices {
+            Some(choices) => choices.choose(&whole, capabilities),
+            None => whole.choose(capabilities, None),
+        };
         for (start, row) in tiles(tokens, token_step, chunk.rows, row_step) {
             let shape = MatmulShape {
-                activation: x.dtype(),
-                bytes: x.bytes(),
-                output: result.dtype(),
-                weight: weight.format(),
-                engine,
                 rows: row_step.min(chunk.rows - row),
-                columns,
                 tokens: token_step.min(tokens - start),
-            };
-            let capabilities = device.capabilities();
-            let choice = match &choices {
-                Some(choices) => choices.choose(&shape, capabilities),
-                None => shape.choose(capabilities, None),
+                ..whole
             };
             let first = range.start + start;
             let (x, token_start) = x.form(device, choice.input(), first..first + shape.tokens)?;
