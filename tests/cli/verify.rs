@@ -177,7 +177,7 @@ fn user_shader_is_judged() -> Result<(), Failed> {
     let error = |row: &Value| row["error"].as_f64().unwrap_or(0.0);
     let failed = rows(&report)?.iter().filter(|row| row["status"] == "fail");
     let worst = failed.map(error).fold(0.0, f64::max);
-    let told = run.out.contains(" of bound") && !run.out.contains("0.00 of bound");
+    let told = run.out.contains(&format!("{worst:.1e} of")) && !run.out.contains(" 0.00 ");
     assert!(worst > 1.0 && told && run.err.contains("' --shader mine.wgsl --page"), "{run}");
     Ok(())
 }
