@@ -25,6 +25,9 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::error::Result;
 use crate::gpu::{Selector, parse_backend};
@@ -297,7 +300,32 @@ fn start_logging(verbose: u8) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .without_time()
+        .event_format(Line)
         .init();
+}
+
+/// A line of the log looks as the program's own do: `warning: …`.
+struct Line;
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        let name = match *event.metadata().level() {
+            tracing::Level::WARN => "warning".to_string(),
+            level => level.to_string().to_lowercase(),
+        };
+        write!(out, "{name}: ")?;
+        context.format_fields(out.by_ref(), event)?;
+        writeln!(out)
+    }
 }
 
 /// Takes `--json -` for `--json=-`. With another word behind it `--json` stands alone: that word is the model, or one too many.

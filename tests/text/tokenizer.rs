@@ -12,7 +12,7 @@ pub fn trials() -> Vec<Trial> {
     suite!("text":
         byte_level_kinds, byte_level_from_gguf, sentencepiece_equals, sentencepiece_round_trip, families_round_trip, runs_of_blanks,
         decode_gives_text_back, stream_equals_decode, stream_of_broken_bytes, bos_once, eos_lists,
-        special_token_forms, declared_elsewhere, python_json, every_pre_kind, unknown_kind_passes_through, byte_fallback_forms,
+        special_token_forms, declared_elsewhere, python_json, every_pre_kind, cuts_as_llama_cpp, unknown_kind_passes_through, byte_fallback_forms,
         pieces_equal_the_whole, first_tokens_only, special_tokens_as_text, tiny_llama_to_gguf, padded_vocabulary, originals_unchanged, gguf_to_hf_files)
 }
 
@@ -417,6 +417,25 @@ fn every_pre_kind() {
             ids,
             "{name}"
         );
+    }
+}
+
+/// The cuts of llama.cpp's kinds, by its own ids.
+fn cuts_as_llama_cpp() {
+    let json: Json = serde_json::from_slice(&read("tokenizers/cuts.json")).unwrap();
+    let strings = |key: &str| Array::String(serde_json::from_value(json[key].clone()).unwrap());
+    let kinds = json["ids"].as_object().unwrap();
+    assert!(kinds.len() > 25);
+    for (kind, ids) in kinds {
+        let metadata = [
+            text("tokenizer.ggml.model", "gpt2"),
+            text("tokenizer.ggml.pre", kind),
+            list("tokenizer.ggml.tokens", strings("tokens")),
+            list("tokenizer.ggml.merges", strings("merges")),
+        ];
+        let ids: Vec<u32> = serde_json::from_value(ids.clone()).unwrap();
+        let made = gguf(&metadata).unwrap().encode(json["text"].as_str().unwrap(), false).unwrap();
+        assert_eq!(made, ids, "{kind}");
     }
 }
 
