@@ -2,6 +2,7 @@
 //!
 //! A library path never panics on input; it returns one of these. A broken promise of our own is an `assert`.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The result of everything that can meet bad input or a failing device.
@@ -11,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder could not be opened or read.
-    #[error("{}: cannot read: {source}", path.display())]
+    #[error("{}: cannot read: {source}", place(path))]
     Read {
         /// The file or folder.
         path: PathBuf,
@@ -19,7 +20,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file's bytes contradict its format.
-    #[error("{}: {what}{}: expected {expected}, found {found}", path.display(), offset.map(|o| format!(" at byte {o}")).unwrap_or_default())]
+    #[error("{}: {}{}: expected {}, found {}", place(path), shown(what), offset.map(|o| format!(" at byte {o}")).unwrap_or_default(), shown(expected), shown(found))]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -33,7 +34,13 @@ pub enum Error {
         found: String,
     },
     /// A tensor is missing, or its shape, type or values are not what the model needs.
-    #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", path.display())]
+    #[error(
+        "{}: tensor `{}`: expected {}, found {}",
+        place(path),
+        shown(tensor),
+        shown(expected),
+        shown(found)
+    )]
     Tensor {
         /// The file or model the tensor comes from.
         path: PathBuf,
@@ -45,7 +52,13 @@ pub enum Error {
         found: String,
     },
     /// A key of a configuration, recipe or metadata block has a value that cannot be used.
-    #[error("{}: `{key}`: expected {expected}, found {found}", path.display())]
+    #[error(
+        "{}: `{}`: expected {}, found {}",
+        place(path),
+        shown(key),
+        shown(expected),
+        shown(found)
+    )]
     Key {
         /// The file.
         path: PathBuf,
@@ -57,7 +70,7 @@ pub enum Error {
         found: String,
     },
     /// A command-line argument or a call's argument has a value that cannot be used.
-    #[error("{argument}: expected {expected}, found {found}")]
+    #[error("{}: expected {}, found {}", shown(argument), shown(expected), shown(found))]
     Argument {
         /// The argument's name.
         argument: String,
@@ -67,7 +80,7 @@ pub enum Error {
         found: String,
     },
     /// The input is well formed, but Lopper cannot do this with it (yet).
-    #[error("{}: {what} is not supported: {why}", path.display())]
+    #[error("{}: {} is not supported: {}", place(path), shown(what), shown(why))]
     Unsupported {
         /// The file or model.
         path: PathBuf,
@@ -76,14 +89,24 @@ pub enum Error {
         /// The reason, or what to do instead.
         why: String,
     },
+    /// Something else stands where a model, or a file of one, was looked for.
+    #[error("{}: {}; {}", place(path), shown(found), shown(advice))]
+    Misplaced {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is there, or is not.
+        found: String,
+        /// What to do.
+        advice: String,
+    },
     /// The output exists already and `--force` was not given.
-    #[error("{}: exists already; give --force to replace it", path.display())]
+    #[error("{}: exists already; give --force to replace it", place(path))]
     Exists {
         /// The output.
         path: PathBuf,
     },
     /// An output could not be written.
-    #[error("{}: cannot write: {source}", path.display())]
+    #[error("{}: cannot write: {source}", place(path))]
     Write {
         /// The output.
         path: PathBuf,
@@ -152,13 +175,22 @@ pub enum Error {
     #[error("{0} of {1} checks failed")]
     CheckFailed(usize, usize),
     /// The work folder of an unfinished run is where a new one would work.
-    #[error("{}: an unfinished run left its work here; give --resume to continue it, or remove the folder", path.display())]
+    #[error(
+        "{}: an unfinished run left its work here; give --resume to continue it, or remove the folder",
+        place(path)
+    )]
     Unfinished {
         /// The work folder.
         path: PathBuf,
     },
     /// A work folder belongs to a run that would give another result.
-    #[error("{}: cannot resume: the {what} was {before} and is {now}; remove the folder or choose another --out", path.display())]
+    #[error(
+        "{}: cannot resume: the {} was {} and is {}; remove the folder or choose another --out",
+        place(path),
+        shown(what),
+        shown(before),
+        shown(now)
+    )]
     OtherRun {
         /// The work folder.
         path: PathBuf,
@@ -173,7 +205,7 @@ pub enum Error {
     #[error("interrupted; nothing was written")]
     Interrupted,
     /// The user pressed Ctrl-C in a run that can be continued.
-    #[error("interrupted; run again with --resume to continue from {}", work.display())]
+    #[error("interrupted; run again with --resume to continue from {}", place(work))]
     Suspended {
         /// The work folder.
         work: PathBuf,
@@ -203,6 +235,7 @@ impl Error {
             | Error::Key { .. }
             | Error::Argument { .. }
             | Error::NotFinite { .. }
+            | Error::Misplaced { .. }
             | Error::Unsupported { .. } => 2,
             Error::NoAdapter { .. }
             | Error::Limit { .. }
@@ -213,6 +246,40 @@ impl Error {
             | Error::OtherRun { .. }
             | Error::Write { .. } => 4,
             Error::Interrupted | Error::Suspended { .. } => 130,
+        }
+    }
+}
+
+/// Characters of a text from a file that a message shows.
+const SHOWN: usize = 400;
+
+/// A text that may come from a file, as a message shows it: in one line, of bounded length, without anything that a terminal
+/// would obey (control characters, and those that turn the direction of writing).
+pub fn shown(text: &str) -> impl fmt::Display + '_ {
+    Shown(text, SHOWN)
+}
+
+/// A path, which is not cut.
+fn place(path: &Path) -> String {
+    Shown(&path.to_string_lossy(), usize::MAX).to_string()
+}
+
+struct Shown<'a>(&'a str, usize);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(text, most) = *self;
+        let end = text.char_indices().nth(most).map(|(end, _)| end);
+        for character in text[..end.unwrap_or(text.len())].chars() {
+            let turns = matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            match character.is_control() || turns {
+                true => write!(f, "{}", character.escape_default())?,
+                false => write!(f, "{character}")?,
+            }
+        }
+        match end {
+            Some(_) => write!(f, "… ({} bytes)", text.len()),
+            None => Ok(()),
         }
     }
 }

@@ -64,6 +64,7 @@ mod model {
     pub mod families;
     pub mod golden;
     pub mod gradients;
+    pub mod reading;
     pub mod scores;
     pub mod synth;
     pub mod tape;
@@ -113,6 +114,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::families::trials,
     model::golden::trials,
     model::gradients::trials,
+    model::reading::trials,
     model::scores::trials,
     model::tape::trials,
     model::walk::trials,

@@ -1,12 +1,16 @@
 //! Models as tests run them: whole, and with weights changed on the way in.
 
+use std::path::Path;
+
 use libtest_mimic::Failed;
 use lopper::data::read_text;
 use lopper::device::Device;
 use lopper::error::Result as Outcome;
+use lopper::formats::safetensors::{NewTensor, Safetensors, write_folder};
 use lopper::measure::{Convention, perplexity};
 use lopper::model::{Checkpoint, Compute, Config, Model, Pass, TensorSpec, Weights};
-use lopper::tensor::{Packed, WeightFormat};
+use lopper::tensor::{DType, Packed, WeightFormat};
+use serde_json::{Map as Object, Value};
 
 use crate::program::TEXT;
 
@@ -65,4 +69,41 @@ impl Weights for MapWeights<'_> {
     fn format(&self, spec: &TensorSpec) -> Outcome<WeightFormat> {
         self.0.format(spec)
     }
+}
+
+/// A tensor of a file: name, type, shape and bytes.
+pub type Stored = (String, DType, Vec<usize>, Vec<u8>);
+
+/// The configuration and the tensors of a Hugging Face folder.
+pub fn read_folder(folder: &Path) -> Result<(Object<String, Value>, Vec<Stored>), Failed> {
+    let config = serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?;
+    let file = Safetensors::open_folder(folder)?;
+    let stored = |name: &str| {
+        let tensor = file.get(name)?;
+        let types = [DType::F32, DType::F16, DType::Bf16, DType::U32, DType::I64];
+        let ty = types.into_iter().find(|ty| ty.name() == tensor.ty.name())?;
+        Some((name.to_string(), ty, tensor.shape, tensor.bytes.to_vec()))
+    };
+    Ok((config, file.names().filter_map(stored).collect()))
+}
+
+/// Writes such a folder.
+pub fn write_model(
+    folder: &Path,
+    config: &Object<String, Value>,
+    tensors: &[Stored],
+) -> Result<(), Failed> {
+    std::fs::write(folder.join("config.json"), serde_json::to_vec(config)?)?;
+    let new = |(name, dtype, shape, bytes): &Stored| {
+        let bytes = bytes.clone();
+        let data = Box::new(move || Ok(bytes.clone()));
+        NewTensor { name: name.clone(), dtype: *dtype, shape: shape.clone(), data }
+    };
+    write_folder(folder, tensors.iter().map(new).collect(), 1 << 30)?;
+    Ok(())
+}
+
+/// The model at a path.
+pub fn checkpoint(path: &Path) -> Result<Checkpoint, Failed> {
+    Ok(Checkpoint::open(&path.to_string_lossy())?)
 }

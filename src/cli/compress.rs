@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::Global;
 use super::output::{Output, bytes, table};
-use super::session::{calibration_compute, compute, open_device, report_device};
+use super::session::{calibration_compute, compute, open_device, open_model, report_device};
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, ExportFormat};
+use crate::model::ExportFormat;
 use crate::plan::{Plan, Written};
 use crate::recipe::{EMBEDDED, Evaluate, Export, Recipe};
 use crate::run::{Event, Figures, Manifest, Options, Place, check, run as run_plan};
@@ -139,7 +139,7 @@ pub(super) fn execute(
         output.text(text);
         return output.json(&json!({"schema": 1, "recipe": recipe}));
     }
-    let parent = Checkpoint::open(&recipe.model)?;
+    let parent = open_model(&recipe.model, output)?;
     let plan = Plan::new(recipe, &parent)?;
     let place = Place {
         out: &common.out,

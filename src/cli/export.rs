@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::output::{Output, bytes};
+use super::session::open_model;
 use crate::error::Result;
-use crate::model::{Checkpoint, ExportFormat, Weights};
+use crate::model::{ExportFormat, Weights};
 use crate::plan::rounded;
 use crate::run::Target;
 
@@ -26,7 +27,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    let model = Checkpoint::open(&arguments.model)?;
+    let model = open_model(&arguments.model, output)?;
     let target = Target {
         path: &arguments.out,
         force: arguments.force,

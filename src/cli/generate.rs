@@ -4,10 +4,10 @@ use serde_json::json;
 
 use super::Global;
 use super::output::Output;
-use super::session::{compute, load_model, open_device, report_device};
+use super::session::{compute, load_model, open_device, open_model, report_device};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::{Checkpoint, Pass, Sampling, Weights, generate};
+use crate::model::{Pass, Sampling, Weights, generate};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -41,7 +41,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             });
         }
     };
-    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let checkpoint = open_model(&arguments.model, output)?;
     let tokenizer = checkpoint.tokenizer()?;
     let text = if arguments.chat {
         tokenizer.render_chat(&[("user", arguments.prompt.as_str())], true)?

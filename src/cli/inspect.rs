@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 
 use super::output::{Output, bytes, table};
+use super::session::open_model;
 use crate::error::Result;
 use crate::families::without_layer;
-use crate::model::{BlockDims, Checkpoint, Config, Group, Weights, groups};
+use crate::model::{BlockDims, Config, Group, Weights, groups};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -17,7 +18,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    let model = Checkpoint::open(&arguments.model)?;
+    let model = open_model(&arguments.model, output)?;
     let config = model.config();
     let (stored, f16) = (model.total_stored_bytes(), 2 * model.parameters());
     let files = model.file_bytes();

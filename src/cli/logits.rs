@@ -6,11 +6,11 @@ use serde_json::json;
 
 use super::Global;
 use super::output::Output;
-use super::session::{compute, load_model, open_device};
+use super::session::{compute, load_model, open_device, open_model};
 use crate::device::HostTensor;
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
-use crate::model::{Checkpoint, Pass, Weights, not_finite};
+use crate::model::{Pass, Weights, not_finite};
 use crate::run::Target;
 use crate::tensor::DType;
 
@@ -41,7 +41,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
-    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let checkpoint = open_model(&arguments.model, output)?;
     let target = Target {
         path: &arguments.out,
         force: arguments.force,

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Global;
 use super::output::{Output, bytes};
-use super::session::{calibration_compute, open_device, report_device};
+use super::session::{calibration_compute, open_device, open_model, report_device};
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
 use crate::interrupt;
@@ -48,7 +48,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let wanda = arguments.score.iter().any(|name| name == "wanda");
     let scores = named_scores(&arguments.score)?;
     let widths = named_widths(&arguments.groups)?;
-    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let checkpoint = open_model(&arguments.model, output)?;
     let target = Target {
         path: &arguments.out,
         force: arguments.force,

@@ -17,6 +17,15 @@ use crate::measure::speed::tune::tune_all;
 use crate::model::{Checkpoint, Compute, Model, Outline, WeightSource};
 use crate::tensor::DType;
 
+/// Opens a model, and says what is odd about its files.
+pub(super) fn open_model(name: &str, output: &Output) -> Result<Checkpoint> {
+    let model = Checkpoint::open(name)?;
+    for note in model.notes() {
+        output.note(format!("warning: {}: {note}", model.path().display()));
+    }
+    Ok(model)
+}
+
 /// Opens the device, saying in one line where `auto` landed if that may surprise.
 pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
     if global.device == DeviceChoice::Cpu {

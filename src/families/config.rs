@@ -82,6 +82,8 @@ pub struct Config {
 pub(super) const MAX_SIZE: u64 = 1 << 28;
 /// More layers than this are damage too.
 pub(super) const MAX_LAYERS: usize = 10_000;
+/// And more weights in all: with fewer, no product of sizes or count of bytes leaves 64 bits, in whatever format.
+const MAX_WEIGHTS: u64 = 1 << 48;
 
 impl Config {
     /// A warning for windows longer than the model was made for.
@@ -148,6 +150,17 @@ impl Config {
         }
     }
 
+    /// About how many weights the sizes make; `None` beyond 64 bits.
+    pub(super) fn weights(&self) -> Option<u64> {
+        let product = |a: usize, b: usize| (a as u64).checked_mul(b as u64);
+        let rows = self.blocks.iter().try_fold(2 * self.vocab_size as u64, |rows, block| {
+            let attention = product(2, block.heads)?.checked_add(product(2, block.kv_heads)?)?;
+            let attention = attention.checked_mul(self.head_dim as u64)?;
+            rows.checked_add(attention)?.checked_add(product(3, block.intermediate_size)?)
+        });
+        rows?.checked_mul(self.hidden_size as u64)
+    }
+
     /// Itself, if it makes sense. `kv_heads`: the key to name where the number of key and value heads is wrong.
     pub(super) fn check(self, path: &Path, kv_heads: &str) -> Result<Self> {
         let wrong = |key: &str, expected: String, found: usize| {
@@ -174,6 +187,20 @@ impl Config {
                 format!("an even number up to {MAX_HEAD_DIM}"),
                 self.head_dim,
             );
+        }
+        if self.weights().is_none_or(|weights| weights > MAX_WEIGHTS.min(usize::MAX as u64 / 8)) {
+            return Err(Error::Key {
+                path: path.into(),
+                key: "sizes".into(),
+                expected: format!("fewer than {MAX_WEIGHTS} weights in all"),
+                found: format!(
+                    "{} layers of {} columns, {:?} and {} tokens",
+                    self.layers(),
+                    self.hidden_size,
+                    self.widest(),
+                    self.vocab_size
+                ),
+            });
         }
         for rope in &self.ropes {
             if let RopeScaling::Divisors(divisors) = &rope.scaling

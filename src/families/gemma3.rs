@@ -8,7 +8,7 @@ use super::config::Config;
 use super::json::{Reader, layer_types, shortest};
 use super::names::{Dim, Row};
 use super::rope::{Rope, RopeScaling};
-use super::{Family, Graph, Keys, decoder};
+use super::{ATTENTION_BIAS, Family, Graph, Keys, decoder};
 use crate::error::Result;
 use crate::formats::gguf::{Array, Value as Meta};
 use crate::graph::{Activation, BlockShape, Slot, blocks};
@@ -17,6 +17,7 @@ use crate::graph::{Activation, BlockShape, Slot, blocks};
 pub static FAMILY: Family = Family {
     gguf: "gemma3",
     rows: ROWS,
+    bias_keys: &[ATTENTION_BIAS],
     activation: Activation::GeluTanh,
     activation_key: ("hidden_activation", &["gelu_pytorch_tanh", "gelu_new"]),
     norm_offset: 1.0,
@@ -89,7 +90,12 @@ fn read_json(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
         }
         _ => (reader.object("rope_scaling")?, None),
     };
-    let global = reader.rope(global.as_ref(), "rope_theta", 1e6)?;
+    // transformers 5 lets the older key go before the stretching in the newer one.
+    let older = if nested.is_some() { reader.object("rope_scaling")? } else { None };
+    let mut global = reader.rope(global.as_ref(), "rope_theta", 1e6)?;
+    if let Some(older) = older {
+        global = reader.rope(Some(&older), "rope_theta", global.theta)?;
+    }
     let local = reader.rope(local.as_ref(), "rope_local_base_freq", LOCAL_THETA)?;
     config.ropes = vec![global, local];
     local_ropes(config);

@@ -2,6 +2,8 @@
 //! its own hooks. A family's architecture states one width for all layers; another one (DeciLM's `deci`, in llama.cpp the same
 //! block with the same order of rows) may state one for each.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE};
@@ -31,6 +33,38 @@ const KEYS: [&str; 12] = [
     "vocab_size",
 ];
 
+/// Keys that change nothing of what is computed here, whatever they say.
+const HARMLESS: &[&str] = &[
+    "tensor_data_layout",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+    "expert_used_count",
+    "expert_feed_forward_length",
+    "leading_dense_block_count",
+    "pooling_type",
+];
+
+/// Keys of arithmetic that this version does not do, with the values by which there is none.
+const NEUTRAL: &[(&str, &[f64])] = &[
+    ("attention.causal", &[1.0]),
+    ("attention.clamp_kqv", &[0.0]),
+    ("attention.kv_lora_rank", &[0.0]),
+    ("attention.max_alibi_bias", &[0.0]),
+    ("attention.q_lora_rank", &[0.0]),
+    ("attention.scale", &[0.0]),
+    ("embedding_scale", &[0.0, 1.0]),
+    ("logit_scale", &[0.0, 1.0]),
+    ("residual_scale", &[0.0, 1.0]),
+    ("rope.dimension_sections", &[]),
+    ("rope.scaling.attn_factor", &[1.0]),
+    ("rope.scaling.yarn_attn_factor", &[1.0]),
+    ("use_parallel_residual", &[0.0]),
+];
+
+const SCALING_TYPE: &str = "rope.scaling.type";
+/// The key of the factor, and what it was called before.
+const SCALING_FACTOR: [&str; 2] = ["rope.scaling.factor", "rope.scale_linear"];
+
 const ATTENTION_CAP: &str = "attn_logit_softcapping";
 const LOGIT_CAP: &str = "final_logit_softcapping";
 
@@ -41,11 +75,49 @@ pub struct Keys<'a> {
     architecture: &'a str,
     /// Whether the architecture may state a width for each layer.
     per_layer: bool,
+    /// Those that somebody asked for.
+    asked: RefCell<HashSet<String>>,
 }
 
 impl Keys<'_> {
     fn key(&self, name: &str) -> String {
+        self.asked.borrow_mut().insert(name.to_string());
         format!("{}.{name}", self.architecture)
+    }
+
+    /// Of the keys that nobody asked for, refuses those of arithmetic, and names those that nothing is known of.
+    fn unknown(&self, head_dim: usize) -> Result<Vec<String>> {
+        let prefix = format!("{}.", self.architecture);
+        let mut unknown = Vec::new();
+        let asked = self.asked.take();
+        for (key, value) in self.gguf.metadata() {
+            let Some(name) = key.strip_prefix(&prefix).filter(|name| !asked.contains(*name)) else {
+                continue;
+            };
+            let number = value.as_f64().or_else(|| value.as_u64().map(|n| n as f64));
+            let number = number.or_else(|| value.as_bool().map(f64::from));
+            let is =
+                |wanted: &f64| number.is_some_and(|n| (n - wanted).abs() <= 1e-6 * wanted.abs());
+            let of_head = [head_dim as f64, 1.0 / (head_dim as f64).sqrt()];
+            let neutral = NEUTRAL.iter().find(|(known, _)| *known == name);
+            // Layers with a window may have heads of their own.
+            if (name.ends_with("_swa") || name == "attention.scale") && of_head.iter().any(is) {
+                continue;
+            }
+            match neutral {
+                _ if HARMLESS.contains(&name) => {}
+                Some((_, values)) if values.iter().any(is) => {}
+                None if !name.ends_with("_swa") => unknown.push(key.clone()),
+                _ => {
+                    let found = number.map_or("this value".into(), |number| number.to_string());
+                    return Err(self.unsupported(
+                        format!("{key} = {found}"),
+                        "the model computes something that this version does not",
+                    ));
+                }
+            }
+        }
+        Ok(unknown)
     }
 
     fn wrong(&self, name: &str, expected: impl Into<String>, found: impl ToString) -> Error {
@@ -71,11 +143,12 @@ impl Keys<'_> {
         }
     }
 
-    /// A width of every layer: one number for all, or an array of one for each where the architecture allows it.
+    /// A width of every layer: one number for all, or an array of one for each, which may differ where the architecture allows
+    /// it.
     fn widths(&self, name: &str, layers: usize, default: Option<&[usize]>) -> Result<Vec<usize>> {
         let array = match (self.gguf.get(&self.key(name)), default) {
             (None, Some(default)) => return Ok(default.to_vec()),
-            (Some(Meta::Array(array)), _) if self.per_layer => array,
+            (Some(Meta::Array(array)), _) => array,
             (Some(value), _) if self.per_layer && value.as_u64() == Some(0) => {
                 return Err(self.missing_part(name, "every layer"));
             }
@@ -87,6 +160,14 @@ impl Keys<'_> {
         if numbers.len() != layers {
             let expected = format!("a number for each of {layers} layers");
             return Err(self.wrong(name, expected, format!("{} of them", numbers.len())));
+        }
+        let alike = array
+            .integers()
+            .is_some_and(|mut all| all.next().is_none_or(|first| all.all(|one| one == first)));
+        if !self.per_layer && !alike {
+            let what = format!("several numbers in {}", self.key(name));
+            let why = format!("the architecture {} has one for all layers", self.architecture);
+            return Err(self.unsupported(what, why));
         }
         let width = |(layer, number): (usize, i128)| match u64::try_from(number) {
             Ok(0) => Err(self.missing_part(name, &format!("layer {layer}"))),
@@ -150,7 +231,32 @@ impl Keys<'_> {
         Err(self.wrong(name, "a positive number", value))
     }
 
+    /// What positions are divided by, as llama.cpp reads it: without a type it is linear, the newer key goes before the older,
+    /// and 0 is none.
+    fn linear_factor(&self) -> Result<f64> {
+        let [newer, older] = SCALING_FACTOR.map(|name| (name, self.key(name)));
+        let kind = self.key(SCALING_TYPE);
+        match self.gguf.str(&kind)? {
+            Some("none") => return Ok(1.0),
+            None | Some("linear") => {}
+            Some(other) => {
+                return Err(
+                    self.unsupported(format!("{kind} {other}"), "known are none and linear")
+                );
+            }
+        }
+        for (name, key) in [newer, older] {
+            match self.gguf.f64(&key)? {
+                None => {}
+                Some(0.0) => return Ok(1.0),
+                Some(_) => return self.positive(name, None),
+            }
+        }
+        Ok(1.0)
+    }
+
     fn scaling(&self) -> Result<RopeScaling> {
+        let factor = self.linear_factor()?;
         if let Some(tensor) = self.gguf.tensor("rope_freqs.weight") {
             let divisors = tensor.to_packed()?.to_f32();
             if divisors.iter().any(|divisor| !(divisor.is_finite() && *divisor > 0.0)) {
@@ -161,18 +267,11 @@ impl Keys<'_> {
                     found: "another value".into(),
                 });
             }
-            return Ok(RopeScaling::Divisors(divisors));
+            // llama.cpp divides by both.
+            let divisors = divisors.into_iter().map(|divisor| divisor * factor as f32);
+            return Ok(RopeScaling::Divisors(divisors.collect()));
         }
-        let kind = self.key("rope.scaling.type");
-        match self.gguf.str(&kind)? {
-            None | Some("none") => Ok(RopeScaling::None),
-            Some("linear") => {
-                Ok(RopeScaling::Linear { factor: self.positive("rope.scaling.factor", None)? })
-            }
-            Some(other) => {
-                Err(self.unsupported(format!("{kind} {other}"), "known are none and linear"))
-            }
-        }
+        Ok(if factor == 1.0 { RopeScaling::None } else { RopeScaling::Linear { factor } })
     }
 }
 
@@ -189,8 +288,9 @@ fn family(gguf: &Gguf, architecture: &str) -> Option<(&'static Family, bool)> {
 }
 
 impl Config {
-    /// Reads the keys of a GGUF file, under the name of its architecture.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+    /// Reads the keys of a GGUF file, under the name of its architecture. Also gives those of the architecture's keys that
+    /// nothing is known of. Those of arithmetic that is not done here are errors.
+    pub fn from_gguf(gguf: &Gguf) -> Result<(Self, Vec<String>)> {
         let path = gguf.source().path();
         let architecture = gguf.require_str(ARCHITECTURE)?;
         let Some((family, per_layer)) = family(gguf, architecture) else {
@@ -203,7 +303,7 @@ impl Config {
                 why: format!("this version reads {}", known.join(", ")),
             });
         };
-        let keys = Keys { gguf, architecture, per_layer };
+        let keys = Keys { gguf, architecture, per_layer, asked: RefCell::default() };
         if gguf.u64(&keys.key("expert_count"))?.unwrap_or(0) > 0 {
             let what = "a mixture of experts".into();
             return Err(keys.unsupported(what, "this version reads dense models"));
@@ -217,6 +317,13 @@ impl Config {
         let intermediate = keys.widths("feed_forward_length", layers, None)?;
         let hidden_size = keys.size("embedding_length", None)?;
         let head_dim = keys.size("attention.key_length", Some((hidden_size / heads[0]) as u64))?;
+        let values = keys.size("attention.value_length", Some(head_dim as u64))?;
+        if values != head_dim {
+            let what = format!("{} {values}", keys.key("attention.value_length"));
+            return Err(
+                keys.unsupported(what, format!("here keys and values are alike, of {head_dim}"))
+            );
+        }
         let rotated = keys.size("rope.dimension_count", Some(head_dim as u64))?;
         if rotated != head_dim {
             let what = format!("{} {rotated}", keys.key("rope.dimension_count"));
@@ -243,11 +350,25 @@ impl Config {
             logit_soft_cap: keys.optional_number(LOGIT_CAP)?,
         };
         (family.read_gguf)(&keys, &mut config)?;
-        config.check(path, &keys.key("attention.head_count_kv"))
+        let config = config.check(path, &keys.key("attention.head_count_kv"))?;
+        let unknown = keys.unknown(config.head_dim)?;
+        Ok((config, unknown))
     }
 
     /// The architecture that states the widths; an error if the family has none that does.
     pub fn architecture(&self, path: &Path) -> Result<&'static str> {
+        let windows = self.blocks.iter().any(|block| block.window.is_some());
+        let says = |(name, _): &(&str, Meta)| name.contains("sliding_window");
+        if windows && !(self.family.write_gguf)(self).iter().any(says) {
+            return Err(Error::Unsupported {
+                path: path.into(),
+                what: format!(
+                    "a GGUF file of the family {} with attention to a window",
+                    self.family.name
+                ),
+                why: "its architecture has no key for it; use hf or packed".into(),
+            });
+        }
         if self.uniform().is_some() {
             return Ok(self.family.gguf);
         }
@@ -269,8 +390,8 @@ impl Config {
         };
         let mut further: Vec<_> = numbers.into_iter().filter_map(number).collect();
         if let RopeScaling::Linear { factor } = self.ropes[0].scaling {
-            further.push(("rope.scaling.type", Meta::String("linear".into())));
-            further.push(("rope.scaling.factor", Meta::F32(factor as f32)));
+            further.push((SCALING_TYPE, Meta::String("linear".into())));
+            further.push((SCALING_FACTOR[0], Meta::F32(factor as f32)));
         }
         further.extend((self.family.write_gguf)(self));
         further
@@ -316,7 +437,10 @@ impl Config {
     }
 }
 
-/// What `llama.cpp` calls a file whose weights are mostly of a type (`LLAMA_FTYPE_MOSTLY_*`).
+const FILE_TYPE: &str = "general.file_type";
+const SIZE_LABEL: &str = "general.size_label";
+
+/// What `llama.cpp` calls a file whose weights are mostly of a type (`LLAMA_FTYPE_MOSTLY_*`, of a K type the S mixture).
 fn file_type(ty: GgmlType) -> u32 {
     match ty {
         GgmlType::F32 => 0,
@@ -325,9 +449,39 @@ fn file_type(ty: GgmlType) -> u32 {
         GgmlType::Q8_0 => 7,
         GgmlType::Q5_0 => 8,
         GgmlType::Q5_1 => 9,
+        GgmlType::Q2K => 10,
+        GgmlType::Q3K => 11,
+        GgmlType::Q4K => 14,
+        GgmlType::Q5K => 16,
+        GgmlType::Q6K => 18,
         GgmlType::Bf16 => 32,
         _ => 1,
     }
+}
+
+/// The type that most matrices of a file have: what llama.cpp would guess it is mostly of.
+pub fn main_type(types: impl Iterator<Item = GgmlType>) -> GgmlType {
+    let mut counts: Vec<(GgmlType, usize)> = Vec::new();
+    for ty in types {
+        match counts.iter_mut().find(|(known, _)| *known == ty) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((ty, 1)),
+        }
+    }
+    counts.into_iter().max_by_key(|(_, count)| *count).map_or(GgmlType::F16, |(ty, _)| ty)
+}
+
+/// The number of weights as `general.size_label` has it: two digits and a letter.
+fn size_label(weights: u64) -> String {
+    let (scaled, letter) = match weights as f64 {
+        n if n > 1e12 => (n * 1e-12, 'T'),
+        n if n > 1e9 => (n * 1e-9, 'B'),
+        n if n > 1e6 => (n * 1e-6, 'M'),
+        n => (n * 1e-3, 'K'),
+    };
+    let whole = scaled.round().to_string();
+    let digits = 2usize.saturating_sub(whole.trim_start_matches('0').len());
+    format!("{scaled:.digits$}{letter}")
 }
 
 /// What a tensor's values are multiplied by in a GGUF file. llama.cpp takes every attention's scale for 1 / sqrt(head_dim):
@@ -355,17 +509,31 @@ impl std::fmt::Debug for Origin<'_> {
     }
 }
 
-/// The metadata of `config`'s GGUF file, with weights mostly of type `main`.
+/// The metadata of `config`'s GGUF file of so many weights, mostly of type `main`.
 pub fn metadata(
     origin: Origin<'_>,
     config: &Config,
-    main: GgmlType,
+    (weights, main): (u64, GgmlType),
 ) -> Result<Vec<(String, Meta)>> {
-    let file_type = ("general.file_type".to_string(), Meta::U32(file_type(main)));
+    let file_type = (FILE_TYPE.to_string(), Meta::U32(file_type(main)));
     let version = ("general.quantization_version".to_string(), Meta::U32(2));
     let (path, tokenizer) = match origin {
         Origin::Gguf(gguf) => {
             let mut pairs = updated(gguf, config)?;
+            // A mixture has a number of its own, which stays while the most are of the same type.
+            let matrices =
+                gguf.names().filter(|name| gguf.tensor(name).is_some_and(|t| t.shape.len() == 2));
+            let same = main_type(matrices.filter_map(|name| gguf.tensor_type(name))) == main;
+            let file_type = match gguf.get(FILE_TYPE) {
+                Some(own) if same => (file_type.0, own.clone()),
+                _ => file_type,
+            };
+            let label = Meta::String(size_label(weights));
+            let size = pairs.iter_mut().find(|(key, _)| key == SIZE_LABEL);
+            let before = Config::from_gguf(gguf)?.0.weights();
+            if let Some((_, old)) = size.filter(|_| config.weights() != before) {
+                *old = label;
+            }
             for (key, value) in [file_type, version] {
                 match pairs.iter_mut().find(|(known, _)| *known == key) {
                     Some((_, old)) => *old = value,
@@ -409,20 +577,26 @@ fn updated(gguf: &Gguf, config: &Config) -> Result<Vec<(String, Meta)>> {
     let from = gguf.require_str(ARCHITECTURE)?;
     let to = config.architecture(gguf.source().path())?;
     let prefix = format!("{from}.");
+    let divided = matches!(config.ropes[0].scaling, RopeScaling::Divisors(_));
     let pair = |(key, value): &(String, Meta)| {
         if key == ARCHITECTURE {
-            return (key.clone(), Meta::String(to.into()));
+            return Some((key.clone(), Meta::String(to.into())));
         }
         let Some(name) = key.strip_prefix(&prefix) else {
-            return (key.clone(), value.clone());
+            // What is written is one file.
+            return (!key.starts_with("split.")).then(|| (key.clone(), value.clone()));
         };
+        // A factor beside divisors has become part of them.
+        if divided && (name == SCALING_TYPE || SCALING_FACTOR.contains(&name)) {
+            return None;
+        }
         let value = match config.stated(name) {
             Some(new) if !same_sizes(value, &new) => new,
             _ => value.clone(),
         };
-        (format!("{to}.{name}"), value)
+        Some((format!("{to}.{name}"), value))
     };
-    let mut pairs: Vec<_> = gguf.metadata().iter().map(pair).collect();
+    let mut pairs: Vec<_> = gguf.metadata().iter().filter_map(pair).collect();
     for name in KEYS {
         let missing = gguf.get(&format!("{from}.{name}")).is_none();
         if missing && !config.is_implied(name) {

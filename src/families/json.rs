@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE};
-use super::names::{Role, TensorSpec};
+use super::names::{Role, TensorSpec, tensor_specs};
 use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family};
 use crate::error::{Error, Result};
@@ -44,20 +44,17 @@ impl<'a> Reader<'a> {
         self.size(key)?.ok_or_else(|| self.wrong(key, "a positive integer"))
     }
 
-    /// A width of every layer: one number for all, or in Lopper's own folder an array of one for each.
+    /// A width of every layer: one number for all, or an array of one for each, which differ in Lopper's own folder only.
     fn widths(&self, key: &str, layers: usize, default: Option<&[usize]>) -> Result<Vec<usize>> {
         let list = match (self.given(key), default) {
+            (Some(Value::Array(list)), _) if list.windows(2).any(|two| two[0] != two[1]) => {
+                self.only_own(key)?;
+                list
+            }
             (Some(Value::Array(list)), _) => list,
             (None, Some(default)) => return Ok(default.to_vec()),
             _ => return Ok(vec![self.required_size(key)?; layers]),
         };
-        if !is_own(self.object) {
-            return Err(Error::Unsupported {
-                path: self.path.into(),
-                what: format!("`{key}` of several numbers"),
-                why: "only Lopper's packed folders and GGUF state a width a layer".into(),
-            });
-        }
         let error = |expected: String, found: String| Error::Key {
             path: self.path.into(),
             key: key.into(),
@@ -76,6 +73,30 @@ impl<'a> Reader<'a> {
             }
         };
         list.iter().enumerate().map(width).collect()
+    }
+
+    fn only_own(&self, key: &str) -> Result<()> {
+        if is_own(self.object) {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            path: self.path.into(),
+            what: format!("`{key}` of several numbers"),
+            why: "only Lopper's packed folders and GGUF state a width a layer".into(),
+        })
+    }
+
+    /// An error if a key is there with another value than the one that this program computes by.
+    fn only(&self, key: &str, value: &Value) -> Result<()> {
+        let same = |given: &Value| {
+            given == value || given.as_f64().is_some_and(|n| Some(n) == value.as_f64())
+        };
+        match self.given(key) {
+            Some(given) if !same(given) => {
+                Err(self.wrong(key, &format!("{value}, which is all that this version computes")))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
@@ -103,6 +124,9 @@ impl<'a> Reader<'a> {
 
     /// A rotary encoding: its object where there is one, and the base that stands outside it or is taken for granted.
     pub(super) fn rope(&self, object: Option<&Reader<'a>>, key: &str, theta: f64) -> Result<Rope> {
+        let whole = json!(1.0);
+        self.only("partial_rotary_factor", &whole)?;
+        object.map_or(Ok(()), |rope| rope.only("partial_rotary_factor", &whole))?;
         let inside = match object {
             Some(rope) => rope.number("rope_theta")?,
             None => None,
@@ -220,10 +244,12 @@ impl Config {
             logit_soft_cap: None,
         };
         (family.read_json)(&reader, &mut config)?;
+        reader.only("use_bidirectional_attention", &json!(false))?;
         if config.ropes.is_empty() {
-            let rope = match reader.object("rope_parameters")? {
-                None => reader.object("rope_scaling")?,
-                rope => rope,
+            // Where both are there, transformers takes the older key.
+            let rope = match reader.object("rope_scaling")? {
+                Some(rope) if !rope.object.is_empty() => Some(rope),
+                _ => reader.object("rope_parameters")?,
             };
             config.ropes.push(reader.rope(rope.as_ref(), "rope_theta", 10_000.0)?);
         }
@@ -233,7 +259,9 @@ impl Config {
     /// A `config.json` for transformers, of a model that came without one and has these tensors.
     pub fn to_json(&self, path: &Path, specs: &[TensorSpec]) -> Result<Map<String, Value>> {
         let rope = match self.ropes[0].portable_scaling(self.head_dim, path)? {
-            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+            RopeScaling::Linear { factor } => {
+                json!({"rope_type": "linear", "factor": shortest(factor)})
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 json!({
                     "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
@@ -242,20 +270,13 @@ impl Config {
             }
             _ => Value::Null,
         };
-        let biased = |slots: &[Slot]| {
-            let mut biases = specs.iter().filter(|spec| spec.role == Role::Bias);
-            biases.any(|spec| slots.contains(&spec.slot))
-        };
-        let attention = [Slot::Query, Slot::Key, Slot::Value, Slot::Output];
         let (key, names) = self.family.activation_key;
         let object = json!({
             "architectures": [self.family.class],
-            "attention_bias": biased(&attention),
             "head_dim": self.head_dim,
             "hidden_size": self.hidden_size,
             "intermediate_size": null,
             "max_position_embeddings": self.max_positions,
-            "mlp_bias": biased(&[Slot::Gate, Slot::Up, Slot::Down]),
             "model_type": self.family.name,
             "num_attention_heads": null,
             "num_hidden_layers": null,
@@ -264,7 +285,6 @@ impl Config {
             "rms_norm_eps": shortest(self.rms_norm_eps),
             "rope_scaling": rope,
             "rope_theta": shortest(self.ropes[0].theta),
-            "tie_word_embeddings": self.tied,
             "vocab_size": self.vocab_size,
         });
         let Value::Object(mut map) = object else {
@@ -272,12 +292,17 @@ impl Config {
         };
         map.insert(key.into(), json!(names[0]));
         (self.family.write_json)(self, &mut map);
-        Ok(self.updated_json(map))
+        Ok(self.updated_json(map, specs))
     }
 
-    /// A parent's `config.json` with the sizes of this configuration. Where layers differ in width, heads, key and value
-    /// heads and feed-forward are arrays of a number for each, which only Lopper reads.
-    pub fn updated_json(&self, mut parent: Map<String, Value>) -> Map<String, Value> {
+    /// A parent's `config.json` with what follows from this configuration and its tensors: sizes, biases, whose the head is.
+    /// Where layers differ in width, heads, key and value heads and feed-forward are arrays of a number for each, which only
+    /// Lopper reads.
+    pub fn updated_json(
+        &self,
+        mut parent: Map<String, Value>,
+        specs: &[TensorSpec],
+    ) -> Map<String, Value> {
         let uniform = self.uniform();
         let widths = |width: fn(&BlockDims) -> usize| match &uniform {
             Some(widths) => json!(width(widths)),
@@ -293,14 +318,98 @@ impl Config {
             ("num_attention_heads", widths(|widths| widths.heads)),
             ("num_hidden_layers", json!(self.layers())),
             ("num_key_value_heads", widths(|widths| widths.kv_heads)),
+            ("tie_word_embeddings", json!(self.tied)),
             ("vocab_size", json!(self.vocab_size)),
         ] {
             parent.insert(key.into(), value);
         }
-        if parent.get("layer_types").is_some_and(Value::is_array) {
+        let has =
+            |slot: &Slot| specs.iter().any(|spec| (spec.role, spec.slot) == (Role::Bias, *slot));
+        for (key, slots) in self.family.bias_keys {
+            parent.insert((*key).into(), json!(slots.iter().any(has)));
+        }
+        // A rule over layers' numbers would hold for others once layers are cut.
+        let ruled = parent.contains_key("max_window_layers")
+            || parent.contains_key("sliding_window_pattern");
+        let windows = ruled && self.blocks.iter().any(|block| block.window.is_some());
+        if windows || parent.get("layer_types").is_some_and(Value::is_array) {
             parent.insert("layer_types".into(), layer_types(self));
         }
         parent
+    }
+
+    /// The biases that a Hugging Face folder needs beside those in `specs`, all of them zero: its configuration has one word for
+    /// those of several layers. An error where it has no word for one that is there.
+    pub fn further_biases(&self, path: &Path, specs: &[TensorSpec]) -> Result<Vec<TensorSpec>> {
+        let biases = || specs.iter().filter(|spec| spec.role == Role::Bias);
+        let keys = self.family.bias_keys;
+        let stated = |slot: Slot| keys.iter().any(|(_, slots)| slots.contains(&slot));
+        if let Some(spec) = biases().find(|spec| spec.optional && !stated(spec.slot)) {
+            return Err(Error::Unsupported {
+                path: path.into(),
+                what: format!("a Hugging Face folder with {}", spec.name),
+                why: format!(
+                    "{} of transformers has no such bias and would leave it out; use gguf or packed",
+                    self.family.class
+                ),
+            });
+        }
+        let needed = |slot: Slot| {
+            keys.iter().any(|(_, slots)| {
+                slots.contains(&slot) && biases().any(|spec| slots.contains(&spec.slot))
+            })
+        };
+        let mut all = tensor_specs(self);
+        all.retain(|spec| {
+            spec.role == Role::Bias
+                && needed(spec.slot)
+                && !specs.iter().any(|there| there.name == spec.name)
+        });
+        Ok(all)
+    }
+
+    /// An error if a checkpoint has a bias that its configuration does not speak of: transformers would leave it out.
+    pub fn check_biases(
+        &self,
+        path: &Path,
+        object: &Map<String, Value>,
+        specs: &[TensorSpec],
+    ) -> Result<()> {
+        let wrong = |spec: &&TensorSpec| {
+            let keys = self.family.bias_keys.iter();
+            let mut silent = keys.filter(|(key, _)| object.get(*key) != Some(&Value::Bool(true)));
+            spec.role == Role::Bias && silent.any(|(_, slots)| slots.contains(&spec.slot))
+        };
+        match specs.iter().find(wrong) {
+            None => Ok(()),
+            Some(spec) => Err(Error::Tensor {
+                path: path.into(),
+                tensor: spec.name.clone(),
+                expected: "no bias, by attention_bias and mlp_bias of config.json (say true there if the model has it)".into(),
+                found: "one".into(),
+            }),
+        }
+    }
+
+    /// Whether two configurations compute the same of the same tensors, but for rounding of their decimals.
+    pub fn computes_as(&self, other: &Self) -> bool {
+        let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * a.abs().max(b.abs());
+        let option = |a: Option<f64>, b: Option<f64>| {
+            a.is_some() == b.is_some() && near(a.unwrap_or(0.0), b.unwrap_or(0.0))
+        };
+        let angles = |config: &Self| -> Vec<f64> {
+            config.ropes.iter().flat_map(|rope| rope.frequencies(config.head_dim)).collect()
+        };
+        let (mine, others) = (angles(self), angles(other));
+        (self.family, self.hidden_size, self.head_dim, self.vocab_size, self.tied)
+            == (other.family, other.hidden_size, other.head_dim, other.vocab_size, other.tied)
+            && self.blocks == other.blocks
+            && near(self.rms_norm_eps, other.rms_norm_eps)
+            && option(self.attention_scale, other.attention_scale)
+            && option(self.attention_soft_cap, other.attention_soft_cap)
+            && option(self.logit_soft_cap, other.logit_soft_cap)
+            && mine.len() == others.len()
+            && mine.into_iter().zip(others).all(|(a, b)| near(a, b))
     }
 }
 
@@ -313,6 +422,9 @@ pub(super) fn shortest(value: f64) -> f64 {
 fn scaling(rope: &Reader<'_>) -> Result<RopeScaling> {
     let kind = rope.given("rope_type").or_else(|| rope.given("type")).and_then(Value::as_str);
     match kind {
+        None if rope.given("factor").is_some() => {
+            Err(rope.wrong("rope_type", "default, linear or llama3"))
+        }
         None | Some("default") => Ok(RopeScaling::None),
         Some("linear") => Ok(RopeScaling::Linear { factor: rope.required_number("factor")? }),
         Some("llama3") => {

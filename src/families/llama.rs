@@ -1,13 +1,14 @@
 //! Llama: TinyLlama, LiteLlama, SmolLM2, Llama 2 and 3.x differ in numbers only.
 
 use super::names::{Dim, Row};
-use super::{Family, decoder};
+use super::{ATTENTION_BIAS, Family, decoder};
 use crate::graph::{Slot, blocks};
 
 /// The row of the table.
 pub static FAMILY: Family = Family {
     gguf_per_layer: Some("deci"),
     rows: ROWS,
+    bias_keys: &[ATTENTION_BIAS, ("mlp_bias", &[Slot::Gate, Slot::Up, Slot::Down])],
     ..Family::plain("llama", "LlamaForCausalLM", blocks!(decoder::pre_norm, false))
 };
 

@@ -18,11 +18,11 @@ mod rope;
 mod shapes;
 
 pub use config::{BlockDims, Config};
-pub use gguf::{Origin, factor as gguf_factor, metadata};
+pub use gguf::{Origin, factor as gguf_factor, main_type, metadata};
 pub use groups::{Axis, Group, Member, PrunableDim, Side, groups};
 pub use names::{
-    LAYERS, Role, TensorSpec, embedding_name, final_norm_name, head_name, layer_name, module_name,
-    tensor_specs, without_layer,
+    LAYERS, Role, TensorSpec, Unread, canonical, embedding_name, final_norm_name, head_name,
+    layer_name, module_name, tensor_specs, unread, without_layer,
 };
 pub use rope::{Rope, RopeScaling};
 pub use shapes::{SHAPES, Shape};
@@ -34,7 +34,7 @@ use self::json::Reader;
 use self::names::Row;
 use crate::error::Result;
 use crate::formats::gguf::Value as Meta;
-use crate::graph::{Activation, Blocks, Graph};
+use crate::graph::{Activation, Blocks, Graph, Slot};
 
 /// Every family. Where two share a GGUF architecture, the first whose mark is in the file is taken.
 pub static FAMILIES: &[&Family] =
@@ -66,6 +66,9 @@ pub struct Family {
     pub activation: Activation,
     /// The key that names it in `config.json`, and its names there, the usual one first.
     pub activation_key: (&'static str, &'static [&'static str]),
+    /// The keys of `config.json` that say whether linear layers have biases. What no key speaks of has none in transformers,
+    /// unless its row says so.
+    pub bias_keys: &'static [(&'static str, &'static [Slot])],
     /// What Hugging Face's checkpoints leave out of a norm's weight.
     pub norm_offset: f32,
     /// Whether embeddings are multiplied by the root of the hidden width.
@@ -97,6 +100,7 @@ impl Family {
             blocks,
             activation: Activation::Silu,
             activation_key: ("hidden_act", &["silu", "swish"]),
+            bias_keys: &[],
             norm_offset: 0.0,
             scaled_embedding: false,
             head_dim: None,
@@ -108,6 +112,10 @@ impl Family {
         }
     }
 }
+
+/// The key that Llama and its kin have for all biases of attention.
+const ATTENTION_BIAS: (&str, &[Slot]) =
+    ("attention_bias", &[Slot::Query, Slot::Key, Slot::Value, Slot::Output]);
 
 impl PartialEq for Family {
     fn eq(&self, other: &Self) -> bool {

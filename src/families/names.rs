@@ -309,3 +309,57 @@ pub fn final_norm_name() -> String {
 pub fn head_name() -> &'static str {
     HEAD.hf
 }
+
+/// What savers put in front of all names: compiled or parallel modules, adapters, models with further parts.
+const WRAPPERS: &[&str] =
+    &["_orig_mod.", "module.", "base_model.model.", "model.language_model.", "language_model."];
+
+/// The name that a checkpoint of a causal model has for what another way of saving calls `name`: without [`WRAPPERS`], and with
+/// the `model.` that a checkpoint of the body alone leaves out.
+pub fn canonical(name: &str) -> String {
+    let mut bare = name;
+    while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| bare.strip_prefix(wrapper)) {
+        bare = rest;
+    }
+    let body = ["embed_tokens.", "layers.", "norm."].iter().any(|part| bare.starts_with(part));
+    if body { format!("model.{bare}") } else { bare.to_string() }
+}
+
+/// What it means that a stored tensor is none of a model's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// Nothing: what is in it follows from the configuration.
+    Harmless,
+    /// The model that was stored computes something else: a bias or a scale of a known module, an adapter, a further norm.
+    Changes,
+    /// It may be of a part that this model does without: transformers warns.
+    Ignored,
+}
+
+/// Tensors that old programs stored beside the weights, by the ends of their names.
+const HARMLESS: &[&str] = &[
+    "rotary_emb.inv_freq",
+    ".attn_rot_embd",
+    ".attn_rot_embd.weight",
+    ".masked_bias",
+    "rope_freqs.weight",
+];
+
+/// Judges a tensor that is none of [`tensor_specs`], by its name in Hugging Face's checkpoints or in GGUF.
+pub fn unread(config: &Config, name: &str) -> Unread {
+    if HARMLESS.iter().any(|end| name.ends_with(end)) {
+        return Unread::Harmless;
+    }
+    let of = |rows: &[Row], rest: &str| {
+        rows.iter().any(|row| rest.strip_prefix(row.hf).is_some_and(|end| end.starts_with('.')))
+    };
+    let layer = name.strip_prefix(LAYERS).and_then(|rest| rest.split_once('.'));
+    let known = match layer {
+        Some((number, rest)) => {
+            number.parse().is_ok_and(|number: usize| number < config.layers())
+                && (of(config.family.rows, rest) || rest.contains("norm"))
+        }
+        None => of(&[EMBEDDING, FINAL_NORM, HEAD], name),
+    };
+    if known { Unread::Changes } else { Unread::Ignored }
+}

@@ -1,12 +1,13 @@
 //! Qwen3 (Yang et al. 2025, arXiv 2505.09388): Llama's block with a norm of every head's queries and keys.
 
 use super::names::{Dim, Row};
-use super::{Family, decoder, qwen2};
+use super::{ATTENTION_BIAS, Family, decoder, qwen2};
 use crate::graph::{Slot, blocks};
 
 /// The row of the table.
 pub static FAMILY: Family = Family {
     rows: ROWS,
+    bias_keys: &[ATTENTION_BIAS],
     head_dim: Some(128),
     read_json: qwen2::windows,
     ..Family::plain("qwen3", "Qwen3ForCausalLM", blocks!(decoder::pre_norm, true))

@@ -135,7 +135,7 @@ impl StoredType {
     /// The format that [`StoredTensor::to_packed`] gives for this type, if it has a decoder.
     pub fn weight_format(self) -> Option<WeightFormat> {
         match self {
-            StoredType::F32 => Some(WeightFormat::f32()),
+            StoredType::F32 | StoredType::F64 => Some(WeightFormat::f32()),
             StoredType::F16 => Some(WeightFormat::f16()),
             StoredType::Bf16 => Some(WeightFormat::bf16()),
             StoredType::Ggml(ty) => gguf::weight_format(ty),
@@ -204,10 +204,22 @@ impl StoredTensor<'_> {
                 let format = WeightFormat::bf16();
                 Some(Packed::from_16bit(format, self.bytes, rows, columns))
             }
+            StoredType::F64 => Some(self.narrowed(rows, columns)?),
             StoredType::Ggml(ty) => gguf::unpack(ty, self.bytes, rows, columns),
             _ => None,
         };
         packed.ok_or_else(|| self.unfit("a float type or a block type with a decoder", self.ty))
+    }
+
+    /// f64 values rounded to f32; an error where one becomes infinite.
+    fn narrowed(&self, rows: usize, columns: usize) -> Result<Packed> {
+        let (values, _) = self.bytes.as_chunks::<8>();
+        let values = values.iter().map(|bytes| f64::from_le_bytes(*bytes));
+        if let Some(value) = values.clone().find(|v| v.is_finite() && !(*v as f32).is_finite()) {
+            return Err(self.unfit("values that f32 holds", value));
+        }
+        let values: Vec<f32> = values.map(|value| value as f32).collect();
+        Ok(Packed::from_f32(&values, rows, columns))
     }
 
     fn unfit(&self, expected: &str, found: impl ToString) -> Error {
@@ -218,6 +230,58 @@ impl StoredTensor<'_> {
             found: found.to_string(),
         }
     }
+}
+
+/// What a file is that was taken for one of a model's and is none, with what to do, where its bytes tell.
+pub fn foreign(path: &Path, bytes: &[u8]) -> Option<Error> {
+    let again = "download the file again, by the address of the file itself";
+    let convert = "this program reads safetensors and GGUF: convert the model with transformers (save_pretrained)";
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(256)]);
+    let text = text.trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
+    let begins = |magic: &[u8]| bytes.starts_with(magic);
+    let (found, advice) = if bytes.is_empty() {
+        ("is empty", again)
+    } else if text.starts_with("version https://git-lfs") {
+        (
+            "is a pointer of Git LFS, not the file it stands for",
+            "run `git lfs pull` in its folder, or download the file itself",
+        )
+    } else if text.starts_with("<!doctype")
+        || text.starts_with("<html")
+        || text.starts_with("<?xml")
+    {
+        ("is a web page, not a file of a model", again)
+    } else if [
+        "entry not found",
+        "repository not found",
+        "invalid username",
+        "access to model",
+        "not found",
+        "{\"error\"",
+    ]
+    .iter()
+    .any(|start| text.starts_with(start))
+    {
+        ("is a server's message, not a file of a model", again)
+    } else if begins(b"PK\x03\x04") || begins(b"\x80\x02") {
+        ("holds Python objects (PyTorch's .bin or .pt) or is an archive", convert)
+    } else if [&b"tjgg"[..], b"lmgg", b"fmgg", b"algg", b"ggml"].iter().any(|magic| begins(magic)) {
+        (
+            "is a GGML file, from before GGUF",
+            "convert it with llama.cpp's convert_llama_ggml_to_gguf.py, or download the GGUF file",
+        )
+    } else if begins(b"\x1f\x8b")
+        || begins(b"\x28\xb5\x2f\xfd")
+        || begins(b"\xfd7zXZ")
+        || begins(b"BZh")
+    {
+        ("is compressed", "unpack it first")
+    } else if begins(b"\x89HDF") {
+        ("is an HDF5 file (TensorFlow or Keras)", convert)
+    } else {
+        return None;
+    };
+    Some(Error::Misplaced { path: path.into(), found: found.into(), advice: advice.into() })
 }
 
 /// Bytes of memory that the description of a file's tensors may take: what a small thing in the file can become in memory

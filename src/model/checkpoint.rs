@@ -1,6 +1,6 @@
 //! Opening a model: a Hugging Face folder, a GGUF file, an embedded model, or a folder that Lopper wrote.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -8,12 +8,15 @@ use serde_json::{Map, Value};
 
 use super::embedded::{EMBEDDED, EmbeddedModel, PROMISED};
 use super::formats::packed_formats;
-use crate::error::{Error, Result};
-use crate::families::{Config, Role, TensorSpec, tensor_specs};
-use crate::formats::gguf::{GgmlType, Gguf};
+use super::locate::{Place, locate, without_weights};
+use crate::error::{Error, Result, shown};
+use crate::families::{
+    Config, Role, TensorSpec, Unread, canonical, embedding_name, head_name, tensor_specs, unread,
+};
+use crate::formats::gguf::{GgmlType, Gguf, Value as Meta};
 use crate::formats::json;
 use crate::formats::safetensors::Safetensors;
-use crate::formats::{Source, StoredType};
+use crate::formats::{Source, StoredType, foreign};
 use crate::tensor::{Packed, WeightFormat};
 use crate::text::{FILES, StoredTokenizer, Tokenizer};
 
@@ -55,6 +58,7 @@ pub struct Checkpoint {
     config_json: Option<Map<String, Value>>,
     specs: Vec<TensorSpec>,
     embedded: Option<&'static EmbeddedModel>,
+    notes: Vec<String>,
     /// Of a stage's result, what it has of the run's own model.
     copies: Option<HashMap<String, CopyOf>>,
 }
@@ -79,19 +83,20 @@ impl Checkpoint {
                 why: format!("download {name} yourself and give its folder"),
             });
         }
-        let path = Path::new(model);
-        let about = std::fs::metadata(path).map_err(Error::read(path))?;
-        if !about.is_dir() {
-            return Self::open_gguf(path);
+        match locate(model)? {
+            Place::Folder(folder) => Self::open_folder(&folder),
+            Place::File(file) => Self::open_gguf(&file),
         }
-        let packed = path.join("packed");
-        if !path.join("config.json").exists()
-            && path.join("manifest.json").exists()
-            && packed.is_dir()
-        {
-            return Self::open_folder(&packed);
-        }
-        Self::open_folder(path)
+    }
+
+    fn new(
+        path: PathBuf,
+        store: Store,
+        config: Config,
+        config_json: Option<Map<String, Value>>,
+    ) -> Self {
+        let (specs, notes) = (vec![], vec![]);
+        Self { path, store, config, config_json, specs, embedded: None, notes, copies: None }
     }
 
     /// Opens a packed folder that is part of a model of this configuration: what a stage left of it, of other sizes perhaps.
@@ -110,16 +115,9 @@ impl Checkpoint {
             expected: "what this version writes".into(),
             found: error.to_string(),
         })?;
-        Self {
-            path: folder.into(),
-            store: Store::Packed(Safetensors::open_folder(folder)?, formats),
-            config,
-            config_json: Some(config_json),
-            specs: vec![],
-            embedded: None,
-            copies: Some(copies),
-        }
-        .checked()
+        let store = Store::Packed(Safetensors::open_folder(folder)?, formats);
+        let model = Self::new(folder.into(), store, config, Some(config_json));
+        Self { copies: Some(copies), ..model }.checked()
     }
 
     fn open_embedded(name: &str) -> Result<Self> {
@@ -142,32 +140,22 @@ impl Checkpoint {
         let config = Config::from_json(&path.join("config.json"), &config_json)?;
         let source = Source::embedded(path.join("model.safetensors"), model.weights);
         let store = Store::Safetensors(Safetensors::open(source)?);
-        Self {
-            path,
-            store,
-            config,
-            config_json: Some(config_json),
-            specs: vec![],
-            embedded: Some(model),
-            copies: None,
-        }
-        .checked()
+        let embedded = Some(model);
+        Self { embedded, ..Self::new(path, store, config, Some(config_json)) }.checked()
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
-        let gguf = Gguf::open(Source::open(path)?)?;
-        let config = Config::from_gguf(&gguf)?;
+        let gguf = Gguf::open_set(path)?;
+        let (config, unknown) = Config::from_gguf(&gguf)?;
         let store = Store::Gguf(Box::new(gguf));
-        Self {
-            path: path.into(),
-            store,
-            config,
-            config_json: None,
-            specs: vec![],
-            embedded: None,
-            copies: None,
+        let mut model = Self::new(path.into(), store, config, None);
+        if !unknown.is_empty() {
+            let (count, names) = (unknown.len(), listed(&unknown));
+            model
+                .notes
+                .push(format!("this version knows nothing of {count} keys of this file: {names}"));
         }
-        .checked()
+        model.checked()
     }
 
     fn open_folder(folder: &Path) -> Result<Self> {
@@ -175,25 +163,23 @@ impl Checkpoint {
         let text = std::fs::read(&path).map_err(Error::read(&path))?;
         let config_json = parse_object(&path, &text)?;
         let config = Config::from_json(&path, &config_json)?;
+        if let Some(error) = without_weights(folder)? {
+            return Err(error);
+        }
         let tensors = Safetensors::open_folder(folder)?;
-        let store = match config_json.get("quantization_config") {
-            None | Some(Value::Null) => Store::Safetensors(tensors),
+        let notes = tensors.notes().to_vec();
+        let quantization = ["quantization_config", "quantization"].into_iter();
+        let mut quantization = quantization.filter_map(|key| config_json.get(key));
+        let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
+        let store = match quantization.find(|value| !value.is_null() && !empty(value)) {
+            None if tensors.get(&embedding_name()).is_some() => Store::Safetensors(tensors),
+            None => Store::Safetensors(tensors.renamed(canonical)),
             Some(quantization) => {
                 let formats = packed_formats(&path, quantization)?;
                 Store::Packed(tensors, formats)
             }
         };
-        let config_json = Some(config_json);
-        Self {
-            path: folder.into(),
-            store,
-            config,
-            config_json,
-            specs: vec![],
-            embedded: None,
-            copies: None,
-        }
-        .checked()
+        Self { notes, ..Self::new(folder.into(), store, config, Some(config_json)) }.checked()
     }
 
     /// Finds the tensors and compares every shape with the configuration, before anything is read.
@@ -218,7 +204,76 @@ impl Checkpoint {
             }
             self.specs.push(spec);
         }
+        if let (Store::Safetensors(_), Some(json)) = (&self.store, &self.config_json) {
+            self.config.check_biases(&self.path, json, &self.specs)?;
+        }
+        let notes = self.unread()?;
+        self.notes.extend(notes);
         Ok(self)
+    }
+
+    /// What to say of stored tensors that are none of the model's. Those that would change what it computes are refused, as
+    /// llama.cpp refuses any in a GGUF file.
+    fn unread(&self) -> Result<Vec<String>> {
+        let (names, gguf): (Vec<&str>, bool) = match &self.store {
+            Store::Safetensors(tensors) => (tensors.names().collect(), false),
+            Store::Gguf(gguf) => (gguf.names().collect(), true),
+            Store::Packed(..) => return Ok(vec![]), // all of them are Lopper's own
+        };
+        let read: HashSet<&str> = self
+            .specs
+            .iter()
+            .map(|spec| if gguf { &spec.gguf } else { &spec.name }.as_str())
+            .collect();
+        let mut ignored = Vec::new();
+        let mut notes = Vec::new();
+        for name in names.into_iter().filter(|name| !read.contains(name)) {
+            match unread(&self.config, name) {
+                Unread::Harmless => {}
+                Unread::Ignored if !gguf => ignored.push(name),
+                // A tied head may be stored all the same.
+                Unread::Changes if name == format!("{}.weight", head_name()) => {
+                    notes.extend(self.stored_head(name));
+                }
+                _ => {
+                    return Err(Error::Tensor {
+                        path: self.path.clone(),
+                        tensor: name.into(),
+                        expected: format!(
+                            "no tensors but those of a {} of {} layers",
+                            self.config.family.name,
+                            self.config.layers()
+                        ),
+                        found: "one that would change what the model computes, and is not read"
+                            .into(),
+                    });
+                }
+            }
+        }
+        if !ignored.is_empty() {
+            let (count, names) = (ignored.len(), listed(&ignored));
+            notes.push(format!(
+                "{count} stored tensors are none of this model's and are not read: {names}"
+            ));
+        }
+        Ok(notes)
+    }
+
+    /// A head beside `tie_word_embeddings`: no word of it if it is the embedding.
+    fn stored_head(&self, name: &str) -> Option<String> {
+        let Store::Safetensors(tensors) = &self.store else { return None };
+        let [head, embedding] =
+            [name, &embedding_name()].map(|name| tensors.get(name).map(|t| (t.ty, t.bytes)));
+        (head != embedding).then(|| {
+            format!(
+                "{name} is not the embedding, and is not read, because tie_word_embeddings is true"
+            )
+        })
+    }
+
+    /// What the user should know of the files, and does no harm.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     fn wrong(&self, spec: &TensorSpec, expected: String, found: impl Into<String>) -> Error {
@@ -244,14 +299,14 @@ impl Checkpoint {
                 None => tensors.get(&spec.name).map(|t| (t.shape.clone(), t.bytes.len() as u64)),
                 Some(format) => {
                     let codes = tensors.get(&format!("{}.codes", spec.name))?;
-                    let scales = tensors
-                        .get(&format!("{}.scales", spec.name))
-                        .map_or(0, |t| t.bytes.len() as u64);
+                    let scales = tensors.get(&format!("{}.scales", spec.name));
+                    let scales = scales.map_or(0, |t| t.bytes.len() as u64);
+                    let all = codes.bytes.len() as u64 + scales;
                     // The words must be as many as the format makes of the configured shape.
-                    let fits =
-                        codes.bytes.len() as u64 + scales == format.bytes(spec.rows, spec.columns);
+                    let words = 4 * (spec.rows * format.scale_words_per_row(spec.columns)) as u64;
+                    let fits = all == format.bytes(spec.rows, spec.columns) && scales == words;
                     let shape = if fits { spec.shape() } else { codes.shape.clone() };
-                    Some((shape, codes.bytes.len() as u64 + scales))
+                    Some((shape, all))
                 }
             },
         }
@@ -270,7 +325,7 @@ impl Checkpoint {
     /// The files that the weights come from; of an embedded model, its parts.
     pub fn sources(&self) -> Vec<&Source> {
         match &self.store {
-            Store::Gguf(gguf) => vec![gguf.source()],
+            Store::Gguf(gguf) => gguf.sources().iter().collect(),
             Store::Safetensors(tensors) | Store::Packed(tensors, _) => {
                 tensors.sources().iter().collect()
             }
@@ -325,7 +380,21 @@ impl Checkpoint {
     pub fn config_json(&self) -> Result<Map<String, Value>> {
         match &self.config_json {
             Some(json) => Ok(json.clone()),
-            None => self.config.to_json(&self.path, &self.specs),
+            None => {
+                let mut json = self.config.to_json(&self.path, &self.specs)?;
+                // Without these keys transformers takes ids of its own.
+                for (key, name) in
+                    [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")]
+                {
+                    let id = self
+                        .gguf()
+                        .and_then(|gguf| gguf.get(&format!("tokenizer.ggml.{name}_token_id")));
+                    let id =
+                        id.and_then(Meta::as_u64).filter(|id| *id < self.config.vocab_size as u64);
+                    json.insert(key.into(), id.into());
+                }
+                Ok(json)
+            }
         }
     }
 
@@ -506,8 +575,21 @@ fn parse_object(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
         expected: "an object".into(),
         found,
     };
-    match json::lenient(text).map_err(|error| wrong(error.to_string()))? {
+    let no_json = |error: &dyn std::fmt::Display| {
+        foreign(path, text).unwrap_or_else(|| wrong(error.to_string()))
+    };
+    match json::lenient(text).map_err(|error| no_json(&error))? {
         Value::Object(object) => Ok(object),
         _ => Err(wrong("another value".into())),
     }
+}
+
+/// The first of some names from a file.
+fn listed(names: &[impl AsRef<str>]) -> String {
+    let mut shown_names: Vec<String> =
+        names.iter().take(4).map(|name| shown(name.as_ref()).to_string()).collect();
+    if names.len() > shown_names.len() {
+        shown_names.push("…".into());
+    }
+    shown_names.join(", ")
 }

@@ -11,6 +11,7 @@ mod finite;
 mod formats;
 mod generate;
 mod load;
+mod locate;
 mod outline;
 mod resident;
 mod save;

@@ -1,7 +1,6 @@
 //! Writing a model: a Hugging Face folder in f16, Lopper's own packed folder, a GGUF file.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -12,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::{COPIES, Checkpoint, CopyOf, Weights, to_gguf_order};
 use super::formats::{PACKED_VERSION, described};
 use crate::error::{Error, Result};
-use crate::families::{Origin, Role, TensorSpec, gguf_factor, metadata};
+use crate::families::{Config, Origin, Role, TensorSpec, gguf_factor, main_type, metadata};
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
 use crate::formats::safetensors::{NewTensor, continue_folder, folder_files, write_folder};
 use crate::formats::{LazyBytes, write_record};
@@ -50,9 +49,10 @@ pub fn export_hf(
 ) -> Result<()> {
     weights.config().check_plain(folder)?;
     write_folder(folder, hf_tensors(weights)?, MAX_SHARD_BYTES)?;
-    config = weights.config().updated_json(config);
+    config = weights.config().updated_json(config, weights.specs());
     config.remove("quantization_config");
     set_dtype(&mut config);
+    check_config(folder, &config, weights.config())?;
     write_config(folder, &config)?;
     write_tokenizer(folder, tokenizer)
 }
@@ -64,6 +64,11 @@ pub fn hf_files(weights: &dyn Weights) -> Result<Vec<(String, u64)>> {
 
 fn hf_tensors(weights: &dyn Weights) -> Result<Vec<NewTensor<'_>>> {
     let mut tensors = Vec::new();
+    for spec in weights.config().further_biases(Path::new("hf"), weights.specs())? {
+        let bytes = spec.columns * DType::F16.size();
+        let data = Box::new(move || Ok(vec![0; bytes]));
+        tensors.push(NewTensor { shape: spec.shape(), name: spec.name, dtype: DType::F16, data });
+    }
     for spec in weights.specs() {
         let keep = matches!(spec.role, Role::Norm | Role::Bias);
         let dtype = if keep { vector_dtype(weights.format(spec)?) } else { DType::F16 };
@@ -126,7 +131,7 @@ fn packed_folder<'a>(
 ) -> Result<()> {
     let (tensors, formats) = packed_tensors(weights)?;
     write(tensors)?;
-    config = weights.config().updated_json(config);
+    config = weights.config().updated_json(config, weights.specs());
     set_dtype(&mut config);
     config.insert(
         "quantization_config".into(),
@@ -223,16 +228,16 @@ fn gguf_file<'a>(
 ) -> Result<GgufFile<'a>> {
     let mut tensors = Vec::new();
     let mut rounded = Vec::new();
-    let mut bytes_by_type = BTreeMap::new();
+    let mut matrices = Vec::new();
     for spec in weights.specs() {
         let (ty, exact) = gguf_type(parent, weights, spec)?;
         if !exact {
             rounded.push(spec.name.clone());
         }
-        let size = ty.bytes_of(&spec.shape()).unwrap_or(0);
-        *bytes_by_type.entry(ty.name()).or_insert((0, ty)) =
-            (bytes_by_type.get(ty.name()).map_or(0, |(n, _)| *n) + size, ty);
         let vector = matches!(spec.role, Role::Norm | Role::Bias);
+        if !vector {
+            matrices.push(ty);
+        }
         let copy = weights.copy_of(spec).filter(|_| !vector);
         let data = move || {
             if let Some(blocks) = copy.as_ref().and_then(|copy| parent.blocks(copy, spec)) {
@@ -265,13 +270,13 @@ fn gguf_file<'a>(
         let name = "rope_freqs.weight".to_string();
         tensors.push(NewGgufTensor { name, ty: GgmlType::F32, shape, data: Box::new(bytes) });
     }
-    let main =
-        bytes_by_type.values().max_by_key(|(bytes, _)| *bytes).map_or(GgmlType::F16, |(_, ty)| *ty);
+    let weights_in_all = weights.specs().iter().map(|spec| (spec.rows * spec.columns) as u64).sum();
+    let main = main_type(matrices.into_iter());
     let origin = match parent.gguf() {
         Some(gguf) => Origin::Gguf(gguf),
         None => Origin::Other(parent.path(), tokenizer),
     };
-    let metadata = metadata(origin, weights.config(), main)?;
+    let metadata = metadata(origin, weights.config(), (weights_in_all, main))?;
     Ok(GgufFile { metadata, tensors, rounded })
 }
 
@@ -316,13 +321,27 @@ fn dense_bytes(packed: &Packed, dtype: DType) -> Vec<u8> {
 }
 
 fn set_dtype(config: &mut Map<String, Value>) {
-    // transformers 4 reads `torch_dtype`, 5 reads `dtype`; the file keeps whichever it has.
-    let key = if config.contains_key("torch_dtype") && !config.contains_key("dtype") {
-        "torch_dtype"
-    } else {
-        "dtype"
-    };
+    // transformers 4 reads `torch_dtype`, 5 reads both; the newer key alone stays where it stood alone.
+    let newer = config.contains_key("dtype") && !config.contains_key("torch_dtype");
+    let (key, other) = if newer { ("dtype", "torch_dtype") } else { ("torch_dtype", "dtype") };
+    config.remove(other);
     config.insert(key.into(), "float16".into());
+}
+
+/// An error if a configuration, read again, is not that of the tensors beside it.
+fn check_config(folder: &Path, config: &Map<String, Value>, tensors: &Config) -> Result<()> {
+    let path = folder.join("config.json");
+    let again = Config::from_json(&path, config)?;
+    if again.computes_as(tensors) {
+        return Ok(());
+    }
+    Err(Error::Malformed {
+        path,
+        what: "configuration to be written".into(),
+        offset: None,
+        expected: format!("that of the tensors, {tensors:?}"),
+        found: format!("{again:?}"),
+    })
 }
 
 fn write_config(folder: &Path, config: &Map<String, Value>) -> Result<()> {

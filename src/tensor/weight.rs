@@ -3,6 +3,7 @@
 //! `packed` lays codes and scales out, the shader fragment named in the row decodes them on a GPU, and the row's
 //! `decode` is what both must agree with. Codes are unsigned; their meaning is the row's.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
@@ -259,7 +260,7 @@ const MAX_CODEBOOK: usize = 256;
 ///
 /// Errors: what is wrong with the entries, in words.
 pub fn codebook(entries: &[f32]) -> Result<&'static WeightType, String> {
-    static KNOWN: Mutex<Vec<&'static WeightType>> = Mutex::new(Vec::new());
+    static KNOWN: Mutex<BTreeMap<Vec<u32>, &'static WeightType>> = Mutex::new(BTreeMap::new());
     if !(2..=MAX_CODEBOOK).contains(&entries.len()) {
         return Err(format!("{} entries", entries.len()));
     }
@@ -269,12 +270,9 @@ pub fn codebook(entries: &[f32]) -> Result<&'static WeightType, String> {
     if entries.iter().all(|entry| *entry == 0.0) {
         return Err("no entry but 0".into());
     }
-    let bits = |entries: &[f32]| entries.iter().map(|entry| entry.to_bits()).collect::<Vec<_>>();
-    let wanted = bits(entries);
+    let wanted: Vec<u32> = entries.iter().map(|entry| entry.to_bits()).collect();
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let same =
-        |ty: &&&WeightType| matches!(ty.levels, Levels::Table(table) if bits(table) == wanted);
-    if let Some(ty) = known.iter().find(same) {
+    if let Some(ty) = known.get(&wanted) {
         return Ok(ty);
     }
     let width = usize::BITS - (entries.len() - 1).leading_zeros();
@@ -287,7 +285,7 @@ pub fn codebook(entries: &[f32]) -> Result<&'static WeightType, String> {
     let table: &'static [f32] = Vec::leak(entries.to_vec());
     let ty: &'static WeightType =
         Box::leak(Box::new(leveled(String::leak(name), width, Scale::Level, Levels::Table(table))));
-    known.push(ty);
+    known.insert(wanted, ty);
     Ok(ty)
 }
 

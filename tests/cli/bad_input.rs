@@ -10,7 +10,7 @@ use crate::program::{NANO, TEXT, TINY, lopper, rows, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("cli_bad_input":
-        models, safetensors, gguf, config, tokenizer, recipes, texts, arguments, devices, outputs)
+        models, what_is_no_model, texts_of_files, safetensors, gguf, config, tokenizer, recipes, texts, arguments, devices, outputs)
 }
 
 /// A folder with a small model, `m`, and what is done to it.
@@ -74,11 +74,12 @@ fn models() -> Result<(), Failed> {
     let world = World::new()?;
     world.refuses_model("none", "none & cannot read")?;
     std::fs::create_dir(world.path("empty"))?;
-    world.refuses_model("empty", "empty/config.json & cannot read")?;
+    world.refuses_model("empty", "empty & is an empty folder & config.json")?;
     world.refuses_model("embedded:nobody", "embedded:nobody & embedded:tiny-llama")?;
     world.refuses_model("embedded:tiny-mixtral", "embedded:tiny-mixtral & not supported")?;
     world.refuses_model("hub:some/body", "hub:some/body & not supported")?;
-    world.refuses_model("m/tokenizer.json", "m/tokenizer.json & GGUF & byte 0")?;
+    world
+        .refuses_model("m/tokenizer.json", "m/tokenizer.json & one file of & give the folder, m")?;
     #[cfg(unix)]
     {
         std::os::unix::fs::symlink("nowhere", world.path("link"))?;
@@ -89,6 +90,104 @@ fn models() -> Result<(), Failed> {
     world.refuses_model("m", "m & model.safetensors")?;
     std::fs::create_dir(world.path("m/model.safetensors"))?;
     world.refuses_model("m", "m/model.safetensors & cannot read")
+}
+
+/// Downloads gone wrong, other programs' files, and folders with something else in them: what it is, and what to do.
+fn what_is_no_model() -> Result<(), Failed> {
+    let world = World::new()?;
+    let lfs = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n";
+    let files: [(&[u8], &str); 8] = [
+        (lfs.as_bytes(), "Git LFS & git lfs pull"),
+        (b"<!DOCTYPE html><html>404</html>", "web page & download"),
+        (b"\n<html>", "web page"),
+        (b"Entry not found", "server's message"),
+        (b"PK\x03\x04\0\0\0\0\0\0\0\0", "PyTorch's & convert"),
+        (b"\x80\x02\x8a\x0a\0\0\0\0\0\0", "PyTorch's & convert"),
+        (b"tjgg\x03\0\0\0\0\0\0\0", "before GGUF & convert"),
+        (b"", "is empty"),
+    ];
+    let whole = std::fs::read(world.path("m/model.safetensors"))?;
+    let config = std::fs::read(world.path("m/config.json"))?;
+    for (bytes, said) in files {
+        for name in ["x.gguf", "x.bin", "m/model.safetensors", "m/config.json"] {
+            std::fs::write(world.path(name), bytes)?;
+            let model = if name.starts_with("m/") { "m" } else { name };
+            world.refuses(&format!("inspect {model}"), 2, &format!("{name}: & {said}"))?;
+            std::fs::write(world.path("m/model.safetensors"), &whole)?;
+            std::fs::write(world.path("m/config.json"), &config)?;
+        }
+    }
+    world.refuses_model(
+        "some-body/Some-Model-1.5B",
+        "hf download some-body/Some-Model-1.5B --local-dir Some-Model-1.5B",
+    )?;
+    world.refuses_model("nano-llama", "embedded:nano-llama")?;
+    world.refuses_model(
+        "m/model.safetensors",
+        "one file of a model's folder & give the folder, m",
+    )?;
+    world.refuses_model("m/missing.gguf", "m/missing.gguf & cannot read")?;
+    // Folders by the files in them.
+    let table = "
+        config.json pytorch_model.bin => .bin weights only & save_pretrained
+        config.json model-00001-of-00002.safetensors => shards and no model.safetensors.index.json
+        config.json consolidated.safetensors => consolidated
+        config.json adapter_model.safetensors => adapter_model.safetensors and no model.safetensors
+        config.json x.q4.gguf => GGUF files beside config.json & x.q4.gguf
+        config.json tf_model.h5 => TensorFlow
+        config.json notes.txt => no model.safetensors & config.json, notes.txt
+        x-00001-of-00002.gguf x-00002-of-00002.gguf => folder of GGUF files & x-00001-of-00002.gguf
+        consolidated.00.pth params.json => makers' own layout
+        adapter_config.json adapter_model.safetensors => adapter & merge
+        a b c d e f g h => it holds a, b, c, d, e, f, …
+    ";
+    for (names, said) in rows(table) {
+        let folder = world.path("d");
+        std::fs::create_dir(&folder)?;
+        for name in names.split_whitespace() {
+            let bytes = if name == "config.json" { &config[..] } else { b"GGUF" };
+            std::fs::write(folder.join(name), bytes)?;
+        }
+        world.refuses("inspect d", 2, &format!("d: & {said}"))?;
+        std::fs::remove_dir_all(&folder)?;
+    }
+    std::fs::create_dir_all(world.path("d/snapshots"))?;
+    std::fs::rename(world.path("m"), world.path("d/snapshots/0a1b"))?;
+    world.refuses("inspect d", 2, "a model is in d/snapshots/0a1b")?;
+    // An index whose files are not all there.
+    let model = world.path("d/snapshots/0a1b");
+    std::fs::rename(model.join("model.safetensors"), model.join("model-1.safetensors"))?;
+    let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#;
+    std::fs::write(model.join("model.safetensors.index.json"), index)?;
+    world.refuses("inspect d/snapshots/0a1b", 2, "1 of the 2 files & model-2.safetensors")
+}
+
+/// What a file says reaches the terminal in one line of bounded length, and moves no cursor.
+fn texts_of_files() -> Result<(), Failed> {
+    let world = World::new()?;
+    let found = std::fs::read(world.path("m/config.json"))?;
+    let mut config: Value = serde_json::from_slice(&found)?;
+    for hostile in ["\u{1b}[2J\nerror: all is well", "\u{202e}txet", &"a".repeat(10_000)] {
+        config["model_type"] = hostile.into();
+        std::fs::write(world.path("m/config.json"), config.to_string())?;
+        world.refuses("inspect m", 2, "model_type")?;
+        let said = lopper(&world.0, "inspect m")?.err;
+        let plain = !said.trim_end().contains(|c: char| c.is_control() || c == '\u{202e}');
+        assert!(plain && said.len() < 1000, "{said:?}");
+    }
+    std::fs::write(world.path("m/config.json"), &found)?;
+    // A tensor's name of 10 kB, in a warning.
+    let whole = std::fs::read(world.path("m/model.safetensors"))?;
+    let length = u64::from_le_bytes(whole[..8].try_into()?) as usize;
+    let long = format!("\\u001b[31m{}", "t".repeat(10_000));
+    let entry = format!(r#"{{"{long}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}},"#);
+    let header = [entry.as_bytes(), &whole[9..8 + length]].concat();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], &header, &whole[8 + length..]].concat();
+    std::fs::write(world.path("m/model.safetensors"), bytes)?;
+    let said = succeeds(&world.0, "inspect m")?.err;
+    let plain = said.contains("warning: ") && !said.contains('\u{1b}') && said.len() < 1000;
+    assert!(plain, "{said:?}");
+    Ok(())
 }
 
 fn safetensors() -> Result<(), Failed> {
@@ -127,7 +226,8 @@ fn gguf() -> Result<(), Failed> {
     let whole = std::fs::read(world.path("m.gguf"))?;
     for length in [0, 3, 20, 1000, whole.len() / 2, whole.len() - 1] {
         world.edit("m.gguf", |bytes| bytes.truncate(length))?;
-        world.refuses_model("m.gguf", "m.gguf & byte")?;
+        let said = if length == 0 { "m.gguf & is empty" } else { "m.gguf & byte" };
+        world.refuses_model("m.gguf", said)?;
         std::fs::write(world.path("m.gguf"), &whole)?;
     }
     // The counts of tensors and of metadata.

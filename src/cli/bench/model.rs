@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::Global;
 use crate::cli::output::Output;
-use crate::cli::session::{compute, load_model, open_device};
+use crate::cli::session::{compute, load_model, open_device, open_model};
 use crate::error::{Error, Result};
 use crate::gpu::backend_name;
 use crate::measure::speed::model::{Test, speed};
@@ -18,7 +18,7 @@ pub(super) fn rows(
     repetitions: usize,
     output: &Output,
 ) -> Result<Vec<Map<String, Value>>> {
-    let checkpoint = Checkpoint::open(model)?;
+    let checkpoint = open_model(model, output)?;
     let limit = checkpoint.config().max_positions;
     if let Some(test) = tests.iter().find(|test| test.n_depth + test.n_prompt + test.n_gen > limit)
     {

@@ -9,13 +9,12 @@ use super::pair::{Pair, Text, size};
 use super::tasks::{Answering, json_of};
 use crate::cli::Global;
 use crate::cli::output::Output;
-use crate::cli::session::{compute, open_device, report_device};
+use crate::cli::session::{compute, open_device, open_model, report_device};
 use crate::error::Result;
 use crate::measure::quality::comparison::compare_tasks;
 use crate::measure::quality::statistics::{Bootstrap, with_error};
 use crate::measure::quality::summary::{TextComparison, summary};
 use crate::measure::{DeltaP, KlFigures, PerplexityChange};
-use crate::model::Checkpoint;
 
 pub(super) fn run(
     global: &Global,
@@ -25,7 +24,7 @@ pub(super) fn run(
     answering: Answering<'_>,
     output: &Output,
 ) -> Result<()> {
-    let (parent, child) = (Checkpoint::open(base)?, Checkpoint::open(model)?);
+    let (parent, child) = (open_model(base, output)?, open_model(model, output)?);
     let pair = match text {
         Some(text) => Some((text, Pair::new(&parent, &child, text, output)?)),
         None => None,

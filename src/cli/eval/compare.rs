@@ -10,7 +10,7 @@ use super::task_files::TaskFiles;
 use super::tasks::{Answering, TaskArguments};
 use crate::cli::Global;
 use crate::cli::output::{Output, bytes, table};
-use crate::cli::session::{open_device, report_device};
+use crate::cli::session::{open_device, open_model, report_device};
 use crate::data::read_text;
 use crate::error::{Error, Result};
 use crate::measure::quality::comparison::{Paired, TasksComparison, compare_tasks};
@@ -50,10 +50,10 @@ enum Side {
 }
 
 impl Side {
-    fn open(name: &str) -> Result<Self> {
+    fn open(name: &str, output: &Output) -> Result<Self> {
         let path = Path::new(name);
         if path.extension().is_none_or(|end| end != "jsonl") {
-            let model = Checkpoint::open(name)?;
+            let model = open_model(name, output)?;
             return Ok(Side::Model(Box::new(model)));
         }
         read_samples(path, &read_text(name)?).map(Side::Answers)
@@ -89,8 +89,8 @@ struct Found {
 pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let tasks = arguments.tasks.read()?;
     let bootstrap = Bootstrap::seeded(global.seed.unwrap_or(0));
-    let parent = Side::open(&arguments.parent)?;
-    let child = Side::open(&arguments.child)?;
+    let parent = Side::open(&arguments.parent, output)?;
+    let child = Side::open(&arguments.child, output)?;
     let sides = [&parent, &child];
     let models = sides.iter().filter(|side| side.checkpoint().is_some()).count();
     let answered = models == 0 || !tasks.is_empty();

@@ -15,12 +15,14 @@ use self::task_files::TaskFiles;
 use self::tasks::{Answering, TaskArguments, json_of, text_of};
 use super::Global;
 use super::output::Output;
-use super::session::{Loaded, compute, load_for_windows, load_model, open_device, report_device};
+use super::session::{
+    Loaded, compute, load_for_windows, load_model, open_device, open_model, report_device,
+};
 use crate::error::Result;
 use crate::interrupt;
 use crate::measure::losses;
 use crate::measure::quality::tasks::Setup;
-use crate::model::{Checkpoint, Pass, Weights};
+use crate::model::{Pass, Weights};
 
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("measured").args(["ppl", "task"]).required(true).multiple(true)))]
@@ -52,7 +54,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     if let Some(base) = &arguments.base {
         return against_base::run(global, &arguments.model, base, text.as_ref(), answering, output);
     }
-    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let checkpoint = open_model(&arguments.model, output)?;
     let tokenizer = checkpoint.tokenizer()?;
     let tokenized = text.as_ref().map(|text| text.tokenize(&tokenizer));
     let tokenized = tokenized.transpose()?;

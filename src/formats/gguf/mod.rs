@@ -41,7 +41,7 @@ const MAX_ARRAY_DEPTH: u32 = 4;
 /// An open file.
 #[derive(Debug)]
 pub struct Gguf {
-    source: Source,
+    sources: Vec<Source>,
     version: u32,
     metadata: Vec<(String, Value)>,
     tensors: Vec<TensorInfo>, // in file order
@@ -54,7 +54,8 @@ struct TensorInfo {
     name: String,
     ty: GgmlType,
     shape: Vec<usize>,   // outermost first
-    range: Range<usize>, // bytes of the file
+    source: usize,       // which of the files
+    range: Range<usize>, // bytes of that file
 }
 
 macro_rules! typed_lookups {
@@ -79,9 +80,19 @@ impl Gguf {
         read::open(source)
     }
 
-    /// The file.
+    /// Opens a file, and where it is the first of a split model the others, which stand beside it.
+    pub fn open_set(path: &Path) -> Result<Gguf> {
+        read::open_set(path)
+    }
+
+    /// The file; of a split model the first.
     pub fn source(&self) -> &Source {
-        &self.source
+        &self.sources[0]
+    }
+
+    /// All files of the model.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
     }
 
     /// The format's version: 2 or 3.
@@ -126,12 +137,13 @@ impl Gguf {
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<StoredTensor<'_>> {
         let info = self.info(name)?;
+        let source = &self.sources[info.source];
         Some(StoredTensor {
             name: &info.name,
             ty: info.ty.into(),
             shape: info.shape.clone(),
-            bytes: &self.source.bytes()[info.range.clone()],
-            path: self.source.path(),
+            bytes: &source.bytes()[info.range.clone()],
+            path: source.path(),
         })
     }
 
@@ -163,7 +175,7 @@ impl Gguf {
 
     fn key_error(&self, key: &str, expected: &str, found: String) -> Error {
         Error::Key {
-            path: self.source.path().to_path_buf(),
+            path: self.source().path().to_path_buf(),
             key: key.to_string(),
             expected: expected.to_string(),
             found,

@@ -11,7 +11,7 @@ use super::{
     MAX_DIMENSIONS, MAX_KEY, MAX_NAME, TensorInfo, VERSION, Value, is_alignment,
 };
 use crate::error::{Error, Result};
-use crate::formats::{Source, memory_allowance};
+use crate::formats::{Source, foreign, memory_allowance};
 
 /// The smallest key with its value: length, empty key, type, one byte.
 const MIN_PAIR: u64 = 8 + 4 + 1;
@@ -20,6 +20,11 @@ const MIN_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
 
 pub(super) fn open(source: Source) -> Result<Gguf> {
     let bytes = source.bytes();
+    if bytes.is_empty()
+        && let Some(error) = foreign(source.path(), bytes)
+    {
+        return Err(error);
+    }
     let mut reader =
         Reader { path: source.path(), bytes, at: 0, allowance: memory_allowance(bytes.len()) };
     let version = reader.preamble()?;
@@ -29,16 +34,76 @@ pub(super) fn open(source: Source) -> Result<Gguf> {
     for _ in 0..pair_count {
         metadata.push(reader.pair()?);
     }
-    reject_duplicates(&reader, "metadata key", metadata.iter().map(|(key, _)| key))?;
+    reject_duplicates(reader.path, "metadata key", metadata.iter().map(|(key, _)| key))?;
     let mut described = Vec::new();
     for _ in 0..tensor_count {
         described.push(reader.tensor()?);
     }
     let names = described.iter().map(|(info, _)| &info.name);
-    let by_name = reject_duplicates(&reader, "tensor name", names)?;
+    let by_name = reject_duplicates(reader.path, "tensor name", names)?;
     let alignment = alignment(&reader, &metadata)?;
     let tensors = place(&reader, described, alignment)?;
-    Ok(Gguf { source, version, metadata, tensors, by_name })
+    Ok(Gguf { sources: vec![source], version, metadata, tensors, by_name })
+}
+
+/// A file, and the further parts if it is the first of a split model: `NAME-00001-of-00003.gguf`, as llama.cpp names them.
+pub(super) fn open_set(path: &Path) -> Result<Gguf> {
+    let mut whole = open(Source::open(path)?)?;
+    let count = whole.u64("split.count")?.unwrap_or(1);
+    if count <= 1 {
+        return Ok(whole);
+    }
+    let number = whole.u64("split.no")?.unwrap_or(0).saturating_add(1);
+    let misplaced = |path: &Path, found: String, advice: String| Error::Misplaced {
+        path: path.into(),
+        found,
+        advice,
+    };
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let ending = |number: u64| format!("-{number:05}-of-{count:05}.gguf");
+    let Some(stem) =
+        name.strip_suffix(&ending(number)).filter(|_| number <= count && count < 100_000)
+    else {
+        let found = format!("is part {number} of {count} of a split GGUF file under another name");
+        return Err(misplaced(path, found, format!("name its parts NAME{} and so on", ending(1))));
+    };
+    if number != 1 {
+        let found = format!("is part {number} of {count} of a split GGUF file");
+        return Err(misplaced(path, found, format!("give the first, {stem}{}", ending(1))));
+    }
+    for number in 2..=count {
+        let place = path.with_file_name(format!("{stem}{}", ending(number)));
+        if !place.exists() {
+            let found = format!("part {number} of {count} of this split GGUF file is missing");
+            return Err(misplaced(&place, found, "put all parts into one folder".into()));
+        }
+        let part = open(Source::open(&place)?)?;
+        let stated = (part.u64("split.no")?, part.u64("split.count")?);
+        if stated != (Some(number - 1), Some(count)) {
+            return Err(Error::Malformed {
+                path: place,
+                what: "split.no and split.count".into(),
+                offset: None,
+                expected: format!("{} and {count}", number - 1),
+                found: format!("{stated:?}"),
+            });
+        }
+        let source = whole.sources.len();
+        whole.sources.extend(part.sources);
+        whole.tensors.extend(part.tensors.into_iter().map(|info| TensorInfo { source, ..info }));
+    }
+    whole.by_name =
+        reject_duplicates(path, "tensor name", whole.tensors.iter().map(|info| &info.name))?;
+    match whole.u64("split.tensors.count")? {
+        Some(stated) if stated != whole.tensors.len() as u64 => Err(Error::Malformed {
+            path: path.into(),
+            what: "split.tensors.count".into(),
+            offset: None,
+            expected: format!("{} tensors in {count} parts", whole.tensors.len()),
+            found: stated.to_string(),
+        }),
+        _ => Ok(whole),
+    }
 }
 
 /// A place in the file.
@@ -132,6 +197,11 @@ impl<'a> Reader<'a> {
     /// Magic and version.
     fn preamble(&mut self) -> Result<u32> {
         let magic: [u8; 4] = self.fixed("magic")?;
+        if magic != MAGIC
+            && let Some(error) = foreign(self.path, self.bytes)
+        {
+            return Err(error);
+        }
         if magic != MAGIC {
             return Err(self.error("magic", 0, "GGUF", format!("bytes {magic:?}")));
         }
@@ -262,14 +332,14 @@ impl<'a> Reader<'a> {
         };
         let offset = self.u64(&what)?;
         let range = 0..0;
-        let info = TensorInfo { name, ty, shape, range };
+        let info = TensorInfo { name, ty, shape, source: 0, range };
         Ok((info, offset))
     }
 }
 
 /// The indices of `names` in sorted order, if no two are equal.
 fn reject_duplicates<'s>(
-    reader: &Reader<'_>,
+    path: &Path,
     what: &str,
     names: impl Iterator<Item = &'s String>,
 ) -> Result<Vec<usize>> {
@@ -279,7 +349,7 @@ fn reject_duplicates<'s>(
     match order.windows(2).find(|pair| names[pair[0]] == names[pair[1]]) {
         None => Ok(order),
         Some(pair) => Err(Error::Malformed {
-            path: reader.path.to_path_buf(),
+            path: path.to_path_buf(),
             what: what.to_string(),
             offset: None,
             expected: "no duplicates".to_string(),

@@ -7,7 +7,7 @@ mod read;
 mod unique;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
@@ -26,6 +26,7 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 pub struct Safetensors {
     shards: Vec<Source>,
     tensors: BTreeMap<String, Place>,
+    notes: Vec<String>,
 }
 
 /// Where a tensor stands.
@@ -46,6 +47,21 @@ impl Safetensors {
     /// Opens the checkpoint of a model folder: `model.safetensors`, or else the shards that the index lists.
     pub fn open_folder(folder: &Path) -> Result<Safetensors> {
         read::folder(folder)
+    }
+
+    /// The same with each tensor under another name. Where two would have one, nothing is changed.
+    pub fn renamed(mut self, name: impl Fn(&str) -> String) -> Safetensors {
+        let names: BTreeSet<String> = self.names().map(&name).collect();
+        if names.len() == self.len() {
+            self.tensors =
+                self.tensors.into_iter().map(|(old, place)| (name(&old), place)).collect();
+        }
+        self
+    }
+
+    /// What is odd about the files and does no harm.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The tensors' names, sorted.

@@ -9,8 +9,8 @@ use serde::de::IgnoredAny;
 
 use super::unique::UniqueMap;
 use super::{INDEX_FILE, Place, SINGLE_FILE, Safetensors};
-use crate::error::{Error, Result};
-use crate::formats::{Source, StoredType, memory_allowance};
+use crate::error::{Error, Result, shown};
+use crate::formats::{Source, StoredType, foreign, memory_allowance};
 
 /// Bytes before the header: its length.
 const PREFIX: usize = 8;
@@ -21,7 +21,7 @@ const VALUE_MEMORY: u64 = 64;
 
 pub(super) fn single(source: Source) -> Result<Safetensors> {
     let tensors = places(&source, 0)?.into_iter().collect();
-    Ok(Safetensors { shards: vec![source], tensors })
+    Ok(Safetensors { shards: vec![source], tensors, notes: Vec::new() })
 }
 
 pub(super) fn folder(folder: &Path) -> Result<Safetensors> {
@@ -43,23 +43,36 @@ fn sharded(folder: &Path, index: &Path) -> Result<Safetensors> {
     let source = Source::open(index)?;
     check_values(index, "index", source.bytes(), source.bytes().len())?;
     let UniqueMap(weight_map) = serde_json::from_slice::<Index>(source.bytes())
-        .map_err(|e| malformed(index, "index", "an object with a `weight_map`", e))?
+        .map_err(|e| {
+            foreign(index, source.bytes())
+                .unwrap_or_else(|| malformed(index, "index", "an object with a `weight_map`", e))
+        })?
         .weight_map;
     let files: BTreeSet<&String> = weight_map.values().collect();
     for file in &files {
         check_file_name(index, file)?;
     }
+    let missing: Vec<&str> =
+        files.iter().map(|file| file.as_str()).filter(|file| !folder.join(file).exists()).collect();
+    if let Some(first) = missing.first() {
+        let found = format!(
+            "{} of the {} files that the index lists are missing ({})",
+            missing.len(),
+            files.len(),
+            missing.join(", ")
+        );
+        let advice = "download them into this folder".into();
+        return Err(Error::Misplaced { path: folder.join(first), found, advice });
+    }
     let mut shards = Vec::new();
     let mut tensors = BTreeMap::new();
+    let mut elsewhere = Vec::new();
     for (number, file) in files.iter().enumerate() {
         let shard = Source::open(&folder.join(file))?;
         for (name, place) in places(&shard, number)? {
+            // All shards are read, so a tensor is found wherever it stands; transformers does not ask the index either.
             if weight_map.get(&name) != Some(file) {
-                let found = match weight_map.get(&name) {
-                    Some(other) => format!("the index puts it into `{other}`"),
-                    None => "the index does not list it".to_string(),
-                };
-                return Err(bad_tensor(shard.path(), &name, "the place in the index", found));
+                elsewhere.push(format!("{} in {file}", shown(&name)));
             }
             match tensors.entry(name) {
                 Entry::Vacant(entry) => entry.insert(place),
@@ -76,7 +89,16 @@ fn sharded(folder: &Path, index: &Path) -> Result<Safetensors> {
             return Err(bad_tensor(&path, name, "the tensor that the index lists", "none"));
         }
     }
-    Ok(Safetensors { shards, tensors })
+    let mut notes = Vec::new();
+    if let Some(first) = elsewhere.first() {
+        let file = shown(INDEX_FILE);
+        notes.push(format!(
+            "{file} is wrong about {} tensors ({first}{}); they are read from where they stand",
+            elsewhere.len(),
+            if elsewhere.len() > 1 { ", …" } else { "" }
+        ));
+    }
+    Ok(Safetensors { shards, tensors, notes })
 }
 
 /// A shard stands beside its index: a name that leads elsewhere would let a download read any file.
@@ -91,6 +113,9 @@ fn check_file_name(index: &Path, file: &str) -> Result<()> {
 /// The tensors of a file.
 fn places(source: &Source, shard: usize) -> Result<Vec<(String, Place)>> {
     let bytes = source.bytes();
+    if let Some(error) = foreign(source.path(), bytes) {
+        return Err(error);
+    }
     if let Some((length, rest)) = bytes.split_first_chunk() {
         let header = u64::from_le_bytes(*length).min(rest.len() as u64) as usize;
         check_values(source.path(), "header", &rest[..header], bytes.len())?;
@@ -152,7 +177,7 @@ fn explain(path: &Path, bytes: &[u8], error: SafeTensorError) -> Error {
                 .get(PREFIX..end)
                 .and_then(|text| serde_json::from_slice::<Metadata>(text).ok())
                 .map_or(0, |metadata| metadata.data_len());
-            malformed(path, "file", format!("{} bytes", end + data), found)
+            malformed(path, "file", format!("{} bytes", end.saturating_add(data)), found)
         }
         (error, _) => malformed(path, "header", "a valid safetensors header", error),
     }
