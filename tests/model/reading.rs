@@ -48,7 +48,7 @@ impl Parts {
         if let Some(gguf) = model.gguf() {
             std::fs::copy(gguf.source().path(), &path)?;
         } else {
-            export_gguf(&path, &model, &model, Some(&model.tokenizer()?))?;
+            export_gguf(&path, &model, &model, Some(&model.stored_tokenizer()?))?;
         }
         let gguf = Gguf::open(Source::open(&path)?)?;
         let tensor = |name: &str| {
@@ -511,7 +511,7 @@ fn written_config_is_the_tensors() -> Result<(), Failed> {
 /// A folder that a run wrote opens, whichever of its formats are there.
 fn own_folders() -> Result<(), Failed> {
     let nano = Checkpoint::open(NANO)?;
-    let (plain, tokenizer) = (bits(&nano)?, nano.tokenizer()?);
+    let (plain, tokenizer) = (bits(&nano)?, nano.stored_tokenizer()?);
     let folder = TempDir::new()?;
     let out = folder.path().join("out");
     let name = out.to_string_lossy().into_owned();
