@@ -1,6 +1,7 @@
 //! Writing a model: a Hugging Face folder in f16, Lopper's own packed folder, a GGUF file.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
