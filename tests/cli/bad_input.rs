@@ -311,8 +311,8 @@ fn tokenizer() -> Result<(), Failed> {
     for command in [
         eval.as_str(),
         "generate m --prompt x",
-        "quantize m --out q",
-        "quantize m --no-eval --dry-run",
+        "quantize m --out other",
+        "quantize m --no-eval --formats gguf --dry-run",
         "logits m --prompt x --out f",
     ] {
         world.refuses(command, 2, "m/tokenizer.json & cannot read")?;
