@@ -226,7 +226,7 @@ fn show_plan(plan: &Plan, output: &Output) {
         ));
     }
     output.line(format!(
-        "peak device memory {}, peak host memory {}, {} on the disk until it is done, about {} submits",
+        "\npeak device memory {}, peak host memory {}, {} on the disk until it is done, about {} submits",
         bytes(plan.peak_device_bytes),
         bytes(plan.peak_host_bytes),
         bytes(plan.work_bytes),
