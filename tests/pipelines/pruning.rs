@@ -209,7 +209,7 @@ fn orders() -> Result<(), Failed> {
     type Change = fn(&mut Prune);
     let cases: [(Change, &str, &str); 13] = [
         (|s| s.ratio = 0.0, "ratio", "0"),
-        (|s| s.ratio = 1.0, "ratio", "1"),
+        (|s| s.ratio = 1.0, "ratio", "1; 1 % is 0.01"),
         (|s| s.ratio = -0.5, "ratio", "-0.5"),
         (|s| s.ratio = f64::NAN, "ratio", "NaN"),
         (|s| (s.ratio, s.widths) = (1e-6, vec!["ffn".into()]), "ratio", "0.000001"),
