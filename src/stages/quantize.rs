@@ -82,13 +82,13 @@ const TYPE_HELP: &str = "A weight type instead, in any case; bits a weight, and 
 \n  q4_1 (uint4m)    5   bits   +4.0 %     float minimum; what --bits 4 makes\
 \n  q4_0 (int4)      4.5 bits   +5.7 %     symmetric\
 \n  uint4z           5   bits   +6.8 %     integer zero point\
-\n  fp8_e4m3         8.5 bits   +0.7 %     floats and levels, which GGUF's plain types do not hold\
+\n  fp8_e4m3         8.5 bits   +0.7 %     floats and levels: packed only\
 \n  fp8_e5m2         8.5 bits   +2.9 %\
 \n  nvfp4            4.5 bits   +5.8 %\
 \n  fp4              4.5 bits   +6.2 %\
 \n  nf4              4.5 bits   +7.5 %\
 \n  mxfp4            4.25 bits  +7.6 %\
-\n  uint3m           4   bits  +18.2 %     below 4 bits only packed/ holds them, and a model should be trained again\
+\n  uint3m           4   bits  +18.2 %     packed only, from here down\
 \n  int3             3.5 bits  +24.1 %\
 \n  ternary          2.5 bits   x 5.8\
 \nint1 to int8, uint1z to uint8z and uint1m to uint8m are the same grids at other widths. Larger models lose less.";
