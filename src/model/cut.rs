@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::checkpoint::{CopyOf, Weights};
 use crate::device::{Device, HostTensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::families::{Axis, BlockDims, Config, PrunableDim, TensorSpec, layer_name, tensor_specs};
 use crate::kernels::copy::compact::compact;
 use crate::tensor::{DType, Packed, WHOLE_ROW, WeightFormat};
@@ -256,9 +256,19 @@ impl Weights for Pruned<'_> {
 
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
         let (exact, format) = (self.exact(spec)?, self.format(spec)?);
-        match exact.format == format {
-            true => Ok(exact),
-            false => Ok(stored(&exact.to_f32(), format, exact.rows, exact.columns)),
+        if exact.format == format {
+            return Ok(exact);
+        }
+        let values = exact.to_f32();
+        let packed = stored(&values, format, exact.rows, exact.columns);
+        match packed.first_non_finite() {
+            None => Ok(packed),
+            Some((row, column)) => Err(Error::Tensor {
+                path: "prune".into(),
+                tensor: spec.name.clone(),
+                expected: format!("values that {} holds", format.label()),
+                found: values[row * packed.columns + column].to_string(),
+            }),
         }
     }
 

@@ -41,7 +41,8 @@ pub fn gguf_type(
 }
 
 /// Writes a folder that transformers opens: weights dequantized to f16, `config.json` as the parent's, given, but for what
-/// changed. Vectors keep their type. Layers of several widths are an error: transformers' Llama has one for all.
+/// changed. Vectors keep their type. Layers of several widths are an error: transformers' Llama has one for all. Where f16 would
+/// make a value infinite the folder is in bf16 or f32: transformers turns every tensor into the one type of the configuration.
 pub fn export_hf(
     folder: &Path,
     mut config: Map<String, Value>,
@@ -49,10 +50,19 @@ pub fn export_hf(
     tokenizer: Option<&StoredTokenizer>,
 ) -> Result<()> {
     weights.config().check_plain(folder)?;
-    write_folder(folder, hf_tensors(weights)?, MAX_SHARD_BYTES)?;
+    let beyond = RefCell::new(None);
+    let write = |dtype| write_folder(folder, hf_tensors(weights, dtype, &beyond)?, MAX_SHARD_BYTES);
+    let mut dtype = DType::F16;
+    if let Err(error) = write(dtype) {
+        let Some(name) = beyond.take() else { return Err(error) };
+        dtype = wider(weights)?;
+        tracing::warn!("f16 cannot hold all values of {name}; the folder is written in {dtype}");
+        remove_shards(folder)?;
+        write(dtype)?;
+    }
     config = weights.config().updated_json(config, weights.specs());
     config.remove("quantization_config");
-    set_dtype(&mut config);
+    set_dtype(&mut config, dtype);
     check_config(folder, &config, weights.config())?;
     write_config(folder, &config)?;
     write_tokenizer(folder, tokenizer)
@@ -60,28 +70,85 @@ pub fn export_hf(
 
 /// The files with tensors that [`export_hf`] would write, and their bytes.
 pub fn hf_files(weights: &dyn Weights) -> Result<Vec<(String, u64)>> {
-    folder_files(hf_tensors(weights)?, MAX_SHARD_BYTES)
+    folder_files(hf_tensors(weights, DType::F16, &RefCell::default())?, MAX_SHARD_BYTES)
 }
 
-fn hf_tensors(weights: &dyn Weights) -> Result<Vec<NewTensor<'_>>> {
+/// The tensors of a Hugging Face folder in a type. Puts the name of one whose values that type does not hold into `beyond`.
+fn hf_tensors<'a>(
+    weights: &'a dyn Weights,
+    dtype: DType,
+    beyond: &'a RefCell<Option<String>>,
+) -> Result<Vec<NewTensor<'a>>> {
     let mut tensors = Vec::new();
     for spec in weights.config().further_biases(Path::new("hf"), weights.specs())? {
-        let bytes = spec.columns * DType::F16.size();
+        let bytes = spec.columns * dtype.size();
         let data = Box::new(move || Ok(vec![0; bytes]));
-        tensors.push(NewTensor { shape: spec.shape(), name: spec.name, dtype: DType::F16, data });
+        tensors.push(NewTensor { shape: spec.shape(), name: spec.name, dtype, data });
     }
     for spec in weights.specs() {
         let keep = matches!(spec.role, Role::Norm | Role::Bias);
-        let dtype = if keep { vector_dtype(weights.format(spec)?) } else { DType::F16 };
-        let data = move || Ok(dense_bytes(&as_stored(weights, spec)?, dtype));
+        let own = if keep { vector_dtype(weights.format(spec)?) } else { dtype };
+        let data = move || {
+            let packed = as_stored(weights, spec)?;
+            let bytes = narrowed(&packed, dtype, spec, beyond)?;
+            Ok(if own == dtype { bytes } else { dense_bytes(&packed, own) })
+        };
         tensors.push(NewTensor {
             name: spec.name.clone(),
-            dtype,
+            dtype: own,
             shape: spec.shape(),
             data: Box::new(data),
         });
     }
     Ok(tensors)
+}
+
+/// The type of a folder that f16 is too narrow for: bf16 if that is what all matrices are in, or else f32.
+fn wider(weights: &dyn Weights) -> Result<DType> {
+    for spec in weights.specs().iter().filter(|s| !matches!(s.role, Role::Norm | Role::Bias)) {
+        if weights.format(spec)? != WeightFormat::bf16() {
+            return Ok(DType::F32);
+        }
+    }
+    Ok(DType::Bf16)
+}
+
+/// Removes what an attempt in another type left.
+fn remove_shards(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(Error::write(folder))?.flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|end| end == "safetensors") {
+            std::fs::remove_file(&path).map_err(Error::write(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The values of a matrix in a narrower type. An error where one of them becomes infinite, with its name in `beyond`.
+fn narrowed(
+    packed: &Packed,
+    dtype: DType,
+    spec: &TensorSpec,
+    beyond: &RefCell<Option<String>>,
+) -> Result<Vec<u8>> {
+    let bytes = dense_bytes(packed, dtype);
+    let exponent = match dtype {
+        DType::F16 => 0x7c00,
+        DType::Bf16 => 0x7f80,
+        _ => return Ok(bytes),
+    };
+    let infinite = |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]) & exponent == exponent;
+    if !bytes.par_chunks_exact(2).any(infinite) {
+        return Ok(bytes);
+    }
+    beyond.replace(Some(spec.name.clone()));
+    let largest = packed.to_f32().iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    Err(Error::Tensor {
+        path: "export".into(),
+        tensor: spec.name.clone(),
+        expected: format!("values that {dtype} holds"),
+        found: largest.to_string(),
+    })
 }
 
 /// Writes a folder that Lopper opens, with codes and scales as they are: `NAME.codes` and `NAME.scales`, u32 words of
@@ -133,7 +200,7 @@ fn packed_folder<'a>(
     let (tensors, formats) = packed_tensors(weights)?;
     write(tensors)?;
     config = weights.config().updated_json(config, weights.specs());
-    set_dtype(&mut config);
+    set_dtype(&mut config, DType::F16);
     config.insert(
         "quantization_config".into(),
         json!({"quant_method": "lopper", "version": PACKED_VERSION, "tensors": formats}),
@@ -199,9 +266,14 @@ pub fn export_gguf(
     weights: &dyn Weights,
     tokenizer: Option<&StoredTokenizer>,
 ) -> Result<Vec<String>> {
-    let file = gguf_file(parent, weights, tokenizer)?;
-    gguf::write(path, &file.metadata, file.tensors)?;
-    Ok(file.rounded)
+    let (mut wide, beyond) = (Vec::new(), RefCell::new(None));
+    loop {
+        let file = gguf_file(parent, weights, tokenizer, &wide, &beyond)?;
+        let written = gguf::write(path, &file.metadata, file.tensors);
+        let Some(name) = beyond.take() else { return written.map(|()| file.rounded) };
+        tracing::warn!("f16 cannot hold all values of {name}; it is written in f32");
+        wide.push(name);
+    }
 }
 
 /// Bytes of the file that [`export_gguf`] would write.
@@ -210,7 +282,8 @@ pub fn gguf_bytes(
     weights: &dyn Weights,
     tokenizer: Option<&StoredTokenizer>,
 ) -> Result<u64> {
-    let file = gguf_file(parent, weights, tokenizer)?;
+    let beyond = RefCell::default();
+    let file = gguf_file(parent, weights, tokenizer, &[], &beyond)?;
     gguf::file_bytes(parent.path(), &file.metadata, &file.tensors)
 }
 
@@ -222,10 +295,13 @@ struct GgufFile<'a> {
     rounded: Vec<String>,
 }
 
+/// Tensors named in `wide` are in f32; `beyond` gets the name of one that should be, because f16 makes a value infinite.
 fn gguf_file<'a>(
     parent: &'a Checkpoint,
     weights: &'a dyn Weights,
     tokenizer: Option<&StoredTokenizer>,
+    wide: &[String],
+    beyond: &'a RefCell<Option<String>>,
 ) -> Result<GgufFile<'a>> {
     let mut tensors = Vec::new();
     let mut rounded = Vec::new();
@@ -235,6 +311,7 @@ fn gguf_file<'a>(
         if !exact {
             rounded.push(spec.name.clone());
         }
+        let ty = if wide.contains(&spec.name) { GgmlType::F32 } else { ty };
         let vector = matches!(spec.role, Role::Norm | Role::Bias);
         if !vector {
             matrices.push(ty);
@@ -254,7 +331,7 @@ fn gguf_file<'a>(
                 (_, true) => {
                     gguf::pack(&packed).map(|(_, bytes)| bytes).expect("the format was asked for")
                 }
-                (_, false) => dense_bytes(&packed, DType::F16),
+                (_, false) => narrowed(&packed, DType::F16, spec, beyond)?,
             })
         };
         tensors.push(NewGgufTensor {
@@ -321,12 +398,17 @@ fn dense_bytes(packed: &Packed, dtype: DType) -> Vec<u8> {
     bytes
 }
 
-fn set_dtype(config: &mut Map<String, Value>) {
+fn set_dtype(config: &mut Map<String, Value>, dtype: DType) {
     // transformers 4 reads `torch_dtype`, 5 reads both; the newer key alone stays where it stood alone.
     let newer = config.contains_key("dtype") && !config.contains_key("torch_dtype");
     let (key, other) = if newer { ("dtype", "torch_dtype") } else { ("torch_dtype", "dtype") };
     config.remove(other);
-    config.insert(key.into(), "float16".into());
+    let name = match dtype {
+        DType::F16 => "float16",
+        DType::Bf16 => "bfloat16",
+        _ => "float32",
+    };
+    config.insert(key.into(), name.into());
 }
 
 /// An error if a configuration, read again, is not that of the tensors beside it.

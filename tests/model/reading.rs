@@ -20,7 +20,7 @@ pub fn trials() -> Vec<Trial> {
     suite!("reading":
         gguf_keys_of_arithmetic, gguf_tensors_nobody_reads, gguf_in_parts, gguf_heads_as_arrays, hf_tensors_nobody_reads,
         hf_names_with_prefixes, hf_rope_keys, hf_types, hf_biases_are_stated, written_config_is_the_tensors, own_folders,
-        sizes_that_overflow, windows_need_a_key, gguf_says_what_it_is)
+        sizes_that_overflow, windows_need_a_key, exports_hold_every_value, gguf_says_what_it_is)
 }
 
 fn ids() -> Vec<u32> {
@@ -564,6 +564,50 @@ fn sizes_that_overflow() -> Result<(), Failed> {
     let keys =
         [("llama.vocab_size", Meta::U32(1 << 28)), ("llama.embedding_length", Meta::U32(1 << 28))];
     says(&parts.with("m.gguf", &keys)?, &["sizes"]);
+    Ok(())
+}
+
+/// Weights that f16 would make infinite: a wider type holds them, in every format.
+fn exports_hold_every_value() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let name = "model.layers.0.mlp.up_proj.weight";
+    for (ty, stated) in [(DType::Bf16, "bfloat16"), (DType::F32, "float32")] {
+        let (config, mut tensors) = nano()?;
+        for (tensor, old, shape, bytes) in &mut tensors {
+            let count: usize = shape.iter().product();
+            let mut wide = vec![0; count * ty.size()];
+            (0..count).for_each(|index| ty.set(&mut wide, index, old.get(bytes, index)));
+            if tensor == name {
+                ty.set(&mut wide, 5, 131_072.0);
+            }
+            (*old, *bytes) = (ty, wide);
+        }
+        let [source, hf, packed] =
+            ["m", "hf", "q"].map(|part| folder.path().join(format!("{part}{stated}")));
+        std::fs::create_dir(&source)?;
+        write_model(&source, &config, &tensors)?;
+        let model = checkpoint(&source)?;
+        let plain = bits(&model)?;
+        std::fs::create_dir(&hf)?;
+        export_hf(&hf, model.config_json()?, &model, None)?;
+        assert_eq!(read_json(hf.join("config.json"))?["dtype"], stated);
+        assert_eq!(bits(&checkpoint(&hf)?)?, plain);
+        // Codes whose values no type of GGUF holds but f32.
+        std::fs::copy("assets/nano-llama/tokenizer.json", source.join("tokenizer.json"))?;
+        let flags = "--bits 3 --grid signed-max --no-eval --device cpu";
+        let (from, to) = (source.display(), packed.display());
+        runs(folder.path(), &format!("quantize {from} {flags} --out {to}"))?;
+        let said =
+            runs(folder.path(), &format!("export {to} --format gguf --out {stated}.gguf"))?.err;
+        assert!(said.contains(name) && said.contains("f32"), "{said}");
+        let [codes, gguf] =
+            [&packed, &folder.path().join(format!("{stated}.gguf"))].map(|path| checkpoint(path));
+        let (codes, gguf) = (codes?, gguf?);
+        let spec =
+            |model: &Checkpoint| model.specs().iter().find(|spec| spec.name == name).cloned();
+        let spec = spec(&codes).ok_or("a tensor")?;
+        assert_eq!(gguf.load(&spec)?.to_f32(), codes.load(&spec)?.to_f32());
+    }
     Ok(())
 }
 
