@@ -204,6 +204,9 @@ pub enum Error {
     /// The user pressed Ctrl-C.
     #[error("interrupted; nothing was written")]
     Interrupted,
+    /// The user pressed Ctrl-C, and what was found until then has been given.
+    #[error("interrupted; what was found until then is given, marked as partial")]
+    Partial,
     /// The user pressed Ctrl-C in a run that can be continued.
     #[error("interrupted; run again with --resume to continue from {}", place(work))]
     Suspended {
@@ -245,7 +248,7 @@ impl Error {
             | Error::Unfinished { .. }
             | Error::OtherRun { .. }
             | Error::Write { .. } => 4,
-            Error::Interrupted | Error::Suspended { .. } => 130,
+            Error::Interrupted | Error::Partial | Error::Suspended { .. } => 130,
         }
     }
 }

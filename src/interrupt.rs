@@ -1,17 +1,41 @@
-//! Ctrl-C: noticed between pieces of work, so that the stack unwinds and no partial output stays.
+//! The user's wish to stop: noticed between pieces of work, so that the stack unwinds and no partial output stays.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{Error, Result};
 
-static PRESSED: AtomicBool = AtomicBool::new(false);
+/// The exit code that is due; 0: nobody wants to stop.
+static CODE: AtomicU8 = AtomicU8::new(0);
+/// The work folder from which the run that goes on now can be continued.
+static WORK: Mutex<Option<PathBuf>> = Mutex::new(None);
 
-/// Notes that the user wants to stop. Async-signal-safe.
-pub fn press() {
-    PRESSED.store(true, Ordering::SeqCst);
+/// Notes that the user wants to stop, and the exit code that says how: 128 and the signal's number.
+pub fn press(code: u8) {
+    CODE.store(code, Ordering::SeqCst);
+}
+
+/// The exit code of an interrupted run.
+pub fn code() -> u8 {
+    match CODE.load(Ordering::SeqCst) {
+        0 => 130,
+        code => code,
+    }
 }
 
 /// An error once the user wants to stop. Long work calls this between its pieces.
 pub fn check() -> Result<()> {
-    if PRESSED.load(Ordering::SeqCst) { Err(Error::Interrupted) } else { Ok(()) }
+    if CODE.load(Ordering::SeqCst) != 0 { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// Says that what is done from now on can be continued from this work folder; `None`: that it cannot.
+pub fn resumable(work: Option<PathBuf>) {
+    *WORK.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = work;
+}
+
+/// What an interrupted run that cannot unwind in time says.
+pub fn error() -> Error {
+    let work = WORK.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    work.map_or(Error::Interrupted, |work| Error::Suspended { work })
 }

@@ -19,6 +19,7 @@
 //! this list (a test holds that), so the engine below can be used without the tool on top.
 //!
 //! - [`error`], [`interrupt`], [`contain`]: typed errors with what was expected and found; Ctrl-C; panics of foreign code.
+//! - [`disk`]: where every input is opened and every output made.
 //! - [`tensor`]: element types and packed weight formats, a row in one table each.
 //! - [`jinja`]: templates of strangers, rendered by a process of their own.
 //! - [`formats`], [`text`], [`data`]: bytes, tokens, texts. No device.
@@ -42,14 +43,16 @@
 //! - Position and length live in buffers, not in recordings, so that one encoding serves every token.
 //! - The residual stream is f32. The eager graph adds to it in place; what still has to read it as it was reads it first.
 //! - Every linear layer of a block goes through [`graph::Graph::linear`]: there inputs are observed and weights stand in for others.
-//! - Outputs appear whole or not at all; what a killed run leaves is a work folder, or a temporary name beside the output.
+//! - Outputs appear whole or not at all ([`disk`] makes them all); what a killed run leaves is a work folder, or a hidden
+//!   temporary one beside the output, which the next run sweeps.
 //! - The library does not panic on input. A broken promise of our own is an assert.
 //!
 //! # Deliberately absent
 //!
-//! No sessions, hooks or global flags: state is arguments and return values. No computation graph that is built, optimized and run
+//! No sessions, hooks or global flags: state is arguments and return values, but for what a process is as a whole: the wish to
+//! stop, and the files it reads and writes. No computation graph that is built, optimized and run
 //! later: a block function calls kernels as it goes, and fusing is looking one operation ahead. No model type per family or per
-//! quantization. Unsafe code only where a file is mapped
+//! quantization. Unsafe code only where the process ends at once or memory is refused,
 //! and where a graphics API or the CPU's product library asks for it; each place says why.
 
 pub mod cli;
@@ -57,6 +60,7 @@ pub mod compare;
 pub mod contain;
 pub mod data;
 pub mod device;
+pub mod disk;
 pub mod error;
 pub mod families;
 pub mod formats;

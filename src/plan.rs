@@ -45,7 +45,7 @@ pub struct Plan {
     pub peak_device_bytes: u64,
     /// The same with evaluations that hold one block's weights at a time, as they do within a smaller `--vram-budget`.
     pub least_device_bytes: u64,
-    /// Most bytes of host memory in use at once, mapped files not counted.
+    /// Most bytes of host memory in use at once, about.
     pub peak_host_bytes: u64,
     /// Submits, on a device of 1 TFLOP/s.
     pub estimated_submits: u64,

@@ -5,7 +5,6 @@
 //! artifact is written in the work folder and renamed when whole. Callers are told of progress through [`Event`]s.
 
 mod files;
-mod target;
 mod work;
 
 use std::path::Path;
@@ -17,8 +16,8 @@ use serde_json::Value;
 
 use crate::data::read_text;
 use crate::device::Device;
+use crate::disk::{self, Target, sync, write_record};
 use crate::error::{Error, Result};
-use crate::formats::{sync, write_record};
 use crate::interrupt;
 use crate::measure::{Convention, Perplexity, Windows, perplexity};
 use crate::methods::calibration::Rows;
@@ -35,7 +34,6 @@ use files::{list_inputs, list_outputs, sha256};
 use work::{Fact, Work};
 
 pub use files::{InputFile, OutputFile};
-pub use target::Target;
 
 /// Progress of a run.
 #[derive(Clone, Debug)]
@@ -264,7 +262,10 @@ pub fn run(
     // The work folder beside it tells whether anything can be written there.
     place.target(parent).check_standing()?;
     let work = Work::open(path, place.resume, facts, inputs)?;
-    match run.execute(&work, identity, files, listen) {
+    interrupt::resumable(Some(work.path().into()));
+    let executed = run.execute(&work, identity, files, listen);
+    interrupt::resumable(None);
+    match executed {
         Ok(manifest) if place.keep_work => Ok(manifest),
         Ok(manifest) => work.remove().map(|()| manifest),
         Err(Error::Interrupted) => Err(Error::Suspended { work: work.path().into() }),
@@ -277,7 +278,8 @@ pub fn run(
 
 /// The manifest of an artifact that is there already, if it is of this run.
 fn finished(out: &Path, identity: &str) -> Option<Manifest> {
-    let text = std::fs::read(out.join("manifest.json")).ok()?;
+    let path = out.join("manifest.json");
+    let text = path.is_file().then(|| std::fs::read(path).ok()).flatten()?;
     let manifest: Manifest = serde_json::from_slice(&text).ok()?;
     (manifest.run == identity).then_some(manifest)
 }
@@ -344,7 +346,7 @@ impl Run<'_> {
         ] {
             let path = self.parent.path().join(name);
             if path.is_file() {
-                hashes += &sha256(std::fs::read(&path).map_err(Error::read(&path))?);
+                hashes += &sha256(disk::read(&path, disk::TOKENIZER)?);
             }
         }
         Ok(format!("sha256 {}", sha256(hashes)))
@@ -412,10 +414,8 @@ impl Run<'_> {
         self.write_artifact(&artifact, work, left, &mut manifest, listen)?;
         sync(&artifact)?;
         interrupt::check()?;
-        let out = self.options.place.out;
         let target = self.options.place.target(self.parent);
         target.take(&artifact, &work.path().join("replaced"))?;
-        work::sync_folder(out.parent().unwrap_or(out))?;
         Ok(manifest)
     }
 

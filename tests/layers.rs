@@ -27,6 +27,7 @@ const ORDER: &[&str] = &[
     "formats",
     "tensor",
     "jinja",
+    "disk",
     "interrupt",
     "contain",
     "error",

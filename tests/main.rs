@@ -25,8 +25,10 @@ mod program;
 mod cli {
     pub mod bad_input;
     pub mod commands;
+    pub mod inputs;
     pub mod interrupt;
     pub mod manners;
+    pub mod outputs;
     pub mod pages;
     pub mod pruning;
     pub mod sizes;
@@ -140,8 +142,10 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     quality::tasks::trials,
     cli::bad_input::trials,
     cli::commands::trials,
+    cli::inputs::trials,
     cli::interrupt::trials,
     cli::manners::trials,
+    cli::outputs::trials,
     cli::pages::trials,
     cli::pruning::trials,
     cli::sizes::trials,

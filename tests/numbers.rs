@@ -21,9 +21,10 @@ impl Known {
     /// The elements as integers; of 64 bits, their lower halves.
     pub fn words(&self, name: &str) -> Result<Vec<u32>, Failed> {
         let tensor = self.0.get(name).ok_or(format!("no {name}"))?;
-        let width = tensor.bytes.len() / tensor.shape.iter().product::<usize>();
+        let bytes = tensor.bytes()?;
+        let width = bytes.len() / tensor.shape.iter().product::<usize>();
         let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        Ok(tensor.bytes.chunks_exact(width).map(word).collect())
+        Ok(bytes.chunks_exact(width).map(word).collect())
     }
 
     pub fn floats(&self, name: &str) -> Result<Vec<f32>, Failed> {

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::Global;
 use super::output::{Output, bytes, table};
 use super::session::{calibration_compute, compute, open_device, open_model, report_device};
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::model::ExportFormat;
 use crate::plan::{Plan, Written};
@@ -35,9 +36,6 @@ pub(super) struct Common {
     /// Check all that the run would, print the plan and stop
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Replace an existing result
-    #[arg(long)]
-    pub(super) force: bool,
     /// Continue an interrupted run from its work folder, OUT.work; begin if there is none
     #[arg(long)]
     pub(super) resume: bool,
@@ -114,7 +112,7 @@ fn in_file(error: Error, file: &Path, text: &str) -> Error {
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let (path, mut text) = match &arguments.recipe {
-        Some(path) => (path.as_path(), std::fs::read_to_string(path).map_err(Error::read(path))?),
+        Some(path) => (path.as_path(), disk::read_string(path, disk::SETTINGS)?),
         None => (Path::new("embedded recipe"), EMBEDDED.to_string()),
     };
     let mut recipe = Recipe::parse(path, &text)?;
@@ -143,7 +141,7 @@ pub(super) fn execute(
     let plan = Plan::new(recipe, &parent)?;
     let place = Place {
         out: &common.out,
-        force: common.force,
+        force: output.force(),
         resume: common.resume,
         keep_work: common.keep_work,
     };

@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::output::{Output, bytes, table};
+use super::session::known_winners;
 use crate::error::Result;
 use crate::gpu::{Adapter, adapters, backend_name};
 use crate::kernels::matmul::Engine;
 use crate::kernels::matmul::product::MatmulShape;
 use crate::kernels::matmul::product::Winners;
-use crate::kernels::matmul::tuned;
 use crate::tensor::{DType, WHOLE_ROW, WeightFormat, weight_type};
 
 pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
@@ -62,7 +62,10 @@ pub(super) fn run(global: &Global, output: &Output) -> Result<()> {
 
 /// Which kernels would compute some products of 4096 x 4096, and how many winners tuning has found.
 fn choices(global: &Global, adapter: &Adapter, output: &Output) -> Result<()> {
-    let winners = if global.no_autotune { Winners::new() } else { tuned::load(adapter)? };
+    let winners = match global.no_autotune {
+        true => Winners::new(),
+        false => known_winners(adapter, output),
+    };
     let capabilities = adapter.capabilities;
     let activation = if capabilities.f16 { DType::F16 } else { DType::F32 };
     let mut rows = vec![["weight", "tokens", "kernel", "chosen"].map(String::from).to_vec()];

@@ -6,10 +6,10 @@ use serde_json::json;
 
 use super::output::{Output, bytes};
 use super::session::open_model;
+use crate::disk::Target;
 use crate::error::Result;
 use crate::model::{ExportFormat, Weights};
 use crate::plan::rounded;
-use crate::run::Target;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -21,16 +21,13 @@ pub(super) struct Arguments {
     /// The file or folder to write
     #[arg(long)]
     out: PathBuf,
-    /// Replace an existing one
-    #[arg(long)]
-    force: bool,
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let model = open_model(&arguments.model, output)?;
     let target = Target {
         path: &arguments.out,
-        force: arguments.force,
+        force: output.force(),
         folder: !matches!(arguments.format, ExportFormat::Gguf),
         model: model.path(),
     };

@@ -8,10 +8,10 @@ use super::Global;
 use super::output::Output;
 use super::session::{compute, load_model, open_device, open_model};
 use crate::device::HostTensor;
+use crate::disk::Target;
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
 use crate::model::{Pass, Weights, not_finite};
-use crate::run::Target;
 use crate::tensor::DType;
 
 #[derive(Debug, clap::Args)]
@@ -35,16 +35,13 @@ pub(super) struct Arguments {
     /// Write hidden.0 (the embedding) to hidden.L (after the final norm) too
     #[arg(long)]
     hidden: bool,
-    /// Replace an existing file
-    #[arg(long)]
-    force: bool,
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let checkpoint = open_model(&arguments.model, output)?;
     let target = Target {
         path: &arguments.out,
-        force: arguments.force,
+        force: output.force(),
         folder: false,
         model: checkpoint.path(),
     };

@@ -16,6 +16,7 @@ mod quantize;
 mod scores;
 mod session;
 mod shell;
+mod signals;
 mod synth;
 mod tasks;
 mod trust;
@@ -29,8 +30,10 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::error::Result;
+use crate::disk;
+use crate::error::{Error, Result};
 use crate::gpu::{Selector, parse_backend};
+use crate::interrupt;
 use crate::kernels::matmul::Engine;
 use bench::tune;
 use eval::compare;
@@ -81,6 +84,9 @@ struct Global {
     /// Before a model runs, tune its products that never were, for at most this long (10s), and keep the winners
     #[arg(long, global = true, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "no_autotune")]
     autotune: Option<std::time::Duration>,
+    /// Replace files and folders that stand in an output's place: any file that is no input, folders that lopper wrote
+    #[arg(long, global = true)]
+    force: bool,
     /// Write the results as JSON, to a file (--json=FILE) or to standard output (--json)
     #[arg(long, global = true, value_name = "FILE", require_equals = true, num_args = 0..=1, default_missing_value = "-")]
     json: Option<String>,
@@ -195,6 +201,7 @@ enum Command {
 
 /// Parses the arguments, runs the command, prints an error if there is one, and returns the exit code.
 pub fn main() -> u8 {
+    signals::listen();
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
     standard_output_as_json(&mut arguments);
     let command = Cli::command().version(version::version());
@@ -203,11 +210,17 @@ pub fn main() -> u8 {
         Ok(cli) => cli,
         Err(error) => {
             // clap's own way of printing: help to standard output, mistakes to standard error.
-            let _ = error.print();
+            let printed = error.print();
             if let Some(file) = word_behind_json(&arguments) {
                 output::complain(&format!("tip: JSON goes to a file with --json={file}"));
             }
-            return if error.use_stderr() { 2 } else { 0 };
+            return match (printed, error.use_stderr()) {
+                (_, true) => 2,
+                (Err(error), false) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                    fail(&Error::write("standard output")(error))
+                }
+                _ => 0,
+            };
         }
     };
     if cli.global.verbose < 2 {
@@ -217,22 +230,34 @@ pub fn main() -> u8 {
     if !cli.global.quiet {
         progress::start();
     }
-    if ctrlc::set_handler(crate::interrupt::press).is_err() {
-        tracing::warn!("Ctrl-C cannot be caught; it will stop the program at once");
-    }
-    let output = match Output::new(cli.global.json.as_deref(), cli.global.quiet) {
+    start_threads();
+    let output = match Output::new(&cli.global) {
         Ok(output) => output,
         Err(error) => return fail(&error),
     };
-    match run(&cli, &output) {
+    let result = run(&cli, output);
+    signals::unwound();
+    for line in disk::swept() {
+        output.note(format!("note: {line}"));
+    }
+    let result = result.map_err(|error| match (output.give_partial(), error) {
+        (true, Error::Interrupted) => Error::Partial,
+        (_, error) => error,
+    });
+    let checked =
+        result.and_then(|()| disk::check_unchanged()).and_then(|()| output.check_printed());
+    match checked {
         Ok(()) => 0,
         Err(error) => fail(&error),
     }
 }
 
-fn fail(error: &crate::error::Error) -> u8 {
+fn fail(error: &Error) -> u8 {
     output::complain(&format!("error: {error}"));
-    error.exit_code()
+    match error {
+        Error::Interrupted | Error::Partial | Error::Suspended { .. } => interrupt::code(),
+        _ => error.exit_code(),
+    }
 }
 
 fn run(cli: &Cli, output: &Output) -> Result<()> {
@@ -244,7 +269,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         _ => false,
     };
     if cli.global.autotune.is_some() && !runs_a_model {
-        return Err(crate::error::Error::Argument {
+        return Err(Error::Argument {
             argument: "--autotune".into(),
             expected: "eval, compare, generate, logits or bench model".into(),
             found: "another command; tune-device tunes by itself".into(),
@@ -253,7 +278,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
     let compresses =
         matches!(cli.command, Command::Quantize(_) | Command::Prune(_) | Command::Compress(_));
     if cli.global.engine != EngineChoice::Auto && !runs_a_model && !compresses {
-        return Err(crate::error::Error::Argument {
+        return Err(Error::Argument {
             argument: "--engine".into(),
             expected: "a command that runs a model".into(),
             found: "one that does not".into(),
@@ -283,6 +308,39 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Synth(arguments) => synth::run(&cli.global, arguments, output),
         Command::Mutate(arguments) => mutate::run(&cli.global, arguments, output),
     }
+}
+
+/// Starts the threads that all parallel work shares: as many as there are cores, or `RAYON_NUM_THREADS` up to four a core;
+/// fewer where the system gives no more, and none at all if need be.
+fn start_threads() {
+    let pool = |count: usize| rayon::ThreadPoolBuilder::new().num_threads(count);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok());
+    let asked = asked.filter(|count| *count > 0).unwrap_or(cores);
+    let mut count = asked.min(4 * cores);
+    // The shared pool can be made once only, so another one tries the number first.
+    while count > 0 && pool(count).build().is_err() {
+        count /= 2;
+    }
+    let shared = match count {
+        0 => pool(1).use_current_thread().build_global(),
+        count => pool(count).build_global(),
+    };
+    if let Err(error) = shared {
+        tracing::warn!("no threads of its own: {error}");
+    }
+}
+
+/// What an allocation that the system refuses ends in: the process, since nothing can unwind from it.
+pub fn out_of_memory(bytes: usize) -> ! {
+    static ENDING: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    let code = Error::OutOfMemory { what: String::new(), bytes: 0, used: 0, budget: 0 }.exit_code();
+    // What is said, and removing temporaries, allocate a little; if that fails too, nothing is left to do.
+    if !ENDING.swap(true, std::sync::atomic::Ordering::SeqCst) {
+        output::complain(&format!("error: out of host memory allocating {bytes} bytes"));
+        disk::remove_temporaries();
+    }
+    signals::end_now(code)
 }
 
 fn start_logging(verbose: u8) {

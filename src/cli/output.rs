@@ -1,12 +1,20 @@
 //! Where results go: text or JSON on standard output, JSON in a file, progress and complaints on standard error.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::progress;
+use super::signals::end;
+use super::{Global, progress};
+use crate::disk::{claim, write_own, written_by};
 use crate::error::{Error, Result};
+
+/// The exit code where standard output is a pipe that was closed (`| head`): what a shell shows of programs that its signal
+/// ends, 128 and SIGPIPE's number.
+pub(super) const CLOSED_PIPE: u8 = 141;
 
 /// Writes a line to standard error. Nothing can be done if that fails.
 pub(super) fn complain(text: &str) {
@@ -17,8 +25,12 @@ pub(super) fn complain(text: &str) {
 /// The places a command writes to.
 pub(super) struct Output {
     json: Option<JsonTarget>,
+    force: bool,
     /// Whether notes are kept back.
     quiet: bool,
+    so_far: Mutex<Option<SoFar>>,
+    /// Why standard output could not be written, the first time.
+    failed: Mutex<Option<std::io::Error>>,
 }
 
 enum JsonTarget {
@@ -26,19 +38,107 @@ enum JsonTarget {
     File(PathBuf),
 }
 
+/// The results of a command that finds them one after the other.
+struct SoFar {
+    document: Value,
+    /// Whether anything was added.
+    any: bool,
+    text: fn(&Value) -> String,
+    saved: Instant,
+}
+
+/// How often results so far go to the file that `--json` names.
+pub(super) const SAVE_EVERY: Duration = Duration::from_secs(2);
+
+static OF_PROCESS: OnceLock<Output> = OnceLock::new();
+
 impl Output {
-    /// `json`: a file's path, or `-`. A file that cannot be made is an error now, not after the work.
-    pub(super) fn new(json: Option<&str>, quiet: bool) -> Result<Self> {
+    /// A file of JSON that cannot be made, or must not be replaced, is an error now, not after the
+    /// work.
+    pub(super) fn new(global: &Global) -> Result<&'static Self> {
+        let (json, force, quiet) = (global.json.as_deref(), global.force, global.quiet);
         let json = match json {
             None => None,
             Some("-") => Some(JsonTarget::Stdout),
             Some(path) => {
                 let path = PathBuf::from(path);
-                check_writable(&path)?;
+                claim(&path, force)?;
                 Some(JsonTarget::File(path))
             }
         };
-        Ok(Self { json, quiet })
+        let (so_far, failed) = Default::default();
+        Ok(OF_PROCESS.get_or_init(|| Self { json, force, quiet, so_far, failed }))
+    }
+
+    /// The output of this process, once there is one.
+    pub(super) fn of_process() -> Option<&'static Self> {
+        OF_PROCESS.get()
+    }
+
+    /// Whether `--force` was given.
+    pub(super) fn force(&self) -> bool {
+        self.force
+    }
+
+    /// Begins results that come one after the other, [`Output::add`]ed to `document`. If the command fails or is interrupted,
+    /// those that there are by then are given, marked with `"partial": true`, and `text` of them is printed.
+    pub(super) fn begin(&self, document: Value, text: fn(&Value) -> String) {
+        let saved = Instant::now();
+        *locked(&self.so_far) = Some(SoFar { document, any: false, text, saved });
+    }
+
+    /// Adds a result to those that were begun. A file that `--json` names has them soon.
+    pub(super) fn add(&self, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let mut so_far = locked(&self.so_far);
+        let Some(so_far) = so_far.as_mut() else {
+            return Ok(());
+        };
+        change(&mut so_far.document);
+        so_far.any = true;
+        match &self.json {
+            Some(JsonTarget::File(_)) if so_far.saved.elapsed() > SAVE_EVERY => {
+                so_far.saved = Instant::now();
+                self.json(&partial(so_far.document.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The results that were begun, all of them there.
+    pub(super) fn finish(&self) -> Value {
+        locked(&self.so_far).take().map_or(Value::Null, |so_far| so_far.document)
+    }
+
+    /// Writes and prints the results that were begun, all of them there.
+    pub(super) fn give(&self) -> Result<()> {
+        let Some(SoFar { document, text, .. }) = locked(&self.so_far).take() else {
+            return Ok(());
+        };
+        self.json(&document)?;
+        self.text(&text(&document));
+        Ok(())
+    }
+
+    /// Gives the results so far, if there are any.
+    pub(super) fn give_partial(&self) -> bool {
+        let so_far = locked(&self.so_far).take().filter(|so_far| so_far.any);
+        let Some(SoFar { document, text, .. }) = so_far else {
+            return false;
+        };
+        let text = text(&document);
+        if let Err(error) = self.json(&partial(document)) {
+            complain(&format!("error: {error}"));
+        }
+        self.text(&text);
+        true
+    }
+
+    /// An error if something of what was printed could not be written.
+    pub(super) fn check_printed(&self) -> Result<()> {
+        match locked(&self.failed).take() {
+            None => Ok(()),
+            Some(error) => Err(Error::write("standard output")(error)),
+        }
     }
 
     /// Prints a line for a person, unless standard output belongs to JSON.
@@ -52,9 +152,18 @@ impl Output {
             return;
         }
         progress::clear(!text.is_empty() && !text.ends_with('\n'));
-        let mut stdout = std::io::stdout();
-        // A closed pipe (`| head`) is the reader's choice; there is nobody left to tell.
-        let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        self.put(text);
+    }
+
+    /// Writes to standard output. Where nobody reads any more, the program ends at once, as one that knows no signals would.
+    fn put(&self, text: &str) {
+        let mut stdout = std::io::stdout().lock();
+        if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            if error.kind() == std::io::ErrorKind::BrokenPipe {
+                end(CLOSED_PIPE);
+            }
+            locked(&self.failed).get_or_insert(error);
+        }
     }
 
     /// Tells the user something that is no result. `--quiet` keeps back all but warnings.
@@ -64,17 +173,17 @@ impl Output {
         }
     }
 
-    /// Writes the results where `--json` asks for them.
+    /// Writes the results where `--json` asks for them, marked as Lopper's.
     pub(super) fn json(&self, value: &Value) -> Result<()> {
-        let text = format!("{value:#}\n");
-        match &self.json {
-            None => Ok(()),
-            Some(JsonTarget::Stdout) => {
-                let _ = std::io::stdout().write_all(text.as_bytes());
-                Ok(())
-            }
-            Some(JsonTarget::File(path)) => write_whole(path, &text),
+        let Some(target) = &self.json else {
+            return Ok(());
+        };
+        let text = format!("{:#}\n", marked(value));
+        match target {
+            JsonTarget::Stdout => self.put(&text),
+            JsonTarget::File(path) => write_own(path, text.as_bytes())?,
         }
+        Ok(())
     }
 
     /// Says what is being done: `done` of `total`, where 0 is a total that is not known.
@@ -83,41 +192,34 @@ impl Output {
     }
 }
 
-/// An error if no file can be made there.
-pub(super) fn check_writable(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        let reason = std::io::ErrorKind::IsADirectory;
-        return Err(Error::write(path)(reason.into()));
-    }
-    let made = tempfile::NamedTempFile::new_in(folder_of(path));
-    made.map(drop).map_err(Error::write(path))
-}
-
-/// Writes a file that appears whole or not at all.
-pub(super) fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(folder_of(path)).map_err(Error::write(path))?;
-    file.write_all(text.as_bytes()).map_err(Error::write(path))?;
-    make_ordinary(file.path());
-    let kept = file.persist(path);
-    kept.map(drop).map_err(|error| Error::write(path)(error.error))
-}
-
-fn folder_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => folder.into(),
-        _ => PathBuf::from("."),
+/// JSON with the mark by which its file may be replaced later: first in an object, in each row of an array.
+pub(super) fn marked(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let mark = ("written_by".to_string(), Value::from(written_by()));
+            let schema = fields.get_key_value("schema").map(|(k, v)| (k.clone(), v.clone()));
+            let rest = fields.iter().map(|(key, value)| (key.clone(), value.clone()));
+            let mut fields: Map<String, Value> = schema.into_iter().chain([mark]).collect();
+            fields.extend(rest);
+            Value::Object(fields)
+        }
+        Value::Array(rows) => rows.iter().map(marked).collect(),
+        other => other.clone(),
     }
 }
 
-/// Temporary files are private; a result is an ordinary file.
-fn make_ordinary(path: &Path) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644));
+/// JSON that says it is not all: an object itself, an array in each row.
+fn partial(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(fields) => _ = fields.insert("partial".into(), true.into()),
+        Value::Array(rows) => rows.iter_mut().for_each(|row| *row = partial(row.take())),
+        _ => {}
     }
-    #[cfg(not(unix))]
-    let _ = path;
+    value
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes as a person reads them.

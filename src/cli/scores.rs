@@ -8,6 +8,7 @@ use serde_json::json;
 use super::Global;
 use super::output::{Output, bytes};
 use super::session::{calibration_compute, open_device, open_model, report_device};
+use crate::disk::Target;
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
 use crate::interrupt;
@@ -18,7 +19,6 @@ use crate::methods::prune::score::{Score, input_norms, sums};
 use crate::model::{
     Checkpoint, Group, Model, Outline, Pass, PrunableDim, WeightSource, Weights, groups,
 };
-use crate::run::Target;
 use crate::tensor::DType;
 
 #[derive(Debug, clap::Args)]
@@ -39,9 +39,6 @@ pub(super) struct Arguments {
     /// The safetensors file to write: SCORE.ffn.L, SCORE.kvgroup.L, …; of wanda wanda.MODULE
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
-    /// Replace an existing file
-    #[arg(long)]
-    force: bool,
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
@@ -51,7 +48,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let checkpoint = open_model(&arguments.model, output)?;
     let target = Target {
         path: &arguments.out,
-        force: arguments.force,
+        force: output.force(),
         folder: false,
         model: checkpoint.path(),
     };

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::output::{Output, bytes};
 use super::{ComputeChoice, DeviceChoice, Global};
 use crate::device::{Device, Failure, Runner, check_case, complaint_of, fragment};
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose};
 use crate::interrupt;
@@ -13,7 +14,7 @@ use crate::kernels::TABLE;
 use crate::kernels::matmul::coop;
 use crate::kernels::matmul::product::{MatmulShape, ProductChoices, WeightForm, Winners};
 use crate::kernels::matmul::tuned;
-use crate::measure::speed::tune::tune_all;
+use crate::measure::speed::tune::{Tuned, tune_all};
 use crate::model::{Checkpoint, Compute, Model, Outline, WeightSource};
 use crate::tensor::DType;
 
@@ -82,7 +83,7 @@ pub(super) fn replacement(
     let Some(path) = shader else {
         return Ok(None);
     };
-    let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+    let text = disk::read_string(path, disk::SETTINGS)?;
     // The text of one case begins with its kernel.
     let name = kernel.and_then(|text| text.split(" [").next()).unwrap_or_default();
     let known = TABLE.iter().any(|kernel| kernel.name == name)
@@ -156,8 +157,16 @@ fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -
     if global.no_autotune {
         return Ok(runner);
     }
-    ProductChoices::of(&runner).learn(tuned::load(runner.gpu().adapter())?);
+    ProductChoices::of(&runner).learn(known_winners(runner.gpu().adapter(), output));
     Ok(runner)
+}
+
+/// The winners that tuning kept for a device; where they cannot be read, none, and a warning.
+pub(super) fn known_winners(adapter: &Adapter, output: &Output) -> Winners {
+    tuned::load(adapter).unwrap_or_else(|error| {
+        output.note(format!("warning: nothing that was tuned is used: {error}"));
+        Winners::new()
+    })
 }
 
 /// A model for passes over windows of a text.
@@ -259,10 +268,15 @@ pub(super) fn load_model(
             }
         }
         let products: Vec<_> = products.into_values().collect();
-        let (found, _) = tune_all(runner, &products, budget, |index, product| {
+        let mut winners = Winners::new();
+        let progress = |index, product: &MatmulShape| {
             output.progress(&format!("tuning {}", product.class()), index, products.len());
-        })?;
-        let winners: Winners = found.into_iter().map(|t| (t.class, t.winner.0)).collect();
+        };
+        let found = |tuned: Tuned| {
+            winners.insert(tuned.class, tuned.winner.0);
+            Ok(())
+        };
+        let tuned = tune_all(runner, &products, budget, progress, found);
         if !products.is_empty() {
             output.note(format!(
                 "tuned {} of {} classes of products",
@@ -270,8 +284,11 @@ pub(super) fn load_model(
                 products.len()
             ));
         }
+        if let Err(error) = tuned::store(runner.gpu().adapter(), winners.clone()) {
+            output.note(format!("warning: what was tuned is not kept: {error}"));
+        }
+        tuned?;
         runner.gpu().forget_profile()?;
-        tuned::store(runner.gpu().adapter(), winners.clone())?;
         known.learn(winners);
     }
     // Reading back the time of every submit would itself take time.

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::Global;
 use super::output::Output;
+use crate::disk::Target;
 use crate::error::{Error, Result};
 use crate::methods::quantize::prescribed_group_size;
 use crate::model::{Synth, export_hf, export_packed};
-use crate::run::Target;
 use crate::tensor::{WHOLE_ROW, WeightFormat, weight_type};
 
 #[derive(Debug, clap::Args)]
@@ -26,9 +26,6 @@ pub(super) struct Arguments {
     /// The folder to write
     #[arg(long)]
     out: PathBuf,
-    /// Replace an existing one
-    #[arg(long)]
-    force: bool,
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
@@ -56,7 +53,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let model = Synth::new(&arguments.shape, format, arguments.layers, global.seed.unwrap_or(0))?;
     let target = Target {
         path: &arguments.out,
-        force: arguments.force,
+        force: output.force(),
         folder: true,
         model: Path::new(&arguments.shape),
     };

@@ -15,6 +15,7 @@ pub use layouts::{LAYOUTS, Layout};
 use source::Source;
 pub use task::{Choice, Extract, Generated, Item, Normalize, SEPARATOR, Scoring, Task};
 
+use crate::disk;
 use crate::error::{Error, Result};
 
 /// Texts that are part of the program: speeches in the public domain.
@@ -37,15 +38,7 @@ pub fn read_text(source: &str) -> Result<String> {
             }
         });
     }
-    let path = Path::new(source);
-    let bytes = std::fs::read(path).map_err(Error::read(path))?;
-    String::from_utf8(bytes).map_err(|error| Error::Malformed {
-        path: path.into(),
-        what: "text".into(),
-        offset: Some(error.utf8_error().valid_up_to() as u64),
-        expected: "UTF-8".into(),
-        found: "another byte".into(),
-    })
+    disk::read_string(Path::new(source), disk::TEXT)
 }
 
 /// Non-overlapping windows of `ctx` tokens; the last partial one is dropped.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::task::{Record, wrong};
-use crate::error::{Error, Result};
+use crate::disk;
+use crate::error::Result;
 
 /// A data file's text.
 #[derive(Clone, Debug)]
@@ -19,7 +20,7 @@ pub(super) struct Source {
 impl Source {
     /// Reads a file; a byte-order mark at its beginning is no text.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::read(path))?;
+        let bytes = disk::read(path, disk::TEXT)?;
         let (text, latin) = match String::from_utf8(bytes) {
             Ok(text) => (text, false),
             Err(error) => {

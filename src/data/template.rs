@@ -9,6 +9,7 @@ use serde_json::Value as Json;
 use super::layouts::{Layout, name_of};
 use super::source::Source;
 use super::task::{Choice, Extract, Generated, Item, Normalize, Record, Scoring, Task};
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::jinja::{Dialect, Renderer};
 
@@ -77,7 +78,7 @@ enum Choices {
 
 /// Reads a task file and what it names. `shots`: examples from there instead.
 pub(super) fn read(path: &Path, shots: Option<&Path>) -> Result<Task> {
-    let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+    let text = disk::read_string(path, disk::SETTINGS)?;
     let file: TaskFile = toml::from_str(&text)
         .map_err(|error| super::toml_error(path, "a task file", &text, &error))?;
     let name = file.name.clone().unwrap_or_else(|| name_of(path));

@@ -6,12 +6,12 @@ pub mod gguf;
 pub mod json;
 pub mod safetensors;
 
-use std::io::{BufWriter, Write};
+use std::borrow::Cow;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
+use crate::disk::Input;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Packed, WeightFormat};
 use gguf::GgmlType;
@@ -19,7 +19,7 @@ use gguf::GgmlType;
 /// The bytes of a tensor to be written, made when their turn comes, so that only one tensor is in memory at a time.
 pub type LazyBytes<'a> = Box<dyn Fn() -> Result<Vec<u8>> + 'a>;
 
-/// A file's bytes, mapped or built into the program. Clones share them.
+/// A file, or bytes that are built into the program. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Source {
     path: PathBuf,
@@ -28,30 +28,16 @@ pub struct Source {
 
 #[derive(Clone, Debug)]
 enum Bytes {
-    Mapped(Arc<Mmap>),
+    File(Arc<Input>),
     Embedded(&'static [u8]),
 }
 
 impl Source {
-    /// Maps a file. Nothing is read yet.
+    /// Opens a file. Nothing is read yet, and what is read later is read once: it is not mapped, so that a file that shrinks
+    /// is an error and does not end the process.
     pub fn open(path: &Path) -> Result<Source> {
-        // Asked before opening: opening a pipe would wait for its writer.
-        let about = std::fs::metadata(path).map_err(Error::read(path))?;
-        if !about.is_file() {
-            let reason = std::io::Error::other("not a regular file");
-            return Err(Error::read(path)(reason));
-        }
-        let file = std::fs::File::open(path).map_err(Error::read(path))?;
-        let length = file.metadata().map_err(Error::read(path))?.len();
-        if length == 0 {
-            return Ok(Source::embedded(path, &[])); // an empty mapping is an error on some systems
-        }
-        #[expect(unsafe_code, reason = "a memory map has no safe constructor")]
-        // SAFETY: the map is read-only and every read goes through its bounds. What remains is that somebody shortens
-        // or rewrites the file while it is mapped; Lopper itself never does (see `replace_file`), and no system call
-        // can keep other programs from it.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::read(path))?;
-        Ok(Source { path: path.to_path_buf(), bytes: Bytes::Mapped(Arc::new(map)) })
+        let file = Arc::new(Input::open(path)?);
+        Ok(Source { path: path.to_path_buf(), bytes: Bytes::File(file) })
     }
 
     /// Bytes that are part of the program; `name` stands for the path in messages.
@@ -64,11 +50,36 @@ impl Source {
         &self.path
     }
 
-    /// All of it.
-    pub fn bytes(&self) -> &[u8] {
+    /// How many bytes it has.
+    pub fn length(&self) -> u64 {
         match &self.bytes {
-            Bytes::Mapped(map) => map,
-            Bytes::Embedded(bytes) => bytes,
+            Bytes::File(file) => file.length(),
+            Bytes::Embedded(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Some of them. The range is within the length.
+    pub fn read(&self, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
+        match &self.bytes {
+            Bytes::File(file) => {
+                let mut bytes = vec![0; range.len()];
+                file.read_at(range.start as u64, &mut bytes)?;
+                Ok(Cow::Owned(bytes))
+            }
+            Bytes::Embedded(bytes) => Ok(Cow::Borrowed(&bytes[range])),
+        }
+    }
+
+    /// The first of them, by which a file of another kind is known.
+    pub fn beginning(&self) -> Result<Cow<'_, [u8]>> {
+        self.read(0..self.length().min(256) as usize)
+    }
+
+    /// An error if the file was shortened or written to since it was opened.
+    pub fn unchanged(&self) -> Result<()> {
+        match &self.bytes {
+            Bytes::File(file) => file.unchanged(),
+            Bytes::Embedded(_) => Ok(()),
         }
     }
 }
@@ -175,13 +186,18 @@ pub struct StoredTensor<'a> {
     pub ty: StoredType,
     /// Lengths along each dimension, outermost first, as PyTorch counts them.
     pub shape: Vec<usize>,
-    /// The elements, row-major, little-endian.
-    pub bytes: &'a [u8],
-    /// The file, for messages.
-    pub path: &'a Path,
+    /// The file.
+    pub source: &'a Source,
+    /// The place of its elements in the file, in bytes.
+    pub range: Range<usize>,
 }
 
-impl StoredTensor<'_> {
+impl<'a> StoredTensor<'a> {
+    /// Its elements, row-major, little-endian, read now.
+    pub fn bytes(&self) -> Result<Cow<'a, [u8]>> {
+        self.source.read(self.range.clone())
+    }
+
     /// A matrix, or a vector as a matrix of one row, in the weight format that holds it without loss.
     ///
     /// GGUF's K types have no such format yet: they are decoded and rounded to f16.
@@ -194,26 +210,27 @@ impl StoredTensor<'_> {
         if rows == 0 || columns == 0 {
             return Err(self.unfit("at least one element", format!("shape {:?}", self.shape)));
         }
+        let bytes = self.bytes()?;
         let packed = match self.ty {
-            StoredType::F32 => Some(gguf::words_32bit(self.bytes, rows, columns)),
+            StoredType::F32 => Some(gguf::words_32bit(&bytes, rows, columns)),
             StoredType::F16 => {
                 let format = WeightFormat::f16();
-                Some(Packed::from_16bit(format, self.bytes, rows, columns))
+                Some(Packed::from_16bit(format, &bytes, rows, columns))
             }
             StoredType::Bf16 => {
                 let format = WeightFormat::bf16();
-                Some(Packed::from_16bit(format, self.bytes, rows, columns))
+                Some(Packed::from_16bit(format, &bytes, rows, columns))
             }
-            StoredType::F64 => Some(self.narrowed(rows, columns)?),
-            StoredType::Ggml(ty) => gguf::unpack(ty, self.bytes, rows, columns),
+            StoredType::F64 => Some(self.narrowed(&bytes, rows, columns)?),
+            StoredType::Ggml(ty) => gguf::unpack(ty, &bytes, rows, columns),
             _ => None,
         };
         packed.ok_or_else(|| self.unfit("a float type or a block type with a decoder", self.ty))
     }
 
     /// f64 values rounded to f32; an error where one becomes infinite.
-    fn narrowed(&self, rows: usize, columns: usize) -> Result<Packed> {
-        let (values, _) = self.bytes.as_chunks::<8>();
+    fn narrowed(&self, bytes: &[u8], rows: usize, columns: usize) -> Result<Packed> {
+        let (values, _) = bytes.as_chunks::<8>();
         let values = values.iter().map(|bytes| f64::from_le_bytes(*bytes));
         if let Some(value) = values.clone().find(|v| v.is_finite() && !(*v as f32).is_finite()) {
             return Err(self.unfit("values that f32 holds", value));
@@ -224,7 +241,7 @@ impl StoredTensor<'_> {
 
     fn unfit(&self, expected: &str, found: impl ToString) -> Error {
         Error::Tensor {
-            path: self.path.to_path_buf(),
+            path: self.source.path().to_path_buf(),
             tensor: self.name.to_string(),
             expected: expected.to_string(),
             found: found.to_string(),
@@ -285,63 +302,10 @@ pub fn foreign(path: &Path, bytes: &[u8]) -> Option<Error> {
 }
 
 /// Bytes of memory that the description of a file's tensors may take: what a small thing in the file can become in memory
-/// is limited by this, so a file cannot claim many times its size. Small files are allowed some anyway.
-fn memory_allowance(file_bytes: usize) -> u64 {
-    (2 * file_bytes as u64).max(64 << 20)
-}
-
-/// Writes a file under a temporary name beside `path` and renames it when it is whole.
-///
-/// So a failure leaves no half file, and a map of the file that stood there before stays valid.
-pub fn replace_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let mut options = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        // Temporary files are private by default; a model is an ordinary file, under the user's umask.
-        use std::os::unix::fs::PermissionsExt;
-        options.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let temporary = options.tempfile_in(folder).map_err(Error::write(path))?;
-    let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file());
-    write(&mut buffered)?;
-    buffered.flush().map_err(Error::write(path))?;
-    drop(buffered);
-    temporary.as_file().sync_all().map_err(Error::write(path))?;
-    let failed = |error: tempfile::PersistError| Error::write(path)(error.error);
-    temporary.persist(path).map_err(failed)?;
-    Ok(())
-}
-
-/// Writes a small file of a folder that only this process writes to: after a crash it has its old contents or the new
-/// ones. (The temporary name is fixed, so a crash leaves no stray files either.)
-pub fn write_record(path: &Path, text: &str) -> Result<()> {
-    let mut name = path.as_os_str().to_os_string();
-    name.push(".new");
-    let new = PathBuf::from(name);
-    let written = std::fs::File::create(&new).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
-    written.and_then(|()| std::fs::rename(&new, path)).map_err(Error::write(path))
-}
-
-/// Flushes a file, or a folder with everything in it, to the disk: to be called before it is renamed.
-pub fn sync(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        for entry in std::fs::read_dir(path).map_err(Error::read(path))? {
-            sync(&entry.map_err(Error::read(path))?.path())?;
-        }
-    }
-    // Elsewhere a folder cannot be opened like a file.
-    if cfg!(unix) || path.is_file() {
-        let file = std::fs::File::open(path).map_err(Error::read(path))?;
-        file.sync_all().map_err(Error::write(path))?;
-    }
-    Ok(())
+/// is limited by this, so a file cannot claim many times its size. Small files are allowed some anyway, and large ones no
+/// more than any tokenizer needs.
+fn memory_allowance(file_bytes: u64) -> u64 {
+    file_bytes.saturating_mul(2).clamp(64 << 20, 2 << 30)
 }
 
 /// The bytes of the next tensor, which must be as many as its shape and type make.

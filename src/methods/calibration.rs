@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::data::read_text;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 
@@ -73,7 +74,7 @@ impl Rows {
 
     /// The rows of a JSON array of arrays of token ids.
     pub fn of_file(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(Error::read(path))?;
+        let text = disk::read_json(path, disk::LIST)?;
         let wrong = |expected: &str, found: String| Error::Malformed {
             path: path.into(),
             what: "rows of tokens".into(),

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::embedded::{EMBEDDED, EmbeddedModel, PROMISED};
 use super::formats::packed_formats;
 use super::locate::{Place, locate, without_weights};
+use crate::disk;
 use crate::error::{Error, Result, shown};
 use crate::families::{
     Config, Role, TensorSpec, Unread, canonical, embedding_name, head_name, tensor_specs, unread,
@@ -103,7 +104,7 @@ impl Checkpoint {
     /// Unlike [`Checkpoint::open`] it does not depend on what a `config.json` can say.
     pub fn open_stage(folder: &Path, config: Config) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read(&path).map_err(Error::read(&path))?;
+        let text = disk::read_json(&path, disk::SETTINGS)?;
         let config_json = parse_object(&path, &text)?;
         let formats = packed_formats(&path, &config_json["quantization_config"])?;
         let copies = folder.join(COPIES);
@@ -160,7 +161,7 @@ impl Checkpoint {
 
     fn open_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read(&path).map_err(Error::read(&path))?;
+        let text = disk::read_json(&path, disk::SETTINGS)?;
         let config_json = parse_object(&path, &text)?;
         let config = Config::from_json(&path, &config_json)?;
         if let Some(error) = without_weights(folder)? {
@@ -263,7 +264,7 @@ impl Checkpoint {
     fn stored_head(&self, name: &str) -> Option<String> {
         let Store::Safetensors(tensors) = &self.store else { return None };
         let [head, embedding] =
-            [name, &embedding_name()].map(|name| tensors.get(name).map(|t| (t.ty, t.bytes)));
+            [name, &embedding_name()].map(|name| tensors.get(name).and_then(|t| Some((t.ty, t.bytes().ok()?))));
         (head != embedding).then(|| {
             format!(
                 "{name} is not the embedding, and is not read, because tie_word_embeddings is true"
@@ -290,18 +291,18 @@ impl Checkpoint {
     fn stored(&self, spec: &TensorSpec) -> Option<(Vec<usize>, u64)> {
         match &self.store {
             Store::Safetensors(tensors) => {
-                tensors.get(&spec.name).map(|t| (t.shape.clone(), t.bytes.len() as u64))
+                tensors.get(&spec.name).map(|t| (t.shape.clone(), t.range.len() as u64))
             }
             Store::Gguf(gguf) => {
-                gguf.tensor(&spec.gguf).map(|t| (t.shape.clone(), t.bytes.len() as u64))
+                gguf.tensor(&spec.gguf).map(|t| (t.shape.clone(), t.range.len() as u64))
             }
             Store::Packed(tensors, formats) => match formats.get(&spec.name) {
-                None => tensors.get(&spec.name).map(|t| (t.shape.clone(), t.bytes.len() as u64)),
+                None => tensors.get(&spec.name).map(|t| (t.shape.clone(), t.range.len() as u64)),
                 Some(format) => {
                     let codes = tensors.get(&format!("{}.codes", spec.name))?;
                     let scales = tensors.get(&format!("{}.scales", spec.name));
-                    let scales = scales.map_or(0, |t| t.bytes.len() as u64);
-                    let all = codes.bytes.len() as u64 + scales;
+                    let scales = scales.map_or(0, |t| t.range.len() as u64);
+                    let all = codes.range.len() as u64 + scales;
                     // The words must be as many as the format makes of the configured shape.
                     let words = 4 * (spec.rows * format.scale_words_per_row(spec.columns)) as u64;
                     let fits = all == format.bytes(spec.rows, spec.columns) && scales == words;
@@ -451,7 +452,7 @@ impl Checkpoint {
             let path = self.path.join(name);
             let bytes = match self.embedded {
                 Some(model) => model.file(name).map(<[u8]>::to_vec),
-                None if path.exists() => Some(std::fs::read(&path).map_err(Error::read(&path))?),
+                None if path.exists() => Some(disk::read_json(&path, disk::TOKENIZER)?),
                 None => None,
             };
             files.extend(bytes.map(|bytes| (name, bytes)));
@@ -482,17 +483,18 @@ impl Weights for Checkpoint {
             Store::Packed(tensors, formats) => match formats.get(&spec.name) {
                 None => tensors.get(&spec.name).ok_or_else(missing)?.to_packed()?,
                 Some(format) => {
-                    let words = |suffix: &str| {
+                    let words = |suffix: &str| -> Result<Vec<u32>> {
                         let tensor = tensors.get(&format!("{}.{suffix}", spec.name));
-                        tensor.map_or_else(Vec::new, |t| bytemuck::pod_collect_to_vec(t.bytes))
+                        let bytes = tensor.map(|tensor| tensor.bytes()).transpose()?;
+                        Ok(bytes.map_or_else(Vec::new, |b| bytemuck::pod_collect_to_vec(&b)))
                     };
                     let (rows, columns) = (spec.rows, spec.columns);
                     let packed = Packed {
                         format: *format,
                         rows,
                         columns,
-                        codes: words("codes"),
-                        scales: words("scales"),
+                        codes: words("codes")?,
+                        scales: words("scales")?,
                     };
                     let fits = packed.codes.len() == rows * format.code_words_per_row(columns)
                         && packed.scales.len() == rows * format.scale_words_per_row(columns);

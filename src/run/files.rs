@@ -8,9 +8,13 @@ use sha2::{Digest, Sha256};
 
 use crate::data::read_text;
 use crate::error::{Error, Result};
+use crate::formats::Source;
 use crate::interrupt;
 use crate::model::Checkpoint;
 use crate::recipe::Recipe;
+
+/// Bytes that are hashed between two looks at whether the user wants to stop.
+const CHUNK: usize = 16 << 20;
 
 /// A file of the artifact.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -49,8 +53,8 @@ pub(super) fn list_inputs(
     recipe: &Recipe,
     known: &[HashedInput],
 ) -> Result<Vec<HashedInput>> {
-    let input = |path: String, bytes: &[u8]| -> Result<HashedInput> {
-        let (modified, length) = (modified(&path), bytes.len() as u64);
+    let input = |path: String, source: &Source| -> Result<HashedInput> {
+        let (modified, length) = (modified(&path), source.length());
         let same = |old: &&HashedInput| {
             (&old.file.path, old.file.bytes, &old.modified) == (&path, length, &modified)
         };
@@ -58,19 +62,29 @@ pub(super) fn list_inputs(
             return Ok(old.clone());
         }
         let mut hash = Sha256::new();
-        for chunk in bytes.chunks(64 << 20) {
+        for from in (0..length as usize).step_by(CHUNK) {
             interrupt::check()?;
-            hash.update(chunk);
+            hash.update(source.read(from..(from + CHUNK).min(length as usize))?);
         }
         let file = InputFile { path, bytes: length, sha256: hex(&hash.finalize()) };
         Ok(HashedInput { file, modified })
     };
     let mut inputs = Vec::new();
     for source in parent.sources() {
-        inputs.push(input(source.path().display().to_string(), source.bytes())?);
+        inputs.push(input(source.path().display().to_string(), source)?);
     }
     for text in texts(recipe) {
-        inputs.push(input(text.into(), read_text(text)?.as_bytes())?);
+        let source = match text.strip_prefix("embedded:") {
+            Some(_) => {
+                let contents = read_text(text)?;
+                let (bytes, sha256) = (contents.len() as u64, sha256(contents));
+                let file = InputFile { path: text.into(), bytes, sha256 };
+                inputs.push(HashedInput { file, modified: None });
+                continue;
+            }
+            None => Source::open(Path::new(text))?,
+        };
+        inputs.push(input(text.into(), &source)?);
     }
     Ok(inputs)
 }

@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::files::{HashedInput, sha256};
+use crate::disk::{sync, sync_folder, write_record};
 use crate::error::{Error, Result};
-use crate::formats::{sync, write_record};
 
 const RECORD: &str = "work.toml";
 
@@ -180,15 +180,6 @@ impl Work {
             // Stops at the first that something else has come into.
             let _ = made.iter().try_for_each(std::fs::remove_dir);
         }
-    }
-}
-
-/// Flushes the names in a folder to the disk, where a folder can be.
-pub(super) fn sync_folder(folder: &Path) -> Result<()> {
-    let folder = if folder == Path::new("") { Path::new(".") } else { folder };
-    match cfg!(unix) {
-        true => File::open(folder).and_then(|file| file.sync_all()).map_err(Error::write(folder)),
-        false => Ok(()),
     }
 }
 

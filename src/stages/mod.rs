@@ -17,8 +17,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::device::Device;
+use crate::disk::write_record;
 use crate::error::{Error, Result};
-use crate::formats::write_record;
 use crate::interrupt;
 use crate::methods::calibration::{Calibration, Rows};
 use crate::model::{Checkpoint, Config, Outline, Pass, Weights, continue_packed};
@@ -81,7 +81,7 @@ pub struct Planned {
     pub changes: HashMap<String, String>,
     /// Most bytes of device memory in use at once, about.
     pub peak_device_bytes: u64,
-    /// Most bytes of host memory in use at once, about; mapped files not counted.
+    /// Most bytes of host memory in use at once, about.
     pub peak_host_bytes: u64,
     /// Warnings: effects the user may not expect.
     pub warnings: Vec<String>,

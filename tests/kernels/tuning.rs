@@ -63,8 +63,13 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
         assert!(counted && shown, "no `{kernel}` {how}: {run}");
     }
     std::fs::write(path, "{\"devices\": 3}")?;
-    let broken = lopper(&folder, "devices -v")?;
-    assert!(broken.code != Some(0) && broken.err.contains("tuned.json"), "{broken}");
+    // What is broken is no reason not to work, nor to be written over.
+    let broken = runs(&folder, "devices -v")?;
+    assert!(broken.err.contains("warning: ") && broken.err.contains("tuned.json"), "{broken}");
+    let flags = "--type int8-g32 --shape 256x256 --tokens 1 --device gpu";
+    let kept = runs(&folder, &format!("tune-device {flags} --json=-"))?;
+    assert!(kept.err.contains("is not kept") && kept.json()?[0]["winner"].is_string(), "{kept}");
+    assert_eq!(std::fs::read_to_string(folder.path().join("tuned.json"))?, "{\"devices\": 3}");
     Ok(())
 }
 

@@ -194,9 +194,9 @@ fn streamed_evaluation(device: &Device) -> Result<(), Failed> {
     let tokens: Vec<u32> = (0..2500).map(|place| (place * 91 % 503) as u32).collect();
     let windows = Windows::new(&tokens, 100, Convention::SecondHalf, Some(1))?;
     let pass = pass(device);
-    let resident = losses(&model, &pass, &windows, |_, _| Ok(()))?;
+    let resident = losses(&model, &pass, &windows, |_, _, _| Ok(()))?;
     let source = WeightSource::Streamed(device, &weights);
-    let streamed = losses(source, &pass, &windows, |_, _| Ok(()))?;
+    let streamed = losses(source, &pass, &windows, |_, _, _| Ok(()))?;
     assert_eq!(resident.values().len(), 25 * 49, "losses");
     assert_close("losses", streamed.values(), resident.values(), Within::Each(1e-6));
     Ok(())

@@ -115,7 +115,7 @@ fn bytes_of_the_scored_tokens() -> Result<(), Failed> {
         // A character cut by a window's edge decodes to U+FFFD: three bytes, whatever it has.
         assert!(found.abs_diff(sum) <= slack, "{found} bytes, decoded {sum}");
         let device = Device::Cpu;
-        let losses = losses(&model(&device, name)?, &pass(&device), &windows, |_, _| Ok(()))?;
+        let losses = losses(&model(&device, name)?, &pass(&device), &windows, |_, _, _| Ok(()))?;
         let bits = losses.bits_per_byte(found).ok_or("bytes are scored")?;
         let want = losses.values().iter().sum::<f64>() / 2f64.ln() / found as f64;
         assert!((bits.value - want).abs() < 1e-12, "{bits}, not {want}");

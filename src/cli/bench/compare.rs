@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::cli::output::{Output, table};
+use crate::disk;
 use crate::error::{Error, Result};
 
 /// Keys that identify a row, of hardware, kernels and models.
@@ -84,7 +85,7 @@ pub(super) fn run(paths: &[std::path::PathBuf], output: &Output) -> Result<()> {
 }
 
 fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let text = std::fs::read(path).map_err(Error::read(path))?;
+    let text = disk::read_json(path, disk::LIST)?;
     serde_json::from_slice(&text).map_err(|error| Error::Malformed {
         path: path.into(),
         what: "bench results".into(),

@@ -57,9 +57,15 @@ pub(super) fn hardware(devices: &Devices, output: &Output) -> Result<Vec<Map<Str
     let runner = &devices.timed;
     let peak = peaks::of(&runner.gpu().adapter().info.name);
     let probe = |kernel: &str, _: &str, _: &Variant| kernel.starts_with("probe/");
-    let mut probes = timings(runner, probe, None, output)?;
+    let mut probes = timings(runner, probe, None, output, &mut |_| Ok(()))?;
     if let Some(coop) = &devices.coop {
-        probes.extend(timings(coop, |kernel, _, _| kernel == "probe/coop", None, output)?);
+        probes.extend(timings(
+            coop,
+            |kernel, _, _| kernel == "probe/coop",
+            None,
+            output,
+            &mut |_| Ok(()),
+        )?);
     }
     let mut figures = Vec::new();
     for timing in best_of_sizes(probes) {

@@ -153,7 +153,7 @@ fn page(title: &str, rows: &[Row], body: &str) -> String {
         );
     }
     format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>Lopper: {title}</title><style>{STYLE}{colours}</style></head><body><h1>{title}</h1><p>{}</p>{body}<h2>All figures</h2>{}</body></html>\n",
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"generator\" content=\"lopper\"><meta name=\"viewport\" content=\"width=device-width\"><title>Lopper: {title}</title><style>{STYLE}{colours}</style></head><body><h1>{title}</h1><p>{}</p>{body}<h2>All figures</h2>{}</body></html>\n",
         escape(&device),
         figures(rows)
     )

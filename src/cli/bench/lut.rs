@@ -4,9 +4,8 @@
 use serde_json::{Map, Value, json};
 
 use super::products::{Activations, compile, parse_all, parse_format, parse_shape};
-use super::rows::{device_columns, round};
+use super::rows::{Rows, device_columns, round};
 use crate::cli::Global;
-use crate::cli::output::Output;
 use crate::device::Runner;
 use crate::error::Result;
 use crate::kernels::matmul::Engine;
@@ -44,8 +43,9 @@ pub(super) fn rows(
     global: &Global,
     runner: &Runner,
     arguments: &Arguments,
-    output: &Output,
-) -> Result<Vec<Map<String, Value>>> {
+    rows: &mut Rows<'_>,
+) -> Result<()> {
+    let output = rows.output;
     let shapes = parse_all(&arguments.shape, parse_shape)?;
     if arguments.group_size < 32 || !arguments.group_size.is_power_of_two() {
         return Err(crate::error::Error::Argument {
@@ -80,13 +80,12 @@ pub(super) fn rows(
     let every = products.iter().flatten();
     compile(runner, every.map(|(_, product)| product));
     let total = products.len() * weights.len();
-    let mut rows: Vec<Map<String, Value>> = Vec::new();
     for group in products {
         let mut timed = Vec::new();
         for (name, product) in &group {
             output.progress(
                 &format!("timing {}", product.class()),
-                rows.len() + timed.len(),
+                rows.all().len() + timed.len(),
                 total,
             );
             let all = candidates(runner, product)?;
@@ -99,10 +98,10 @@ pub(super) fn rows(
         for (name, product, kernel, us) in &timed {
             let same = timed.iter().filter(|other| other.1.weight == product.weight);
             let best = same.map(|other| other.3).fold(f64::INFINITY, f64::min);
-            rows.push(row(runner, name, product, kernel, *us, (best, f16)));
+            rows.push(row(runner, name, product, kernel, *us, (best, f16)))?;
         }
     }
-    Ok(rows)
+    Ok(())
 }
 
 fn row(

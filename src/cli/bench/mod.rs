@@ -10,19 +10,19 @@ mod rows;
 pub(super) mod tune;
 mod types;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use self::hardware::Devices;
-use self::rows::{device_columns, round, shown, timings};
-use super::output::{Output, table};
+use self::rows::{Rows, device_columns, round, timings};
+use super::output::Output;
 use super::session::replacement;
 use super::{DeviceChoice, Global};
 use crate::device::{Runner, Variant};
+use crate::disk::{claim, write_own};
 use crate::error::{Error, Result};
-use crate::formats::replace_file;
 use crate::gpu::{Gpu, Options, Tier, choose};
 use crate::measure::speed::kernels::{Ceilings, Timing};
 use crate::measure::speed::model::Test;
@@ -130,9 +130,7 @@ enum Format {
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     if let Some(path) = &arguments.html {
         // Fail now rather than after minutes of measuring.
-        let folder = path.parent().filter(|folder| *folder != Path::new(""));
-        let folder = folder.unwrap_or(Path::new("."));
-        std::fs::read_dir(folder).map_err(Error::write(path))?;
+        claim(path, output.force())?;
     }
     let Some(what) = &arguments.what else {
         if arguments.compare.is_empty() {
@@ -150,9 +148,10 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             let has_coop = timed.gpu().adapter().capabilities.cooperative_matrix > 0;
             let coop = has_coop.then(|| open(global, Some(Tier::Coop))).transpose()?;
             let devices = Devices { timed, coop };
-            let rows = hardware::hardware(&devices, output)?;
-            write_page(arguments, output, || html::hardware(&rows))?;
-            print(&rows, *format, output)
+            let mut rows = Rows::new(*format, output);
+            hardware::hardware(&devices, output)?.into_iter().try_for_each(|row| rows.push(row))?;
+            write_page(arguments, output, || html::hardware(rows.all()))?;
+            rows.finish()
         }
         What::Kernels { kernel, shape, variant, shader, no_ceilings, output: format } => {
             if *no_ceilings && arguments.html.is_some() {
@@ -174,21 +173,16 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 Some((name, source)) => runner.with_source(&name, source),
                 None => runner,
             };
-            let timings = kernels(
-                &runner,
-                &selection,
-                [shape.as_deref(), variant.as_deref()],
-                ceilings,
-                output,
-            )?;
-            let rows: Vec<_> = timings.iter().map(|timing| row(&runner, timing)).collect();
+            let mut rows = Rows::new(*format, output);
+            let asked = [shape.as_deref(), variant.as_deref()];
+            let timings = kernels(&runner, &selection, asked, ceilings, &mut rows)?;
             write_page(arguments, output, || {
                 let right = timings.iter().filter(|timing| timing.verified);
                 let right: Vec<Timing> = right.cloned().collect();
                 let rows: Vec<_> = right.iter().map(|timing| row(&runner, timing)).collect();
                 html::kernels(&rows, &right, ceilings.unwrap_or_default())
             })?;
-            print(&rows, *format, output)?;
+            rows.finish()?;
             // Kernels with right results are timed and shown; wrong ones still fail the run.
             match timings.iter().filter(|timing| !timing.verified).count() {
                 0 => Ok(()),
@@ -197,20 +191,22 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         }
         What::Types { arguments: types, output: format } => {
             let runner = open(global, None)?;
-            let rows = types::rows(global, &runner, types, output)?;
+            let mut rows = Rows::new(*format, output);
+            types::rows(global, &runner, types, &mut rows)?;
             write_page(arguments, output, || {
-                html::products("Products by weight type", &rows, "weight", &[])
+                html::products("Products by weight type", rows.all(), "weight", &[])
             })?;
-            print(&rows, *format, output)
+            rows.finish()
         }
         What::Lut { arguments: lut, output: format } => {
             let runner = open(global, None)?;
-            let rows = lut::rows(global, &runner, lut, output)?;
+            let mut rows = Rows::new(*format, output);
+            lut::rows(global, &runner, lut, &mut rows)?;
             write_page(arguments, output, || {
                 let title = "Products by lookup and by multiplying";
-                html::products(title, &rows, "weight", &lut::ENGINES)
+                html::products(title, rows.all(), "weight", &lut::ENGINES)
             })?;
-            print(&rows, *format, output)
+            rows.finish()
         }
         What::Model { model, n_prompt, n_gen, n_depth, backward, repetitions, output: format } => {
             let mut tests = Vec::new();
@@ -229,9 +225,10 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 n_depth: 0,
                 sequences: *sequences,
             }));
-            let rows = model::rows(global, model, &tests, *repetitions as usize, output)?;
-            write_page(arguments, output, || html::model(&rows))?;
-            print(&rows, *format, output)
+            let mut rows = Rows::new(*format, output);
+            model::rows(global, model, &tests, *repetitions as usize, &mut rows)?;
+            write_page(arguments, output, || html::model(rows.all()))?;
+            rows.finish()
         }
     }
 }
@@ -268,6 +265,7 @@ fn ceilings(runner: &Runner, output: &Output) -> Result<Ceilings> {
         |kernel, _, _| ["probe/read", "probe/copy", "probe/fma"].contains(&kernel),
         None,
         output,
+        &mut |_| Ok(()),
     )?;
     // The best of the sizes: a small one is partly launch.
     let rate = |kernel: &str, of: fn(&Timing) -> f64| {
@@ -286,15 +284,17 @@ fn kernels(
     selection: &Selection,
     [shape, variant]: [Option<&str>; 2],
     ceilings: Option<Ceilings>,
-    output: &Output,
+    rows: &mut Rows<'_>,
 ) -> Result<Vec<Timing>> {
+    let output = rows.output;
     let selected = |kernel: &str, label: &str, of: &Variant| {
         !kernel.starts_with("probe/")
             && selection.names_kernel(kernel)
             && shape.is_none_or(|shape| label.contains(shape))
             && variant.is_none_or(|variant| of.label().contains(variant))
     };
-    let timings = timings(runner, selected, ceilings, output)?;
+    let mut tell = |timing: &Timing| rows.push(row(runner, timing));
+    let timings = timings(runner, selected, ceilings, output, &mut tell)?;
     if timings.is_empty() {
         return Err(Error::Argument {
             argument: "--kernel / --shape / --variant".into(),
@@ -334,89 +334,7 @@ fn write_page(arguments: &Arguments, output: &Output, page: impl FnOnce() -> Str
     let Some(path) = &arguments.html else {
         return Ok(());
     };
-    replace_file(path, |file| file.write_all(page().as_bytes()).map_err(Error::write(path)))?;
+    write_own(path, page().as_bytes())?;
     output.note(format!("written: {}", path.display()));
-    Ok(())
-}
-
-fn print(rows: &[Map<String, Value>], format: Format, output: &Output) -> Result<()> {
-    // Every row is a record of its own, so each says what its fields mean.
-    let json = || {
-        let row = |row: &Map<String, Value>| {
-            let mut json = Map::from_iter([("schema".to_string(), Value::from(1))]);
-            json.extend(row.clone());
-            Value::Object(json)
-        };
-        rows.iter().map(row).collect::<Vec<_>>()
-    };
-    output.json(&Value::Array(json()))?;
-    let mut keys: Vec<&String> = Vec::new();
-    for key in rows.iter().flat_map(Map::keys) {
-        if !keys.contains(&key) {
-            keys.push(key);
-        }
-    }
-    let exact = |row: &Map<String, Value>, key: &str| match row.get(key) {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Null) | None => String::new(),
-        Some(other) => other.to_string(),
-    };
-    let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
-    match format {
-        // A row of a model brings its own columns.
-        Format::Md if rows.iter().any(|row| row.contains_key("test")) => {
-            output.text(&model::markdown(rows))
-        }
-        Format::Md => {
-            let told = |key: &&String| {
-                !["reason", "verified", "gpu_info", "backends", "driver"].contains(&key.as_str())
-            };
-            let keys: Vec<&String> = keys.into_iter().filter(told).collect();
-            let mut lines = vec![keys.iter().map(|key| key.to_string()).collect()];
-            lines.extend(rows.iter().map(|row| {
-                let shown = |key: &&String| row.get(*key).map_or(String::new(), shown);
-                keys.iter().map(shown).collect::<Vec<_>>()
-            }));
-            output.text(&table(&lines));
-        }
-        Format::Csv => {
-            output.line(keys.iter().map(|key| key.as_str()).collect::<Vec<_>>().join(","));
-            for row in rows {
-                output.line(
-                    keys.iter().map(|key| quoted(&exact(row, key))).collect::<Vec<_>>().join(","),
-                );
-            }
-        }
-        Format::Json => {
-            output.line(format!("{:#}", Value::Array(json())));
-        }
-        Format::Jsonl => json().iter().for_each(|row| output.line(row.to_string())),
-        Format::Sql => {
-            // The narrowest type that holds all of a column.
-            let ty = |key: &str| {
-                let values = || rows.iter().filter_map(|row| row.get(key)).filter(|v| !v.is_null());
-                let whole = |v: &Value| v.is_i64() || v.is_u64() || v.is_boolean();
-                match (values().all(whole), values().all(|v| whole(v) || v.is_number())) {
-                    _ if values().next().is_none() => "TEXT",
-                    (true, _) => "INTEGER",
-                    (_, true) => "REAL",
-                    _ => "TEXT",
-                }
-            };
-            let columns: Vec<String> =
-                keys.iter().map(|key| format!("{key} {}", ty(key))).collect();
-            output.line(format!("CREATE TABLE IF NOT EXISTS bench ({});", columns.join(", ")));
-            for row in rows {
-                let value = |key: &&String| match row.get(*key) {
-                    None | Some(Value::Null) => "NULL".into(),
-                    Some(Value::Bool(yes)) => u8::from(*yes).to_string(),
-                    Some(Value::Number(number)) => number.to_string(),
-                    Some(_) => format!("'{}'", exact(row, key).replace('\'', "''")),
-                };
-                let values: Vec<String> = keys.iter().map(value).collect();
-                output.line(format!("INSERT INTO bench VALUES ({});", values.join(", ")));
-            }
-        }
-    }
     Ok(())
 }

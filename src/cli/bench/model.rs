@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::rows::Rows;
 use crate::cli::Global;
-use crate::cli::output::Output;
 use crate::cli::session::{compute, load_model, open_device, open_model};
 use crate::error::{Error, Result};
 use crate::gpu::backend_name;
@@ -16,8 +16,9 @@ pub(super) fn rows(
     model: &str,
     tests: &[Test],
     repetitions: usize,
-    output: &Output,
-) -> Result<Vec<Map<String, Value>>> {
+    rows: &mut Rows<'_>,
+) -> Result<()> {
+    let output = rows.output;
     let checkpoint = open_model(model, output)?;
     let limit = checkpoint.config().max_positions;
     if let Some(test) = tests.iter().find(|test| test.n_depth + test.n_prompt + test.n_gen > limit)
@@ -36,7 +37,6 @@ pub(super) fn rows(
     let loaded = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
     let pass = Pass { device: &device, compute };
     let adapter = device.gpu().map(|gpu| gpu.adapter());
-    let mut rows = Vec::new();
     for (done, test) in tests.iter().enumerate() {
         output.progress("measuring", done, tests.len());
         let started = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
@@ -64,12 +64,12 @@ pub(super) fn rows(
             "vram_peak": device.gpu().map_or(0, |gpu| gpu.memory().1),
         });
         match row {
-            Value::Object(row) => rows.push(row),
+            Value::Object(row) => rows.push(row)?,
             _ => unreachable!("an object literal is an object"),
         }
     }
     output.progress("measuring", tests.len(), tests.len());
-    Ok(rows)
+    Ok(())
 }
 
 /// A batch from `10x64`: sequences and tokens of each.

@@ -2,19 +2,138 @@
 
 use serde_json::{Map, Value};
 
-use crate::cli::output::Output;
+use super::{Format, model};
+use crate::cli::output::{Output, table};
 use crate::device::{Runner, Variant};
 use crate::error::Result;
 use crate::gpu::backend_name;
 use crate::kernels::TABLE;
 use crate::measure::speed::kernels::{Ceilings, Timing, time};
 
-/// Every variant of the selected kernels that the device runs, on every shape.
+/// The rows of a bench. Lines of JSON go out as they come; what all rows make, when they are there or the rest was stopped.
+pub(super) struct Rows<'a> {
+    pub(super) output: &'a Output,
+    format: Format,
+    rows: Vec<Map<String, Value>>,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn new(format: Format, output: &'a Output) -> Self {
+        let text: fn(&Value) -> String = match format {
+            Format::Md => markdown,
+            Format::Csv => csv,
+            Format::Json => |rows| format!("{rows:#}\n"),
+            Format::Jsonl => |_| String::new(),
+            Format::Sql => sql,
+        };
+        output.begin(Value::Array(Vec::new()), text);
+        Self { output, format, rows: Vec::new() }
+    }
+
+    /// All that came.
+    pub(super) fn all(&self) -> &[Map<String, Value>] {
+        &self.rows
+    }
+
+    pub(super) fn push(&mut self, row: Map<String, Value>) -> Result<()> {
+        // Every row is a record of its own, so each says what its fields mean.
+        let mut json = Map::from_iter([("schema".to_string(), Value::from(1))]);
+        json.extend(row.clone());
+        self.rows.push(row);
+        let json = Value::Object(json);
+        if matches!(self.format, Format::Jsonl) {
+            self.output.line(json.to_string());
+        }
+        self.output.add(|rows| rows.as_array_mut().into_iter().for_each(|rows| rows.push(json.clone())))
+    }
+
+    /// Prints what all rows make, and writes their JSON.
+    pub(super) fn finish(self) -> Result<()> {
+        self.output.give()
+    }
+}
+
+/// The rows of an array, and the keys that any of them has.
+fn columns(rows: &Value) -> (Vec<&Map<String, Value>>, Vec<&String>) {
+    let rows: Vec<_> = rows.as_array().into_iter().flatten().filter_map(Value::as_object).collect();
+    let mut keys: Vec<&String> = Vec::new();
+    for key in rows.iter().flat_map(|row| row.keys()).filter(|key| *key != "schema") {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    (rows, keys)
+}
+
+fn exact(row: &Map<String, Value>, key: &str) -> String {
+    match row.get(key) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => String::new(),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn markdown(rows: &Value) -> String {
+    let (rows, keys) = columns(rows);
+    // A row of a model brings its own columns.
+    if rows.iter().any(|row| row.contains_key("test")) {
+        return model::markdown(&rows.into_iter().cloned().collect::<Vec<_>>());
+    }
+    let hidden = ["reason", "verified", "gpu_info", "backends", "driver"];
+    let keys: Vec<_> = keys.into_iter().filter(|key| !hidden.contains(&key.as_str())).collect();
+    let mut lines = vec![keys.iter().map(|key| key.to_string()).collect()];
+    lines.extend(rows.iter().map(|row| {
+        let shown = |key: &&String| row.get(*key).map_or(String::new(), shown);
+        keys.iter().map(shown).collect::<Vec<_>>()
+    }));
+    table(&lines)
+}
+
+fn csv(rows: &Value) -> String {
+    let (rows, keys) = columns(rows);
+    let mut text = keys.iter().map(|key| key.as_str()).collect::<Vec<_>>().join(",") + "\n";
+    for row in rows {
+        let quoted = |key: &&String| format!("\"{}\"", exact(row, key).replace('"', "\"\""));
+        text += &(keys.iter().map(quoted).collect::<Vec<_>>().join(",") + "\n");
+    }
+    text
+}
+
+fn sql(rows: &Value) -> String {
+    let (rows, keys) = columns(rows);
+    // The narrowest type that holds all of a column.
+    let ty = |key: &str| {
+        let values = || rows.iter().filter_map(|row| row.get(key)).filter(|v| !v.is_null());
+        let whole = |v: &Value| v.is_i64() || v.is_u64() || v.is_boolean();
+        match (values().all(whole), values().all(|v| whole(v) || v.is_number())) {
+            _ if values().next().is_none() => "TEXT",
+            (true, _) => "INTEGER",
+            (_, true) => "REAL",
+            _ => "TEXT",
+        }
+    };
+    let columns: Vec<String> = keys.iter().map(|key| format!("{key} {}", ty(key))).collect();
+    let mut text = format!("CREATE TABLE IF NOT EXISTS bench ({});\n", columns.join(", "));
+    for row in &rows {
+        let value = |key: &&String| match row.get(*key) {
+            None | Some(Value::Null) => "NULL".into(),
+            Some(Value::Bool(yes)) => u8::from(*yes).to_string(),
+            Some(Value::Number(number)) => number.to_string(),
+            Some(_) => format!("'{}'", exact(row, key).replace('\'', "''")),
+        };
+        let values: Vec<String> = keys.iter().map(value).collect();
+        text += &format!("INSERT INTO bench VALUES ({});\n", values.join(", "));
+    }
+    text
+}
+
+/// Every variant of the selected kernels that the device runs, on every shape. `tell` hears of each as it comes.
 pub(super) fn timings(
     runner: &Runner,
     selected: impl Fn(&str, &str, &Variant) -> bool,
     ceilings: Option<Ceilings>,
     output: &Output,
+    tell: &mut dyn FnMut(&Timing) -> Result<()>,
 ) -> Result<Vec<Timing>> {
     let mut work = Vec::new();
     for kernel in TABLE.iter().copied() {
@@ -32,7 +151,9 @@ pub(super) fn timings(
     let mut rows = Vec::new();
     for (done, (kernel, variant, case)) in work.iter().enumerate() {
         output.progress(&format!("timing {}", kernel.name), done, work.len());
-        rows.extend(time(runner, kernel, variant, case, ceilings)?);
+        let timing = time(runner, kernel, variant, case, ceilings)?;
+        timing.iter().try_for_each(&mut *tell)?;
+        rows.extend(timing);
     }
     Ok(rows)
 }

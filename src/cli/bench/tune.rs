@@ -12,7 +12,7 @@ use crate::cli::session::open_tuning;
 use crate::error::Result;
 use crate::kernels::matmul::product::{InputForm, MatmulShape, Winners};
 use crate::kernels::matmul::{Engine, tuned};
-use crate::measure::speed::tune::tune_all;
+use crate::measure::speed::tune::{Tuned, tune_all};
 use crate::tensor::DType;
 
 #[derive(Debug, clap::Args)]
@@ -76,40 +76,70 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
         product.bytes > 1
             || candidates.iter().any(|choice| matches!(choice.input(), InputForm::Integers(_)))
     });
-    let (found, left) = tune_all(&runner, &products, arguments.budget, |index, product| {
-        output.progress(&format!("tuning {}", product.class()), index, products.len());
-    })?;
-    let mut rows =
-        vec![["product", "analytic choice", "us", "winner", "us"].map(String::from).to_vec()];
-    for tuned in &found {
-        let same = tuned.winner.0 == tuned.analytic.0;
-        rows.push(vec![
-            tuned.class.clone(),
-            tuned.analytic.0.clone(),
-            round(tuned.analytic.1).to_string(),
-            if same { "the same".into() } else { tuned.winner.0.clone() },
-            round(tuned.winner.1).to_string(),
-        ]);
+    output.begin(Value::Array(Vec::new()), text);
+    let mut kept = None;
+    let tuned = tune_all(
+        &runner,
+        &products,
+        arguments.budget,
+        |index, product| {
+            output.progress(&format!("tuning {}", product.class()), index, products.len());
+        },
+        |tuned| {
+            output.add(|rows| {
+                rows.as_array_mut().into_iter().for_each(|rows| rows.push(json(&tuned)))
+            })?;
+            let winners = Winners::from([(tuned.class, tuned.winner.0)]);
+            // Kept at once: whatever stops the rest, this one is known.
+            kept = Some(tuned::store(runner.gpu().adapter(), winners));
+            Ok(())
+        },
+    );
+    match kept.transpose() {
+        Ok(Some(Some(path))) => output.note(format!("kept in {}", path.display())),
+        Ok(Some(None)) => {
+            output.note("not kept: the system names no place for caches; set LOPPER_CACHE");
+        }
+        Ok(None) => {}
+        Err(error) => output.note(format!("warning: what was found is not kept: {error}")),
     }
-    let json = found.iter().map(|t| {
-        json!({
-            "schema": 1, "class": t.class, "candidates": t.candidates,
-            "analytic": t.analytic.0, "analytic_us": t.analytic.1,
-            "winner": t.winner.0, "winner_us": t.winner.1,
-        })
-    });
-    output.json(&Value::Array(json.collect()))?;
-    output.text(&table(&rows));
+    let left = tuned?;
+    output.give()?;
     if left > 0 {
         output.note(format!(
             "{left} of {} products not reached in the time; --budget gives more",
             products.len()
         ));
     }
-    let winners: Winners = found.into_iter().map(|t| (t.class, t.winner.0)).collect();
-    match tuned::store(runner.gpu().adapter(), winners)? {
-        Some(path) => output.note(format!("kept in {}", path.display())),
-        None => output.note("not kept: the system names no place for caches; set LOPPER_CACHE"),
-    }
     Ok(())
+}
+
+fn json(tuned: &Tuned) -> Value {
+    json!({
+        "schema": 1, "class": tuned.class, "candidates": tuned.candidates,
+        "analytic": tuned.analytic.0, "analytic_us": tuned.analytic.1,
+        "winner": tuned.winner.0, "winner_us": tuned.winner.1,
+    })
+}
+
+/// The table of what was tuned.
+fn text(rows: &Value) -> String {
+    let head = ["product", "analytic choice", "us", "winner", "us"];
+    let mut lines = vec![head.map(String::from).to_vec()];
+    for row in rows.as_array().into_iter().flatten() {
+        let text = |key: &str| row[key].as_str().unwrap_or_default().to_string();
+        let us = |key: &str| round(row[key].as_f64().unwrap_or_default()).to_string();
+        let winner = match row["winner"] == row["analytic"] {
+            true => "the same".into(),
+            false => text("winner"),
+        };
+        lines.push(vec![
+            text("class"),
+            text("analytic"),
+            us("analytic_us"),
+            winner,
+            us("winner_us"),
+        ]);
+    }
+    table(&lines)
 }

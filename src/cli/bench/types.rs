@@ -3,9 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::products::{Activations, compile, parse_all, parse_format, parse_shape};
-use super::rows::round;
+use super::rows::{Rows, round};
 use crate::cli::Global;
-use crate::cli::output::Output;
 use crate::device::Runner;
 use crate::error::Result;
 use crate::kernels::matmul::Engine;
@@ -36,8 +35,9 @@ pub(super) fn rows(
     global: &Global,
     runner: &Runner,
     arguments: &Arguments,
-    output: &Output,
-) -> Result<Vec<Map<String, Value>>> {
+    rows: &mut Rows<'_>,
+) -> Result<()> {
+    let output = rows.output;
     let formats = parse_all(&arguments.formats, parse_format)?;
     let shapes = parse_all(&arguments.shape, parse_shape)?;
     let activations = Activations::of(global, runner);
@@ -51,13 +51,14 @@ pub(super) fn rows(
         }
     }
     compile(runner, products.iter());
-    let mut rows = Vec::new();
+    let mut done = 0;
     // The formats of one shape and number of tokens, the first of which the others are compared with.
     for group in products.chunks(formats.len().max(1)) {
         let mut first: Option<f64> = None;
         for product in group {
             let step = format!("timing {}", product.weight.label());
-            output.progress(&step, rows.len(), products.len());
+            output.progress(&step, done, products.len());
+            done += 1;
             let timed = candidates(runner, product)?;
             let best = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1));
             let Some((choice, us)) = best else {
@@ -65,10 +66,10 @@ pub(super) fn rows(
                 continue;
             };
             let first = *first.get_or_insert(*us);
-            rows.push(row(product, &choice.label(), *us, first));
+            rows.push(row(product, &choice.label(), *us, first))?;
         }
     }
-    Ok(rows)
+    Ok(())
 }
 
 fn row(product: &MatmulShape, kernel: &str, us: f64, first: f64) -> Map<String, Value> {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::compare::task_table;
 use super::pair::{Pair, Text, size};
+use super::so_far;
 use super::tasks::{Answering, json_of};
 use crate::cli::Global;
 use crate::cli::output::Output;
@@ -31,29 +32,11 @@ pub(super) fn run(
     };
     let device = open_device(global, output)?;
     let start = Instant::now();
+    output.begin(json!({"schema": 1, "model": model, "base": base}), so_far);
     let measured = match &pair {
         Some((text, pair)) => Some(pair.measure(global, &device, text, output)?),
         None => None,
     };
-    let bootstrap = Bootstrap::seeded(global.seed.unwrap_or(0));
-    let tasks = if answering.tasks.is_empty() {
-        None
-    } else {
-        let answers = |side| answering.answers(global, &device, side, output);
-        let (before, after) = (answers(&parent)?, answers(&child)?);
-        answering.files.write(global, model, &after)?;
-        Some((compare_tasks(&before, &after, bootstrap)?, before, after))
-    };
-    let compared = tasks.as_ref().map(|(compared, ..)| compared);
-    let (before, after) = (size(base, &parent), size(model, &child));
-    let found = measured.as_ref().map(|(found, _)| found);
-    let words = summary(Some((&before, &after)), found, compared);
-    let mut json = json!({
-        "schema": 1, "model": model, "base": base, "size": after, "base_size": before, "summary": words,
-        "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed},
-        "device": device.name(), "compute": compute(global, &device)?.name(),
-    });
-    output.line(format!("{model} against {base}: {words}\n"));
     if let (Some((found, time)), Some((text, pair))) = (&measured, &pair) {
         let (seconds, used) = (time.as_secs_f64(), pair.tokens(text));
         let own = json!({
@@ -63,9 +46,35 @@ pub(super) fn run(
             "perplexity_change": found.change, "kl": found.kl, "delta_p": found.delta_p, "impossible": found.impossible,
             "tokens_per_second": used as f64 / seconds, "seconds": seconds,
         });
-        if let (Value::Object(json), Value::Object(own)) = (&mut json, own) {
-            json.extend(own);
-        }
+        output.add(|json| extend(json, own))?;
+    }
+    let bootstrap = Bootstrap::seeded(global.seed.unwrap_or(0));
+    let tasks = if answering.tasks.is_empty() {
+        None
+    } else {
+        let answers = |side| answering.answers(global, &device, side, output);
+        let before = answers(&parent)?;
+        output.add(|json| json["base_tasks"] = json_of(&before))?;
+        let after = answers(&child)?;
+        answering.files.write(global, model, &after)?;
+        Some((compare_tasks(&before, &after, bootstrap)?, before, after))
+    };
+    let compared = tasks.as_ref().map(|(compared, ..)| compared);
+    let (before, after) = (size(base, &parent), size(model, &child));
+    let found = measured.as_ref().map(|(found, _)| found);
+    let words = summary(Some((&before, &after)), found, compared);
+    let mut json = output.finish();
+    extend(
+        &mut json,
+        json!({
+            "size": after, "base_size": before, "summary": words,
+            "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed},
+            "device": device.name(), "compute": compute(global, &device)?.name(),
+        }),
+    );
+    output.line(format!("{model} against {base}: {words}\n"));
+    if let (Some((found, time)), Some((text, pair))) = (&measured, &pair) {
+        let (seconds, used) = (time.as_secs_f64(), pair.tokens(text));
         output.text(&block(found));
         output.line(format!(
             "\n{used} tokens of both in {seconds:.2} s on {}: {:.0} tokens/s",
@@ -84,6 +93,13 @@ pub(super) fn run(
     }
     output.json(&json)?;
     report_device(global, &device, output, start.elapsed())
+}
+
+/// Adds the fields of one object to another.
+fn extend(json: &mut Value, more: Value) {
+    if let (Value::Object(json), Value::Object(more)) = (json, more) {
+        json.extend(more);
+    }
 }
 
 /// Every figure of the text, a line each.

@@ -94,7 +94,7 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     let sides = [&parent, &child];
     let models = sides.iter().filter(|side| side.checkpoint().is_some()).count();
     let answered = models == 0 || !tasks.is_empty();
-    arguments.files.check(answered)?;
+    arguments.files.check(answered, output)?;
     let wrong = |argument: &str, expected: &str| {
         Err(Error::Argument {
             argument: argument.into(),
@@ -136,6 +136,12 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     let start = Instant::now();
     if let (Some(pair), Some(device)) = (&pair, &device) {
         found.text = Some(pair.measure(global, device, &text, output)?.0);
+        let begun = json!({"schema": 1, "parent": arguments.parent, "child": arguments.child});
+        output.begin(begun, |found| {
+            let of = |side: &str| found["text"][side]["perplexity"]["value"].to_string();
+            format!("so far: perplexity {} of A, {} of B\n", of("parent"), of("child"))
+        });
+        output.add(|json| json["text"] = json!(found.text))?;
     }
     if answered {
         let answering =

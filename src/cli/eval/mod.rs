@@ -8,20 +8,21 @@ mod tasks;
 
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::pair::WindowArguments;
 use self::task_files::TaskFiles;
 use self::tasks::{Answering, TaskArguments, json_of, text_of};
 use super::Global;
-use super::output::Output;
+use super::output::{Output, SAVE_EVERY};
 use super::session::{
     Loaded, compute, load_for_windows, load_model, open_device, open_model, report_device,
 };
 use crate::error::Result;
 use crate::interrupt;
-use crate::measure::losses;
+use crate::measure::quality::outcome::TaskOutcome;
 use crate::measure::quality::tasks::Setup;
+use crate::measure::{Losses, losses};
 use crate::model::{Pass, Weights};
 
 #[derive(Debug, clap::Args)]
@@ -45,7 +46,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let tasks = arguments.tasks.read()?;
-    arguments.files.check(!tasks.is_empty())?;
+    arguments.files.check(!tasks.is_empty(), output)?;
     let ctx = arguments.windows.ctx;
     let text = arguments.ppl.as_deref();
     let text = text.map(|source| arguments.windows.of(source));
@@ -75,11 +76,17 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     };
     let pass = Pass { device: &device, compute };
     let start = Instant::now();
-    let mut json = json!({ "schema": 1, "model": arguments.model });
+    output.begin(json!({ "schema": 1, "model": arguments.model }), so_far);
     if let Some((tokenized, windows)) = &windows {
-        let progress = |done: usize, total: usize| {
+        let mut told = Instant::now();
+        let progress = |losses: &Losses, done: usize, total: usize| {
             output.progress("evaluating", done, total);
-            interrupt::check()
+            let pressed = interrupt::check();
+            if done > 0 && (pressed.is_err() || told.elapsed() > SAVE_EVERY) {
+                told = Instant::now();
+                output.add(|json| json["perplexity"] = json!(losses.perplexity()))?;
+            }
+            pressed
         };
         let losses = losses(loaded.source(), &pass, windows, progress)?;
         let figure = losses.perplexity();
@@ -87,10 +94,12 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         let seconds = start.elapsed().as_secs_f64();
         let used = windows.count() * ctx;
         let rate = used as f64 / seconds;
-        json["perplexity"] = json!(figure);
-        json["bits_per_byte"] = json!(bits);
-        json["text"] = json!(arguments.ppl);
-        json["tokens_per_second"] = json!(rate);
+        output.add(|json| {
+            json["perplexity"] = json!(figure);
+            json["bits_per_byte"] = json!(bits);
+            json["text"] = json!(arguments.ppl);
+            json["tokens_per_second"] = json!(rate);
+        })?;
         output.line(format!("{}: {figure}", arguments.model));
         if let Some(bits) = bits {
             output.line(bits.to_string());
@@ -102,14 +111,18 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         let (pass, tokenizer) = (&pass, &tokenizer);
         let setup = Setup { model, pass, tokenizer };
         let began = Instant::now();
-        let outcomes = arguments.tasks.evaluate(global, &setup, &tasks, output)?;
+        let mut tell = |outcomes: &[TaskOutcome]| {
+            arguments.files.write(global, &arguments.model, outcomes)?;
+            output.add(|json| json["tasks"] = json_of(outcomes))
+        };
+        let outcomes = arguments.tasks.evaluate(global, &setup, &tasks, output, &mut tell)?;
         let seconds = began.elapsed().as_secs_f64();
-        arguments.files.write(global, &arguments.model, &outcomes)?;
         let questions: usize = outcomes.iter().map(|task| task.outcomes.len()).sum();
         let rate = questions as f64 / seconds;
-        json["tasks"] = json_of(&outcomes);
-        json["task_options"] = arguments.tasks.json(global);
-        json["questions_per_second"] = json!(rate);
+        output.add(|json| {
+            json["task_options"] = arguments.tasks.json(global);
+            json["questions_per_second"] = json!(rate);
+        })?;
         output.text(&text_of(&outcomes));
         let device = device.name();
         output.line(format!(
@@ -117,9 +130,26 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         ));
     }
     let seconds = start.elapsed();
+    let mut json = output.finish();
     json["device"] = json!(device.name());
     json["seconds"] = json!(seconds.as_secs_f64());
     json["compute"] = json!(pass.compute.name());
     output.json(&json)?;
     report_device(global, &device, output, seconds)
+}
+
+/// What was found before the rest was stopped.
+fn so_far(found: &Value) -> String {
+    let mut text = String::new();
+    let number = |value: &Value| value.as_f64().map_or("-".into(), |value| format!("{value:.4}"));
+    if let Some(figure) = found.get("perplexity") {
+        let (value, error) = (number(&figure["value"]), number(&figure["stderr"]));
+        let tokens = &figure["tokens_scored"];
+        text += &format!("so far: perplexity {value} ± {error} ({tokens} tokens scored)\n");
+    }
+    for (name, task) in found["tasks"].as_object().into_iter().flatten() {
+        let (acc, error, n) = (number(&task["acc"]), number(&task["acc_stderr"]), &task["n"]);
+        text += &format!("so far: {name} acc {acc} ± {error} ({n} items)\n");
+    }
+    text
 }

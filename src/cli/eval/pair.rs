@@ -207,6 +207,7 @@ impl<'a> Pair<'a> {
         for (side, windows) in windows.iter().enumerate() {
             let model = load(side, 1)?;
             let start = Instant::now();
+            let progress = |_: &Losses, done: usize, total: usize| progress(done, total);
             found.push(losses(model.source(), &pass, windows, progress)?);
             time += start.elapsed();
         }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cli::Global;
-use crate::cli::output::{check_writable, write_whole};
+use crate::cli::output::{Output, marked};
+use crate::disk::{claim, write_own, written_by};
 use crate::error::{Error, Result};
 use crate::measure::quality::harness::{Origin, results, samples};
 use crate::measure::quality::outcome::TaskOutcome;
@@ -21,7 +22,7 @@ pub(super) struct TaskFiles {
 
 impl TaskFiles {
     /// An error now, and not after the work, if one of them cannot be made, or there will be no answers for it.
-    pub(super) fn check(&self, answers: bool) -> Result<()> {
+    pub(super) fn check(&self, answers: bool, output: &Output) -> Result<()> {
         if !answers && (self.lm_eval.is_some() || self.samples.is_some()) {
             return Err(Error::Argument {
                 argument: "--lm-eval / --samples".into(),
@@ -31,7 +32,7 @@ impl TaskFiles {
             });
         }
         let mut paths = self.lm_eval.iter().chain(&self.samples);
-        paths.try_for_each(|path| check_writable(path))
+        paths.try_for_each(|path| claim(path, output.force()))
     }
 
     /// Writes what is asked for of a model's outcomes.
@@ -42,7 +43,11 @@ impl TaskFiles {
         outcomes: &[TaskOutcome],
     ) -> Result<()> {
         if let Some(path) = &self.samples {
-            write_whole(path, &samples(outcomes))?;
+            let mut lines = samples(outcomes);
+            if lines.starts_with('{') {
+                lines.insert_str(1, &format!("\"written_by\":\"{}\",", written_by()));
+            }
+            write_own(path, lines.as_bytes())?;
         }
         if let Some(path) = &self.lm_eval {
             let since = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -51,7 +56,8 @@ impl TaskFiles {
                 date: since.map_or(0.0, |time| time.as_secs_f64()),
                 seed: global.seed.unwrap_or(0),
             };
-            write_whole(path, &format!("{:#}\n", results(outcomes, &origin)))?;
+            let results = marked(&results(outcomes, &origin));
+            write_own(path, format!("{results:#}\n").as_bytes())?;
         }
         Ok(())
     }

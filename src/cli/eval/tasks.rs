@@ -74,7 +74,7 @@ impl Answering<'_> {
             pass: &Pass { device, compute },
             tokenizer: &checkpoint.tokenizer()?,
         };
-        self.arguments.evaluate(global, &setup, self.tasks, output)
+        self.arguments.evaluate(global, &setup, self.tasks, output, &mut |_| Ok(()))
     }
 }
 
@@ -129,13 +129,15 @@ impl TaskArguments {
         Ok(tasks)
     }
 
-    /// Evaluates the tasks on a model: by task, and for each by number of examples in the order of `--shots`.
+    /// Evaluates the tasks on a model: by task, and for each by number of examples in the order of `--shots`. `tell` hears of
+    /// all there are after each.
     pub(super) fn evaluate(
         &self,
         global: &Global,
         setup: &Setup<'_>,
         tasks: &[Task],
         output: &Output,
+        tell: &mut dyn FnMut(&[TaskOutcome]) -> Result<()>,
     ) -> Result<Vec<TaskOutcome>> {
         let mut outcomes = Vec::new();
         for task in tasks {
@@ -166,6 +168,7 @@ impl TaskArguments {
                     outcome.outcomes.len() as f64 / seconds
                 );
                 outcomes.push(outcome);
+                tell(&outcomes)?;
             }
         }
         Ok(outcomes)

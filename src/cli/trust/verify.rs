@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::list::{count, list};
 use crate::cli::output::{Output, table};
 use crate::cli::session::replacement;
 use crate::cli::{DeviceChoice, Global};
 use crate::device::Runner;
+use crate::disk::{claim, write_own};
 use crate::error::{Error, Result};
-use crate::formats::replace_file;
 use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, adapters, backend_name, choose};
 use crate::interrupt;
 use crate::kernels::TABLE;
@@ -92,6 +92,7 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     }
     let replacement = arguments.replacement()?;
     if let Some(path) = &arguments.page {
+        claim(path, output.force())?;
         return write_page(global, arguments, &selection, replacement, path, output);
     }
     let on_cpu = global.device == DeviceChoice::Cpu;
@@ -103,6 +104,10 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
         });
     }
     let found = if on_cpu { Vec::new() } else { select_adapters(global)? };
+    output.begin(
+        json!({"schema": 1, "rows": [], "passed": 0, "failed": 0, "skipped": 0, "known": 0}),
+        |found| format!("\n{} so far\n", totals(found)),
+    );
     let mut rows = Vec::new();
     let mut summary = vec![
         [
@@ -121,10 +126,15 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     ];
     if on_cpu {
         let start = Instant::now();
+        let mut told = Ok(());
         verify_cpu(&selection, arguments.random(global), |row, all| {
+            if told.is_ok() {
+                told = tell(&row, output);
+            }
             rows.push(row);
             output.progress("cpu", rows.len(), all);
         })?;
+        told?;
         let mut line = ["cpu"; 3].map(String::from).to_vec();
         line.extend(counts(&rows, start));
         summary.push(line);
@@ -203,7 +213,7 @@ fn write_page(
     let source = replacement.as_ref().filter(|(name, _)| name == kernel.name);
     let source = source.map_or(kernel.source, |(_, text)| text.as_str());
     let html = page(kernel, variant, case, source)?;
-    replace_file(path, |file| file.write_all(html.as_bytes()).map_err(Error::write(path)))?;
+    write_own(path, html.as_bytes())?;
     output.line(format!("written: {} ({} kB)", path.display(), html.len() / 1000));
     Ok(())
 }
@@ -215,16 +225,8 @@ fn report(
     output: &Output,
 ) -> Result<()> {
     let count = |status: Status| rows.iter().filter(|row| row.status == status).count();
-    output.json(&json!({
-        "schema": 1, "rows": rows, "passed": count(Status::Pass), "failed": count(Status::Fail),
-        "skipped": count(Status::Skip), "known": count(Status::Known),
-    }))?;
-    for row in rows.iter().filter(|row| row.status == Status::Fail) {
-        output.line(format!(
-            "FAIL {} {} ({}, {}): {}",
-            row.kernel, row.case, row.adapter, row.tier, row.reason
-        ));
-    }
+    let found = output.finish();
+    output.json(&found)?;
     output.text(&table(summary));
     let failed = count(Status::Fail);
     let shader = arguments.shader.as_ref();
@@ -238,11 +240,7 @@ fn report(
             row.kernel, row.case
         ));
     }
-    output.line(format!(
-        "\n{} passed, {failed} failed, {} skipped",
-        count(Status::Pass),
-        count(Status::Skip)
-    ));
+    output.line(format!("\n{}", totals(&found)));
     if rows.is_empty() {
         return Err(Error::Argument {
             argument: "--kernel / --tier".into(),
@@ -251,6 +249,31 @@ fn report(
         });
     }
     if failed > 0 { Err(Error::CheckFailed(failed, rows.len())) } else { Ok(()) }
+}
+
+/// How many there are, in words.
+fn totals(found: &Value) -> String {
+    format!("{} passed, {} failed, {} skipped", found["passed"], found["failed"], found["skipped"])
+}
+
+/// Counts a row, and prints it if it failed.
+fn tell(row: &Row, output: &Output) -> Result<()> {
+    if row.status == Status::Fail {
+        output.line(format!(
+            "FAIL {} {} ({}, {}): {}",
+            row.kernel, row.case, row.adapter, row.tier, row.reason
+        ));
+    }
+    output.add(|found| {
+        let count = match row.status {
+            Status::Pass => "passed",
+            Status::Fail => "failed",
+            Status::Skip => "skipped",
+            Status::Known => "known",
+        };
+        found[count] = (found[count].as_u64().unwrap_or(0) + 1).into();
+        found["rows"].as_array_mut().into_iter().for_each(|rows| rows.push(json!(row)));
+    })
 }
 
 fn wanted(choice: TierChoice, tier: Tier) -> bool {
@@ -310,7 +333,10 @@ fn run_child(
     let mut lines = std::io::stdout().lock();
     let mut say = |line: &Line| {
         let text = serde_json::to_string(line).expect("a line is plain values");
-        let _ = writeln!(lines, "{text}").and_then(|()| lines.flush());
+        if writeln!(lines, "{text}").and_then(|()| lines.flush()).is_err() {
+            // Whoever started this process is gone.
+            crate::cli::signals::end(crate::cli::output::CLOSED_PIPE);
+        }
     };
     let runner = match open(global, tier, arguments) {
         Ok(runner) => runner,
@@ -374,25 +400,22 @@ fn watch(
         format!("{} {} {}", adapter.info.name, backend_name(adapter.info.backend), tier.name());
     loop {
         let mut child = spawn(global, arguments, adapter, tier, rows.len())?;
-        let lines = listen(&mut child);
+        let lines = listen(&mut child).inspect_err(|_| end(&mut child))?;
         let mut current: Option<String> = None;
         let broken = loop {
-            if let Err(error) = interrupt::check() {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(error);
-            }
-            match lines.recv_timeout(Duration::from_secs(arguments.case_timeout)) {
+            let line = next(&lines, Duration::from_secs(arguments.case_timeout));
+            let line = line.inspect_err(|_| end(&mut child))?;
+            match line {
                 Ok(Line::Start(text)) => {
                     output.progress(&step, rows.len(), total);
                     current = Some(text);
                 }
                 Ok(Line::Row(row)) => {
                     let stop = arguments.fail_fast && row.status == Status::Fail;
+                    tell(&row, output)?;
                     rows.push(*row);
                     if stop {
-                        let _ = child.kill();
-                        let _ = child.wait();
+                        end(&mut child);
                         return Ok(rows);
                     }
                     current = None;
@@ -413,18 +436,41 @@ fn watch(
         };
         let text = current.unwrap_or_else(|| "opening the device".into());
         let opened = text != "opening the device";
-        rows.push(broken_row(adapter, tier, &text, reason));
+        let row = broken_row(adapter, tier, &text, reason);
+        tell(&row, output)?;
+        rows.push(row);
         if !opened || arguments.fail_fast {
             return Ok(rows);
         }
     }
 }
 
+/// Ends a child that is not wanted any more.
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// The next line; an error once the user wants to stop.
+fn next(
+    lines: &Receiver<Line>,
+    limit: Duration,
+) -> Result<std::result::Result<Line, RecvTimeoutError>> {
+    let start = Instant::now();
+    loop {
+        interrupt::check()?;
+        match lines.recv_timeout(Duration::from_millis(50)) {
+            Err(RecvTimeoutError::Timeout) if start.elapsed() < limit => {}
+            line => return Ok(line),
+        }
+    }
+}
+
 /// The lines of a child, read by a thread so that waiting for them can end.
-fn listen(child: &mut Child) -> Receiver<Line> {
+fn listen(child: &mut Child) -> Result<Receiver<Line>> {
     let (send, lines) = channel();
     if let Some(stdout) = child.stdout.take() {
-        std::thread::spawn(move || {
+        let read = move || {
             for text in BufReader::new(stdout).lines().map_while(std::result::Result::ok) {
                 let Ok(line) = serde_json::from_str(&text) else {
                     continue;
@@ -433,9 +479,11 @@ fn listen(child: &mut Child) -> Receiver<Line> {
                     return;
                 }
             }
-        });
+        };
+        let reader = std::thread::Builder::new().spawn(read);
+        reader.map_err(Error::read("verify's child process"))?;
     }
-    lines
+    Ok(lines)
 }
 
 fn spawn(

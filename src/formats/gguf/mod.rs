@@ -142,8 +142,8 @@ impl Gguf {
             name: &info.name,
             ty: info.ty.into(),
             shape: info.shape.clone(),
-            bytes: &source.bytes()[info.range.clone()],
-            path: source.path(),
+            source,
+            range: info.range.clone(),
         })
     }
 

@@ -4,7 +4,7 @@
 //! sums and products are checked; and the metadata in memory has a limit of its own (`memory_allowance`), because an
 //! empty string is 8 bytes in the file and three times that here.
 
-use std::path::Path;
+use std::borrow::Cow;
 
 use super::{
     ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, GgmlType, Gguf, MAGIC, MAX_ARRAY_DEPTH,
@@ -18,15 +18,18 @@ const MIN_PAIR: u64 = 8 + 4 + 1;
 /// The smallest description of a tensor: length, empty name, one dimension, type, offset.
 const MIN_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
 
+/// Bytes that are read at once while the header is parsed.
+const AHEAD: usize = 1 << 20;
+
 pub(super) fn open(source: Source) -> Result<Gguf> {
-    let bytes = source.bytes();
-    if bytes.is_empty()
-        && let Some(error) = foreign(source.path(), bytes)
+    let allowance = memory_allowance(source.length());
+    if source.length() == 0
+        && let Some(error) = foreign(source.path(), &[])
     {
         return Err(error);
     }
     let mut reader =
-        Reader { path: source.path(), bytes, at: 0, allowance: memory_allowance(bytes.len()) };
+        Reader { source: &source, ahead: Cow::Borrowed(&[]), ahead_at: 0, at: 0, allowance };
     let version = reader.preamble()?;
     let tensor_count = reader.count("tensor count", MIN_TENSOR)?;
     let pair_count = reader.count("metadata count", MIN_PAIR)?;
@@ -34,13 +37,13 @@ pub(super) fn open(source: Source) -> Result<Gguf> {
     for _ in 0..pair_count {
         metadata.push(reader.pair()?);
     }
-    reject_duplicates(reader.path, "metadata key", metadata.iter().map(|(key, _)| key))?;
+    reject_duplicates(source.path(), "metadata key", metadata.iter().map(|(key, _)| key))?;
     let mut described = Vec::new();
     for _ in 0..tensor_count {
         described.push(reader.tensor()?);
     }
     let names = described.iter().map(|(info, _)| &info.name);
-    let by_name = reject_duplicates(reader.path, "tensor name", names)?;
+    let by_name = reject_duplicates(source.path(), "tensor name", names)?;
     let alignment = alignment(&reader, &metadata)?;
     let tensors = place(&reader, described, alignment)?;
     Ok(Gguf { sources: vec![source], version, metadata, tensors, by_name })
@@ -108,17 +111,19 @@ pub(super) fn open_set(path: &Path) -> Result<Gguf> {
 
 /// A place in the file.
 struct Reader<'a> {
-    path: &'a Path,
-    bytes: &'a [u8],
+    source: &'a Source,
+    /// Bytes that have been read already, and where they begin.
+    ahead: Cow<'a, [u8]>,
+    ahead_at: usize,
     at: usize,
     /// Bytes of memory that may still be allocated.
     allowance: u64,
 }
 
-impl<'a> Reader<'a> {
+impl Reader<'_> {
     fn error(&self, what: &str, at: usize, expected: impl ToString, found: impl ToString) -> Error {
         Error::Malformed {
-            path: self.path.to_path_buf(),
+            path: self.source.path().to_path_buf(),
             what: what.to_string(),
             offset: Some(at as u64),
             expected: expected.to_string(),
@@ -127,19 +132,33 @@ impl<'a> Reader<'a> {
     }
 
     fn remaining(&self) -> u64 {
-        (self.bytes.len() - self.at) as u64
+        self.source.length() - self.at as u64
+    }
+
+    /// An error if there are not so many bytes left.
+    fn has(&self, what: &str, length: u64) -> Result<usize> {
+        let left = self.remaining();
+        match usize::try_from(length) {
+            Ok(length) if length as u64 <= left => Ok(length),
+            _ => {
+                let found = format!("{left} bytes to the end of the file");
+                Err(self.error(what, self.at, format!("{length} bytes"), found))
+            }
+        }
     }
 
     /// The next `length` bytes.
-    fn take(&mut self, what: &str, length: u64) -> Result<&'a [u8]> {
-        let rest = &self.bytes[self.at..];
-        let taken = usize::try_from(length).ok().and_then(|n| rest.get(..n));
-        let Some(taken) = taken else {
-            let found = format!("{} bytes to the end of the file", rest.len());
-            return Err(self.error(what, self.at, format!("{length} bytes"), found));
-        };
-        self.at += taken.len();
-        Ok(taken)
+    fn take(&mut self, what: &str, length: u64) -> Result<&[u8]> {
+        let length = self.has(what, length)?;
+        let from = self.at - self.ahead_at;
+        if from + length > self.ahead.len() {
+            let end = self.at + length.max(AHEAD).min(self.remaining() as usize);
+            self.ahead = self.source.read(self.at..end)?;
+            self.ahead_at = self.at;
+        }
+        let from = self.at - self.ahead_at;
+        self.at += length;
+        Ok(&self.ahead[from..from + length])
     }
 
     fn fixed<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
@@ -186,19 +205,17 @@ impl<'a> Reader<'a> {
             return Err(self.error(what, start, format!("at most {longest} bytes"), length));
         }
         let at = self.at;
-        let bytes = self.take(what, length)?;
+        self.has(what, length)?;
         self.allow(what, length, 1)?;
-        match std::str::from_utf8(bytes) {
-            Ok(text) => Ok(text.to_string()),
-            Err(e) => Err(self.error(what, at + e.valid_up_to(), "UTF-8", "other bytes")),
-        }
+        let text = std::str::from_utf8(self.take(what, length)?).map(str::to_string);
+        text.map_err(|e| self.error(what, at + e.valid_up_to(), "UTF-8", "other bytes"))
     }
 
     /// Magic and version.
     fn preamble(&mut self) -> Result<u32> {
         let magic: [u8; 4] = self.fixed("magic")?;
         if magic != MAGIC
-            && let Some(error) = foreign(self.path, self.bytes)
+            && let Some(error) = foreign(self.source.path(), &self.source.beginning()?)
         {
             return Err(error);
         }
@@ -208,7 +225,7 @@ impl<'a> Reader<'a> {
         let version = self.u32("version")?;
         if version == VERSION.swap_bytes() {
             return Err(Error::Unsupported {
-                path: self.path.to_path_buf(),
+                path: self.source.path().to_path_buf(),
                 what: "big-endian GGUF".to_string(),
                 why: "convert it to little-endian first".to_string(),
             });
@@ -364,7 +381,7 @@ fn alignment(reader: &Reader<'_>, metadata: &[(String, Value)]) -> Result<u64> {
     };
     match value.as_u64() {
         Some(alignment) if is_alignment(alignment) => Ok(alignment),
-        _ => Err(super::alignment_error(reader.path, value)),
+        _ => Err(super::alignment_error(reader.source.path(), value)),
     }
 }
 
@@ -374,13 +391,13 @@ fn place(
     described: Vec<(TensorInfo, u64)>,
     alignment: u64,
 ) -> Result<Vec<TensorInfo>> {
-    let file = reader.bytes.len() as u64;
+    let file = reader.source.length();
     // `at` is at most the file's length and the alignment is small, so this cannot overflow.
     let data = (reader.at as u64).next_multiple_of(alignment);
     let mut tensors = Vec::with_capacity(described.len());
     for (mut info, offset) in described {
         let fail = |expected: String, found: String| Error::Tensor {
-            path: reader.path.to_path_buf(),
+            path: reader.source.path().to_path_buf(),
             tensor: info.name.clone(),
             expected,
             found,
@@ -413,7 +430,7 @@ fn reject_overlaps(reader: &Reader<'_>, tensors: &[TensorInfo]) -> Result<()> {
     match order.windows(2).find(|pair| pair[1].range.start < pair[0].range.end) {
         None => Ok(()),
         Some(pair) => Err(Error::Tensor {
-            path: reader.path.to_path_buf(),
+            path: reader.source.path().to_path_buf(),
             tensor: pair[1].name.clone(),
             expected: "bytes of its own".to_string(),
             found: format!("bytes {:?}, shared with `{}`", pair[1].range, pair[0].name),

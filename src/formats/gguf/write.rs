@@ -7,8 +7,9 @@ use super::{
     ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, GgmlType, MAGIC, MAX_DIMENSIONS, MAX_KEY, MAX_NAME,
     VERSION, Value, alignment_error, is_alignment,
 };
+use crate::disk::replace_file;
 use crate::error::{Error, Result};
-use crate::formats::{LazyBytes, produce, replace_file};
+use crate::formats::{LazyBytes, produce};
 
 /// A tensor to be written.
 pub struct NewGgufTensor<'a> {

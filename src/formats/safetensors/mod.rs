@@ -87,13 +87,12 @@ impl Safetensors {
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Option<StoredTensor<'_>> {
         let (name, place) = self.tensors.get_key_value(name)?;
-        let source = &self.shards[place.shard];
         Some(StoredTensor {
             name,
             ty: place.ty,
             shape: place.shape.clone(),
-            bytes: &source.bytes()[place.range.clone()],
-            path: source.path(),
+            source: &self.shards[place.shard],
+            range: place.range.clone(),
         })
     }
 }

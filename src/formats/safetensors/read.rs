@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use std::path::Path;
 
-use ::safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::Metadata};
+use ::safetensors::{Dtype, tensor::Metadata};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::unique::UniqueMap;
 use super::{INDEX_FILE, Place, SINGLE_FILE, Safetensors};
+use crate::disk;
 use crate::error::{Error, Result, shown};
 use crate::formats::{Source, StoredType, foreign, memory_allowance};
 
@@ -40,11 +41,11 @@ struct Index {
 }
 
 fn sharded(folder: &Path, index: &Path) -> Result<Safetensors> {
-    let source = Source::open(index)?;
-    check_values(index, "index", source.bytes(), source.bytes().len())?;
-    let UniqueMap(weight_map) = serde_json::from_slice::<Index>(source.bytes())
+    let text = disk::read(index, disk::LIST)?;
+    check_values(index, "index", &text, text.len() as u64)?;
+    let UniqueMap(weight_map) = serde_json::from_slice::<Index>(&text)
         .map_err(|e| {
-            foreign(index, source.bytes())
+            foreign(index, &text)
                 .unwrap_or_else(|| malformed(index, "index", "an object with a `weight_map`", e))
         })?
         .weight_map;
@@ -112,23 +113,42 @@ fn check_file_name(index: &Path, file: &str) -> Result<()> {
 
 /// The tensors of a file.
 fn places(source: &Source, shard: usize) -> Result<Vec<(String, Place)>> {
-    let bytes = source.bytes();
-    if let Some(error) = foreign(source.path(), bytes) {
+    if let Some(error) = foreign(source.path(), &source.beginning()?) {
         return Err(error);
     }
-    if let Some((length, rest)) = bytes.split_first_chunk() {
-        let header = u64::from_le_bytes(*length).min(rest.len() as u64) as usize;
-        check_values(source.path(), "header", &rest[..header], bytes.len())?;
+    let malformed =
+        |what, expected: String, found: String| malformed(source.path(), what, expected, found);
+    let whole = source.length();
+    let found = || format!("{whole} bytes");
+    if whole < PREFIX as u64 {
+        return Err(malformed("file", format!("at least {PREFIX} bytes"), found()));
     }
-    let (header, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|e| explain(source.path(), bytes, e))?;
-    let start = PREFIX + header;
-    if bytes.get(PREFIX) != Some(&b'{') {
-        return Err(malformed(source.path(), "header", "{", "another byte"));
+    let mut prefix = [0; PREFIX];
+    prefix.copy_from_slice(&source.read(0..PREFIX)?);
+    let length = u64::from_le_bytes(prefix);
+    if length > MAX_HEADER {
+        let expected = format!("at most {MAX_HEADER} bytes of header");
+        return Err(malformed("header", expected, format!("{length} bytes")));
+    }
+    // Both small enough for `usize`.
+    let start = PREFIX + length as usize;
+    if start as u64 > whole {
+        return Err(malformed("file", format!("at least {start} bytes"), found()));
+    }
+    let header = source.read(PREFIX..start)?;
+    check_values(source.path(), "header", &header, whole)?;
+    if header.first() != Some(&b'{') {
+        return Err(malformed("header", "{".into(), "another byte".into()));
+    }
+    let metadata: Metadata = serde_json::from_slice(&header)
+        .map_err(|e| malformed("header", "a valid safetensors header".into(), e.to_string()))?;
+    let end = start as u64 + metadata.data_len() as u64;
+    if end != whole {
+        return Err(malformed("file", format!("{end} bytes"), found()));
     }
     // The crate keeps the last of two equal names; they are looked for here.
-    serde_json::from_slice::<UniqueMap<IgnoredAny>>(&bytes[PREFIX..start])
-        .map_err(|e| malformed(source.path(), "header", "each name once", e))?;
+    serde_json::from_slice::<UniqueMap<IgnoredAny>>(&header)
+        .map_err(|e| malformed("header", "each name once".into(), e.to_string()))?;
     let infos = metadata.tensors().into_iter();
     let places = infos.map(|(name, info)| {
         let (from, to) = info.data_offsets;
@@ -144,7 +164,7 @@ fn places(source: &Source, shard: usize) -> Result<Vec<(String, Place)>> {
 }
 
 /// Limits the number of JSON values, which is at most that of the signs that part them.
-fn check_values(path: &Path, what: &str, json: &[u8], file_bytes: usize) -> Result<()> {
+fn check_values(path: &Path, what: &str, json: &[u8], file_bytes: u64) -> Result<()> {
     let parts = |byte: &&u8| matches!(byte, b',' | b':' | b'[' | b'{');
     let (values, most) =
         (json.iter().filter(parts).count() as u64, memory_allowance(file_bytes) / VALUE_MEMORY);
@@ -153,34 +173,6 @@ fn check_values(path: &Path, what: &str, json: &[u8], file_bytes: usize) -> Resu
         return Err(malformed(path, what, expected, format!("{values}")));
     }
     Ok(())
-}
-
-/// The crate's error, with byte counts where the file is too short or too long.
-fn explain(path: &Path, bytes: &[u8], error: SafeTensorError) -> Error {
-    let found = format!("{} bytes", bytes.len());
-    let header = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
-    match (error, header) {
-        (SafeTensorError::HeaderTooSmall, _) | (_, None) => {
-            malformed(path, "file", format!("at least {PREFIX} bytes"), found)
-        }
-        (SafeTensorError::HeaderTooLarge, Some(header)) => {
-            let expected = format!("at most {MAX_HEADER} bytes of header");
-            malformed(path, "header", expected, format!("{header} bytes"))
-        }
-        (SafeTensorError::InvalidHeaderLength, Some(header)) => {
-            let expected = format!("at least {} bytes", header.saturating_add(PREFIX as u64));
-            malformed(path, "file", expected, found)
-        }
-        (SafeTensorError::MetadataIncompleteBuffer, Some(header)) => {
-            let end = PREFIX.saturating_add(header as usize);
-            let data = bytes
-                .get(PREFIX..end)
-                .and_then(|text| serde_json::from_slice::<Metadata>(text).ok())
-                .map_or(0, |metadata| metadata.data_len());
-            malformed(path, "file", format!("{} bytes", end.saturating_add(data)), found)
-        }
-        (error, _) => malformed(path, "header", "a valid safetensors header", error),
-    }
 }
 
 fn malformed(path: &Path, what: &str, expected: impl ToString, found: impl ToString) -> Error {

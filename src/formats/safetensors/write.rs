@@ -14,8 +14,9 @@ use ::safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 
 use super::{INDEX_FILE, SINGLE_FILE};
+use crate::disk::{replace_file, write_record};
 use crate::error::{Error, Result};
-use crate::formats::{LazyBytes, produce, replace_file, write_record};
+use crate::formats::{LazyBytes, produce};
 use crate::tensor::DType;
 
 /// A tensor to be written.

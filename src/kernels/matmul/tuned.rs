@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::product::Winners;
+use crate::disk::{self, Kind, replace_file};
 use crate::error::{Error, Result};
-use crate::formats::replace_file;
 use crate::gpu::{Adapter, backend_name};
 
 /// The file's contents: winners by device.
@@ -48,13 +48,10 @@ fn read() -> Result<Option<(PathBuf, File)>> {
     let Some(path) = path() else {
         return Ok(None);
     };
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(Some((path, File::default())));
-        }
-        Err(error) => return Err(Error::read(&path)(error)),
-    };
+    if matches!(Kind::of(&path), Ok(Kind::Missing)) {
+        return Ok(Some((path, File::default())));
+    }
+    let text = disk::read_json(&path, disk::LIST)?;
     match serde_json::from_slice(&text) {
         Ok(file) => Ok(Some((path, file))),
         Err(error) => Err(Error::Malformed {

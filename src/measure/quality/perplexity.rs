@@ -141,18 +141,20 @@ pub fn perplexity<'m>(
     ctx: usize,
     convention: Convention,
     bos: Option<u32>,
-    progress: impl FnMut(usize, usize) -> Result<()>,
+    mut progress: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Perplexity> {
     let windows = Windows::new(tokens, ctx, convention, bos)?;
+    let progress = |_: &Losses, done: usize, total: usize| progress(done, total);
     Ok(losses(model, pass, &windows, progress)?.perplexity())
 }
 
-/// The losses of `model` on a text's windows. `progress` is told (windows done, windows) and may stop the rest by an error.
+/// The losses of `model` on a text's windows. `progress` is told (losses so far, windows done, windows) and may stop the rest by
+/// an error.
 pub fn losses<'m>(
     model: impl Into<WeightSource<'m>>,
     pass: &Pass<'_>,
     windows: &Windows<'_>,
-    mut progress: impl FnMut(usize, usize) -> Result<()>,
+    mut progress: impl FnMut(&Losses, usize, usize) -> Result<()>,
 ) -> Result<Losses> {
     let source = model.into();
     let mut losses = Losses::new(windows);
@@ -160,7 +162,7 @@ pub fn losses<'m>(
     let mut passing = Passing::new(source, windows);
     let mut done = 0;
     for group in windows.groups() {
-        progress(done, windows.count())?;
+        progress(&losses, done, windows.count())?;
         let rows = record(&mut passing, pass, windows, group)?;
         // The rows of the pass before are fetched while this one runs.
         add(&mut losses, pass, pending.replace(rows), windows)?;
@@ -171,7 +173,7 @@ pub fn losses<'m>(
     }
     add(&mut losses, pass, pending, windows)?;
     losses.check(source, pass, windows)?;
-    progress(done, windows.count())?;
+    progress(&losses, done, windows.count())?;
     Ok(losses)
 }
 

@@ -107,21 +107,22 @@ fn seconds(runner: &Runner, choice: &Choice, product: &MatmulShape, load: Load) 
     Ok(seconds)
 }
 
-/// Tunes products until the time is up. Returns what was found, and how many products were left out.
+/// Tunes products until the time is up. `found` hears of each as it comes. Returns how
+/// many products were left out.
 pub fn tune_all(
     runner: &Runner,
     products: &[MatmulShape],
     budget: Duration,
     mut progress: impl FnMut(usize, &MatmulShape),
-) -> Result<(Vec<Tuned>, usize)> {
+    mut found: impl FnMut(Tuned) -> Result<()>,
+) -> Result<usize> {
     let start = Instant::now();
-    let mut found = Vec::new();
     for (index, product) in products.iter().enumerate() {
         if start.elapsed() > budget {
-            return Ok((found, products.len() - index));
+            return Ok(products.len() - index);
         }
         progress(index, product);
-        found.extend(tune(runner, product)?);
+        tune(runner, product)?.map_or(Ok(()), &mut found)?;
     }
-    Ok((found, 0))
+    Ok(0)
 }

@@ -195,12 +195,14 @@ pub fn verify(
         let (next, work) = (AtomicUsize::new(0), &work);
         std::thread::scope(|scope| {
             for _ in 0..ahead {
-                scope.spawn(|| {
+                let compile = || {
                     while let Some((variant, _)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
                         // The run that uses it meets the error again and reports it.
                         let _ = runner.prepare(kernel, variant);
                     }
-                });
+                };
+                // Where there are no more threads, what is needed is compiled when it is.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, compile);
             }
             let mut run = || {
                 for (variant, cases) in work {
