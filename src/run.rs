@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::data::read_text;
 use crate::device::Device;
-use crate::disk::{self, Target, sync, write_record};
+use crate::disk::{self, sync, write_record};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::measure::{Convention, Perplexity, Windows, perplexity};
@@ -33,6 +33,7 @@ use crate::text::{StoredTokenizer, Tokenizer};
 use files::{list_inputs, list_outputs, sha256};
 use work::{Fact, Work};
 
+pub use crate::disk::Target;
 pub use files::{InputFile, OutputFile};
 
 /// Progress of a run.
@@ -415,6 +416,7 @@ impl Run<'_> {
         sync(&artifact)?;
         interrupt::check()?;
         let target = self.options.place.target(self.parent);
+        self.parent.unchanged()?;
         target.take(&artifact, &work.path().join("replaced"))?;
         Ok(manifest)
     }

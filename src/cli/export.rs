@@ -40,7 +40,10 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         ExportFormat::Gguf => rounded(ExportFormat::Gguf, &model, &model)?,
         _ => Vec::new(),
     };
-    target.write(|path| arguments.format.write(path, &model, &model, tokenizer.as_ref()))?;
+    target.write(|path| {
+        arguments.format.write(path, &model, &model, tokenizer.as_ref())?;
+        model.unchanged()
+    })?;
     if let Some(first) = rounded.first() {
         let count = rounded.len();
         output.note(format!(

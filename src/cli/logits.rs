@@ -87,6 +87,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         let shape = vec![1, length, widths.hidden_size];
         tensors.push(tensor(format!("hidden.{index}"), DType::F32, shape, f32_bytes(state)));
     }
+    checkpoint.unchanged()?;
     target.write(|path| write_file(path, tensors))?;
     output.json(&json!({
         "schema": 1, "model": arguments.model, "input_ids": ids, "out": arguments.out, "device": device.name(),

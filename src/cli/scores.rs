@@ -113,6 +113,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         let values = bytemuck::cast_slice(&values).to_vec();
         tensors.push(tensor(name, DType::F32, shape, values));
     }
+    checkpoint.unchanged()?;
     target.write(|path| write_file(path, tensors))?;
     let tokens = rows.as_ref().map(|rows| rows.ids.len());
     let peak = device.gpu().map(|gpu| gpu.memory().1);

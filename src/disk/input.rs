@@ -68,24 +68,7 @@ impl Input {
 
     /// Fills `bytes` from a place in the file on.
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        #[cfg(unix)]
-        let read = std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, offset);
-        #[cfg(windows)]
-        let read = (|| {
-            let mut done = 0;
-            while done < bytes.len() {
-                let from = offset + done as u64;
-                match std::os::windows::fs::FileExt::seek_read(
-                    &self.file,
-                    &mut bytes[done..],
-                    from,
-                )? {
-                    0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                    count => done += count,
-                }
-            }
-            Ok(())
-        })();
+        let read = read_exact_at(&self.file, bytes, offset);
         read.or_else(|error| self.unchanged().and(Err(Error::read(&self.path)(error))))
     }
 
@@ -106,6 +89,24 @@ impl Input {
             false => Some(format!("it had {was} bytes and has {is} now")),
         }
     }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let from = offset + done as u64;
+        match std::os::windows::fs::FileExt::seek_read(file, &mut bytes[done..], from)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            count => done += count,
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Input {

@@ -333,6 +333,11 @@ impl Checkpoint {
         }
     }
 
+    /// An error that names a file of the weights that was shortened or written to since the model was opened.
+    pub fn unchanged(&self) -> Result<()> {
+        self.sources().into_iter().try_for_each(Source::unchanged)
+    }
+
     /// Bytes of a tensor as it is stored.
     pub fn stored_bytes(&self, spec: &TensorSpec) -> u64 {
         self.stored(spec).map_or(0, |(_, bytes)| bytes)

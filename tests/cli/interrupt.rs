@@ -104,7 +104,7 @@ fn partial() -> Result<(), Failed> {
     assert!(run.code == Some(130) && run.err.contains("partial"), "{run}");
     assert!(run.out.contains("so far: perplexity"), "{run}");
     let left: Vec<_> = snapshot(&folder)?.into_keys().collect();
-    assert_eq!(left, ["text", "x.json"].map(Into::into).to_vec());
+    assert_eq!(left, ["text", "x.json"].map(std::path::PathBuf::from).to_vec());
     Ok(())
 }
 

@@ -144,7 +144,10 @@ fn leftovers() -> Result<(), Failed> {
         let said = [".lopper-dead", ".lopper-aside", "restored"].map(|text| run.err.contains(text));
         assert!(said == [true; 3] && !run.err.contains("-live"), "{run}");
         let left: Vec<_> = snapshot(&folder)?.into_keys().collect();
-        assert_eq!(left, [".lopper-live", "result", "x.json"].map(Into::into).to_vec());
+        assert_eq!(
+            left,
+            [".lopper-live", "result", "x.json"].map(std::path::PathBuf::from).to_vec()
+        );
     }
     Ok(())
 }

@@ -376,7 +376,7 @@ fn rewrite(from: &Checkpoint, path: &Path, pairs: &[(String, Meta)]) -> Result<(
     let gguf = from.gguf().ok_or("a GGUF file")?;
     let tensors = gguf.names().filter_map(|name| {
         let tensor = gguf.tensor(name)?;
-        let bytes = tensor.bytes()?.to_vec();
+        let bytes = tensor.bytes().ok()?.into_owned();
         Some(gguf::NewGgufTensor {
             name: name.into(),
             ty: gguf.tensor_type(name)?,
