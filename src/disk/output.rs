@@ -176,10 +176,6 @@ fn write_beside(
     let temporary = Temporary::beside(place).map_err(failed())?;
     let whole = temporary.whole();
     let file = File::create_new(&whole).map_err(failed())?;
-    if let (true, Ok(about)) = (over, std::fs::metadata(place)) {
-        // Who may read it stays as it was.
-        let _ = std::fs::set_permissions(&whole, about.permissions());
-    }
     let mut buffered = BufWriter::with_capacity(1 << 20, &file);
     write(&mut buffered)?;
     buffered.flush().map_err(failed())?;

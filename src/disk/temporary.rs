@@ -67,6 +67,10 @@ pub(super) fn take(whole: &Path, place: &Path, over: bool, aside: &Path) -> Resu
         return rename_new(whole, place);
     }
     if !whole.is_dir() {
+        if let Ok(about) = std::fs::metadata(place) {
+            // Who may read it stays as it was.
+            let _ = std::fs::set_permissions(whole, about.permissions());
+        }
         return std::fs::rename(whole, place);
     }
     if place.symlink_metadata().is_err() {

@@ -82,7 +82,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         let progress = |losses: &Losses, done: usize, total: usize| {
             output.progress("evaluating", done, total);
             let pressed = interrupt::check();
-            if done > 0 && (pressed.is_err() || told.elapsed() > SAVE_EVERY) {
+            let any = !losses.values().is_empty();
+            if any && (pressed.is_err() || told.elapsed() > SAVE_EVERY) {
                 told = Instant::now();
                 output.add(|json| json["perplexity"] = json!(losses.perplexity()))?;
             }
