@@ -45,7 +45,7 @@ impl Input {
         let about = std::fs::metadata(path).map_err(Error::read(path))?;
         let kind = Kind::from(&about);
         if kind != Kind::File {
-            let reason = format!("expected a regular file, found {}", kind.name());
+            let reason = format!("{}, not a regular file", kind.name());
             return Err(Error::read(path)(std::io::Error::other(reason)));
         }
         if claimed(path) {

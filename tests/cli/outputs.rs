@@ -253,7 +253,9 @@ fn never_missing() -> Result<(), Failed> {
     let target = Target { path: &out, force: true, folder: true, model: Path::new("none") };
     let fill = |text: &str| {
         let put = text.as_bytes();
-        replace_file(&file, |bytes| bytes.write_all(put).map_err(lopper::error::Error::write(&file)))?;
+        replace_file(&file, |bytes| {
+            bytes.write_all(put).map_err(lopper::error::Error::write(&file))
+        })?;
         target.write(|path| {
             std::fs::create_dir(path).unwrap();
             std::fs::write(path.join("whole"), text).unwrap();

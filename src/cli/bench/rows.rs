@@ -44,7 +44,8 @@ impl<'a> Rows<'a> {
         if matches!(self.format, Format::Jsonl) {
             self.output.line(json.to_string());
         }
-        self.output.add(|rows| rows.as_array_mut().into_iter().for_each(|rows| rows.push(json.clone())))
+        self.output
+            .add(|rows| rows.as_array_mut().into_iter().for_each(|rows| rows.push(json.clone())))
     }
 
     /// Prints what all rows make, and writes their JSON.
