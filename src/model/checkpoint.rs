@@ -350,7 +350,7 @@ impl Checkpoint {
 
     /// Bytes of the files that the weights come from.
     pub fn file_bytes(&self) -> u64 {
-        self.sources().iter().map(|source| source.bytes().len() as u64).sum()
+        self.sources().iter().map(|source| source.length()).sum()
     }
 
     /// The GGUF type of the blocks that a copy of a tensor here has; `None` if this is no GGUF file.
@@ -360,11 +360,15 @@ impl Checkpoint {
     }
 
     /// The blocks of `spec`, which is a copy of a tensor here, in GGUF's order of rows; `None` if this is no GGUF file.
-    pub fn blocks(&self, copy: &CopyOf, spec: &TensorSpec) -> Option<Vec<u8>> {
-        let whole = self.specs.iter().find(|spec| spec.name == copy.tensor)?;
-        let bytes = self.gguf()?.tensor(&whole.gguf)?.bytes;
+    pub fn blocks(&self, copy: &CopyOf, spec: &TensorSpec) -> Result<Option<Vec<u8>>> {
+        let whole = self.specs.iter().find(|spec| spec.name == copy.tensor);
+        let tensor = whole.and_then(|whole| Some((whole, self.gguf()?.tensor(&whole.gguf)?)));
+        let Some((whole, tensor)) = tensor else {
+            return Ok(None);
+        };
+        let bytes = tensor.bytes()?;
         let Some(rows) = &copy.rows else {
-            return Some(bytes.to_vec());
+            return Ok(Some(bytes.into_owned()));
         };
         let line = bytes.len() / whole.rows.max(1);
         // Of a row here its place there; of a row of Hugging Face's its place in this file.
@@ -374,7 +378,7 @@ impl Checkpoint {
             places.as_ref().map_or(row, |places| places[row])
         };
         let line = |row: usize| &bytes[place(row) * line..][..line];
-        Some((0..spec.rows).flat_map(line).copied().collect())
+        Ok(Some((0..spec.rows).flat_map(line).copied().collect()))
     }
 
     /// Weights in all, the head counted once where it is the embedding.

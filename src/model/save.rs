@@ -11,11 +11,11 @@ use serde_json::{Map, Value, json};
 
 use super::checkpoint::{COPIES, Checkpoint, CopyOf, Weights, to_gguf_order};
 use super::formats::{PACKED_VERSION, described};
+use crate::disk::write_record;
 use crate::error::{Error, Result};
 use crate::families::{Config, Origin, Role, TensorSpec, gguf_factor, main_type, metadata};
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
 use crate::formats::safetensors::{NewTensor, continue_folder, folder_files, write_folder};
-use crate::formats::{LazyBytes, write_record};
 use crate::tensor::{DType, Packed, WeightFormat};
 use crate::text::StoredTokenizer;
 
@@ -318,7 +318,8 @@ fn gguf_file<'a>(
         }
         let copy = weights.copy_of(spec).filter(|_| !vector);
         let data = move || {
-            if let Some(blocks) = copy.as_ref().and_then(|copy| parent.blocks(copy, spec)) {
+            let blocks = copy.as_ref().map(|copy| parent.blocks(copy, spec)).transpose()?;
+            if let Some(blocks) = blocks.flatten() {
                 return Ok(blocks);
             }
             let mut packed = to_gguf_order(weights.load(spec)?, spec);
