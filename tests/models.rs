@@ -82,7 +82,7 @@ pub fn read_folder(folder: &Path) -> Result<(Object<String, Value>, Vec<Stored>)
         let tensor = file.get(name)?;
         let types = [DType::F32, DType::F16, DType::Bf16, DType::U32, DType::I64];
         let ty = types.into_iter().find(|ty| ty.name() == tensor.ty.name())?;
-        Some((name.to_string(), ty, tensor.shape, tensor.bytes.to_vec()))
+        Some((name.to_string(), ty, tensor.shape.clone(), tensor.bytes().ok()?.into_owned()))
     };
     Ok((config, file.names().filter_map(stored).collect()))
 }

@@ -263,8 +263,8 @@ impl Checkpoint {
     /// A head beside `tie_word_embeddings`: no word of it if it is the embedding.
     fn stored_head(&self, name: &str) -> Option<String> {
         let Store::Safetensors(tensors) = &self.store else { return None };
-        let [head, embedding] =
-            [name, &embedding_name()].map(|name| tensors.get(name).and_then(|t| Some((t.ty, t.bytes().ok()?))));
+        let [head, embedding] = [name, &embedding_name()]
+            .map(|name| tensors.get(name).and_then(|t| Some((t.ty, t.bytes().ok()?))));
         (head != embedding).then(|| {
             format!(
                 "{name} is not the embedding, and is not read, because tie_word_embeddings is true"

@@ -14,6 +14,7 @@ use super::formats::{PACKED_VERSION, described};
 use crate::disk::write_record;
 use crate::error::{Error, Result};
 use crate::families::{Config, Origin, Role, TensorSpec, gguf_factor, main_type, metadata};
+use crate::formats::LazyBytes;
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
 use crate::formats::safetensors::{NewTensor, continue_folder, folder_files, write_folder};
 use crate::tensor::{DType, Packed, WeightFormat};

@@ -130,7 +130,7 @@ fn index_hostile() {
         shards(folder.path(), &INDEX.replace(from, to));
         let found = Safetensors::open_folder(folder.path()).unwrap();
         let tensor = found.get("b").unwrap();
-        assert!(tensor.path.ends_with("s1") && tensor.bytes.len() == 4, "{tensor:?}");
+        assert!(tensor.source.path().ends_with("s1") && tensor.range.len() == 4, "{tensor:?}");
         assert!(
             found.notes()[0].contains("wrong about 1 tensors (b in s1)"),
             "{:?}",

@@ -53,7 +53,12 @@ impl Parts {
         let gguf = Gguf::open(Source::open(&path)?)?;
         let tensor = |name: &str| {
             let found = gguf.tensor(name)?;
-            Some((name.to_string(), gguf.tensor_type(name)?, found.shape, found.bytes.to_vec()))
+            Some((
+                name.to_string(),
+                gguf.tensor_type(name)?,
+                found.shape.clone(),
+                found.bytes().ok()?.into_owned(),
+            ))
         };
         let tensors = gguf.names().filter_map(tensor).collect();
         Ok(Self { pairs: gguf.metadata().to_vec(), tensors, folder })

@@ -5,6 +5,7 @@
 //! empty string is 8 bytes in the file and three times that here.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use super::{
     ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, GgmlType, Gguf, MAGIC, MAX_ARRAY_DEPTH,
