@@ -140,7 +140,7 @@ impl Plan {
             stages.push(StagePlan {
                 name,
                 parameters: next.outline.parameters(),
-                output_bytes: next.outline.bytes(),
+                output_bytes: next.outline.unpadded_bytes(),
                 peak_device_bytes: next.peak_device_bytes,
                 peak_host_bytes: next.peak_host_bytes,
                 needs: serde_json::to_value(needs).expect("needs are plain values"),
@@ -162,8 +162,8 @@ impl Plan {
             .tensors()
             .map(|(spec, format)| tensor_plan(spec, format, parent, end, &planned))
             .collect::<Result<_>>()?;
-        let output_bytes = end.bytes();
-        let widest = stages.iter().map(|stage| stage.output_bytes).max();
+        let output_bytes = end.unpadded_bytes();
+        let widest = planned.iter().map(|stage| stage.outline.bytes()).max();
         let (mut tokens, mut evaluated) = (0, (0, 0));
         if let Some(evaluate) = &recipe.evaluate {
             tokens = evaluate.max_tokens.unwrap_or(16_384);
@@ -320,7 +320,7 @@ fn tensor_plan(
             true => "keep".into(),
             false => changes.join(", then "),
         },
-        output_bytes: format.bytes(spec.rows, spec.columns),
+        output_bytes: format.unpadded_bytes(spec.rows, spec.columns),
         gguf: gguf_type(parent, end, spec)?.0.name(),
         format,
     })

@@ -90,6 +90,9 @@ pub struct Figures {
     /// exactly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_error: Option<f64>,
+    /// Tensors that lost what one error over all weights does not show: scales too small for f16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A stage as it ran.
@@ -372,6 +375,7 @@ impl Run<'_> {
                     perplexity: self.measure("parent", self.parent, listen)?,
                     file_bytes: Some(self.parent.file_bytes()),
                     weight_error: None,
+                    warnings: Vec::new(),
                 };
                 work.record("00-parent.report.toml", &figures)?;
                 figures
@@ -393,6 +397,8 @@ impl Run<'_> {
             Some(checkpoint) => checkpoint,
             None => self.parent,
         };
+        let lost = stages.iter().flat_map(|stage| stage.figures.warnings.iter());
+        let warnings = self.plan.warnings.iter().chain(lost).cloned().collect();
         let mut manifest = Manifest {
             schema: 1,
             lopper: env!("CARGO_PKG_VERSION").into(),
@@ -406,7 +412,7 @@ impl Run<'_> {
             stages,
             exports: Vec::new(),
             outputs: Vec::new(),
-            warnings: plan.warnings.clone(),
+            warnings,
         };
         let artifact = work.path().join("artifact.part");
         if artifact.exists() {
@@ -469,14 +475,19 @@ impl Run<'_> {
             }
         }
         let before = unrounded.as_deref().unwrap_or(before);
+        let (weight_error, warnings) = rounding_error(before, &after, &rounded)?;
+        for text in &warnings {
+            listen(Event::Warning { text });
+        }
         let figures = Figures {
             parameters: outline.parameters(),
-            bytes: outline.bytes(),
+            bytes: outline.unpadded_bytes(),
             bytes_f16: 2 * outline.parameters(),
             flops_per_token: outline.flops_per_token(),
             perplexity: self.measure(kind.result, &after, listen)?,
             file_bytes: None,
-            weight_error: weight_error(before, &after, &rounded)?,
+            weight_error,
+            warnings,
         };
         let report = StageReport {
             name: kind.name.into(),
@@ -697,13 +708,21 @@ fn rows(
     Rows::of_text(calibration, tokenizer)?.within(context).map(Some)
 }
 
-/// sum((after - before)^2) / sum(before^2) over the tensors of these names; `None` if there are none.
-fn weight_error(
+/// The squared error of some weights and the sum of their squares.
+type SquaredError = (f64, f64);
+
+fn plus(a: SquaredError, b: SquaredError) -> SquaredError {
+    (a.0 + b.0, a.1 + b.1)
+}
+
+/// sum((after - before)^2) / sum(before^2) over the tensors of these names, `None` if there are none; and a warning for each
+/// that loses more than 2 % of the squares of groups whose scale f16 does not hold in full.
+fn rounding_error(
     before: &dyn Weights,
     after: &dyn Weights,
     rounded: &[String],
-) -> Result<Option<f64>> {
-    let (mut error, mut total, mut any) = (0.0f64, 0.0f64, false);
+) -> Result<(Option<f64>, Vec<String>)> {
+    let (mut all, mut any, mut warnings) = ((0.0, 0.0), false, Vec::new());
     let specs = after.specs().iter().filter(|spec| rounded.contains(&spec.name));
     for spec in specs {
         interrupt::check()?;
@@ -712,23 +731,44 @@ fn weight_error(
             continue;
         };
         let (old, new) = (before.load(old)?, after.load(spec)?);
+        let group = new.format.group_columns(new.columns);
         let row = |row: usize| {
             let [mut was, mut is] = [vec![0.0; old.columns], vec![0.0; old.columns]];
             old.decode_row(row, &mut was);
             new.decode_row(row, &mut is);
-            let pairs = was.into_iter().zip(is);
-            pairs.fold((0.0, 0.0), |(error, total), (was, is): (f32, f32)| {
-                let (was, is) = (f64::from(was), f64::from(is));
-                (error + (is - was).powi(2), total + was.powi(2))
-            })
+            let (mut whole, mut lost, mut groups) = ((0.0, 0.0), (0.0, 0.0), 0);
+            for (at, (was, is)) in was.chunks(group).zip(is.chunks(group)).enumerate() {
+                let pairs = was.iter().zip(is).map(|(was, is)| (f64::from(*was), f64::from(*is)));
+                let error = pairs.fold((0.0, 0.0), |sum, (was, is)| {
+                    plus(sum, ((is - was).powi(2), was.powi(2)))
+                });
+                whole = plus(whole, error);
+                if new.scale_underflows(row, at) && error.1 > 0.0 {
+                    (lost, groups) = (plus(lost, error), groups + 1);
+                }
+            }
+            (whole, lost, groups)
         };
         // In order, whichever thread computed a row: the figure is the same every time.
-        let rows: Vec<(f64, f64)> = (0..old.rows).into_par_iter().map(row).collect();
-        for (row_error, row_total) in rows {
-            (error, total, any) = (error + row_error, total + row_total, true);
+        let rows: Vec<(SquaredError, SquaredError, usize)> =
+            (0..old.rows).into_par_iter().map(row).collect();
+        let (mut lost, mut groups) = ((0.0, 0.0), 0);
+        for (row, row_lost, row_groups) in rows {
+            (all, any) = (plus(all, row), true);
+            (lost, groups) = (plus(lost, row_lost), groups + row_groups);
+        }
+        if lost.0 > 0.02 * lost.1 {
+            warnings.push(format!(
+                "{}: {groups} groups have scales below the normal numbers of f16 (6.1e-5) and lose {:.0} % of their squares as \
+                 {}; its weights are too small for this type",
+                spec.name,
+                100.0 * lost.0 / lost.1,
+                new.format.label(),
+            ));
         }
     }
-    Ok(any.then_some(if total > 0.0 { error / total } else { 0.0 }))
+    let error = any.then_some(if all.1 > 0.0 { all.0 / all.1 } else { 0.0 });
+    Ok((error, warnings))
 }
 
 fn json(value: &impl Serialize) -> String {

@@ -51,9 +51,14 @@ impl Outline {
         self.specs.iter().map(values).sum()
     }
 
-    /// Bytes of the tensors in their formats.
+    /// Bytes of the tensors in their formats, in memory.
     pub fn bytes(&self) -> u64 {
         self.tensors().map(|(spec, format)| format.bytes(spec.rows, spec.columns)).sum()
+    }
+
+    /// The same without the padding of rows, as reports count them.
+    pub fn unpadded_bytes(&self) -> u64 {
+        self.tensors().map(|(spec, format)| format.unpadded_bytes(spec.rows, spec.columns)).sum()
     }
 
     /// Weights of the largest tensor.

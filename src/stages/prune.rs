@@ -363,7 +363,7 @@ impl Stage for Prune {
                 (cut, rounds) = self.requantize.left(format, left.columns, span);
                 if rounds {
                     let list = if cut == format { &mut requantized } else { &mut dequantized };
-                    let bytes = [format, cut].map(|f| f.bytes(left.rows, left.columns));
+                    let bytes = [format, cut].map(|f| f.unpadded_bytes(left.rows, left.columns));
                     list.push((left.name.as_str(), format, bytes));
                 }
             }

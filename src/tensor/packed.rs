@@ -123,6 +123,13 @@ impl Packed {
         }
     }
 
+    /// Whether a group's scale is f16 and below its normal numbers, where it loses digits, or all of them.
+    pub fn scale_underflows(&self, row: usize, group: usize) -> bool {
+        let f16_scale =
+            !matches!(self.format.ty.scale, Scale::None | Scale::PowerOfTwo | Scale::TwoLevel);
+        f16_scale && self.group(row, group).0 & 0x7c00 == 0
+    }
+
     /// Stores the f32 scale at the start of a row of [`Scale::TwoLevel`].
     pub fn set_row_scale(&mut self, row: usize, scale: f32) {
         assert_eq!(self.format.ty.scale, Scale::TwoLevel, "only these rows have one");

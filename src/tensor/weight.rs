@@ -356,6 +356,19 @@ impl WeightFormat {
             * (self.code_words_per_row(columns) + self.scale_words_per_row(columns)) as u64
     }
 
+    /// Bytes of a matrix without the padding of its rows: what its codes and scales come to, as reports count them.
+    pub fn unpadded_bytes(self, rows: usize, columns: usize) -> u64 {
+        let groups = self.groups_per_row(columns) as u64;
+        let scales = match self.ty.scale {
+            Scale::None => 0,
+            Scale::Symmetric | Scale::Level => 2 * groups,
+            Scale::ZeroPoint | Scale::Offset => 4 * groups,
+            Scale::PowerOfTwo => groups,
+            Scale::TwoLevel => 4 + groups,
+        };
+        rows as u64 * ((columns as u64 * u64::from(self.ty.bits)).div_ceil(8) + scales)
+    }
+
     /// The format that a label names: what [`WeightFormat::label`] writes. `None` for any other text.
     pub fn from_label(text: &str) -> Option<Self> {
         let (name, group) = match text.rsplit_once('-') {

@@ -2,17 +2,21 @@
 
 use std::path::Path;
 
+use half::f16;
 use libtest_mimic::{Failed, Trial};
 use lopper::device::Random;
 use lopper::formats::Source;
 use lopper::formats::gguf::{self, GgmlType, Gguf, NewGgufTensor, Value as Meta};
+use lopper::model::{Checkpoint, ExportFormat, TensorSpec};
+use lopper::tensor::{Packed, WeightFormat};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::models::MapWeights;
 use crate::program::{NANO, Run, lopper, read_json, succeeds};
 
 pub fn trials() -> Vec<Trial> {
-    suite!("cli::sizes": planned_bytes_are_written, own_formats, growth_is_said, blocks_stay, types_return)
+    suite!("cli::sizes": planned_bytes_are_written, own_formats, growth_is_said, blocks_stay, types_return, small_scales_are_told, padding_is_not_counted)
 }
 
 /// nano-llama in Q4_1, as `q.gguf` in a new folder.
@@ -314,5 +318,45 @@ fn types_return() -> Result<(), Failed> {
     assert_eq!(types("then/model.gguf")?, [GgmlType::Q4_0; 14]);
     assert!(error("then", 0)?.is_some_and(|rounding| rounding < 1e-6), "f16 between the two");
     assert!(error("then", 1)?.is_some_and(|error| error > 1e-4), "q4_0");
+    Ok(())
+}
+
+/// Weights so small that f16 does not hold their groups' scales: the whole model's error stays small, and the tensor is named.
+fn small_scales_are_told() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let parent = Checkpoint::open(NANO)?;
+    let small = "model.layers.1.mlp.down_proj.weight";
+    let map = |spec: &TensorSpec, packed: Packed| {
+        if spec.name != small {
+            return Ok(packed);
+        }
+        let values = packed.to_f32().into_iter();
+        let bytes: Vec<u8> =
+            values.flat_map(|value| f16::from_f32(value / 32768.0).to_le_bytes()).collect();
+        Ok(Packed::from_16bit(packed.format, &bytes, packed.rows, packed.columns))
+    };
+    let weights = MapWeights(&parent, &map);
+    ExportFormat::Hf.write(&folder.path().join("m"), &parent, &weights, None)?;
+    let run = succeeds(&folder, "quantize m --bits 4 --no-eval --formats packed --out q")?;
+    let manifest = read_json(folder.path().join("q/manifest.json"))?;
+    let warnings = manifest["warnings"].as_array().ok_or("warnings")?;
+    let told: Vec<&str> = warnings.iter().filter_map(Value::as_str).collect();
+    let told: Vec<&&str> = told.iter().filter(|text| text.contains("f16 (6.1e-5)")).collect();
+    assert!(told.len() == 1 && told[0].starts_with(small), "{warnings:?}");
+    assert!(run.err.contains(told[0]), "{}", run.err);
+    assert!(manifest["stages"][0]["figures"]["weight_error"].as_f64().ok_or("an error")? < 0.02);
+    Ok(())
+}
+
+/// Rows of 16 columns fill half of a block of codes in memory.
+fn padding_is_not_counted() -> Result<(), Failed> {
+    let bytes = |label: &str| {
+        let format = WeightFormat::from_label(label).expect("a format");
+        format.unpadded_bytes(150_001, 16) as usize / 150_001
+    };
+    assert_eq!(
+        ["f16", "f32", "int4-g32", "uint4m-g32", "mxfp4-g32"].map(bytes),
+        [32, 64, 10, 12, 9]
+    );
     Ok(())
 }
