@@ -80,7 +80,7 @@ pub enum Error {
         found: String,
     },
     /// The input is well formed, but Lopper cannot do this with it (yet).
-    #[error("{}: {} is not supported: {}", place(path), shown(what), shown(why))]
+    #[error("{}: {} is not supported: {}", place(path), shown(what), Shown(why, 4 * SHOWN))]
     Unsupported {
         /// The file or model.
         path: PathBuf,

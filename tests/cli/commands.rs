@@ -143,7 +143,9 @@ fn logits() -> Result<(), Failed> {
 fn compress() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     let out = folder.path().join("new/out");
-    let json = succeeds(&folder, "compress --out new/out --json=-")?.json()?;
+    let mut json = succeeds(&folder, "compress --out new/out --json=-")?.json()?;
+    let mark = json.as_object_mut().and_then(|fields| fields.remove("written_by"));
+    assert!(mark.is_some_and(|mark| mark.as_str().is_some_and(|by| by.starts_with("lopper"))));
     let manifest = read_json(out.join("manifest.json"))?;
     assert!(json == manifest, "--json differs from the manifest");
     let fields = "schema lopper recipe_sha256 seed device parent stages outputs";

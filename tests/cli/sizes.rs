@@ -332,7 +332,7 @@ fn small_scales_are_told() -> Result<(), Failed> {
         }
         let values = packed.to_f32().into_iter();
         let bytes: Vec<u8> =
-            values.flat_map(|value| f16::from_f32(value / 32768.0).to_le_bytes()).collect();
+            values.flat_map(|value| f16::from_f32(value / 262_144.0).to_le_bytes()).collect();
         Ok(Packed::from_16bit(packed.format, &bytes, packed.rows, packed.columns))
     };
     let weights = MapWeights(&parent, &map);

@@ -103,7 +103,7 @@ fn index_hostile() {
         (r#""s2""#, r#""c:s2""#, "plain file name"),
         (r#""s2""#, r#""..""#, "plain file name"),
         (r#""s2""#, r#""""#, "plain file name"),
-        (r#""s2""#, r#"".""#, "cannot read: not a regular file"),
+        (r#""s2""#, r#"".""#, "cannot read: a folder, not a regular file"),
         (r#""s2""#, r#""s3""#, "s3: 1 of the 2 files that the index lists are missing (s3)"),
         (
             r#""c":"s2""#,

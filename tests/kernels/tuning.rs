@@ -56,10 +56,11 @@ fn winners_are_kept_and_used() -> Result<(), Failed> {
         let backend = backend_name(adapter.info.backend);
         let mut command = command_of(folder.path(), command);
         let run: Run = command.args(["--adapter", name, "--backend", backend]).output()?.into();
-        let mut lines = run.out.lines();
-        let line = lines.find(|line| line.contains("int8-g32") && line.contains(kernel.as_str()));
+        let kernel = kernel.replace(' ', "");
+        let rows = unwrapped(&run.out);
+        let line = rows.iter().find(|row| row.contains("int8-g32") && row.contains(&kernel));
         let counted = run.out.contains(&format!("({count} classes tuned)"));
-        let shown = line.is_some_and(|line| line.contains(how));
+        let shown = line.is_some_and(|line| line.contains(&how.replace(' ', "")));
         assert!(counted && shown, "no `{kernel}` {how}: {run}");
     }
     std::fs::write(path, "{\"devices\": 3}")?;
@@ -137,4 +138,28 @@ fn odd_rows_in_every_precision() -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// The rows of the tables in a text, their cells joined again where they were broken, without blanks.
+fn unwrapped(text: &str) -> Vec<String> {
+    let (mut starts, mut rows): (Vec<usize>, Vec<Vec<String>>) = (Vec::new(), Vec::new());
+    for line in text.lines() {
+        let places: Vec<char> = line.chars().collect();
+        if line.starts_with("--") {
+            let begins = |place: &usize| *place == 0 || places[place - 1] == ' ';
+            starts =
+                (0..places.len()).filter(|place| places[*place] == '-' && begins(place)).collect();
+            continue;
+        }
+        if !line.starts_with(' ') {
+            rows.push(vec![String::new(); starts.len()]);
+        }
+        let Some(row) = rows.last_mut() else { continue };
+        for (index, cell) in row.iter_mut().enumerate() {
+            let end = starts.get(index + 1).copied().unwrap_or(places.len());
+            let part = places.get(starts[index]..end.min(places.len())).unwrap_or(&[]);
+            cell.extend(part.iter().filter(|place| **place != ' '));
+        }
+    }
+    rows.into_iter().map(|row| row.concat()).collect()
 }

@@ -157,11 +157,11 @@ fn interrupted_by_ctrl_c() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Whether a process has a handler for SIGINT, as far as Linux tells.
+/// Whether a process blocks SIGINT, to wait for it, as far as Linux tells.
 fn listens(id: &str) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    caught.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap_or(0) & 2 != 0)
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    blocked.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap_or(0) & 2 != 0)
 }
 
 /// A file that was stopped is continued at the tensor it was stopped at, if it is the same file still.
