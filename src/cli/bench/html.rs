@@ -54,6 +54,10 @@ svg text { fill: var(--soft); font: 12px system-ui, sans-serif; } svg .name { fi
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 12px; white-space: nowrap; }
 th, td { text-align: left; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
+@media (max-width: 640px) {
+  body { padding: 16px; } svg { width: 720px; }
+  .bars { grid-template-columns: 1fr max-content; } .bars .label { grid-column: 1 / -1; text-align: left; margin-top: 8px; }
+}
 ";
 
 fn escape(text: &str) -> String {
@@ -338,7 +342,7 @@ fn roofline(timings: &[Timing], ceilings: Ceilings, series: impl Fn(&str) -> usi
     points.extend([ridge, (ridge.0 * 10.0, ridge.1)]);
     let axes = Axes::around(&points);
     let mut svg = format!(
-        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"Roofline\">{}",
+        "<div class=\"scroll\"><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"Roofline\">{}",
         axes.grid()
     );
     // The slope starts where it meets the left or the lower edge.
@@ -376,7 +380,7 @@ fn roofline(timings: &[Timing], ceilings: Ceilings, series: impl Fn(&str) -> usi
     }
     let _ = write!(
         svg,
-        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">operations per byte</text></svg>",
+        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">operations per byte</text></svg></div>",
         (WIDTH + LEFT) / 2.0,
         HEIGHT - 10.0
     );
