@@ -33,13 +33,13 @@ pub struct Plan {
     pub stored_file_bytes: u64,
     /// Bytes of the parent's tensors in f16.
     pub f16_bytes: u64,
-    /// Bytes of the tensors afterwards, in Lopper's packed format.
+    /// Bytes of the tensors' codes and scales afterwards, in Lopper's packed format without the padding of rows.
     pub output_bytes: u64,
     /// What is written, in order, with the bytes of its files.
     pub exports: Vec<Written>,
     /// Whether sizes are estimates: what each block keeps is known only when it has been scored.
     pub estimated: bool,
-    /// Bytes of all stages' results, which are on the disk together until the run is done.
+    /// Bytes of all stages' results, padding included, which are on the disk together until the run is done.
     pub work_bytes: u64,
     /// Most bytes of device memory in use at once.
     pub peak_device_bytes: u64,
@@ -198,7 +198,7 @@ impl Plan {
             output_bytes,
             exports,
             estimated: end.estimated,
-            work_bytes: stages.iter().map(|stage| stage.output_bytes).sum(),
+            work_bytes: planned.iter().map(|stage| stage.outline.bytes()).sum(),
             // Only an evaluation has a whole model on the device.
             peak_device_bytes: evaluated.0.max(peak(|stage| stage.peak_device_bytes)),
             least_device_bytes: evaluated.1.max(peak(|stage| stage.peak_device_bytes)),
