@@ -55,6 +55,7 @@ mod kernels {
     pub mod importance;
     pub mod integers;
     pub mod lut;
+    pub mod moments;
     pub mod shaders;
     pub mod table;
     pub mod trits;
@@ -108,6 +109,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     kernels::importance::trials,
     kernels::integers::trials,
     kernels::lut::trials,
+    kernels::moments::trials,
     kernels::shaders::trials,
     kernels::table::trials,
     kernels::trits::trials,

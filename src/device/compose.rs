@@ -43,6 +43,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "coop_wide_f16"
     "coop_wide_f32"
     "f16_bits"
+    "gram_tile"
     "group_scale"
     "integer_block"
     "is_nan"

@@ -6,10 +6,10 @@ use super::Observer;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Slot;
-use crate::kernels::copy::cast::cast;
-use crate::kernels::matmul::backward;
+use crate::kernels::matmul::gram;
 use crate::kernels::residual::add::add;
-use crate::kernels::score::{Form, columns, norms, rows};
+use crate::kernels::score::sums::{self, Term};
+use crate::kernels::score::{Form, rows};
 use crate::tensor::DType;
 
 /// What is summed over the tokens.
@@ -17,8 +17,13 @@ use crate::tensor::DType;
 pub enum Kind {
     /// Of each input channel of a linear layer the squares (Wanda's norms are their roots): (input features).
     Squares,
-    /// Of each input channel the magnitudes (Minitron, AWQ): (input features).
+    /// Of each input channel the values: over the tokens their means: (input features).
+    Values,
+    /// Of each input channel the magnitudes (AWQ): (input features).
     Magnitudes,
+    /// Of each input channel the squared mean magnitude over each sequence of so many tokens (Minitron, whose score is its root):
+    /// (input features).
+    SequenceMagnitudes(usize),
     /// X^T X of a linear layer's inputs, the Hessian of its squared error (GPTQ, SparseGPT, SliceGPT):
     /// (input features, input features).
     Gram,
@@ -53,7 +58,11 @@ impl<'a> Statistics<'a> {
     /// A sum over the tokens of a linear layer's inputs, f32; `None` if the block has no such layer, or it is not of the kinds.
     pub fn sum(&self, slot: Slot, kind: Kind) -> Result<Option<HostTensor>> {
         let sum = self.sums.get(&(slot, kind));
-        sum.map(|sum| self.device.read(sum)).transpose()
+        let read = |sum: &Tensor| match kind {
+            Kind::Gram => gram::read(self.device, sum),
+            _ => self.device.read(sum),
+        };
+        sum.map(read).transpose()
     }
 
     /// Tokens that went into the sums of a linear layer.
@@ -106,14 +115,14 @@ impl Observer for Statistics<'_> {
                 None => device.allocate(DType::F32, &shape, "statistics")?,
             };
             match kind {
-                Kind::Squares => norms::norms(device, x, &sum, later)?,
-                Kind::Magnitudes => {
-                    let x = cast(device, x, DType::F32)?.reshaped(&[tokens, width]);
-                    columns::columns(device, Form::L1, &x, None, None, &sum, later)?;
+                Kind::Squares => sums::sums(device, Term::Square, x, &sum, later)?,
+                Kind::Values => sums::sums(device, Term::Value, x, &sum, later)?,
+                Kind::Magnitudes => sums::sums(device, Term::Magnitude, x, &sum, later)?,
+                Kind::SequenceMagnitudes(length) => {
+                    sums::sequence_magnitudes(device, x, *length, &sum, later)?;
                 }
                 Kind::Gram => {
-                    let x = x.reshaped(&[tokens, width]);
-                    backward::weight(device, &x, &x, &mut None, &sum, later)?;
+                    gram::gram(device, &x.reshaped(&[tokens, width]), &sum, later)?;
                 }
                 Kind::Cosine => {}
             }
@@ -132,10 +141,13 @@ impl Observer for Statistics<'_> {
         let of_rows = |form: Form, x: &Tensor, y: Option<&Tensor>| {
             let result = device.allocate(DType::F32, &[tokens], "cosines")?;
             rows::rows(device, form, x, y, None, &result, false)?;
-            Ok(device.read(&result)?.to_f32())
+            device.read_later(&result)
         };
+        // All three are on their way before the first is waited for.
         let dots = of_rows(Form::Product, before, Some(after))?;
         let (a, b) = (of_rows(Form::L2, before, None)?, of_rows(Form::L2, after, None)?);
+        let values = |reading| Ok(device.finish(reading)?.to_f32());
+        let (dots, a, b) = (values(dots)?, values(a)?, values(b)?);
         for ((dot, a), b) in dots.into_iter().zip(a).zip(b) {
             let norms = (f64::from(a) * f64::from(b)).sqrt();
             self.cosines += f64::from(dot) / norms.max(f64::MIN_POSITIVE);

@@ -146,7 +146,14 @@ fn halves_add_up() -> Result<(), Failed> {
     let device = &Device::Cpu;
     let weights = Checkpoint::open(NANO)?;
     let ids = ids();
-    let kinds = [Kind::Squares, Kind::Magnitudes, Kind::Gram, Kind::Cosine];
+    let kinds = [
+        Kind::Squares,
+        Kind::Values,
+        Kind::Magnitudes,
+        Kind::SequenceMagnitudes(LENGTH),
+        Kind::Gram,
+        Kind::Cosine,
+    ];
     let model = load(device, &weights)?;
     let statistics = |ids: &[u32], sequences: usize| -> Result<Statistics<'_>, Failed> {
         let source = WeightSource::Resident(&model);
@@ -165,7 +172,7 @@ fn halves_add_up() -> Result<(), Failed> {
         let of = |statistics: &Statistics<'_>, kind: Kind| -> Result<Vec<f32>, Failed> {
             Ok(statistics.sum(slot, kind)?.ok_or("a statistic")?.to_f32())
         };
-        for kind in [Kind::Squares, Kind::Magnitudes, Kind::Gram] {
+        for kind in kinds.into_iter().filter(|kind| *kind != Kind::Cosine) {
             let (halves, whole) = (of(&halves, kind)?, of(&whole, kind)?);
             assert_close(&format!("{slot:?} {kind:?}"), &halves, &whole, Within::Norm(1e-6));
         }

@@ -6,8 +6,8 @@ pub mod blocks;
 pub mod columns;
 mod element;
 pub mod fisher;
-pub mod norms;
 pub mod rows;
+pub mod sums;
 
 /// What one weight w counts, from its gradient g and its place F on the diagonal of the Fisher matrix: how the loss changes
 /// without it, to some order (Ma et al. 2023, LLM-Pruner, arXiv 2305.11627, section 3.2).

@@ -1,8 +1,16 @@
-// Sums of squares down the columns of activations. One workgroup: 32 columns.
+// Sums down the columns of activations: of values, magnitudes or squares. One workgroup: 32 columns.
 @group(0) @binding(0) var<storage, read> x: array<act>;                // (tokens, columns)
 @group(0) @binding(1) var<storage, read_write> result: array<f32>;     // (columns)
 #import params
 #import column_shares
+
+fn term(value: f32) -> f32 {
+    switch TERM {
+        case 0u: { return value; }
+        case 1u: { return abs(value); }
+        default: { return value * value; }
+    }
+}
 
 @compute @workgroup_size(256)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -11,8 +19,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     if column < params.columns {
         let end = params.token_start + params.tokens;
         for (var token = params.token_start + lane / COLUMNS; token < end; token += SHARES) {
-            let value = f32(x[token * params.columns + column]);
-            sum += value * value;
+            sum += term(f32(x[token * params.columns + column]));
         }
     }
     sum = sum_of_shares(sum, lane);
