@@ -25,8 +25,7 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
         var high: array<vec4<f32>, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
             let row = params.row_start + min(first_row + r, params.rows - 1u);
-            low[r] = weight4(row, column);
-            high[r] = select(vec4(0.0), weight4(row, column + 4u), more);
+#import eight_weights
         }
         for (var t = 0u; t < TOKENS; t++) {
             let token = min(first_token + t, params.tokens - 1u);

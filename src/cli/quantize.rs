@@ -24,19 +24,24 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let stage = arguments.stage.clone().explicit();
     let stage = stage.map_err(BadField::in_recipe).map_err(of_flag)?;
     let scheme = stage.scheme().map_err(BadField::in_recipe).map_err(of_flag)?;
-    let leveled = level_type(scheme.grid).is_some();
+    let format = stage.format().map_err(BadField::in_recipe).map_err(of_flag)?;
+    let grid = scheme.map(|scheme| scheme.grid);
+    let leveled = grid.is_none_or(|grid| level_type(grid).is_some());
     // Ternary weights are looked up, in wider groups.
-    let ternary = global.engine == EngineChoice::Lut && scheme.grid == Grid::Ternary;
+    let ternary = global.engine == EngineChoice::Lut && grid == Some(Grid::Ternary);
     let least = if ternary { 128 } else { 32 };
-    let narrow = (1..least).contains(&scheme.group_size);
-    if global.engine.takes_planes() && (scheme.bits > 4 || (leveled && !ternary) || narrow) {
+    let narrow = (1..least).contains(&format.group_size);
+    let wide = format.ty.bits > 4 || (leveled && !ternary);
+    if global.engine.takes_planes() && (wide || narrow || format.ty.is_sparse()) {
         return Err(Error::Argument {
             argument: "--engine lut / bitserial".into(),
             expected: "codes of 1 to 4 bits on an even grid, in groups of 32 or more (lut: or ternary, in groups of 128 or more)".into(),
-            found: if narrow {
-                format!("groups of {}", scheme.group_size)
-            } else {
-                format!("{} bits, grid {}", scheme.bits, scheme.grid.name())
+            found: match grid {
+                Some(grid) if !narrow && !format.ty.is_sparse() => {
+                    format!("{} bits, grid {}", format.ty.bits, grid.name())
+                }
+                _ if !format.ty.is_sparse() => format!("groups of {}", format.group_size),
+                _ => format.ty.name.into(),
             },
         });
     }

@@ -62,7 +62,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     target.write(|folder| {
         std::fs::create_dir(folder).map_err(Error::write(&arguments.out))?;
         let config = model.config_json().clone();
-        if ty.has_scales() {
+        if !ty.is_plain() {
             export_packed(folder, config, &model, Some(tokenizer.stored()))
         } else {
             export_hf(folder, config, &model, Some(tokenizer.stored()))

@@ -24,12 +24,15 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "block_bytes_6"
     "block_bytes_7"
     "block_bytes_8"
+    "block_bytes_kept_4"
+    "block_bytes_kept_8"
     "block_grid"
     "block_parts_1"
     "block_parts_2"
     "block_parts_3"
     "block_parts_bytes"
     "code_bytes"
+    "code_bytes_kept"
     "code_word_one"
     "code_word_vector"
     "column_shares"
@@ -38,15 +41,21 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "coop_direct"
     "coop_staged"
     "coop_weight_blocks"
+    "coop_weight_kept"
     "coop_weight_wide"
     "coop_wide_bf16"
     "coop_wide_f16"
     "coop_wide_f32"
+    "eight_weights"
+    "eight_weights_kept"
     "f16_bits"
     "gram_tile"
     "group_scale"
     "integer_block"
     "is_nan"
+    "kept_bytes"
+    "kept_place"
+    "kept_values"
     "level_float"
     "level_table"
     "lut_four"
@@ -71,6 +80,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "weight_bf16"
     "weight_f16"
     "weight_f32"
+    "weight_kept_f16"
     "weight_levels"
 };
 
@@ -124,6 +134,7 @@ pub fn compose_with<'a>(
         };
         // The widest vector of words that a block of codes is a multiple of.
         let (lanes, words) = match code_lanes(weight) {
+            lanes if weight.is_sparse() => (lanes, format!("vec{lanes}<u32>")),
             // Cooperative matrices are loaded from f16: 16-bit floats are bound as what they are.
             _ if variant.coop > 0 && weight.levels == Levels::F16 => (1, "vec4<f16>".to_string()),
             _ if variant.coop > 0 && weight.levels == Levels::Bf16 => (2, "vec2<u32>".to_string()),
@@ -262,6 +273,10 @@ fn include<'a>(
 
 /// Words that shaders load of a weight's codes at once: a block of codes is a multiple of it, and so is a row.
 pub fn code_lanes(weight: &WeightType) -> u32 {
+    if weight.is_sparse() {
+        // Half a block of bytes; of wider codes those of eight columns, which an invocation of `matmul/matvec` takes.
+        return if weight.bits == 8 { 4 } else { 2 };
+    }
     match weight.bits % 4 {
         0 => 4,
         2 => 2,
@@ -315,6 +330,17 @@ pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
         "quad" => match variant.weight {
             Some(weight) if weight.is_affine() => "quad_affine",
             _ => "quad_levels",
+        },
+        "block_bytes" if variant.weight.is_some_and(WeightType::is_sparse) => {
+            let wide = variant.weight.is_some_and(|weight| weight.bits == 8);
+            if wide { "block_bytes_kept_8" } else { "block_bytes_kept_4" }
+        }
+        "code_bytes" if variant.weight.is_some_and(WeightType::is_sparse) => "code_bytes_kept",
+        "eight_weights" => match variant.weight {
+            Some(weight) if weight.is_sparse() && weight.levels == Levels::F16 => {
+                "eight_weights_kept"
+            }
+            _ => "eight_weights",
         },
         "block_bytes" => {
             let bits = variant.weight.map_or(8, |weight| weight.bits.min(8));

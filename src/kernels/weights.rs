@@ -4,7 +4,9 @@ use half::f16;
 
 use crate::kernels::matrix::Layout;
 use crate::kernels::prelude::*;
-use crate::tensor::{BLOCK, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType};
+use crate::tensor::{
+    BLOCK, Packed, Scale, Sparsity, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType,
+};
 
 /// The f32 variant that decodes this type.
 pub fn variant(ty: &'static WeightType) -> Variant {
@@ -105,11 +107,12 @@ fn random_rows(
     group: u32,
 ) -> Packed {
     let ty = variant.weight.expect("a variant of a kernel with a weight names its type");
-    if !ty.has_scales() {
+    if ty.is_plain() {
         let values = random.values(rows * columns, 1.0);
         return rounded_to(ty, &values, rows, columns);
     }
-    let format = WeightFormat { ty, group_size: group };
+    let group_size = if ty.has_scales() { group } else { WHOLE_ROW };
+    let format = WeightFormat { ty, group_size };
     let mut packed = Packed::zeros(format, rows, columns);
     for row in 0..rows {
         if ty.scale == Scale::TwoLevel {
@@ -128,6 +131,13 @@ fn random_rows(
             };
             packed.set_group(row, index, scale, f16::from_f32(second).to_bits());
         }
+        if let Some(pattern) = ty.sparsity {
+            draw_kept(random, &mut packed, row, pattern, |random| match ty.bits {
+                16 => f16::from_f32(random.value()).to_bits().into(),
+                bits => random.below(1 << bits),
+            });
+            continue;
+        }
         // Every code of an integer type stands for a number: whole words are drawn at once.
         if ty.is_affine() && columns.is_multiple_of(BLOCK) {
             let words = format.code_words_per_row(columns);
@@ -141,6 +151,28 @@ fn random_rows(
         }
     }
     packed
+}
+
+/// Draws the codes of a row of a type with a pattern, and which columns are kept: as many as may be, now and then one less.
+pub fn draw_kept(
+    random: &mut Random,
+    packed: &mut Packed,
+    row: usize,
+    pattern: Sparsity,
+    code: impl Fn(&mut Random) -> u32,
+) {
+    let of = pattern.of as usize;
+    for first in (0..packed.columns).step_by(of) {
+        let end = packed.columns.min(first + of);
+        let mut left = pattern.kept - u32::from(random.below(8) == 0);
+        for column in first..end {
+            if left > 0 && random.below((end - column) as u32) < left {
+                left -= 1;
+                let code = code(random);
+                packed.set_code(row, column, code);
+            }
+        }
+    }
 }
 
 /// f32 values in one of the types without scales.

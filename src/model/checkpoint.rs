@@ -514,6 +514,16 @@ impl Weights for Checkpoint {
                             "another number",
                         ));
                     }
+                    if let (Some(pattern), Some((row, column))) =
+                        (format.ty.sparsity, packed.first_overfull())
+                    {
+                        let expected = format!(
+                            "at most {} of every {} columns kept, of {columns}",
+                            pattern.kept, pattern.of
+                        );
+                        let found = format!("one more at row {row}, column {column}");
+                        return Err(self.wrong(spec, expected, found));
+                    }
                     packed
                 }
             },

@@ -183,7 +183,7 @@ impl<'a> Pruned<'a> {
         }
         let span = self.column_span(spec, whole);
         let codes_stay = columns.is_none() || codes_survive(weight.format, span);
-        if weight.format.ty.has_scales() && codes_stay {
+        if !weight.format.ty.is_plain() && codes_stay {
             let places = |kept: &[u32]| kept.iter().map(|c| *c as usize).collect::<Vec<_>>();
             let weight =
                 rows.map_or_else(|| weight.clone(), |rows| weight.pick_rows(&places(&rows)));
@@ -298,10 +298,12 @@ impl Weights for Pruned<'_> {
 }
 
 /// Whether what is left of a matrix keeps its codes when columns go in runs of `span`: groups that share a scale must go or stay
-/// as a whole, or be whole rows. Rows can always go.
+/// as a whole, or be whole rows, and so must the columns that a pattern of zeros looks at together. Rows can always go.
 pub fn codes_survive(format: WeightFormat, span: usize) -> bool {
     let group = format.group_size;
-    !format.ty.has_scales() || group == WHOLE_ROW || span.is_multiple_of(group as usize)
+    let scales =
+        !format.ty.has_scales() || group == WHOLE_ROW || span.is_multiple_of(group as usize);
+    scales && format.ty.sparsity.is_none_or(|pattern| span.is_multiple_of(pattern.of as usize))
 }
 
 /// Consecutive columns of a tensor of a model of this configuration that belong to one unit of their width, in block `layer`.

@@ -217,7 +217,7 @@ fn packed_tensors<'a>(
     let mut formats = Map::new();
     for spec in weights.specs() {
         let format = weights.format(spec)?;
-        if !format.ty.has_scales() {
+        if format.ty.is_plain() {
             let dtype = vector_dtype(format);
             let data = move || Ok(dense_bytes(&as_stored(weights, spec)?, dtype));
             tensors.push(NewTensor {
@@ -253,7 +253,9 @@ fn packed_tensors<'a>(
             });
         };
         add("codes", format.code_words_per_row(spec.columns), Box::new(codes));
-        add("scales", format.scale_words_per_row(spec.columns), Box::new(scales));
+        if format.ty.has_scales() {
+            add("scales", format.scale_words_per_row(spec.columns), Box::new(scales));
+        }
     }
     Ok((tensors, formats))
 }

@@ -9,6 +9,7 @@ use super::checkpoint::Weights;
 use crate::device::Random;
 use crate::error::{Error, Result};
 use crate::families::{Config, Role, SHAPES, TensorSpec, tensor_specs};
+use crate::kernels::weights::draw_kept;
 use crate::tensor::{Packed, Scale, WeightFormat};
 use crate::text::{HfFiles, Tokenizer};
 
@@ -145,7 +146,7 @@ fn random_row(format: WeightFormat, spec: &TensorSpec, mut random: Random) -> Pa
     let (ty, columns) = (format.ty, spec.columns);
     let mut row = Packed::zeros(format, 1, columns);
     let spread = (3.0 / columns as f32).sqrt();
-    if !ty.has_scales() {
+    if ty.is_plain() {
         for column in 0..columns {
             let value = match spec.role {
                 Role::Norm => 1.0 + 0.1 * random.value(),
@@ -182,6 +183,15 @@ fn random_row(format: WeightFormat, spec: &TensorSpec, mut random: Random) -> Pa
             _ => 0,
         };
         row.set_group(0, group, scale, second);
+    }
+    if let Some(pattern) = ty.sparsity {
+        // As many products as are left must add up to as much.
+        let spread = spread * (pattern.of as f32 / pattern.kept as f32).sqrt();
+        draw_kept(&mut random, &mut row, 0, pattern, |random| match ty.bits {
+            16 => f16::from_f32(spread * random.value()).to_bits().into(),
+            _ => random.below(codes),
+        });
+        return row;
     }
     for column in 0..columns {
         let code = random.below(codes);

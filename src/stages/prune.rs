@@ -154,6 +154,10 @@ impl Requantize {
         if codes_survive(format, span) {
             return (format, false);
         }
+        if format.ty.is_sparse() {
+            // What is left of a pattern is none.
+            return (WeightFormat::f16(), format.ty.has_scales());
+        }
         let whole = columns.is_multiple_of(format.group_columns(columns));
         match self {
             Requantize::Own if whole => (format, true),

@@ -10,10 +10,13 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::families::LAYERS;
 use crate::methods::BadField;
+use crate::methods::quantize::kept::kept;
 use crate::methods::quantize::rtn::rtn;
 use crate::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
 use crate::model::{Config, CopyOf, Outline, Role, TensorSpec, Weights};
-use crate::tensor::{Packed, Scale, WeightFormat, codebook, weight_type};
+use crate::tensor::{
+    Levels, Packed, Scale, Sparsity, WEIGHT_TYPES, WeightFormat, WeightType, codebook, weight_type,
+};
 
 pub(super) const KIND: StageKind = StageKind {
     name: "quantize",
@@ -50,6 +53,10 @@ pub struct Quantize {
     #[arg(long, value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grid: Option<Grid>,
+    /// Store only the columns that a pattern keeps, of weights pruned to it: 2:4, of f16 and symmetric codes of 4 and 8 bits
+    #[arg(long, value_name = "N:M")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
     /// The entries of the grid `codebook`, 2 to 256 numbers; a group's largest magnitude falls on the largest of them
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -91,6 +98,9 @@ const TYPE_HELP: &str = "A weight type instead, in any case; bits a weight, and 
 \n  uint3m           4   bits  +18.2 %     packed only, from here down\
 \n  int3             3.5 bits  +24.1 %\
 \n  ternary          2.5 bits   x 5.8\
+\n  int8_2of4        5.5 bits              of weights pruned to 2:4: of four columns\
+\n  int4_2of4        3.5 bits              two codes, and 4 bits that say whose;\
+\n  f16_2of4         9   bits              without codes 2 numbers; packed only\
 \nint1 to int8, uint1z to uint8z and uint1m to uint8m are the same grids at other widths. Larger models lose less.";
 
 /// The type of blocks that GGUF has, of 32 columns.
@@ -119,26 +129,95 @@ impl Quantize {
             ty: Some(ty.into()),
             group_size: None,
             grid: None,
+            pattern: None,
             codebook: Vec::new(),
             include: default_include(),
             exclude: Vec::new(),
         }
     }
 
-    /// The same stage with `bits`, `group_size` and `grid` stated, whatever they followed from.
+    /// The same stage with `bits`, `group_size`, `grid` and `pattern` stated, whatever they followed from; with the type where
+    /// it has no grid.
     pub fn explicit(self) -> Result<Self, BadField> {
-        let scheme = self.scheme()?;
+        let Some(scheme) = self.scheme()? else {
+            let ty = self.format()?.ty.name.to_string();
+            return Ok(Self { ty: Some(ty), pattern: None, ..self });
+        };
         Ok(Self {
             bits: Some(scheme.bits),
             ty: None,
             group_size: Some(scheme.group_size),
             grid: Some(scheme.grid),
+            pattern: self.sparsity()?.map(Sparsity::label),
             ..self
         })
     }
 
-    /// Grid, bits and group size.
-    pub fn scheme(&self) -> Result<Scheme, BadField> {
+    /// The format of the result.
+    pub fn format(&self) -> Result<WeightFormat, BadField> {
+        let dense = match self.scheme()? {
+            Some(scheme) => scheme.format()?,
+            None => WeightFormat::f16(),
+        };
+        let Some(sparsity) = self.sparsity()? else {
+            return Ok(dense);
+        };
+        dense.with_sparsity(Some(sparsity)).ok_or_else(|| {
+            let names = WEIGHT_TYPES.iter().filter(|row| row.sparsity == Some(sparsity));
+            let names: Vec<&str> = names.map(|row| row.name).collect();
+            let expected = format!("none beside {}: there are {}", dense.ty.name, names.join(", "));
+            BadField::new("pattern", expected, sparsity.label())
+        })
+    }
+
+    /// The row of the table that `type` names.
+    fn named(&self) -> Result<Option<&'static WeightType>, BadField> {
+        let Some(name) = &self.ty else {
+            return Ok(None);
+        };
+        let lower = name.to_ascii_lowercase();
+        // Numbers that stay numbers are no quantization, but for the zeros that are left out.
+        let plain = |row: &WeightType| row.levels == Levels::F16 && self.pattern.is_some();
+        let row = weight_type(gguf_name(&lower).unwrap_or(&lower))
+            .filter(|row| row.has_scales() || row.is_sparse() || plain(row));
+        let row = row.ok_or_else(|| {
+            let expected =
+                "int1 to int8, uint1z to uint8z, uint1m to uint8m, q4_0, q4_1, q5_0, q5_1, q8_0, ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4, nvfp4, f16_2of4, int8_2of4 or int4_2of4";
+            BadField::new("type", expected, name)
+        })?;
+        Ok(Some(row))
+    }
+
+    /// The pattern that is asked for, by itself or with the type.
+    fn sparsity(&self) -> Result<Option<Sparsity>, BadField> {
+        let of_type = self.named()?.and_then(|row| row.sparsity);
+        match (&self.pattern, of_type) {
+            (None, of_type) => Ok(of_type),
+            (Some(text), None) => match Sparsity::from_label(text) {
+                Some(sparsity) => Ok(Some(sparsity)),
+                None => Err(BadField::new("pattern", "2:4", text)),
+            },
+            (Some(text), Some(_)) => {
+                let ty = self.ty.as_deref().unwrap_or_default();
+                Err(BadField::new("pattern", format!("none beside type {ty}"), text))
+            }
+        }
+    }
+
+    /// Grid, bits and group size; `None` where numbers stay numbers.
+    pub fn scheme(&self) -> Result<Option<Scheme>, BadField> {
+        if let Some(row) = self.named()?.filter(|row| !row.has_scales()) {
+            let none = |field, found: &dyn std::fmt::Display| {
+                Err(BadField::new(field, format!("none beside type {}", row.name), found))
+            };
+            return match (self.bits, self.grid, self.group_size) {
+                (Some(bits), ..) => none("bits", &bits),
+                (_, Some(grid), _) => none("grid", &grid.name()),
+                (.., Some(size)) => none("group_size", &size),
+                _ if !self.codebook.is_empty() => none("codebook", &self.codebook.len()),
+                _ => Ok(None),
+            };
+        }
         let (bits, grid) = self.bits_and_grid()?;
         let named = self.ty.as_deref().filter(|name| gguf_name(name).is_some());
         if let (Some(name), Some(size)) = (named, self.group_size.filter(|size| *size != 32)) {
@@ -150,16 +229,16 @@ impl Quantize {
         let entries = entries.transpose().map_err(|found| {
             BadField::new("codebook", "2 to 256 finite numbers, not all 0", found)
         })?;
-        Ok(Scheme {
+        Ok(Some(Scheme {
             grid,
             bits,
             group_size: self.group_size.or_else(prescribed).unwrap_or(32),
             codebook: entries,
-        })
+        }))
     }
 
     fn bits_and_grid(&self) -> Result<(u32, Grid), BadField> {
-        let Some(name) = &self.ty else {
+        let (Some(name), Some(row)) = (&self.ty, self.named()?) else {
             let grid = self.grid.unwrap_or_default();
             let natural = level_type(grid).map_or(4, |ty| ty.bits);
             return Ok((self.bits.unwrap_or(natural), grid));
@@ -167,13 +246,6 @@ impl Quantize {
         if let Some(bits) = self.bits {
             return Err(BadField::new("bits", format!("none beside type {name}"), bits));
         }
-        let lower = name.to_ascii_lowercase();
-        let row = weight_type(gguf_name(&lower).unwrap_or(&lower)).filter(|row| row.has_scales());
-        let row = row.ok_or_else(|| {
-            let expected =
-                "int1 to int8, uint1z to uint8z, uint1m to uint8m, q4_0, q4_1, q5_0, q5_1, q8_0, ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4 or nvfp4";
-            BadField::new("type", expected, name)
-        })?;
         let fits = |grid: &Grid| match row.scale {
             _ if !row.is_affine() => level_type(*grid) == Some(row),
             Scale::ZeroPoint => *grid == Grid::ZeroPoint,
@@ -204,12 +276,11 @@ impl Quantize {
             };
             patterns.iter().map(compile).collect()
         };
-        let scheme = self.scheme()?;
         Ok(Rule {
             include: compile("include", &self.include)?,
             exclude: compile("exclude", &self.exclude)?,
-            format: scheme.format()?,
-            scheme,
+            format: self.format()?,
+            scheme: self.scheme()?,
         })
     }
 }
@@ -218,7 +289,8 @@ impl Quantize {
 struct Rule {
     include: Vec<glob::Pattern>,
     exclude: Vec<glob::Pattern>,
-    scheme: Scheme,
+    /// `None` where numbers stay numbers.
+    scheme: Option<Scheme>,
     format: WeightFormat,
 }
 
@@ -250,12 +322,16 @@ impl Stage for Quantize {
         let mut outline = model.clone();
         let mut changes = HashMap::new();
         let mut largest = 0;
+        let label = rule.format.label();
+        let text = match rule.scheme {
+            Some(scheme) => format!("rtn {} {label}", scheme.grid.name()),
+            None => format!("pack {label}"),
+        };
         let formats = outline.formats.iter_mut().zip(&mut outline.copies);
         for (spec, (format, copy)) in outline.specs.iter().zip(formats) {
             if rule.applies(spec) {
                 (*format, *copy) = (rule.format, None);
-                let text = format!("rtn {} {}", rule.scheme.grid.name(), format.label());
-                changes.insert(spec.name.clone(), text);
+                changes.insert(spec.name.clone(), text.clone());
                 largest = largest.max(4 * (spec.rows * spec.columns) as u64);
             }
         }
@@ -300,10 +376,14 @@ impl Weights for Quantized<'_> {
 
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
         let weight = self.model.load(spec)?;
-        if self.rule.applies(spec) {
-            return rtn(self.device, &weight, self.rule.scheme, &spec.name);
+        if !self.rule.applies(spec) {
+            return Ok(weight);
         }
-        Ok(weight)
+        match (self.rule.scheme, self.rule.format.ty.sparsity) {
+            (scheme, Some(pattern)) => kept(self.device, &weight, scheme, pattern, &spec.name),
+            (Some(scheme), None) => rtn(self.device, &weight, scheme, &spec.name),
+            (None, None) => Ok(weight),
+        }
     }
 
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {

@@ -10,5 +10,6 @@ mod weight;
 pub use dtype::DType;
 pub use packed::Packed;
 pub use weight::{
-    BLOCK, Levels, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType, codebook, weight_type,
+    BLOCK, Levels, Scale, Sparsity, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType, codebook,
+    weight_type,
 };

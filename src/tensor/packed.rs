@@ -3,11 +3,17 @@
 //! Layout. Row `r` has `code_words_per_row` words: blocks of 32 codes, `b` words each, `b` the bits of a code. Within a
 //! block, codes of up to 8 bits stand as `block` says; wider ones follow one another. Rows are padded to whole blocks
 //! with zero bits. Scales stand apart, group by group, row by row (see [`Scale`]).
+//!
+//! Of a type with a [`Sparsity`] a row begins with a word for each block of 32 columns, whose bits say which of them are
+//! kept: bit by bit as a block of 1-bit codes. The codes of the kept columns follow, `kept` places for every `of` columns
+//! whether they are taken or not: within a block they stand in order as the first codes of a block of `b`-bit codes would,
+//! which for widths that are powers of two fill its first words. Both parts are padded to vectors of four words. A group
+//! of columns is counted with those that are not kept.
 
 use half::f16;
 use rayon::prelude::*;
 
-use super::{BLOCK, Scale, WeightFormat, block, minifloat};
+use super::{BLOCK, Levels, Scale, Sparsity, WeightFormat, block, minifloat};
 
 /// A matrix of shape (rows, columns) in a weight format.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,23 +76,169 @@ impl Packed {
     pub fn code(&self, row: usize, column: usize) -> u32 {
         let bits = self.format.ty.bits as usize;
         let line = &self.codes[row * self.format.code_words_per_row(self.columns)..];
+        if let Some(pattern) = self.format.ty.sparsity {
+            let (is_kept, slot) = kept_slot(line, pattern, column);
+            if !is_kept {
+                return self.format.ty.zero_code();
+            }
+            let words = self.format.code_words_per_block();
+            let first = self.format.kept_words_per_row(self.columns) + column / BLOCK * words;
+            return slot_code(&line[first..first + words], bits, slot);
+        }
         if bits > 8 {
             return wide(line, bits, column);
         }
         block::get(bits, &line[column / BLOCK * bits..], column % BLOCK)
     }
 
-    /// Stores a code at a place that holds zero bits.
+    /// Stores a code at a place that holds zero bits. Of a type with a pattern: in rising order of columns, and no more than
+    /// are kept; codes that stand for 0 take no place.
     pub fn set_code(&mut self, row: usize, column: usize, code: u32) {
         let bits = self.format.ty.bits as usize;
         debug_assert!(bits == 32 || code < 1 << bits, "code {code} does not fit {bits} bits");
         let start = row * self.format.code_words_per_row(self.columns);
+        if let Some(pattern) = self.format.ty.sparsity {
+            if self.format.ty.is_zero(code) {
+                return;
+            }
+            let words = self.format.code_words_per_block();
+            let first = start + self.format.kept_words_per_row(self.columns);
+            let block = column / BLOCK;
+            let mask = &mut self.codes[start + block];
+            assert!(kept_below(*mask, pattern, column) < pattern.kept, "no more than are kept");
+            *mask |= kept_bit(column % BLOCK);
+            let slot = kept_slot(&self.codes[start..], pattern, column).1;
+            let words = &mut self.codes[first + block * words..first + (block + 1) * words];
+            return match bits {
+                16 => words[slot / 2] |= code << (16 * (slot % 2)),
+                _ => block::set(bits, words, slot, code),
+            };
+        }
         if bits > 8 {
             self.codes[start + column * bits / 32] |= code << (column * bits % 32);
             return;
         }
         let words = &mut self.codes[start + column / BLOCK * bits..];
         block::set(bits, words, column % BLOCK, code);
+    }
+
+    /// The codes of a row, of columns that are not kept too.
+    fn row_codes(&self, row: usize) -> Vec<u32> {
+        let (format, bits) = (self.format, self.format.ty.bits as usize);
+        let words = format.code_words_per_row(self.columns);
+        let line = &self.codes[row * words..(row + 1) * words];
+        let Some(pattern) = format.ty.sparsity else {
+            return match bits {
+                9.. => (0..self.columns).map(|column| wide(line, bits, column)).collect(),
+                _ => {
+                    let blocks = line.chunks(bits).flat_map(|words| block::unpack(bits, words));
+                    blocks.map(u32::from).take(self.columns).collect()
+                }
+            };
+        };
+        let mut codes = vec![format.ty.zero_code(); self.columns];
+        let kept = format.kept_words_per_row(self.columns);
+        let blocks = line[kept..].chunks(format.code_words_per_block());
+        for (index, (codes, words)) in codes.chunks_mut(BLOCK).zip(blocks).enumerate() {
+            for (place, code) in codes.iter_mut().enumerate() {
+                let (is_kept, slot) = kept_slot(line, pattern, index * BLOCK + place);
+                if is_kept {
+                    *code = slot_code(words, bits, slot);
+                }
+            }
+        }
+        codes
+    }
+
+    /// The same values with only the codes that a pattern keeps: the row of the table with the same codes, or else the first
+    /// (row, column) whose value, other than 0, is one more than the pattern keeps. -0.0 becomes 0.0. The table must have
+    /// the row.
+    pub fn sparse(&self, pattern: Sparsity) -> Result<Packed, (usize, usize)> {
+        let format = self.format.with_sparsity(Some(pattern)).expect("a row with the pattern");
+        let lines = (0..self.rows).into_par_iter().map(|row| {
+            let mut line = Packed::zeros(format, 1, self.columns);
+            let codes = self.row_codes(row);
+            for (index, group) in codes.chunks(pattern.of as usize).enumerate() {
+                let mut kept = 0;
+                for (place, code) in
+                    group.iter().enumerate().filter(|(_, c)| !format.ty.is_zero(**c))
+                {
+                    let column = index * pattern.of as usize + place;
+                    kept += 1;
+                    if kept > pattern.kept {
+                        return Err((row, column));
+                    }
+                    line.set_code(0, column, *code);
+                }
+            }
+            Ok(line.codes)
+        });
+        // Not the first that a thread meets, but the first there is.
+        let lines: Vec<Result<Vec<u32>, (usize, usize)>> = lines.collect();
+        let lines: Vec<Vec<u32>> = lines.into_iter().collect::<Result<_, _>>()?;
+        let (rows, columns) = (self.rows, self.columns);
+        Ok(Packed { format, rows, columns, codes: lines.concat(), scales: self.scales.clone() })
+    }
+
+    /// The first (row, column) whose value, other than 0, is one more than a pattern keeps. `None`: the matrix has it.
+    pub fn first_beyond(&self, pattern: Sparsity) -> Option<(usize, usize)> {
+        let in_row = |row: usize| {
+            let mut values = vec![0.0; self.columns];
+            self.decode_row(row, &mut values);
+            let groups = values.chunks(pattern.of as usize).enumerate();
+            let mut beyond = groups.filter_map(|(group, values)| {
+                let mut others = (0..values.len()).filter(|place| values[*place] != 0.0);
+                let place = others.nth(pattern.kept as usize)?;
+                Some((row, group * pattern.of as usize + place))
+            });
+            beyond.next()
+        };
+        (0..self.rows).into_par_iter().find_map_first(in_row)
+    }
+
+    /// The same codes without a pattern.
+    pub fn dense(&self) -> Packed {
+        if !self.format.ty.is_sparse() {
+            return self.clone();
+        }
+        let format = self.format.dense();
+        let lines = (0..self.rows).into_par_iter().map(|row| {
+            let mut line = Packed::zeros(format, 1, self.columns);
+            let codes = self.row_codes(row).into_iter().enumerate();
+            codes.for_each(|(column, code)| line.set_code(0, column, code));
+            line.codes
+        });
+        let lines: Vec<Vec<u32>> = lines.collect();
+        let (rows, columns) = (self.rows, self.columns);
+        Packed { format, rows, columns, codes: lines.concat(), scales: self.scales.clone() }
+    }
+
+    /// The first (row, column) that is marked as kept where its pattern keeps no more, or behind the end of the row: what
+    /// only a file from elsewhere can hold. `None` for types without a pattern.
+    pub fn first_overfull(&self) -> Option<(usize, usize)> {
+        let pattern = self.format.ty.sparsity?;
+        let words = self.format.code_words_per_row(self.columns);
+        let bits_of = |places: std::ops::Range<usize>| places.map(kept_bit).sum::<u32>();
+        let of = pattern.of as usize;
+        let groups: Vec<u32> =
+            (0..BLOCK / of).map(|group| bits_of(group * of..(group + 1) * of)).collect();
+        let beyond = bits_of((self.columns - 1) % BLOCK + 1..BLOCK);
+        let last = self.columns.div_ceil(BLOCK) - 1;
+        let in_row = |row: usize| {
+            let line = &self.codes[row * words..row * words + last + 1];
+            let over = |word: &u32| groups.iter().any(|g| (word & g).count_ones() > pattern.kept);
+            if !line.iter().any(over) && line[last] & beyond == 0 {
+                return None;
+            }
+            let over = |column: &usize| {
+                let word = line[column / BLOCK];
+                let is_kept = word & kept_bit(column % BLOCK) != 0;
+                let full = kept_below(word, pattern, *column) >= pattern.kept;
+                is_kept && (full || *column >= self.columns)
+            };
+            (0..(last + 1) * BLOCK).find(over).map(|column| (row, column))
+        };
+        (0..self.rows).into_par_iter().find_map_first(in_row)
     }
 
     /// The bits of a group's scale (f16, or a byte) and the f16 bits of its second number (zero point or offset; 0 where
@@ -175,6 +327,18 @@ impl Packed {
         let words = self.format.code_words_per_row(columns);
         let line = &self.codes[row * words..(row + 1) * words];
         let bits = ty.bits as usize;
+        if ty.is_sparse() {
+            let group_columns = self.format.group_columns(columns);
+            let codes = self.row_codes(row);
+            let groups = out[..columns].chunks_mut(group_columns).zip(codes.chunks(group_columns));
+            for (group, (values, codes)) in groups.enumerate() {
+                let (scale, second) = self.grid(row, group);
+                for (value, code) in values.iter_mut().zip(codes) {
+                    *value = ty.decode(*code, scale, second);
+                }
+            }
+            return;
+        }
         if bits > 8 {
             for (column, value) in out[..columns].iter_mut().enumerate() {
                 *value = ty.level(wide(line, bits, column));
@@ -221,17 +385,18 @@ impl Packed {
     /// The first place whose value is not finite: a model with such a weight computes nothing but NaN.
     pub fn first_non_finite(&self) -> Option<(usize, usize)> {
         // Of plain floats, the exponent tells: all of its bits are set. Rows end with words of zeros.
-        let exponent = match self.format.ty.name {
-            "f32" => Some([0x7f80_0000; 2]),
-            "f16" => Some([0x7c00, 0x7c00_0000]),
-            "bf16" => Some([0x7f80, 0x7f80_0000]),
+        let exponent = match self.format.ty.levels {
+            Levels::F32 => Some([0x7f80_0000; 2]),
+            Levels::F16 => Some([0x7c00, 0x7c00_0000]),
+            Levels::Bf16 => Some([0x7f80, 0x7f80_0000]),
             _ => None,
         };
         let words = self.format.code_words_per_row(self.columns);
+        let kept = self.format.kept_words_per_row(self.columns);
         let in_row = |row: usize| {
             if let Some(masks) = exponent {
                 let all_set = |word: &u32| masks.iter().any(|mask| word & mask == *mask);
-                if !self.codes[row * words..(row + 1) * words].iter().any(all_set) {
+                if !self.codes[row * words + kept..(row + 1) * words].iter().any(all_set) {
                     return None;
                 }
             }
@@ -289,7 +454,8 @@ impl Packed {
         }
     }
 
-    /// The columns of these numbers, with their codes and scales: groups must be picked as a whole, or be whole rows.
+    /// The columns of these numbers, with their codes and scales: groups must be picked as a whole, or be whole rows. So
+    /// must the columns that a pattern looks at together.
     pub fn pick_columns(&self, order: &[usize]) -> Packed {
         let mut picked = Self::zeros(self.format, self.rows, order.len());
         let (old, new) = (
@@ -322,4 +488,30 @@ fn byte(words: &[u32], index: usize) -> u8 {
 fn wide(line: &[u32], bits: usize, column: usize) -> u32 {
     let word = line[column * bits / 32] >> (column * bits % 32);
     if bits == 32 { word } else { word & 0xffff }
+}
+
+/// The bit that says whether a column of a block is kept: where a block of 1-bit codes has the column's.
+fn kept_bit(place: usize) -> u32 {
+    1 << (8 * (place % 4) + place / 4)
+}
+
+/// How many columns are kept, by the word of their block, of those of a pattern that stand before `column`.
+fn kept_below(word: u32, pattern: Sparsity, column: usize) -> u32 {
+    let place = column % BLOCK;
+    let first = place - place % pattern.of as usize;
+    (first..place).map(|place| u32::from(word & kept_bit(place) != 0)).sum()
+}
+
+/// Whether a column is kept, and the place of its code among those of its block: of columns beyond what a pattern keeps,
+/// which only a file from elsewhere can have, that of the last.
+fn kept_slot(line: &[u32], pattern: Sparsity, column: usize) -> (bool, usize) {
+    let (word, place) = (line[column / BLOCK], column % BLOCK);
+    let rank = kept_below(word, pattern, column).min(pattern.kept - 1);
+    let slot = place / pattern.of as usize * pattern.kept as usize + rank as usize;
+    (word & kept_bit(place) != 0, slot)
+}
+
+/// A code of a block of which only some are kept.
+fn slot_code(words: &[u32], bits: usize, slot: usize) -> u32 {
+    if bits == 16 { wide(words, bits, slot) } else { block::get(bits, words, slot) }
 }

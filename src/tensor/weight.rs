@@ -59,6 +59,35 @@ pub enum Levels {
     Table(&'static [f32]),
 }
 
+/// A pattern of zeros: of every `of` consecutive columns of a row at most `kept` are other than zero, and only those are
+/// stored (N:M sparsity, Mishra et al. 2021, arXiv 2104.08378). The last columns of a row may be fewer than `of`.
+///
+/// Which columns are kept stands beside the codes, one bit a column: 4 bits for the six ways of 2:4, where log2(6) = 2.6
+/// would do. Any N:M costs as much, and a bit is read with no more than a mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sparsity {
+    /// Columns that may be other than zero.
+    pub kept: u32,
+    /// Columns among which they are: a power of two up to [`BLOCK`].
+    pub of: u32,
+}
+
+impl Sparsity {
+    /// Two of every four.
+    pub const TWO_OF_FOUR: Sparsity = Sparsity { kept: 2, of: 4 };
+
+    /// The pattern as it is written: `2:4`.
+    pub fn label(self) -> String {
+        format!("{}:{}", self.kept, self.of)
+    }
+
+    /// The pattern of a row of the table that a text names; `None` for any other text.
+    pub fn from_label(text: &str) -> Option<Self> {
+        let mut patterns = WEIGHT_TYPES.iter().filter_map(|row| row.sparsity);
+        patterns.find(|pattern| pattern.label() == text)
+    }
+}
+
 /// One row of the table: everything that is true of a weight type at any group size.
 #[derive(Debug)]
 pub struct WeightType {
@@ -72,6 +101,8 @@ pub struct WeightType {
     pub fragment: &'static str,
     /// What a code stands for.
     pub levels: Levels,
+    /// The columns whose codes are stored; `None`: all of them.
+    pub sparsity: Option<Sparsity>,
 }
 
 impl PartialEq for WeightType {
@@ -90,6 +121,40 @@ impl WeightType {
     /// Whether the codes need scales.
     pub fn has_scales(&self) -> bool {
         self.scale != Scale::None
+    }
+
+    /// Whether zeros are left out.
+    pub fn is_sparse(&self) -> bool {
+        self.sparsity.is_some()
+    }
+
+    /// The type whose matrices are codes alone, without scales or patterns: plain numbers, as other programs' files hold
+    /// them.
+    pub fn is_plain(&self) -> bool {
+        !self.has_scales() && !self.is_sparse()
+    }
+
+    /// The row that stores the same codes in that pattern, `None` for all of them; `None` if the table has none.
+    pub fn with_sparsity(&self, sparsity: Option<Sparsity>) -> Option<&'static WeightType> {
+        let same = |row: &&WeightType| {
+            row.bits == self.bits
+                && row.scale == self.scale
+                && row.levels == self.levels
+                && row.sparsity == sparsity
+        };
+        WEIGHT_TYPES.iter().copied().find(same)
+    }
+
+    /// The code that stands for 0 whatever the scale, and for columns that are not kept. Types with a second number have
+    /// none, and no pattern.
+    pub fn zero_code(&self) -> u32 {
+        if self.scale == Scale::Symmetric { 1 << (self.bits - 1) } else { 0 }
+    }
+
+    /// Whether a code stands for 0 in a type that has a pattern. f16's -0.0 does.
+    pub fn is_zero(&self, code: u32) -> bool {
+        let magnitude = if self.levels == Levels::F16 { code & 0x7fff } else { code };
+        magnitude == self.zero_code()
     }
 
     /// Whether codes are integers on an evenly spaced grid.
@@ -141,6 +206,7 @@ macro_rules! affine {
                 scale: Scale::Symmetric,
                 fragment: "weight_affine",
                 levels: Levels::Integers,
+                sparsity: None,
             },
             WeightType {
                 name: $zero_point,
@@ -148,6 +214,7 @@ macro_rules! affine {
                 scale: Scale::ZeroPoint,
                 fragment: "weight_affine",
                 levels: Levels::Integers,
+                sparsity: None,
             },
             WeightType {
                 name: $offset,
@@ -155,6 +222,7 @@ macro_rules! affine {
                 scale: Scale::Offset,
                 fragment: "weight_affine",
                 levels: Levels::Integers,
+                sparsity: None,
             },
         ]
     };
@@ -167,6 +235,7 @@ const FLOATS: [WeightType; 3] = [
         scale: Scale::None,
         fragment: "weight_f32",
         levels: Levels::F32,
+        sparsity: None,
     },
     WeightType {
         name: "f16",
@@ -174,6 +243,7 @@ const FLOATS: [WeightType; 3] = [
         scale: Scale::None,
         fragment: "weight_f16",
         levels: Levels::F16,
+        sparsity: None,
     },
     WeightType {
         name: "bf16",
@@ -181,6 +251,7 @@ const FLOATS: [WeightType; 3] = [
         scale: Scale::None,
         fragment: "weight_bf16",
         levels: Levels::Bf16,
+        sparsity: None,
     },
 ];
 const AFFINE: [[WeightType; 3]; 8] = [
@@ -196,7 +267,7 @@ const AFFINE: [[WeightType; 3]; 8] = [
 
 /// A type whose codes are levels, not integers.
 const fn leveled(name: &'static str, bits: u32, scale: Scale, levels: Levels) -> WeightType {
-    WeightType { name, bits, scale, fragment: "weight_levels", levels }
+    WeightType { name, bits, scale, fragment: "weight_levels", levels, sparsity: None }
 }
 
 const fn float(exponent: u32, mantissa: u32) -> Levels {
@@ -234,16 +305,47 @@ const LEVELED: [WeightType; 7] = [
     leveled("nvfp4", 4, Scale::TwoLevel, float(2, 1)),
 ];
 
-/// Every weight type. Suffix `z`: integer zero point; `m`: float minimum (offset); neither: symmetric.
-pub static WEIGHT_TYPES: [&WeightType; 34] = {
+/// Types that store two of every four columns. Symmetric integers, for which one code stands for 0: with a zero point or
+/// an offset none need.
+const TWO_OF_FOUR: [WeightType; 3] = [
+    WeightType {
+        name: "f16_2of4",
+        bits: 16,
+        scale: Scale::None,
+        fragment: "weight_kept_f16",
+        levels: Levels::F16,
+        sparsity: Some(Sparsity::TWO_OF_FOUR),
+    },
+    WeightType {
+        name: "int8_2of4",
+        bits: 8,
+        scale: Scale::Symmetric,
+        fragment: "weight_affine",
+        levels: Levels::Integers,
+        sparsity: Some(Sparsity::TWO_OF_FOUR),
+    },
+    WeightType {
+        name: "int4_2of4",
+        bits: 4,
+        scale: Scale::Symmetric,
+        fragment: "weight_affine",
+        levels: Levels::Integers,
+        sparsity: Some(Sparsity::TWO_OF_FOUR),
+    },
+];
+
+/// Every weight type. Suffix `z`: integer zero point; `m`: float minimum (offset); neither: symmetric. `_2of4`: zeros left
+/// out, two of four columns kept.
+pub static WEIGHT_TYPES: [&WeightType; 37] = {
     static F: [WeightType; 3] = FLOATS;
     static A: [[WeightType; 3]; 8] = AFFINE;
     static L: [WeightType; 7] = LEVELED;
+    static S: [WeightType; 3] = TWO_OF_FOUR;
     [
         &F[0], &F[1], &F[2], &A[0][0], &A[0][1], &A[0][2], &A[1][0], &A[1][1], &A[1][2], &A[2][0],
         &A[2][1], &A[2][2], &A[3][0], &A[3][1], &A[3][2], &A[4][0], &A[4][1], &A[4][2], &A[5][0],
         &A[5][1], &A[5][2], &A[6][0], &A[6][1], &A[6][2], &A[7][0], &A[7][1], &A[7][2], &L[0],
-        &L[1], &L[2], &L[3], &L[4], &L[5], &L[6],
+        &L[1], &L[2], &L[3], &L[4], &L[5], &L[6], &S[0], &S[1], &S[2],
     ]
 };
 
@@ -316,10 +418,9 @@ impl WeightFormat {
 
     /// Affine codes of `bits` bits (1 to 8), `None` for other widths or a scale kind that affine codes do not have.
     pub fn affine(bits: u32, scale: Scale, group_size: u32) -> Option<Self> {
-        let ty = WEIGHT_TYPES
-            .iter()
-            .copied()
-            .find(|row| row.is_affine() && row.bits == bits && row.scale == scale)?;
+        let ty = WEIGHT_TYPES.iter().copied().find(|row| {
+            row.is_affine() && row.bits == bits && row.scale == scale && !row.is_sparse()
+        })?;
         Some(Self { ty, group_size })
     }
 
@@ -333,9 +434,37 @@ impl WeightFormat {
         if self.ty.has_scales() { columns.div_ceil(self.group_columns(columns)) } else { 0 }
     }
 
-    /// Words of codes in a row, padded to whole blocks.
+    /// The format without its pattern: every code stored.
+    pub fn dense(self) -> Self {
+        let ty = if self.ty.is_sparse() { self.ty.with_sparsity(None) } else { Some(self.ty) };
+        Self { ty: ty.expect("each row with a pattern has one without"), ..self }
+    }
+
+    /// The format with a pattern, `None` if the table has no such row.
+    pub fn with_sparsity(self, sparsity: Option<Sparsity>) -> Option<Self> {
+        Some(Self { ty: self.ty.with_sparsity(sparsity)?, ..self })
+    }
+
+    /// Words that a block of 32 columns has of codes.
+    pub fn code_words_per_block(self) -> usize {
+        let bits = self.ty.bits as usize;
+        self.ty.sparsity.map_or(bits, |pattern| bits * pattern.kept as usize / pattern.of as usize)
+    }
+
+    /// Words at the start of a row that say which columns are kept, one for each block of 32, padded to vectors of four
+    /// words. None for types without a pattern.
+    pub fn kept_words_per_row(self, columns: usize) -> usize {
+        if self.ty.is_sparse() { columns.div_ceil(BLOCK).next_multiple_of(4) } else { 0 }
+    }
+
+    /// Words of codes in a row, padded to whole blocks; with a pattern to vectors of four words, which columns are kept in
+    /// front.
     pub fn code_words_per_row(self, columns: usize) -> usize {
-        columns.div_ceil(BLOCK) * self.ty.bits as usize
+        let codes = columns.div_ceil(BLOCK) * self.code_words_per_block();
+        match self.ty.is_sparse() {
+            true => self.kept_words_per_row(columns) + codes.next_multiple_of(4),
+            false => codes,
+        }
     }
 
     /// Words of scales in a row.
@@ -366,7 +495,15 @@ impl WeightFormat {
             Scale::PowerOfTwo => groups,
             Scale::TwoLevel => 4 + groups,
         };
-        rows as u64 * ((columns as u64 * u64::from(self.ty.bits)).div_ceil(8) + scales)
+        let codes = match self.ty.sparsity {
+            None => columns,
+            Some(pattern) => {
+                let (kept, of) = (pattern.kept as usize, pattern.of as usize);
+                columns / of * kept + kept.min(columns % of)
+            }
+        };
+        let patterns = if self.ty.is_sparse() { columns.div_ceil(8) as u64 } else { 0 };
+        rows as u64 * ((codes as u64 * u64::from(self.ty.bits)).div_ceil(8) + patterns + scales)
     }
 
     /// The format that a label names: what [`WeightFormat::label`] writes. `None` for any other text.

@@ -84,8 +84,10 @@ pub fn weight_format(ty: GgmlType) -> Option<WeightFormat> {
     }
 }
 
-/// The type that holds a format exactly in rows of `columns`: what [`pack`] writes. `None` if there is none.
+/// The type that holds a format exactly in rows of `columns`: what [`pack`] writes, zeros that a pattern leaves out included.
+/// `None` if there is none.
 pub fn holds(format: WeightFormat, columns: usize) -> Option<GgmlType> {
+    let format = format.dense();
     match format.ty.name {
         "f32" => return Some(GgmlType::F32),
         "f16" => return Some(GgmlType::F16),
@@ -100,6 +102,9 @@ pub fn holds(format: WeightFormat, columns: usize) -> Option<GgmlType> {
 
 /// A matrix as a tensor's blocks, for the formats that GGUF holds exactly; `None` for others.
 pub fn pack(packed: &Packed) -> Option<(GgmlType, Vec<u8>)> {
+    if packed.format.ty.is_sparse() {
+        return pack(&packed.dense());
+    }
     let (format, columns) = (packed.format, packed.columns);
     let plain = match format.ty.name {
         "f32" => Some((GgmlType::F32, 4)),

@@ -10,13 +10,13 @@ use super::reference::reference;
 use super::{Params, cost};
 use crate::gpu::Capabilities;
 use crate::kernels::prelude::*;
-use crate::tensor::{Levels, WEIGHT_TYPES, WHOLE_ROW};
+use crate::tensor::{Levels, WEIGHT_TYPES, WHOLE_ROW, WeightType};
 
 type Constants = &'static [(&'static str, u32)];
 
 /// A tile by WM x WN subgroups of TM x TN matrices each, in steps of columns, whose sums leave through workgroup memory in
 /// so many turns: a driver seen gives the workgroups of a multiprocessor 48 KiB together, so that 24 let two run. Pieces
-/// that an invocation loads of the activations, and of the weight: of 16-bit and 32-bit weights, then of blocks of codes.
+/// that an invocation loads of the activations, and of the weight: of 16-bit and 32-bit weights, then of blocks of codes, or of kept numbers.
 macro_rules! tile {
     ($tm:literal $tn:literal, $wm:literal $wn:literal, $step:literal, $turns:literal, $x:literal, $wide:literal $blocks:literal) => {
         [
@@ -76,8 +76,10 @@ pub static KERNEL: Kernel = Kernel {
 
 fn imports(variant: &Variant, name: &str) -> Option<&'static str> {
     let levels = variant.weight.map(|weight| weight.levels);
+    let sparse = variant.weight.is_some_and(WeightType::is_sparse);
     Some(match name {
         "coop_weight" => match levels {
+            Some(Levels::F16) if sparse => "coop_weight_kept",
             Some(Levels::F32 | Levels::F16 | Levels::Bf16) => "coop_weight_wide",
             _ => "coop_weight_blocks",
         },
@@ -107,7 +109,7 @@ fn groups(args: &Args<'_>) -> UVec3 {
 
 /// The variant with a tile of [`TILES`].
 pub(super) fn with_tile(base: &Variant, tile: &[Constants; 2]) -> Variant {
-    let wide = base.weight.is_some_and(|weight| weight.bits > 8);
+    let wide = base.weight.is_some_and(|weight| weight.bits > 8 && !weight.is_sparse());
     Variant {
         activation: DType::F16,
         coop: 16,
@@ -208,7 +210,8 @@ fn cases() -> Vec<Case> {
 /// Weight types worth timing.
 fn timed(variant: &Variant) -> bool {
     let weight = variant.weight.map_or("", |weight| weight.name);
-    variant.output == DType::F32 && ["f16", "int8", "uint4m", "int2"].contains(&weight)
+    variant.output == DType::F32
+        && ["f16", "int8", "uint4m", "int2", "f16_2of4", "int4_2of4"].contains(&weight)
 }
 
 fn few(variant: &Variant) -> bool {

@@ -293,7 +293,7 @@ fn timed(variant: &Variant) -> bool {
     let weight = variant.weight.map_or("", |weight| weight.name);
     variant.output == DType::F32
         && variant.subgroups
-        && ["int8", "uint4m", "int3", "int2", "ternary", "int1"].contains(&weight)
+        && ["int8", "uint4m", "int3", "int2", "ternary", "int1", "int4_2of4"].contains(&weight)
 }
 
 fn single(variant: &Variant) -> bool {

@@ -109,7 +109,7 @@ fn cases() -> Vec<Case> {
 fn timed(variant: &Variant) -> bool {
     let weight = variant.weight.map_or("", |weight| weight.name);
     variant.activation == DType::F32
-        && ["f16", "int8", "uint4m", "uint3m", "int2"].contains(&weight)
+        && ["f16", "int8", "uint4m", "uint3m", "int2", "f16_2of4", "int4_2of4"].contains(&weight)
 }
 
 fn one_token(variant: &Variant) -> bool {

@@ -74,7 +74,7 @@ fn variants() -> Vec<Variant> {
 
 /// Whether the large tile is there: for products that are mostly this kernel's, where there are no matrix units.
 pub(super) fn large(variant: &Variant) -> bool {
-    let types = ["f32", "f16", "bf16", "int8", "int4", "uint4m"];
+    let types = ["f32", "f16", "bf16", "int8", "int4", "uint4m", "f16_2of4", "int4_2of4"];
     variant.activation == DType::F32
         && variant.weight.is_some_and(|weight| types.contains(&weight.name))
 }
@@ -113,7 +113,8 @@ fn cases() -> Vec<Case> {
 /// Weight types worth timing.
 fn timed(variant: &Variant) -> bool {
     let weight = variant.weight.map_or("", |weight| weight.name);
-    variant.activation == DType::F32 && ["f16", "int8", "uint4m"].contains(&weight)
+    variant.activation == DType::F32
+        && ["f16", "int8", "uint4m", "f16_2of4", "int4_2of4"].contains(&weight)
 }
 
 fn half(variant: &Variant) -> bool {

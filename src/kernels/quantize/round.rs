@@ -30,7 +30,9 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
-        WEIGHT_TYPES.iter().filter(|ty| ty.is_affine()).map(|ty| weights::variant(ty)).collect()
+        // Types with a pattern are made of the codes of those without.
+        let affine = WEIGHT_TYPES.iter().filter(|ty| ty.is_affine() && !ty.is_sparse());
+        affine.map(|ty| weights::variant(ty)).collect()
     },
     groups,
     cost: |args| {

@@ -1,5 +1,6 @@
 //! Quantization: grids, and the methods that put weights on them.
 
+pub mod kept;
 mod levels;
 pub mod rtn;
 
