@@ -180,6 +180,7 @@ impl Plan {
             warnings.extend(in_f16(&formats, parent, end)?);
         }
         warnings.extend(grown(recipe, &exports, parent, end)?);
+        warnings.extend(with_zeros(&formats, end));
         let scaled = tensors.iter().any(|tensor| tensor.format.ty.has_scales());
         if end.estimated && scaled && formats.contains(&ExportFormat::Gguf) {
             warnings.push("blocks will differ in width: GGUF holds quantized matrices of multiples of 32 columns only, others become f16 (pruning with --multiple 32, the default, makes no others)".into());
@@ -245,7 +246,10 @@ fn default_formats(parent: &Checkpoint, left: &Outline) -> Result<Vec<ExportForm
         (false, true) => ExportFormat::Gguf,
         (false, false) => return Ok(vec![ExportFormat::Packed]),
     };
-    let held = !left.estimated && first == own && rounded(first, parent, left)?.is_empty();
+    // Other formats hold what a pattern leaves out as well.
+    let sparse = left.formats.iter().any(|format| format.ty.is_sparse());
+    let whole = !left.estimated && first == own && !sparse;
+    let held = whole && rounded(first, parent, left)?.is_empty();
     Ok(match held || first == ExportFormat::Packed {
         true => vec![first],
         false => vec![first, ExportFormat::Packed],
@@ -270,6 +274,23 @@ pub fn rounded(
         }
     }
     Ok(names)
+}
+
+/// A warning of exports that hold the zeros that a pattern leaves out.
+fn with_zeros(formats: &[ExportFormat], left: &Outline) -> Option<String> {
+    let sparse = left.formats.iter().filter(|format| format.ty.is_sparse());
+    let first = sparse.clone().next()?;
+    let dense = formats.iter().filter(|format| **format != ExportFormat::Packed);
+    let dense: Vec<&str> = dense.map(|format| format.path()).collect();
+    (!dense.is_empty()).then(|| {
+        format!(
+            "{} tensors are {}, which packed/ alone holds: {} with their zeros, as large as {}",
+            sparse.count(),
+            first.label(),
+            dense.join(" and "),
+            first.dense().label(),
+        )
+    })
 }
 
 /// Refuses formats that cannot hold what is left.

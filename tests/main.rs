@@ -78,6 +78,7 @@ mod model {
 mod pipelines {
     pub mod jobs;
     pub mod levels;
+    pub mod patterns;
     pub mod pruning;
     pub mod recipes;
     pub mod resume;
@@ -126,6 +127,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::widths::trials,
     pipelines::jobs::trials,
     pipelines::levels::trials,
+    pipelines::patterns::trials,
     pipelines::pruning::trials,
     pipelines::recipes::trials,
     pipelines::resume::trials,
