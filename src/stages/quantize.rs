@@ -98,9 +98,9 @@ const TYPE_HELP: &str = "A weight type instead, in any case; bits a weight, and 
 \n  uint3m           4   bits  +18.2 %     packed only, from here down\
 \n  int3             3.5 bits  +24.1 %\
 \n  ternary          2.5 bits   x 5.8\
-\n  int8_2of4        5.5 bits              of weights pruned to 2:4: of four columns\
-\n  int4_2of4        3.5 bits              two codes, and 4 bits that say whose;\
-\n  f16_2of4         9   bits              without codes 2 numbers; packed only\
+\n  int8_2of4        5.5 bits              for weights pruned to 2:4: two codes of every\
+\n  int4_2of4        3.5 bits              four, and 4 bits that say where they stand;\
+\n  f16_2of4         9   bits              the same with f16 numbers\
 \nint1 to int8, uint1z to uint8z and uint1m to uint8m are the same grids at other widths. Larger models lose less.";
 
 /// The type of blocks that GGUF has, of 32 columns.
