@@ -3,9 +3,9 @@
 use super::Global;
 use super::compress::{Common, Measuring, execute_stage};
 use super::output::Output;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::methods::BadField;
-use crate::stages::prune::{Prune, Requantize};
+use crate::stages::prune::Flags;
 use crate::stages::quantize::Quantize;
 
 #[derive(Debug, clap::Args)]
@@ -13,7 +13,7 @@ pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
     #[command(flatten)]
-    stage: Prune,
+    stage: Flags,
     /// Quantize what is left to this type, as `lopper quantize --type` does
     #[arg(long, value_name = "TYPE", conflicts_with = "requantize")]
     then: Option<String>,
@@ -25,14 +25,20 @@ pub(super) struct Arguments {
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let Arguments { model, stage, then, measuring, common } = arguments;
-    let mut prune = stage.clone();
+    let Flags(mut prune) = stage.clone();
     let mut stages = Vec::new();
     if let Some(ty) = then {
         // What is quantized anyway is rounded once.
-        prune.requantize = Requantize::F16;
+        if prune.keys().contains_key("requantize") {
+            prune = prune.with("requantize", "f16").map_err(|error| Error::Argument {
+                argument: "--then".into(),
+                expected: "a type that the pruned model is quantized to".into(),
+                found: error.to_string(),
+            })?;
+        }
         let quantize = Quantize::of_type(ty).explicit();
         stages.push(quantize.map_err(BadField::in_recipe)?.into());
     }
-    stages.insert(0, prune.into());
+    stages.insert(0, prune);
     execute_stage(global, model, stages, measuring, common, output)
 }

@@ -69,6 +69,16 @@ impl Slot {
     pub fn feeds_products(self) -> bool {
         matches!(self, Slot::AttentionNorm | Slot::FeedForwardNorm | Slot::FinalNorm)
     }
+
+    /// The slot that stands for all linear layers with the same input: its own, but the queries' for keys and values, and the
+    /// gate's for what it gates. What is known of the input is known of all of them.
+    pub fn input(self) -> Slot {
+        match self {
+            Slot::Key | Slot::Value => Slot::Query,
+            Slot::Up => Slot::Gate,
+            slot => slot,
+        }
+    }
 }
 
 /// A layer's shape and numbers: all that a block function needs beside the weights.

@@ -20,18 +20,37 @@ pub struct Calibration {
     /// Its first token that is used
     #[arg(long, default_value_t = Self::default().offset)]
     pub offset: usize,
-    /// Rows of tokens, consecutive ones
-    #[arg(long, default_value_t = Self::default().samples)]
-    pub samples: usize,
-    /// Tokens of a row
-    #[arg(long, default_value_t = Self::default().length)]
-    pub length: usize,
+    /// Rows of tokens, consecutive ones (default: as many as the method's source takes)
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub samples: Option<usize>,
+    /// Tokens of a row (likewise)
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length: Option<usize>,
 }
 
 impl Default for Calibration {
-    /// LLM-Pruner's 10 rows of 64 tokens.
     fn default() -> Self {
-        Self { text: "embedded:calibration".into(), offset: 0, samples: 10, length: 64 }
+        Self { text: "embedded:calibration".into(), offset: 0, samples: None, length: None }
+    }
+}
+
+impl Calibration {
+    /// Sets what was left open.
+    pub fn fill(&mut self, samples: usize, length: usize) {
+        self.samples.get_or_insert(samples);
+        self.length.get_or_insert(length);
+    }
+
+    /// Rows: LLM-Pruner's 10 where nothing was said.
+    pub fn samples(&self) -> usize {
+        self.samples.unwrap_or(10)
+    }
+
+    /// Tokens of a row: LLM-Pruner's 64 where nothing was said.
+    pub fn length(&self) -> usize {
+        self.length.unwrap_or(64)
     }
 }
 
@@ -47,8 +66,8 @@ pub struct Rows {
 impl Rows {
     /// The rows that `calibration` names.
     pub fn of_text(calibration: &Calibration, tokenizer: &Tokenizer) -> Result<Self> {
-        let Calibration { text, offset, samples, length } = calibration;
-        let (offset, samples, length) = (*offset, *samples, *length);
+        let Calibration { text, offset, .. } = calibration;
+        let (offset, samples, length) = (*offset, calibration.samples(), calibration.length());
         for (argument, value, least) in [("samples", samples, 1), ("length", length, 2)] {
             if value < least {
                 return Err(Error::Argument {

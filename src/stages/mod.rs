@@ -1,8 +1,10 @@
 //! The kinds of stages a recipe is made of: one file and one row of [`STAGES`] each.
 //!
-//! A stage is a struct whose fields are the recipe's keys and the command's flags at once. It plans on an outline, without
+//! A stage is a struct whose fields are the recipe's keys and the command's flags at once; kinds of several methods have one
+//! struct for each ([`method`]). It plans on an outline, without
 //! reading a weight, and runs on whatever the stage before it left: weights in, a packed folder out, tensor by tensor.
 
+pub mod method;
 pub mod prune;
 pub mod quantize;
 
@@ -161,6 +163,21 @@ pub struct RecipeStage(Arc<dyn Stage>);
 impl<S: Stage + 'static> From<S> for RecipeStage {
     fn from(stage: S) -> Self {
         Self(Arc::new(stage))
+    }
+}
+
+impl RecipeStage {
+    /// One that was read.
+    pub fn of(stage: Arc<dyn Stage>) -> Self {
+        Self(stage)
+    }
+
+    /// The same stage with another value of a recipe key.
+    pub fn with(&self, key: &str, value: &str) -> Result<Self, toml::de::Error> {
+        let mut keys = self.keys();
+        keys.insert(key.into(), value.into());
+        let table = toml::Table::try_from(keys).map_err(toml::de::Error::custom)?;
+        (self.kind().parse)(table).map(Self)
     }
 }
 

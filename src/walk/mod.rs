@@ -6,7 +6,7 @@
 
 mod statistic;
 
-pub use statistic::{Kind, Statistics};
+pub use statistic::{BlockSums, InputSums, Kind, Statistics};
 
 use std::borrow::Cow;
 
@@ -115,6 +115,21 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         Ok(Some(Step { parent: self.source.block(self.layer)?, replaced: None, walk: self }))
+    }
+
+    /// Shows what goes into the head, as the linear layer [`Slot::Head`]: after the last block.
+    pub fn observe_head(&self, observer: &mut dyn Observer) -> Result<()> {
+        let head = self.source.head()?;
+        for stream in &self.streams {
+            interrupt::check()?;
+            observer.input(Slot::Head, &head.norm(&self.pass, stream)?)?;
+        }
+        Ok(())
+    }
+
+    /// Tokens of a sequence.
+    pub fn length(&self) -> usize {
+        self.length
     }
 
     /// The streams, one a microbatch: what the next block reads.

@@ -1,13 +1,13 @@
 //! Statistics of what goes through a block: sums over tokens, so that those of two parts of a text add up to those of the whole.
+//! They are summed on the device ([`Statistics`]) and kept on the host ([`BlockSums`]).
 
 use std::collections::BTreeMap;
 
 use super::Observer;
-use crate::device::{Device, HostTensor, Tensor};
+use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Slot;
 use crate::kernels::matmul::gram;
-use crate::kernels::residual::add::add;
 use crate::kernels::score::sums::{self, Term};
 use crate::kernels::score::{Form, rows};
 use crate::tensor::DType;
@@ -21,105 +21,217 @@ pub enum Kind {
     Values,
     /// Of each input channel the magnitudes (AWQ): (input features).
     Magnitudes,
-    /// Of each input channel the squared mean magnitude over each sequence of so many tokens (Minitron, whose score is its root):
+    /// Of each input channel the squared mean magnitude over each sequence (Minitron, whose score is its root):
     /// (input features).
-    SequenceMagnitudes(usize),
-    /// X^T X of a linear layer's inputs, the Hessian of its squared error (GPTQ, SparseGPT, SliceGPT):
+    SequenceMagnitudes,
+    /// X^T X of a linear layer's inputs, half the Hessian of its squared error (GPTQ, SparseGPT, SliceGPT):
     /// (input features, input features).
     Gram,
     /// The cosine of each token's residual stream before and after the block (depth pruning).
     Cosine,
 }
 
-/// Statistics of one block.
-#[derive(Debug)]
-pub struct Statistics<'a> {
-    device: &'a Device,
-    kinds: &'a [Kind],
-    sums: BTreeMap<(Slot, Kind), Tensor>,
-    cosines: f64,
-    tokens: BTreeMap<Slot, u64>,
-    seen: u64,
-}
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 6] = [
+        Kind::Squares,
+        Kind::Values,
+        Kind::Magnitudes,
+        Kind::SequenceMagnitudes,
+        Kind::Gram,
+        Kind::Cosine,
+    ];
 
-impl<'a> Statistics<'a> {
-    /// None yet, of these kinds.
-    pub fn new(device: &'a Device, kinds: &'a [Kind]) -> Self {
-        Self {
-            device,
-            kinds,
-            sums: BTreeMap::new(),
-            cosines: 0.0,
-            tokens: BTreeMap::new(),
-            seen: 0,
+    /// The name in files and flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Squares => "squares",
+            Kind::Values => "values",
+            Kind::Magnitudes => "magnitudes",
+            Kind::SequenceMagnitudes => "sequence_magnitudes",
+            Kind::Gram => "gram",
+            Kind::Cosine => "cosine",
         }
     }
 
-    /// A sum over the tokens of a linear layer's inputs, f32; `None` if the block has no such layer, or it is not of the kinds.
-    pub fn sum(&self, slot: Slot, kind: Kind) -> Result<Option<HostTensor>> {
-        let sum = self.sums.get(&(slot, kind));
-        let read = |sum: &Tensor| match kind {
-            Kind::Gram => gram::read(self.device, sum),
-            _ => self.device.read(sum),
-        };
-        sum.map(read).transpose()
+    /// The kind of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Tokens that went into the sums of a linear layer.
-    pub fn tokens(&self, slot: Slot) -> u64 {
-        self.tokens.get(&slot).copied().unwrap_or(0)
+    /// The shape of a sum over inputs of so many features; of the cosine, which is of a block, a number.
+    pub fn shape(self, features: usize) -> Vec<usize> {
+        match self {
+            Kind::Gram => vec![features, features],
+            Kind::Cosine => vec![],
+            _ => vec![features],
+        }
+    }
+}
+
+/// Sums over the tokens of a text of what goes through one block.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BlockSums {
+    /// Of the inputs of linear layers, by the slot that stands for all with the same input ([`Slot::input`]).
+    pub inputs: BTreeMap<Slot, InputSums>,
+    /// The cosines of the residual stream before and after the block.
+    pub cosines: f64,
+    /// How many cosines these are.
+    pub tokens: u64,
+}
+
+/// Sums over the tokens of a text of one input of linear layers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InputSums {
+    /// The tokens.
+    pub tokens: u64,
+    /// The sequences that they are of.
+    pub sequences: u64,
+    /// Each kind's, row by row.
+    pub sums: BTreeMap<Kind, Vec<f32>>,
+}
+
+impl BlockSums {
+    /// What is known of a linear layer's input.
+    pub fn input(&self, slot: Slot) -> Option<&InputSums> {
+        self.inputs.get(&slot.input())
+    }
+
+    /// A sum over a linear layer's inputs.
+    pub fn sum(&self, slot: Slot, kind: Kind) -> Option<&[f32]> {
+        self.input(slot)?.sums.get(&kind).map(Vec::as_slice)
     }
 
     /// The mean cosine of the residual stream before and after the block.
     pub fn mean_cosine(&self) -> Option<f64> {
-        (self.seen > 0).then(|| self.cosines / self.seen as f64)
+        (self.tokens > 0).then(|| self.cosines / self.tokens as f64)
     }
 
     /// Adds the statistics of another part of the text, of the same block and kinds.
-    pub fn merge(&mut self, other: &Self) -> Result<()> {
-        let keys = |of: &Self| of.sums.keys().copied().collect::<Vec<_>>();
-        if keys(self) != keys(other) {
+    pub fn add(&mut self, other: &Self) -> Result<()> {
+        let (own, its) = (self.kinds(), other.kinds());
+        if own != its {
             return Err(Error::Argument {
                 argument: "statistics to add".into(),
-                expected: format!("{:?}", keys(self)),
-                found: format!("{:?}", keys(other)),
+                expected: format!("sums of {}", listed(&own)),
+                found: format!("sums of {}", listed(&its)),
             });
         }
-        for (key, sum) in &self.sums {
-            add(self.device, &other.sums[key], sum)?;
-        }
-        for (slot, tokens) in &other.tokens {
-            *self.tokens.entry(*slot).or_default() += tokens;
+        for (slot, own) in &mut self.inputs {
+            let its = &other.inputs[slot];
+            own.tokens += its.tokens;
+            own.sequences += its.sequences;
+            for (kind, own) in &mut own.sums {
+                for (own, its) in own.iter_mut().zip(&its.sums[kind]) {
+                    *own += its;
+                }
+            }
         }
         self.cosines += other.cosines;
-        self.seen += other.seen;
+        self.tokens += other.tokens;
         Ok(())
+    }
+
+    /// What sums these are, input, kind and length; and whether there are cosines.
+    fn kinds(&self) -> (Vec<(Slot, Kind, usize)>, bool) {
+        let sums = self.inputs.iter().flat_map(|(slot, input)| {
+            input.sums.iter().map(|(kind, sum)| (*slot, *kind, sum.len()))
+        });
+        (sums.collect(), self.tokens > 0)
+    }
+}
+
+fn listed((sums, cosines): &(Vec<(Slot, Kind, usize)>, bool)) -> String {
+    let sums = sums.iter().map(|(slot, kind, count)| format!("{slot:?} {} ({count})", kind.name()));
+    let mut all: Vec<String> = sums.collect();
+    if *cosines {
+        all.push(Kind::Cosine.name().into());
+    }
+    if all.is_empty() { "nothing".into() } else { all.join(", ") }
+}
+
+/// Statistics of one block while they are summed on a device.
+#[derive(Debug)]
+pub struct Statistics<'a> {
+    device: &'a Device,
+    kinds: &'a [Kind],
+    /// Tokens of a sequence.
+    length: usize,
+    sums: BTreeMap<(Slot, Kind), Tensor>,
+    tokens: BTreeMap<Slot, u64>,
+    cosines: f64,
+    seen: u64,
+}
+
+impl<'a> Statistics<'a> {
+    /// None yet, of these kinds, over sequences of `length` tokens.
+    pub fn new(device: &'a Device, kinds: &'a [Kind], length: usize) -> Self {
+        Self {
+            device,
+            kinds,
+            length,
+            sums: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            cosines: 0.0,
+            seen: 0,
+        }
+    }
+
+    /// The sums so far, read back. An error if any is not finite, with what `name` calls the linear layer.
+    pub fn read(&self, name: impl Fn(Slot) -> String) -> Result<BlockSums> {
+        let mut block =
+            BlockSums { cosines: self.cosines, tokens: self.seen, ..BlockSums::default() };
+        for (slot, tokens) in &self.tokens {
+            let sequences = tokens / self.length as u64;
+            let input = InputSums { tokens: *tokens, sequences, sums: BTreeMap::new() };
+            block.inputs.insert(*slot, input);
+        }
+        for ((slot, kind), sum) in &self.sums {
+            let values = match kind {
+                Kind::Gram => gram::read(self.device, sum)?,
+                _ => self.device.read(sum)?,
+            };
+            let values = values.to_f32();
+            if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                return Err(Error::NotFinite {
+                    what: format!("{} of the input of {}", kind.name(), name(*slot)),
+                    found: value.to_string(),
+                });
+            }
+            let input = block.inputs.get_mut(slot).expect("its tokens were counted");
+            input.sums.insert(*kind, values);
+        }
+        if !block.cosines.is_finite() {
+            return Err(Error::NotFinite {
+                what: "cosine of a block's input and output".into(),
+                found: block.cosines.to_string(),
+            });
+        }
+        Ok(block)
     }
 }
 
 impl Observer for Statistics<'_> {
     fn input(&mut self, slot: Slot, x: &Tensor) -> Result<()> {
+        if slot != slot.input() {
+            return Ok(());
+        }
         let device = self.device;
         let (tokens, width) = (x.shape()[0], x.len() / x.shape()[0]);
         *self.tokens.entry(slot).or_default() += tokens as u64;
-        for kind in self.kinds {
-            let shape = match kind {
-                Kind::Gram => vec![width, width],
-                Kind::Cosine => continue,
-                _ => vec![width],
-            };
+        for kind in self.kinds.iter().filter(|kind| **kind != Kind::Cosine) {
             let known = self.sums.get(&(slot, *kind)).cloned();
             let later = known.is_some();
             let sum = match known {
                 Some(sum) => sum,
-                None => device.allocate(DType::F32, &shape, "statistics")?,
+                None => device.allocate(DType::F32, &kind.shape(width), "statistics")?,
             };
             match kind {
                 Kind::Squares => sums::sums(device, Term::Square, x, &sum, later)?,
                 Kind::Values => sums::sums(device, Term::Value, x, &sum, later)?,
                 Kind::Magnitudes => sums::sums(device, Term::Magnitude, x, &sum, later)?,
-                Kind::SequenceMagnitudes(length) => {
-                    sums::sequence_magnitudes(device, x, *length, &sum, later)?;
+                Kind::SequenceMagnitudes => {
+                    sums::sequence_magnitudes(device, x, self.length, &sum, later)?;
                 }
                 Kind::Gram => {
                     gram::gram(device, &x.reshaped(&[tokens, width]), &sum, later)?;

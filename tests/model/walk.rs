@@ -9,7 +9,7 @@ use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Grid, Scheme};
 use lopper::model::{Cache, Checkpoint, Role, TensorSpec, WeightSource, Weights, run_block};
 use lopper::tensor::Packed;
-use lopper::walk::{Kind, Statistics, Through, Walk};
+use lopper::walk::{BlockSums, Kind, Statistics, Through, Walk};
 
 use crate::machine::on_each;
 use crate::models::{MapWeights, load, pass};
@@ -150,27 +150,32 @@ fn halves_add_up() -> Result<(), Failed> {
         Kind::Squares,
         Kind::Values,
         Kind::Magnitudes,
-        Kind::SequenceMagnitudes(LENGTH),
+        Kind::SequenceMagnitudes,
         Kind::Gram,
         Kind::Cosine,
     ];
     let model = load(device, &weights)?;
-    let statistics = |ids: &[u32], sequences: usize| -> Result<Statistics<'_>, Failed> {
+    let statistics = |ids: &[u32], sequences: usize| -> Result<BlockSums, Failed> {
         let source = WeightSource::Resident(&model);
         let mut walk = Walk::new(source, pass(device), ids, sequences, LENGTH)?;
-        let mut statistics = Statistics::new(device, &kinds);
+        let mut statistics = Statistics::new(device, &kinds, LENGTH);
         let step = walk.next_block()?.ok_or("a block")?;
         step.advance(Through::Parent, Some(&mut statistics))?;
-        Ok(statistics)
+        Ok(statistics.read(|slot| format!("{slot:?}"))?)
     };
     let whole = statistics(&ids, SEQUENCES)?;
     let mut halves = statistics(&ids[..LENGTH], 1)?;
-    halves.merge(&statistics(&ids[LENGTH..], SEQUENCES - 1)?)?;
-    for slot in [Slot::Query, Slot::Output, Slot::Up, Slot::Down] {
-        assert_eq!(whole.tokens(slot), (SEQUENCES * LENGTH) as u64, "tokens");
-        assert_eq!(halves.tokens(slot), whole.tokens(slot), "tokens of halves");
-        let of = |statistics: &Statistics<'_>, kind: Kind| -> Result<Vec<f32>, Failed> {
-            Ok(statistics.sum(slot, kind)?.ok_or("a statistic")?.to_f32())
+    halves.add(&statistics(&ids[LENGTH..], SEQUENCES - 1)?)?;
+    // Linear layers with one input have one sum.
+    assert_eq!(whole.inputs.len(), 4, "inputs of a block");
+    for slot in [Slot::Query, Slot::Value, Slot::Output, Slot::Up, Slot::Down] {
+        for sums in [&whole, &halves] {
+            let input = sums.input(slot).ok_or("an input")?;
+            assert_eq!(input.tokens, (SEQUENCES * LENGTH) as u64, "tokens");
+            assert_eq!(input.sequences, SEQUENCES as u64, "sequences");
+        }
+        let of = |sums: &BlockSums, kind: Kind| -> Result<Vec<f32>, Failed> {
+            Ok(sums.sum(slot, kind).ok_or("a statistic")?.to_vec())
         };
         for kind in kinds.into_iter().filter(|kind| *kind != Kind::Cosine) {
             let (halves, whole) = (of(&halves, kind)?, of(&whole, kind)?);
@@ -183,14 +188,10 @@ fn halves_add_up() -> Result<(), Failed> {
     }
     let cosine = whole.mean_cosine().ok_or("a cosine")?;
     assert!((-1.0..1.0).contains(&cosine), "{cosine}");
-    assert_close(
-        "cosine",
-        &[halves.mean_cosine().ok_or("a cosine")?],
-        &[cosine],
-        Within::Each(1e-6),
-    );
-    // What is merged must be of the same kinds.
-    assert!(halves.merge(&Statistics::new(device, &kinds)).is_err(), "nothing to merge with");
+    let of_halves = halves.mean_cosine().ok_or("a cosine")?;
+    assert_close("cosine", &[of_halves], &[cosine], Within::Each(1e-6));
+    // What is added must be of the same kinds.
+    assert!(halves.add(&BlockSums::default()).is_err(), "nothing to add");
     Ok(())
 }
 

@@ -381,21 +381,14 @@ pub fn input_norms(
     let mut norms = Vec::new();
     while let Some(step) = walk.next_block()? {
         let (layer, slots) = (step.layer(), step.linears());
-        let mut statistics = Statistics::new(pass.device, &kinds);
+        let mut statistics = Statistics::new(pass.device, &kinds, rows.length());
         step.advance(Through::Parent, Some(&mut statistics))?;
+        let sums = statistics.read(|slot| module_name(config, layer, slot))?;
         for slot in slots {
-            let Some(squares) = statistics.sum(slot, Kind::Squares)? else {
-                continue;
-            };
-            let name = module_name(config, layer, slot);
-            let squares = squares.to_f32();
-            if let Some(value) = squares.iter().find(|value| !value.is_finite()) {
-                return Err(Error::NotFinite {
-                    what: format!("input of {name}"),
-                    found: value.to_string(),
-                });
+            if let Some(squares) = sums.sum(slot, Kind::Squares) {
+                let roots = squares.iter().map(|square| square.sqrt()).collect();
+                norms.push((module_name(config, layer, slot), roots));
             }
-            norms.push((name, squares.into_iter().map(f32::sqrt).collect()));
         }
     }
     Ok(norms)

@@ -1,4 +1,4 @@
-//! `prune`: channels, heads or blocks taken out.
+//! Structured pruning: channels, heads or blocks taken out.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Context, Needs, Planned, Stage, StageKind, keys, parse};
+use super::KIND;
 use crate::device::Device;
 use crate::error::Result;
 use crate::kernels::score::Reduction;
@@ -22,17 +22,16 @@ use crate::model::{
     Compute, Config, CopyOf, KeptChannels, Outline, PrunableDim, Pruned, TensorSpec, Weights,
     codes_survive, column_span, groups,
 };
+use crate::stages::method::OfMethod;
+use crate::stages::{Context, Needs, Planned, Stage, StageKind, keys, save, saved};
 use crate::tensor::{Packed, WeightFormat};
-
-pub(super) const KIND: StageKind =
-    StageKind { name: "prune", result: "pruned", parse: parse::<Prune> };
 
 /// Structured pruning: what the scores say matters least goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct Prune {
     /// How what goes is found
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(skip)]
     #[serde(default)]
     pub method: PruneMethod,
     /// The share that goes, more than 0 and less than 1
@@ -93,7 +92,7 @@ pub struct Prune {
 }
 
 /// How what is pruned is found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PruneMethod {
     /// Dependency groups, scored by weights or by the loss (LLM-Pruner).
@@ -326,6 +325,14 @@ impl Prune {
     }
 }
 
+impl OfMethod for Prune {
+    fn of_method(mut self, _name: &'static str) -> Self {
+        self.method = PruneMethod::LlmPruner;
+        self.calibration.fill(10, 64);
+        self
+    }
+}
+
 impl Stage for Prune {
     fn kind(&self) -> &'static StageKind {
         &KIND
@@ -403,7 +410,7 @@ impl Stage for Prune {
         let all = groups(&model.config, &model.specs).into_iter();
         let chosen: Vec<_> = all.filter(|group| spec.widths.contains(&group.width)).collect();
         let tokens = self.needs().calibration;
-        let tokens = tokens.map(|tokens| (tokens.samples.max(1), tokens.length.max(2)));
+        let tokens = tokens.map(|tokens| (tokens.samples().max(1), tokens.length().max(2)));
         let memory = estimate(model, &[spec.score], &chosen, tokens, Compute::F32);
         Ok(Planned {
             outline,
@@ -431,7 +438,7 @@ impl Stage for Prune {
             start,
             &spec,
             with,
-            &mut |done, kept| super::save(folder, ROUNDS, &(done, kept)),
+            &mut |done, kept| save(folder, ROUNDS, &(done, kept)),
             &mut |done, total| progress("pruning", done, total),
         )?;
         let device = context.pass.device;
@@ -453,7 +460,7 @@ impl Stage for Prune {
 
 /// What is kept of the model before it, by the folder of a stage that is done; `None` if that pruned nothing.
 pub fn kept(folder: &Path) -> Result<Option<KeptChannels>> {
-    let saved: Option<(usize, KeptChannels)> = super::saved(folder, ROUNDS)?;
+    let saved: Option<(usize, KeptChannels)> = saved(folder, ROUNDS)?;
     Ok(saved.map(|(_, kept)| kept))
 }
 

@@ -1,0 +1,46 @@
+//! `prune`: what matters least goes, by one of several methods: a file and rows of [`METHODS`] each.
+
+pub mod channels;
+
+use super::method::{Method, flags, method, stage};
+use super::{RecipeStage, StageKind};
+
+pub use channels::{Prune, PruneMethod, Ranking, RatioOf, ReductionName, Requantize, Scope, kept};
+
+pub(super) const KIND: StageKind = StageKind {
+    name: "prune",
+    result: "pruned",
+    parse: |table| super::method::parse(METHODS, table),
+};
+
+/// Every method.
+pub static METHODS: &[Method] = &[method!(
+    Prune,
+    "llm-pruner",
+    "channels and heads, or blocks, by weights or gradients (LLM-Pruner)"
+)];
+
+/// The flags of `lopper prune`, and the stage that they ask for.
+#[derive(Clone, Debug)]
+pub struct Flags(pub RecipeStage);
+
+impl clap::Args for Flags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        flags(METHODS, command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        flags(METHODS, command)
+    }
+}
+
+impl clap::FromArgMatches for Flags {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        stage(KIND.name, METHODS, matches).map(|stage| Self(RecipeStage::of(stage)))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
