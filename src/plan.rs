@@ -137,6 +137,16 @@ impl Plan {
             let in_stage = |text: &String| format!("stage {number} ({name}): {text}");
             warnings.extend(next.warnings.iter().map(in_stage));
             let needs: Needs<'_> = stage.needs();
+            if let Some(stats) = needs.stats.filter(|_| number > 1) {
+                let before = number - 1;
+                return Err(wrong(
+                    "stage.stats",
+                    &format!(
+                        "none in stage {number}: statistics are of the recipe's own model, and this stage runs on what stage {before} leaves (let it take calibration instead, or export that first)"
+                    ),
+                    stats.into(),
+                ));
+            }
             stages.push(StagePlan {
                 name,
                 parameters: next.outline.parameters(),

@@ -4,10 +4,11 @@
 //! tensor, so no model is in memory as a whole, any stage can follow any other, and a killed run continues with `resume`. The
 //! artifact is written in the work folder and renamed when whole. Callers are told of progress through [`Event`]s.
 
+mod calibrate;
 mod files;
 mod work;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -16,24 +17,28 @@ use serde_json::Value;
 
 use crate::data::read_text;
 use crate::device::Device;
-use crate::disk::{self, sync, write_record};
+use crate::disk::{sync, write_record};
 use crate::error::{Error, Result};
+use crate::formats::sha256;
 use crate::interrupt;
 use crate::measure::{Convention, Perplexity, Windows, perplexity};
 use crate::methods::calibration::Rows;
 use crate::model::{
-    BlockDims, Checkpoint, Compute, Config, ExportFormat, KeptChannels, Model, Outline, Pass,
-    WeightSource, Weights,
+    BlockDims, CONFIG_FILE, Checkpoint, Compute, Config, ExportFormat, KeptChannels, Model,
+    Outline, Pass, WeightSource, Weights, hash_of_files, identity,
 };
 use crate::plan::{Plan, Written, in_f16};
 use crate::recipe::{Evaluate, Recipe};
 use crate::stages::prune::kept;
 use crate::stages::{Context, RecipeStage};
 use crate::text::{StoredTokenizer, Tokenizer};
-use files::{list_inputs, list_outputs, sha256};
+use crate::walk::Kind;
+use crate::walk::stored::{Stored, few_tokens};
+use files::{list_inputs, list_outputs};
 use work::{Fact, Work};
 
 pub use crate::disk::Target;
+pub use calibrate::{Calibrated, Calibrating, Estimate, calibrate};
 pub use files::{InputFile, OutputFile};
 
 /// Progress of a run.
@@ -201,6 +206,8 @@ struct Run<'a> {
     evaluation: Option<(&'a Evaluate, Vec<u32>)>,
     /// The calibration rows of each stage.
     rows: Vec<Option<Rows>>,
+    /// The statistics of each stage that were taken before.
+    statistics: Vec<Option<Stored>>,
 }
 
 /// What a recipe reads beside the model.
@@ -208,6 +215,9 @@ pub struct Texts<'a> {
     tokenizer: Option<StoredTokenizer>,
     evaluation: Option<(&'a Evaluate, Vec<u32>)>,
     rows: Vec<Option<Rows>>,
+    statistics: Vec<Option<Stored>>,
+    /// What the user should know of them.
+    pub warnings: Vec<String>,
 }
 
 /// What is wrong with the place of the result, the exports and any text is told before anything is computed.
@@ -232,8 +242,30 @@ pub fn check<'a>(
     };
     let context = parent.config().max_positions;
     let rows = recipe.stage.iter().map(|stage| rows(stage, tokenizer.as_ref(), context));
-    let rows = rows.collect::<Result<_>>()?;
-    Ok(Texts { tokenizer: stored, evaluation, rows })
+    let rows = rows.collect::<Result<Vec<_>>>()?;
+    let statistics = recipe.stage.iter().map(|stage| statistics(stage, parent));
+    let statistics = statistics.collect::<Result<Vec<_>>>()?;
+    let mut warnings = Vec::new();
+    for (index, stage) in recipe.stage.iter().enumerate() {
+        let kinds = stage.needs().kinds;
+        if let Some(stored) = &statistics[index] {
+            warnings.extend(stored.cautions(parent.config(), kinds));
+        } else if let Some(rows) = rows[index].as_ref().filter(|_| kinds.contains(&Kind::Gram)) {
+            warnings.extend(few_tokens(parent.config(), rows.ids.len() as u64));
+        }
+    }
+    Ok(Texts { tokenizer: stored, evaluation, rows, statistics, warnings })
+}
+
+/// The statistics that a stage takes, if they were taken before.
+fn statistics(stage: &RecipeStage, parent: &Checkpoint) -> Result<Option<Stored>> {
+    let needs = stage.needs();
+    let stored = needs.stats.map(|path| Stored::open(Path::new(path))).transpose()?;
+    if let Some(stored) = &stored {
+        stored.check_model(parent.path(), &identity(parent)?)?;
+        stored.require(parent.config(), needs.kinds)?;
+    }
+    Ok(stored)
 }
 
 /// Runs a plan and writes the artifact. Returns its manifest. An interruption, or a crash, leaves the work folder, with which a
@@ -247,11 +279,17 @@ pub fn run(
     listen: Listener<'_>,
 ) -> Result<Manifest> {
     let place = options.place;
-    let Texts { tokenizer, evaluation, rows } = check(recipe, plan, parent, place)?;
-    let run = Run { recipe, plan, parent, device, options, evaluation, rows, tokenizer };
+    let Texts { tokenizer, evaluation, rows, statistics, warnings } =
+        check(recipe, plan, parent, place)?;
+    let run =
+        Run { recipe, plan, parent, device, options, evaluation, rows, statistics, tokenizer };
     let path = work::work_path(place.out)?;
-    let inputs = list_inputs(parent, recipe, &work::known_inputs(&path))?;
+    let taken: Vec<PathBuf> = run.statistics.iter().flatten().map(Stored::file).collect();
+    let inputs = list_inputs(parent, recipe, &taken, &work::known_inputs(&path))?;
     let files: Vec<InputFile> = inputs.iter().map(|input| input.file.clone()).collect();
+    for text in &warnings {
+        listen(Event::Warning { text });
+    }
     let facts = run.facts(&files)?;
     let identity = sha256(work::hash(&facts) + options.recipe_text);
     if place.resume
@@ -339,21 +377,16 @@ impl Run<'_> {
     /// A hash of the parent's files: of weights, configuration and tokenizer.
     fn model_hash(&self, inputs: &[InputFile]) -> Result<String> {
         let weights = &inputs[..self.parent.sources().len()];
-        let mut hashes: String = weights.iter().map(|file| file.sha256.as_str()).collect();
-        for name in [
-            "config.json",
+        let weights: Vec<&str> = weights.iter().map(|file| file.sha256.as_str()).collect();
+        let files = [
+            CONFIG_FILE,
             "generation_config.json",
             "tokenizer.json",
             "tokenizer_config.json",
             "special_tokens_map.json",
             "chat_template.jinja",
-        ] {
-            let path = self.parent.path().join(name);
-            if path.is_file() {
-                hashes += &sha256(disk::read(&path, disk::TOKENIZER)?);
-            }
-        }
-        Ok(format!("sha256 {}", sha256(hashes)))
+        ];
+        Ok(format!("sha256 {}", hash_of_files(self.parent, &weights, &files)?))
     }
 
     fn execute(
@@ -517,6 +550,7 @@ impl Run<'_> {
                 parent: self.parent,
                 pass: Pass { device: self.device, compute: self.options.calibration },
                 rows: self.rows[index].as_ref(),
+                statistics: self.statistics[index].as_ref(),
                 seed: self.recipe.seed,
                 budget: self.options.budget,
                 folder: part,

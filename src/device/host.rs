@@ -116,7 +116,9 @@ impl<'a> View<'a> {
             }
             DType::F16 => self.halves(start, count, |bits| f16::from_bits(bits).to_f32()),
             DType::Bf16 => self.halves(start, count, |bits| bf16::from_bits(bits).to_f32()),
-            DType::I64 => (start..start + count).map(|index| self.get(index) as f32).collect(),
+            DType::I64 | DType::F64 => {
+                (start..start + count).map(|index| self.get(index) as f32).collect()
+            }
             DType::U32 => {
                 self.words[start..start + count].iter().map(|&word| word as f32).collect()
             }
@@ -190,7 +192,7 @@ fn store(dtype: DType, words: &mut [u32], start: usize, values: &[f32]) {
             .copy_from_slice(values),
         DType::F16 => store_halves(words, start, values, |value| f16::from_f32(value).to_bits()),
         DType::Bf16 => store_halves(words, start, values, |value| bf16::from_f32(value).to_bits()),
-        DType::I64 => panic!("no kernel writes 64-bit integers"),
+        DType::I64 | DType::F64 => panic!("no kernel writes elements of 64 bits"),
         DType::U32 => {
             for (word, value) in words[start..].iter_mut().zip(values) {
                 *word = *value as u32;

@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use input::{Input, bounded_values, check_unchanged, is_input, read, read_json, read_string};
 pub use output::{claim, replace_file, write_own, write_record, written_by};
-pub use target::Target;
+pub use target::{Target, write_manifest};
 pub use temporary::{remove_temporaries, sweep, swept};
 
 /// Most bytes of a file of settings: a configuration, a recipe, a task file, a template.

@@ -193,7 +193,7 @@ fn relative(path: &Path, folder: &Path) -> String {
 }
 
 /// Writes into a folder which files it has, so that a later `--force` knows them. One that is there stays.
-fn write_manifest(folder: &Path) -> Result<()> {
+pub fn write_manifest(folder: &Path) -> Result<()> {
     let path = folder.join(MANIFEST);
     if path.exists() {
         return Ok(());

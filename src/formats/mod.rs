@@ -3,27 +3,46 @@
 //! Every file is untrusted: a length or count is compared with the bytes that are there before it is used.
 
 pub mod gguf;
+pub mod imatrix;
 pub mod json;
 pub mod safetensors;
 
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use sha2::{Digest, Sha256};
 
 use crate::disk::Input;
 use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::tensor::{DType, Packed, WeightFormat};
 use gguf::GgmlType;
 
 /// The bytes of a tensor to be written, made when their turn comes, so that only one tensor is in memory at a time.
 pub type LazyBytes<'a> = Box<dyn Fn() -> Result<Vec<u8>> + 'a>;
 
+/// Bytes that are hashed between two looks at whether the user wants to stop.
+const HASHED_AT_ONCE: usize = 16 << 20;
+
+/// The SHA-256 of bytes, in hexadecimal digits.
+pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A file, or bytes that are built into the program. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Source {
     path: PathBuf,
     bytes: Bytes,
+    /// Of all bytes, once it was asked for.
+    sha256: Arc<OnceLock<String>>,
 }
 
 #[derive(Clone, Debug)]
@@ -37,12 +56,13 @@ impl Source {
     /// is an error and does not end the process.
     pub fn open(path: &Path) -> Result<Source> {
         let file = Arc::new(Input::open(path)?);
-        Ok(Source { path: path.to_path_buf(), bytes: Bytes::File(file) })
+        Ok(Source { path: path.to_path_buf(), bytes: Bytes::File(file), sha256: Arc::default() })
     }
 
     /// Bytes that are part of the program; `name` stands for the path in messages.
     pub fn embedded(name: impl AsRef<Path>, bytes: &'static [u8]) -> Source {
-        Source { path: name.as_ref().to_path_buf(), bytes: Bytes::Embedded(bytes) }
+        let path = name.as_ref().to_path_buf();
+        Source { path, bytes: Bytes::Embedded(bytes), sha256: Arc::default() }
     }
 
     /// Its name in messages.
@@ -68,6 +88,20 @@ impl Source {
             }
             Bytes::Embedded(bytes) => Ok(Cow::Borrowed(&bytes[range])),
         }
+    }
+
+    /// The SHA-256 of all of them, in hexadecimal digits. They are read once.
+    pub fn sha256(&self) -> Result<String> {
+        if let Some(known) = self.sha256.get() {
+            return Ok(known.clone());
+        }
+        let length = self.length() as usize;
+        let mut hash = Sha256::new();
+        for from in (0..length).step_by(HASHED_AT_ONCE) {
+            interrupt::check()?;
+            hash.update(self.read(from..(from + HASHED_AT_ONCE).min(length))?);
+        }
+        Ok(self.sha256.get_or_init(|| hex(&hash.finalize())).clone())
     }
 
     /// The first of them, by which a file of another kind is known.

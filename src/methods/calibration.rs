@@ -1,13 +1,15 @@
-//! Tokens that calibration is done on.
+//! Tokens that calibration is done on, and where methods find statistics of what goes through a model.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::BadField;
 use crate::data::read_text;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
+use crate::walk::Through;
 
 /// Which tokens calibration is done on: consecutive rows of a text tokenized once, without special tokens. Part of recipes,
 /// and flags of commands.
@@ -51,6 +53,78 @@ impl Calibration {
     /// Tokens of a row: LLM-Pruner's 64 where nothing was said.
     pub fn length(&self) -> usize {
         self.length.unwrap_or(64)
+    }
+}
+
+/// Where a method finds statistics of what goes through a model's blocks: sums over calibration tokens, taken as it walks through
+/// the model block by block, or those that `lopper calibrate` took before ([`crate::walk::stored`]). A stage has it as a field
+/// with `#[command(flatten)]` and `#[serde(flatten)]`, so that `calibration`, `stats` and `feed` are keys of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(default)]
+pub struct Source {
+    /// What they are taken over.
+    #[command(flatten)]
+    pub calibration: Calibration,
+    /// Take statistics from this folder, which `lopper calibrate` wrote, or imatrix file; no calibration text is read then, and
+    /// every block is seen fed by the parent's
+    #[arg(
+        long,
+        value_name = "STATS",
+        conflicts_with_all = ["calib", "offset", "samples", "length", "feed"],
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<String>,
+    /// What each block is fed: what the compressed blocks before it make of the text, or what the parent's do (default: compressed)
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feed: Option<Feed>,
+}
+
+/// Which blocks make the inputs of the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Feed {
+    /// Those that were compressed, as the finished model will have it.
+    #[default]
+    Compressed,
+    /// The parent's: all blocks are judged at once, by the model as it was.
+    Parent,
+}
+
+impl Feed {
+    /// The weights that a walk goes on through.
+    pub fn through(self) -> Through {
+        match self {
+            Feed::Compressed => Through::Replaced,
+            Feed::Parent => Through::Parent,
+        }
+    }
+}
+
+impl Source {
+    /// What feeds each block.
+    pub fn feed(&self) -> Feed {
+        match self.stats {
+            Some(_) => Feed::Parent,
+            None => self.feed.unwrap_or_default(),
+        }
+    }
+
+    /// The tokens that statistics are taken over; `None` where they were taken before.
+    pub fn calibration(&self) -> Option<&Calibration> {
+        self.stats.is_none().then_some(&self.calibration)
+    }
+
+    /// An error if its fields contradict each other: a recipe can say what flags cannot.
+    pub fn check(&self) -> Result<(), BadField> {
+        match (&self.stats, self.feed) {
+            (Some(stats), Some(Feed::Compressed)) => Err(BadField::new(
+                "feed",
+                "parent, beside stats: they were taken before anything was compressed",
+                format!("compressed, and stats {stats}"),
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -1,20 +1,16 @@
 //! The files that a run reads and writes, with the hashes that its manifest names.
 
 use std::io::Read;
-use std::path::Path;
-
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 
 use crate::data::read_text;
 use crate::error::{Error, Result};
-use crate::formats::Source;
+use crate::formats::{Source, hex, sha256};
 use crate::interrupt;
 use crate::model::Checkpoint;
 use crate::recipe::Recipe;
-
-/// Bytes that are hashed between two looks at whether the user wants to stop.
-const CHUNK: usize = 16 << 20;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// A file of the artifact.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,28 +43,28 @@ pub(super) struct HashedInput {
     modified: Option<String>,
 }
 
-/// The parent's weight files, the calibrations' texts and the evaluation's. `known`: what an earlier run hashed.
+/// The hash of a file; `known`: what an earlier run hashed.
+pub(super) fn hashed(path: String, source: &Source, known: &[HashedInput]) -> Result<HashedInput> {
+    let (modified, length) = (modified(&path), source.length());
+    let same = |old: &&HashedInput| {
+        (&old.file.path, old.file.bytes, &old.modified) == (&path, length, &modified)
+    };
+    if let (Some(_), Some(old)) = (&modified, known.iter().find(same)) {
+        return Ok(old.clone());
+    }
+    let file = InputFile { path, bytes: length, sha256: source.sha256()? };
+    Ok(HashedInput { file, modified })
+}
+
+/// The parent's weight files, the calibrations' texts and the evaluation's, and what says which statistics are taken. `known`: what
+/// an earlier run hashed.
 pub(super) fn list_inputs(
     parent: &Checkpoint,
     recipe: &Recipe,
+    statistics: &[PathBuf],
     known: &[HashedInput],
 ) -> Result<Vec<HashedInput>> {
-    let input = |path: String, source: &Source| -> Result<HashedInput> {
-        let (modified, length) = (modified(&path), source.length());
-        let same = |old: &&HashedInput| {
-            (&old.file.path, old.file.bytes, &old.modified) == (&path, length, &modified)
-        };
-        if let (Some(_), Some(old)) = (&modified, known.iter().find(same)) {
-            return Ok(old.clone());
-        }
-        let mut hash = Sha256::new();
-        for from in (0..length as usize).step_by(CHUNK) {
-            interrupt::check()?;
-            hash.update(source.read(from..(from + CHUNK).min(length as usize))?);
-        }
-        let file = InputFile { path, bytes: length, sha256: hex(&hash.finalize()) };
-        Ok(HashedInput { file, modified })
-    };
+    let input = |path: String, source: &Source| hashed(path, source, known);
     let mut inputs = Vec::new();
     for source in parent.sources() {
         inputs.push(input(source.path().display().to_string(), source)?);
@@ -85,6 +81,9 @@ pub(super) fn list_inputs(
             None => Source::open(Path::new(text))?,
         };
         inputs.push(input(text.into(), &source)?);
+    }
+    for path in statistics {
+        inputs.push(input(path.display().to_string(), &Source::open(path)?)?);
     }
     Ok(inputs)
 }
@@ -142,14 +141,4 @@ fn file_sha256(path: &Path) -> Result<String> {
         }
         hash.update(&buffer[..count]);
     }
-}
-
-/// The hash of a text, in hexadecimal digits.
-pub(super) fn sha256(text: impl AsRef<[u8]>) -> String {
-    hex(&Sha256::digest(text))
-}
-
-/// Bytes as hexadecimal digits.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::files::{HashedInput, sha256};
+use super::files::HashedInput;
 use crate::disk::{sync, sync_folder, write_record};
 use crate::error::{Error, Result};
+use crate::formats::sha256;
 
 const RECORD: &str = "work.toml";
 

@@ -22,8 +22,10 @@ use crate::device::Device;
 use crate::disk::write_record;
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::methods::calibration::{Calibration, Rows};
+use crate::methods::calibration::{Calibration, Rows, Source};
 use crate::model::{Checkpoint, Config, Outline, Pass, Weights, continue_packed};
+use crate::walk::Kind;
+use crate::walk::stored::Stored;
 
 /// A kind of stage.
 #[derive(Debug)]
@@ -70,8 +72,22 @@ pub struct Needs<'a> {
     /// Tokens to calibrate on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calibration: Option<&'a Calibration>,
+    /// A folder or file of statistics that were taken of the recipe's own model before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<&'a str>,
+    /// The kinds of sums that it takes, of these tokens or from these statistics.
+    #[serde(skip)]
+    pub kinds: &'a [Kind],
     /// Gradients of the loss of these tokens.
     pub gradients: bool,
+}
+
+impl<'a> Needs<'a> {
+    /// What a method needs that takes sums of these kinds from `source`.
+    pub fn sums(source: &'a Source, kinds: &'a [Kind]) -> Self {
+        let (calibration, stats) = (source.calibration(), source.stats.as_deref());
+        Self { calibration, stats, kinds, gradients: false }
+    }
 }
 
 /// A stage's plan, from headers alone.
@@ -97,6 +113,8 @@ pub struct Context<'a> {
     pub pass: Pass<'a>,
     /// The rows of [`Needs::calibration`].
     pub rows: Option<&'a Rows>,
+    /// The statistics of [`Needs::stats`], which have the kinds of [`Needs::kinds`] of every block, and are this model's.
+    pub statistics: Option<&'a Stored>,
     /// The recipe's seed.
     pub seed: u64,
     /// Bytes of device memory that may be used.

@@ -13,8 +13,10 @@ pub enum DType {
     Bf16,
     /// Unsigned 32-bit integer: token ids, positions, packed codes.
     U32,
-    /// Signed 64-bit integer: token ids in files. No kernel takes it.
+    /// Signed 64-bit integer: token ids and counts in files. No kernel takes it.
     I64,
+    /// IEEE binary64: exact sums in files. No kernel takes it.
+    F64,
 }
 
 impl DType {
@@ -23,7 +25,7 @@ impl DType {
         match self {
             DType::F32 | DType::U32 => 4,
             DType::F16 | DType::Bf16 => 2,
-            DType::I64 => 8,
+            DType::I64 | DType::F64 => 8,
         }
     }
 
@@ -35,6 +37,7 @@ impl DType {
             DType::Bf16 => "bf16",
             DType::U32 => "u32",
             DType::I64 => "i64",
+            DType::F64 => "f64",
         }
     }
 
@@ -44,6 +47,7 @@ impl DType {
             DType::F32 => f64::powi(2.0, -24),
             DType::F16 => f64::powi(2.0, -11),
             DType::Bf16 => f64::powi(2.0, -8),
+            DType::F64 => f64::powi(2.0, -53),
             DType::U32 | DType::I64 => 0.0,
         }
     }
@@ -56,6 +60,7 @@ impl DType {
         match self {
             DType::F32 | DType::Bf16 => f64::from(f32::MIN_POSITIVE),
             DType::F16 => f64::powi(2.0, -14),
+            DType::F64 => f64::MIN_POSITIVE,
             DType::U32 | DType::I64 => 0.0,
         }
     }
@@ -65,6 +70,7 @@ impl DType {
         let at = index * self.size();
         match self {
             DType::I64 => i64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes")) as f64,
+            DType::F64 => f64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes")),
             DType::F32 => {
                 f64::from(f32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes")))
             }
@@ -85,6 +91,7 @@ impl DType {
         let at = index * self.size();
         match self {
             DType::I64 => bytes[at..at + 8].copy_from_slice(&(value as i64).to_le_bytes()),
+            DType::F64 => bytes[at..at + 8].copy_from_slice(&value.to_le_bytes()),
             DType::F32 => bytes[at..at + 4].copy_from_slice(&(value as f32).to_le_bytes()),
             DType::U32 => bytes[at..at + 4].copy_from_slice(&(value as u32).to_le_bytes()),
             DType::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f64(value).to_le_bytes()),

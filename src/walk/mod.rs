@@ -5,6 +5,7 @@
 //! Evaluation runs the same blocks on the same graph: what is observed here is what is computed there.
 
 mod statistic;
+pub mod stored;
 
 pub use statistic::{BlockSums, InputSums, Kind, Statistics};
 

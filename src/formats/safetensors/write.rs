@@ -262,5 +262,6 @@ fn crate_dtype(ty: DType) -> Dtype {
         DType::Bf16 => Dtype::BF16,
         DType::U32 => Dtype::U32,
         DType::I64 => Dtype::I64,
+        DType::F64 => Dtype::F64,
     }
 }

@@ -344,7 +344,8 @@ impl Stage for Prune {
 
     fn needs(&self) -> Needs<'_> {
         let gradients = Score::named(&self.score).is_some_and(Score::needs_gradient);
-        Needs { calibration: gradients.then_some(&self.calibration), gradients }
+        let calibration = gradients.then_some(&self.calibration);
+        Needs { calibration, gradients, ..Needs::default() }
     }
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
