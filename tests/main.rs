@@ -76,6 +76,7 @@ mod model {
 }
 
 mod pipelines {
+    pub mod calibrate;
     pub mod jobs;
     pub mod levels;
     pub mod patterns;
@@ -125,6 +126,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::walk::trials,
     model::synth::trials,
     model::widths::trials,
+    pipelines::calibrate::trials,
     pipelines::jobs::trials,
     pipelines::levels::trials,
     pipelines::patterns::trials,

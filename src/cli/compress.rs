@@ -151,7 +151,10 @@ pub(super) fn execute(
         plan.check_budget(global.vram_budget)?;
     }
     if common.dry_run {
-        check(recipe, &plan, &parent, place)?;
+        let found = check(recipe, &plan, &parent, place)?;
+        for warning in &found.warnings {
+            output.note(format!("warning: {warning}"));
+        }
         output.json(&json!({"schema": 1, "model": recipe.model, "plan": plan}))?;
         show_plan(&plan, output);
         return Ok(());

@@ -1,16 +1,20 @@
 //! `lopper inspect`: what a model is.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
+use super::calibrate::described;
 use super::output::{Output, bytes, table};
 use super::session::open_model;
 use crate::error::Result;
 use crate::families::without_layer;
 use crate::model::{BlockDims, Config, Group, Weights, groups};
+use crate::walk::stored::{FILE as STATISTICS, read_about};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// A Hugging Face folder, a .gguf file, or embedded:NAME
+    /// A Hugging Face folder, a .gguf file, or embedded:NAME; or a folder of statistics
     model: String,
     /// Show which channels of which tensors can only be cut together
     #[arg(long)]
@@ -18,6 +22,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    let path = Path::new(&arguments.model);
+    if path.join(STATISTICS).is_file() {
+        return inspect_statistics(path, output);
+    }
     let model = open_model(&arguments.model, output)?;
     let config = model.config();
     let (stored, f16) = (model.total_stored_bytes(), 2 * model.parameters());
@@ -84,6 +92,18 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         ]);
     }
     output.text(&table(&rows));
+    Ok(())
+}
+
+/// What the statistics of a folder are of.
+fn inspect_statistics(folder: &Path, output: &Output) -> Result<()> {
+    let about = read_about(folder)?;
+    let mut facts = json!({"schema": 1, "statistics": folder});
+    if let (Some(facts), Value::Object(all)) = (facts.as_object_mut(), json!(about)) {
+        facts.extend(all.into_iter().filter(|(key, _)| key != "schema" && key != "written_by"));
+    }
+    output.json(&facts)?;
+    output.text(&described(&about));
     Ok(())
 }
 

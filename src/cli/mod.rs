@@ -2,6 +2,7 @@
 //! only place that prints.
 
 mod bench;
+mod calibrate;
 mod compress;
 mod devices;
 mod eval;
@@ -175,6 +176,8 @@ enum Command {
     Generate(generate::Arguments),
     /// Write a model's logits for given tokens
     Logits(logits::Arguments),
+    /// Take statistics of what goes through a model, for methods that calibrate
+    Calibrate(calibrate::Arguments),
     /// Write how much a model's channels matter, by their weights or by gradients
     Scores(scores::Arguments),
     /// Convert a model
@@ -294,6 +297,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Compare(arguments) => compare::run(&cli.global, arguments, output),
         Command::Generate(arguments) => generate::run(&cli.global, arguments, output),
         Command::Logits(arguments) => logits::run(&cli.global, arguments, output),
+        Command::Calibrate(arguments) => calibrate::run(&cli.global, arguments, output),
         Command::Scores(arguments) => scores::run(&cli.global, arguments, output),
         Command::Export(arguments) => export::run(arguments, output),
         Command::Tasks => tasks::run(output),

@@ -1,6 +1,6 @@
 //! `lopper scores`: how much channels matter, as safetensors.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
@@ -17,9 +17,12 @@ use crate::methods::calibration::{Calibration, Rows};
 use crate::methods::prune::memory::{Residency, choose_residency};
 use crate::methods::prune::score::{Score, input_norms, sums};
 use crate::model::{
-    Checkpoint, Group, Model, Outline, Pass, PrunableDim, WeightSource, Weights, groups,
+    Checkpoint, Config, Group, Model, Outline, Pass, PrunableDim, Role, WeightSource, Weights,
+    groups, identity, tensor_specs,
 };
 use crate::tensor::DType;
+use crate::walk::Kind;
+use crate::walk::stored::Stored;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -36,6 +39,9 @@ pub(super) struct Arguments {
     /// Rows of token ids instead: a JSON array of arrays
     #[arg(long, value_name = "F.json", conflicts_with = "calib")]
     token_file: Option<PathBuf>,
+    /// Take wanda from statistics that `lopper calibrate` wrote, or from an imatrix file; no text is read then
+    #[arg(long, value_name = "STATS", conflicts_with_all = ["calib", "offset", "samples", "length", "token_file"])]
+    stats: Option<PathBuf>,
     /// The safetensors file to write: SCORE.ffn.L, SCORE.kvgroup.L, …; of wanda wanda.MODULE
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
@@ -53,8 +59,27 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         model: checkpoint.path(),
     };
     target.check()?;
+    let mut stored_norms = None;
+    if let Some(stats) = &arguments.stats {
+        let stored = Stored::open(stats)?;
+        if let Some(score) = scores.iter().find(|score| score.needs_gradient()) {
+            return Err(Error::Argument {
+                argument: "--stats".into(),
+                expected: "wanda and scores of weights alone: statistics have no gradients".into(),
+                found: score.name().into(),
+            });
+        }
+        stored.check_model(checkpoint.path(), &identity(&checkpoint)?)?;
+        stored.require(checkpoint.config(), &[Kind::Squares])?;
+        stored_norms = wanda.then_some(stored);
+    }
+    let wanda = wanda && arguments.stats.is_none();
     let gradient_based = wanda || scores.iter().any(|score| score.needs_gradient());
-    let rows = if gradient_based { Some(calibration_rows(arguments, &checkpoint)?) } else { None };
+    let rows = || {
+        let file = arguments.token_file.as_deref();
+        calibration_rows(&arguments.calibration, file, &checkpoint)
+    };
+    let rows = gradient_based.then(rows).transpose()?;
     let device = open_device(global, output)?;
     let compute = calibration_compute(global, &device)?;
     let pass = Pass { device: &device, compute };
@@ -100,6 +125,9 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         let norms = input_norms(layers, &pass, rows)?;
         found.extend(norms.into_iter().map(|(module, norms)| (format!("wanda.{module}"), norms)));
     }
+    if let Some(stored) = &stored_norms {
+        found.extend(norms_of(stored, checkpoint.config())?);
+    }
     let seconds = begin.elapsed().as_secs_f64();
     let count = found.len();
     let mut tensors: Vec<NewTensor<'_>> = Vec::new();
@@ -144,10 +172,31 @@ fn tensor(name: String, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> NewT
     NewTensor { name, dtype, shape, data: Box::new(move || Ok(bytes.clone())) }
 }
 
-fn calibration_rows(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Rows> {
-    let rows = match &arguments.token_file {
+/// Wanda's norms, by statistics that were taken before.
+fn norms_of(stored: &Stored, config: &Config) -> Result<Vec<(String, Vec<f32>)>> {
+    let mut found = Vec::new();
+    for layer in 0..config.layers() {
+        let sums = stored.block(config, layer, &[Kind::Squares])?;
+        let specs = tensor_specs(config).into_iter();
+        for spec in specs.filter(|spec| (spec.layer, spec.role) == (Some(layer), Role::Linear)) {
+            if let Some(squares) = sums.sum(spec.slot, Kind::Squares) {
+                let norms = squares.iter().map(|square| square.sqrt()).collect();
+                found.push((format!("wanda.{}", spec.module()), norms));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The rows of a text, or of a file of token ids.
+pub(super) fn calibration_rows(
+    calibration: &Calibration,
+    token_file: Option<&Path>,
+    checkpoint: &Checkpoint,
+) -> Result<Rows> {
+    let rows = match token_file {
         Some(path) => Rows::of_file(path)?,
-        None => Rows::of_text(&arguments.calibration, &checkpoint.tokenizer()?)?,
+        None => Rows::of_text(calibration, &checkpoint.tokenizer()?)?,
     };
     let rows = rows.within(checkpoint.config().max_positions)?;
     let vocabulary = checkpoint.config().vocab_size;

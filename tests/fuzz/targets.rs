@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 use lopper::data::read_task;
+use lopper::formats::imatrix::{Entry, Imatrix};
 use lopper::jinja::{Dialect, Renderer};
 use lopper::model::{Checkpoint, Weights, export_gguf, export_packed};
 use lopper::plan::Plan;
@@ -42,6 +43,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("task", task),
     ("template", template),
     ("packed", packed),
+    ("imatrix", imatrix),
 ];
 
 pub fn trials() -> Vec<Trial> {
@@ -109,6 +111,8 @@ struct Base {
     files: Vec<(&'static str, Vec<u8>)>,
     packed: Vec<(&'static str, Vec<u8>)>,
     documents: Vec<Json>,
+    /// In llama.cpp's layout and in the one before.
+    imatrices: [Vec<u8>; 2],
 }
 
 const MODEL: &[&str] = &[
@@ -196,6 +200,7 @@ impl Base {
             files: read(Path::new(source), MODEL),
             packed: read(&packed, MODEL),
             documents,
+            imatrices: imatrices(folder),
         }
     }
 
@@ -280,6 +285,35 @@ fn gguf(base: &Base, random: &mut Random) {
     let path = base.folder.join("case.gguf");
     std::fs::write(&path, bytes(random, &base.gguf, 24_000)).expect("a file");
     use_model(&path);
+}
+
+/// Two importance matrices of two tensors.
+fn imatrices(folder: &Path) -> [Vec<u8>; 2] {
+    let mut old = 2i32.to_le_bytes().to_vec();
+    let mut imatrix = Imatrix { datasets: vec!["text".into()], chunks: 3, ..Imatrix::default() };
+    for name in ["blk.0.attn_q.weight", "blk.0.ffn_down.weight"] {
+        let entry = Entry { sums: vec![0.5; 64], counts: vec![7.0] };
+        old.extend((name.len() as i32).to_le_bytes());
+        old.extend(name.as_bytes());
+        old.extend([7i32, 64].into_iter().flat_map(i32::to_le_bytes));
+        old.extend(entry.sums.iter().flat_map(|sum| sum.to_le_bytes()));
+        imatrix.entries.insert(name.into(), entry);
+    }
+    let path = folder.join("base-imatrix.gguf");
+    imatrix.write(&path).expect("an imatrix");
+    [std::fs::read(&path).expect("the imatrix"), old]
+}
+
+fn imatrix(base: &Base, random: &mut Random) {
+    let path = base.folder.join("case.imatrix");
+    let original = &base.imatrices[usize::from(random.once_in(2))];
+    let case = bytes(random, original, original.len());
+    std::fs::write(&path, &case).expect("a file");
+    if let Ok(found) = Imatrix::open(&path) {
+        let sums: usize = found.entries.values().map(|entry| entry.sums.len()).sum();
+        assert!(4 * sums <= case.len(), "{sums} sums");
+        let _ = found.tokens();
+    }
 }
 
 fn safetensors(base: &Base, random: &mut Random) {
