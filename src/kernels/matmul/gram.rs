@@ -68,7 +68,7 @@ const SUMMED: usize = 2048;
 pub(super) const SUMMED_COOP: usize = 8192;
 
 /// Tokens of a part at least, so that what it costs beside its products stays small; whole steps of every kernel.
-const LEAST: usize = 512;
+const LEAST: usize = 256;
 
 /// Workgroups that fill a large device. A narrow result has fewer tiles: then parts of the tokens are summed beside each other.
 const ENOUGH: usize = 128;
@@ -160,14 +160,24 @@ pub fn read(device: &Device, result: &Tensor) -> Result<HostTensor> {
 
 /// Copies what stands above the diagonal of a matrix below it.
 fn mirror(words: &mut [u32], width: usize) {
-    // Squares that stay in a processor's cache.
-    const SQUARE: usize = 64;
-    for first_row in (0..width).step_by(SQUARE) {
-        for first_column in (first_row..width).step_by(SQUARE) {
-            for row in first_row..width.min(first_row + SQUARE) {
-                for column in first_column.max(row + 1)..width.min(first_column + SQUARE) {
-                    words[column * width + row] = words[row * width + column];
+    // Rows that are written beside each other, and those of them by one thread: as many words as a line of memory has.
+    const BLOCK: usize = 256;
+    const LINES: usize = 16;
+    for first in (0..width).step_by(BLOCK) {
+        let (above, rest) = words.split_at_mut(first * width);
+        let rows = BLOCK.min(width - first);
+        let block = &mut rest[..rows * width];
+        block.par_chunks_mut(LINES * width).enumerate().for_each(|(index, lines)| {
+            for (column, above) in above.chunks_exact(width).enumerate() {
+                let values = &above[first + index * LINES..];
+                for (line, value) in lines.chunks_exact_mut(width).zip(values) {
+                    line[column] = *value;
                 }
+            }
+        });
+        for row in 0..rows {
+            for column in row + 1..rows {
+                block[column * width + first + row] = block[row * width + first + column];
             }
         }
     }
