@@ -216,7 +216,7 @@ impl Packed {
     /// The first (row, column) that is marked as kept where its pattern keeps no more, or behind the end of the row: what
     /// only a file from elsewhere can hold. `None` for types without a pattern.
     pub fn first_overfull(&self) -> Option<(usize, usize)> {
-        let pattern = self.format.ty.sparsity?;
+        let pattern = self.format.ty.sparsity.filter(|_| self.columns > 0)?;
         let words = self.format.code_words_per_row(self.columns);
         let bits_of = |places: std::ops::Range<usize>| places.map(kept_bit).sum::<u32>();
         let of = pattern.of as usize;
