@@ -42,7 +42,8 @@
 //! - Codes and scales are the same bits on every device: scales are rounded with integer code.
 //! - Position and length live in buffers, not in recordings, so that one encoding serves every token.
 //! - The residual stream is f32. The eager graph adds to it in place; what still has to read it as it was reads it first.
-//! - Every linear layer of a block goes through [`graph::Graph::linear`]: there inputs are observed and weights stand in for others.
+//! - Every linear layer of a block goes through [`graph::Graph::linear`], or [`graph::Graph::shortcut`] where it takes the stream
+//!   itself: there inputs are observed and weights stand in for others.
 //! - Outputs appear whole or not at all ([`disk`] makes them all); what a killed run leaves is a work folder, or a hidden
 //!   temporary one beside the output, which the next run sweeps.
 //! - The library does not panic on input. A broken promise of our own is an assert.

@@ -70,6 +70,8 @@ pub struct Config {
     pub ropes: Vec<Rope>,
     /// Whether the head is the embedding.
     pub tied: bool,
+    /// Whether each half of a block has a basis of the residual stream of its own, and a product that takes the stream there.
+    pub shortcuts: bool,
     /// What scores of attention are multiplied by; `None`: 1 / sqrt(head_dim).
     pub attention_scale: Option<f64>,
     /// c of c tanh(score / c) in attention (Gemma 2, arXiv 2408.00118, section 2).
@@ -140,12 +142,25 @@ impl Config {
 
     /// An error if a Hugging Face folder cannot state the widths; `path` is the model's.
     pub fn check_plain(&self, path: &Path) -> Result<()> {
+        self.without_shortcuts(path, "a Hugging Face folder")?;
         match self.uniform() {
             Some(_) => Ok(()),
             None => Err(Error::Unsupported {
                 path: path.into(),
                 what: "a Hugging Face folder of layers of several widths".into(),
                 why: "a stock configuration states one width for all; use gguf or packed".into(),
+            }),
+        }
+    }
+
+    /// An error if `format` has no word for shortcuts: whoever opened it would leave them out.
+    pub(super) fn without_shortcuts(&self, path: &Path, format: &str) -> Result<()> {
+        match self.shortcuts {
+            false => Ok(()),
+            true => Err(Error::Unsupported {
+                path: path.into(),
+                what: format!("{format} of a model whose residual stream changes its basis"),
+                why: "no other program knows products on the residual stream; use packed, or prune with --form global".into(),
             }),
         }
     }

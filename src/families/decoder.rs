@@ -42,8 +42,20 @@ pub fn pre_norm<G: Graph>(
 ) -> Result<G::Value> {
     let normed = g.norm(&x, Slot::AttentionNorm)?;
     let mixed = attention(g, normed, shape, head_norms)?;
-    let x = g.add(x, mixed)?;
+    let x = residual(g, x, mixed, Slot::AttentionShortcut)?;
     let normed = g.norm(&x, Slot::FeedForwardNorm)?;
     let fed = feed_forward(g, normed, shape)?;
-    g.add(x, fed)
+    residual(g, x, fed, Slot::FeedForwardShortcut)
+}
+
+/// The residual stream with the result of half a block, in that one's basis where the model has several (SliceGPT, Ashkboos et
+/// al. 2024, arXiv 2401.15024, section 3.2).
+pub fn residual<G: Graph>(
+    g: &mut G,
+    x: G::Value,
+    half: G::Value,
+    shortcut: Slot,
+) -> Result<G::Value> {
+    let x = g.shortcut(x, shortcut)?;
+    g.add(x, half)
 }

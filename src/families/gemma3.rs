@@ -61,11 +61,11 @@ fn block<G: Graph>(g: &mut G, x: G::Value, shape: &BlockShape) -> Result<G::Valu
     let normed = g.norm(&x, Slot::AttentionNorm)?;
     let mixed = decoder::attention(g, normed, shape, true)?;
     let mixed = g.norm(&mixed, Slot::PostAttentionNorm)?;
-    let x = g.add(x, mixed)?;
+    let x = decoder::residual(g, x, mixed, Slot::AttentionShortcut)?;
     let normed = g.norm(&x, Slot::FeedForwardNorm)?;
     let fed = decoder::feed_forward(g, normed, shape)?;
     let fed = g.norm(&fed, Slot::PostFeedForwardNorm)?;
-    g.add(x, fed)
+    decoder::residual(g, x, fed, Slot::FeedForwardShortcut)
 }
 
 /// Every sixth layer attends to all tokens.

@@ -27,7 +27,7 @@ const KEYS: [&str; 12] = [
     "attention.head_count_kv",
     "attention.key_length",
     "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
+    EPSILON,
     "rope.dimension_count",
     "rope.freq_base",
     "vocab_size",
@@ -61,6 +61,7 @@ const NEUTRAL: &[(&str, &[f64])] = &[
     ("use_parallel_residual", &[0.0]),
 ];
 
+const EPSILON: &str = "attention.layer_norm_rms_epsilon";
 const SCALING_TYPE: &str = "rope.scaling.type";
 /// The key of the factor, and what it was called before.
 const SCALING_FACTOR: [&str; 2] = ["rope.scaling.factor", "rope.scale_linear"];
@@ -339,12 +340,13 @@ impl Config {
             head_dim,
             vocab_size: keys.size("vocab_size", rows)?,
             max_positions: keys.size("context_length", Some(2048))?,
-            rms_norm_eps: keys.positive("attention.layer_norm_rms_epsilon", None)?,
+            rms_norm_eps: keys.positive(EPSILON, None)?,
             ropes: vec![Rope {
                 theta: keys.positive("rope.freq_base", Some(10_000.0))?,
                 scaling: keys.scaling()?,
             }],
             tied: gguf.tensor("output.weight").is_none(),
+            shortcuts: false,
             attention_scale: None,
             attention_soft_cap: keys.optional_number(ATTENTION_CAP)?,
             logit_soft_cap: keys.optional_number(LOGIT_CAP)?,
@@ -357,6 +359,7 @@ impl Config {
 
     /// The architecture that states the widths; an error if the family has none that does.
     pub fn architecture(&self, path: &Path) -> Result<&'static str> {
+        self.without_shortcuts(path, "a GGUF file")?;
         let windows = self.blocks.iter().any(|block| block.window.is_some());
         let says = |(name, _): &(&str, Meta)| name.contains("sliding_window");
         if windows && !(self.family.write_gguf)(self).iter().any(says) {
@@ -417,7 +420,7 @@ impl Config {
             "attention.key_length" | "attention.value_length" | "rope.dimension_count" => {
                 size(self.head_dim)
             }
-            "attention.layer_norm_rms_epsilon" => Meta::F32(self.rms_norm_eps as f32),
+            EPSILON => Meta::F32(self.rms_norm_eps as f32),
             "rope.freq_base" => Meta::F32(self.ropes[0].theta as f32),
             "vocab_size" => size(self.vocab_size),
             _ => return None,
@@ -592,6 +595,7 @@ fn updated(gguf: &Gguf, config: &Config) -> Result<Vec<(String, Meta)>> {
         }
         let value = match config.stated(name) {
             Some(new) if !same_sizes(value, &new) => new,
+            Some(new) if name == EPSILON && !same_number(value, &new) => new,
             _ => value.clone(),
         };
         Some((format!("{to}.{name}"), value))
@@ -613,6 +617,12 @@ fn updated(gguf: &Gguf, config: &Config) -> Result<Vec<(String, Meta)>> {
         }
     }
     Ok(pairs)
+}
+
+/// Whether two values state the same number, but for rounding to f32.
+fn same_number(old: &Meta, new: &Meta) -> bool {
+    let (old, new) = (old.as_f64().unwrap_or(f64::NAN), new.as_f64().unwrap_or(f64::NAN));
+    (old - new).abs() <= 1e-6 * new.abs()
 }
 
 /// Whether two values state the same sizes, in whichever integer type; floats are no sizes.

@@ -113,6 +113,20 @@ impl<'a> Reader<'a> {
         self.number(key)?.ok_or_else(|| self.wrong(key, "a positive number"))
     }
 
+    /// Whether the model has products on the residual stream, which only Lopper's own folder says.
+    fn shortcuts(&self) -> Result<bool> {
+        match self.given(SHORTCUTS).map(Value::as_bool) {
+            None | Some(Some(false)) => Ok(false),
+            Some(Some(true)) if is_own(self.object) => Ok(true),
+            Some(Some(true)) => Err(Error::Unsupported {
+                path: self.path.into(),
+                what: format!("`{SHORTCUTS}`"),
+                why: "only Lopper's packed folders have products on the residual stream".into(),
+            }),
+            Some(None) => Err(self.wrong(SHORTCUTS, "true or false")),
+        }
+    }
+
     /// An object within the object.
     pub(super) fn object(&self, key: &str) -> Result<Option<Reader<'a>>> {
         match self.given(key) {
@@ -172,6 +186,9 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 }
+
+/// The key of a packed folder that says that a block's halves have bases of the residual stream of their own.
+const SHORTCUTS: &str = "residual_shortcuts";
 
 const SLIDING: &str = "sliding_attention";
 const FULL: &str = "full_attention";
@@ -239,6 +256,7 @@ impl Config {
             rms_norm_eps: reader.number("rms_norm_eps")?.unwrap_or(1e-6),
             ropes: Vec::new(),
             tied: tied.unwrap_or(family.tied),
+            shortcuts: reader.shortcuts()?,
             attention_scale: None,
             attention_soft_cap: None,
             logit_soft_cap: None,
@@ -323,6 +341,15 @@ impl Config {
         ] {
             parent.insert(key.into(), value);
         }
+        parent.remove(SHORTCUTS);
+        if self.shortcuts {
+            parent.insert(SHORTCUTS.into(), json!(true));
+        }
+        // The decimals of a parent that says the same stay as they are.
+        let epsilon = parent.get("rms_norm_eps").and_then(Value::as_f64).unwrap_or(1e-6);
+        if (epsilon - self.rms_norm_eps).abs() > 1e-5 * self.rms_norm_eps {
+            parent.insert("rms_norm_eps".into(), json!(shortest(self.rms_norm_eps)));
+        }
         let has =
             |slot: &Slot| specs.iter().any(|spec| (spec.role, spec.slot) == (Role::Bias, *slot));
         for (key, slots) in self.family.bias_keys {
@@ -404,6 +431,7 @@ impl Config {
         (self.family, self.hidden_size, self.head_dim, self.vocab_size, self.tied)
             == (other.family, other.hidden_size, other.head_dim, other.vocab_size, other.tied)
             && self.blocks == other.blocks
+            && self.shortcuts == other.shortcuts
             && near(self.rms_norm_eps, other.rms_norm_eps)
             && option(self.attention_scale, other.attention_scale)
             && option(self.attention_soft_cap, other.attention_soft_cap)

@@ -151,6 +151,30 @@ const FINAL_NORM: Row = Row::norm(Slot::FinalNorm, "model.norm", "output_norm", 
 const HEAD: Row =
     Row::linear(Slot::Head, "lm_head", "output", Dim::Vocabulary, Dim::Hidden).of_role(Role::Head);
 
+/// The products that a residual stream of several bases goes through, each behind the layer whose result is added then.
+const SHORTCUTS: [(Slot, Row); 2] = [
+    (
+        Slot::Output,
+        Row::linear(
+            Slot::AttentionShortcut,
+            "attn_shortcut",
+            "attn_shortcut",
+            Dim::Hidden,
+            Dim::Hidden,
+        ),
+    ),
+    (
+        Slot::Down,
+        Row::linear(
+            Slot::FeedForwardShortcut,
+            "mlp_shortcut",
+            "ffn_shortcut",
+            Dim::Hidden,
+            Dim::Hidden,
+        ),
+    ),
+];
+
 /// One tensor of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorSpec {
@@ -279,6 +303,11 @@ pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
             if row.role == Role::Linear {
                 specs.push(spec(true));
             }
+            let shortcut =
+                SHORTCUTS.iter().find(|(after, _)| config.shortcuts && *after == row.slot);
+            specs.extend(
+                shortcut.map(|(_, row)| TensorSpec::new(row, Some(layer), false, config, *widths)),
+            );
         }
     }
     specs.push(whole(&FINAL_NORM));
@@ -290,7 +319,7 @@ pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
 
 /// The module name of a linear layer of a block.
 pub fn module_name(config: &Config, layer: usize, slot: Slot) -> String {
-    let rows = config.family.rows.iter();
+    let rows = config.family.rows.iter().chain(SHORTCUTS.iter().map(|(_, row)| row));
     let found = rows.filter(|row| row.slot == slot).map(|row| row.hf).next();
     format!("{LAYERS}{layer}.{}", found.unwrap_or_default())
 }
@@ -357,7 +386,9 @@ pub fn unread(config: &Config, name: &str) -> Unread {
     let known = match layer {
         Some((number, rest)) => {
             number.parse().is_ok_and(|number: usize| number < config.layers())
-                && (of(config.family.rows, rest) || rest.contains("norm"))
+                && (of(config.family.rows, rest)
+                    || of(&SHORTCUTS.map(|(_, row)| row), rest)
+                    || rest.contains("norm"))
         }
         None => of(&[EMBEDDING, FINAL_NORM, HEAD], name),
     };

@@ -57,7 +57,7 @@ impl Counts {
 
 /// Counts one block.
 pub struct Counter<'g> {
-    /// Output features of a weight.
+    /// Output features of a weight; 0 where the block has none.
     rows: &'g dyn Fn(Slot) -> usize,
     counts: Counts,
 }
@@ -146,6 +146,17 @@ impl Graph for Counter<'_> {
         self.counts.kept_f32 += 2 * gate.columns;
         self.counts.kept_activations += gate.columns;
         Ok(self.made(gate.columns))
+    }
+
+    fn shortcut(&mut self, stream: Width, slot: Slot) -> Result<Width> {
+        let columns = (self.rows)(slot);
+        if columns == 0 {
+            return Ok(stream);
+        }
+        self.used(&stream, Output::Stream);
+        self.counts.kept_f32 += stream.columns;
+        self.counts.products.push((slot, Output::Stream));
+        Ok(self.made(columns))
     }
 
     fn add(&mut self, stream: Width, x: Width) -> Result<Width> {

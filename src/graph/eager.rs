@@ -9,7 +9,7 @@ use super::{Activation, Attention, BlockWeights, Graph, Pass, Slot};
 use crate::device::Tensor;
 use crate::error::Result;
 use crate::kernels::attention::causal::causal;
-use crate::kernels::copy::cast::cast;
+use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::gate::glu::glu;
 use crate::kernels::kv::append::append;
 use crate::kernels::matmul::{Destination, FUSED_GATES, Input};
@@ -97,6 +97,15 @@ impl<'g> Eager<'g> {
                 }
             },
         }
+    }
+
+    /// The residual stream, whose place something else is about to take: what still has to read it as it was reads it now.
+    fn overwritten(&mut self, stream: &Lazy) -> Result<Tensor> {
+        let stream = self.force(stream, DType::F32)?;
+        for input in self.pending.drain(..).filter_map(|input| input.upgrade()) {
+            input.values(self.pass.device)?;
+        }
+        Ok(stream)
     }
 
     fn activation(&self) -> DType {
@@ -203,13 +212,22 @@ impl Graph for Eager<'_> {
         Ok(self.input(gated, columns))
     }
 
+    fn shortcut(&mut self, stream: Lazy, slot: Slot) -> Result<Lazy> {
+        let Some(linear) = self.block.find(slot) else { return Ok(stream) };
+        let device = self.pass.device;
+        let stream = self.overwritten(&stream)?;
+        if let Some(tap) = &mut self.tap {
+            tap(slot, &stream)?;
+        }
+        // Three bytes are as good as f32's sums.
+        let before = Input::new(scaled(device, &stream, 1.0, DType::F32)?, stream.shape()[1], 3);
+        linear.apply(&self.pass, &before, Destination::Into(&stream))?;
+        Ok(Lazy::Ready(stream))
+    }
+
     fn add(&mut self, stream: Lazy, x: Lazy) -> Result<Lazy> {
         let device = self.pass.device;
-        let stream = self.force(&stream, DType::F32)?;
-        // The sum takes the stream's place: what still has to read the stream as it was reads it now.
-        for input in self.pending.drain(..).filter_map(|input| input.upgrade()) {
-            input.values(device)?;
-        }
+        let stream = self.overwritten(&stream)?;
         match x {
             Lazy::Product { input, slot, result } if result.get().is_none() => {
                 let linear = self.block.linear(slot);

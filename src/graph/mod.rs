@@ -6,7 +6,7 @@
 //! - [`Counter`] computes nothing and counts products, bytes and operations.
 //!
 //! [`Graph::linear`] is the one call site of every linear layer: statistics are taken of its input there, and another weight or
-//! an adapter stands in for it there.
+//! an adapter stands in for it there. ([`Graph::shortcut`] is that of the few that take the residual stream as it is.)
 
 mod counter;
 mod eager;
@@ -45,6 +45,9 @@ pub enum Slot {
     KeyNorm,
     /// The output projection of attention.
     Output,
+    /// What turns the residual stream into the basis that attention's result is in, where a model's halves have bases of their
+    /// own.
+    AttentionShortcut,
     /// The norm of attention's result.
     PostAttentionNorm,
     /// The norm before the feed-forward.
@@ -55,6 +58,8 @@ pub enum Slot {
     Up,
     /// The down projection.
     Down,
+    /// What turns the residual stream into the basis that the feed-forward's result is in.
+    FeedForwardShortcut,
     /// The norm of the feed-forward's result.
     PostFeedForwardNorm,
     /// The norm after the last block.
@@ -128,6 +133,10 @@ pub trait Graph {
         activation: Activation,
     ) -> Result<Self::Value>;
 
+    /// The residual stream in another basis: its product with a weight; itself where the block has none in this slot. Of f32
+    /// whatever products take otherwise: it is still the stream. A graph may reuse its memory.
+    fn shortcut(&mut self, stream: Self::Value, slot: Slot) -> Result<Self::Value>;
+
     /// The residual stream with `x` added. A graph may reuse the stream's memory.
     fn add(&mut self, stream: Self::Value, x: Self::Value) -> Result<Self::Value>;
 }
@@ -158,10 +167,14 @@ impl BlockWeights {
         self.linears.iter().map(|(slot, linear)| (*slot, linear))
     }
 
+    /// The linear layer of a slot, if the block has one there.
+    pub fn find(&self, slot: Slot) -> Option<&Linear> {
+        self.linears().find(|(known, _)| *known == slot).map(|(_, linear)| linear)
+    }
+
     /// The linear layer of a slot. The family's rows list every slot that its block function uses; a test runs each.
     pub fn linear(&self, slot: Slot) -> &Linear {
-        let found = self.linears.iter().find(|(known, _)| *known == slot);
-        &found.expect("a family's rows list its linear layers").1
+        self.find(slot).expect("a family's rows list its linear layers")
     }
 
     /// The norm of a slot.

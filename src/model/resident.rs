@@ -171,10 +171,12 @@ impl Model {
     /// The products of a pass over so many tokens, one of each shape and type.
     pub fn products(&self, compute: Compute, engine: Engine, tokens: usize) -> Vec<MatmulShape> {
         let mut products: Vec<MatmulShape> = Vec::new();
-        let mut add = |linear: &Linear, output: ProductOutput| {
+        let mut add = |linear: &Linear, stream: bool, output: ProductOutput| {
+            // What is multiplied is the stream where it changes its basis.
+            let takes = if stream { Compute::F32 } else { compute };
             let product = MatmulShape {
-                activation: compute.activation,
-                bytes: compute.activation_bytes,
+                activation: takes.activation,
+                bytes: takes.activation_bytes,
                 output: match output {
                     ProductOutput::Activation => compute.activation,
                     ProductOutput::Stream => DType::F32,
@@ -190,12 +192,13 @@ impl Model {
             }
         };
         for (layer, block) in self.blocks.iter().enumerate() {
-            let rows = |slot: Slot| block.linear(slot).weight.rows();
+            let rows = |slot: Slot| block.find(slot).map_or(0, |linear| linear.weight.rows());
             for (slot, output) in counts(&self.config, layer, &rows).products {
-                add(block.linear(slot), output);
+                let stream = matches!(slot, Slot::AttentionShortcut | Slot::FeedForwardShortcut);
+                add(block.linear(slot), stream, output);
             }
         }
-        add(&self.head.linear, ProductOutput::Stream);
+        add(&self.head.linear, false, ProductOutput::Stream);
         products
     }
 

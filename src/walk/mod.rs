@@ -138,6 +138,17 @@ impl<'a> Walk<'a> {
         &self.streams
     }
 
+    /// Puts what `change` makes of them in the streams' place, of the same shape, between two blocks.
+    pub fn change(&mut self, change: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<()> {
+        for stream in &mut self.streams {
+            interrupt::check()?;
+            let changed = change(stream)?;
+            assert_eq!(changed.shape(), stream.shape(), "streams keep their shape");
+            *stream = changed;
+        }
+        Ok(())
+    }
+
     /// The streams themselves, after the last block.
     pub fn into_streams(self) -> Vec<Tensor> {
         self.streams
@@ -184,6 +195,16 @@ impl Step<'_, '_> {
         let replaced = self.replaced.get_or_insert_with(|| parent.as_ref().clone());
         replaced.set_linear(slot, new);
         Ok(())
+    }
+
+    /// The parent's weights.
+    pub fn block(&self) -> &BlockWeights {
+        &self.parent
+    }
+
+    /// Puts other weights in place of all of the block's, of the same shapes where these have some.
+    pub fn replace_all(&mut self, block: BlockWeights) {
+        self.replaced = Some(block);
     }
 
     /// Shows what goes through the block, and leaves the streams where they are.
