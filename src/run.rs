@@ -334,13 +334,23 @@ struct Done {
     seconds: f64,
     peak_vram: u64,
     hidden_size: usize,
+    rms_norm_eps: f64,
+    tied: bool,
+    shortcuts: bool,
     blocks: Vec<BlockDims>,
 }
 
 impl Done {
     /// The configuration of the result, of a run on a model of configuration `parent`.
     fn config(&self, parent: &Config) -> Config {
-        Config { hidden_size: self.hidden_size, blocks: self.blocks.clone(), ..parent.clone() }
+        Config {
+            hidden_size: self.hidden_size,
+            rms_norm_eps: self.rms_norm_eps,
+            tied: self.tied,
+            shortcuts: self.shortcuts,
+            blocks: self.blocks.clone(),
+            ..parent.clone()
+        }
     }
 }
 
@@ -562,6 +572,9 @@ impl Run<'_> {
             seconds: start.elapsed().as_secs_f64(),
             peak_vram: self.peak(),
             hidden_size: config.hidden_size,
+            rms_norm_eps: config.rms_norm_eps,
+            tied: config.tied,
+            shortcuts: config.shortcuts,
             blocks: config.blocks.clone(),
         };
         write_record(&part.join("done.toml"), &work::to_toml(&done))

@@ -69,6 +69,7 @@ mod model {
     pub mod gradients;
     pub mod reading;
     pub mod scores;
+    pub mod sliced;
     pub mod synth;
     pub mod tape;
     pub mod walk;
@@ -122,6 +123,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::gradients::trials,
     model::reading::trials,
     model::scores::trials,
+    model::sliced::trials,
     model::tape::trials,
     model::walk::trials,
     model::synth::trials,

@@ -102,12 +102,12 @@ pub fn replace_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()
 
 /// Writes a small file of a folder that only this process writes to: after a crash it has its old contents or the new
 /// ones. (The temporary name is fixed, so a crash leaves no stray files either.)
-pub fn write_record(path: &Path, text: &str) -> Result<()> {
+pub fn write_record(path: &Path, contents: &(impl AsRef<[u8]> + ?Sized)) -> Result<()> {
     let mut name = path.as_os_str().to_os_string();
     name.push(".new");
     let new = PathBuf::from(name);
     let written = File::create(&new).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
+        file.write_all(contents.as_ref())?;
         file.sync_all()
     });
     written.and_then(|()| std::fs::rename(&new, path)).map_err(Error::write(path))

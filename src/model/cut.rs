@@ -259,17 +259,7 @@ impl Weights for Pruned<'_> {
         if exact.format == format {
             return Ok(exact);
         }
-        let values = exact.to_f32();
-        let packed = stored(&values, format, exact.rows, exact.columns);
-        match packed.first_non_finite() {
-            None => Ok(packed),
-            Some((row, column)) => Err(Error::Tensor {
-                path: "prune".into(),
-                tensor: spec.name.clone(),
-                expected: format!("values that {} holds", format.label()),
-                found: values[row * packed.columns + column].to_string(),
-            }),
-        }
+        stored(&exact.to_f32(), format, spec)
     }
 
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
@@ -312,15 +302,25 @@ pub fn column_span(config: &Config, spec: &TensorSpec, layer: usize) -> usize {
     spec.columns / units.max(1)
 }
 
-/// Values in a format without scales.
-fn stored(values: &[f32], format: WeightFormat, rows: usize, columns: usize) -> Packed {
+/// The values of a tensor, rounded to a format without scales. An error if that makes one of them infinite.
+pub fn stored(values: &[f32], format: WeightFormat, spec: &TensorSpec) -> Result<Packed> {
+    let (rows, columns) = (spec.rows, spec.columns);
     let narrow = |bits: fn(f32) -> u16| {
         let bytes: Vec<u8> = values.iter().flat_map(|v| bits(*v).to_le_bytes()).collect();
         Packed::from_16bit(format, &bytes, rows, columns)
     };
-    match format.ty.name {
+    let packed = match format.ty.name {
         "f16" => narrow(|value| f16::from_f32(value).to_bits()),
         "bf16" => narrow(|value| bf16::from_f32(value).to_bits()),
         _ => Packed::from_f32(values, rows, columns),
+    };
+    match packed.first_non_finite() {
+        None => Ok(packed),
+        Some((row, column)) => Err(Error::Tensor {
+            path: "prune".into(),
+            tensor: spec.name.clone(),
+            expected: format!("values that {} holds", format.label()),
+            found: values[row * columns + column].to_string(),
+        }),
     }
 }

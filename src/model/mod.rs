@@ -27,7 +27,7 @@ pub use crate::graph::{Compute, Linear, Pass};
 pub use backward::{BackwardOptions, HiddenLoss, Loss, gradients};
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, CopyOf, Weights};
-pub use cut::{KeptChannels, Pruned, codes_survive, column_span};
+pub use cut::{KeptChannels, Pruned, codes_survive, column_span, stored};
 pub use embedded::EMBEDDED;
 pub use export::ExportFormat;
 pub use finite::not_finite;

@@ -168,6 +168,18 @@ fn saved<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>> {
     Ok(Some(state))
 }
 
+/// What [`save_bytes`] saved as `name` in a stage's folder.
+fn saved_bytes(folder: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+    let path = folder.join(name);
+    let read = path.exists().then(|| std::fs::read(&path).map_err(Error::read(&path)));
+    read.transpose()
+}
+
+/// Saves numbers as `name` in a stage's folder: all of them, or what was there before stays.
+fn save_bytes(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    write_record(&folder.join(name), bytes)
+}
+
 /// Saves a stage's own progress as `name` in its folder: all of it, or what was there before stays.
 fn save(folder: &Path, name: &str, state: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string(state).expect("states are plain tables and values");

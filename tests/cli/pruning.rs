@@ -10,7 +10,7 @@ use crate::numbers::{Within, assert_close};
 use crate::program::{NANO, Run, command, lopper, read_json, rows, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
-    let mut trials = suite!("cli::prune": uniform, non_uniform, then_quantize, refused);
+    let mut trials = suite!("cli::prune": uniform, non_uniform, then_quantize, sliced, refused);
     trials.push(Trial::test("cli::scores", scores));
     trials.push(gpu_trial("cli::scores_at_any_speed".into(), at_any_speed));
     trials
@@ -59,6 +59,70 @@ fn uniform() -> Result<(), Failed> {
         let found = perplexity(folder, model)?;
         assert_close(model, &[found], &[measured], Within::Each(1e-5));
     }
+    Ok(())
+}
+
+/// SliceGPT: one basis leaves a plain model, several leave Lopper's own; either is the model that was measured, with as many
+/// parameters as it says.
+fn sliced() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let command = "prune embedded:nano-llama --method slicegpt --ratio 0.25 --ctx 64 --max-tokens 640 --samples 8 --length 32";
+    let run = succeeds(folder, &format!("{command} --formats gguf,hf --out o"))?;
+    assert!(run.err.contains("the head was the embedding"), "{run}");
+    let config = read_json(folder.join("o/hf/config.json"))?;
+    let shape = ["hidden_size", "intermediate_size", "num_attention_heads", "head_dim"];
+    assert_eq!(shape.map(|key| config[key].as_u64()), [48, 192, 4, 16].map(Some), "{config}");
+    assert_eq!(config["tie_word_embeddings"].as_bool(), Some(false));
+    let epsilon = config["rms_norm_eps"].as_f64().ok_or("an epsilon")?;
+    assert_close("epsilon", &[epsilon], &[1e-5 * 64.0 / 48.0], Within::Each(1e-6));
+    let run = succeeds(folder, &format!("{command} --form blocks --out b"))?;
+    assert!(run.err.contains("from one basis to the next"), "{run}");
+    let config = read_json(folder.join("b/packed/config.json"))?;
+    assert_eq!(config["residual_shortcuts"].as_bool(), Some(true), "{config}");
+    // Embedding and head, two blocks, five norms; in the other form two products more a block.
+    let weights = 2 * 4096 * 48 + 2 * (2 * 48 * 16 * (4 + 2) + 3 * 48 * 192) + 5 * 48;
+    for (out, models, weights) in [
+        ("o", vec!["o/hf", "o/model.gguf"], weights),
+        ("b", vec!["b/packed"], weights + 2 * 2 * 48 * 48),
+    ] {
+        let manifest = read_json(folder.join(out).join("manifest.json"))?;
+        let figures = &manifest["stages"][0]["figures"];
+        assert_eq!(figures["parameters"].as_u64(), Some(weights), "{out}");
+        let error = figures["weight_error"].as_f64().ok_or("what f16 loses")?;
+        assert!(error > 0.0 && error < 1e-6, "{out}: {error}");
+        let measured = figures["perplexity"]["value"].as_f64().ok_or("measured")?;
+        for model in models {
+            let found = perplexity(folder, model)?;
+            assert_close(model, &[found], &[measured], Within::Each(1e-5));
+        }
+    }
+    for format in ["gguf", "hf"] {
+        let run = lopper(folder, &format!("export b/packed --format {format} --out x-{format}"))?;
+        run.refused(2, "residual stream changes its basis & --form global");
+        let run = lopper(folder, &format!("{command} --form blocks --formats {format} --out y"))?;
+        run.refused(2, "residual stream changes its basis");
+    }
+    for (arguments, said) in [
+        ("embedded:nano-llama --ratio 1.5", "ratio & 1.5 % is 0.015"),
+        ("embedded:nano-llama --ratio 0.9 --multiple 16", "multiple & at most the 6 columns"),
+        ("assets/families/gemma3 --ratio 0.2", "post_attention_layernorm & rotation"),
+        ("b/packed --ratio 0.2", "several bases already"),
+        ("embedded:nano-llama --ratio 0.2 --feed compressed", "feed & one basis"),
+        ("embedded:nano-llama --ratio 0.2 --widths ffn", "--widths & llm-pruner"),
+    ] {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/assets");
+        let arguments = arguments.replace("assets", root);
+        let run =
+            lopper(folder, &format!("prune {arguments} --method slicegpt --no-eval --out z"))?;
+        run.refused(2, said);
+    }
+    let run = succeeds(
+        folder,
+        "prune embedded:nano-llama --method slicegpt --ratio 0.1 --samples 1 --length 16 --no-eval --dry-run --out w",
+    )?;
+    let said = format!("{run}");
+    assert!(said.contains("16 tokens") && said.contains("hidden 64 to 56"), "{run}");
     Ok(())
 }
 

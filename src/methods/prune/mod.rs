@@ -3,6 +3,7 @@
 pub mod llm_pruner;
 pub mod memory;
 pub mod score;
+pub mod slice;
 
 use self::score::Score;
 use super::BadField;

@@ -65,7 +65,7 @@ pub struct Prune {
     #[arg(long, default_value_t = default_steps())]
     #[serde(default = "default_steps")]
     pub steps: usize,
-    /// Widths that are left are multiples of this; heads and blocks are whole anyway
+    /// Widths that are left are multiples of this (of slicegpt 8); heads and blocks are whole anyway
     #[arg(long, default_value_t = default_multiple())]
     #[serde(default = "default_multiple")]
     pub multiple: usize,
@@ -198,7 +198,7 @@ impl From<ReductionName> for Reduction {
 }
 
 /// A number; what a percentage would be as one is said.
-fn share(text: &str) -> Result<f64, String> {
+pub(super) fn share(text: &str) -> Result<f64, String> {
     let percent = text.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
     match (text.parse(), percent) {
         (Ok(share), _) => Ok(share),

@@ -1,11 +1,13 @@
 //! `prune`: what matters least goes, by one of several methods: a file and rows of [`METHODS`] each.
 
 pub mod channels;
+pub mod slicegpt;
 
 use super::method::{Method, flags, method, stage};
 use super::{RecipeStage, StageKind};
 
 pub use channels::{Prune, PruneMethod, Ranking, RatioOf, ReductionName, Requantize, Scope, kept};
+pub use slicegpt::{Form, SliceGpt, SliceMethod};
 
 pub(super) const KIND: StageKind = StageKind {
     name: "prune",
@@ -14,11 +16,18 @@ pub(super) const KIND: StageKind = StageKind {
 };
 
 /// Every method.
-pub static METHODS: &[Method] = &[method!(
-    Prune,
-    "llm-pruner",
-    "channels and heads, or blocks, by weights or gradients (LLM-Pruner)"
-)];
+pub static METHODS: &[Method] = &[
+    method!(
+        Prune,
+        "llm-pruner",
+        "channels and heads, or blocks, by weights or gradients (LLM-Pruner)"
+    ),
+    method!(
+        SliceGpt,
+        "slicegpt",
+        "the residual stream's principal components, but the least of them (SliceGPT)"
+    ),
+];
 
 /// The flags of `lopper prune`, and the stage that they ask for.
 #[derive(Clone, Debug)]
