@@ -2,7 +2,7 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
@@ -16,11 +16,43 @@ use crate::gpu::{Access, Buffer, Gpu, Pipeline, Shader};
 /// A pipeline, once it is compiled. Locked while it is.
 type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
 
+/// Compiled pipelines that a runner keeps. A model there and back takes a few dozen; the whole kernel table has thousands, and a
+/// driver that compiles for the processor (Mesa's llvmpipe) holds 3 to 5 MB for each as long as it lives.
+const KEPT_PIPELINES: usize = 128;
+
+/// The pipelines of a runner, each with the number of the call that took it last, and the number of calls.
+#[derive(Debug, Default)]
+struct Pipelines {
+    slots: HashMap<(&'static str, Variant), (Slot, u64)>,
+    calls: u64,
+}
+
+impl Pipelines {
+    /// Drops all but the `most` that were taken last. Whoever runs one keeps it until that is done.
+    fn keep(&mut self, most: usize) {
+        let Some(over) = self.slots.len().checked_sub(most) else { return };
+        let mut taken: Vec<u64> = self.slots.values().map(|(_, call)| *call).collect();
+        taken.sort_unstable();
+        let oldest = taken.get(over).copied().unwrap_or(u64::MAX);
+        self.slots.retain(|_, (_, call)| *call >= oldest);
+    }
+
+    fn take(&mut self, key: (&'static str, Variant)) -> Slot {
+        if self.slots.len() >= KEPT_PIPELINES && !self.slots.contains_key(&key) {
+            self.keep(KEPT_PIPELINES / 2);
+        }
+        self.calls += 1;
+        let entry = self.slots.entry(key).or_default();
+        entry.1 = self.calls;
+        Arc::clone(&entry.0)
+    }
+}
+
 /// A GPU with the pipelines compiled on it.
 #[derive(Debug)]
 pub struct Runner {
     gpu: Gpu,
-    pipelines: Mutex<HashMap<(&'static str, Variant), Slot>>,
+    pipelines: Mutex<Pipelines>,
     replaced: HashMap<String, String>,
     kept: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
@@ -92,12 +124,23 @@ impl Runner {
         }
     }
 
+    /// Drops the compiled pipelines but the `most` that were used last, and with them what the driver holds for them. A variant is
+    /// compiled again when it is run again.
+    pub fn keep_pipelines(&self, most: usize) {
+        self.kept_pipelines().keep(most);
+    }
+
+    /// Pipelines that it keeps.
+    pub fn pipelines(&self) -> usize {
+        self.kept_pipelines().slots.len()
+    }
+
+    fn kept_pipelines(&self) -> MutexGuard<'_, Pipelines> {
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn pipeline(&self, kernel: &'static Kernel, variant: &Variant) -> Result<Arc<Pipeline>> {
-        let slot = {
-            let mut slots = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
-            let slot = slots.entry((kernel.name, variant.clone())).or_default();
-            Arc::clone(slot)
-        };
+        let slot = self.kept_pipelines().take((kernel.name, variant.clone()));
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = &*slot {
             return Ok(Arc::clone(pipeline));

@@ -15,10 +15,15 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRu
 
 use crate::machine::{gpu_trial, runner};
 
+/// Pipelines that the trials' shared runners keep from one trial to the next: those of a few trials that run side by side. Mesa's
+/// llvmpipe holds megabytes for each, and all of the table would take 6 GB.
+const KEPT_PIPELINES: usize = 16;
+
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
         Trial::test("kernels::choices_are_in_the_table", choices_are_in_the_table),
         Trial::test("kernels::activations", activations),
+        gpu_trial("kernels::pipelines_are_dropped".into(), pipelines_are_dropped),
     ];
     for kernel in TABLE.iter().copied() {
         trials.push(Trial::test(format!("kernels::cpu::{}", kernel.name), move || {
@@ -109,6 +114,37 @@ fn on_gpu(kernel: &'static Kernel, variant: &Variant, tier: Tier) -> Result<(), 
             format!("{} [{}] {}: {failure}", kernel.name, variant.label(), case.label)
         })?;
     }
+    runner.keep_pipelines(KEPT_PIPELINES);
+    Ok(())
+}
+
+/// A runner drops the pipelines that were used longest ago, on its own and when told to, and compiles them again.
+fn pipelines_are_dropped() -> Result<(), Failed> {
+    let runner = crate::machine::open(lopper::gpu::Options::default())?;
+    let copies: Vec<&'static Kernel> =
+        TABLE.iter().copied().filter(|kernel| kernel.name.starts_with("norm/")).collect();
+    let variants: Vec<(&'static Kernel, Variant)> = copies
+        .into_iter()
+        .flat_map(|kernel| (kernel.variants)().into_iter().map(move |variant| (kernel, variant)))
+        .filter(|(_, variant)| variant.runs_on(runner.gpu().capabilities()))
+        .take(4)
+        .collect();
+    let [first, .., last] = &variants[..] else { return Err("at least two variants".into()) };
+    for (kernel, variant) in &variants {
+        runner.prepare(kernel, variant)?;
+    }
+    runner.prepare(first.0, &first.1)?;
+    assert_eq!(runner.pipelines(), variants.len());
+    runner.keep_pipelines(1);
+    assert_eq!(runner.pipelines(), 1);
+    // What was used last is there without compiling; what was dropped runs as before.
+    for (kernel, variant) in [first, last, first] {
+        check_case(&runner, kernel, variant, &kernel.checks(variant)[0])
+            .map_err(|failure| failure.to_string())?;
+    }
+    assert_eq!(runner.pipelines(), 2);
+    runner.keep_pipelines(9);
+    assert_eq!(runner.pipelines(), 2);
     Ok(())
 }
 
@@ -125,7 +161,7 @@ fn random_shapes(kernel: &'static Kernel) -> Result<(), Failed> {
     let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
     let seed = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
     let shapes = (any::<[u8; Sizes::COUNT]>(), 0..variants.len());
-    TestRunner::new_with_rng(config, seed)
+    let found = TestRunner::new_with_rng(config, seed)
         .run(&shapes, |(sizes, index)| {
             let (case, variant) = (kernel.sized(&Sizes(sizes)), &variants[index]);
             if !(case.fits)(variant) {
@@ -137,7 +173,9 @@ fn random_shapes(kernel: &'static Kernel) -> Result<(), Failed> {
                 .map(|_| ())
                 .map_err(|failure| TestCaseError::fail(format!("{text}: {failure}")))
         })
-        .map_err(|error| error.to_string().into())
+        .map_err(|error| error.to_string().into());
+    runner.keep_pipelines(KEPT_PIPELINES);
+    found
 }
 
 /// Whatever the planner of products may answer is a variant that the trials above check, and runs on the device asked for.
