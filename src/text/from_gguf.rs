@@ -23,6 +23,13 @@ pub(super) mod token_type {
     pub const BYTE: i32 = 6;
 }
 
+/// The vocabulary of Gemma 4, as a model and as a pre-tokenizer.
+const GEMMA4: &str = "gemma4";
+
+/// The pre-tokenizers of vocabularies with a list of merges whose tokens are text: spaces are `▁`, and what no token spells is
+/// bytes (`<0x0A>`). llama.cpp cuts before and after line ends for all of them.
+const SPELLED: [&str; 3] = [GEMMA4, "granite-embed-multi-311m", "sarvam-moe"];
+
 /// Tokens that end a turn in the families' chat templates.
 const END_OF_TURN: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|endoftext|>"];
 
@@ -32,13 +39,17 @@ impl Tokenizer {
         let keys = Keys { path, metadata };
         let kind = keys.text("tokenizer.ggml.model")?;
         let kind = kind.ok_or_else(|| keys.missing("tokenizer.ggml.model", "gpt2 or llama"))?;
-        if !["gpt2", "llama"].contains(&kind) {
+        if !["gpt2", "llama", GEMMA4].contains(&kind) {
             let what = format!("tokenizer.ggml.model `{}`", super::one_line(kind));
-            return Err(unsupported(path, what, "known models are gpt2, llama"));
+            return Err(unsupported(path, what, "known models are gpt2, llama, gemma4"));
         }
         let vocab = Vocab::read(&keys)?;
         let (engine, defaults) = match kind {
-            "gpt2" => byte_level(&keys, &vocab)?,
+            "gpt2" => match keys.text("tokenizer.ggml.pre")? {
+                Some(pre) if SPELLED.contains(&pre) => spelled(&keys, &vocab)?,
+                _ => byte_level(&keys, &vocab)?,
+            },
+            GEMMA4 => spelled(&keys, &vocab)?,
             _ => sentencepiece(&keys, &vocab)?,
         };
         let specials = read_specials(&keys, &vocab, defaults)?;
@@ -72,7 +83,7 @@ struct Parts {
 fn byte_level(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Parts, Specials)> {
     let pre = Pre::from_name(keys.path, keys.text("tokenizer.ggml.pre")?)?;
     let parts = Parts {
-        model: bpe_settings(None, pre.ignore_merges),
+        model: bpe_settings(None, pre.ignore_merges, false),
         merges: listed_merges(keys, vocab)?,
         normalizer: pre.normalizer(),
         pre_tokenizer: pre.definition(),
@@ -80,6 +91,21 @@ fn byte_level(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Parts, Specials)> {
     };
     let defaults = Specials { add_bos: pre.adds_bos, ..Specials::default() };
     Ok((parts, defaults))
+}
+
+/// A vocabulary of text with merges, one of [`SPELLED`].
+fn spelled(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Parts, Specials)> {
+    let unknown = keys.id("tokenizer.ggml.unknown_token_id", vocab)?;
+    let unknown = unknown.map(|id| vocab.tokens[id as usize].as_ref());
+    let lines = json!({"type": "Split", "pattern": {"Regex": r"[^\n]+|[\n]+"}, "behavior": "Isolated", "invert": false});
+    let parts = Parts {
+        model: bpe_settings(unknown, false, true),
+        merges: listed_merges(keys, vocab)?,
+        normalizer: space_normalizer(false),
+        pre_tokenizer: lines,
+        decoder: space_decoder(false),
+    };
+    Ok((parts, Specials::default()))
 }
 
 /// A `llama` vocabulary, and the special tokens that llama.cpp gives it where the file names none.
@@ -90,7 +116,7 @@ fn sentencepiece(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Parts, Specials)
     let unknown = named.or(present(0));
     let unknown = unknown.map(|id| vocab.tokens[id as usize].as_ref());
     let parts = Parts {
-        model: bpe_settings(unknown, false),
+        model: bpe_settings(unknown, false, unknown.is_some()),
         merges: scored_merges(keys, vocab)?,
         normalizer: space_normalizer(prefix),
         pre_tokenizer: Json::Null,
@@ -283,13 +309,12 @@ fn scored_merges(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<Merges> {
     Ok(merges.into_iter().map(|(l, r)| (l.into(), r.into())).collect())
 }
 
-/// The `model` of a `tokenizer.json` but for its vocabulary and merges. Only SentencePiece vocabularies name an unknown token:
-/// byte-level ones have all bytes.
-fn bpe_settings(unk: Option<&str>, ignore_merges: bool) -> Json {
-    let sentencepiece = unk.is_some();
+/// The `model` of a `tokenizer.json` but for its vocabulary and merges. Only vocabularies of text name an unknown token, and fall
+/// back to bytes: byte-level ones have all bytes.
+fn bpe_settings(unk: Option<&str>, ignore_merges: bool, byte_fallback: bool) -> Json {
     json!({
         "type": "BPE", "dropout": null, "unk_token": unk, "continuing_subword_prefix": null,
-        "end_of_word_suffix": null, "fuse_unk": sentencepiece, "byte_fallback": sentencepiece,
+        "end_of_word_suffix": null, "fuse_unk": unk.is_some(), "byte_fallback": byte_fallback,
         "ignore_merges": ignore_merges,
     })
 }
@@ -321,13 +346,17 @@ fn read_specials(keys: &Keys<'_>, vocab: &Vocab<'_>, defaults: Specials) -> Resu
     let main_eos = id("eos")?.or(defaults.main_eos);
     let ends = [main_eos, id("eot")?.or(vocab.end_of_turn()), id("eom")?];
     let add_bos = keys.flag("tokenizer.ggml.add_bos_token")?;
+    // llama.cpp adds BOS for Gemma 4 whatever the file says.
+    let always = keys.text("tokenizer.ggml.model")? == Some(GEMMA4)
+        || keys.text("tokenizer.ggml.pre")? == Some(GEMMA4);
+    let add_bos = add_bos.unwrap_or(defaults.add_bos) || always;
     Ok(Specials {
         bos: id("bos")?.or(defaults.bos),
         eos: ends.into_iter().flatten().collect(),
         main_eos,
         unk: id("unknown")?.or(defaults.unk),
         pad: id("padding")?,
-        add_bos: add_bos.unwrap_or(defaults.add_bos),
+        add_bos,
         chat_template: keys.text("tokenizer.chat_template")?.map(str::to_string),
     })
 }

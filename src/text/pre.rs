@@ -375,7 +375,10 @@ impl Pre {
             unsupported(
                 path,
                 format!("tokenizer.ggml.pre `{}`", super::one_line(name)),
-                format!("known pre-tokenizers are {}", known.join(", ")),
+                match name {
+                    "whitespace" => "its vocabulary (of Jina's Chinese embedding model) has no tokens for bytes, so what it does not spell would be lost".into(),
+                    _ => format!("known pre-tokenizers are {}", known.join(", ")),
+                },
             )
         })
     }

@@ -13,7 +13,8 @@ pub fn trials() -> Vec<Trial> {
         byte_level_kinds, byte_level_from_gguf, sentencepiece_equals, sentencepiece_round_trip, families_round_trip, runs_of_blanks,
         decode_gives_text_back, stream_equals_decode, stream_of_broken_bytes, bos_once, eos_lists,
         special_token_forms, declared_elsewhere, python_json, every_pre_kind, cuts_as_llama_cpp, unknown_kind_passes_through, byte_fallback_forms,
-        pieces_equal_the_whole, first_tokens_only, special_tokens_as_text, tiny_llama_to_gguf, padded_vocabulary, originals_unchanged, gguf_to_hf_files)
+        pieces_equal_the_whole, first_tokens_only, special_tokens_as_text, tiny_llama_to_gguf, padded_vocabulary, originals_unchanged, gguf_to_hf_files,
+        spelled_kinds)
 }
 
 const BYTE_LEVEL: [&str; 5] = ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"];
@@ -437,6 +438,46 @@ fn cuts_as_llama_cpp() {
         let made = gguf(&metadata).unwrap().encode(json["text"].as_str().unwrap(), false).unwrap();
         assert_eq!(made, ids, "{kind}");
     }
+}
+
+/// Vocabularies of text with merges: spaces are `▁`, lines stand alone, what no token spells is bytes.
+fn spelled_kinds() {
+    let words = "<unk> <bos> <0x0A> <0xC3> <0xA9> ▁ a b ▁a ▁ab ab \n\n \n";
+    let tokens: Vec<String> = words.split(' ').map(|word| word.replace("\\n", "\n")).collect();
+    let merges = ["a b", "▁ a", "▁ ab"].map(String::from).to_vec();
+    let kinds = [2, 3, 6, 6, 6, 1, 1, 1, 1, 1, 1, 4, 1];
+    let with = |model: &str, pre: Option<&str>| {
+        let mut metadata = vec![
+            text("tokenizer.ggml.model", model),
+            list("tokenizer.ggml.tokens", Array::String(tokens.clone())),
+            list("tokenizer.ggml.merges", Array::String(merges.clone())),
+            list("tokenizer.ggml.token_type", Array::I32(kinds.to_vec())),
+            ("tokenizer.ggml.bos_token_id".into(), Value::U32(1)),
+            ("tokenizer.ggml.unknown_token_id".into(), Value::U32(0)),
+            ("tokenizer.ggml.add_bos_token".into(), Value::Bool(false)),
+        ];
+        metadata.extend(pre.map(|pre| text("tokenizer.ggml.pre", pre)));
+        gguf(&metadata)
+    };
+    for (model, pre, adds_bos) in [
+        ("gemma4", None, true),
+        ("gpt2", Some("gemma4"), true),
+        ("gpt2", Some("granite-embed-multi-311m"), false),
+        ("gpt2", Some("sarvam-moe"), false),
+    ] {
+        let tokenizer = with(model, pre).unwrap_or_else(|error| panic!("{model} {pre:?}: {error}"));
+        // ▁ab by merges of rank 0 and 2; é in bytes; a line's end before the next line's first word.
+        let said = " ab aé  b\nab\n\na";
+        let ids = [9, 8, 3, 4, 5, 5, 7, 12, 10, 11, 6];
+        assert_eq!(tokenizer.encode(said, false).unwrap(), ids, "{model} {pre:?}");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), said);
+        let first = tokenizer.encode("a", true).unwrap();
+        assert_eq!(first, if adds_bos { vec![1, 6] } else { vec![6] }, "{model} {pre:?}");
+        let again = from_files(&tokenizer.to_hf_files().unwrap());
+        assert_eq!(again.encode(said, false).unwrap(), ids, "{model} {pre:?}, as a folder");
+    }
+    let error = with("gpt2", Some("whitespace")).map(drop).expect_err("no bytes").to_string();
+    assert!(error.contains("whitespace") && error.contains("no tokens for bytes"), "{error}");
 }
 
 /// Work on weights gives a tokenizer on as it is, be it one that nobody here can read.
