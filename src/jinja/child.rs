@@ -1,12 +1,11 @@
 //! The process that renders: a request a line in, a reply a line out, until the input ends.
 
 use std::io::{self, BufRead, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Enumerator, Object, Value};
+use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use serde_json::{Value as Json, json};
 
@@ -119,28 +118,13 @@ fn value(json: &Json) -> Value {
         Json::String(text) => Value::from(text.as_str()),
         Json::Array(list) => Value::from(list.iter().map(value).collect::<Vec<_>>()),
         Json::Object(object) => {
-            let fields = object.iter().map(|(name, field)| (name.as_str().into(), value(field)));
-            Value::from_object(Fields(fields.collect()))
+            Value::from_pairs(object.iter().map(|(name, field)| (name.as_str(), value(field))))
         }
         Json::Number(number) => match (number.as_i64(), number.as_u64()) {
             (Some(number), _) => Value::from(number),
             (None, Some(number)) => Value::from(number),
             (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
         },
-    }
-}
-
-/// An object's fields in their order, which the engine's own maps do not keep.
-#[derive(Debug)]
-struct Fields(Vec<(Value, Value)>);
-
-impl Object for Fields {
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        self.0.iter().find(|(name, _)| name == key).map(|(_, field)| field.clone())
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Values(self.0.iter().map(|(name, _)| name.clone()).collect())
     }
 }
 

@@ -409,6 +409,23 @@ fn python_in_templates() {
             "\"\\u00e9\\ud83d\\ude00\"[]",
         ),
         ("{{ messages|tojson }}", "[{\"role\": \"user\", \"content\": \"hi\"}]"),
+        // Mappings keep the order in which they were made, as Python's do.
+        (
+            "{{ {'b': 1, 'a': {'z': 2, 'c': 3}, '0': 4}|tojson }}",
+            "{\"b\": 1, \"a\": {\"z\": 2, \"c\": 3}, \"0\": 4}",
+        ),
+        (
+            "{% set d = {'b': 1, 'a': 2, 'c': 0} %}{% for k in d %}{{ k }}{% endfor %}{% for k, v in d.items() %}{{ k ~ v }}{% endfor %}",
+            "bacb1a2c0",
+        ),
+        (
+            "{{ dict(z=1, y=2, x=3)|list|join }}{{ {'b': 1, 'a': 2}.keys()|list|join }}{{ {'b': 7, 'a': 5}.values()|list|join }}",
+            "zyxba75",
+        ),
+        (
+            "{% for k, v in {'b': 1, 'a': 2}|dictsort %}{{ k }}{% endfor %}{{ {'b': 1, 'a': 2} }}",
+            "ab{'b': 1, 'a': 2}",
+        ),
         (
             "{{ 'abcb'.rfind('b') }}{{ 'ab'.find('x') }}{{ 'aB'.swapcase() }}{{ 'a'|center(4) }}|",
             "3-1Ab a  |",
