@@ -25,6 +25,7 @@ mod version;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::fmt::format::Writer;
@@ -317,18 +318,33 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
 /// Starts the threads that all parallel work shares: as many as there are cores, or `RAYON_NUM_THREADS` up to four a core;
 /// fewer where the system gives no more, and none at all if need be.
 fn start_threads() {
-    let pool = |count: usize| rayon::ThreadPoolBuilder::new().num_threads(count);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok());
-    let asked = asked.filter(|count| *count > 0).unwrap_or(cores);
-    let mut count = asked.min(4 * cores);
-    // The shared pool can be made once only, so another one tries the number first.
-    while count > 0 && pool(count).build().is_err() {
-        count /= 2;
-    }
-    let shared = match count {
-        0 => pool(1).use_current_thread().build_global(),
-        count => pool(count).build_global(),
+    let asked = asked.filter(|count| *count > 0).unwrap_or(cores).min(4 * cores);
+    // The shared pool can be made once only, and a thread that it is refused while it is made ends every later use of it in a
+    // panic: so threads come first, and wait for what the pool has for each.
+    let (send, receive) = std::sync::mpsc::channel::<rayon::ThreadBuilder>();
+    let receive = Arc::new(Mutex::new(receive));
+    let start = |_: &usize| {
+        let receive = Arc::clone(&receive);
+        let work = move || {
+            let mine = receive.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            if let Ok(mine) = mine {
+                mine.run();
+            }
+        };
+        std::thread::Builder::new().name("worker".into()).spawn(work).is_ok()
+    };
+    let started = (0..asked).take_while(start).count();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(started.max(1));
+    let shared = match started {
+        0 => pool.use_current_thread().build_global(),
+        _ => pool
+            .spawn_handler(|mine| {
+                let ended = |_| std::io::Error::other("the thread has ended");
+                send.send(mine).map_err(ended)
+            })
+            .build_global(),
     };
     if let Err(error) = shared {
         tracing::warn!("no threads of its own: {error}");
@@ -340,7 +356,10 @@ pub fn out_of_memory(bytes: usize) -> ! {
     static ENDING: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
     let code = Error::OutOfMemory { what: String::new(), bytes: 0, used: 0, budget: 0 }.exit_code();
     // What is said, and removing temporaries, allocate a little; if that fails too, nothing is left to do.
-    if !ENDING.swap(true, std::sync::atomic::Ordering::SeqCst) {
+    if ENDING.swap(true, std::sync::atomic::Ordering::SeqCst) {
+        // Another thread may be about to say it, and is given the time for that.
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    } else {
         output::complain(&format!("error: out of host memory allocating {bytes} bytes"));
         disk::remove_temporaries();
     }

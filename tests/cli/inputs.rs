@@ -173,8 +173,38 @@ fn limits() -> Result<(), Failed> {
     let eval = format!("{program} eval {NANO} --ppl text --device cpu");
     shell(format!("ulimit -v 250000; RAYON_NUM_THREADS=1 {eval}"))?
         .refused(3, "out of host memory");
+    without_threads(&folder)?;
     let inspect = format!("{program} inspect {NANO}");
     let run = shell(format!("ulimit -v 4000000; RAYON_NUM_THREADS=100000 {inspect}"))?;
     assert!(run.code == Some(0) && run.err.is_empty(), "{run}");
+    Ok(())
+}
+
+/// A system that gives no thread beyond the first: the same work, on one. The superuser's processes have no such limit.
+fn without_threads(folder: &TempDir) -> Result<(), Failed> {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let program = folder.path().join("lopper");
+    std::fs::copy(env!("CARGO_BIN_EXE_lopper"), &program)?;
+    for path in [folder.path(), &program] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
+    }
+    let superuser = std::fs::metadata("/proc/self").is_ok_and(|about| {
+        use std::os::unix::fs::MetadataExt;
+        about.uid() == 0
+    });
+    for command in [
+        format!("inspect {NANO}"),
+        format!("eval {NANO} --ppl embedded:heldout-2026 --ctx 64 --max-tokens 128 --device cpu"),
+        format!("quantize {NANO} --no-eval --device cpu --dry-run"),
+    ] {
+        let mut shell = Command::new("prlimit");
+        shell.args(["--nproc=1", "--"]).arg(&program).args(command.split(' ')).current_dir(folder);
+        if superuser {
+            shell.uid(65_534).gid(65_534);
+        }
+        let run: Run = shell.env("LOPPER_CACHE", folder.path()).output()?.into();
+        assert!(run.code == Some(0) && !run.err.contains("panicked"), "{command}: {run}");
+    }
     Ok(())
 }
