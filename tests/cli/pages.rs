@@ -11,7 +11,7 @@ use crate::program::{command, lopper};
 pub fn trials() -> Vec<Trial> {
     suite!("cli_pages":
         a_case_as_a_page, bench_page, peaks_know_names;
-        gpu: a_case_too_large_is_skipped, random_cases_replay)
+        gpu: a_case_too_large_is_skipped, random_cases_replay, bench_says_where)
 }
 
 /// On a device whose bindings are small, the large case is left out with the reason, and the others run.
@@ -82,6 +82,11 @@ fn bench_page() -> Result<(), Failed> {
     let bench = "bench model embedded:nano-llama --device cpu -p 8 -n 0 -r 1 --html";
     let run = lopper(&folder, &format!("{bench} page.html"))?;
     let page = std::fs::read_to_string(folder.path().join("page.html"))?;
+    for part in
+        ["<p>embedded:nano-llama · llama 0.4M f16 · cpu</p>", "<th class=\"number\">avg_ts</th>"]
+    {
+        assert!(page.contains(part), "no {part}: {page}");
+    }
     if run.code != Some(0) || !page.contains("pp8") || !page.contains("prefers-color-scheme") {
         return Err(format!("{:?}: {}{}\n{page}", run.code, run.out, run.err).into());
     }
@@ -108,5 +113,21 @@ fn peaks_know_names() -> Result<(), Failed> {
             return Err(format!("{name}: {:?}, not {want:?}", memory(name)).into());
         }
     }
+    Ok(())
+}
+
+/// Rows of products say where they were measured, as all rows do, and so does their page.
+fn bench_says_where() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let bench =
+        "bench types --device gpu --type f16 --shape 32x64 --tokens 1 -o json --html p.html";
+    let rows = crate::program::runs(&folder, bench)?.json()?;
+    let row = &rows[0];
+    for key in ["gpu_info", "backends", "driver"] {
+        assert!(row[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {row}");
+    }
+    let page = std::fs::read_to_string(folder.path().join("p.html"))?;
+    let adapter = row["gpu_info"].as_str().unwrap_or_default();
+    assert!(page.contains(&format!("<p>{adapter} · ")), "{page}");
     Ok(())
 }

@@ -53,7 +53,7 @@ svg text { fill: var(--soft); font: 12px system-ui, sans-serif; } svg .name { fi
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 6px; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 12px; white-space: nowrap; }
 th, td { text-align: left; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; }
 @media (max-width: 640px) {
   body { padding: 16px; } svg { width: 720px; }
   .bars { grid-template-columns: 1fr max-content; } .bars .label { grid-column: 1 / -1; text-align: left; margin-top: 8px; }
@@ -70,6 +70,17 @@ fn text<'a>(row: &'a Row, key: &str) -> &'a str {
 
 fn number(row: &Row, key: &str) -> Option<f64> {
     row.get(key).and_then(Value::as_f64)
+}
+
+/// A value and its spread: the spread in two digits, the value in as many places.
+fn measured(row: &Row, value: &str, spread: &str) -> String {
+    let value = number(row, value).unwrap_or(0.0);
+    let Some(spread) = number(row, spread).filter(|spread| spread.is_finite() && *spread > 0.0)
+    else {
+        return round(value).to_string();
+    };
+    let places = (1.0 - spread.log10().floor()).clamp(0.0, 9.0) as usize;
+    format!("{value:.places$} ± {spread:.places$}")
 }
 
 /// The page of `bench kernels`.
@@ -113,11 +124,7 @@ pub(super) fn hardware(rows: &[Row]) -> String {
         let bar = |row: &Row| Bar {
             label: text(row, "what").into(),
             value: number(row, "value").unwrap_or(0.0),
-            text: format!(
-                "{} ± {}",
-                round(number(row, "value").unwrap_or(0.0)),
-                round(number(row, "spread").unwrap_or(0.0))
-            ),
+            text: measured(row, "value", "spread"),
             ceiling: number(row, "ceiling"),
             series,
         };
@@ -132,11 +139,7 @@ pub(super) fn model(rows: &[Row]) -> String {
     let bar = |row: &Row| Bar {
         label: text(row, "test").into(),
         value: number(row, "avg_ts").unwrap_or(0.0),
-        text: format!(
-            "{} ± {} tokens/s",
-            round(number(row, "avg_ts").unwrap_or(0.0)),
-            round(number(row, "stddev_ts").unwrap_or(0.0))
-        ),
+        text: format!("{} tokens/s", measured(row, "avg_ts", "stddev_ts")),
         ceiling: None,
         series: 0,
     };
@@ -146,7 +149,8 @@ pub(super) fn model(rows: &[Row]) -> String {
 
 fn page(title: &str, rows: &[Row], body: &str) -> String {
     let device = rows.first().map_or_else(String::new, |row| {
-        let parts = ["gpu_info", "backends", "driver"].map(|key| text(row, key));
+        let parts = ["model_filename", "model_type", "gpu_info", "backends", "driver"]
+            .map(|key| text(row, key));
         parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" · ")
     });
     let mut colours = String::new();
@@ -245,7 +249,9 @@ fn figures(rows: &[Row]) -> String {
     });
     let mut html = String::from("<div class=\"scroll\"><table><tr>");
     for key in &keys {
-        let _ = write!(html, "<th>{}</th>", escape(key));
+        let counted = rows.iter().any(|row| row.get(key.as_str()).is_some_and(Value::is_number));
+        let class = if counted { " class=\"number\"" } else { "" };
+        let _ = write!(html, "<th{class}>{}</th>", escape(key));
     }
     for row in rows {
         html.push_str("</tr><tr>");

@@ -51,7 +51,7 @@ pub(super) fn rows(
             "driver": adapter.map_or_else(String::new, |a| a.driver()),
             "backends": adapter.map_or("cpu", |a| backend_name(a.info.backend)),
             "model_filename": model,
-            "model_type": format!("llama {:.1}M {}", checkpoint.parameters() as f64 / 1e6, main_type(&checkpoint)),
+            "model_type": format!("{} {:.1}M {}", checkpoint.config().family.name, checkpoint.parameters() as f64 / 1e6, main_type(&checkpoint)),
             "model_size": checkpoint.total_stored_bytes(), "model_n_params": checkpoint.parameters(),
             "compute": pass.compute.name(),
             "n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": test.n_depth, "n_sequences": test.sequences, "test": test.name(),

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::products::{Activations, compile, parse_all, parse_format, parse_shape};
-use super::rows::{Rows, round};
+use super::rows::{Rows, device_columns, round};
 use crate::cli::Global;
 use crate::device::Runner;
 use crate::error::Result;
@@ -66,13 +66,19 @@ pub(super) fn rows(
                 continue;
             };
             let first = *first.get_or_insert(*us);
-            rows.push(row(product, &choice.label(), *us, first))?;
+            rows.push(row(runner, product, &choice.label(), *us, first))?;
         }
     }
     Ok(())
 }
 
-fn row(product: &MatmulShape, kernel: &str, us: f64, first: f64) -> Map<String, Value> {
+fn row(
+    runner: &Runner,
+    product: &MatmulShape,
+    kernel: &str,
+    us: f64,
+    first: f64,
+) -> Map<String, Value> {
     let MatmulShape { weight, rows, columns, tokens, .. } = *product;
     let bytes = weight.bytes(rows, columns) as f64;
     let operations = 2.0 * (rows * columns * tokens) as f64;
@@ -87,5 +93,7 @@ fn row(product: &MatmulShape, kernel: &str, us: f64, first: f64) -> Map<String, 
         "tflops": round(operations / us / 1e6),
         "kernel": kernel,
     });
-    fields.as_object().cloned().unwrap_or_default()
+    let mut row = device_columns(runner);
+    row.extend(fields.as_object().cloned().unwrap_or_default());
+    row
 }
