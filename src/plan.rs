@@ -1,12 +1,15 @@
 //! Recipe and checkpoint headers to decisions: every tensor, its bytes before and after, memory, submits. Pure: it reads
-//! no weight, opens no device and prints nothing, so it can be shown (`--dry-run`) and tested as it is.
+//! no weight (but to [foresee](Plan::foresee) what f16 does not hold), opens no device and prints nothing, so it can be shown
+//! (`--dry-run`) and tested as it is.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::formats::gguf;
 use crate::gpu::SUBMIT_SECONDS;
-use crate::model::{Checkpoint, ExportFormat, Outline, Role, TensorSpec, Weights, gguf_type};
+use crate::model::{
+    Checkpoint, ExportFormat, Outline, Role, TensorSpec, Weights, Wide, gguf_type, packed_files,
+};
 use crate::recipe::Recipe;
 use crate::stages::{Needs, Planned};
 use crate::tensor::WeightFormat;
@@ -39,7 +42,8 @@ pub struct Plan {
     pub exports: Vec<Written>,
     /// Whether sizes are estimates: what each block keeps is known only when it has been scored.
     pub estimated: bool,
-    /// Bytes of all stages' results, padding included, which are on the disk together until the run is done.
+    /// Bytes of the files with tensors of all stages' results, the padding of codes included, which are on the disk together until
+    /// the run is done.
     pub work_bytes: u64,
     /// Most bytes of device memory in use at once.
     pub peak_device_bytes: u64,
@@ -51,6 +55,9 @@ pub struct Plan {
     pub estimated_submits: u64,
     /// What cannot be kept exactly in an export, and similar.
     pub warnings: Vec<String>,
+    /// The model that is left, as its headers will describe it.
+    #[serde(skip)]
+    pub left: Outline,
 }
 
 /// A model that is written. Its size is told in one way everywhere: the bytes of its files with weights, beside those of its
@@ -189,6 +196,9 @@ impl Plan {
         if !end.estimated {
             warnings.extend(in_f16(&formats, parent, end)?);
         }
+        if formats.contains(&ExportFormat::Gguf) {
+            warnings.extend(end.config.ignored_by_llama_cpp());
+        }
         warnings.extend(grown(recipe, &exports, parent, end)?);
         warnings.extend(with_zeros(&formats, end));
         let scaled = tensors.iter().any(|tensor| tensor.format.ty.has_scales());
@@ -209,7 +219,7 @@ impl Plan {
             output_bytes,
             exports,
             estimated: end.estimated,
-            work_bytes: planned.iter().map(|stage| stage.outline.bytes()).sum(),
+            work_bytes: work_bytes(&planned)?,
             // Only an evaluation has a whole model on the device.
             peak_device_bytes: evaluated.0.max(peak(|stage| stage.peak_device_bytes)),
             least_device_bytes: evaluated.1.max(peak(|stage| stage.peak_device_bytes)),
@@ -219,7 +229,29 @@ impl Plan {
             tensors,
             stages,
             warnings,
+            left: end.clone(),
         })
+    }
+
+    /// Warns of values of the parent that f16 does not hold, where exports are in f16, and counts the wider type that they will be
+    /// in instead. Reads the tensors in question; calls `progress` before each with those read and all, and its error ends it.
+    pub fn foresee(
+        &mut self,
+        parent: &Checkpoint,
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<()> {
+        for written in &mut self.exports {
+            let wide = Wide::foresee(written.format, parent, &self.left, progress)?;
+            if wide == Wide::default() {
+                continue;
+            }
+            let apart = parent.gguf().is_none() && written.format == ExportFormat::Gguf;
+            let tokenizer = apart.then(|| parent.stored_tokenizer()).transpose()?;
+            let bytes = written.format.bytes(parent, &self.left, tokenizer.as_ref(), &wide)?;
+            *written = Written::new(written.format, bytes, parent);
+            self.warnings.extend(wide.notes());
+        }
+        Ok(())
     }
 
     /// An error if the plan needs more device memory than it may have.
@@ -235,6 +267,15 @@ impl Plan {
             _ => Ok(()),
         }
     }
+}
+
+/// Bytes of the files with tensors that all stages leave.
+fn work_bytes(stages: &[Planned]) -> Result<u64> {
+    let mut sum = 0;
+    for stage in stages {
+        sum += packed_files(&stage.outline)?.iter().map(|(_, bytes)| bytes).sum::<u64>();
+    }
+    Ok(sum)
 }
 
 fn wrong(key: &str, expected: &str, found: String) -> Error {
@@ -365,7 +406,7 @@ fn written(
     left: &dyn Weights,
 ) -> Result<Vec<Written>> {
     let one = |format: &ExportFormat| {
-        Ok(Written::new(*format, format.bytes(parent, left, tokenizer)?, parent))
+        Ok(Written::new(*format, format.bytes(parent, left, tokenizer, &Wide::default())?, parent))
     };
     formats.iter().map(one).collect()
 }

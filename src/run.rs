@@ -661,15 +661,22 @@ impl Run<'_> {
             }
         }
         let total = formats.len();
-        let mut progress = |done: usize| {
+        let progress = |listen: Listener<'_>, done: usize| {
             listen(Event::Progress { step: "writing", done, total });
             interrupt::check()
         };
         for (done, format) in formats.iter().enumerate() {
-            progress(done)?;
-            format.write(&folder.join(format.path()), parent, weights, tokenizer)?;
+            progress(listen, done)?;
+            let wide = format.write(&folder.join(format.path()), parent, weights, tokenizer)?;
+            for text in wide.notes() {
+                // The plan may have foreseen it.
+                if !manifest.warnings.contains(&text) {
+                    listen(Event::Warning { text: &text });
+                    manifest.warnings.push(text);
+                }
+            }
         }
-        progress(total)?;
+        progress(listen, total)?;
         manifest.outputs = list_outputs(folder)?;
         for format in formats {
             let own = manifest.outputs.iter().filter(|file| format.holds(&file.path));

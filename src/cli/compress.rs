@@ -10,6 +10,7 @@ use super::output::{Output, bytes, table};
 use super::session::{calibration_compute, compute, open_device, open_model, report_device};
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::model::ExportFormat;
 use crate::plan::{Plan, Written};
 use crate::recipe::{EMBEDDED, Evaluate, Export, Recipe};
@@ -138,7 +139,7 @@ pub(super) fn execute(
         return output.json(&json!({"schema": 1, "recipe": recipe}));
     }
     let parent = open_model(&recipe.model, output)?;
-    let plan = Plan::new(recipe, &parent)?;
+    let mut plan = Plan::new(recipe, &parent)?;
     let place = Place {
         out: &common.out,
         force: output.force(),
@@ -150,6 +151,10 @@ pub(super) fn execute(
     if device.gpu().is_some() {
         plan.check_budget(global.vram_budget)?;
     }
+    plan.foresee(&parent, &mut |done, total| {
+        output.progress("looking for values that f16 does not hold", done, total);
+        interrupt::check()
+    })?;
     if common.dry_run {
         let found = check(recipe, &plan, &parent, place)?;
         for warning in &found.warnings {

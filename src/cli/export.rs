@@ -8,7 +8,7 @@ use super::output::{Output, bytes};
 use super::session::open_model;
 use crate::disk::Target;
 use crate::error::Result;
-use crate::model::{ExportFormat, Weights};
+use crate::model::{ExportFormat, Weights, Wide};
 use crate::plan::rounded;
 
 #[derive(Debug, clap::Args)]
@@ -40,21 +40,31 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         ExportFormat::Gguf => rounded(ExportFormat::Gguf, &model, &model)?,
         _ => Vec::new(),
     };
+    let mut wide = Wide::default();
     target.write(|path| {
-        arguments.format.write(path, &model, &model, tokenizer.as_ref())?;
+        wide = arguments.format.write(path, &model, &model, tokenizer.as_ref())?;
         model.unchanged()
     })?;
+    let mut warnings = Vec::new();
     if let Some(first) = rounded.first() {
         let count = rounded.len();
-        output.note(format!(
-            "warning: no plain GGUF type holds {count} tensors ({first}, …) exactly; they are written as f16"
+        warnings.push(format!(
+            "no plain GGUF type holds {count} tensors ({first}, …) exactly; they are written as f16"
         ));
     }
+    warnings.extend(wide.notes());
+    if matches!(arguments.format, ExportFormat::Gguf) {
+        warnings.extend(model.config().ignored_by_llama_cpp());
+    }
     if tokenizer.is_none() {
-        output.note("warning: the model has no tokenizer; none is written");
+        warnings.push("the model has no tokenizer; none is written".into());
+    }
+    for warning in &warnings {
+        output.note(format!("warning: {warning}"));
     }
     let size = folder_bytes(&arguments.out);
-    output.json(&json!({"schema": 1, "model": arguments.model, "out": arguments.out, "bytes": size, "rounded": rounded}))?;
+    output.json(&json!({"schema": 1, "model": arguments.model, "out": arguments.out, "bytes": size, "rounded": rounded,
+        "warnings": warnings}))?;
     output.line(format!("{}: {}", arguments.out.display(), bytes(size)));
     Ok(())
 }

@@ -48,6 +48,14 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         "vocab_size": config.vocab_size, "max_positions": config.max_positions, "rope_theta": config.ropes[0].theta,
         "rms_norm_eps": config.rms_norm_eps, "tied": config.tied, "tensors": tensors,
     });
+    let warnings = match model.gguf() {
+        Some(_) => config.ignored_by_llama_cpp(),
+        None => Vec::new(),
+    };
+    facts["warnings"] = json!(warnings);
+    for warning in &warnings {
+        output.note(format!("warning: {warning}"));
+    }
     if arguments.groups {
         facts["groups"] = json!(found);
     }

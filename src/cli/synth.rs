@@ -65,7 +65,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         if !ty.is_plain() {
             export_packed(folder, config, &model, Some(tokenizer.stored()))
         } else {
-            export_hf(folder, config, &model, Some(tokenizer.stored()))
+            export_hf(folder, config, &model, Some(tokenizer.stored())).map(drop)
         }
     })?;
     output.line(format!("written: {}", arguments.out.display()));

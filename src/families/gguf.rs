@@ -385,6 +385,38 @@ impl Config {
         })
     }
 
+    /// What llama.cpp leaves out of the arithmetic though a GGUF file of this model states it, one sentence each: it has no key for
+    /// a soft cap of attention outside Gemma 2, none for one of logits outside Gemma, and none for a window in architecture
+    /// `llama`. A window that no text fills is none.
+    pub fn ignored_by_llama_cpp(&self) -> Vec<String> {
+        let architecture = match self.uniform() {
+            Some(_) => self.family.gguf,
+            None => self.family.gguf_per_layer.unwrap_or(self.family.gguf),
+        };
+        let mut ignored = Vec::new();
+        if let Some(cap) = self.attention_soft_cap {
+            ignored.push(format!("the soft cap of attention ({cap}), so its logits differ"));
+        }
+        if let Some(cap) = self.logit_soft_cap.filter(|_| architecture != "gemma3") {
+            ignored.push(format!("the soft cap of logits ({cap}), so its logits differ"));
+        }
+        let window = self.blocks.iter().filter_map(|block| block.window).min();
+        let in_force = |window: &usize| {
+            ["llama", "deci"].contains(&architecture) && *window < self.max_positions
+        };
+        if let Some(window) = window.filter(in_force) {
+            ignored.push(format!(
+                "the window of attention of {window} tokens, so its logits differ beyond as many (keep contexts there to {window})"
+            ));
+        }
+        let sentence = |what| {
+            format!(
+                "llama.cpp does not read from a GGUF file of architecture {architecture} {what}"
+            )
+        };
+        ignored.into_iter().map(sentence).collect()
+    }
+
     /// Keys beyond [`KEYS`] that this configuration needs: what llama.cpp would take without them is not right.
     fn further(&self) -> Vec<(&'static str, Meta)> {
         let numbers = [(ATTENTION_CAP, self.attention_soft_cap), (LOGIT_CAP, self.logit_soft_cap)];

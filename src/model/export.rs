@@ -5,7 +5,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Checkpoint, Weights};
-use super::save::{export_gguf, export_hf, export_packed, gguf_bytes, hf_files, packed_files};
+use super::save::{
+    Wide, export_gguf, export_hf, export_packed, gguf_bytes, hf_files, packed_files,
+};
 use crate::error::{Error, Result};
 use crate::text::StoredTokenizer;
 
@@ -65,33 +67,36 @@ impl ExportFormat {
         parent: &Checkpoint,
         weights: &dyn Weights,
         tokenizer: Option<&StoredTokenizer>,
+        wide: &Wide,
     ) -> Result<u64> {
         let files = match self {
-            ExportFormat::Gguf => return gguf_bytes(parent, weights, tokenizer),
-            ExportFormat::Hf => hf_files(weights)?,
+            ExportFormat::Gguf => return gguf_bytes(parent, weights, tokenizer, wide),
+            ExportFormat::Hf => hf_files(weights, wide)?,
             ExportFormat::Packed => packed_files(weights)?,
         };
         Ok(files.iter().map(|(_, bytes)| bytes).sum())
     }
 
-    /// Writes `weights`, which come from `parent`, to a file or a folder that is not there yet.
+    /// Writes `weights`, which come from `parent`, to a file or a folder that is not there yet. Returns what it holds in a wider
+    /// type than is usual.
     pub fn write(
         self,
         path: &Path,
         parent: &Checkpoint,
         weights: &dyn Weights,
         tokenizer: Option<&StoredTokenizer>,
-    ) -> Result<()> {
+    ) -> Result<Wide> {
         let folder = || std::fs::create_dir(path).map_err(Error::write(path));
         match self {
-            ExportFormat::Gguf => export_gguf(path, parent, weights, tokenizer).map(drop),
+            ExportFormat::Gguf => export_gguf(path, parent, weights, tokenizer),
             ExportFormat::Hf => {
                 folder()?;
                 export_hf(path, parent.config_json()?, weights, tokenizer)
             }
             ExportFormat::Packed => {
                 folder()?;
-                export_packed(path, parent.config_json()?, weights, tokenizer)
+                export_packed(path, parent.config_json()?, weights, tokenizer)?;
+                Ok(Wide::default())
             }
         }
     }

@@ -36,6 +36,8 @@ pub use identity::{CONFIG_FILE, hash_of_files, identity, identity_of};
 pub use load::block as load_block;
 pub use outline::Outline;
 pub use resident::{Head, Model, block_counts, run_block};
-pub use save::{continue_packed, export_gguf, export_hf, export_packed, gguf_type};
+pub use save::{
+    Wide, continue_packed, export_gguf, export_hf, export_packed, gguf_type, packed_files,
+};
 pub use source::WeightSource;
 pub use synth::Synth;

@@ -16,7 +16,8 @@ use crate::models::MapWeights;
 use crate::program::{NANO, Run, lopper, read_json, succeeds};
 
 pub fn trials() -> Vec<Trial> {
-    suite!("cli::sizes": planned_bytes_are_written, own_formats, growth_is_said, blocks_stay, types_return, small_scales_are_told, padding_is_not_counted)
+    suite!("cli::sizes": planned_bytes_are_written, own_formats, growth_is_said, blocks_stay, types_return, small_scales_are_told, padding_is_not_counted,
+        stages_take_what_was_planned, what_llama_cpp_ignores)
 }
 
 /// nano-llama in Q4_1, as `q.gguf` in a new folder.
@@ -358,5 +359,113 @@ fn padding_is_not_counted() -> Result<(), Failed> {
         ["f16", "f32", "int4-g32", "uint4m-g32", "mxfp4-g32"].map(bytes),
         [32, 64, 10, 12, 9]
     );
+    Ok(())
+}
+
+/// Bytes of the tensors of a safetensors file, and of all of it.
+fn tensor_bytes(path: &Path) -> Result<(u64, u64), Failed> {
+    let bytes = std::fs::read(path)?;
+    let header = u64::from_le_bytes(bytes[..8].try_into()?);
+    Ok((bytes.len() as u64 - 8 - header, bytes.len() as u64))
+}
+
+/// What stages leave on the disk while a run is under way is what its plan said, headers and the padding of codes included.
+fn stages_take_what_was_planned() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    for (command, padded) in [
+        // One f16 scale for 64 columns, three for 192: half a word of each row is padding.
+        (
+            format!("quantize {NANO} --bits 3 --group-size 64 --grid absmax-symmetric --include *"),
+            true,
+        ),
+        (format!("quantize {NANO} --type q4_1"), false),
+        (format!("prune {NANO} --ratio 0.5 --score l2 --scope layer --then q4_0"), false),
+    ] {
+        let command = format!("{command} --formats packed --no-eval --out o --force");
+        let plan = succeeds(&folder, &format!("{command} --dry-run --json=-"))?.json()?;
+        let plan = &plan["plan"];
+        succeeds(&folder, &format!("{command} --keep-work"))?;
+        let (mut payload, mut all) = (0, 0);
+        for stage in std::fs::read_dir(folder.path().join("o.work"))? {
+            let stage = stage?.path();
+            for file in
+                stage.is_dir().then(|| std::fs::read_dir(&stage)).transpose()?.into_iter().flatten()
+            {
+                let file = file?.path();
+                if file.extension().is_some_and(|end| end == "safetensors") {
+                    let (tensors, file) = tensor_bytes(&file)?;
+                    (payload, all) = (payload + tensors, all + file);
+                }
+            }
+        }
+        assert_eq!(plan["work_bytes"].as_u64(), Some(all), "{command}");
+        let stages = plan["stages"].as_array().ok_or("stages")?;
+        let counted: u64 = stages.iter().filter_map(|stage| stage["output_bytes"].as_u64()).sum();
+        let mut padding = 0;
+        if padded {
+            for tensor in plan["tensors"].as_array().ok_or("tensors")? {
+                let quantized = tensor["decision"] != "keep";
+                padding +=
+                    if quantized { 2 * tensor["shape"][0].as_u64().ok_or("rows")? } else { 0 };
+            }
+            assert!(padding > 0, "{plan}");
+        }
+        assert_eq!(payload, counted + padding, "{command}");
+        std::fs::remove_dir_all(folder.path().join("o.work"))?;
+    }
+    Ok(())
+}
+
+/// Soft caps and windows that a GGUF file states and llama.cpp does not read are told where one is looked at, planned or made, as
+/// long as they do something.
+fn what_llama_cpp_ignores() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let told = |run: &Run| run.err.contains("llama.cpp does not read from a GGUF file");
+    let here = std::env::current_dir()?;
+    let family = |name: &str| here.join("assets/families").join(name).display().to_string();
+    for (name, words) in [
+        ("mistral", vec!["architecture llama", "window of attention of 8 tokens"]),
+        ("gemma3-capped", vec!["architecture gemma3", "soft cap of attention (0.5)"]),
+        ("gemma3", vec![]),
+        ("qwen2", vec![]),
+    ] {
+        let (model, gguf) = (family(name), format!("{name}.gguf"));
+        let made =
+            succeeds(&folder, &format!("export {model} --format gguf --out {gguf} --json=-"))?;
+        let looked = succeeds(&folder, &format!("inspect {gguf} --json=-"))?;
+        let quantize =
+            format!("quantize {model} --type q8_0 --no-eval --formats gguf --out q-{name}");
+        let planned = succeeds(&folder, &format!("{quantize} --dry-run --json=-"))?.json()?;
+        let run = succeeds(&folder, &quantize)?;
+        let manifest = read_json(folder.path().join(format!("q-{name}/manifest.json")))?;
+        let lists = [
+            &made.json()?["warnings"],
+            &looked.json()?["warnings"],
+            &planned["plan"]["warnings"],
+            &manifest["warnings"],
+        ]
+        .map(Value::to_string);
+        for list in &lists {
+            assert!(words.iter().all(|word| list.contains(word)), "{name}: {list}");
+            assert_eq!(list.contains("llama.cpp does not read"), !words.is_empty(), "{list}");
+            assert!(!list.contains("soft cap of logits"), "gemma3 has a key for it: {list}");
+        }
+        assert!([&made, &looked, &run].iter().all(|run| told(run) != words.is_empty()), "{name}");
+        // Other formats say nothing of llama.cpp.
+        let hf = succeeds(&folder, &format!("export {model} --format hf --out {name}-hf"))?;
+        assert!(!told(&hf), "{hf}");
+    }
+    // A window as long as the context does nothing.
+    let copy = folder.path().join("wide");
+    std::fs::create_dir(&copy)?;
+    for file in std::fs::read_dir(family("mistral"))? {
+        let file = file?;
+        std::fs::copy(file.path(), copy.join(file.file_name()))?;
+    }
+    let mut config = read_json(copy.join("config.json"))?;
+    config["sliding_window"] = 128.into();
+    std::fs::write(copy.join("config.json"), config.to_string())?;
+    let made = succeeds(&folder, "export wide --format gguf --out wide.gguf")?;
+    assert!(!told(&made), "{made}");
     Ok(())
 }

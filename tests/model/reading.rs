@@ -20,7 +20,7 @@ pub fn trials() -> Vec<Trial> {
     suite!("reading":
         gguf_keys_of_arithmetic, gguf_tensors_nobody_reads, gguf_in_parts, gguf_heads_as_arrays, hf_tensors_nobody_reads,
         hf_names_with_prefixes, hf_rope_keys, hf_types, hf_biases_are_stated, written_config_is_the_tensors, own_folders,
-        sizes_that_overflow, windows_need_a_key, exports_hold_every_value, gguf_says_what_it_is)
+        sizes_that_overflow, windows_need_a_key, exports_hold_every_value, small_values_are_held, gguf_says_what_it_is)
 }
 
 fn ids() -> Vec<u32> {
@@ -528,7 +528,9 @@ fn own_folders() -> Result<(), Failed> {
     for part in ["hf", "packed"] {
         std::fs::create_dir(out.join(part))?;
         match part {
-            "hf" => export_hf(&out.join(part), nano.config_json()?, &nano, Some(&tokenizer))?,
+            "hf" => {
+                export_hf(&out.join(part), nano.config_json()?, &nano, Some(&tokenizer))?;
+            }
             _ => export_packed(&out.join(part), nano.config_json()?, &nano, Some(&tokenizer))?,
         }
         found.push(Checkpoint::open(&name)?);
@@ -612,6 +614,67 @@ fn exports_hold_every_value() -> Result<(), Failed> {
             |model: &Checkpoint| model.specs().iter().find(|spec| spec.name == name).cloned();
         let spec = spec(&codes).ok_or("a tensor")?;
         assert_eq!(gguf.load(&spec)?.to_f32(), codes.load(&spec)?.to_f32());
+    }
+    Ok(())
+}
+
+/// Weights so small that f16 would lose a row of them, in a folder and in codes of a GGUF file: a wider type, foreseen by the plan
+/// and told by the manifest, once.
+fn small_values_are_held() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let name = "model.layers.1.mlp.down_proj.weight";
+    for (ty, stated, factor) in [
+        (DType::Bf16, "bfloat16", 1e-9),
+        (DType::F32, "float32", 1e-9),
+        (DType::F32, "float16", 1.0),
+    ] {
+        let (config, mut tensors) = nano()?;
+        for (tensor, old, shape, bytes) in &mut tensors {
+            let count: usize = shape.iter().product();
+            let mut wide = vec![0; count * ty.size()];
+            for index in 0..count {
+                // One row of the matrix; values here and there that are nothing are no loss.
+                let small = tensor == name && index / shape[shape.len() - 1] == 3;
+                let factor = if small { factor } else { 1.0 };
+                let value = if index % 97 == 5 { 1e-12 } else { factor * old.get(bytes, index) };
+                ty.set(&mut wide, index, value);
+            }
+            (*old, *bytes) = (ty, wide);
+        }
+        let source = folder.path().join(format!("m{stated}"));
+        std::fs::create_dir(&source)?;
+        write_model(&source, &config, &tensors)?;
+        std::fs::copy("assets/nano-llama/tokenizer.json", source.join("tokenizer.json"))?;
+        let plain = bits(&checkpoint(&source)?)?;
+        let (source, hf) = (source.display(), folder.path().join(format!("h{stated}")));
+        let run = runs(
+            folder.path(),
+            &format!("export {source} --format hf --out {} --json=-", hf.display()),
+        )?;
+        let wide = stated != "float16";
+        let told = |list: &Value| -> usize {
+            let list = list.as_array().into_iter().flatten().filter_map(Value::as_str);
+            list.filter(|text| text.contains(name) && text.contains("f16 does not hold")).count()
+        };
+        assert_eq!(told(&run.json()?["warnings"]), usize::from(wide), "{run}");
+        assert_eq!(read_json(hf.join("config.json"))?["dtype"], stated);
+        if wide {
+            assert!(run.err.contains("f16 does not hold"), "{run}");
+            assert_eq!(bits(&checkpoint(&hf)?)?, plain, "{stated}");
+        }
+        // A tensor that no stage changes, beside one that is quantized.
+        let out = format!("o{stated}");
+        let command = format!(
+            "quantize {source} --bits 4 --include *layers.0.self_attn.q_proj* --formats hf --no-eval --device cpu --out {out}"
+        );
+        let plan = runs(folder.path(), &format!("{command} --dry-run --json=-"))?.json()?;
+        runs(folder.path(), &command)?;
+        let manifest = read_json(folder.path().join(&out).join("manifest.json"))?;
+        assert_eq!(
+            [&plan["plan"], &manifest].map(|of| told(&of["warnings"])),
+            [usize::from(wide); 2]
+        );
+        assert_eq!(plan["plan"]["exports"], manifest["exports"], "{stated}");
     }
     Ok(())
 }
