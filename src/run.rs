@@ -6,6 +6,7 @@
 
 mod calibrate;
 mod files;
+pub mod sweep;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -424,18 +425,7 @@ impl Run<'_> {
                 figures
             }
         };
-        let mut stages = Vec::new();
-        let mut current: Option<Checkpoint> = None;
-        for index in 0..self.recipe.stage.len() {
-            interrupt::check()?;
-            let before: &dyn Weights = match &current {
-                Some(checkpoint) => checkpoint,
-                None => self.parent,
-            };
-            let (after, report) = self.stage(work, index, before, listen)?;
-            stages.push(report);
-            current = Some(after);
-        }
+        let (stages, current) = self.stages(work, listen)?;
         let left: &dyn Weights = match &current {
             Some(checkpoint) => checkpoint,
             None => self.parent,
@@ -468,6 +458,27 @@ impl Run<'_> {
         self.parent.unchanged()?;
         target.take(&artifact, &work.path().join("replaced"))?;
         Ok(manifest)
+    }
+
+    /// Runs the stages one after the other. Returns their reports and the last one's result.
+    fn stages(
+        &self,
+        work: &Work,
+        listen: Listener<'_>,
+    ) -> Result<(Vec<StageReport>, Option<Checkpoint>)> {
+        let mut stages = Vec::new();
+        let mut current: Option<Checkpoint> = None;
+        for index in 0..self.recipe.stage.len() {
+            interrupt::check()?;
+            let before: &dyn Weights = match &current {
+                Some(checkpoint) => checkpoint,
+                None => self.parent,
+            };
+            let (after, report) = self.stage(work, index, before, listen)?;
+            stages.push(report);
+            current = Some(after);
+        }
+        Ok((stages, current))
     }
 
     /// Runs a stage on `before`, or takes its result from the work folder; likewise what is measured of it.

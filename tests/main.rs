@@ -84,6 +84,7 @@ mod pipelines {
     pub mod pruning;
     pub mod recipes;
     pub mod resume;
+    pub mod sweep;
 }
 
 mod quality {
@@ -135,6 +136,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     pipelines::pruning::trials,
     pipelines::recipes::trials,
     pipelines::resume::trials,
+    pipelines::sweep::trials,
     formats::gguf::trials,
     formats::hostile_gguf::trials,
     formats::hostile_safetensors::trials,

@@ -24,6 +24,9 @@ pub(super) struct Arguments {
     /// Use this model instead of the recipe's
     #[arg(long)]
     model: Option<String>,
+    /// The file is a sweep: recipes that differ in a value, each measured beside the parent
+    #[arg(long, requires = "recipe")]
+    sweep: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -116,6 +119,15 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         Some(path) => (path.as_path(), disk::read_string(path, disk::SETTINGS)?),
         None => (Path::new("embedded recipe"), EMBEDDED.to_string()),
     };
+    if arguments.sweep {
+        return super::sweep::run(
+            global,
+            (path, text),
+            arguments.model.as_deref(),
+            &arguments.common,
+            output,
+        );
+    }
     let mut recipe = Recipe::parse(path, &text)?;
     if arguments.model.is_some() || global.seed.is_some() {
         recipe.model = arguments.model.clone().unwrap_or(recipe.model);

@@ -202,12 +202,38 @@ impl RecipeStage {
         Self(stage)
     }
 
+    /// The same stage with calibration rows of the text's draw of this number: those behind the rows of the draws before.
+    pub fn drawn(&self, draw: usize) -> Result<Self, toml::de::Error> {
+        let Some(calibration) = self.needs().calibration.cloned() else {
+            return Ok(self.clone());
+        };
+        let rows = calibration.samples().saturating_mul(calibration.length());
+        let offset = calibration.offset.saturating_add(draw.saturating_mul(rows));
+        let mut keys = self.keys();
+        // The table of the calibration is the one with an offset.
+        let table = keys.values_mut().find(|value| value.get("offset").is_some());
+        let table = table
+            .and_then(Value::as_object_mut)
+            .ok_or_else(|| toml::de::Error::custom("no table with an offset"))?;
+        table.insert("offset".into(), offset.into());
+        self.parsed(keys)
+    }
+
+    /// Whether two draws of it differ: it calibrates, or is random.
+    pub fn is_drawn(&self) -> bool {
+        self.needs().calibration.is_some() || self.keys().values().any(|value| value == "random")
+    }
+
+    fn parsed(&self, keys: Map<String, Value>) -> Result<Self, toml::de::Error> {
+        let table = toml::Table::try_from(keys).map_err(toml::de::Error::custom)?;
+        (self.kind().parse)(table).map(Self)
+    }
+
     /// The same stage with another value of a recipe key.
     pub fn with(&self, key: &str, value: &str) -> Result<Self, toml::de::Error> {
         let mut keys = self.keys();
         keys.insert(key.into(), value.into());
-        let table = toml::Table::try_from(keys).map_err(toml::de::Error::custom)?;
-        (self.kind().parse)(table).map(Self)
+        self.parsed(keys)
     }
 }
 
