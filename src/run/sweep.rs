@@ -7,18 +7,21 @@ use std::time::Instant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::files::{HashedInput, list_inputs, sha256};
+use super::files::{HashedInput, list_inputs};
 use super::work::{Fact, Work, is_there, work_path};
-use super::{Event, Listener, Options, Place, Run, describe, json, pretty, rows, tokens};
+use super::{
+    Event, Listener, Options, Place, Run, describe, json, pretty, rows, statistics, tokens,
+};
 use crate::device::Device;
 use crate::disk::Target;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::measure::{Convention, Windows, divergence};
-use crate::model::{Checkpoint, Model, Outline, Pass, Weights};
+use crate::model::{Checkpoint, Model, Outline, Pass, Weights, identity};
 use crate::plan::Plan;
 use crate::recipe::{Point, Sweep};
 use crate::tensor::Packed;
+use crate::walk::stored::Stored;
 
 /// What became of one recipe of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,11 +125,10 @@ pub fn run(
         Fact { what: "sweep".into(), value: json(sweep) },
     ];
     for point in &points {
-        known = list_inputs(parent, &point.recipe, &known)?;
+        let taken = taken(&taken_by(point, parent)?);
+        known = list_inputs(parent, &point.recipe, &taken, &known)?;
     }
-    let weights = known[..parent.sources().len()].iter();
-    let hashes: String = weights.map(|input| input.file.sha256.as_str()).collect();
-    facts.push(Fact { what: "model".into(), value: format!("sha256 {}", sha256(hashes)) });
+    facts.push(Fact { what: "model".into(), value: identity(parent)? });
     let path = work_path(place.out)?;
     place.target(parent).check_standing()?;
     let work = Work::open(path, place.resume, facts, known.clone())?;
@@ -218,12 +220,14 @@ impl Sweeper<'_> {
         let tokenizer = self.stored.read()?;
         let rows = recipe.stage.iter().map(|stage| rows(stage, Some(&tokenizer), context));
         let rows = rows.collect::<Result<_>>()?;
-        let inputs = list_inputs(parent, recipe, known)?;
+        let statistics = taken_by(point, parent)?;
+        let inputs = list_inputs(parent, recipe, &taken(&statistics), known)?;
         let files: Vec<_> = inputs.iter().map(|input| input.file.clone()).collect();
         let out = folder.clone();
         let options = Options { place: Place { out: &out, ..self.options.place }, ..self.options };
         let (evaluation, tokenizer) = (None, None);
-        let run = Run { recipe, plan, parent, device, options, tokenizer, evaluation, rows };
+        let run =
+            Run { recipe, plan, parent, device, options, tokenizer, evaluation, rows, statistics };
         let resume = is_there(&folder);
         let work = Work::open(folder, resume, run.facts(&files)?, inputs)?;
         let start = Instant::now();
@@ -277,6 +281,16 @@ impl Sweeper<'_> {
         }
         Ok(texts)
     }
+}
+
+/// The statistics of each stage that were taken before.
+fn taken_by(point: &Point, parent: &Checkpoint) -> Result<Vec<Option<Stored>>> {
+    point.recipe.stage.iter().map(|stage| statistics(stage, parent)).collect()
+}
+
+/// Their files.
+fn taken(statistics: &[Option<Stored>]) -> Vec<PathBuf> {
+    statistics.iter().flatten().map(Stored::file).collect()
 }
 
 /// A row without figures.
