@@ -1,4 +1,4 @@
-//! `matmul/gram`: second moments of activations, result[i, j] = sum_t x[t, i] * x[t, j], the symmetric X^T X that is the Hessian
+//! `matmul/gram`: second moments of activations, result[i, j] = sum_t x[t, i] * x[t, j], the symmetric X^T X, half the Hessian
 //! of a linear layer's squared error (Frantar and Alistarh 2023, SparseGPT, arXiv 2301.00774, section 3). Half of the general
 //! product: only tiles on and above the diagonal are computed, and whoever reads the sum mirrors it ([`read`]).
 //!

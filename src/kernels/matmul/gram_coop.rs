@@ -48,13 +48,13 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![
         case(128, 32, Note::Nothing),
         case(256, 96, Note::Nothing),
-        case(260, 67, Note::Nothing),
+        case(248, 67, Note::Nothing),
         case(4, 1, Note::Nothing),
-        case(392, 33, Note::Accumulate),
+        case(500, 33, Note::Accumulate),
         case(256, 64, Note::Accumulate),
         case(132, 70, Note::Window),
         case(388, 40, Note::Slots),
-        case(264, 100, Note::Parts(32)),
+        case(240, 100, Note::Parts(32)),
         case(140, 70, Note::Parts(20)),
         // Tiles of two bands.
         case(1156, 2, Note::Slots),
