@@ -23,7 +23,7 @@ use crate::program::{NANO, Run, command, lopper, read_json, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("calibrate":
-        halves_merge, scores_from_statistics, imatrix, old_imatrix, refused, source_in_recipes);
+        halves_merge, scores_from_statistics, imatrix, old_imatrix, llama_cpp, refused, source_in_recipes);
     trials.extend(on_each("calibrate::kept_as_taken", kept_as_taken));
     if cfg!(unix) {
         trials.extend(suite!("calibrate": killed_at_any_moment));
@@ -255,6 +255,38 @@ fn imatrix() -> Result<(), Failed> {
     let error = Stored::open(&again)?.require(model.config(), &[Kind::Squares]);
     let said = error.err().ok_or("another width")?.to_string();
     assert!(said.contains("192 input channels, found 100"), "{said}");
+    Ok(())
+}
+
+/// llama.cpp's own importance matrices, in both layouts, have what a walk over the same tokens sums: to 1e-3, because it multiplies
+/// activations in f16. The older layout keeps sums over tokens as means times chunks.
+fn llama_cpp() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    succeeds(folder.path(), &format!("calibrate {NANO} --samples 3 --length 32 --out s"))?;
+    let model = Checkpoint::open(NANO)?;
+    let config = model.config();
+    let kinds = [Kind::Squares];
+    let own = Stored::open(&folder.path().join("s"))?;
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/gguf");
+    for (file, tokens) in [("nano-llama-imatrix.gguf", 96), ("nano-llama-imatrix.dat", 3)] {
+        let theirs = Stored::open(&assets.join(file))?;
+        theirs.check_model(model.path(), &identity(&model)?)?;
+        theirs.require(config, &kinds)?;
+        assert_eq!(theirs.tokens(), tokens, "{file}");
+        for layer in 0..config.layers() {
+            let (own, theirs) =
+                (own.block(config, layer, &kinds)?, theirs.block(config, layer, &kinds)?);
+            for (slot, input) in &own.inputs {
+                let mean = |sums: &lopper::walk::InputSums| -> Result<Vec<f32>, Failed> {
+                    let squares = sums.sums.get(&Kind::Squares).ok_or("squares")?;
+                    Ok(squares.iter().map(|sum| sum / sums.tokens as f32).collect())
+                };
+                let found = mean(theirs.input(*slot).ok_or("an input")?)?;
+                let what = format!("{file}, block {layer}, {slot:?}");
+                assert_close(&what, &found, &mean(input)?, Within::Norm(1e-3));
+            }
+        }
+    }
     Ok(())
 }
 
