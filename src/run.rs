@@ -85,6 +85,9 @@ pub struct Figures {
     pub bytes: u64,
     /// Bytes if every weight were f16.
     pub bytes_f16: u64,
+    /// Weights that are not exactly 0, where a stage made zeros.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nonzero: Option<u64>,
     /// Operations of the products with weights for one token, a multiplication and an addition each.
     pub flops_per_token: u64,
     /// Perplexity, if the recipe asks for it.
@@ -413,6 +416,7 @@ impl Run<'_> {
             None => {
                 let figures = Figures {
                     parameters: plan.parameters,
+                    nonzero: None,
                     bytes: plan.stored_bytes,
                     bytes_f16: plan.f16_bytes,
                     flops_per_token: plan.flops_per_token,
@@ -529,12 +533,17 @@ impl Run<'_> {
             }
         }
         let before = unrounded.as_deref().unwrap_or(before);
-        let (weight_error, warnings) = rounding_error(before, &after, &rounded)?;
+        let (weight_error, mut warnings) = rounding_error(before, &after, &rounded)?;
+        warnings.extend(stage.report(&whole)?.into_iter().flat_map(|report| report.warnings));
         for text in &warnings {
             listen(Event::Warning { text });
         }
         let figures = Figures {
             parameters: outline.parameters(),
+            nonzero: match self.recipe.stage[..=index].iter().any(|s| s.leaves_zeros()) {
+                true => Some(nonzero(&after)?),
+                false => None,
+            },
             bytes: outline.unpadded_bytes(),
             bytes_f16: 2 * outline.parameters(),
             flops_per_token: outline.flops_per_token(),
@@ -663,6 +672,15 @@ impl Run<'_> {
         let formats = self.formats();
         if let Some(pruned) = self.pruned(work)? {
             put("pruned.json", &pretty(&pruned))?;
+        }
+        for (index, stage) in self.recipe.stage.iter().enumerate() {
+            let name = stage_folder(index, stage);
+            if let Some(report) = stage.report(&work.path().join(&name))? {
+                // A second one of a recipe has its stage's name before its own.
+                let own = folder.join(report.file).exists();
+                let file = if own { format!("{name}.{}", report.file) } else { report.file.into() };
+                put(&file, &pretty(&report.value))?;
+            }
         }
         // Where the plan had to guess sizes, it could not say this.
         if self.plan.estimated {
@@ -834,6 +852,22 @@ fn rounding_error(
     }
     let error = any.then_some(if all.1 > 0.0 { all.0 / all.1 } else { 0.0 });
     Ok((error, warnings))
+}
+
+/// Values that are not exactly 0.
+fn nonzero(weights: &dyn Weights) -> Result<u64> {
+    let mut all = 0;
+    for spec in weights.specs() {
+        interrupt::check()?;
+        let packed = weights.load(spec)?;
+        let row = |row: usize| {
+            let mut values = vec![0.0; packed.columns];
+            packed.decode_row(row, &mut values);
+            values.iter().filter(|value| **value != 0.0).count() as u64
+        };
+        all += (0..packed.rows).into_par_iter().map(row).sum::<u64>();
+    }
+    Ok(all)
 }
 
 fn json(value: &impl Serialize) -> String {

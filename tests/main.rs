@@ -84,6 +84,7 @@ mod pipelines {
     pub mod pruning;
     pub mod recipes;
     pub mod resume;
+    pub mod sparsity;
     pub mod sweep;
 }
 
@@ -136,6 +137,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     pipelines::pruning::trials,
     pipelines::recipes::trials,
     pipelines::resume::trials,
+    pipelines::sparsity::trials,
     pipelines::sweep::trials,
     formats::gguf::trials,
     formats::hostile_gguf::trials,

@@ -295,6 +295,14 @@ fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
     output.text(&table(&rows));
     output.line("");
     for stage in &manifest.stages {
+        if let Some(nonzero) = stage.figures.nonzero {
+            let all = stage.figures.parameters;
+            let share = 100.0 * nonzero as f64 / all.max(1) as f64;
+            output.line(format!(
+                "{}: {nonzero} of {all} parameters are not zero ({share:.2} %)",
+                stage.name
+            ));
+        }
         let Some(error) = stage.figures.weight_error else { continue };
         let text =
             if error == 0.0 { "0 (reproduced exactly)".into() } else { format!("{error:.3e}") };

@@ -3,8 +3,15 @@
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt;
+use faer::linalg::cholesky::llt::factor::{LltError, LltRegularization};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
-use faer::{Mat, MatRef, Par};
+use faer::linalg::matmul::matmul;
+use faer::linalg::triangular_inverse::invert_lower_triangular;
+use faer::linalg::triangular_solve::{
+    solve_lower_triangular_in_place, solve_upper_triangular_in_place,
+};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
 
@@ -55,4 +62,98 @@ pub fn eigen(matrix: &[f64], size: usize, what: &str) -> Result<Eigen> {
         eigen.vectors.extend((0..size).map(|row| sign * column[row]));
     }
     Ok(eigen)
+}
+
+/// A matrix that should be positive definite has a pivot that is not positive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotPositive {
+    /// Its row.
+    pub pivot: usize,
+}
+
+/// Pieces that an operation of this size is split into.
+fn pieces(size: usize) -> Par {
+    if size < 512 { Par::Seq } else { Par::rayon(PIECES) }
+}
+
+/// The Cholesky factor of a symmetric matrix A (n, n), row by row, of which only the upper triangle is read, in its place: R, upper
+/// triangular, with R^T R = A. What stands below the diagonal afterwards means nothing.
+pub fn cholesky(matrix: &mut [f64], n: usize) -> Result<(), NotPositive> {
+    // Column by column this is the lower factor L = R^T.
+    let view = MatMut::from_column_major_slice_mut(matrix, n, n);
+    let par = pieces(n);
+    let scratch = llt::factor::cholesky_in_place_scratch::<f64>(n, par, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut memory);
+    let plain = LltRegularization::default();
+    match llt::factor::cholesky_in_place(view, plain, par, stack, Default::default()) {
+        Ok(_) => Ok(()),
+        Err(LltError::NonPositivePivot { index }) => Err(NotPositive { pivot: index }),
+    }
+}
+
+/// Solves A x = b in place of b, by the [`cholesky`] factor of A.
+pub fn cholesky_solve(factor: &[f64], n: usize, b: &mut [f64]) {
+    let lower = MatRef::from_column_major_slice(factor, n, n);
+    let mut b = MatMut::from_column_major_slice_mut(b, n, 1);
+    solve_lower_triangular_in_place(lower, b.as_mut(), Par::Seq);
+    solve_upper_triangular_in_place(lower.transpose(), b, Par::Seq);
+}
+
+/// Of a symmetric positive definite H (n, n) the upper triangular U with U^T U = H^-1, row by row, zeros below the diagonal.
+///
+/// H turned by half a turn has the Cholesky factor L; turned back it is upper triangular, R R^T = H, and U is its inverse. So
+/// H is never inverted as a whole.
+pub fn inverse_factor(h: &[f64], n: usize) -> Result<Vec<f64>, NotPositive> {
+    let mut turned: Vec<f64> = h.iter().rev().copied().collect();
+    cholesky(&mut turned, n).map_err(|bad| NotPositive { pivot: n - 1 - bad.pivot })?;
+    let lower = MatRef::from_column_major_slice(&turned, n, n);
+    let mut inverse = vec![0.0; n * n];
+    let place = MatMut::from_column_major_slice_mut(&mut inverse, n, n);
+    invert_lower_triangular(place, lower, pieces(n));
+    // Column by column and turned back: entry (i, j) of U is entry (n-1-i, n-1-j) of the inverse.
+    let mut upper = vec![0.0; n * n];
+    for i in 0..n {
+        for j in i..n {
+            upper[i * n + j] = inverse[(n - 1 - j) * n + (n - 1 - i)];
+        }
+    }
+    Ok(upper)
+}
+
+/// A part of a matrix that is stored row by row.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// Columns of the whole matrix.
+    pub of: usize,
+    /// First row and first column of the part.
+    pub at: (usize, usize),
+    /// Rows and columns of the part.
+    pub size: (usize, usize),
+}
+
+/// c = a b, or c - a b where `subtract`; the parts' sizes must fit.
+pub fn product(
+    (c, of_c): (&mut [f64], Part),
+    (a, of_a): (&[f64], Part),
+    (b, of_b): (&[f64], Part),
+    subtract: bool,
+) {
+    let rows = c.len() / of_c.of;
+    let whole = MatMut::from_row_major_slice_mut(c, rows, of_c.of);
+    let c = whole.submatrix_mut(of_c.at.0, of_c.at.1, of_c.size.0, of_c.size.1);
+    let a = MatRef::from_row_major_slice(a, a.len() / of_a.of, of_a.of).submatrix(
+        of_a.at.0,
+        of_a.at.1,
+        of_a.size.0,
+        of_a.size.1,
+    );
+    let b = MatRef::from_row_major_slice(b, b.len() / of_b.of, of_b.of).submatrix(
+        of_b.at.0,
+        of_b.at.1,
+        of_b.size.0,
+        of_b.size.1,
+    );
+    let (begin, alpha) = if subtract { (Accum::Add, -1.0) } else { (Accum::Replace, 1.0) };
+    matmul(c, begin, a, b, alpha, pieces(of_a.size.1));
 }

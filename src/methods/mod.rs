@@ -4,6 +4,7 @@ pub mod calibration;
 pub mod linalg;
 pub mod prune;
 pub mod quantize;
+pub mod sequential;
 
 use crate::error::Error;
 

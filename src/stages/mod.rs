@@ -22,8 +22,9 @@ use crate::device::Device;
 use crate::disk::write_record;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::methods::BadField;
 use crate::methods::calibration::{Calibration, Rows, Source};
-use crate::model::{Checkpoint, Config, Outline, Pass, Weights, continue_packed};
+use crate::model::{Checkpoint, Config, Outline, Pass, Role, TensorSpec, Weights, continue_packed};
 use crate::walk::Kind;
 use crate::walk::stored::Stored;
 
@@ -63,6 +64,57 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
         _folder: &Path,
     ) -> Result<Option<Box<dyn Weights + 'a>>> {
         Ok(None)
+    }
+    /// Whether many weights are exactly 0 afterwards, so that those that are not are counted.
+    fn leaves_zeros(&self) -> bool {
+        false
+    }
+    /// What it has to tell beside its weights, by its folder once it is done.
+    fn report(&self, _folder: &Path) -> Result<Option<Report>> {
+        Ok(None)
+    }
+}
+
+/// What a stage has to tell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// The file of the artifact that it becomes.
+    pub file: &'static str,
+    /// Its contents.
+    pub value: Value,
+    /// What only the run could tell.
+    pub warnings: Vec<String>,
+}
+
+/// Which weights a stage is for, by patterns of their modules' names.
+#[derive(Clone, Debug)]
+struct Modules {
+    include: Vec<glob::Pattern>,
+    exclude: Vec<glob::Pattern>,
+}
+
+impl Modules {
+    fn new(include: &[String], exclude: &[String]) -> Result<Self, BadField> {
+        let compile = |field, patterns: &[String]| -> Result<Vec<glob::Pattern>, BadField> {
+            let compile = |text: &String| {
+                let broken = |error: glob::PatternError| {
+                    BadField::new(field, "a pattern", format!("{text}: {}", error.msg))
+                };
+                glob::Pattern::new(text).map_err(broken)
+            };
+            patterns.iter().map(compile).collect()
+        };
+        let (include, exclude) = (compile("include", include)?, compile("exclude", exclude)?);
+        Ok(Self { include, exclude })
+    }
+
+    /// Whether a tensor is among them. Norms and biases never are.
+    fn have(&self, spec: &TensorSpec) -> bool {
+        let named = |patterns: &[glob::Pattern]| {
+            patterns.iter().any(|pattern| pattern.matches(spec.module()))
+        };
+        let weight = matches!(spec.role, Role::Linear | Role::Head | Role::Embedding);
+        weight && named(&self.include) && !named(&self.exclude)
     }
 }
 

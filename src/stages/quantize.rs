@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Context, Needs, Planned, Stage, StageKind, keys};
+use super::{Context, Modules, Needs, Planned, Stage, StageKind, keys};
 use crate::device::Device;
 use crate::error::Result;
 use crate::families::LAYERS;
@@ -13,7 +13,7 @@ use crate::methods::BadField;
 use crate::methods::quantize::kept::kept;
 use crate::methods::quantize::rtn::rtn;
 use crate::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
-use crate::model::{Config, CopyOf, Outline, Role, TensorSpec, Weights};
+use crate::model::{Config, CopyOf, Outline, TensorSpec, Weights};
 use crate::tensor::{
     Levels, Packed, Scale, Sparsity, WEIGHT_TYPES, WeightFormat, WeightType, codebook, weight_type,
 };
@@ -267,18 +267,8 @@ impl Quantize {
     }
 
     fn rule(&self) -> Result<Rule, BadField> {
-        let compile = |field, patterns: &[String]| -> Result<Vec<glob::Pattern>, BadField> {
-            let compile = |text: &String| {
-                let broken = |error: glob::PatternError| {
-                    BadField::new(field, "a pattern", format!("{text}: {}", error.msg))
-                };
-                glob::Pattern::new(text).map_err(broken)
-            };
-            patterns.iter().map(compile).collect()
-        };
         Ok(Rule {
-            include: compile("include", &self.include)?,
-            exclude: compile("exclude", &self.exclude)?,
+            modules: Modules::new(&self.include, &self.exclude)?,
             format: self.format()?,
             scheme: self.scheme()?,
         })
@@ -287,21 +277,10 @@ impl Quantize {
 
 /// A stage with its patterns compiled.
 struct Rule {
-    include: Vec<glob::Pattern>,
-    exclude: Vec<glob::Pattern>,
+    modules: Modules,
     /// `None` where numbers stay numbers.
     scheme: Option<Scheme>,
     format: WeightFormat,
-}
-
-impl Rule {
-    fn applies(&self, spec: &TensorSpec) -> bool {
-        let named = |patterns: &[glob::Pattern]| {
-            patterns.iter().any(|pattern| pattern.matches(spec.module()))
-        };
-        let weight = matches!(spec.role, Role::Linear | Role::Head | Role::Embedding);
-        weight && named(&self.include) && !named(&self.exclude)
-    }
 }
 
 impl Stage for Quantize {
@@ -329,7 +308,7 @@ impl Stage for Quantize {
         };
         let formats = outline.formats.iter_mut().zip(&mut outline.copies);
         for (spec, (format, copy)) in outline.specs.iter().zip(formats) {
-            if rule.applies(spec) {
+            if rule.modules.have(spec) {
                 (*format, *copy) = (rule.format, None);
                 changes.insert(spec.name.clone(), text.clone());
                 largest = largest.max(4 * (spec.rows * spec.columns) as u64);
@@ -376,7 +355,7 @@ impl Weights for Quantized<'_> {
 
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
         let weight = self.model.load(spec)?;
-        if !self.rule.applies(spec) {
+        if !self.rule.modules.have(spec) {
             return Ok(weight);
         }
         match (self.rule.scheme, self.rule.format.ty.sparsity) {
@@ -387,13 +366,13 @@ impl Weights for Quantized<'_> {
     }
 
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
-        if self.rule.applies(spec) {
+        if self.rule.modules.have(spec) {
             return Ok(self.rule.format);
         }
         self.model.format(spec)
     }
 
     fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
-        self.model.copy_of(spec).filter(|_| !self.rule.applies(spec))
+        self.model.copy_of(spec).filter(|_| !self.rule.modules.have(spec))
     }
 }

@@ -210,10 +210,25 @@ impl Step<'_, '_> {
     /// Shows what goes through the block, and leaves the streams where they are.
     pub fn observe(&mut self, through: Through, observer: &mut dyn Observer) -> Result<()> {
         for index in 0..self.walk.streams.len() {
-            let x = copied(&self.walk.pass, &self.walk.streams[index])?;
-            self.run(through, &x, Some(&mut *observer))?;
+            self.observe_one(index, through, observer)?;
         }
         Ok(())
+    }
+
+    /// Microbatches that go through the block one after the other.
+    pub fn microbatches(&self) -> usize {
+        self.walk.streams.len()
+    }
+
+    /// [`Step::observe`] for one microbatch: what two walks make of the same tokens can be seen side by side.
+    pub fn observe_one(
+        &mut self,
+        index: usize,
+        through: Through,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let x = copied(&self.walk.pass, &self.walk.streams[index])?;
+        self.run(through, &x, Some(observer))
     }
 
     /// Takes the streams through the block, and shows what goes through it.

@@ -10,7 +10,8 @@ use crate::numbers::{Within, assert_close};
 use crate::program::{NANO, Run, command, lopper, read_json, rows, snapshot, succeeds};
 
 pub fn trials() -> Vec<Trial> {
-    let mut trials = suite!("cli::prune": uniform, non_uniform, then_quantize, sliced, refused);
+    let mut trials =
+        suite!("cli::prune": uniform, non_uniform, then_quantize, sliced, sparse, refused);
     trials.push(Trial::test("cli::scores", scores));
     trials.push(gpu_trial("cli::scores_at_any_speed".into(), at_any_speed));
     trials
@@ -183,6 +184,40 @@ formats = ["gguf", "packed"]
     Ok(())
 }
 
+/// Zeros are where the report says, in every format, and are counted; flags of another method are refused by name.
+fn sparse() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let command = "prune embedded:nano-llama --method wanda --pattern 2:4 --swaps 20 --refit --feed parent --samples 8 --length 32 \
+                   --ctx 64 --max-tokens 640 --formats hf,packed --out o";
+    let run = succeeds(folder, command)?;
+    let masks = read_json(folder.join("o/masks.json"))?;
+    let tensors = masks["tensors"].as_array().ok_or("tensors")?;
+    assert_eq!(tensors.len(), 14, "linear layers: {masks}");
+    for tensor in tensors {
+        let error = |key: &str| tensor[key].as_f64().ok_or(format!("{key}: {tensor}"));
+        let (pruned, swapped, fitted) =
+            (error("error_pruned")?, error("error_swapped")?, error("error_refitted")?);
+        let falls = 1.0 > pruned && pruned >= swapped && swapped > fitted && fitted > 0.0;
+        assert!(falls && tensor["share"] == 0.5, "{tensor}");
+    }
+    assert!(tensors.iter().any(|tensor| tensor["swaps"].as_u64() > Some(0)), "{masks}");
+    let manifest = read_json(folder.join("o/manifest.json"))?;
+    let figures = &manifest["stages"][0]["figures"];
+    let count = |key: &str| figures[key].as_u64().ok_or(key.to_string());
+    let zeros = masks["zeros"].as_u64().ok_or("zeros")?;
+    let others = count("parameters")? - count("nonzero")? - zeros;
+    // The embedding of a small model has a few of its own.
+    assert!(others < 1000, "{others} zeros outside: {figures}");
+    assert!(run.out.contains("parameters are not zero"), "{run}");
+    let measured = figures["perplexity"]["value"].as_f64().ok_or("measured")?;
+    for model in ["o/hf", "o/packed"] {
+        let found = perplexity(folder, model)?;
+        assert_close(model, &[found], &[measured], Within::Each(1e-5));
+    }
+    Ok(())
+}
+
 /// What cannot be is said before anything is written.
 fn refused() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
@@ -199,6 +234,11 @@ fn refused() -> Result<(), Failed> {
         prune NANO --out o --ratio 0.5 --samples 0 => calibration samples
         prune NANO --out o --ratio 0.5 --length 1 => calibration length
         prune NANO --out o --ratio 0.5 --score best => found best
+        prune NANO --out o --method wanda --ratio 0.5 --score l2 => llm-pruner
+        prune NANO --out o --ratio 0.5 --swaps 5 => wanda
+        prune NANO --out o --method wanda --pattern 5:4 => --pattern & 5:4
+        prune NANO --out o --method sparsegpt --pattern 2:4 --ratio 0.3 => of which 0.500 go & 0.3
+        prune NANO --out o --method magnitude => --ratio & or a pattern N:M
         scores NANO --out s --score best => found best
         scores NANO --out s --score l1 --groups heads => found heads
         scores NANO --out s --score param_first --token-file short.txt => short.txt

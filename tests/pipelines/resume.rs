@@ -22,7 +22,8 @@ pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("resume":
         files_continue, other_runs_are_refused, quantize_prune_quantize, prune_quantize_prune);
     if cfg!(unix) {
-        trials.extend(suite!("resume": killed_at_any_moment, interrupted_by_ctrl_c));
+        trials.extend(suite!("resume":
+            killed_at_any_moment, killed_between_blocks, interrupted_by_ctrl_c));
     }
     trials
 }
@@ -68,10 +69,23 @@ fn artifact(out: &Path) -> Result<(BTreeMap<PathBuf, String>, Value), Failed> {
     Ok((files, manifest))
 }
 
-/// A folder with the recipe of three stages and its artifact `whole`, and the seconds that the run took.
-fn world() -> Result<(TempDir, f64), Failed> {
+/// Blocks one after the other, each fed by those that are pruned already.
+const BLOCK_BY_BLOCK: &str = r#"
+model = "embedded:nano-llama"
+[[stage]]
+kind = "prune"
+method = "sparsegpt"
+pattern = "2:4"
+refit = true
+calibration = { text = "text.txt", samples = 3, length = 16 }
+[export]
+formats = ["packed"]
+"#;
+
+/// A folder with a recipe and its artifact `whole`, and the seconds that the run took.
+fn world(recipe: &str) -> Result<(TempDir, f64), Failed> {
     let folder = TempDir::new()?;
-    std::fs::write(folder.path().join("r.toml"), THREE_STAGES)?;
+    std::fs::write(folder.path().join("r.toml"), recipe)?;
     std::fs::write(folder.path().join("text.txt"), TEXT.repeat(40))?;
     let start = Instant::now();
     succeeds(folder.path(), "compress r.toml --out whole")?;
@@ -86,12 +100,21 @@ fn start(folder: &Path) -> Result<Child, Failed> {
 
 /// kill -9 at 100 random moments: each artifact in the end is the same, and nothing is left beside it.
 fn killed_at_any_moment() -> Result<(), Failed> {
-    let (folder, seconds) = world()?;
+    killed(THREE_STAGES, 100)
+}
+
+/// The same in the middle of a walk: it goes on at the first block that is not there.
+fn killed_between_blocks() -> Result<(), Failed> {
+    killed(BLOCK_BY_BLOCK, 20)
+}
+
+fn killed(recipe: &str, times: usize) -> Result<(), Failed> {
+    let (folder, seconds) = world(recipe)?;
     let folder = folder.path();
     let wanted = artifact(&folder.join("whole"))?;
     let mut random = Random::new(17);
     let (mut kills, mut artifacts) = (0, 0);
-    while kills < 100 {
+    while kills < times {
         loop {
             let mut child = start(folder)?;
             // Early moments more often: most of what is done is taken over, so that runs are short.
@@ -116,13 +139,13 @@ fn killed_at_any_moment() -> Result<(), Failed> {
         assert!(left.is_empty(), "{left:?}");
         std::fs::remove_dir(folder.join("deep"))?;
     }
-    assert!(artifacts >= 5, "{artifacts} artifacts");
+    assert!(artifacts >= times / 20, "{artifacts} artifacts");
     Ok(())
 }
 
 /// Ctrl-C at any moment: exit code 130, a message that says how to go on, and the work folder.
 fn interrupted_by_ctrl_c() -> Result<(), Failed> {
-    let (folder, seconds) = world()?;
+    let (folder, seconds) = world(THREE_STAGES)?;
     let folder = folder.path();
     let wanted = artifact(&folder.join("whole"))?;
     let before = snapshot(folder)?;

@@ -4,6 +4,7 @@ pub mod llm_pruner;
 pub mod memory;
 pub mod score;
 pub mod slice;
+pub mod sparse;
 
 use self::score::Score;
 use super::BadField;

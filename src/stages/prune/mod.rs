@@ -2,12 +2,14 @@
 
 pub mod channels;
 pub mod slicegpt;
+pub mod sparse;
 
 use super::method::{Method, flags, method, stage};
 use super::{RecipeStage, StageKind};
 
 pub use channels::{Prune, PruneMethod, Ranking, RatioOf, ReductionName, Requantize, Scope, kept};
 pub use slicegpt::{Form, SliceGpt, SliceMethod};
+pub use sparse::{Allocate, SparseMethod, Sparsify};
 
 pub(super) const KIND: StageKind = StageKind {
     name: "prune",
@@ -27,6 +29,13 @@ pub static METHODS: &[Method] = &[
         "slicegpt",
         "the residual stream's principal components, but the least of them (SliceGPT)"
     ),
+    method!(Sparsify, "magnitude", "single weights: the smallest become zero"),
+    method!(
+        Sparsify,
+        "wanda",
+        "single weights, by magnitude times the norm of their input (Wanda)"
+    ),
+    method!(Sparsify, "sparsegpt", "single weights; those that stay make up for them (SparseGPT)"),
 ];
 
 /// The flags of `lopper prune`, and the stage that they ask for.

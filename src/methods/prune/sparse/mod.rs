@@ -1,0 +1,116 @@
+//! Sparsity: single weights become zero, as many as a ratio says, or N of each M consecutive inputs stay. Scores of magnitude and of
+//! Wanda (Sun et al. 2023, arXiv 2306.11695), SparseGPT's solver ([`gpt`]), and two improvements that need nothing but the
+//! Gram matrix of the inputs: [`swaps`] of the mask and a [`refit`] of what stays.
+//!
+//! A matrix W is (rows, columns), output by input features, row by row; a mask says of each weight whether it stays. G = X^T X is
+//! the (columns, columns) Gram matrix of the inputs X (tokens, columns). What a row loses, d, costs ||X d||^2 = d^T G d.
+
+pub mod allocate;
+pub mod gpt;
+pub mod refit;
+pub mod swaps;
+
+use rayon::prelude::*;
+
+use crate::methods::linalg::{Part, product};
+
+/// Among which weights of a matrix the least important are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// All of the matrix.
+    Tensor,
+    /// Those of a row.
+    Row,
+    /// Each `of` consecutive inputs of a row, of which `keep` stay.
+    Groups {
+        /// N of N:M.
+        keep: usize,
+        /// M of N:M.
+        of: usize,
+    },
+}
+
+/// How many of so many weights go: the whole part of the share.
+pub fn count(of: usize, ratio: f64) -> usize {
+    // 0.7 times 10 is 7, whatever binary fractions make of it.
+    ((of as f64 * ratio + 1e-9).floor() as usize).min(of)
+}
+
+/// Wanda's scores |w| * ||x||_2 by the sum of squares of each input (2306.11695, equation 1); without sums |w|.
+pub fn scores(weights: &[f32], columns: usize, squares: Option<&[f32]>) -> Vec<f32> {
+    let Some(squares) = squares else {
+        return weights.iter().map(|w| w.abs()).collect();
+    };
+    let norms: Vec<f32> = squares.iter().map(|sum| sum.max(0.0).sqrt()).collect();
+    let mut scores = vec![0.0; weights.len()];
+    let lines = scores.par_chunks_mut(columns.max(1)).zip(weights.par_chunks(columns.max(1)));
+    lines.for_each(|(scores, weights)| {
+        for ((score, w), norm) in scores.iter_mut().zip(weights).zip(&norms) {
+            *score = w.abs() * norm;
+        }
+    });
+    scores
+}
+
+/// The mask that takes the lowest scores, of equal ones the first. The ratio counts in [`Pattern::Tensor`] and [`Pattern::Row`].
+pub fn keep_highest(scores: &[f32], columns: usize, pattern: Pattern, ratio: f64) -> Vec<bool> {
+    let mut kept = vec![true; scores.len()];
+    let run = match pattern {
+        Pattern::Tensor => scores.len(),
+        Pattern::Row => columns,
+        Pattern::Groups { of, .. } => of,
+    };
+    let go = match pattern {
+        Pattern::Groups { keep, of } => of - keep,
+        _ => count(run, ratio),
+    };
+    let run = run.max(1);
+    kept.par_chunks_mut(run).zip(scores.par_chunks(run)).for_each(|(kept, scores)| {
+        drop_lowest(scores, go, kept);
+    });
+    kept
+}
+
+/// Takes the `go` lowest scores out of a mask, of equal ones the first.
+fn drop_lowest<T: Copy + PartialOrd>(scores: &[T], go: usize, kept: &mut [bool]) {
+    if go == 0 {
+        return;
+    }
+    if go >= scores.len() {
+        kept.fill(false);
+        return;
+    }
+    // Scores are not negative and not NaN.
+    let order = |a: &T, b: &T| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal);
+    let mut sorted = scores.to_vec();
+    let (below, threshold, _) = sorted.select_nth_unstable_by(go, order);
+    let threshold = *threshold;
+    let mut ties = go - below.iter().filter(|score| **score < threshold).count();
+    for (score, kept) in scores.iter().zip(kept) {
+        if *score < threshold {
+            *kept = false;
+        } else if *score == threshold && ties > 0 {
+            (*kept, ties) = (false, ties - 1);
+        }
+    }
+}
+
+/// Zeros where the mask says so.
+pub fn masked(weights: &[f32], kept: &[bool]) -> Vec<f32> {
+    weights.iter().zip(kept).map(|(w, kept)| if *kept { *w } else { 0.0 }).collect()
+}
+
+/// Of a linear layer the sum over tokens of squared outputs ||X W^T||^2, in f64; of W - W' the squared error that W' makes.
+pub fn squared_outputs(weights: &[f64], columns: usize, gram: &[f64]) -> f64 {
+    let whole = Part { of: columns, at: (0, 0), size: (columns, columns) };
+    // A few rows at a time: their products take as much memory as they do.
+    let at_once = 256;
+    let part = |rows: &[f64]| {
+        let size = (rows.len() / columns, columns);
+        let of = Part { of: columns, at: (0, 0), size };
+        let mut products = vec![0.0; rows.len()];
+        product((&mut products, of), (rows, of), (gram, whole), false);
+        products.iter().zip(rows).map(|(p, w)| p * w).sum::<f64>()
+    };
+    weights.chunks((at_once * columns).max(1)).map(part).sum()
+}
