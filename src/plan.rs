@@ -202,7 +202,7 @@ impl Plan {
         warnings.extend(grown(recipe, &exports, parent, end)?);
         warnings.extend(with_zeros(&formats, end));
         let scaled = tensors.iter().any(|tensor| tensor.format.ty.has_scales());
-        if end.estimated && scaled && formats.contains(&ExportFormat::Gguf) {
+        if end.uneven && scaled && formats.contains(&ExportFormat::Gguf) {
             warnings.push("blocks will differ in width: GGUF holds quantized matrices of multiples of 32 columns only, others become f16 (pruning with --multiple 32, the default, makes no others)".into());
         }
         let passes = 1.0 + stages.len() as f64;
@@ -288,7 +288,7 @@ fn default_formats(parent: &Checkpoint, left: &Outline) -> Result<Vec<ExportForm
     let gguf = parent.has_tokenizer() && left.config.architecture(parent.path()).is_ok();
     let said = match own {
         ExportFormat::Gguf => gguf,
-        ExportFormat::Hf => !left.estimated && left.config.check_plain(parent.path()).is_ok(),
+        ExportFormat::Hf => !left.uneven && left.config.check_plain(parent.path()).is_ok(),
         ExportFormat::Packed => true,
     };
     // Blocks of several widths have no words in a stock configuration, but in GGUF's.
@@ -362,7 +362,7 @@ fn check_exports(formats: &[ExportFormat], parent: &Checkpoint, left: &Outline) 
         return Ok(());
     }
     left.config.check_plain(parent.path())?;
-    if left.estimated {
+    if left.uneven {
         return Err(Error::Unsupported {
             path: parent.path().into(),
             what: "a Hugging Face folder of a model pruned with global ranking".into(),

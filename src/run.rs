@@ -31,7 +31,7 @@ use crate::model::{
 use crate::plan::{Plan, Written, in_f16};
 use crate::recipe::{Evaluate, Recipe};
 use crate::stages::prune::kept;
-use crate::stages::{Context, RecipeStage};
+use crate::stages::{Context, DETAILS, Needs, RecipeStage, saved};
 use crate::text::{StoredTokenizer, Tokenizer};
 use crate::walk::Kind;
 use crate::walk::stored::{Stored, few_tokens};
@@ -115,6 +115,9 @@ pub struct StageReport {
     pub peak_vram: u64,
     /// What was measured after it.
     pub figures: Figures,
+    /// How it decided, where it tried several things.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Value>,
 }
 
 /// `manifest.json`: what was made from what, by what, and how good it is.
@@ -557,6 +560,7 @@ impl Run<'_> {
             seconds: done.seconds + start.elapsed().as_secs_f64(),
             peak_vram: done.peak_vram.max(self.peak()),
             figures,
+            details: saved(&whole, DETAILS)?,
         };
         work.record(&record, &report)?;
         Ok((after, report))
@@ -780,15 +784,17 @@ fn rows(
     tokenizer: Option<&Tokenizer>,
     context: usize,
 ) -> Result<Option<Rows>> {
-    let Some(calibration) = stage.needs().calibration else {
+    let Needs { calibration, held_out, .. } = stage.needs();
+    let Some(mut calibration) = calibration.cloned() else {
         return Ok(None);
     };
+    calibration.samples = Some(calibration.samples().saturating_add(held_out));
     let tokenizer = tokenizer.ok_or_else(|| Error::Argument {
         argument: "calibration".into(),
         expected: "a model with a tokenizer".into(),
         found: "none".into(),
     })?;
-    Rows::of_text(calibration, tokenizer)?.within(context).map(Some)
+    Rows::of_text(&calibration, tokenizer)?.within(context).map(Some)
 }
 
 /// The squared error of some weights and the sum of their squares.

@@ -80,6 +80,7 @@ mod pipelines {
     pub mod calibrate;
     pub mod jobs;
     pub mod levels;
+    pub mod minitron;
     pub mod patterns;
     pub mod pruning;
     pub mod recipes;
@@ -133,6 +134,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     pipelines::calibrate::trials,
     pipelines::jobs::trials,
     pipelines::levels::trials,
+    pipelines::minitron::trials,
     pipelines::patterns::trials,
     pipelines::pruning::trials,
     pipelines::recipes::trials,

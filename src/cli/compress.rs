@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Global;
 use super::output::{Output, bytes, table};
@@ -271,6 +271,51 @@ fn sizes((stored, f16): (u64, u64), exports: &[Written]) -> String {
     table(&rows)
 }
 
+/// What a stage tried, and what it took.
+fn show_details(details: &Value, output: &Output) {
+    let number = |value: &Value, digits: usize| {
+        value.as_f64().map_or_else(String::new, |value| format!("{value:.digits$}"))
+    };
+    if let Some(tried) = details["candidates"].as_array() {
+        let head = ["shape", "parameters", "bytes", "MFLOP", "importance", "perplexity", ""];
+        let mut rows = vec![head.map(String::from).to_vec()];
+        for (place, one) in tried.iter().enumerate() {
+            let chosen = details["chosen"].as_u64() == Some(place as u64);
+            rows.push(vec![
+                one["shape"].as_str().unwrap_or_default().replace(',', " "),
+                one["parameters"].to_string(),
+                one["bytes"].to_string(),
+                format!("{:.2}", one["flops_per_token"].as_f64().unwrap_or(0.0) / 1e6),
+                number(&one["importance_kept"], 3),
+                number(&one["perplexity"], 3),
+                if chosen { "taken".into() } else { String::new() },
+            ]);
+        }
+        output.line(format!(
+            "tried of {} shapes within {}, on {} tokens held out:",
+            details["within"],
+            details["target"].as_str().unwrap_or_default(),
+            details["held_out_tokens"],
+        ));
+        output.text(&table(&rows));
+        output.line("");
+    }
+    if let Some(steps) = details["steps"].as_array() {
+        let by = details["depth_by"].as_str().unwrap_or_default();
+        for step in steps {
+            let gone = step["gone"].as_array().into_iter().flatten();
+            let gone: Vec<String> = gone.map(Value::to_string).collect();
+            let into = match step.get("into") {
+                Some(into) => format!("merged into {into}"),
+                None => "left out".into(),
+            };
+            let cost = number(&step["cost"], 4);
+            output.line(format!("block {}: {into}, by {by} ({cost})", gone.join(", ")));
+        }
+        output.line("");
+    }
+}
+
 fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
     let mut rows = vec![
         ["", "parameters", "tensors", "MFLOP a token", "perplexity"].map(String::from).to_vec(),
@@ -295,6 +340,9 @@ fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
     output.text(&table(&rows));
     output.line("");
     for stage in &manifest.stages {
+        if let Some(details) = &stage.details {
+            show_details(details, output);
+        }
         if let Some(nonzero) = stage.figures.nonzero {
             let all = stage.figures.parameters;
             let share = 100.0 * nonzero as f64 / all.max(1) as f64;

@@ -15,6 +15,7 @@ use crate::interrupt;
 use crate::kernels::score::Reduction;
 use crate::methods::calibration::{Calibration, Rows};
 use crate::methods::prune::memory::{Residency, choose_residency};
+use crate::methods::prune::minitron::Importance;
 use crate::methods::prune::score::{Score, input_norms, sums};
 use crate::model::{
     Checkpoint, Config, Group, Model, Outline, Pass, PrunableDim, Role, WeightSource, Weights,
@@ -28,10 +29,11 @@ use crate::walk::stored::Stored;
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
-    /// l1, l2, vectorize, param_first, param_second, param_mix, random, all of these (all), or wanda; several with commas
+    /// l1, l2, vectorize, param_first, param_second, param_mix, random, all of these (all), wanda or minitron; several with
+    /// commas
     #[arg(long, value_delimiter = ',', required = true)]
     score: Vec<String>,
-    /// Which channels: ffn, kvgroup, hidden, layer
+    /// Which channels: ffn, kvgroup, head, hidden, layer
     #[arg(long, value_delimiter = ',', default_value = "ffn,kvgroup")]
     groups: Vec<String>,
     #[command(flatten)]
@@ -42,13 +44,15 @@ pub(super) struct Arguments {
     /// Take wanda from statistics that `lopper calibrate` wrote, or from an imatrix file; no text is read then
     #[arg(long, value_name = "STATS", conflicts_with_all = ["calib", "offset", "samples", "length", "token_file"])]
     stats: Option<PathBuf>,
-    /// The safetensors file to write: SCORE.ffn.L, SCORE.kvgroup.L, …; of wanda wanda.MODULE
+    /// The safetensors file to write: SCORE.ffn.L, SCORE.kvgroup.L, …; of wanda wanda.MODULE; of
+    /// minitron minitron.ffn.L, .head.L, .hidden and .depth
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
-    let wanda = arguments.score.iter().any(|name| name == "wanda");
+    let asked = |name: &str| arguments.score.iter().any(|score| score == name);
+    let (wanda, minitron) = (asked("wanda"), asked("minitron"));
     let scores = named_scores(&arguments.score)?;
     let widths = named_widths(&arguments.groups)?;
     let checkpoint = open_model(&arguments.model, output)?;
@@ -69,12 +73,19 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 found: score.name().into(),
             });
         }
+        if minitron {
+            return Err(Error::Argument {
+                argument: "--stats".into(),
+                expected: "wanda and scores of weights alone".into(),
+                found: "minitron".into(),
+            });
+        }
         stored.check_model(checkpoint.path(), &identity(&checkpoint)?)?;
         stored.require(checkpoint.config(), &[Kind::Squares])?;
         stored_norms = wanda.then_some(stored);
     }
     let wanda = wanda && arguments.stats.is_none();
-    let gradient_based = wanda || scores.iter().any(|score| score.needs_gradient());
+    let gradient_based = wanda || minitron || scores.iter().any(|score| score.needs_gradient());
     let rows = || {
         let file = arguments.token_file.as_deref();
         calibration_rows(&arguments.calibration, file, &checkpoint)
@@ -127,6 +138,17 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
     if let Some(stored) = &stored_norms {
         found.extend(norms_of(stored, checkpoint.config())?);
+    }
+    if let (true, Some(rows)) = (minitron, &rows) {
+        let importance = Importance::of(layers, &pass, rows, &mut progress)?;
+        for group in groups(checkpoint.config(), checkpoint.specs()) {
+            let name = match group.width {
+                PrunableDim::KvGroup => continue,
+                PrunableDim::Layers => "depth".to_string(),
+                _ => group.to_string(),
+            };
+            found.push((format!("minitron.{name}"), importance.units(&group)));
+        }
     }
     let seconds = begin.elapsed().as_secs_f64();
     let count = found.len();
@@ -212,7 +234,7 @@ pub(super) fn calibration_rows(
 
 fn named_scores(names: &[String]) -> Result<Vec<Score>> {
     let mut scores = Vec::new();
-    for name in names.iter().filter(|name| *name != "wanda") {
+    for name in names.iter().filter(|name| !["wanda", "minitron"].contains(&name.as_str())) {
         match (name.as_str(), Score::named(name)) {
             ("all", _) => scores.extend(Score::ALL),
             (_, Some(score)) => scores.push(score),
@@ -220,7 +242,7 @@ fn named_scores(names: &[String]) -> Result<Vec<Score>> {
                 let known = Score::ALL.map(Score::name).join(", ");
                 return Err(Error::Argument {
                     argument: "--score".into(),
-                    expected: format!("{known}, all or wanda"),
+                    expected: format!("{known}, all, wanda or minitron"),
                     found: name.clone(),
                 });
             }
@@ -232,8 +254,13 @@ fn named_scores(names: &[String]) -> Result<Vec<Score>> {
 }
 
 fn named_widths(names: &[String]) -> Result<Vec<PrunableDim>> {
-    let all =
-        [PrunableDim::FeedForward, PrunableDim::KvGroup, PrunableDim::Hidden, PrunableDim::Layers];
+    let all = [
+        PrunableDim::FeedForward,
+        PrunableDim::KvGroup,
+        PrunableDim::Head,
+        PrunableDim::Hidden,
+        PrunableDim::Layers,
+    ];
     let named = |name: &String| {
         let found = all.into_iter().find(|width| width.name() == name);
         found.ok_or_else(|| Error::Argument {

@@ -9,12 +9,15 @@ use serde::Serialize;
 use super::config::Config;
 use super::names::{Role, TensorSpec};
 
-/// What channels can be cut from.
+/// What channels can be cut from, in the order in which several are: the numbers of heads are those before their groups go, those
+/// of a block's channels those before blocks go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PrunableDim {
     /// Channels of a block's feed-forward.
     FeedForward,
+    /// Query heads of a block, while its key-value heads stay: of each of them as many.
+    Head,
     /// Key-value heads of a block, each with the query heads that read it: contiguous ones.
     KvGroup,
     /// Columns of the residual stream, through the whole model.
@@ -29,6 +32,7 @@ impl PrunableDim {
         match self {
             PrunableDim::FeedForward => "ffn",
             PrunableDim::KvGroup => "kvgroup",
+            PrunableDim::Head => "head",
             PrunableDim::Hidden => "hidden",
             PrunableDim::Layers => "layer",
         }
@@ -40,9 +44,29 @@ impl PrunableDim {
         match self {
             PrunableDim::FeedForward => widths.intermediate_size,
             PrunableDim::KvGroup => widths.kv_heads,
+            PrunableDim::Head => widths.heads,
             PrunableDim::Hidden => config.hidden_size,
             PrunableDim::Layers => config.layers(),
         }
+    }
+
+    /// Parts of equal size that its units fall into, each of which keeps as many as the others: a block's query heads by the
+    /// key-value head that they read, anything else as a whole.
+    pub fn parts(self, config: &Config, layer: Option<usize>) -> usize {
+        match self {
+            PrunableDim::Head => config.blocks[layer.unwrap_or(0)].kv_heads,
+            _ => 1,
+        }
+    }
+
+    /// Whether each block has its own.
+    pub fn of_blocks(self) -> bool {
+        matches!(self, PrunableDim::FeedForward | PrunableDim::Head | PrunableDim::KvGroup)
+    }
+
+    /// Whether channels of `other` go when this is cut: key-value heads take their query heads along.
+    pub fn takes(self, other: PrunableDim) -> bool {
+        self == other || (self, other) == (PrunableDim::KvGroup, PrunableDim::Head)
     }
 }
 
@@ -90,6 +114,8 @@ pub struct Group {
     pub layer: Option<usize>,
     /// How many units there are, each of which can go or stay.
     pub units: usize,
+    /// Parts of equal size that the units fall into, of each of which as many stay ([`PrunableDim::parts`]).
+    pub parts: usize,
     /// What a unit is made of. None for [`PrunableDim::Layers`]: a unit is all tensors of a block.
     pub members: Vec<Member>,
 }
@@ -103,11 +129,16 @@ impl fmt::Display for Group {
     }
 }
 
-/// The groups of a model with these tensors, block by block, then those that go through all of it.
+/// The groups of a model with these tensors, block by block, then those that go through all of it. Query heads are a group of
+/// their own beside that of the key-value heads, where several read one.
 pub fn groups(config: &Config, specs: &[TensorSpec]) -> Vec<Group> {
     let mut groups = Vec::new();
     let mut add = |width: PrunableDim, layer: Option<usize>| {
-        let units = width.units(config, layer);
+        let (units, parts) = (width.units(config, layer), width.parts(config, layer));
+        if width == PrunableDim::Head && units == parts {
+            // Each is all that reads its key-value head.
+            return;
+        }
         let mut members = Vec::new();
         for spec in specs {
             if layer.is_some() && spec.layer() != layer {
@@ -118,7 +149,7 @@ pub fn groups(config: &Config, specs: &[TensorSpec]) -> Vec<Group> {
                 (Axis::Columns, spec.column_width, spec.columns),
             ];
             for (axis, of, channels) in axes {
-                if of == Some(width) {
+                if of.is_some_and(|of| width.takes(of)) {
                     members.push(Member {
                         tensor: spec.name.clone(),
                         axis,
@@ -128,11 +159,12 @@ pub fn groups(config: &Config, specs: &[TensorSpec]) -> Vec<Group> {
                 }
             }
         }
-        groups.push(Group { width, layer, units, members });
+        groups.push(Group { width, layer, units, parts, members });
     };
     for layer in 0..config.layers() {
         add(PrunableDim::FeedForward, Some(layer));
         add(PrunableDim::KvGroup, Some(layer));
+        add(PrunableDim::Head, Some(layer));
     }
     add(PrunableDim::Hidden, None);
     add(PrunableDim::Layers, None);

@@ -62,7 +62,8 @@ impl Dim {
         match self {
             Dim::Hidden => Some(PrunableDim::Hidden),
             Dim::Intermediate => Some(PrunableDim::FeedForward),
-            Dim::Query | Dim::KeyValue => Some(PrunableDim::KvGroup),
+            Dim::Query => Some(PrunableDim::Head),
+            Dim::KeyValue => Some(PrunableDim::KvGroup),
             Dim::Head | Dim::Vocabulary => None,
         }
     }

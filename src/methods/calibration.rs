@@ -205,4 +205,12 @@ impl Rows {
     pub fn length(&self) -> usize {
         self.ids.len() / self.samples
     }
+
+    /// The rows before the last `count`, and those.
+    pub fn hold_out(&self, count: usize) -> (Self, Self) {
+        let samples = self.samples - count.min(self.samples);
+        let (first, last) = self.ids.split_at(samples * self.length());
+        let part = |ids: &[u32], samples: usize| Self { ids: ids.to_vec(), samples };
+        (part(first, samples), part(last, self.samples - samples))
+    }
 }

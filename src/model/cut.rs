@@ -22,8 +22,13 @@ pub struct KeptChannels {
     pub feed_forward: Vec<Vec<usize>>,
     /// Key-value heads of each kept block; their query heads go with them.
     pub kv_groups: Vec<Vec<usize>>,
+    /// Query heads of each kept block: as many of each key-value head that is kept, in its order.
+    pub heads: Vec<Vec<usize>>,
     /// Columns of the residual stream.
     pub hidden: Vec<usize>,
+    /// Of each kept block, the blocks that were merged into it: its weights are those of `layers` and so many times what each of
+    /// these differs from them.
+    pub merged: Vec<Vec<(usize, i64)>>,
 }
 
 impl KeptChannels {
@@ -34,8 +39,10 @@ impl KeptChannels {
         Self {
             layers: all(config.layers()),
             feed_forward: blocks.clone().map(|b| all(b.intermediate_size)).collect(),
-            kv_groups: blocks.map(|b| all(b.kv_heads)).collect(),
+            kv_groups: blocks.clone().map(|b| all(b.kv_heads)).collect(),
+            heads: blocks.map(|b| all(b.heads)).collect(),
             hidden: all(config.hidden_size),
+            merged: vec![Vec::new(); config.layers()],
         }
     }
 
@@ -45,16 +52,65 @@ impl KeptChannels {
         let layer = layer.unwrap_or(0);
         match width {
             PrunableDim::FeedForward => pick(&mut self.feed_forward[layer]),
-            PrunableDim::KvGroup => pick(&mut self.kv_groups[layer]),
+            PrunableDim::KvGroup => {
+                let before = &self.heads[layer];
+                let each = before.len() / self.kv_groups[layer].len();
+                let its = |unit: &usize| before[unit * each..(unit + 1) * each].to_vec();
+                self.heads[layer] = units.iter().flat_map(its).collect();
+                pick(&mut self.kv_groups[layer]);
+            }
+            PrunableDim::Head => pick(&mut self.heads[layer]),
             PrunableDim::Hidden => pick(&mut self.hidden),
             PrunableDim::Layers => {
                 let block =
                     |lists: &[Vec<usize>]| units.iter().map(|u| lists[*u].clone()).collect();
                 self.feed_forward = block(&self.feed_forward);
                 self.kv_groups = block(&self.kv_groups);
+                self.heads = block(&self.heads);
+                self.merged = units.iter().map(|unit| self.merged[*unit].clone()).collect();
                 pick(&mut self.layers);
             }
         }
+    }
+
+    /// Merges the `count` blocks behind block `layer` of what is left into it, by what each of them differs from it: W + (W1 - W) +
+    /// (W2 - W) + … (Yang et al. 2024, LaCo, arXiv 2402.11187, equation 1). With one, that is the next block in its
+    /// place: block `layer` goes.
+    pub fn merge(&mut self, layer: usize, count: usize) {
+        if count == 1 {
+            // W + (W1 - W), and what else the next block is.
+            let stay: Vec<usize> = (0..self.layers.len()).filter(|p| *p != layer).collect();
+            return self.keep(PrunableDim::Layers, None, &stay);
+        }
+        let mut next = Self { merged: vec![Vec::new(); self.layers.len()], ..self.places() };
+        next.merged[layer] = (layer + 1..=layer + count).map(|other| (other, 1)).collect();
+        let stay: Vec<usize> = (0..self.layers.len())
+            .filter(|place| !(layer + 1..=layer + count).contains(place))
+            .collect();
+        next.keep(PrunableDim::Layers, None, &stay);
+        *self = self.then(&next);
+    }
+
+    /// What is left, all of it kept.
+    fn places(&self) -> Self {
+        let all = |units: &Vec<usize>| (0..units.len()).collect::<Vec<_>>();
+        let of_blocks = |lists: &[Vec<usize>]| lists.iter().map(all).collect();
+        Self {
+            layers: all(&self.layers),
+            feed_forward: of_blocks(&self.feed_forward),
+            kv_groups: of_blocks(&self.kv_groups),
+            heads: of_blocks(&self.heads),
+            hidden: all(&self.hidden),
+            merged: vec![Vec::new(); self.layers.len()],
+        }
+    }
+
+    /// The blocks of the whole model that the block of this place is made of, each with its share; its own is first.
+    fn shares(&self, place: usize) -> Vec<(usize, i64)> {
+        let others = self.merged.get(place).map_or(&[][..], Vec::as_slice);
+        let own = 1 - others.iter().map(|(_, share)| share).sum::<i64>();
+        let others = others.iter().copied();
+        std::iter::once((self.layers[place], own)).chain(others).collect()
     }
 
     /// What is kept of the whole model where `next` was kept of what this left.
@@ -68,12 +124,30 @@ impl KeptChannels {
             layers: pick(&self.layers, &next.layers),
             feed_forward: of_blocks(&self.feed_forward, &next.feed_forward),
             kv_groups: of_blocks(&self.kv_groups, &next.kv_groups),
+            heads: of_blocks(&self.heads, &next.heads),
             hidden: pick(&self.hidden, &next.hidden),
+            merged: (0..next.layers.len()).map(|place| self.merged_then(next, place)).collect(),
         }
     }
 
+    /// The blocks of the whole model, but the first one, that block `place` of what `next` leaves is made of.
+    fn merged_then(&self, next: &KeptChannels, place: usize) -> Vec<(usize, i64)> {
+        let first = self.layers[next.layers[place]];
+        let mut shares: Vec<(usize, i64)> = Vec::new();
+        for (middle, times) in next.shares(place) {
+            for (layer, share) in self.shares(middle).into_iter().filter(|(l, _)| *l != first) {
+                match shares.iter_mut().find(|(known, _)| *known == layer) {
+                    Some((_, sum)) => *sum += times * share,
+                    None => shares.push((layer, times * share)),
+                }
+            }
+        }
+        shares.retain(|(_, share)| *share != 0);
+        shares
+    }
+
     /// What went of a model of configuration `whole`, by numbers in it: blocks, columns of the residual stream, and of each block
-    /// that is left (`layer` in the whole model, `place` now) feed-forward channels and key-value heads.
+    /// that is left (`layer` in the whole model, `place` now) feed-forward channels, key-value heads and query heads.
     pub fn gone(&self, whole: &Config) -> Value {
         let gone = |count: usize, kept: &[usize]| {
             let mut gone = vec![true; count];
@@ -83,11 +157,18 @@ impl KeptChannels {
         };
         let blocks = self.layers.iter().enumerate().map(|(place, layer)| {
             let before = whole.blocks[*layer];
-            json!({
+            let merged = self.merged.get(place).filter(|merged| !merged.is_empty());
+            let merged = merged.map(|merged| json!(merged));
+            let mut block = json!({
                 "layer": layer, "place": place,
                 "ffn": gone(before.intermediate_size, &self.feed_forward[place]),
                 "kvgroup": gone(before.kv_heads, &self.kv_groups[place]),
-            })
+                "head": gone(before.heads, &self.heads[place]),
+            });
+            if let Some(merged) = merged {
+                block["merged"] = merged;
+            }
+            block
         });
         json!({
             "schema": 1, "layers": gone(whole.layers(), &self.layers),
@@ -97,15 +178,11 @@ impl KeptChannels {
 
     /// The configuration of what is left of a model of configuration `whole`.
     pub fn config(&self, whole: &Config) -> Config {
-        let block = |(place, layer): (usize, &usize)| {
-            let before = whole.blocks[*layer];
-            let kv_heads = self.kv_groups[place].len();
-            BlockDims {
-                heads: before.heads / before.kv_heads * kv_heads,
-                kv_heads,
-                intermediate_size: self.feed_forward[place].len(),
-                ..before
-            }
+        let block = |(place, layer): (usize, &usize)| BlockDims {
+            heads: self.heads[place].len(),
+            kv_heads: self.kv_groups[place].len(),
+            intermediate_size: self.feed_forward[place].len(),
+            ..whole.blocks[*layer]
         };
         Config {
             hidden_size: self.hidden.len(),
@@ -151,18 +228,20 @@ impl<'a> Pruned<'a> {
     pub fn whole(&self, spec: &TensorSpec) -> Option<&'a TensorSpec> {
         let name = match spec.layer() {
             None => Cow::Borrowed(spec.name.as_str()),
-            Some(place) => {
-                let whole = layer_name(self.cut.layers[place]);
-                Cow::Owned(spec.name.replacen(&layer_name(place), &whole, 1))
-            }
+            Some(place) => Cow::Owned(renamed(&spec.name, place, self.cut.layers[place])),
         };
         self.parent.specs().iter().find(|spec| spec.name == name)
     }
 
-    /// Consecutive columns of a tensor here, one of what is left, that go or stay together.
-    fn column_span(&self, spec: &TensorSpec, whole: &TensorSpec) -> usize {
-        let place = spec.layer().map_or(0, |place| self.cut.layers[place]);
-        column_span(self.parent.config(), whole, place)
+    /// Consecutive columns of a tensor here, one of what is left, that go or stay together; of a merged one, whose every value is
+    /// new, 1.
+    pub fn column_span(&self, spec: &TensorSpec, whole: &TensorSpec) -> usize {
+        if self.merged(spec).is_some() {
+            return 1;
+        }
+        let place = spec.layer().unwrap_or(0);
+        let before = self.parent.config().blocks[self.cut.layers[place]];
+        column_span(self.parent.config(), whole, (before, self.config.blocks[place]))
     }
 
     /// Whether the codes of a tensor do not survive the cut, so that its values must be rounded anew.
@@ -170,13 +249,46 @@ impl<'a> Pruned<'a> {
         let whole = self.whole(spec).expect("what is left was there before");
         let columns = self.kept(spec, whole, Axis::Columns).is_some();
         let format = self.parent.format(whole)?;
-        Ok(columns && !codes_survive(format, self.column_span(spec, whole)))
+        let merged = self.merged(spec).is_some() && !format.ty.is_plain();
+        Ok(merged || columns && !codes_survive(format, self.column_span(spec, whole)))
+    }
+
+    /// The blocks that a tensor is made of, if it is of several.
+    fn merged(&self, spec: &TensorSpec) -> Option<Vec<(usize, i64)>> {
+        let shares = self.cut.shares(spec.layer()?);
+        (shares.len() > 1).then_some(shares)
+    }
+
+    /// The parent's tensor behind `spec`, whole: of merged blocks the sum, in f32.
+    fn weight(&self, spec: &TensorSpec, whole: &TensorSpec) -> Result<Packed> {
+        let Some(shares) = self.merged(spec) else {
+            return self.parent.load(whole);
+        };
+        let mut sum = vec![0f64; whole.rows * whole.columns];
+        for (layer, share) in shares {
+            let name = renamed(&whole.name, whole.layer().unwrap_or(0), layer);
+            let found = self.parent.specs().iter().find(|spec| spec.name == name);
+            let Some(its) = found.filter(|its| its.shape() == whole.shape()) else {
+                return Err(Error::Tensor {
+                    path: "merge".into(),
+                    tensor: name,
+                    expected: format!("{:?}, as {}", whole.shape(), whole.name),
+                    found: found.map_or("nothing".into(), |its| format!("{:?}", its.shape())),
+                });
+            };
+            let values = self.parent.load(its)?.to_f32();
+            sum.iter_mut()
+                .zip(values)
+                .for_each(|(sum, value)| *sum += share as f64 * f64::from(value));
+        }
+        let values: Vec<f32> = sum.into_iter().map(|value| value as f32).collect();
+        Ok(Packed::from_f32(&values, whole.rows, whole.columns))
     }
 
     /// A tensor with no more rounding than a cut needs: none, but values in f32 where the codes do not survive it.
     pub fn exact(&self, spec: &TensorSpec) -> Result<Packed> {
         let whole = self.whole(spec).expect("what is left was there before");
-        let weight = self.parent.load(whole)?;
+        let weight = self.weight(spec, whole)?;
         let [rows, columns] = [Axis::Rows, Axis::Columns].map(|axis| self.kept(spec, whole, axis));
         if rows.is_none() && columns.is_none() {
             return Ok(weight);
@@ -232,6 +344,7 @@ impl<'a> Pruned<'a> {
         let kept = match width {
             PrunableDim::FeedForward => &self.cut.feed_forward[place],
             PrunableDim::KvGroup => &self.cut.kv_groups[place],
+            PrunableDim::Head => &self.cut.heads[place],
             PrunableDim::Hidden => &self.cut.hidden,
             PrunableDim::Layers => return None,
         };
@@ -273,6 +386,9 @@ impl Weights for Pruned<'_> {
     fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
         let whole = self.whole(spec)?;
         let mut copy = self.parent.copy_of(whole)?;
+        if self.merged(spec).is_some() {
+            return None;
+        }
         if self.kept(spec, whole, Axis::Columns).is_some() {
             return None;
         }
@@ -287,6 +403,11 @@ impl Weights for Pruned<'_> {
     }
 }
 
+/// The name of the tensor of another layer that is what `name` is in its own.
+fn renamed(name: &str, own: usize, other: usize) -> String {
+    name.replacen(&layer_name(own), &layer_name(other), 1)
+}
+
 /// Whether what is left of a matrix keeps its codes when columns go in runs of `span`: groups that share a scale must go or stay
 /// as a whole, or be whole rows, and so must the columns that a pattern of zeros looks at together. Rows can always go.
 pub fn codes_survive(format: WeightFormat, span: usize) -> bool {
@@ -296,9 +417,24 @@ pub fn codes_survive(format: WeightFormat, span: usize) -> bool {
     scales && format.ty.sparsity.is_none_or(|pattern| span.is_multiple_of(pattern.of as usize))
 }
 
-/// Consecutive columns of a tensor of a model of this configuration that belong to one unit of their width, in block `layer`.
-pub fn column_span(config: &Config, spec: &TensorSpec, layer: usize) -> usize {
-    let units = spec.column_width.map_or(1, |width| width.units(config, Some(layer)));
+/// Consecutive columns of a tensor of a model of this configuration that go or stay together, where its block becomes another.
+/// Query heads go one by one, or, where as many as before read each key-value head that is left, with that.
+pub fn column_span(
+    config: &Config,
+    spec: &TensorSpec,
+    (before, after): (BlockDims, BlockDims),
+) -> usize {
+    let units = match spec.column_width {
+        None => return spec.columns,
+        Some(PrunableDim::FeedForward) => before.intermediate_size,
+        Some(PrunableDim::Hidden) => config.hidden_size,
+        Some(PrunableDim::Layers) => return spec.columns,
+        Some(PrunableDim::KvGroup) => before.kv_heads,
+        Some(PrunableDim::Head) => {
+            let together = before.heads * after.kv_heads == after.heads * before.kv_heads;
+            if together { before.kv_heads } else { before.heads }
+        }
+    };
     spec.columns / units.max(1)
 }
 

@@ -17,9 +17,10 @@ pub struct Outline {
     pub formats: Vec<WeightFormat>,
     /// Of which tensor of the first model each is a copy, of rows perhaps that only the stage knows.
     pub copies: Vec<Option<CopyOf>>,
-    /// Whether the sizes of blocks are means: blocks compete for what stays, so that each one's share is known only when
-    /// the stage has run.
+    /// Whether the sizes are estimates: what stays is known only when the stage has run.
     pub estimated: bool,
+    /// Whether blocks compete for what stays: they will differ in width, and the sizes here are means.
+    pub uneven: bool,
 }
 
 impl Outline {
@@ -33,6 +34,7 @@ impl Outline {
             formats: formats.collect::<Result<_>>()?,
             copies: specs.iter().map(|spec| weights.copy_of(spec)).collect(),
             estimated: false,
+            uneven: false,
         })
     }
 

@@ -168,6 +168,17 @@ impl Model {
         &self.config
     }
 
+    /// The blocks' weights.
+    pub fn blocks(&self) -> &[BlockWeights] {
+        &self.blocks
+    }
+
+    /// The same model with other blocks, of configuration `config`. Weights that both have are on the device once.
+    pub fn with_blocks(&self, config: Config, blocks: Vec<BlockWeights>) -> Self {
+        assert!(config.layers() == blocks.len(), "a configuration lists its blocks");
+        Self { config, embedding: self.embedding.clone(), blocks, head: self.head.clone() }
+    }
+
     /// The products of a pass over so many tokens, one of each shape and type.
     pub fn products(&self, compute: Compute, engine: Engine, tokens: usize) -> Vec<MatmulShape> {
         let mut products: Vec<MatmulShape> = Vec::new();

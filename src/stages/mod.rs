@@ -132,13 +132,20 @@ pub struct Needs<'a> {
     pub kinds: &'a [Kind],
     /// Gradients of the loss of these tokens.
     pub gradients: bool,
+    /// Rows behind those of the calibration that are kept apart, to try on what it found.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub held_out: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl<'a> Needs<'a> {
     /// What a method needs that takes sums of these kinds from `source`.
     pub fn sums(source: &'a Source, kinds: &'a [Kind]) -> Self {
         let (calibration, stats) = (source.calibration(), source.stats.as_deref());
-        Self { calibration, stats, kinds, gradients: false }
+        Self { calibration, stats, kinds, gradients: false, held_out: 0 }
     }
 }
 
@@ -163,7 +170,7 @@ pub struct Context<'a> {
     pub parent: &'a Checkpoint,
     /// Where and in what calibration computes.
     pub pass: Pass<'a>,
-    /// The rows of [`Needs::calibration`].
+    /// The rows of [`Needs::calibration`], and behind them [`Needs::held_out`] more.
     pub rows: Option<&'a Rows>,
     /// The statistics of [`Needs::stats`], which have the kinds of [`Needs::kinds`] of every block, and are this model's.
     pub statistics: Option<&'a Stored>,
@@ -203,8 +210,11 @@ impl Context<'_> {
     }
 }
 
+/// What a stage saves of how it decided, for the manifest: any JSON without nulls.
+pub const DETAILS: &str = "details.json";
+
 /// What [`save`] saved as `name` in a stage's folder.
-fn saved<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>> {
+pub(crate) fn saved<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>> {
     let path = folder.join(name);
     if !path.exists() {
         return Ok(None);

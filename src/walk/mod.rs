@@ -7,7 +7,7 @@
 mod statistic;
 pub mod stored;
 
-pub use statistic::{BlockSums, InputSums, Kind, Statistics};
+pub use statistic::{BlockSums, InputSums, Kind, Statistics, cosines};
 
 use std::borrow::Cow;
 

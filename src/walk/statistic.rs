@@ -248,23 +248,29 @@ impl Observer for Statistics<'_> {
     }
 
     fn output(&mut self, before: &Tensor, after: &Tensor) -> Result<()> {
-        let device = self.device;
-        let tokens = before.shape()[0];
-        let of_rows = |form: Form, x: &Tensor, y: Option<&Tensor>| {
-            let result = device.allocate(DType::F32, &[tokens], "cosines")?;
-            rows::rows(device, form, x, y, None, &result, false)?;
-            device.read_later(&result)
-        };
-        // All three are on their way before the first is waited for.
-        let dots = of_rows(Form::Product, before, Some(after))?;
-        let (a, b) = (of_rows(Form::L2, before, None)?, of_rows(Form::L2, after, None)?);
-        let values = |reading| Ok(device.finish(reading)?.to_f32());
-        let (dots, a, b) = (values(dots)?, values(a)?, values(b)?);
-        for ((dot, a), b) in dots.into_iter().zip(a).zip(b) {
-            let norms = (f64::from(a) * f64::from(b)).sqrt();
-            self.cosines += f64::from(dot) / norms.max(f64::MIN_POSITIVE);
-        }
-        self.seen += tokens as u64;
+        self.cosines += cosines(self.device, before, after)?;
+        self.seen += before.shape()[0] as u64;
         Ok(())
     }
+}
+
+/// The sum of the cosines of each row of `a` with the same row of `b`, f32 (rows, columns) both.
+pub fn cosines(device: &Device, a: &Tensor, b: &Tensor) -> Result<f64> {
+    let count = a.shape()[0];
+    let of_rows = |form: Form, x: &Tensor, y: Option<&Tensor>| {
+        let result = device.allocate(DType::F32, &[count], "cosines")?;
+        rows::rows(device, form, x, y, None, &result, false)?;
+        device.read_later(&result)
+    };
+    // All three are on their way before the first is waited for.
+    let dots = of_rows(Form::Product, a, Some(b))?;
+    let (a, b) = (of_rows(Form::L2, a, None)?, of_rows(Form::L2, b, None)?);
+    let values = |reading| Ok(device.finish(reading)?.to_f32());
+    let (dots, a, b) = (values(dots)?, values(a)?, values(b)?);
+    let mut sum = 0.0;
+    for ((dot, a), b) in dots.into_iter().zip(a).zip(b) {
+        let norms = (f64::from(a) * f64::from(b)).sqrt();
+        sum += f64::from(dot) / norms.max(f64::MIN_POSITIVE);
+    }
+    Ok(sum)
 }

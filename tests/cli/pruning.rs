@@ -279,15 +279,22 @@ fn scores() -> Result<(), Failed> {
     let rows: Vec<Vec<u32>> =
         (0..3).map(|row| (0..20).map(|t| 7 * row + 11 * t + 4).collect()).collect();
     std::fs::write(folder.join("t.json"), serde_json::to_string(&rows)?)?;
-    let command = "scores embedded:nano-llama --score all,wanda --token-file t.json --groups ffn,kvgroup,hidden,layer";
+    let command = "scores embedded:nano-llama --score all,wanda,minitron --token-file t.json --groups ffn,kvgroup,head,hidden,layer";
     let run = succeeds(folder, &format!("{command} --out s.safetensors --json=s.json"))?;
     let found = read_json(folder.join("s.json"))?;
-    // Seven scores of two groups in each of two layers, of the hidden width and of layers; norms of 14 modules.
-    assert!(found["tensors"] == 7 * 6 + 14 && found["tokens"] == 60, "{found}: {run}");
+    // Seven scores of three groups in each of two layers, of the hidden width and of layers; norms of 14 modules; importance of
+    // two groups in each layer, and of the two others.
+    assert!(found["tensors"] == 7 * 8 + 14 + 2 * 2 + 2 && found["tokens"] == 60, "{found}: {run}");
     let shown = succeeds(folder, "inspect embedded:nano-llama --groups")?.out;
-    for line in
-        ["ffn.0", "kvgroup.1", "hidden", "layer", "model.layers.*.mlp.down_proj.weight", "consumes"]
-    {
+    for line in [
+        "ffn.0",
+        "kvgroup.1",
+        "head.0",
+        "hidden",
+        "layer",
+        "model.layers.*.mlp.down_proj.weight",
+        "consumes",
+    ] {
         assert!(shown.contains(line), "no {line}: {shown}");
     }
     Ok(())

@@ -5,6 +5,7 @@ use lopper::device::Device;
 use lopper::gpu::Options;
 use lopper::kernels::score::Reduction;
 use lopper::methods::calibration::Rows;
+use lopper::methods::prune::minitron::Importance;
 use lopper::methods::prune::score::{Score, Sums, input_norms, sums};
 use lopper::model::{Checkpoint, Compute, Group, Pass, PrunableDim, WeightSource, Weights, groups};
 use lopper::tensor::DType;
@@ -28,6 +29,7 @@ pub fn trials() -> Vec<Trial> {
         }),
     ];
     trials.extend(on_each("scores::wanda", wanda));
+    trials.extend(on_each("scores::minitron", minitron));
     trials.extend(suite!("scores": reductions));
     trials
 }
@@ -86,6 +88,42 @@ fn wanda(device: &Device) -> Result<(), Failed> {
     for (module, norms) in found {
         let name = format!("wanda.{module}");
         assert_close(&name, &norms, &known.floats(&name)?, Within::Each(1e-4));
+    }
+    Ok(())
+}
+
+/// Importance within 1e-3 of its definition in f64, in the same order but for what is nearer than that; with weights held and
+/// with weights streamed.
+fn minitron(device: &Device) -> Result<(), Failed> {
+    let known = Known::open("assets/golden/activation-scores.safetensors")?;
+    let weights = Checkpoint::open("embedded:tiny-llama")?;
+    let rows = Rows { ids: known.words("input_ids")?, samples: 16 };
+    let held = load(device, &weights)?;
+    for source in [WeightSource::Resident(&held), WeightSource::Streamed(device, &weights)] {
+        let found = Importance::of(source, &pass(device), &rows, &mut |_, _| {})?;
+        let mut compared = 0;
+        for group in groups(weights.config(), weights.specs()) {
+            let name = match group.width {
+                PrunableDim::KvGroup => continue,
+                PrunableDim::Layers => "minitron.depth".to_string(),
+                _ => format!("minitron.{group}"),
+            };
+            let (units, wanted) = (found.units(&group), known.floats(&name)?);
+            assert_close(&name, &units, &wanted, Within::Each(1e-3));
+            let order = |scores: &[f32]| {
+                let mut order: Vec<usize> = (0..scores.len()).collect();
+                order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
+                order
+            };
+            for (found, expected) in order(&units).into_iter().zip(order(&wanted)) {
+                let apart = (wanted[found] / wanted[expected] - 1.0).abs();
+                assert!(apart <= 2e-6, "{name}: {found} in the place of {expected}, {apart:.1e}");
+            }
+            compared += 1;
+        }
+        let names = known.names();
+        let all = names.iter().filter(|name| name.starts_with("minitron.")).count();
+        assert_eq!(compared, all, "tensors of importance");
     }
     Ok(())
 }

@@ -66,10 +66,14 @@ fn any_group(device: &Device) -> Result<(), Failed> {
         let mut random = Random::new(50);
         for group in groups(parent.config(), parent.specs()) {
             let what = format!("{model}, {group}");
-            let mut kept: Vec<usize> = (0..group.units).collect();
-            let fewer = (group.units / 3).max(1);
-            for _ in 0..fewer {
-                kept.remove(random.below(kept.len() as u32) as usize);
+            let each = group.units / group.parts;
+            let mut kept = Vec::new();
+            for part in 0..group.parts {
+                let mut stay: Vec<usize> = (part * each..(part + 1) * each).collect();
+                for _ in 0..(each / 3).max(1) {
+                    stay.remove(random.below(stay.len() as u32) as usize);
+                }
+                kept.extend(stay);
             }
             let mut cut = KeptChannels::nothing(parent.config());
             cut.keep(group.width, group.layer, &kept);
@@ -195,6 +199,15 @@ fn orders() -> Result<(), Failed> {
     let twice = Prune { widths: vec!["kvgroup".into(), "ffn".into(), "kvgroup".into()], ..stage() };
     let cut = order(&twice).map_err(|bad| format!("{bad:?}"))?.widths;
     assert_eq!(cut, [PrunableDim::FeedForward, PrunableDim::KvGroup]);
+    // Of the two queries of each key-value head one goes.
+    let heads = Prune { widths: vec!["kvgroup".into(), "head".into()], ratio: 0.5, ..stage() };
+    let left = order(&heads).map_err(|bad| format!("{bad:?}"))?.left;
+    let widths = left.uniform().ok_or("uniform")?;
+    assert_eq!((widths.heads, widths.kv_heads), (1, 1));
+    let heads = Prune { widths: vec!["head".into()], ..heads };
+    let left = order(&heads).map_err(|bad| format!("{bad:?}"))?.left;
+    let widths = left.uniform().ok_or("uniform")?;
+    assert_eq!((widths.heads, widths.kv_heads), (2, 2));
     let layers = Prune { scope: Scope::Layer, ratio: 0.4, ..stage() };
     let left = order(&layers).map_err(|bad| format!("{bad:?}"))?.left;
     assert!(left.layers() == 4, "{} layers", left.layers());
@@ -207,7 +220,7 @@ fn orders() -> Result<(), Failed> {
         order(&stage)
     };
     type Change = fn(&mut Prune);
-    let cases: [(Change, &str, &str); 13] = [
+    let cases: [(Change, &str, &str); 14] = [
         (|s| s.ratio = 0.0, "ratio", "0"),
         (|s| s.ratio = 1.0, "ratio", "1; 1 % is 0.01"),
         (|s| s.ratio = -0.5, "ratio", "-0.5"),
@@ -218,6 +231,11 @@ fn orders() -> Result<(), Failed> {
         (|s| s.protect_last = usize::MAX, "protect_first", "0 + 18446744073709551615"),
         (|s| s.protect_last = 1, "protect_first", "1"),
         (|s| s.ranking = Ranking::Global, "ranking", "global"),
+        (
+            |s| (s.ranking, s.non_uniform, s.widths) = (Ranking::Global, true, vec!["head".into()]),
+            "ranking",
+            "global",
+        ),
         (|s| s.score = "taylor".into(), "score", "taylor"),
         (|s| s.widths = vec!["heads".into()], "widths", "heads"),
         (|s| s.steps = 0, "steps", "0"),

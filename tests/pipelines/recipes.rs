@@ -92,6 +92,7 @@ fn plans_are_pure() -> Result<(), Failed> {
         specs,
         config,
         estimated: false,
+        uneven: false,
     };
     let text = "model = 'none'\n[[stage]]\nkind = 'quantize'\nbits = 4\n[[stage]]\nkind = 'prune'\nratio = 0.25\nwidths = ['ffn']\n[[stage]]\nkind = 'quantize'\ntype = 'q8_0'\ninclude = ['*.down_proj']\n";
     let recipe = Recipe::parse(Path::new("r.toml"), text)?;

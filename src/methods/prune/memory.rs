@@ -97,6 +97,50 @@ pub fn estimate(
     MemoryEstimate { resident: resident + work, streamed, work }
 }
 
+impl MemoryEstimate {
+    /// Whether all weights fit within `budget`; an error if even one layer's do not.
+    pub fn fits(&self, budget: Option<u64>) -> Result<bool> {
+        match budget {
+            Some(budget) if self.streamed > budget => Err(Error::OutOfMemory {
+                what: "a pass over the calibration text, with one layer's weights at a time".into(),
+                bytes: self.streamed,
+                used: 0,
+                budget,
+            }),
+            Some(budget) => Ok(self.resident <= budget),
+            None => Ok(true),
+        }
+    }
+}
+
+/// What a pass forward over `sequences` rows of `length` tokens needs that takes statistics of what goes through blocks.
+pub fn forward_estimate(
+    model: &Outline,
+    sequences: usize,
+    length: usize,
+    compute: Compute,
+) -> MemoryEstimate {
+    let config = &model.config;
+    let tokens = (sequences * length) as u64;
+    let at_once = tokens.min((AT_ONCE as u64 / length as u64).max(1) * length as u64);
+    let widest = config.widest();
+    let heads = (2 * widest.heads + 2 * widest.kv_heads) * config.head_dim;
+    let element = compute.activation.size() as u64;
+    let wide = (4 * config.hidden_size + heads + 3 * widest.intermediate_size) as u64;
+    let logits = (at_once * config.vocab_size as u64 * 4).min(256 << 20);
+    let work = 4 * tokens * config.hidden_size as u64 + at_once * wide * element.max(4) + logits;
+    let mut places = vec![0u64; config.layers() + 1];
+    for (spec, format) in model.tensors() {
+        let place = spec.layer().unwrap_or(config.layers());
+        places[place] += format.bytes(spec.rows, spec.columns);
+    }
+    let ends = places[config.layers()];
+    // A layer's weights may still be in use when the next one's arrive.
+    let block = places[..config.layers()].iter().map(|place| 2 * place).max().unwrap_or(0);
+    let resident = places.iter().sum::<u64>() + work;
+    MemoryEstimate { resident, streamed: block.max(ends) + work, work }
+}
+
 /// Where weights go so that scoring keeps within `budget`; an error if nothing does.
 pub fn choose_residency(
     model: &Outline,

@@ -1,27 +1,25 @@
 //! Pruning: what matters least goes.
 
+pub mod depth;
 pub mod llm_pruner;
 pub mod memory;
+pub mod minitron;
+pub mod rounds;
 pub mod score;
+pub mod search;
 pub mod slice;
 pub mod sparse;
 
-use self::score::Score;
 use super::BadField;
-use crate::kernels::score::Reduction;
-use crate::model::{BlockDims, Config, PrunableDim, Role, TensorSpec, tensor_specs};
+use crate::model::{BlockDims, Config, Group, PrunableDim, Role, TensorSpec, tensor_specs};
 
-/// A pruning request, checked against its model.
+/// What is cut of a model, checked against it.
 #[derive(Clone, Debug)]
 pub struct PruneSpec {
-    /// How channels are scored.
-    pub score: Score,
-    /// How the scores that a group's tensors give one channel are joined.
-    pub reduction: Reduction,
-    /// The structures that are cut.
+    /// The structures that are cut, in order.
     pub widths: Vec<PrunableDim>,
-    /// The share of each width that goes.
-    pub ratio: f64,
+    /// How much of them.
+    pub aim: Aim,
     /// Whether channels compete with those of all blocks, and not within their block only.
     pub global: bool,
     /// Rounds of scoring and cutting, with an even share each.
@@ -34,30 +32,90 @@ pub struct PruneSpec {
     pub left: Config,
 }
 
+/// How much is cut.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Aim {
+    /// This share of each width.
+    Ratio(f64),
+    /// All that is more than [`PruneSpec::left`].
+    Shape,
+}
+
 impl PruneSpec {
-    /// Finds what is left of a model of this configuration and these tensors: sets `left`, and where `of_parameters` makes a
-    /// ratio of the parameters one of the widths. An error if that cuts nothing.
+    /// Finds what a ratio leaves of a model of this configuration and these tensors: sets `left`, and where `of_parameters` makes
+    /// a ratio of the parameters one of the widths. An error if that cuts nothing.
     pub fn checked(
         mut self,
         of_parameters: bool,
         config: &Config,
         specs: &[TensorSpec],
     ) -> Result<Self, BadField> {
-        let asked = self.ratio;
+        let asked = self.ratio();
         if of_parameters {
-            self.ratio = self.widths_ratio(config, specs);
+            self.aim = Aim::Ratio(self.widths_ratio(asked, config, specs));
         }
-        self.left = self.at(config, self.ratio);
+        self.left = self.at(config, self.ratio());
         if self.left != *config {
             return Ok(self);
         }
         let units = self.widths.iter().map(|width| {
-            let (units, step) = (width.units(config, Some(0)), self.multiple(*width));
+            let (units, step) = (width.units(config, Some(0)), self.multiple(*width, config));
             format!("{units} {} by {step}", width.name())
         });
         let units = units.collect::<Vec<_>>().join(", ");
         let expected = format!("enough to cut something of {units}");
         Err(BadField::new("ratio", expected, asked))
+    }
+
+    /// The share of each width that goes in all; of a shape, which has several, none.
+    fn ratio(&self) -> f64 {
+        match self.aim {
+            Aim::Ratio(ratio) => ratio,
+            Aim::Shape => 0.0,
+        }
+    }
+
+    /// The groups that are cut of those of a model of this configuration.
+    pub fn groups(&self, config: &Config, groups: Vec<Group>) -> Vec<Group> {
+        let cuts = |group: &Group| {
+            let may = group.layer.is_none_or(|layer| self.may_cut(config, layer));
+            self.widths.contains(&group.width) && may
+        };
+        groups.into_iter().filter(cuts).collect()
+    }
+
+    /// The configuration that is left of `whole` after so many rounds.
+    pub fn after(&self, whole: &Config, rounds: usize) -> Config {
+        let share = rounds as f64 / self.steps as f64;
+        match self.aim {
+            Aim::Ratio(ratio) => self.at(whole, ratio * share),
+            Aim::Shape if rounds == self.steps => self.left.clone(),
+            Aim::Shape => self.between(whole, share),
+        }
+    }
+
+    /// The configuration that is left of `whole` when this share of what goes has gone.
+    fn between(&self, whole: &Config, share: f64) -> Config {
+        let part = |before: usize, after: usize, step: usize| {
+            let gone = before.saturating_sub(after) as f64 * share / step as f64;
+            before - (gone.round() as usize * step).min(before.saturating_sub(after))
+        };
+        let mut left = whole.clone();
+        left.hidden_size = part(whole.hidden_size, self.left.hidden_size, self.multiple);
+        // Blocks of a shape are alike: which of them go does not matter.
+        for (block, aim) in left.blocks.iter_mut().zip(self.left.blocks.iter().cycle()) {
+            let kv_heads = part(block.kv_heads, aim.kv_heads, 1);
+            let each = part(block.heads / block.kv_heads, aim.heads / aim.kv_heads, 1);
+            let channels = part(block.intermediate_size, aim.intermediate_size, self.multiple);
+            *block = BlockDims {
+                heads: each * kv_heads,
+                kv_heads,
+                intermediate_size: channels,
+                ..*block
+            };
+        }
+        left.blocks.truncate(part(whole.layers(), self.left.layers(), 1));
+        left
     }
 
     /// The configuration that is left of `config` at a share of its widths. Blocks that compete are given even parts of what
@@ -76,10 +134,18 @@ impl PruneSpec {
                     let stay = staying(width, config, config.layers(), ratio);
                     left.blocks.truncate(stay.max(protected).max(1));
                 }
+                PrunableDim::Head => {
+                    for layer in (0..config.layers()).filter(|layer| self.may_cut(config, *layer)) {
+                        let block = &mut left.blocks[layer];
+                        let each = block.heads / block.kv_heads;
+                        block.heads = staying(width, config, each, ratio).max(1) * block.kv_heads;
+                    }
+                }
                 PrunableDim::FeedForward | PrunableDim::KvGroup => {
-                    let (total, step) = (self.total(width, config, ratio), self.multiple(width));
-                    let whole = |units: usize| (units + step / 2) / step * step;
                     let pool = self.pool(width, config);
+                    let (total, step) =
+                        (staying(width, config, pool, ratio), self.multiple(width, config));
+                    let whole = |units: usize| (units + step / 2) / step * step;
                     let mut seen = 0;
                     for layer in (0..config.layers()).filter(|layer| self.may_cut(config, *layer)) {
                         let units = width.units(config, Some(layer));
@@ -113,31 +179,31 @@ impl PruneSpec {
         layers.map(|layer| width.units(config, Some(layer))).sum()
     }
 
-    /// Units of them that stay where blocks compete.
-    fn total(&self, width: PrunableDim, config: &Config, ratio: f64) -> usize {
+    /// Units of them that stay after so many rounds where blocks compete.
+    fn total(&self, width: PrunableDim, config: &Config, rounds: usize) -> usize {
+        let ratio = self.ratio() * rounds as f64 / self.steps as f64;
         staying(width, config, self.pool(width, config), ratio)
     }
 
-    /// What becomes of each width, as `ffn 384 to 352 (0.083 go)`, and whether any share is far from `ratio`: by more than a
+    /// What becomes of each width, as `ffn 384 to 352 (0.083 go)`, and whether any share is far from the ratio: by more than a
     /// twentieth of it.
     pub fn outcome(&self, config: &Config) -> (String, bool) {
         let mut far = false;
+        let ratio = self.ratio();
         let widths = self.widths.iter().map(|width| {
-            let units = |of: &Config| match width {
-                PrunableDim::FeedForward | PrunableDim::KvGroup => self.pool(*width, of),
-                _ => width.units(of, None),
+            let of_blocks = width.of_blocks();
+            let units = |of: &Config| match of_blocks {
+                true => self.pool(*width, of),
+                false => width.units(of, None),
             };
             let (before, after) = (units(config), units(&self.left));
             let share = 1.0 - after as f64 / before as f64;
-            far |= (share - self.ratio).abs() > self.ratio / 20.0;
-            let step = match self.multiple(*width) {
+            far |= (share - ratio).abs() > ratio / 20.0;
+            let step = match self.multiple(*width, config) {
                 1 => String::new(),
                 step => format!(", multiples of {step}"),
             };
-            let blocks = match width {
-                PrunableDim::FeedForward | PrunableDim::KvGroup => " in all blocks",
-                _ => "",
-            };
+            let blocks = if of_blocks { " in all blocks" } else { "" };
             let name = width.name();
             match before == after {
                 true => format!("{name} stay {before}{blocks}{step}"),
@@ -148,13 +214,18 @@ impl PruneSpec {
     }
 
     fn rounded(&self, width: PrunableDim, units: usize) -> usize {
-        let step = self.multiple(width);
+        let step = match width {
+            PrunableDim::FeedForward | PrunableDim::Hidden => self.multiple,
+            _ => 1,
+        };
         ((units + step / 2) / step * step).max(step)
     }
 
-    fn multiple(&self, width: PrunableDim) -> usize {
+    /// What units of a width that are left are a multiple of.
+    fn multiple(&self, width: PrunableDim, config: &Config) -> usize {
         match width {
             PrunableDim::FeedForward | PrunableDim::Hidden => self.multiple,
+            PrunableDim::Head => config.blocks.first().map_or(1, |block| block.kv_heads),
             PrunableDim::KvGroup | PrunableDim::Layers => 1,
         }
     }
@@ -164,20 +235,21 @@ impl PruneSpec {
         (self.protected.0..config.layers() - self.protected.1).contains(&layer)
     }
 
-    /// The share of the widths that leaves as nearly as can be what the ratio says of the parameters.
-    fn widths_ratio(&self, config: &Config, specs: &[TensorSpec]) -> f64 {
-        let aim = (1.0 - self.ratio) * parameters(config, specs) as f64;
+    /// The share of the widths that leaves as nearly as can be what this ratio says of the parameters.
+    fn widths_ratio(&self, ratio: f64, config: &Config, specs: &[TensorSpec]) -> f64 {
+        let aim = (1.0 - ratio) * parameters(config, specs) as f64;
         let off = |ratio: f64| {
             let left = parameters(&self.at(config, ratio), specs) as f64;
             (left - aim).abs()
         };
         let shares = (1..1000).map(|thousandth| f64::from(thousandth) / 1000.0);
-        shares.min_by(|a, b| off(*a).total_cmp(&off(*b))).unwrap_or(self.ratio)
+        shares.min_by(|a, b| off(*a).total_cmp(&off(*b))).unwrap_or(ratio)
     }
 }
 
 /// Units of a width that stay of so many, as LLM-Pruner counts them: of channels the whole part of what is left; of heads, those
-/// that are not wholly within the channels that go. Blocks, of which it is told the number, go as whole ones.
+/// that are not wholly within the channels that go. Blocks, of which it is told the number, go as whole ones, and so do the query
+/// heads of one key-value head.
 fn staying(width: PrunableDim, config: &Config, units: usize, ratio: f64) -> usize {
     // 0.7 times 10 is 7, whatever binary fractions make of it.
     let whole = |share: f64, units: usize| (units as f64 * share + 1e-9).floor() as usize;
@@ -187,7 +259,7 @@ fn staying(width: PrunableDim, config: &Config, units: usize, ratio: f64) -> usi
             let channels = units * config.head_dim;
             units - (channels - whole(1.0 - ratio, channels)) / config.head_dim
         }
-        PrunableDim::Layers => units - whole(ratio, units),
+        PrunableDim::Head | PrunableDim::Layers => units - whole(ratio, units),
     }
 }
 

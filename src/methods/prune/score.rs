@@ -327,7 +327,14 @@ impl Sums {
     ) -> Result<Vec<f32>> {
         if score == Score::Random {
             let own = group.layer.map_or(0, |layer| layer as u64 + 1);
-            let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (own << 8 | group.width as u64);
+            let width = match group.width {
+                PrunableDim::FeedForward => 0,
+                PrunableDim::KvGroup => 1,
+                PrunableDim::Hidden => 2,
+                PrunableDim::Layers => 3,
+                PrunableDim::Head => 4,
+            };
+            let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (own << 8 | width);
             let mut random = Random::new(seed);
             return Ok((0..group.units).map(|_| random.value() + 1.0).collect());
         }

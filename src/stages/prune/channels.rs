@@ -1,12 +1,12 @@
 //! Structured pruning: channels, heads or blocks taken out.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::KIND;
+use super::cut::{Cut, CutPlan, ROUNDS, Requantize, plan_cut, unrounded};
 use crate::device::Device;
 use crate::error::Result;
 use crate::kernels::score::Reduction;
@@ -15,16 +15,12 @@ use crate::methods::calibration::Calibration;
 use crate::methods::prune::llm_pruner::{PruneContext, prune};
 use crate::methods::prune::memory::estimate;
 use crate::methods::prune::score::Score;
-use crate::methods::prune::{PruneSpec, left_specs, parameters};
-use crate::methods::quantize::Scheme;
-use crate::methods::quantize::rtn::rtn;
+use crate::methods::prune::{Aim, PruneSpec, parameters};
 use crate::model::{
-    Compute, Config, CopyOf, KeptChannels, Outline, PrunableDim, Pruned, TensorSpec, Weights,
-    codes_survive, column_span, groups,
+    Compute, Config, KeptChannels, Outline, PrunableDim, TensorSpec, Weights, groups,
 };
 use crate::stages::method::OfMethod;
-use crate::stages::{Context, Needs, Planned, Stage, StageKind, keys, save, saved};
-use crate::tensor::{Packed, WeightFormat};
+use crate::stages::{Context, Needs, Planned, Stage, StageKind, keys, save};
 
 /// Structured pruning: what the scores say matters least goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -45,7 +41,8 @@ pub struct Prune {
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub scope: Scope,
-    /// Which widths of blocks: ffn, kvgroup
+    /// Which widths of blocks: ffn, kvgroup (key-value heads with their query heads), head (query heads, as many of each
+    /// key-value head); of minitron by default ffn, head
     #[arg(long, value_delimiter = ',', default_values_t = default_widths())]
     #[serde(default = "default_widths")]
     pub widths: Vec<String>,
@@ -98,6 +95,10 @@ pub enum PruneMethod {
     /// Dependency groups, scored by weights or by the loss (LLM-Pruner).
     #[default]
     LlmPruner,
+    /// Importance from a forward pass (Minitron).
+    Minitron,
+    /// Whole blocks, by trials.
+    Depth,
 }
 
 /// What a pruning ratio is a share of.
@@ -133,36 +134,6 @@ pub enum Ranking {
     Local,
     /// Those of one kind in all blocks.
     Global,
-}
-
-/// What becomes of matrices whose groups do not survive a cut.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Requantize {
-    /// Their own type again, where what is left is whole groups of it; else f16.
-    #[default]
-    Own,
-    /// f16.
-    F16,
-}
-
-impl Requantize {
-    /// The format of what is left of a matrix in `format`, `columns` of them, when others go in runs of `span`; and whether it is
-    /// rounded.
-    fn left(self, format: WeightFormat, columns: usize, span: usize) -> (WeightFormat, bool) {
-        if codes_survive(format, span) {
-            return (format, false);
-        }
-        if format.ty.is_sparse() {
-            // What is left of a pattern is none.
-            return (WeightFormat::f16(), format.ty.has_scales());
-        }
-        let whole = columns.is_multiple_of(format.group_columns(columns));
-        match self {
-            Requantize::Own if whole => (format, true),
-            _ => (WeightFormat::f16(), true),
-        }
-    }
 }
 
 /// How scores of several tensors become one.
@@ -235,10 +206,7 @@ impl Prune {
             };
             return Err(BadField::new("ratio", expected, found));
         }
-        let Some(score) = Score::named(&self.score) else {
-            let known = Score::ALL.map(Score::name).join(", ");
-            return Err(BadField::new("score", known, &self.score));
-        };
+        self.score()?;
         for (field, value) in [("steps", self.steps), ("multiple", self.multiple)] {
             if value == 0 {
                 return Err(BadField::new(field, "1 or more", 0));
@@ -252,7 +220,7 @@ impl Prune {
                 format!("{} + {}", self.protect_first, self.protect_last),
             ));
         }
-        let widths = self.cut_widths()?;
+        let widths = cut_widths(self.scope, &self.widths)?;
         let blocks = self.scope == Scope::Block;
         let global = self.ranking == Ranking::Global;
         if !blocks && global {
@@ -271,11 +239,13 @@ impl Prune {
                 return Err(BadField::new("protect_first", format!("0, {say}"), protected));
             }
         }
+        if global && widths.contains(&PrunableDim::Head) {
+            let expected = "local for query heads, of which each key-value head keeps as many";
+            return Err(BadField::new("ranking", expected, "global"));
+        }
         let spec = PruneSpec {
-            score,
-            reduction: self.reduction.into(),
             widths,
-            ratio,
+            aim: Aim::Ratio(ratio),
             global,
             steps: self.steps,
             multiple: self.multiple,
@@ -285,44 +255,57 @@ impl Prune {
         spec.checked(self.ratio_of == RatioOf::Parameters, config, specs)
     }
 
-    /// What a ratio becomes that the units of the widths cannot meet.
-    fn unmet(&self, spec: &PruneSpec, model: &Outline) -> Option<String> {
-        let (outcome, far) = spec.outcome(&model.config);
-        let ratio = self.ratio;
-        match self.ratio_of {
-            RatioOf::Widths => {
-                far.then(|| format!("a ratio of {ratio} cannot be met exactly: {outcome}"))
-            }
-            RatioOf::Parameters => {
-                let count = |config: &Config| parameters(config, &model.specs) as f64;
-                let share = 1.0 - count(&spec.left) / count(&model.config);
-                ((share - ratio).abs() > ratio / 20.0).then(|| {
-                    format!("a ratio of {ratio} of the parameters cannot be met, {share:.3} go: {outcome}")
-                })
-            }
-        }
+    fn score(&self) -> Result<Score, BadField> {
+        Score::named(&self.score).ok_or_else(|| {
+            let known = Score::ALL.map(Score::name).join(", ");
+            BadField::new("score", known, &self.score)
+        })
     }
+}
 
-    fn cut_widths(&self) -> Result<Vec<PrunableDim>, BadField> {
-        match self.scope {
-            Scope::Channel => return Ok(vec![PrunableDim::Hidden]),
-            Scope::Layer => return Ok(vec![PrunableDim::Layers]),
-            Scope::Block => {}
+/// What a ratio becomes that the units of the widths cannot meet.
+pub(super) fn unmet(
+    spec: &PruneSpec,
+    (ratio, of): (f64, RatioOf),
+    model: &Outline,
+) -> Option<String> {
+    let (outcome, far) = spec.outcome(&model.config);
+    match of {
+        RatioOf::Widths => {
+            far.then(|| format!("a ratio of {ratio} cannot be met exactly: {outcome}"))
         }
-        let both = [PrunableDim::FeedForward, PrunableDim::KvGroup];
-        let named = |name: &String| {
-            let found = both.into_iter().find(|width| width.name() == name);
-            found.ok_or_else(|| BadField::new("widths", "ffn, kvgroup", name))
-        };
-        let mut widths = self.widths.iter().map(named).collect::<Result<Vec<_>, _>>()?;
-        if widths.is_empty() {
-            return Err(BadField::new("widths", "ffn, kvgroup or both", "none"));
+        RatioOf::Parameters => {
+            let count = |config: &Config| parameters(config, &model.specs) as f64;
+            let share = 1.0 - count(&spec.left) / count(&model.config);
+            ((share - ratio).abs() > ratio / 20.0).then(|| {
+                format!(
+                    "a ratio of {ratio} of the parameters cannot be met, {share:.3} go: {outcome}"
+                )
+            })
         }
-        // KeptChannels once, however often it is named.
-        widths.sort();
-        widths.dedup();
-        Ok(widths)
     }
+}
+
+/// The widths that a scope, and the names of those of blocks, stand for: in order, and once, however often one is named.
+pub(super) fn cut_widths(scope: Scope, names: &[String]) -> Result<Vec<PrunableDim>, BadField> {
+    match scope {
+        Scope::Channel => return Ok(vec![PrunableDim::Hidden]),
+        Scope::Layer => return Ok(vec![PrunableDim::Layers]),
+        Scope::Block => {}
+    }
+    let all = [PrunableDim::FeedForward, PrunableDim::KvGroup, PrunableDim::Head];
+    let known = || all.map(PrunableDim::name).join(", ");
+    let named = |name: &String| {
+        let found = all.into_iter().find(|width| width.name() == name);
+        found.ok_or_else(|| BadField::new("widths", known(), name))
+    };
+    let mut widths = names.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+    if widths.is_empty() {
+        return Err(BadField::new("widths", format!("some of {}", known()), "none"));
+    }
+    widths.sort();
+    widths.dedup();
+    Ok(widths)
 }
 
 impl OfMethod for Prune {
@@ -350,69 +333,16 @@ impl Stage for Prune {
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
         let spec = self.spec(&model.config, &model.specs).map_err(BadField::in_recipe)?;
-        let mut warnings = Vec::new();
-        warnings.extend(self.unmet(&spec, model));
-        let mut specs = left_specs(&spec.left, &model.specs);
-        // A bias that some blocks only have is left in these only.
-        specs.retain(|spec| model.find(&spec.name).is_some());
-        let mut outline = Outline {
-            specs,
-            formats: Vec::new(),
-            copies: Vec::new(),
-            estimated: model.estimated || spec.global,
-            config: spec.left,
-        };
-        let mut changes = HashMap::new();
-        let mut dequantized = Vec::new();
-        let mut requantized = Vec::new();
-        for left in &outline.specs {
-            let (whole, format) = model.find(&left.name).expect("these are left");
-            let mut copy = model.copy_of(whole);
-            let (mut cut, mut rounds) = (format, false);
-            if left.columns < whole.columns {
-                copy = None;
-                let span = column_span(&model.config, whole, whole.layer().unwrap_or(0));
-                (cut, rounds) = self.requantize.left(format, left.columns, span);
-                if rounds {
-                    let list = if cut == format { &mut requantized } else { &mut dequantized };
-                    let bytes = [format, cut].map(|f| f.unpadded_bytes(left.rows, left.columns));
-                    list.push((left.name.as_str(), format, bytes));
-                }
-            }
-            if left.shape() != whole.shape() {
-                let from = format!("cut from {:?}", whole.shape());
-                let text = match (cut == format, rounds) {
-                    (true, false) => from,
-                    (true, true) => format!("{from}, requantized to {}", cut.label()),
-                    (false, _) => format!("{from}, dequantized to {}", cut.label()),
-                };
-                changes.insert(left.name.clone(), text);
-            }
-            outline.formats.push(cut);
-            outline.copies.push(copy);
-        }
-        if let Some((first, format, _)) = requantized.first() {
-            warnings.push(format!(
-                "groups of columns that share a scale do not survive a cut through them: {} quantized tensors ({first}, …) are rounded to their own type again ({}), by as much as the result says",
-                requantized.len(),
-                format.label(),
-            ));
-        }
-        if let Some((first, ..)) = dequantized.first() {
-            let sum =
-                |index: usize| dequantized.iter().map(|(.., bytes)| bytes[index]).sum::<u64>();
-            warnings.push(format!(
-                "groups of columns that share a scale do not survive a cut through them: {} quantized tensors ({first}, …) are kept in f16, {} bytes instead of {}; quantize them again afterwards",
-                dequantized.len(),
-                sum(1),
-                sum(0),
-            ));
-        }
-        let all = groups(&model.config, &model.specs).into_iter();
-        let chosen: Vec<_> = all.filter(|group| spec.widths.contains(&group.width)).collect();
+        let unmet = unmet(&spec, (self.ratio, self.ratio_of), model);
+        let score = self.score().map_err(BadField::in_recipe)?;
+        let CutPlan { mut outline, changes, mut warnings } =
+            plan_cut(model, spec.left.clone(), spec.global, self.requantize);
+        outline.uneven |= spec.global;
+        warnings.splice(0..0, unmet);
+        let chosen = spec.groups(&model.config, groups(&model.config, &model.specs));
         let tokens = self.needs().calibration;
         let tokens = tokens.map(|tokens| (tokens.samples().max(1), tokens.length().max(2)));
-        let memory = estimate(model, &[spec.score], &chosen, tokens, Compute::F32);
+        let memory = estimate(model, &[score], &chosen, tokens, Compute::F32);
         Ok(Planned {
             outline,
             changes,
@@ -427,6 +357,7 @@ impl Stage for Prune {
         let spec = self.spec(model.config(), model.specs()).map_err(BadField::in_recipe)?;
         let saved: Option<(usize, KeptChannels)> = context.saved(ROUNDS)?;
         let start = saved.unwrap_or_else(|| (0, KeptChannels::nothing(model.config())));
+        let score = self.score().map_err(BadField::in_recipe)?;
         let with = PruneContext {
             pass: context.pass,
             rows: context.rows,
@@ -438,13 +369,12 @@ impl Stage for Prune {
             model,
             start,
             &spec,
+            (score, self.reduction.into()),
             with,
             &mut |done, kept| save(folder, ROUNDS, &(done, kept)),
             &mut |done, total| progress("pruning", done, total),
         )?;
-        let device = context.pass.device;
-        let pruned = Pruned::new(model, device, kept);
-        let cut = Cut { model, device, pruned, requantize: self.requantize };
+        let cut = Cut::new(model, context.pass.device, kept, self.requantize);
         context.write("cutting", &cut)
     }
 
@@ -454,85 +384,6 @@ impl Stage for Prune {
         device: &'a Device,
         folder: &Path,
     ) -> Result<Option<Box<dyn Weights + 'a>>> {
-        let pruned = |kept| Exact(Pruned::new(model, device, kept));
-        Ok(kept(folder)?.map(|kept| Box::new(pruned(kept)) as Box<dyn Weights + 'a>))
+        unrounded(model, device, folder)
     }
 }
-
-/// What is kept of the model before it, by the folder of a stage that is done; `None` if that pruned nothing.
-pub fn kept(folder: &Path) -> Result<Option<KeptChannels>> {
-    let saved: Option<(usize, KeptChannels)> = saved(folder, ROUNDS)?;
-    Ok(saved.map(|(_, kept)| kept))
-}
-
-/// What is left, with groups made anew where they did not survive.
-struct Cut<'a> {
-    model: &'a dyn Weights,
-    device: &'a Device,
-    pruned: Pruned<'a>,
-    requantize: Requantize,
-}
-
-impl Weights for Cut<'_> {
-    fn config(&self) -> &Config {
-        self.pruned.config()
-    }
-
-    fn specs(&self) -> &[TensorSpec] {
-        self.pruned.specs()
-    }
-
-    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
-        let format = self.format(spec)?;
-        match Scheme::of(format).filter(|_| self.pruned.format(spec).is_ok_and(|f| f != format)) {
-            Some(scheme) => rtn(self.device, &self.pruned.exact(spec)?, scheme, &spec.name),
-            None => self.pruned.load(spec),
-        }
-    }
-
-    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
-        let cut = self.pruned.format(spec)?;
-        let whole = self.pruned.whole(spec).expect("what is left was there before");
-        let own = self.model.format(whole)?;
-        if cut == own {
-            return Ok(cut);
-        }
-        let layer = spec.layer().map_or(0, |place| self.pruned.cut().layers[place]);
-        let span = column_span(self.model.config(), whole, layer);
-        Ok(self.requantize.left(own, spec.columns, span).0)
-    }
-
-    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
-        self.pruned.copy_of(spec)
-    }
-}
-
-/// What is left, in f32 where groups did not survive.
-struct Exact<'a>(Pruned<'a>);
-
-impl Weights for Exact<'_> {
-    fn config(&self) -> &Config {
-        self.0.config()
-    }
-
-    fn specs(&self) -> &[TensorSpec] {
-        self.0.specs()
-    }
-
-    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
-        match self.0.loses_groups(spec)? {
-            true => self.0.exact(spec),
-            false => self.0.load(spec),
-        }
-    }
-
-    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
-        match self.0.loses_groups(spec)? {
-            true => Ok(WeightFormat::f32()),
-            false => self.0.format(spec),
-        }
-    }
-}
-
-/// Rounds done, and the numbers of the blocks and channels that they kept.
-const ROUNDS: &str = "kept.json";

@@ -1,13 +1,19 @@
 //! `prune`: what matters least goes, by one of several methods: a file and rows of [`METHODS`] each.
 
 pub mod channels;
+mod cut;
+pub mod depth;
+pub mod minitron;
 pub mod slicegpt;
 pub mod sparse;
 
 use super::method::{Method, flags, method, stage};
 use super::{RecipeStage, StageKind};
 
-pub use channels::{Prune, PruneMethod, Ranking, RatioOf, ReductionName, Requantize, Scope, kept};
+pub use channels::{Prune, PruneMethod, Ranking, RatioOf, ReductionName, Scope};
+pub use cut::{Requantize, kept};
+pub use depth::Depth;
+pub use minitron::Minitron;
 pub use slicegpt::{Form, SliceGpt, SliceMethod};
 pub use sparse::{Allocate, SparseMethod, Sparsify};
 
@@ -24,6 +30,12 @@ pub static METHODS: &[Method] = &[
         "llm-pruner",
         "channels and heads, or blocks, by weights or gradients (LLM-Pruner)"
     ),
+    method!(
+        Minitron,
+        "minitron",
+        "channels, heads, hidden width and blocks by activations, to a ratio, shape or size"
+    ),
+    method!(Depth, "depth", "blocks left out, by cosine or perplexity, or merged"),
     method!(
         SliceGpt,
         "slicegpt",

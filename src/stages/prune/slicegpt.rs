@@ -123,6 +123,7 @@ impl Stage for SliceGpt {
             formats: Vec::new(),
             copies: Vec::new(),
             estimated: model.estimated,
+            uneven: model.uneven,
             config,
         };
         let (mut changes, mut dequantized) = (HashMap::new(), Vec::new());
