@@ -50,7 +50,6 @@ pub static TABLE: &[&Kernel] = &[
     &matmul::input_grad::KERNEL,
     &matmul::weight_grad::KERNEL,
     &matmul::gram::KERNEL,
-    &matmul::gram_coop::KERNEL,
     &rope::rotate::KERNEL,
     &kv::append::KERNEL,
     &attention::causal::KERNEL,

@@ -2,10 +2,11 @@
 //! of a linear layer's squared error (Frantar and Alistarh 2023, SparseGPT, arXiv 2301.00774, section 3). Half of the general
 //! product: only tiles on and above the diagonal are computed, and whoever reads the sum mirrors it ([`read`]).
 //!
-//! Sums are of [`SUMMED`] tokens, of [`SUMMED_COOP`] on matrix units, cut the same on every device whatever its speed, and each
-//! is added to the result as one: a product is never rounded against the sum of a whole text.
+//! Sums are of [`SUMMED`] tokens, cut the same on every device whatever its speed, and each is added to the result as one: a
+//! product is never rounded against the sum of a whole text. Where a device has matrix units, f16 activations go through the
+//! general product ([`backward::weight`](super::backward::weight)), which computes both halves and is quicker all the same.
 
-use super::{EPILOGUE_ADD, gram_coop, merge};
+use super::{EPILOGUE_ADD, backward, merge};
 use crate::kernels::matrix::Layout;
 use crate::kernels::prelude::*;
 use crate::tensor::WeightFormat;
@@ -52,7 +53,7 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-pub(super) const BINDINGS: &[Binding] = &[
+const BINDINGS: &[Binding] = &[
     binding("x", Access::Read, Element::Activation),
     binding("result", Access::ReadWrite, Element::Is(DType::F32)),
 ];
@@ -63,9 +64,6 @@ fn variant(dtype: DType, constants: &'static [(&'static str, u32)]) -> Variant {
 
 /// Tokens of one sum in f32 multiply-adds.
 const SUMMED: usize = 2048;
-
-/// Tokens of one sum on matrix units: more, because reading and writing the result takes more of the time.
-pub(super) const SUMMED_COOP: usize = 8192;
 
 /// Tokens of a part at least, so that what it costs beside its products stays small; whole steps of every kernel.
 const LEAST: usize = 256;
@@ -79,11 +77,14 @@ pub fn gram(device: &Device, x: &Tensor, result: &Tensor, accumulate: bool) -> R
     let width = result.shape()[0];
     assert_eq!(result.len(), width * width, "a width by its width");
     let tokens = x.len() / width;
-    let (kernel, variant, summed) = choice(device, x.dtype(), width);
+    if x.dtype() == DType::F16 && device.capabilities().cooperative_matrix > 0 {
+        return backward::weight(device, x, x, &mut None, result, accumulate);
+    }
+    let variant = choice(device, x.dtype(), width);
     let edge = variant.constant("EDGE") as usize;
     let all = slots(width, edge);
-    for start in (0..tokens).step_by(summed) {
-        let count = summed.min(tokens - start);
+    for start in (0..tokens).step_by(SUMMED) {
+        let count = SUMMED.min(tokens - start);
         let parts = parts(all, count);
         let part_tokens = count.div_ceil(parts).next_multiple_of(LEAST).min(count);
         let parts = count.div_ceil(part_tokens);
@@ -105,7 +106,7 @@ pub fn gram(device: &Device, x: &Tensor, result: &Tensor, accumulate: bool) -> R
                 slots: step.min(all - first) as u32,
                 accumulate: u32::from(accumulate && parts == 1),
             };
-            device.call(kernel, variant.clone(), &params, &[x, &sums])?;
+            device.call(&KERNEL, variant.clone(), &params, &[x, &sums])?;
         }
         if parts > 1 {
             merged(device, &sums, result, accumulate)?;
@@ -115,15 +116,10 @@ pub fn gram(device: &Device, x: &Tensor, result: &Tensor, accumulate: bool) -> R
 }
 
 /// How the moments of activations of a type are computed: decided by what the device is, never by how quick it was.
-fn choice(device: &Device, dtype: DType, width: usize) -> (&'static Kernel, Variant, usize) {
-    let coop = gram_coop::variant();
-    let fits = dtype == DType::F16 && width.is_multiple_of(4);
-    if fits && device.runner().is_some() && coop.runs_on(device.capabilities()) {
-        return (&gram_coop::KERNEL, coop, SUMMED_COOP);
-    }
+fn choice(device: &Device, dtype: DType, width: usize) -> Variant {
     // A processor's core keeps a small tile beside it; a large one would be mostly empty.
     let small = width <= 256 || device.runner().is_none();
-    (&KERNEL, variant(dtype, TILES[usize::from(!small)]), SUMMED)
+    variant(dtype, TILES[usize::from(!small)])
 }
 
 /// Parts that so many tokens are summed in, of a result of so many tiles.
@@ -184,7 +180,7 @@ fn mirror(words: &mut [u32], width: usize) {
 }
 
 /// Places in the order of tiles, as the shader counts them.
-pub(super) fn slots(width: usize, edge: usize) -> usize {
+fn slots(width: usize, edge: usize) -> usize {
     let tiles = width.div_ceil(edge);
     (0..tiles).step_by(BAND).map(|start| BAND.min(tiles - start) * (tiles - start)).sum()
 }
@@ -204,13 +200,13 @@ fn tile(slot: usize, width: usize, edge: usize) -> Option<(usize, usize)> {
     None
 }
 
-pub(super) fn groups(args: &Args<'_>) -> glam::UVec3 {
+fn groups(args: &Args<'_>) -> glam::UVec3 {
     let p: Params = args.parameters();
     fold(p.slots as usize * p.parts as usize)
 }
 
 /// The operations that are needed: a multiplication and an addition for each pair of columns.
-pub(super) fn cost(args: &Args<'_>) -> Cost {
+fn cost(args: &Args<'_>) -> Cost {
     let p: Params = args.parameters();
     let (width, tokens) = (f64::from(p.width), f64::from(p.tokens));
     let all = slots(p.width as usize, args.variant.constant("EDGE") as usize);
@@ -257,7 +253,7 @@ fn blocks<T: Copy + Default + Send + Sync>(
     pieces.into_par_iter().filter_map(block).collect()
 }
 
-pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
+fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
     let width = p.width as usize;
     let relative = gamma(p.part_tokens as usize + 1);
@@ -301,7 +297,7 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
 
 /// What is special about a case.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Note {
+enum Note {
     Nothing,
     /// The sums are added to what stands there.
     Accumulate,
@@ -313,7 +309,7 @@ pub(super) enum Note {
     Parts(usize),
 }
 
-pub(super) fn case(width: usize, tokens: usize, note: Note) -> Case {
+fn case(width: usize, tokens: usize, note: Note) -> Case {
     let label = match note {
         Note::Nothing => format!("width={width},tokens={tokens}"),
         Note::Parts(tokens_each) => format!("width={width},tokens={tokens},part={tokens_each}"),
@@ -352,8 +348,7 @@ pub(super) fn case(width: usize, tokens: usize, note: Note) -> Case {
     })
 }
 
-/// A case of a width that is a multiple of `whole`.
-pub(super) fn random_of(sizes: &Sizes, whole: usize) -> Case {
+fn random(sizes: &Sizes) -> Case {
     let (width, tokens) = (sizes.between(0, 1, 300), sizes.between(1, 1, 100));
     let notes = [
         Note::Nothing,
@@ -362,15 +357,11 @@ pub(super) fn random_of(sizes: &Sizes, whole: usize) -> Case {
         Note::Slots,
         Note::Parts(tokens.div_ceil(3)),
     ];
-    case(width.next_multiple_of(whole), tokens, notes[sizes.between(2, 0, 4)])
-}
-
-fn random(sizes: &Sizes) -> Case {
-    random_of(sizes, 1)
+    case(width, tokens, notes[sizes.between(2, 0, 4)])
 }
 
 /// Calls of calibration, of so many tokens each: of SmolLM2-135M, and of a Llama-3.1-8B's attention and feed-forward.
-pub(super) fn calibration(tokens: usize) -> [Case; 3] {
+fn calibration(tokens: usize) -> [Case; 3] {
     let of = |width, note| {
         let tiles_of_128 = |variant: &Variant| variant.constant("EDGE") == 128;
         case(width, tokens, note).bench().only(tiles_of_128)

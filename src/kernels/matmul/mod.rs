@@ -9,7 +9,6 @@ mod cases;
 pub mod coop;
 pub mod dot4;
 pub mod gram;
-pub mod gram_coop;
 mod input;
 pub mod input_grad;
 pub mod lut;
