@@ -32,6 +32,7 @@ use crate::plan::{Plan, Written, in_f16};
 use crate::recipe::{Evaluate, Recipe};
 use crate::stages::prune::kept;
 use crate::stages::{Context, DETAILS, Needs, RecipeStage, saved};
+use crate::tensor::Packed;
 use crate::text::{StoredTokenizer, Tokenizer};
 use crate::walk::Kind;
 use crate::walk::stored::{Stored, few_tokens};
@@ -860,20 +861,24 @@ fn rounding_error(
     Ok((error, warnings))
 }
 
-/// Values that are not exactly 0.
+/// Values of a model that are not exactly 0.
 fn nonzero(weights: &dyn Weights) -> Result<u64> {
     let mut all = 0;
     for spec in weights.specs() {
         interrupt::check()?;
-        let packed = weights.load(spec)?;
-        let row = |row: usize| {
-            let mut values = vec![0.0; packed.columns];
-            packed.decode_row(row, &mut values);
-            values.iter().filter(|value| **value != 0.0).count() as u64
-        };
-        all += (0..packed.rows).into_par_iter().map(row).sum::<u64>();
+        all += nonzero_of(&weights.load(spec)?);
     }
     Ok(all)
+}
+
+/// Values of a tensor that are not exactly 0.
+fn nonzero_of(tensor: &Packed) -> u64 {
+    let row = |row: usize| {
+        let mut values = vec![0.0; tensor.columns];
+        tensor.decode_row(row, &mut values);
+        values.iter().filter(|value| **value != 0.0).count() as u64
+    };
+    (0..tensor.rows).into_par_iter().map(row).sum()
 }
 
 fn json(value: &impl Serialize) -> String {

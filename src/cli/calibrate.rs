@@ -257,14 +257,11 @@ fn run_merge(arguments: &Arguments, output: &Output) -> Result<()> {
         model: &arguments.merge[0],
     };
     target.check()?;
-    let mut merged = None;
-    target.write(|out| {
+    let merged = target.write(|out| {
         std::fs::create_dir(out).map_err(Error::write(out))?;
         let mut progress = |done, total| output.progress("merging", done, total);
-        merged = Some(merge(&arguments.merge, out, &mut progress)?);
-        Ok(())
+        merge(&arguments.merge, out, &mut progress)
     })?;
-    let merged = merged.expect("it was written");
     for warning in &merged.warnings {
         output.note(format!("warning: {warning}"));
     }

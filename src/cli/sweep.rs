@@ -12,6 +12,7 @@ use super::plot::{Line, Panel, plot};
 use super::session::{calibration_compute, compute, open_device, open_model, report_device};
 use crate::error::{Error, Result};
 use crate::measure::quality::statistics::mean_and_error;
+use crate::plan::Plan;
 use crate::recipe::Sweep;
 use crate::run::sweep::{Row, Sweeping, run as run_sweep};
 use crate::run::{Event, Options, Place};
@@ -30,7 +31,7 @@ pub(super) fn run(
         text = toml::to_string_pretty(&sweep).expect("a sweep is plain tables and values");
     }
     let points = sweep.points(path)?;
-    if common.print_recipe || common.dry_run {
+    if common.print_recipe {
         for point in &points {
             let value = point.value.as_deref().unwrap_or("");
             output.line(format!("# {} {value}, draw {}", point.case, point.draw + 1));
@@ -48,6 +49,24 @@ pub(super) fn run(
         keep_work: common.keep_work,
     };
     place.check(&parent)?;
+    if common.dry_run {
+        let mut rows =
+            vec![["case", "value", "draw", "parameters", "bytes"].map(String::from).to_vec()];
+        for point in &points {
+            let value = point.value.clone().unwrap_or_default();
+            let mut row = vec![point.case.clone(), value, (point.draw + 1).to_string()];
+            match Plan::new(&point.recipe, &parent) {
+                Ok(plan) => {
+                    row.push(plan.output_parameters.to_string());
+                    row.push(plan.output_bytes.to_string());
+                }
+                Err(why) => row.push(format!("not run: {why}")),
+            }
+            rows.push(row);
+        }
+        output.text(&table(&rows));
+        return output.json(&json!({"schema": 1, "model": sweep.model, "rows": rows}));
+    }
     let device = open_device(global, output)?;
     let options = Options {
         recipe_text: &text,

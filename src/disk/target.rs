@@ -60,15 +60,15 @@ impl Target<'_> {
         Temporary::beside(&place).map(drop).map_err(Error::write(self.path))
     }
 
-    /// `write` fills a temporary path near the target, which then takes its place.
-    pub fn write(&self, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    /// `write` fills a temporary path near the target, which then takes its place. Returns what `write` does.
+    pub fn write<T>(&self, write: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         self.check_standing()?;
         if self.is_stream() {
             return write(self.path);
         }
         let temporary = Temporary::beside(&resolved(self.path)).map_err(Error::write(self.path))?;
         let whole = temporary.whole();
-        write(&whole).map_err(|error| match error {
+        let written = write(&whole).map_err(|error| match error {
             Error::Write { path, source } => {
                 // The user knows the output by its own name.
                 let below = path.strip_prefix(&whole).map(|below| self.path.join(below));
@@ -81,7 +81,8 @@ impl Target<'_> {
         }
         sync(&whole)?;
         interrupt::check()?;
-        self.take(&whole, &whole.with_file_name("replaced"))
+        self.take(&whole, &whole.with_file_name("replaced"))?;
+        Ok(written)
     }
 
     /// Gives `whole`, which is on the same file system and on the disk, the target's place. An earlier result is at `whole`

@@ -4,23 +4,24 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::files::{HashedInput, list_inputs};
 use super::work::{Fact, Work, is_there, work_path};
 use super::{
-    Event, Listener, Options, Place, Run, describe, json, pretty, rows, statistics, tokens,
+    Event, Listener, Options, Place, Run, describe, json, nonzero_of, pretty, rows, statistics,
+    tokens,
 };
 use crate::device::Device;
 use crate::disk::Target;
 use crate::error::{Error, Result};
+use crate::formats::sha256;
 use crate::interrupt;
 use crate::measure::{Convention, Windows, divergence};
-use crate::model::{Checkpoint, Model, Outline, Pass, Weights, identity};
+use crate::methods::calibration::Rows;
+use crate::model::{Checkpoint, Compute, Model, Outline, Pass, WeightSource, Weights, identity};
 use crate::plan::Plan;
-use crate::recipe::{Point, Sweep};
-use crate::tensor::Packed;
+use crate::recipe::{Evaluate, Point, Sweep};
 use crate::walk::stored::Stored;
 
 /// What became of one recipe of a sweep.
@@ -100,41 +101,58 @@ pub fn run(
     let place = options.place;
     place.check(parent)?;
     let points = sweep.points(sweeping.path)?;
-    let stored = parent.stored_tokenizer()?;
-    let tokenizer = stored.read()?;
+    let tokenizer = parent.stored_tokenizer()?.read()?;
     // Plans, texts and calibration rows of all before anything is computed.
+    let [compute, calibration] = [options.compute, options.calibration].map(Compute::name);
+    let fact = |what: String, value: String| Fact { what, value };
+    let mut facts = vec![
+        fact("version of lopper".into(), env!("CARGO_PKG_VERSION").into()),
+        fact("model".into(), identity(parent)?),
+        fact("device".into(), describe(device)),
+        fact("compute".into(), format!("{compute}, {calibration}")),
+        fact("sweep".into(), json(sweep)),
+    ];
     let mut texts = Vec::new();
-    for evaluate in &sweep.text {
-        texts.push((evaluate, tokens(evaluate, parent, Some(&tokenizer))?));
-    }
-    let mut plans: Vec<std::result::Result<Plan, String>> = Vec::new();
-    for point in &points {
-        let plan = Plan::new(&point.recipe, parent);
-        if let Ok(plan) = &plan {
-            plan.check_budget(options.budget)?;
-        }
-        for stage in &point.recipe.stage {
-            rows(stage, Some(&tokenizer), parent.config().max_positions)?;
-        }
-        plans.push(plan.map_err(|error| error.to_string()));
+    for (place, evaluate) in sweep.text.iter().enumerate() {
+        let tokens = tokens(evaluate, parent, Some(&tokenizer))?;
+        let bytes: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+        facts.push(fact(format!("tokens of text {}", place + 1), sha256(bytes)));
+        texts.push((evaluate, tokens));
     }
     let mut known: Vec<HashedInput> = Vec::new();
-    let mut facts = vec![
-        Fact { what: "version of lopper".into(), value: env!("CARGO_PKG_VERSION").into() },
-        Fact { what: "device".into(), value: describe(device) },
-        Fact { what: "sweep".into(), value: json(sweep) },
-    ];
-    for point in &points {
-        let taken = taken(&taken_by(point, parent)?);
-        known = list_inputs(parent, &point.recipe, &taken, &known)?;
+    let mut ready = Vec::new();
+    for (place, point) in points.into_iter().enumerate() {
+        let plan = match Plan::new(&point.recipe, parent) {
+            Ok(plan) => plan,
+            Err(error) => {
+                ready.push((point, Err(error.to_string())));
+                continue;
+            }
+        };
+        plan.check_budget(options.budget)?;
+        let stages = &point.recipe.stage;
+        let context = parent.config().max_positions;
+        let rows = stages.iter().map(|stage| rows(stage, Some(&tokenizer), context));
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        let statistics = stages.iter().map(|stage| statistics(stage, parent));
+        let statistics = statistics.collect::<Result<Vec<_>>>()?;
+        let taken: Vec<PathBuf> = statistics.iter().flatten().map(Stored::file).collect();
+        let inputs = list_inputs(parent, &point.recipe, &taken, &known)?;
+        let hashes: String = inputs.iter().map(|input| input.file.sha256.as_str()).collect();
+        facts.push(fact(format!("inputs of recipe {}", place + 1), sha256(hashes)));
+        for input in &inputs {
+            if !known.iter().any(|other| other.file.path == input.file.path) {
+                known.push(input.clone());
+            }
+        }
+        ready.push((point, Ok(Ready { plan, rows, statistics, inputs })));
     }
-    facts.push(Fact { what: "model".into(), value: identity(parent)? });
     let path = work_path(place.out)?;
     place.target(parent).check_standing()?;
-    let work = Work::open(path, place.resume, facts, known.clone())?;
+    let work = Work::open(path, place.resume, facts, known)?;
     interrupt::resumable(Some(work.path().into()));
-    let all = Sweeper { parent, device, options, texts, stored: &stored };
-    let result = all.rows(&work, &points, &plans, &known, found, listen);
+    let all = Sweeper { parent, device, options, texts };
+    let result = all.rows(&work, ready, found, listen);
     interrupt::resumable(None);
     let rows = match result {
         Ok(rows) => rows,
@@ -161,42 +179,60 @@ pub fn run(
     Ok(rows)
 }
 
+/// A recipe of a sweep with all that it reads.
+struct Ready {
+    plan: Plan,
+    rows: Vec<Option<Rows>>,
+    statistics: Vec<Option<Stored>>,
+    inputs: Vec<HashedInput>,
+}
+
 /// What the recipes of a sweep share.
 struct Sweeper<'a> {
     parent: &'a Checkpoint,
     device: &'a Device,
     options: Options<'a>,
-    texts: Vec<(&'a crate::recipe::Evaluate, Vec<u32>)>,
-    stored: &'a crate::text::StoredTokenizer,
+    texts: Vec<(&'a Evaluate, Vec<u32>)>,
 }
 
 impl Sweeper<'_> {
+    /// A model for evaluations: on the device as a whole, or, where memory has a bound, a block at a time.
+    fn resident(&self, weights: &dyn Weights) -> Result<Option<Model>> {
+        let load = |_, _| interrupt::check();
+        let all = self.options.budget.is_none();
+        all.then(|| Model::load(self.device, weights, load)).transpose()
+    }
+
+    fn source<'w>(
+        &'w self,
+        model: &'w Option<Model>,
+        weights: &'w dyn Weights,
+    ) -> WeightSource<'w> {
+        match model {
+            Some(model) => WeightSource::Resident(model),
+            None => WeightSource::Streamed(self.device, weights),
+        }
+    }
+
     fn rows(
         &self,
         work: &Work,
-        points: &[Point],
-        plans: &[std::result::Result<Plan, String>],
-        known: &[HashedInput],
+        points: Vec<(Point, std::result::Result<Ready, String>)>,
         found: &mut dyn FnMut(&Row) -> Result<()>,
         listen: Listener<'_>,
     ) -> Result<Vec<Row>> {
-        let mut model: Option<Model> = None;
-        let mut rows = Vec::new();
-        for (place, (point, plan)) in points.iter().zip(plans).enumerate() {
+        let base = self.resident(self.parent)?;
+        let (mut rows, total) = (Vec::new(), points.len());
+        for (place, (point, ready)) in points.into_iter().enumerate() {
             interrupt::check()?;
-            listen(Event::Progress { step: "sweeping", done: place, total: points.len() });
+            listen(Event::Progress { step: "sweeping", done: place, total });
             let record = format!("{:04}.toml", place + 1);
-            let row = match (work.recorded(&record)?, plan) {
+            let row = match (work.recorded(&record)?, ready) {
                 (Some(row), _) => row,
-                (None, Err(why)) => Row { refused: Some(why.clone()), ..nothing(point) },
-                (None, Ok(plan)) => {
-                    if model.is_none() {
-                        let load = |_, _| interrupt::check();
-                        model = Some(Model::load(self.device, self.parent, load)?);
-                    }
-                    let base = model.as_ref().expect("it was just loaded");
+                (None, Err(why)) => Row { refused: Some(why), ..nothing(&point) },
+                (None, Ok(ready)) => {
                     let folder = work.path().join(format!("{:04}", place + 1));
-                    self.row(point, plan, known, folder, base, listen)?
+                    self.row(&point, ready, folder, &base, listen)?
                 }
             };
             work.record(&record, &row)?;
@@ -209,23 +245,17 @@ impl Sweeper<'_> {
     fn row(
         &self,
         point: &Point,
-        plan: &Plan,
-        known: &[HashedInput],
+        ready: Ready,
         folder: PathBuf,
-        base: &Model,
+        base: &Option<Model>,
         listen: Listener<'_>,
     ) -> Result<Row> {
-        let (parent, device) = (self.parent, self.device);
-        let (recipe, context) = (&point.recipe, parent.config().max_positions);
-        let tokenizer = self.stored.read()?;
-        let rows = recipe.stage.iter().map(|stage| rows(stage, Some(&tokenizer), context));
-        let rows = rows.collect::<Result<_>>()?;
-        let statistics = taken_by(point, parent)?;
-        let inputs = list_inputs(parent, recipe, &taken(&statistics), known)?;
+        let (parent, device, recipe) = (self.parent, self.device, &point.recipe);
+        let Ready { plan, rows, statistics, inputs } = ready;
         let files: Vec<_> = inputs.iter().map(|input| input.file.clone()).collect();
         let out = folder.clone();
         let options = Options { place: Place { out: &out, ..self.options.place }, ..self.options };
-        let (evaluation, tokenizer) = (None, None);
+        let (evaluation, tokenizer, plan) = (None, None, &plan);
         let run =
             Run { recipe, plan, parent, device, options, tokenizer, evaluation, rows, statistics };
         let resume = is_there(&folder);
@@ -254,15 +284,16 @@ impl Sweeper<'_> {
     fn measured(
         &self,
         result: &dyn Weights,
-        base: &Model,
+        base: &Option<Model>,
         listen: Listener<'_>,
     ) -> Result<Vec<OnText>> {
         let pass = Pass { device: self.device, compute: self.options.compute };
-        let child = Model::load(self.device, result, |_, _| interrupt::check())?;
+        let child = self.resident(result)?;
+        let sources = (self.source(base, self.parent), self.source(&child, result));
         let mut texts = Vec::new();
         for (evaluate, tokens) in &self.texts {
             let windows = Windows::new(tokens, evaluate.ctx, Convention::AllButFirst, None)?;
-            let found = divergence(base, &child, &pass, &windows, |done, total| {
+            let found = divergence(sources.0, sources.1, &pass, &windows, |done, total| {
                 listen(Event::Progress { step: "measuring", done, total });
                 interrupt::check()
             })?;
@@ -281,16 +312,6 @@ impl Sweeper<'_> {
         }
         Ok(texts)
     }
-}
-
-/// The statistics of each stage that were taken before.
-fn taken_by(point: &Point, parent: &Checkpoint) -> Result<Vec<Option<Stored>>> {
-    point.recipe.stage.iter().map(|stage| statistics(stage, parent)).collect()
-}
-
-/// Their files.
-fn taken(statistics: &[Option<Stored>]) -> Vec<PathBuf> {
-    statistics.iter().flatten().map(Stored::file).collect()
 }
 
 /// A row without figures.
@@ -315,19 +336,10 @@ fn counts(weights: &dyn Weights) -> Result<(u64, u64)> {
     let (mut nonzero, mut bytes) = (0, 0);
     for spec in weights.specs() {
         interrupt::check()?;
-        let own = nonzeros(&weights.load(spec)?);
+        let own = nonzero_of(&weights.load(spec)?);
         let all = (spec.rows * spec.columns) as u64;
         nonzero += own;
         bytes += (2 * all).min(all.div_ceil(8) + 2 * own);
     }
     Ok((nonzero, bytes))
-}
-
-fn nonzeros(weight: &Packed) -> u64 {
-    let row = |row: usize| {
-        let mut values = vec![0.0; weight.columns];
-        weight.decode_row(row, &mut values);
-        values.iter().filter(|value| **value != 0.0).count() as u64
-    };
-    (0..weight.rows).into_par_iter().map(row).sum()
 }

@@ -79,6 +79,20 @@ fn names(methods: &[Method]) -> Vec<&'static str> {
     methods.iter().map(|method| method.name).collect()
 }
 
+/// The flags of all methods, each with the names of those that have it.
+fn union(methods: &[Method]) -> Vec<(Arg, Vec<&'static str>)> {
+    let mut known: Vec<(Arg, Vec<&'static str>)> = Vec::new();
+    for method in methods {
+        for arg in (method.command)().get_arguments() {
+            match known.iter_mut().find(|(other, _)| other.get_id() == arg.get_id()) {
+                Some((_, of)) => of.push(method.name),
+                None => known.push((arg.clone(), vec![method.name])),
+            }
+        }
+    }
+    known
+}
+
 /// Adds the flags of all methods to a command, as texts that [`stage`] reads again with what the method says of them.
 pub(super) fn flags(methods: &'static [Method], command: Command) -> Command {
     let lines = methods.iter().map(|method| format!("\n  {:<12} {}", method.name, method.about));
@@ -90,15 +104,7 @@ pub(super) fn flags(methods: &'static [Method], command: Command) -> Command {
         .hide_possible_values(true)
         .help(format!("How what goes is found:{}", lines.collect::<String>()));
     let mut command = command.arg(choice);
-    let mut known: Vec<(Arg, Vec<&str>)> = Vec::new();
-    for method in methods {
-        for arg in (method.command)().get_arguments() {
-            match known.iter_mut().find(|(other, _)| other.get_id() == arg.get_id()) {
-                Some((_, of)) => of.push(method.name),
-                None => known.push((arg.clone(), vec![method.name])),
-            }
-        }
-    }
+    let mut known = union(methods);
     known.sort_by_key(|(_, of)| std::cmp::Reverse(of.len()));
     for (arg, of) in known {
         command = command.arg(as_text(&arg, &of, methods.len()));
@@ -145,17 +151,8 @@ pub(super) fn stage(
     let method = methods.iter().find(|method| method.name == name).unwrap_or(&methods[0]);
     let usage = format!("lopper {kind} MODEL --method {name} [OPTIONS]");
     let own = (method.command)().no_binary_name(true).override_usage(usage);
-    let mut all: Vec<(Arg, Vec<&str>)> = Vec::new();
-    for other in methods {
-        for arg in (other.command)().get_arguments() {
-            match all.iter_mut().find(|(known, _)| known.get_id() == arg.get_id()) {
-                Some((_, of)) => of.push(other.name),
-                None => all.push((arg.clone(), vec![other.name])),
-            }
-        }
-    }
     let mut given: Vec<OsString> = Vec::new();
-    for (arg, of) in all {
+    for (arg, of) in union(methods) {
         let id = arg.get_id().as_str();
         if matches.value_source(id) != Some(ValueSource::CommandLine) {
             continue;

@@ -266,11 +266,13 @@ impl RecipeStage {
 
     /// The same stage with calibration rows of the text's draw of this number: those behind the rows of the draws before.
     pub fn drawn(&self, draw: usize) -> Result<Self, toml::de::Error> {
-        let Some(calibration) = self.needs().calibration.cloned() else {
+        let needs = self.needs();
+        let Some(calibration) = needs.calibration else {
             return Ok(self.clone());
         };
-        let rows = calibration.samples().saturating_mul(calibration.length());
-        let offset = calibration.offset.saturating_add(draw.saturating_mul(rows));
+        let rows = calibration.samples().saturating_add(needs.held_out);
+        let tokens = rows.saturating_mul(calibration.length());
+        let offset = calibration.offset.saturating_add(draw.saturating_mul(tokens));
         let mut keys = self.keys();
         // The table of the calibration is the one with an offset.
         let table = keys.values_mut().find(|value| value.get("offset").is_some());

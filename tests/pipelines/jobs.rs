@@ -291,7 +291,7 @@ fn interrupted_run_leaves_nothing() -> Result<(), Failed> {
     let out = folder.path().join("artifact");
     let parent = Checkpoint::open(NANO)?;
     let target = Target { path: &out, force: false, folder: true, model: parent.path() };
-    let result = target.write(|path| {
+    let result: lopper::error::Result<()> = target.write(|path| {
         std::fs::create_dir(path).map_err(Error::write(path))?;
         let (path, tokenizer) = (path.join("model.gguf"), parent.tokenizer()?);
         export_gguf(&path, &parent, &parent, Some(tokenizer.stored()))?;

@@ -95,6 +95,9 @@ fn figures() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     std::fs::write(folder.path().join("s.toml"), SWEEP)?;
     let sweep = "compress s.toml --sweep --out";
+    let planned = succeeds(&folder, &format!("{sweep} whole --dry-run"))?;
+    assert!(planned.out.contains("not run") && planned.out.contains("param"), "{planned}");
+    assert!(!folder.path().join("whole").exists(), "a dry run writes nothing");
     succeeds(&folder, &format!("{sweep} whole"))?;
     let rows = read_json(folder.path().join("whole/sweep.json"))?["rows"].clone();
     assert_eq!(rows.as_array().map(Vec::len), Some(5), "rows");
@@ -131,6 +134,9 @@ fn figures() -> Result<(), Failed> {
     child.kill()?;
     child.wait()?;
     lopper(&folder, &arguments)?.refused(4, "--resume");
+    // Rows of two types would not compare.
+    lopper(&folder, &format!("{arguments} --resume --device cpu --compute f16"))?
+        .refused(4, "compute");
     succeeds(&folder, &format!("{arguments} --resume"))?;
     let killed = read_json(folder.path().join("killed/sweep.json"))?["rows"].clone();
     assert_eq!(timeless(killed), timeless(rows), "rows after a kill");

@@ -4,7 +4,7 @@
 //!
 //! Sums are of [`SUMMED`] tokens, cut the same on every device whatever its speed, and each is added to the result as one: a
 //! product is never rounded against the sum of a whole text. Where a device has matrix units, f16 activations go through the
-//! general product ([`backward::weight`](super::backward::weight)), which computes both halves and is quicker all the same.
+//! general product ([`backward::weight`](super::backward::weight)), which computes both halves.
 
 use super::{EPILOGUE_ADD, backward, merge};
 use crate::kernels::matrix::Layout;
@@ -38,7 +38,10 @@ const BAND: usize = 8;
 pub static KERNEL: Kernel = Kernel {
     name: "matmul/gram",
     source: include_str!("../../../shaders/matmul/gram.wgsl"),
-    bindings: BINDINGS,
+    bindings: &[
+        binding("x", Access::Read, Element::Activation),
+        binding("result", Access::ReadWrite, Element::Is(DType::F32)),
+    ],
     parameters: Params::LAYOUT,
     variants: || {
         let types = [DType::F32, DType::F16];
@@ -53,19 +56,14 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-const BINDINGS: &[Binding] = &[
-    binding("x", Access::Read, Element::Activation),
-    binding("result", Access::ReadWrite, Element::Is(DType::F32)),
-];
-
 fn variant(dtype: DType, constants: &'static [(&'static str, u32)]) -> Variant {
     Variant { constants, ..Variant::typed(dtype, DType::F32) }
 }
 
-/// Tokens of one sum in f32 multiply-adds.
+/// Tokens of one sum.
 const SUMMED: usize = 2048;
 
-/// Tokens of a part at least, so that what it costs beside its products stays small; whole steps of every kernel.
+/// Tokens of a part at least, so that what it costs beside its products stays small; whole steps of the shader.
 const LEAST: usize = 256;
 
 /// Workgroups that fill a large device. A narrow result has fewer tiles: then parts of the tokens are summed beside each other.
@@ -360,11 +358,11 @@ fn random(sizes: &Sizes) -> Case {
     case(width, tokens, notes[sizes.between(2, 0, 4)])
 }
 
-/// Calls of calibration, of so many tokens each: of SmolLM2-135M, and of a Llama-3.1-8B's attention and feed-forward.
-fn calibration(tokens: usize) -> [Case; 3] {
+/// Calls of calibration: of SmolLM2-135M, and of a Llama-3.1-8B's attention and feed-forward.
+fn calibration() -> [Case; 3] {
     let of = |width, note| {
         let tiles_of_128 = |variant: &Variant| variant.constant("EDGE") == 128;
-        case(width, tokens, note).bench().only(tiles_of_128)
+        case(width, SUMMED, note).bench().only(tiles_of_128)
     };
     [of(576, Note::Parts(LEAST)), of(4096, Note::Nothing), of(14_336, Note::Nothing)]
 }
@@ -388,6 +386,6 @@ fn cases() -> Vec<Case> {
         poisoned(Poison::NaN),
         poisoned(Poison::Zeros),
     ];
-    cases.extend(calibration(SUMMED));
+    cases.extend(calibration());
     cases
 }
