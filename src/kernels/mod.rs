@@ -17,6 +17,7 @@ pub mod mask;
 pub mod matmul;
 pub mod matrix;
 pub mod norm;
+pub mod optimize;
 mod prelude;
 pub mod probe;
 pub mod quantize;
@@ -89,6 +90,8 @@ pub static TABLE: &[&Kernel] = &[
     &quantize::round::KERNEL,
     &quantize::nearest::KERNEL,
     &dequantize::rows::KERNEL,
+    &optimize::squares::KERNEL,
+    &optimize::clip::KERNEL,
     &probe::copy::KERNEL,
     &probe::read::KERNEL,
     &probe::write::KERNEL,
