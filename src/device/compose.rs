@@ -13,6 +13,7 @@ macro_rules! fragments {
 /// The texts of `shaders/shared`.
 const FRAGMENTS: &[(&str, &str)] = fragments! {
     "activation"
+    "adamw_step"
     "attention_owners"
     "attention_scores"
     "attention_tile"

@@ -92,6 +92,7 @@ pub static TABLE: &[&Kernel] = &[
     &dequantize::rows::KERNEL,
     &optimize::squares::KERNEL,
     &optimize::clip::KERNEL,
+    &optimize::adamw::KERNEL,
     &probe::copy::KERNEL,
     &probe::read::KERNEL,
     &probe::write::KERNEL,

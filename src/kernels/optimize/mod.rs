@@ -1,4 +1,8 @@
 //! Steps of an optimizer: the norm of a gradient, its clipping, and the change of the weights.
 
+pub mod adamw;
 pub mod clip;
 pub mod squares;
+mod step;
+
+pub use step::AdamW;
