@@ -93,6 +93,7 @@ pub static TABLE: &[&Kernel] = &[
     &optimize::squares::KERNEL,
     &optimize::clip::KERNEL,
     &optimize::adamw::KERNEL,
+    &optimize::adamw_8bit::KERNEL,
     &probe::copy::KERNEL,
     &probe::read::KERNEL,
     &probe::write::KERNEL,
