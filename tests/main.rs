@@ -101,6 +101,7 @@ mod quality {
 mod text {
     pub mod hostile;
     pub mod tokenizer;
+    pub mod training;
 }
 
 use libtest_mimic::{Arguments, Trial};
@@ -148,6 +149,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     fuzz::targets::trials,
     text::hostile::trials,
     text::tokenizer::trials,
+    text::training::trials,
     quality::comparison::trials,
     quality::figures::trials,
     quality::statistics::trials,

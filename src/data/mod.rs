@@ -1,4 +1,4 @@
-//! Calibration and evaluation text, its cutting into windows of tokens, and tasks: questions with their answers.
+//! Calibration, evaluation and training text, its cutting into windows and rows of tokens, and tasks: questions with their answers.
 
 mod embedded;
 mod layouts;
@@ -6,6 +6,7 @@ pub mod shots;
 mod source;
 mod task;
 mod template;
+pub mod training;
 
 use std::path::Path;
 

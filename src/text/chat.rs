@@ -19,6 +19,17 @@ impl Tokenizer {
         messages: &[(R, C)],
         add_generation_prompt: bool,
     ) -> Result<String> {
+        let mut renderer = Renderer::new(Dialect::Chat);
+        self.render_chat_with(&mut renderer, messages, add_generation_prompt)
+    }
+
+    /// The same by a renderer of chat templates that has its process already, for many conversations.
+    pub fn render_chat_with<R: AsRef<str>, C: AsRef<str>>(
+        &self,
+        renderer: &mut Renderer,
+        messages: &[(R, C)],
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let Some(source) = &self.chat_template else {
             return Err(bad_key(&self.path, KEY, "a chat template", "none in this model"));
         };
@@ -35,7 +46,7 @@ impl Tokenizer {
             "tools": null,
             "documents": null,
         });
-        Renderer::new(Dialect::Chat)
+        renderer
             .render(source, &values)?
             .map_err(|found| bad_key(&self.path, KEY, "a template that renders", found))
     }

@@ -112,6 +112,54 @@ impl Tokenizer {
         Ok((ids, ends))
     }
 
+    /// A text's tokens, after BOS where the vocabulary wants it, or has one and the caller wants it.
+    pub fn encode_with_bos(&self, text: &str, add_bos: bool) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text, true)?;
+        if let (true, Some(bos)) = (add_bos, self.bos)
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
+    }
+
+    /// The tokens of a context and those of its continuation, at least one each, as lm-evaluation-harness encodes them: spaces at
+    /// the context's end belong to the continuation; both are encoded together, and the continuation's tokens are what follows
+    /// as many tokens as the context alone has. A token over the boundary so changes the context, not what is scored. An empty
+    /// context is BOS, or the first token that ends a text where the vocabulary has no BOS. `add_bos`: begin with BOS though the
+    /// vocabulary does not ask for it.
+    pub fn encode_continuation(
+        &self,
+        context: &str,
+        continuation: &str,
+        add_bos: bool,
+    ) -> Result<(Vec<u32>, Vec<u32>)> {
+        let wrong = |expected: &str, found: String| Error::Argument {
+            argument: "context and continuation".into(),
+            expected: expected.into(),
+            found,
+        };
+        let trimmed = context.trim_end();
+        let continuation = format!("{}{continuation}", &context[trimmed.len()..]);
+        let (context, continuation) = if trimmed.is_empty() {
+            let front = self.bos.or(self.eos.first().copied());
+            let front = front.ok_or_else(|| {
+                wrong("a context, since the vocabulary has no BOS", "an empty one".into())
+            })?;
+            (vec![front], self.encode(&continuation, false)?)
+        } else {
+            let mut whole = self.encode_with_bos(&format!("{trimmed}{continuation}"), add_bos)?;
+            let context = self.encode_with_bos(trimmed, add_bos)?.len();
+            let behind = whole.split_off(context.min(whole.len()));
+            (whole, behind)
+        };
+        if context.is_empty() || continuation.is_empty() {
+            let found = format!("{} and {} tokens", context.len(), continuation.len());
+            return Err(wrong("a context and a continuation of a token each", found));
+        }
+        Ok((context, continuation))
+    }
+
     /// Gives each piece of a text with its place in it, until `take` says that it is enough.
     fn encode_pieces(
         &self,

@@ -10,8 +10,9 @@ use serde_json::{Map, Value};
 use self::choices::{
     arc, hellaswag, is_logiqa_text, is_mmlu_table, logiqa, mmlu, openbookqa, piqa, winogrande,
 };
+pub(super) use self::labels::headline;
 pub(super) use self::labels::last_word;
-use self::labels::{SENTIMENTS, boolq, headline, lambada, phrasebank, twitter};
+use self::labels::{SENTIMENTS, boolq, lambada, phrasebank, twitter};
 use super::source::Source;
 use super::task::{Item, Record, Scoring, Task};
 use crate::error::{Error, Result};

@@ -13,55 +13,20 @@ use crate::data::{Item, SEPARATOR, Task};
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 
-/// A context and its continuation as lm-evaluation-harness encodes them: spaces at the context's end belong to the
-/// continuation; both are encoded together, and the continuation's tokens are what follows as many tokens as the context
-/// alone has. A token over the boundary so changes the context, not what is scored. An empty context is BOS, or the first
-/// token that ends a text where the vocabulary has no BOS. `add_bos`: begin with BOS though the vocabulary does not ask
-/// for it.
+/// A context and its continuation as [`Tokenizer::encode_continuation`] gives them.
 pub fn encode(
     tokenizer: &Tokenizer,
     context: &str,
     continuation: &str,
     add_bos: bool,
 ) -> Result<Request> {
-    let trimmed = context.trim_end();
-    let continuation = format!("{}{continuation}", &context[trimmed.len()..]);
-    if trimmed.is_empty() {
-        let front = tokenizer.bos.or(tokenizer.eos.first().copied());
-        let front = front.ok_or_else(|| Error::Argument {
-            argument: "--task".into(),
-            expected: "a context, since the vocabulary has no BOS".into(),
-            found: "an empty one".into(),
-        })?;
-        let continuation = tokenizer.encode(&continuation, false)?;
-        return checked(vec![front], continuation);
-    }
-    let text = format!("{trimmed}{continuation}");
-    let mut whole = with_bos(tokenizer, &text, add_bos)?;
-    let context = with_bos(tokenizer, trimmed, add_bos)?.len();
-    let behind = whole.split_off(context.min(whole.len()));
-    checked(whole, behind)
-}
-
-/// A text's tokens, after BOS where the vocabulary or the user wants it.
-pub(super) fn with_bos(tokenizer: &Tokenizer, text: &str, add_bos: bool) -> Result<Vec<u32>> {
-    let mut ids = tokenizer.encode(text, true)?;
-    if let (true, Some(bos)) = (add_bos, tokenizer.bos)
-        && ids.first() != Some(&bos)
-    {
-        ids.insert(0, bos);
-    }
-    Ok(ids)
-}
-
-fn checked(context: Vec<u32>, continuation: Vec<u32>) -> Result<Request> {
-    if context.is_empty() || continuation.is_empty() {
-        return Err(Error::Argument {
-            argument: "--task".into(),
-            expected: "a context and a continuation of a token each".into(),
-            found: format!("{} and {} tokens", context.len(), continuation.len()),
-        });
-    }
+    let encoded = tokenizer.encode_continuation(context, continuation, add_bos);
+    let (context, continuation) = encoded.map_err(|error| match error {
+        Error::Argument { expected, found, .. } => {
+            Error::Argument { argument: "--task".into(), expected, found }
+        }
+        error => error,
+    })?;
     Ok(Request { context, continuation })
 }
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use serde_json::json;
 
-use super::encode::{Prompt, asked, fit, with_bos};
+use super::encode::{Prompt, asked, fit};
 use super::{Event, Options, Setup};
 use crate::data::{Extract, Generated, Normalize, Task};
 use crate::error::{Error, Result};
@@ -26,7 +26,7 @@ pub(super) fn answers(
         // A space in front of the answer is the model's to give, as in encoding a continuation.
         let text = format!("{front}{}", item.query);
         let text = text.trim_end_matches(' ');
-        prompts.push(with_bos(setup.tokenizer, text, options.add_bos)?);
+        prompts.push(setup.tokenizer.encode_with_bos(text, options.add_bos)?);
         texts.push(text.into());
     }
     let context = setup.model.config().max_positions;

@@ -1,0 +1,102 @@
+//! Examples into rows of one length.
+//!
+//! Examples stand in rows in the order in which they are given. One that does not fit into what is left of a row begins the next, and the rest is
+//! filled with tokens that are not scored; so a row never begins inside an example, unless the example is longer than a row: it
+//! then goes on over as many rows as it takes. One that is text throughout begins at once in that case, since it is cut anyway; one
+//! with a prompt begins a row, so that its prompt and what it asks for stay together as far as they can. Examples in one row see
+//! those before them, as in pretraining; nothing masks that. The first token of an example is not scored: what stands before it
+//! does not tell it. A row in which nothing is scored is left out.
+
+use super::super::task::wrong;
+use super::examples::Example;
+use super::{Batch, Dataset};
+use crate::error::Result;
+
+/// Rows of one length.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    /// Tokens, row after row.
+    pub ids: Vec<u32>,
+    /// Of each, whether it is scored.
+    pub scored: Vec<bool>,
+    /// Tokens that fill rows behind their examples.
+    pub padding: usize,
+    /// Where filling begins in each row that has any: the place of its first token.
+    filled: Vec<usize>,
+    length: usize,
+}
+
+impl Rows {
+    pub fn count(&self) -> usize {
+        self.ids.len() / self.length.max(1)
+    }
+
+    /// Adds a row to a batch.
+    pub fn append(&self, row: usize, batch: &mut Batch) {
+        let range = row * self.length..(row + 1) * self.length;
+        batch.ids.extend_from_slice(&self.ids[range.clone()]);
+        batch.scored.extend_from_slice(&self.scored[range]);
+    }
+
+    fn fill(&mut self, fill: u32) {
+        let whole = self.ids.len().next_multiple_of(self.length);
+        if whole > self.ids.len() {
+            self.filled.push(self.ids.len());
+            self.ids.resize(whole, fill);
+            self.scored.resize(whole, false);
+        }
+    }
+
+    /// Takes the mark of each row's first token, before which nothing stands, and leaves out rows without any.
+    fn finish(mut self) -> Self {
+        let length = self.length;
+        let mut kept = Rows { length, ..Rows::default() };
+        let mut filled = self.filled.iter().peekable();
+        let rows = self.ids.chunks(length).zip(self.scored.chunks_mut(length));
+        for (row, (ids, scored)) in rows.enumerate() {
+            scored[0] = false;
+            let end = (row + 1) * length;
+            let padding = filled.next_if(|from| **from < end).map_or(0, |from| end - from);
+            if scored.iter().any(|scored| *scored) {
+                kept.ids.extend_from_slice(ids);
+                kept.scored.extend_from_slice(scored);
+                kept.padding += padding;
+            }
+        }
+        kept
+    }
+}
+
+/// A text's tokens as rows, whole ones; all of each is scored but its first.
+pub(super) fn cut(ids: &[u32], length: usize) -> Rows {
+    let scored = vec![true; ids.len()];
+    Rows { ids: ids.to_vec(), scored, length, ..Rows::default() }.finish()
+}
+
+/// Examples as rows.
+pub(super) fn pack(
+    name: &str,
+    examples: &[&Example],
+    dataset: &Dataset,
+    fill: u32,
+) -> Result<Rows> {
+    let length = dataset.length;
+    let mut rows = Rows { length, ..Rows::default() };
+    for example in examples {
+        let tokens = example.ids.len();
+        if !dataset.pack && tokens > length {
+            let expected = format!("an example of at most {length} tokens, one row, without pack");
+            let found = format!("{tokens} tokens");
+            return Err(wrong(name.as_ref(), example.line, expected, found));
+        }
+        let room = length - rows.ids.len() % length;
+        let throughout = tokens > length && example.scored[1..].iter().all(|scored| *scored);
+        if !dataset.pack || (tokens > room && !throughout) {
+            rows.fill(fill);
+        }
+        rows.ids.extend_from_slice(&example.ids);
+        rows.scored.extend_from_slice(&example.scored);
+    }
+    rows.fill(fill);
+    Ok(rows.finish())
+}
