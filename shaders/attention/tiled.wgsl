@@ -6,6 +6,7 @@
 @group(0) @binding(2) var<storage, read> value: array<vec4<act>>;          // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(3) var<storage, read> past: array<u32>;                 // (sequences) tokens seen before
 @group(0) @binding(4) var<storage, read_write> result: array<vec4<act>>;   // (all tokens, heads, head_dim)
+@group(0) @binding(5) var<storage, read_write> lse_delta: array<vec2<f32>>; // (all tokens, heads) log-sum-exp of the scores, left alone
 #import params
 #import attention_tile
 
@@ -94,6 +95,10 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
 #for I in 4
     if mine + {I}u < count {
         let at = (base + (mine + {I}u) * params.heads) * fours;
+        if other == 0u {
+            let lse = maxima[{I}] + log(totals[{I}]);
+            lse_delta[base + (mine + {I}u) * params.heads].x = select(lse, totals[{I}], is_nan(totals[{I}]));
+        }
 #for C in CHUNKS
         if other + {C}u * 16u < fours {
             result[at + other + {C}u * 16u] = vec4<act>(sums[{I}u * CHUNKS + {C}u] / totals[{I}]);

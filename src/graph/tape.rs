@@ -16,7 +16,7 @@ use super::{Activation, Attention, BlockWeights, Graph, Linear, RmsNormWeight, S
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::kernels::attention::backward as attention;
-use crate::kernels::attention::causal::causal;
+use crate::kernels::attention::causal::forward as attention_forward;
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::gate::glu::glu;
 use crate::kernels::gate::glu_grad::glu_grad;
@@ -384,7 +384,7 @@ impl<'a> Tape<'a> {
         // Without a past, tokens in their order are a cache that is full.
         let (query, key, value) = (query.clone(), key.clone(), value.clone());
         let (cache, shape) = ((&key.tensor, &value.tensor), *shape);
-        let result = causal(device, &query.tensor, cache, past, shape, length)?;
+        let (result, known) = attention_forward(device, &query.tensor, cache, past, shape, length)?;
         let mixed = result.clone();
         Ok(self.record(result, move |back, grad| {
             let grad = cast(device, &grad, mixed.dtype())?;
@@ -392,10 +392,10 @@ impl<'a> Tape<'a> {
                 device,
                 &query.tensor,
                 (&key.tensor, &value.tensor),
-                (&mixed, &grad),
+                (&mixed, known.as_ref()),
+                &grad,
                 shape,
-                sequences,
-                length,
+                (sequences, length),
             )?;
             back.add(query.node, of_query)?;
             back.add(key.node, of_key)?;

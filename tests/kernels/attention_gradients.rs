@@ -5,7 +5,7 @@ use lopper::device::{Device, HostTensor, Random};
 use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::attention::Attention;
 use lopper::kernels::attention::backward::backward;
-use lopper::kernels::attention::causal::causal;
+use lopper::kernels::attention::causal::forward;
 use lopper::tensor::DType;
 
 use crate::machine::{device, gpu_trial};
@@ -16,10 +16,9 @@ const EACH: usize = 35;
 const CAPACITY: usize = 38;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
-const DIM: usize = 6;
 
 pub fn trials() -> Vec<Trial> {
-    let plain = Attention::new(HEADS, KV_HEADS, DIM);
+    let plain = Attention::new(HEADS, KV_HEADS, 6);
     let cpu = |name: &str, dtype, attention| {
         Trial::test(format!("gradients::attention/backward::{name}"), move || {
             differences(&Device::Cpu, dtype, attention)
@@ -43,6 +42,10 @@ pub fn trials() -> Vec<Trial> {
         gpu("gpu_window", window),
         gpu("gpu_soft_cap", cap),
         gpu("gpu_both", both),
+        // Heads of whole vectors of four: the forward pass keeps the log-sum-exps.
+        gpu("gpu_kept", Attention::new(HEADS, KV_HEADS, 8)),
+        gpu("gpu_kept_both", Attention { dim: 8, ..both }),
+        gpu("gpu_ungrouped", Attention::new(HEADS, HEADS, 8)),
         // A call for every tile.
         gpu_trial("gradients::attention/backward::split".into(), move || {
             let options = GpuOptions { max_operations: Some(1.0), ..GpuOptions::default() };
@@ -55,7 +58,7 @@ pub fn trials() -> Vec<Trial> {
 /// it every gradient, by 2^-11 of it.
 fn differences(device: &Device, dtype: DType, attention: Attention) -> Result<(), Failed> {
     let bound = if dtype == DType::F16 { 1e-2 } else { 1e-5 };
-    let (width, pitch) = (HEADS * DIM, KV_HEADS * DIM);
+    let (width, pitch) = (HEADS * attention.dim, attention.kv * attention.dim);
     let (tokens, places) = (SEQUENCES * EACH, SEQUENCES * CAPACITY);
     let mut random = Random::new(29);
     let mut make = |rows: usize, width: usize, scale: f32| {
@@ -67,15 +70,15 @@ fn differences(device: &Device, dtype: DType, attention: Attention) -> Result<()
     let (query, key, value) =
         (on_device(&inputs[0])?, on_device(&inputs[1])?, on_device(&inputs[2])?);
     let past = on_device(&HostTensor::from_u32(&[SEQUENCES], &[0; SEQUENCES]))?;
-    let result = causal(device, &query, (&key, &value), &past, attention, CAPACITY)?;
+    let (result, known) = forward(device, &query, (&key, &value), &past, attention, CAPACITY)?;
     let grads = backward(
         device,
         &query,
         (&key, &value),
-        (&result, &on_device(&grad)?),
+        (&result, known.as_ref()),
+        &on_device(&grad)?,
         attention,
-        SEQUENCES,
-        CAPACITY,
+        (SEQUENCES, CAPACITY),
     )?;
     let wide = |host: &HostTensor| host.view().to_f64();
     let (r, mut numbers) = (wide(&grad), inputs.each_ref().map(wide));
@@ -103,17 +106,17 @@ fn loss([query, key, value]: &[Vec<f64>; 3], r: &[f64], attention: Attention) ->
     let mut loss = 0.0;
     for token in 0..SEQUENCES * EACH {
         for head in 0..HEADS {
-            let at = (token * HEADS + head) * DIM;
+            let at = (token * HEADS + head) * attention.dim;
             let line = |values: &'_ [f64], place: usize, column: usize| {
                 let row = token / EACH * CAPACITY + place;
-                values[(row * KV_HEADS + head * KV_HEADS / HEADS) * DIM + column]
+                values[(row * attention.kv + head * attention.kv / HEADS) * attention.dim + column]
             };
             let (mut total, mut sum) = (0.0, 0.0);
             let place = token % EACH;
             // `transformers` masks the keys that are a window or more away.
             let seen = |key: &usize| attention.window.is_none_or(|window| place - key < window);
             for place in (0..=place).filter(seen) {
-                let columns = 0..DIM;
+                let columns = 0..attention.dim;
                 let score: f64 = columns
                     .clone()
                     .map(|column| query[at + column] * line(key, place, column))

@@ -2,9 +2,12 @@
 //! weights are computed again from each token's log-sum-exp (Dao 2023, FlashAttention-2, arXiv 2307.08691, algorithm 2).
 //! With p the weights, dp = d_out v and delta = d_out · out, the scores' gradient is p (dp - delta).
 //!
-//! Keys and values get theirs from a kernel of their own, owned by key, so that nothing is added atomically and every run
-//! gives the same bits: the scores are computed three times in all.
+//! Keys and values get theirs from a kernel of their own, owned by key and query head, so that nothing is added atomically and
+//! every run gives the same bits; the heads of a group are then added up in their order. The scores are computed twice, and a
+//! third time where the forward pass did not keep their log-sum-exps.
 
+use super::delta::delta;
+use super::group_sum::group_sum;
 use super::{Attention, key_value_grad, lse_delta, query_grad, score_reference};
 use crate::kernels::activation::soft_cap_slope_reference;
 use crate::kernels::copy::pad::{cut, pad};
@@ -40,20 +43,23 @@ params! {
 ///
 /// `query`, the forward `result` and its gradient `grad` are (tokens, heads, head_dim), the tokens of a sequence in a row and
 /// of each sequence as many; `key` and `value` are caches of (sequences, capacity, kv_heads, head_dim) that hold the tokens
-/// from their first place on. Their gradients are zero behind them. All five have one type, f32 or f16.
+/// from their first place on. Their gradients are zero behind them. All five have one type, f32 or f16. `known`: the
+/// log-sum-exps that [`forward`](super::causal::forward) gave, if it did; the products beside them are written there.
+///
+/// Where query heads share a key-value head, parts of keys' and values' gradients take f32 of `query`'s shape each meanwhile.
 pub fn backward(
     device: &Device,
     query: &Tensor,
     (key, value): (&Tensor, &Tensor),
-    (result, grad): (&Tensor, &Tensor),
+    (result, known): (&Tensor, Option<&Tensor>),
+    grad: &Tensor,
     heads: Attention,
-    sequences: usize,
-    capacity: usize,
+    (sequences, capacity): (usize, usize),
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let five = [query, key, value, result, grad];
     // The shaders take whole vectors of four; what else there is goes through copies. The CPU takes everything.
     if device.gpu().is_none() || heads.dim.is_multiple_of(4) {
-        let [query, key, value] = passes(device, five, heads, (sequences, capacity))?;
+        let [query, key, value] = passes(device, five, known, heads, (sequences, capacity))?;
         return Ok((query, key, value));
     }
     let mut padded = Vec::with_capacity(five.len());
@@ -62,7 +68,7 @@ pub fn backward(
     }
     let wide = Attention { dim: heads.dim.next_multiple_of(4), ..heads };
     let five = std::array::from_fn(|index| &padded[index]);
-    let grads = passes(device, five, wide, (sequences, capacity))?;
+    let grads = passes(device, five, known, wide, (sequences, capacity))?;
     let [of_query, of_key, of_value] = &grads;
     let narrow = |grad: &Tensor, shape: &[usize]| cut(device, grad, wide.dim, heads.dim, shape);
     Ok((
@@ -72,11 +78,12 @@ pub fn backward(
     ))
 }
 
-/// The three kernels, each in as many calls as it takes: the gradients of the first three of query, key, value, result and
-/// gradient, each of its shape.
+/// The kernels, each in as many calls as it takes: the gradients of the first three of query, key, value, result and gradient,
+/// each of its shape.
 fn passes(
     device: &Device,
     [query, key, value, result, grad]: [&Tensor; 5],
+    known: Option<&Tensor>,
     heads: Attention,
     (sequences, capacity): (usize, usize),
 ) -> Result<[Tensor; 3]> {
@@ -87,23 +94,12 @@ fn passes(
     assert_eq!(tokens, sequences * each, "sequences have one number of tokens");
     assert!(each <= capacity, "the cache holds every token");
     let variant = variant(dtype, heads.dim);
-    let known = device.allocate(DType::F32, &[tokens, heads.query, 2], "log-sum-exps")?;
-    let query_grad = device.allocate(dtype, query.shape(), "gradient of queries")?;
-    let key_grad = device.allocate(dtype, key.shape(), "gradient of keys")?;
-    let value_grad = device.allocate(dtype, value.shape(), "gradient of values")?;
     let token_tiles = sequences * each.div_ceil(OWNERS);
     let cache_tiles = sequences * capacity.div_ceil(OWNERS);
-    let passes: [(&'static Kernel, usize, f64, Vec<&Tensor>); 3] = [
-        (&lse_delta::KERNEL, token_tiles, 2.0, vec![query, key, result, grad, &known]),
-        (&query_grad::KERNEL, token_tiles, 6.0, vec![query, key, value, grad, &known, &query_grad]),
-        (
-            &key_value_grad::KERNEL,
-            cache_tiles,
-            8.0,
-            vec![query, key, value, grad, &known, &key_grad, &value_grad],
-        ),
-    ];
-    for (kernel, tiles, operations, tensors) in passes {
+    let run = |kernel,
+               variant: &Variant,
+               (tiles, operations): (usize, f64),
+               tensors: &[&Tensor]| {
         // No row is paired with more than the sequence, or a window beside a tile.
         let rows = each.min(heads.keys(each) + OWNERS);
         let operations = operations * (OWNERS * width * rows) as f64;
@@ -111,9 +107,43 @@ fn passes(
         for start in (0..tiles).step_by(step) {
             let params =
                 Params::new(&heads, (sequences, each, capacity), (start, step.min(tiles - start)));
-            device.call(kernel, variant.clone(), &params, &tensors)?;
+            device.call(kernel, variant.clone(), &params, tensors)?;
         }
-    }
+        Ok(())
+    };
+    let known = match known {
+        Some(known) => {
+            delta(device, result, grad, known, heads.dim)?;
+            known.clone()
+        }
+        None => {
+            let known = device.allocate(DType::F32, &[tokens, heads.query, 2], "log-sum-exps")?;
+            let tensors = [query, key, result, grad, &known];
+            run(&lse_delta::KERNEL, &variant, (token_tiles, 2.0), &tensors)?;
+            known
+        }
+    };
+    let query_grad = device.allocate(dtype, query.shape(), "gradient of queries")?;
+    let tensors = [query, key, value, grad, &known, &query_grad];
+    run(&query_grad::KERNEL, &variant, (token_tiles, 6.0), &tensors)?;
+    // Of a group of one head the only part is the sum.
+    let output = if heads.query == heads.kv { dtype } else { DType::F32 };
+    let shape = [sequences * capacity, heads.query, heads.dim];
+    let part = |what| device.allocate(output, &shape, what);
+    let parts = [part("gradient of keys")?, part("gradient of values")?];
+    let tensors = [query, key, value, grad, &known, &parts[0], &parts[1]];
+    let variant = Variant { output, ..variant };
+    run(&key_value_grad::KERNEL, &variant, (cache_tiles, 8.0), &tensors)?;
+    let summed = |parts: &Tensor, like: &Tensor, what| {
+        if heads.query == heads.kv {
+            return Ok(parts.reshaped(like.shape()));
+        }
+        let sum = device.allocate(dtype, like.shape(), what)?;
+        group_sum(device, parts, heads.dim, &sum)?;
+        Ok(sum)
+    };
+    let key_grad = summed(&parts[0], key, "gradient of keys")?;
+    let value_grad = summed(&parts[1], value, "gradient of values")?;
     Ok([query_grad, key_grad, value_grad])
 }
 

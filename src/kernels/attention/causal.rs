@@ -45,7 +45,7 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-pub(super) const BINDINGS: &[Binding] = &[
+const BINDINGS: &[Binding] = &[
     binding("query", Access::Read, Element::Activation),
     binding("key", Access::Read, Element::Activation),
     binding("value", Access::Read, Element::Activation),
@@ -63,11 +63,24 @@ pub fn causal(
     heads: Attention,
     capacity: usize,
 ) -> Result<Tensor> {
+    forward(device, query, (key, value), past, heads, capacity).map(|(result, _)| result)
+}
+
+/// The same, and where they are computed on the way the log-sum-exps that the backward pass needs, f32 (tokens, heads, 2), each
+/// with a place behind it.
+pub fn forward(
+    device: &Device,
+    query: &Tensor,
+    (key, value): (&Tensor, &Tensor),
+    past: &Tensor,
+    heads: Attention,
+    capacity: usize,
+) -> Result<(Tensor, Option<Tensor>)> {
     // The CPU has a version of its own, for any number of tokens.
     if device.gpu().is_some()
-        && let Some(result) = tiled(device, query, (key, value), past, heads, capacity)?
+        && let Some((result, known)) = tiled(device, query, (key, value), past, heads, capacity)?
     {
-        return Ok(result);
+        return Ok((result, Some(known)));
     }
     let tokens = query.shape()[0];
     let result = device.allocate(query.dtype(), query.shape(), "attention")?;
@@ -95,7 +108,7 @@ pub fn causal(
             &[query, key, value, past, &result],
         )?;
     }
-    Ok(result)
+    Ok((result, None))
 }
 
 fn variants() -> Vec<Variant> {

@@ -125,6 +125,13 @@ impl Example {
         HostTensor::from_f32(variant.activation, &shape, values)
     }
 
+    /// (sequences, capacity, heads, head_dim), of the results' type: what stands there before.
+    pub(super) fn parts(&self, variant: &Variant) -> HostTensor {
+        let shape = [self.sequences, self.capacity, self.heads.query, self.heads.dim];
+        let values = Random::new(9).values(shape.iter().product(), 1.0);
+        HostTensor::from_f32(variant.output, &shape, &values)
+    }
+
     /// (all tokens, heads, 2).
     pub(super) fn known(&self, values: &[f32]) -> HostTensor {
         let shape = [self.sequences * self.each, self.heads.query, 2];

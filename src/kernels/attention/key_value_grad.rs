@@ -1,7 +1,10 @@
-//! `attention/key_value_grad`: the gradients of causal attention's keys and values, over the tokens that see each and the query
-//! heads of its group: of a value, sum_i p_i grad_i; of a key, scale * sum_i p_i (dp_i - delta_i) q_i, with p_i =
-//! exp(score_i - log-sum-exp_i) and dp_i = grad_i · v computed on the way (Dao 2023, FlashAttention-2, arXiv 2307.08691).
-//! Places of the cache behind a sequence's tokens get zeros.
+//! `attention/key_value_grad`: each query head's part of the gradients of causal attention's keys and values, over the tokens
+//! that see each: of a value, sum_i p_i grad_i; of a key, scale * sum_i p_i (dp_i - delta_i) q_i, with p_i = exp(score_i -
+//! log-sum-exp_i) and dp_i = grad_i · v computed on the way (Dao 2023, FlashAttention-2, arXiv 2307.08691). Places of the
+//! cache behind a sequence's tokens get zeros.
+//!
+//! Where query heads share a key-value head, the parts are f32 and [`attention/group_sum`](super::group_sum) adds them up: one
+//! workgroup for a whole group left most of a large device idle beside few key-value heads.
 
 use super::backward::{self, Inputs, Params, add, add_reference, dot, own_places};
 use super::examples::{self, Example};
@@ -18,14 +21,14 @@ pub static KERNEL: Kernel = Kernel {
         binding("value", Access::Read, Element::Activation),
         binding("grad", Access::Read, Element::Activation),
         binding("lse_delta", Access::Read, Element::Is(DType::F32)),
-        binding("key_grad", Access::ReadWrite, Element::Activation),
-        binding("value_grad", Access::ReadWrite, Element::Activation),
+        binding("key_grad", Access::ReadWrite, Element::Output),
+        binding("value_grad", Access::ReadWrite, Element::Output),
     ],
     parameters: Params::LAYOUT,
-    variants: backward::variants,
+    variants,
     groups: |args| {
         let p: Params = args.parameters();
-        fold(p.tiles as usize * p.kv_heads as usize)
+        fold(p.tiles as usize * p.heads as usize)
     },
     cost: |args| backward::cost(args, 8.0),
     reference,
@@ -35,25 +38,36 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-/// The (place in a cache, key-value head)s of a call.
+/// Of the types of [`backward::variants`], and with parts in f32.
+fn variants() -> Vec<Variant> {
+    let mut variants = backward::variants();
+    let halves = variants.iter().filter(|variant| variant.activation == DType::F16);
+    let parts: Vec<_> = halves.map(|half| Variant { output: DType::F32, ..half.clone() }).collect();
+    variants.extend(parts);
+    variants
+}
+
+/// The (place in a cache, query head)s of a call.
 fn rows(args: &Args<'_>) -> Vec<((usize, usize), usize)> {
     let p: Params = args.parameters();
     own_places(args)
         .into_iter()
-        .flat_map(|place| (0..p.kv_heads as usize).map(move |head| (place, head)))
+        .flat_map(|place| (0..p.heads as usize).map(move |head| (place, head)))
         .collect()
 }
 
-/// The (token, head)s that see a place.
+/// The tokens that see a place.
 fn seen_by(
     p: &Params,
     (sequence, place): (usize, usize),
-    kv_head: usize,
-) -> impl Iterator<Item = ((usize, usize), usize)> {
-    let group = p.group();
-    let tokens = (p.tokens_per_sequence as usize).min(place + p.window as usize);
-    let heads = kv_head * group..(kv_head + 1) * group;
-    heads.flat_map(move |head| (place..tokens).map(move |token| ((sequence, token), head)))
+) -> impl ExactSizeIterator<Item = (usize, usize)> {
+    let end = (p.tokens_per_sequence as usize).min(place + p.window as usize);
+    (place..end.max(place)).map(move |token| (sequence, token))
+}
+
+/// Where a query head's part of the gradients at a place starts, in elements.
+fn part(p: &Params, (sequence, place): (usize, usize), head: usize) -> usize {
+    ((sequence * p.capacity as usize + place) * p.heads as usize + head) * p.head_dim as usize
 }
 
 /// Where a line stands, and the values and magnitudes of its gradients at the key and at the value.
@@ -65,23 +79,23 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let (columns, scale) = (p.head_dim as usize, f64::from(p.scale));
     let lines: Vec<Line> = rows(args)
         .into_par_iter()
-        .map(|(place, kv_head)| {
+        .map(|(place, head)| {
             let mut key = vec![(0.0, 0.0); columns];
             let mut value = key.clone();
-            let terms = seen_by(&p, place, kv_head).count();
-            for (token, head) in seen_by(&p, place, kv_head) {
+            let terms = seen_by(&p, place).len();
+            for token in seen_by(&p, place) {
                 let pair = inputs.pair(token, head, place.1);
                 let at = p.token(token, head);
                 let mine = at..at + columns;
                 add_reference(&mut key, pair.score_grad, &inputs.query[mine.clone()], terms);
                 add_reference(&mut value, pair.weight, &inputs.grad[mine], terms);
             }
-            (p.place(place, kv_head), [key, value])
+            (part(&p, place, head), [key, value])
         })
         .collect();
     let mut expected = [5, 6].map(|binding| Expected::exact(args.tensors[binding].to_f64()));
     let written = |(start, _): &(usize, _)| {
-        let pitch = (p.kv_heads * p.head_dim) as usize;
+        let pitch = (p.heads * p.head_dim) as usize;
         start / pitch % (p.capacity as usize) < p.tokens_per_sequence as usize
     };
     for entry in lines {
@@ -91,7 +105,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         for ((expected, line), scale) in expected.iter_mut().zip(both).zip([scale, 1.0]) {
             for (column, (sum, bound)) in line.into_iter().enumerate() {
                 let value = scale * sum;
-                let storing = storing(args.variant.activation, value);
+                let storing = storing(args.variant.output, value);
                 expected.values[start + column] = value;
                 expected.bounds[start + column] = if exact { 0.0 } else { scale * bound + storing };
             }
@@ -106,11 +120,11 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let [query, key, value, grad, known] = [0, 1, 2, 3, 4].map(|b| args.tensors[b].to_f32());
     let lines: Vec<(usize, [Vec<f32>; 2])> = rows(args)
         .into_par_iter()
-        .map(|(place, kv_head)| {
-            let start = p.place(place, kv_head);
+        .map(|(place, head)| {
+            let start = p.place(place, head / p.group());
             let (key, value) = (&key[start..start + columns], &value[start..start + columns]);
             let (mut key_sums, mut value_sums) = (vec![0.0; columns], vec![0.0; columns]);
-            for (token, head) in seen_by(&p, place, kv_head) {
+            for token in seen_by(&p, place) {
                 let (at, row) = (p.token(token, head), 2 * p.row(token, head));
                 let (query, grad) = (&query[at..at + columns], &grad[at..at + columns]);
                 let score = score(dot(query, key) * p.scale, p.soft_cap);
@@ -120,7 +134,7 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
                 add(&mut key_sums, score_grad, query);
             }
             key_sums.iter_mut().for_each(|sum| *sum *= p.scale);
-            (start, [key_sums, value_sums])
+            (part(&p, place, head), [key_sums, value_sums])
         })
         .collect();
     for (start, [key, value]) in lines {
@@ -137,8 +151,8 @@ fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> 
             example.cache(&example.value, variant),
             example.tokens(&example.grad, variant),
             example.known(&example.lse_delta),
-            example.cache(&example.key, variant),
-            example.cache(&example.value, variant),
+            example.parts(variant),
+            example.parts(variant),
         ]
     })
 }

@@ -2,6 +2,8 @@
 //! of its scores, from which the other kernels compute the softmax's weights again, and the dot product of its result and
 //! that result's gradient (Dao 2023, FlashAttention-2, arXiv 2307.08691: L and D).
 
+use std::ops::RangeInclusive;
+
 use super::backward::{self, Params, dot, dot_reference, own_tokens};
 use super::examples::{self, Example};
 use super::{Attention, score, score_reference};
@@ -49,16 +51,8 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         .map(|(token, head)| {
             let at = p.token(token, head);
             let mine = at..at + columns;
-            let scores: Vec<(f64, f64)> = p
-                .seen(token.1)
-                .map(|place| {
-                    let there = p.place((token.0, place), head / p.group());
-                    let (sum, magnitude) =
-                        dot_reference(&query[mine.clone()], &key[there..there + columns]);
-                    let error = gamma(columns + 2) * magnitude * f64::from(p.scale);
-                    score_reference(sum * f64::from(p.scale), error, p.soft_cap)
-                })
-                .collect();
+            let keys = p.seen(token.1);
+            let scores = scores_reference(&p, (&query, &key), (token, head), keys);
             let (delta, magnitude) = dot_reference(&result[mine.clone()], &grad[mine]);
             let delta_bound = gamma(columns) * magnitude + storing(DType::F32, delta);
             let lse = log_sum_exp(&scores);
@@ -72,11 +66,29 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![expected]
 }
 
+/// The scores of a token's head beside the keys at some places of its sequence, each with its error.
+pub(super) fn scores_reference(
+    p: &Params,
+    (query, key): (&[f64], &[f64]),
+    (token, head): ((usize, usize), usize),
+    keys: RangeInclusive<usize>,
+) -> Vec<(f64, f64)> {
+    let (columns, at) = (p.head_dim as usize, p.token(token, head));
+    let score = |place: usize| {
+        let there = p.place((token.0, place), head / p.group());
+        let (sum, magnitude) =
+            dot_reference(&query[at..at + columns], &key[there..there + columns]);
+        let error = gamma(columns + 2) * magnitude * f64::from(p.scale);
+        score_reference(sum * f64::from(p.scale), error, p.soft_cap)
+    };
+    keys.map(score).collect()
+}
+
 /// log(sum(exp(scores))) and its bound, of scores with their errors.
 ///
 /// The errors of scores reach it as their weighted mean. Each term's exp is off by (3 + 2 |x|) ulp, once below the maximum
 /// of its part and once from there to the whole's; every new maximum costs a part another 3 ulp.
-fn log_sum_exp(scores: &[(f64, f64)]) -> (f64, f64) {
+pub(super) fn log_sum_exp(scores: &[(f64, f64)]) -> (f64, f64) {
     let maximum = scores.iter().map(|(score, _)| *score).fold(f64::NEG_INFINITY, f64::max);
     let (mut sum, mut weighted, mut score_error) = (0.0, 0.0, 0.0f64);
     for (score, error) in scores {

@@ -2,7 +2,9 @@
 
 pub mod backward;
 pub mod causal;
+pub mod delta;
 mod examples;
+pub mod group_sum;
 pub mod key_value_grad;
 pub mod lse_delta;
 pub mod query_grad;

@@ -1,9 +1,11 @@
 //! `attention/tiled`: what [`attention/causal`](super::causal) computes, for many tokens of a sequence at once: 32 share
-//! what is read of the keys and values (Dao et al. 2022), in register tiles as the backward kernels have.
+//! what is read of the keys and values (Dao et al. 2022), in register tiles as the backward kernels have. Also the log-sum-exp
+//! of each token's and head's scores, which the backward pass needs: it costs 4 bytes for each.
 
 use super::Attention;
 use super::backward::{OWNERS, Params, own_tokens, variant, variants};
 use super::causal::{self, random_scores};
+use super::lse_delta::{log_sum_exp, scores_reference};
 use crate::kernels::prelude::*;
 
 /// From so many tokens of a sequence on, a tile of 32 is taken: a third of it filled, by reckoning, not by measurement.
@@ -13,7 +15,7 @@ const MANY: usize = 12;
 pub static KERNEL: Kernel = Kernel {
     name: "attention/tiled",
     source: include_str!("../../../shaders/attention/tiled.wgsl"),
-    bindings: causal::BINDINGS,
+    bindings: BINDINGS,
     parameters: Params::LAYOUT,
     variants,
     groups: |args| {
@@ -35,7 +37,16 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-/// As [`causal`](super::causal::causal), where the shader takes such heads and so many tokens are worth it; `None` elsewhere.
+const BINDINGS: &[Binding] = &[
+    binding("query", Access::Read, Element::Activation),
+    binding("key", Access::Read, Element::Activation),
+    binding("value", Access::Read, Element::Activation),
+    binding("past", Access::Read, Element::Is(DType::U32)),
+    binding("result", Access::ReadWrite, Element::Activation),
+    binding("lse_delta", Access::ReadWrite, Element::Is(DType::F32)),
+];
+
+/// As [`forward`](super::causal::forward), where the shader takes such heads and so many tokens are worth it; `None` elsewhere.
 pub(super) fn tiled(
     device: &Device,
     query: &Tensor,
@@ -43,7 +54,7 @@ pub(super) fn tiled(
     past: &Tensor,
     heads: Attention,
     capacity: usize,
-) -> Result<Option<Tensor>> {
+) -> Result<Option<(Tensor, Tensor)>> {
     let sequences = past.len();
     let each = query.shape()[0] / sequences;
     if each < MANY || !heads.dim.is_multiple_of(4) {
@@ -51,6 +62,8 @@ pub(super) fn tiled(
     }
     let variant = variant(query.dtype(), heads.dim);
     let result = device.allocate(query.dtype(), query.shape(), "attention")?;
+    let known =
+        device.allocate(DType::F32, &[past.len() * each, heads.query, 2], "log-sum-exps")?;
     let tiles = sequences * each.div_ceil(OWNERS);
     let keys = capacity.min(heads.keys(capacity) + OWNERS);
     let operations = 4.0 * (OWNERS * heads.query * heads.dim * keys) as f64;
@@ -58,9 +71,10 @@ pub(super) fn tiled(
     for start in (0..tiles).step_by(step) {
         let params =
             Params::new(&heads, (sequences, each, capacity), (start, step.min(tiles - start)));
-        device.call(&KERNEL, variant.clone(), &params, &[query, key, value, past, &result])?;
+        let tensors = [query, key, value, past, &result, &known];
+        device.call(&KERNEL, variant.clone(), &params, &tensors)?;
     }
-    Ok(Some(result))
+    Ok(Some((result, known)))
 }
 
 /// The tiles' tokens, each a window of one token that the other kernel takes.
@@ -81,7 +95,30 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     };
     let windows: Vec<_> = own_tokens(args).into_iter().map(window).collect();
     causal::expect(args, &windows, &mut expected);
-    vec![expected]
+    vec![expected, expected_lse(args, &p)]
+}
+
+/// The log-sum-exps of the tiles' tokens; what stands beside them stays.
+fn expected_lse(args: &Args<'_>, p: &Params) -> Expected {
+    let (query, key) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
+    let past = args.tensors[3].u32s();
+    let rows: Vec<_> = own_tokens(args)
+        .into_iter()
+        .flat_map(|token| (0..p.heads as usize).map(move |head| (token, head)))
+        .collect();
+    let lines: Vec<(usize, (f64, f64))> = rows
+        .into_par_iter()
+        .map(|(token, head)| {
+            let keys = p.seen(past[token.0] as usize + token.1);
+            let scores = scores_reference(p, (&query, &key), (token, head), keys);
+            (2 * p.row(token, head), log_sum_exp(&scores))
+        })
+        .collect();
+    let mut expected = Expected::exact(args.tensors[5].to_f64());
+    for (start, line) in lines {
+        expected.put(start, [line]);
+    }
+    expected
 }
 
 fn case(sequences: usize, each: usize, heads: Attention, past: u32, note: &'static str) -> Case {
@@ -94,7 +131,11 @@ fn case(sequences: usize, each: usize, heads: Attention, past: u32, note: &'stat
         let skip = usize::from(note == ",part");
         let sizes = (sequences, each, p.capacity as usize);
         let params = Params::new(&heads, sizes, (skip, tiles - 2 * skip));
-        CaseData { parameters: bytemuck::bytes_of(&params).to_vec(), ..data }
+        let mut tensors = data.tensors;
+        let known = Random::new(14).values(sequences * each * heads.query * 2, 1.0);
+        let shape = [sequences * each, heads.query, 2];
+        tensors.push(HostTensor::from_f32(DType::F32, &shape, &known));
+        params.case(tensors)
     };
     let case = Case::new(case.label, made);
     match heads.dim {
