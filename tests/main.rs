@@ -56,6 +56,7 @@ mod kernels {
     pub mod integers;
     pub mod lut;
     pub mod moments;
+    pub mod optimize;
     pub mod shaders;
     pub mod table;
     pub mod trits;
@@ -117,6 +118,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     kernels::integers::trials,
     kernels::lut::trials,
     kernels::moments::trials,
+    kernels::optimize::trials,
     kernels::shaders::trials,
     kernels::table::trials,
     kernels::trits::trials,

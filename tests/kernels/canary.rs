@@ -182,6 +182,18 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
         "row * params.columns + column + i] =",
         "row * params.columns + column + i + 1u] =",
     ),
+    ("optimize/squares", "whole * 4u < params.count", "false"),
+    ("optimize/squares", "params.first + part", "part"),
+    ("optimize/clip", "norm + EPSILON", "norm"),
+    ("optimize/clip", "select(0.0, params.scale * clipped, finite)", "params.scale * clipped"),
+    ("optimize/adamw", "+ params.epsilon", ""),
+    ("optimize/adamw", "gradient[index] * state[1]", "gradient[index]"),
+    ("optimize/adamw_8bit", "share > middle", "share > middle + 1e-4"),
+    ("optimize/adamw_8bit", "largest < LEAST", "false"),
+    ("mask/dropout", "first + 1u", "first"),
+    ("loss/distil", "- logs - pull", "- logs"),
+    ("loss/distil", "pull = parts.y;", "pull = value;"),
+    ("loss/distil_top", "shares.y - shares.x", "shares.y"),
 ];
 
 fn falsify_shader(kernel: &'static str, find: &str, replace: &str) -> Result<(), Failed> {

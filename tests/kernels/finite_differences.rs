@@ -11,6 +11,8 @@ use lopper::kernels::embed::{gather::gather, scatter::scatter};
 use lopper::kernels::gate::{glu::glu, glu_grad::glu_grad};
 use lopper::kernels::logits::{soft_cap::soft_cap, soft_cap_grad::soft_cap_grad};
 use lopper::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
+use lopper::kernels::loss::distil::{Divergence, distil};
+use lopper::kernels::loss::distil_top::distil_top;
 use lopper::kernels::loss::divergence::divergence;
 use lopper::kernels::loss::divergence_grad::divergence_grad;
 use lopper::kernels::loss::logsumexp::logsumexp;
@@ -42,7 +44,7 @@ struct Operation {
     backward: fn(&Device, &[Tensor]) -> Result<Vec<Tensor>>,
 }
 
-const OPERATIONS: [Operation; 11] = [
+const OPERATIONS: [Operation; 15] = [
     Operation {
         name: "norm/rms",
         kernels: &["norm/rms_grad", "norm/gain_grad"],
@@ -123,6 +125,41 @@ const OPERATIONS: [Operation; 11] = [
             let grad = divergence_grad(device, &parent, &inputs[0], TEMPERATURE, 1.0, DType::F32)?;
             Ok(vec![grad])
         },
+    },
+    Operation {
+        name: "loss/distil, forward",
+        kernels: &["loss/distil"],
+        inputs: &[[4, 41]],
+        forward: |device, inputs| distilled(device, Divergence::Forward, &inputs[0]),
+        backward: |device, inputs| distilled_back(device, Divergence::Forward, &inputs[0]),
+    },
+    Operation {
+        name: "loss/distil, reverse",
+        kernels: &["loss/distil"],
+        inputs: &[[4, 41]],
+        forward: |device, inputs| distilled(device, Divergence::Reverse, &inputs[0]),
+        backward: |device, inputs| distilled_back(device, Divergence::Reverse, &inputs[0]),
+    },
+    Operation {
+        name: "loss/distil, Jensen-Shannon",
+        kernels: &["loss/distil"],
+        inputs: &[[4, 41]],
+        forward: |device, inputs| {
+            distilled(device, Divergence::JensenShannon { beta: 0.3 }, &inputs[0])
+        },
+        backward: |device, inputs| {
+            distilled_back(device, Divergence::JensenShannon { beta: 0.3 }, &inputs[0])
+        },
+    },
+    Operation {
+        name: "loss/distil_top",
+        kernels: &["loss/distil_top"],
+        inputs: &[[4, 41]],
+        forward: |device, inputs| {
+            let (_, loss) = distilled_top(device, &inputs[0])?;
+            Ok(values(device, &loss)?.iter().sum())
+        },
+        backward: |device, inputs| Ok(vec![distilled_top(device, &inputs[0])?.0]),
     },
     Operation {
         name: "matmul, few tokens",
@@ -309,6 +346,39 @@ fn targets(device: &Device, scored: bool) -> Result<Tensor> {
 fn parent(device: &Device) -> Result<Tensor> {
     let values = Random::new(53).values(4 * 41, 2.0);
     device.upload(&HostTensor::from_f32(DType::F32, &[4, 41], &values), "a parent's")
+}
+
+/// Losses of a child's rows, of which the second does not count, and their gradient.
+fn distillation(
+    device: &Device,
+    divergence: Divergence,
+    child: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let (parent, scored) = (parent(device)?, scored(device)?);
+    distil(device, divergence, &parent, child, &scored, TEMPERATURE, 1.0, DType::F32)
+}
+
+fn distilled(device: &Device, divergence: Divergence, child: &Tensor) -> Result<f64> {
+    let (_, loss) = distillation(device, divergence, child)?;
+    Ok(values(device, &loss)?.iter().sum())
+}
+
+fn distilled_back(device: &Device, divergence: Divergence, child: &Tensor) -> Result<Vec<Tensor>> {
+    Ok(vec![distillation(device, divergence, child)?.0])
+}
+
+/// The same from a parent's three likeliest tokens.
+fn distilled_top(device: &Device, child: &Tensor) -> Result<(Tensor, Tensor)> {
+    let tokens = HostTensor::from_u32(&[4, 3], &[7, 0, 40, 1, 2, 3, 9, 8, 7, 20, 10, 30]);
+    let logs = Random::new(55).values(12, 2.0);
+    let logs = HostTensor::from_f32(DType::F32, &[4, 3], &logs);
+    let (tokens, logs) = (device.upload(&tokens, "tokens")?, device.upload(&logs, "logs")?);
+    let scored = scored(device)?;
+    distil_top(device, (&tokens, &logs), child, &scored, TEMPERATURE, 1.0, DType::F32)
+}
+
+fn scored(device: &Device) -> Result<Tensor> {
+    device.upload(&HostTensor::from_u32(&[4], &[1, 0, 1, 1]), "which rows count")
 }
 
 /// Rotated, or back: two sequences of five.

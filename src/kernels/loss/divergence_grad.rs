@@ -103,7 +103,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 /// softmax(line / T), each with the error of the shader's way to it.
 ///
 /// Of exp: (3 + 2 |x|) ulp, and of x what its subtraction and its product round away. The sum is off by its terms' mean.
-fn shares(line: &[f64], inverse: f32) -> Vec<(f64, f64)> {
+pub(super) fn shares(line: &[f64], inverse: f32) -> Vec<(f64, f64)> {
     let highest = line.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let terms: Vec<(f64, f64)> = line
         .iter()

@@ -2,6 +2,8 @@
 
 pub mod argmax;
 pub mod cross_entropy_grad;
+pub mod distil;
+pub mod distil_top;
 pub mod divergence;
 pub mod divergence_grad;
 pub mod logsumexp;
