@@ -47,6 +47,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "coop_wide_bf16"
     "coop_wide_f16"
     "coop_wide_f32"
+    "e4m3_bits"
     "eight_weights"
     "eight_weights_kept"
     "f16_bits"

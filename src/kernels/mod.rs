@@ -94,6 +94,8 @@ pub static TABLE: &[&Kernel] = &[
     &quantize::minmax::KERNEL,
     &quantize::round::KERNEL,
     &quantize::nearest::KERNEL,
+    &quantize::scale_grad::KERNEL,
+    &quantize::store_scales::KERNEL,
     &dequantize::rows::KERNEL,
     &optimize::squares::KERNEL,
     &optimize::clip::KERNEL,

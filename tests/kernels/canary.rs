@@ -194,6 +194,10 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
     ("loss/distil", "- logs - pull", "- logs"),
     ("loss/distil", "pull = parts.y;", "pull = value;"),
     ("loss/distil_top", "shares.y - shares.x", "shares.y"),
+    ("quantize/scale_grad", "column + i < end", "column + i + 1u < end"),
+    ("quantize/scale_grad", "params.row_start + row", "row"),
+    ("quantize/store_scales", "magnitude > 0x7f800000u", "false"),
+    ("quantize/store_scales", "rest == half && (kept & 1u) == 1u", "rest == half"),
 ];
 
 fn falsify_shader(kernel: &'static str, find: &str, replace: &str) -> Result<(), Failed> {

@@ -19,8 +19,9 @@ use lopper::kernels::loss::logsumexp::logsumexp;
 use lopper::kernels::matmul::{Destination, Input, backward, linear};
 use lopper::kernels::matrix::Matrix;
 use lopper::kernels::norm::{gain_grad::gain_grad, rms::rms, rms_grad::rms_grad};
+use lopper::kernels::quantize::scale_grad::scale_grad;
 use lopper::kernels::rope::rotate::{Target, rotate};
-use lopper::tensor::{DType, Packed};
+use lopper::tensor::{DType, Packed, WeightFormat, weight_type};
 
 use crate::machine::on_each;
 use crate::numbers::{Within, assert_close};
@@ -44,7 +45,7 @@ struct Operation {
     backward: fn(&Device, &[Tensor]) -> Result<Vec<Tensor>>,
 }
 
-const OPERATIONS: [Operation; 15] = [
+const OPERATIONS: [Operation; 16] = [
     Operation {
         name: "norm/rms",
         kernels: &["norm/rms_grad", "norm/gain_grad"],
@@ -175,6 +176,29 @@ const OPERATIONS: [Operation; 15] = [
         inputs: &[[70, 32], [64, 32]],
         forward: product,
         backward: product_back,
+    },
+    Operation {
+        // Scales and offsets of three groups a row, in f32.
+        name: "quantize, scales",
+        kernels: &["quantize/scale_grad"],
+        inputs: &[[5, 3], [5, 3]],
+        forward: |device, inputs| {
+            let (scales, offsets) = (values(device, &inputs[0])?, values(device, &inputs[1])?);
+            let (packed, counts) = (coded(), weights(5 * 41));
+            let place = |index: usize| {
+                let (row, column) = (index / 41, index % 41);
+                let group = 3 * row + column / 16;
+                let value = scales[group] * f64::from(packed.code(row, column)) + offsets[group];
+                value * f64::from(counts[index])
+            };
+            Ok((0..counts.len()).map(place).sum())
+        },
+        backward: |device, _| {
+            let weight = Matrix::upload(device, &coded(), "a coded matrix")?;
+            let (of_scales, of_offsets) =
+                scale_grad(device, &upstream(device, &[5, 41])?, &weight)?;
+            Ok(vec![of_scales, of_offsets.expect("of a type with offsets")])
+        },
     },
     Operation {
         name: "embed/gather",
@@ -334,6 +358,17 @@ fn product_back(device: &Device, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
     let of_weight = device.allocate(DType::F32, inputs[1].shape(), "a weight's")?;
     backward::weight(device, &grad, x, &mut None, &of_weight, false)?;
     Ok(vec![backward::input(device, &grad, &weight, None)?, of_weight])
+}
+
+/// Random codes of four bits with an offset, in groups of 16 columns.
+fn coded() -> Packed {
+    let ty = weight_type("uint4m").expect("a row of the table");
+    let mut packed = Packed::zeros(WeightFormat { ty, group_size: 16 }, 5, 41);
+    let mut random = Random::new(56);
+    for place in 0..5 * 41 {
+        packed.set_code(place / 41, place % 41, random.below(16));
+    }
+    packed
 }
 
 /// A column a row; the last row has none, if only what is scored counts.

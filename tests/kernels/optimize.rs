@@ -4,12 +4,15 @@ use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Random, Tensor};
 use lopper::error::Result;
 use lopper::kernels::mask::dropout::dropout;
+use lopper::kernels::matrix::Matrix;
 use lopper::kernels::optimize::AdamW;
 use lopper::kernels::optimize::adamw::adamw;
 use lopper::kernels::optimize::adamw_8bit::{Moments8, adamw_8bit};
 use lopper::kernels::optimize::clip::clip;
 use lopper::kernels::optimize::squares::{parts, squares};
-use lopper::tensor::DType;
+use lopper::kernels::quantize::scale_grad::{has_real_scales, scale_grad};
+use lopper::kernels::quantize::store_scales::{scales, store_scales};
+use lopper::tensor::{DType, Packed, WEIGHT_TYPES};
 
 use crate::machine::on_each;
 
@@ -19,6 +22,7 @@ pub fn trials() -> Vec<Trial> {
     trials.extend(on_each("optimize::first_step_is_the_rate", first_step_is_the_rate));
     trials.extend(on_each("optimize::both_reach_the_least", both_reach_the_least));
     trials.extend(on_each("optimize::dropout_by_seed", dropout_by_seed));
+    trials.extend(on_each("optimize::scales_there_and_back", scales_there_and_back));
     trials
 }
 
@@ -113,5 +117,28 @@ fn dropout_by_seed(device: &Device) -> Result<(), Failed> {
         let same: Vec<bool> = one.iter().zip(other).map(|(a, b)| a == b).collect();
         assert!((share(&same) - 0.5).abs() < 0.008, "{} in common", share(&same));
     }
+    Ok(())
+}
+
+/// Scales read from a matrix and stored again leave it as it was; others change scales alone.
+fn scales_there_and_back(device: &Device) -> Result<(), Failed> {
+    let mut random = Random::new(72);
+    for ty in WEIGHT_TYPES.iter().copied().filter(|ty| has_real_scales(ty)) {
+        let variant = lopper::kernels::weights::variant(ty);
+        let packed = lopper::kernels::weights::random(&mut random, &variant, 6, 100, 16);
+        let matrix = Matrix::upload(device, &packed, ty.name)?;
+        let (values, offsets) = scales(&packed)?;
+        let shaped = |values: &[f32]| upload(device, values);
+        let of = offsets.as_deref().map(shaped).transpose()?;
+        store_scales(device, &shaped(&values)?, of.as_ref(), &matrix)?;
+        assert_eq!(matrix.download(device)?, packed, "{}", ty.name);
+        let doubled: Vec<f32> = values.iter().map(|value| 2.0 * value).collect();
+        store_scales(device, &shaped(&doubled)?, of.as_ref(), &matrix)?;
+        let stored = matrix.download(device)?;
+        assert_eq!((scales(&stored)?, stored.codes), ((doubled, offsets), packed.codes));
+    }
+    let plain = Matrix::upload(device, &Packed::from_f32(&[1.0, 2.0], 1, 2), "plain")?;
+    let refused = scale_grad(device, &upload(device, &[1.0, 2.0])?, &plain);
+    assert!(refused.is_err_and(|error| error.to_string().contains("found f32")));
     Ok(())
 }

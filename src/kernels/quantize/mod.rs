@@ -1,4 +1,5 @@
 //! From numbers to codes. Scales first (`absmax`, `minmax`), then the nearest codes on the grid they span (`round`).
+//! Scales may be trained afterwards (`scale_grad`, `store_scales`).
 //!
 //! Every step is exact or rounded once, so that all devices give the same bits; the references therefore compute in f32,
 //! with the same roundings.
@@ -9,6 +10,8 @@ pub mod minmax;
 pub mod nearest;
 pub mod normed;
 pub mod round;
+pub mod scale_grad;
+pub mod store_scales;
 
 use half::f16;
 
