@@ -64,6 +64,7 @@ mod kernels {
 }
 
 mod model {
+    pub mod adapters;
     pub mod distilled_gradients;
     pub mod families;
     pub mod golden;
@@ -123,6 +124,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     kernels::table::trials,
     kernels::trits::trials,
     kernels::tuning::trials,
+    model::adapters::trials,
     model::distilled_gradients::trials,
     model::families::trials,
     model::golden::trials,

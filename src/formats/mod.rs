@@ -5,6 +5,7 @@
 pub mod gguf;
 pub mod imatrix;
 pub mod json;
+pub mod peft;
 pub mod safetensors;
 
 use std::borrow::Cow;

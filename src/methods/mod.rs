@@ -5,6 +5,7 @@ pub mod linalg;
 pub mod prune;
 pub mod quantize;
 pub mod sequential;
+pub mod tune;
 
 use crate::error::Error;
 

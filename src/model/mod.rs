@@ -1,6 +1,7 @@
 //! Models: checkpoints, their weights on a device, forward and backward passes, cuts, saving. What a family is stands in
 //! [`crate::families`]; nothing here knows one by name.
 
+mod adapter;
 mod backward;
 mod cache;
 mod checkpoint;
@@ -23,7 +24,9 @@ pub use crate::families::{
     Axis, BlockDims, Config, Group, Member, PrunableDim, Role, Rope, RopeScaling, Side, TensorSpec,
     groups, tensor_specs,
 };
+pub use crate::formats::peft::{AdapterConfig, Pair, Targets};
 pub use crate::graph::{Compute, Linear, Pass};
+pub use adapter::Adapters;
 pub use backward::{BackwardOptions, HiddenLoss, Loss, gradients};
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, CopyOf, Weights};

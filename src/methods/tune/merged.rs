@@ -1,0 +1,140 @@
+//! Adapters merged into the weights that they were trained on.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use half::{bf16, f16};
+use serde::Serialize;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::methods::quantize::Scheme;
+use crate::methods::quantize::rtn::rtn;
+use crate::model::{Adapters, Config, CopyOf, Pair, TensorSpec, Weights};
+use crate::tensor::{Levels, Packed, WeightFormat};
+
+/// A model with adapters in its weights: of an adapted layer W + scale B A, in the format that W has. The sum is taken in f64; dense
+/// formats round each value once, quantized ones are rounded to nearest again, with new scales. What that lost is kept by tensor.
+pub struct Merged<'a> {
+    model: &'a dyn Weights,
+    adapters: &'a Adapters,
+    device: &'a Device,
+    losses: Mutex<BTreeMap<String, MergeLoss>>,
+}
+
+/// What storing a merged weight lost.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct MergeLoss {
+    /// |stored - exact| / |exact|, Frobenius' norms.
+    pub of_weight: f64,
+    /// |stored - exact| / |scale B A|: 1 and more where rounding hides what was learned. 0 where nothing was.
+    pub of_change: f64,
+}
+
+impl<'a> Merged<'a> {
+    /// Adapters that fit a model. A weight stored by a pattern of zeros has no room for a change of the others.
+    pub fn new(model: &'a dyn Weights, adapters: &'a Adapters, device: &'a Device) -> Result<Self> {
+        adapters.check(model.config())?;
+        for spec in model.specs() {
+            let format = model.format(spec)?;
+            if let (Some(pattern), Some(_)) = (format.ty.sparsity, pair(adapters, spec)) {
+                return Err(Error::Unsupported {
+                    path: "adapters".into(),
+                    what: format!("merging into `{}`, stored as {}", spec.name, format.label()),
+                    why: format!(
+                        "a change of every weight does not keep the pattern {}",
+                        pattern.label()
+                    ),
+                });
+            }
+        }
+        Ok(Self { model, adapters, device, losses: Mutex::default() })
+    }
+
+    /// What was lost, of each tensor that was loaded and is adapted.
+    pub fn losses(&self) -> BTreeMap<String, MergeLoss> {
+        self.losses.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
+
+/// The adapter of a tensor.
+fn pair<'a>(adapters: &'a Adapters, spec: &TensorSpec) -> Option<&'a Pair> {
+    // A bias is of the same module, and stays as it is.
+    let is_weight = spec.name.ends_with(".weight");
+    adapters.of(spec.module()).filter(|_| is_weight)
+}
+
+impl Weights for Merged<'_> {
+    fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        self.model.specs()
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        let weight = self.model.load(spec)?;
+        let Some(pair) = pair(self.adapters, spec) else { return Ok(weight) };
+        let before = weight.to_f32();
+        let exact = self.adapters.merged(pair, &before);
+        let stored = match Scheme::of(weight.format) {
+            None => dense(&exact, &weight, &spec.name)?,
+            Some(scheme) => {
+                let values: Vec<f32> = exact.iter().map(|value| *value as f32).collect();
+                let values = Packed::from_f32(&values, weight.rows, weight.columns);
+                rtn(self.device, &values, scheme, &spec.name)?
+            }
+        };
+        let loss = loss(&exact, &before, &stored.to_f32());
+        let mut losses = self.losses.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        losses.insert(spec.name.clone(), loss);
+        Ok(stored)
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        self.model.format(spec)
+    }
+
+    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
+        match pair(self.adapters, spec) {
+            Some(_) => None,
+            None => self.model.copy_of(spec),
+        }
+    }
+}
+
+/// Values in the format of a dense weight, each rounded once; an error where one becomes infinite.
+fn dense(exact: &[f64], like: &Packed, name: &str) -> Result<Packed> {
+    let (rows, columns) = (like.rows, like.columns);
+    let bytes: Vec<u8> = match like.format.ty.levels {
+        Levels::F16 => exact.iter().flat_map(|v| f16::from_f64(*v).to_le_bytes()).collect(),
+        Levels::Bf16 => exact.iter().flat_map(|v| bf16::from_f64(*v).to_le_bytes()).collect(),
+        _ => Vec::new(),
+    };
+    let packed = match bytes.is_empty() {
+        true => {
+            let values: Vec<f32> = exact.iter().map(|value| *value as f32).collect();
+            Packed::from_f32(&values, rows, columns)
+        }
+        false => Packed::from_16bit(like.format, &bytes, rows, columns),
+    };
+    match packed.first_non_finite() {
+        None => Ok(packed),
+        Some((row, column)) => Err(Error::Tensor {
+            path: "adapters".into(),
+            tensor: name.into(),
+            expected: format!("sums that {} holds", like.format.label()),
+            found: format!("{} at row {row}, column {column}", exact[row * columns + column]),
+        }),
+    }
+}
+
+fn loss(exact: &[f64], before: &[f32], stored: &[f32]) -> MergeLoss {
+    let norm = |squares: &mut dyn Iterator<Item = f64>| squares.map(|d| d * d).sum::<f64>().sqrt();
+    let lost = norm(&mut exact.iter().zip(stored).map(|(e, s)| f64::from(*s) - e));
+    let weight = norm(&mut exact.iter().copied());
+    let change = norm(&mut exact.iter().zip(before).map(|(e, b)| e - f64::from(*b)));
+    let share = |whole: f64| if whole > 0.0 { lost / whole } else { 0.0 };
+    MergeLoss { of_weight: share(weight), of_change: share(change) }
+}

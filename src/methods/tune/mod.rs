@@ -1,0 +1,3 @@
+//! Tuning: what training makes of weights.
+
+pub mod merged;
