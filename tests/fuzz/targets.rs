@@ -7,17 +7,19 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 use lopper::data::read_task;
+use lopper::data::training::{Dataset, Examples, Position};
 use lopper::formats::imatrix::{Entry, Imatrix};
 use lopper::jinja::{Dialect, Renderer};
-use lopper::model::{Checkpoint, Weights, export_gguf, export_packed};
+use lopper::model::{Adapters, Checkpoint, Weights, export_gguf, export_packed};
 use lopper::plan::Plan;
 use lopper::recipe::Recipe;
 use lopper::tensor::{Packed, WeightFormat};
-use lopper::text::StoredTokenizer;
+use lopper::text::{StoredTokenizer, Tokenizer};
 use serde_json::{Value as Json, json};
 
 use super::mutations::{Random, bytes, document};
@@ -44,6 +46,8 @@ const TARGETS: &[(&str, Target)] = &[
     ("template", template),
     ("packed", packed),
     ("imatrix", imatrix),
+    ("adapter", adapter),
+    ("training", training),
 ];
 
 pub fn trials() -> Vec<Trial> {
@@ -113,6 +117,8 @@ struct Base {
     documents: Vec<Json>,
     /// In llama.cpp's layout and in the one before.
     imatrices: [Vec<u8>; 2],
+    /// PEFT's.
+    adapter: Vec<(&'static str, Vec<u8>)>,
 }
 
 const MODEL: &[&str] = &[
@@ -201,6 +207,10 @@ impl Base {
             packed: read(&packed, MODEL),
             documents,
             imatrices: imatrices(folder),
+            adapter: read(
+                Path::new("assets/fixtures/peft"),
+                &["adapter_config.json", "adapter_model.safetensors"],
+            ),
         }
     }
 
@@ -551,4 +561,97 @@ fn packed(base: &Base, random: &mut Random) {
         }
     };
     use_model(&folder);
+}
+
+fn adapter(base: &Base, random: &mut Random) {
+    let name = *random.pick(&["adapter_config.json", "adapter_model.safetensors"]);
+    let case = match name {
+        "adapter_config.json" => {
+            let parts = [
+                json!({"q_proj": 2, "(": 1}),
+                json!({"(.*)*x": 1e300, "v_proj": -0.0}),
+                json!(["q_proj", ""]),
+                json!("pissa"),
+                json!(u64::MAX),
+            ];
+            mutated(random, &json_of(&base.adapter, name), &parts)
+        }
+        _ => {
+            let weights = base.adapter.iter().find(|(known, _)| *known == name);
+            bytes(random, &weights.expect("weights").1, 2000)
+        }
+    };
+    let folder = base.with(&base.adapter, name, &case);
+    let Ok(adapters) = Adapters::read(&folder) else { return };
+    let nano = Checkpoint::open("embedded:nano-llama").expect("a model");
+    if adapters.check(nano.config()).is_ok() {
+        for pair in &adapters.pairs {
+            let merged = adapters.merged(pair, &vec![0.5; pair.inputs * pair.outputs]);
+            assert_eq!(merged.len(), pair.inputs * pair.outputs);
+        }
+    }
+    let again = base.folder.join("again");
+    std::fs::create_dir_all(&again).expect("a folder");
+    adapters.write(&again).expect("a valid adapter is written");
+    assert_eq!(Adapters::read(&again).expect("what was written").pairs, adapters.pairs);
+}
+
+fn training(base: &Base, random: &mut Random) {
+    let lines = [
+        "{\"text\": \"Stocks rose\", \"label\": \"yes\"}\n{\"text\": \"é\"}\n",
+        "{\"instruction\": \"Add.\", \"input\": \"1\", \"output\": \"2\"}\n{\"prompt\": \"a \", \"completion\": \" b\"}\n\n",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": \"ho</s>\"}]}\n",
+        "{\"question\": \"Why?\", \"answer\": \"So\"}\n{\"prompt\": \"<s>\", \"response\": \"</s></s>\"}\n",
+    ];
+    let table = "question,answer\n\"1, 2\",x\n3,y\n";
+    let folder = base.folder.join("training");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let text: String = (0..=random.below(6)).map(|_| *random.pick(&lines)).collect();
+    let (name, original) = *random.pick(&[
+        ("data.jsonl", text.as_str()),
+        ("data.jsonl", text.as_str()),
+        ("data.csv", table),
+        ("data.txt", text.as_str()),
+        ("data", text.as_str()),
+    ]);
+    let case = match random.once_in(3) {
+        true => original.as_bytes().to_vec(),
+        false => bytes(random, original.as_bytes(), 1000),
+    };
+    let path = folder.join(name);
+    std::fs::write(&path, &case).expect("a file");
+    let weights = ["", "@2", "@0.000001", "@0", "@1e9", "@"];
+    let dataset = Dataset {
+        data: (0..=random.below(2))
+            .map(|_| format!("{}{}", path.display(), random.pick(&weights)))
+            .collect(),
+        length: *random.pick(&[2, 3, 8, 64, 4096]),
+        pack: random.once_in(2),
+        mask_prompt: random.once_in(2),
+        held_out: *random.pick(&[0.0, 0.3, 0.99, 1.0, 5.0]),
+        shuffle: random.once_in(2),
+    };
+    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
+    let nano = || Checkpoint::open("embedded:nano-llama").and_then(|model| model.tokenizer());
+    let mut tokenizer = TOKENIZER.get_or_init(|| nano().expect("a tokenizer")).clone();
+    // A process for each conversation would be most of the time.
+    tokenizer.chat_template =
+        random.once_in(20).then(|| "{% for m in messages %}{{ m.content }}{% endfor %}".into());
+    let Ok(examples) = Examples::read(&dataset, &tokenizer, random.below(9) as u64) else { return };
+    let mut position = examples.start();
+    for _ in 0..4 {
+        let sequences = 1 + random.below(examples.rows_per_epoch());
+        let (batch, next) = examples.batch(&position, sequences).expect("a batch");
+        assert_eq!(batch.ids.len(), sequences * dataset.length);
+        assert_eq!(batch.scored.len(), batch.ids.len());
+        for row in batch.scored.chunks(dataset.length) {
+            assert!(!row[0] && row.iter().any(|scored| *scored), "{row:?}");
+        }
+        position = next;
+    }
+    let file = bytes(random, &serde_json::to_vec(&position).expect("JSON"), 200);
+    if let Ok(position) = serde_json::from_slice::<Position>(&file) {
+        let _ = examples.batch(&position, 1);
+    }
+    let _ = examples.held_out(3);
 }

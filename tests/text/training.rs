@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use clap::{CommandFactory, Parser};
 use libtest_mimic::{Failed, Trial};
 use lopper::data::training::{Batch, Dataset, Examples, Position};
 use lopper::data::{read_task, read_text};
@@ -14,7 +15,7 @@ use serde_json::json;
 pub fn trials() -> Vec<Trial> {
     suite!("training":
         rows_of_a_text, headlines_as_they_are_evaluated, forms, other_sources, conversations, packing, long_examples,
-        nothing_is_in_both_parts, orders, goes_on_from_any_position, mixes, broken_rows, broken_datasets, broken_positions)
+        nothing_is_in_both_parts, orders, goes_on_from_any_position, mixes, flags, broken_rows, broken_datasets, broken_positions)
 }
 
 const TRAIN: &str = "assets/tasks/headlines_train.jsonl";
@@ -447,6 +448,36 @@ fn mixes() -> Result<(), Failed> {
     assert_eq!(places[..8], [0, 0, 1, 0, 0, 0, 1, 0]);
     assert_eq!(next.drawn, [90, 30]);
     Ok(())
+}
+
+/// A dataset's fields are flags, and those left out are as in a recipe that leaves them out.
+fn flags() {
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        dataset: Dataset,
+    }
+    Command::command().debug_assert();
+    let parse = |arguments: &str| {
+        let arguments = std::iter::once("tune").chain(arguments.split_whitespace());
+        Command::try_parse_from(arguments).map(|command| command.dataset)
+    };
+    assert_eq!(parse("").ok(), Some(Dataset::default()));
+    let found = parse(
+        "--data a.jsonl@2 --data b.txt --length 32 --pack false --mask-prompt false --held-out 8 --shuffle false",
+    );
+    let wanted = Dataset {
+        data: vec!["a.jsonl@2".into(), "b.txt".into()],
+        length: 32,
+        pack: false,
+        mask_prompt: false,
+        held_out: 8.0,
+        shuffle: false,
+    };
+    assert_eq!(found.ok(), Some(wanted.clone()));
+    let text = toml::to_string(&wanted).expect("TOML");
+    assert_eq!(toml::from_str::<Dataset>(&text).ok(), Some(wanted));
+    assert!(parse("--pack maybe").is_err() && parse("--length -1").is_err());
 }
 
 fn broken_rows() {
