@@ -70,6 +70,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "prepare_table"
     "quad_affine"
     "quad_levels"
+    "radix_select"
     "reduce_each_subgroup"
     "reduce_each_workgroup"
     "reduce_subgroup"

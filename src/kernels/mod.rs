@@ -85,6 +85,7 @@ pub static TABLE: &[&Kernel] = &[
     &score::columns::KERNEL,
     &score::blocks::KERNEL,
     &select::top_k::KERNEL,
+    &select::top_tokens::KERNEL,
     &select::threshold::KERNEL,
     &mask::zero_weights::KERNEL,
     &mask::dropout::KERNEL,

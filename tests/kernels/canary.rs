@@ -168,6 +168,8 @@ const BROKEN_SHADERS: &[(&str, &str, &str)] = &[
     ("select/top_k", "before < wanted", "before <= wanted"),
     ("select/top_k", "done < 32u", "done < 24u"),
     ("select/top_k", "wanted -= above", "wanted -= 0u"),
+    ("select/top_tokens", "min(before.y, wanted)", "before.y"),
+    ("select/top_tokens", "before.y < wanted", "before.y <= wanted"),
     ("select/threshold", ">= bar", "> bar"),
     ("select/threshold", "bar > 0u && ", ""),
     ("mask/zero_weights", "kept && column_mask", "column_mask"),

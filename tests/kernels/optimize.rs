@@ -1,8 +1,11 @@
-//! What kernels of training do over several calls: steps of an optimizer, and dropout's statistics.
+//! What kernels of training do over several calls: steps of an optimizer, dropout's statistics, trained scales, and a parent's
+//! likeliest tokens.
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Random, Tensor};
 use lopper::error::Result;
+use lopper::kernels::loss::distil::{Divergence, distil};
+use lopper::kernels::loss::distil_top::distil_top;
 use lopper::kernels::mask::dropout::dropout;
 use lopper::kernels::matrix::Matrix;
 use lopper::kernels::optimize::AdamW;
@@ -12,9 +15,11 @@ use lopper::kernels::optimize::clip::clip;
 use lopper::kernels::optimize::squares::{parts, squares};
 use lopper::kernels::quantize::scale_grad::{has_real_scales, scale_grad};
 use lopper::kernels::quantize::store_scales::{scales, store_scales};
+use lopper::kernels::select::top_tokens::top_tokens;
 use lopper::tensor::{DType, Packed, WEIGHT_TYPES};
 
 use crate::machine::on_each;
+use crate::numbers::{Within, assert_close};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -23,6 +28,7 @@ pub fn trials() -> Vec<Trial> {
     trials.extend(on_each("optimize::both_reach_the_least", both_reach_the_least));
     trials.extend(on_each("optimize::dropout_by_seed", dropout_by_seed));
     trials.extend(on_each("optimize::scales_there_and_back", scales_there_and_back));
+    trials.extend(on_each("optimize::top_tokens_as_whole_rows", top_tokens_as_whole_rows));
     trials
 }
 
@@ -140,5 +146,41 @@ fn scales_there_and_back(device: &Device) -> Result<(), Failed> {
     let plain = Matrix::upload(device, &Packed::from_f32(&[1.0, 2.0], 1, 2), "plain")?;
     let refused = scale_grad(device, &upload(device, &[1.0, 2.0])?, &plain);
     assert!(refused.is_err_and(|error| error.to_string().contains("found f32")));
+    Ok(())
+}
+
+/// All of a parent's tokens make the divergence of its whole rows; a part of them makes the same of what is renormalized.
+fn top_tokens_as_whole_rows(device: &Device) -> Result<(), Failed> {
+    let shape = [6, 50];
+    let mut random = Random::new(74);
+    let mut logits = || {
+        let host = HostTensor::from_f32(DType::F32, &shape, &random.values(300, 4.0));
+        device.upload(&host, "logits")
+    };
+    let (parent, child) = (logits()?, logits()?);
+    let scored = device.upload(&HostTensor::from_u32(&[6], &[1, 1, 0, 1, 1, 1]), "scored")?;
+    for keep in [50, 7] {
+        let (tokens, logs) = top_tokens(device, &parent, keep)?;
+        let mut left = vec![f32::NEG_INFINITY; 300];
+        let all = device.read(&parent)?.to_f32();
+        for (place, token) in device.read(&tokens)?.words.iter().enumerate() {
+            let at = place / keep * 50 + *token as usize;
+            left[at] = all[at];
+        }
+        let left = device.upload(&HostTensor::from_f32(DType::F32, &shape, &left), "logits")?;
+        let forward = Divergence::Forward;
+        let whole = distil(device, forward, &left, &child, &scored, 2.0, 3.0, DType::F32)?;
+        let top = distil_top(device, (&tokens, &logs), &child, &scored, 2.0, 3.0, DType::F32)?;
+        for (what, found, expected) in [("slope", top.0, whole.0), ("loss", top.1, whole.1)] {
+            let (found, expected) =
+                (device.read(&found)?.to_f32(), device.read(&expected)?.to_f32());
+            assert_close(
+                &format!("{what}, {keep} kept"),
+                &found,
+                &expected,
+                Within::EachAndOne(3e-6),
+            );
+        }
+    }
     Ok(())
 }

@@ -65,7 +65,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 
 /// log(sum(exp(line))) and its bound: each term's exp is off by (3 + 2 |x|) ulp, and its argument by half an ulp of the
 /// larger logit.
-fn row_reference(line: &[f64]) -> (f64, f64) {
+pub(in crate::kernels) fn row_reference(line: &[f64]) -> (f64, f64) {
     let maximum = line.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let (mut sum, mut weighted) = (0.0, 0.0);
     for logit in line {
