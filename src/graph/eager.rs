@@ -162,6 +162,16 @@ impl Graph for Eager<'_> {
         if let Some(tap) = &mut self.tap {
             tap(slot, &input.values(self.pass.device)?)?;
         }
+        let linear = self.block.linear(slot);
+        if let Some(adapter) = &linear.adapter {
+            let result = linear.apply(&self.pass, &input, Destination::New(DType::F32))?;
+            adapter.apply(&self.pass, &input, &result)?;
+            // What goes to the residual stream stays as it is, the rest goes on as activations.
+            return Ok(Lazy::Ready(match slot {
+                Slot::Output | Slot::Down => result,
+                _ => cast(self.pass.device, &result, self.activation())?,
+            }));
+        }
         let result = OnceCell::new();
         Ok(Lazy::Product { input, slot, result })
     }
@@ -196,15 +206,17 @@ impl Graph for Eager<'_> {
     }
 
     fn gate(&mut self, gate: Lazy, up: Lazy, activation: Activation) -> Result<Lazy> {
-        if !FUSED_GATES.contains(&activation) {
-            let (gate, up) = (self.force(&gate, DType::F32)?, self.force(&up, DType::F32)?);
+        if !FUSED_GATES.contains(&activation) || !matches!(up, Lazy::Product { .. }) {
+            let device = self.pass.device;
+            let wide = |value: &Lazy| cast(device, &self.force(value, DType::F32)?, DType::F32);
+            let (gate, up) = (wide(&gate)?, wide(&up)?);
             let columns = gate.len() / gate.shape()[0];
-            let gated = glu(self.pass.device, &gate, &up, activation, self.activation())?;
+            let gated = glu(device, &gate, &up, activation, self.activation())?;
             return Ok(self.input(gated, columns));
         }
         let gated = self.force(&gate, self.activation())?;
         let Lazy::Product { input, slot, .. } = &up else {
-            unreachable!("a gate's other half is a product in every family");
+            unreachable!("what is no product was gated above");
         };
         let linear = self.block.linear(*slot);
         let columns = linear.weight.rows();

@@ -2,6 +2,7 @@
 
 use crate::device::{Device, Tensor};
 use crate::error::Result;
+use crate::kernels::copy::cast::scaled;
 use crate::kernels::matmul::{Destination, Input, Norm, linear_rows};
 use crate::kernels::matrix::Matrix;
 use crate::tensor::DType;
@@ -15,6 +16,49 @@ pub struct Linear {
     pub weight: Matrix,
     /// (output features) f32
     pub bias: Option<Tensor>,
+    /// What is added to its result beside.
+    pub adapter: Option<Adapter>,
+}
+
+/// A low-rank addition to a linear layer: scale * up (down x) (LoRA, Hu et al. 2021, arXiv 2106.09685, section 4.1).
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// `lora_A`: (rank, input features).
+    pub down: Factor,
+    /// `lora_B`: (output features, rank).
+    pub up: Factor,
+    /// alpha / rank.
+    pub scale: f32,
+    /// The share of inputs that training leaves out, 0 to less than 1.
+    pub dropout: f32,
+}
+
+/// One of an adapter's two matrices.
+#[derive(Clone, Debug)]
+pub struct Factor {
+    /// The tensor's name, without `.weight`.
+    pub name: String,
+    /// Its values.
+    pub matrix: Matrix,
+}
+
+impl Adapter {
+    /// The names of its tensors.
+    pub fn names(&self) -> [String; 2] {
+        [&self.down, &self.up].map(|factor| format!("{}.weight", factor.name))
+    }
+
+    /// Adds its share of a layer's result to `result`, f32 (tokens, output features); nothing is left out.
+    pub fn apply(&self, pass: &Pass<'_>, x: &Input, result: &Tensor) -> Result<()> {
+        let device = pass.device;
+        let new = Destination::New(DType::F32);
+        let low = linear_rows(device, x, 0..x.tokens(), &self.down.matrix, None, new)?;
+        let low = scaled(device, &low, self.scale, pass.compute.activation)?;
+        let low = pass.input(low, self.up.matrix.columns());
+        let onto = Destination::Add(result);
+        linear_rows(device, &low, 0..low.tokens(), &self.up.matrix, None, onto)?;
+        Ok(())
+    }
 }
 
 /// The weight of a root-mean-square norm on a device.

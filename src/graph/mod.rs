@@ -16,7 +16,7 @@ mod token_split;
 
 pub use counter::{Counter, Counts, Output as ProductOutput, Width as CountedWidth};
 pub use eager::{Eager, KeyValueCache, Lazy, Tap};
-pub use linear::{Compute, Linear, Pass, RmsNormWeight};
+pub use linear::{Adapter, Compute, Factor, Linear, Pass, RmsNormWeight};
 pub use tape::{
     Deferred, Gradient, Node, Parameter, RopeTables, Settings, Sink, Tape, Value, Weight,
 };
@@ -155,6 +155,16 @@ impl BlockWeights {
             Some((_, old)) => *old = linear,
             None => self.linears.push((slot, linear)),
         }
+    }
+
+    /// The linear layers, to be changed.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.linears.iter_mut().map(|(_, linear)| linear)
+    }
+
+    /// The norms.
+    pub fn norms(&self) -> impl Iterator<Item = &RmsNormWeight> {
+        self.norms.iter().map(|(_, norm)| norm)
     }
 
     /// Puts a norm in a slot that has none.

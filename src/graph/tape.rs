@@ -12,7 +12,9 @@
 use std::cell::OnceCell;
 
 use super::token_split::TokenSplit;
-use super::{Activation, Attention, BlockWeights, Graph, Linear, RmsNormWeight, Slot};
+use super::{
+    Activation, Adapter, Attention, BlockWeights, Factor, Graph, Linear, RmsNormWeight, Slot,
+};
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::kernels::attention::backward as attention;
@@ -20,7 +22,7 @@ use crate::kernels::attention::causal::forward as attention_forward;
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::gate::glu::glu;
 use crate::kernels::gate::glu_grad::glu_grad;
-use crate::kernels::matmul::{Destination, Input, backward, linear};
+use crate::kernels::matmul::{Destination, Input, backward, linear as kernel_linear};
 use crate::kernels::matrix::Matrix;
 use crate::kernels::norm::gain_grad::gain_grad;
 use crate::kernels::norm::rms::rms;
@@ -63,6 +65,10 @@ pub struct Settings<'a> {
     pub activation_bytes: u32,
     /// Gradients are those of so many times the loss, until they are handed out.
     pub scale: f32,
+    /// They are handed out as those, too: whoever gets them undoes it.
+    pub keeps_scale: bool,
+    /// Which inputs of adapters are left out; `None`: none.
+    pub dropout_seed: Option<u64>,
     /// The parts in which they are.
     pub split: &'a TokenSplit,
 }
@@ -114,6 +120,11 @@ impl<'a> Weight<'a> {
     /// A linear layer's.
     pub fn of(linear: &'a Linear) -> Self {
         Self { name: &linear.name, matrix: &linear.weight, bias: linear.bias.as_ref() }
+    }
+
+    /// One of an adapter's matrices.
+    fn factor(factor: &'a Factor) -> Self {
+        Self { name: &factor.name, matrix: &factor.matrix, bias: None }
     }
 }
 
@@ -198,13 +209,13 @@ impl Backward<'_, '_> {
         weight: Parameter,
         mut make: impl FnMut(&TokenSplit, usize) -> Result<Tensor>,
     ) -> Result<()> {
-        let Settings { split, scale, .. } = self.settings;
+        let Settings { split, scale, keeps_scale, .. } = self.settings;
         if !(self.wants)(name) {
             return Ok(());
         }
         for part in 0..split.count() {
             let values = make(split, part)?;
-            let values = if scale == 1.0 {
+            let values = if scale == 1.0 || keeps_scale {
                 values
             } else {
                 scaled(self.device, &values, 1.0 / scale, DType::F32)?
@@ -285,7 +296,7 @@ impl<'a> Tape<'a> {
     pub fn linear(&mut self, x: &Value, weight: Weight<'a>) -> Result<Value> {
         let (x, input) = self.product_input(x, weight.matrix)?;
         let new = Destination::New(DType::F32);
-        let result = linear(self.device, &input, weight.matrix, weight.bias, new)?;
+        let result = kernel_linear(self.device, &input, weight.matrix, weight.bias, new)?;
         Ok(self.record(result, product_rule(self.device, &x, weight, None)))
     }
 
@@ -297,7 +308,7 @@ impl<'a> Tape<'a> {
         let (rows, columns) = (shape[0], shape[1]);
         let matrix = backward::dense_matrix(device, &weight.tensor)?;
         let (x, input) = self.product_input(x, &matrix)?;
-        let result = linear(device, &input, &matrix, None, Destination::New(DType::F32))?;
+        let result = kernel_linear(device, &input, &matrix, None, Destination::New(DType::F32))?;
         let node = weight.node;
         Ok(self.record(result, move |back, grad| {
             let grad = cast(device, &grad, x.tensor.dtype())?;
@@ -324,9 +335,32 @@ impl<'a> Tape<'a> {
         let (x, input) = self.product_input(x, weight.matrix)?;
         let sum = scaled(self.device, &stream.tensor, 1.0, DType::F32)?;
         let onto = Destination::Add(&sum);
-        linear(self.device, &input, weight.matrix, weight.bias, onto)?;
+        kernel_linear(self.device, &input, weight.matrix, weight.bias, onto)?;
         let rule = product_rule(self.device, &x, weight, Some(stream.node));
         Ok(self.record(sum, rule))
+    }
+
+    /// The product of `x` with a linear layer's weight, and what its adapter adds, in f32.
+    fn adapted(&mut self, x: &Value, linear: &'a Linear, adapter: &'a Adapter) -> Result<Value> {
+        let device = self.device;
+        let own = self.linear(x, Weight::of(linear))?;
+        let low = self.linear(x, Weight::factor(&adapter.down))?;
+        let low = self.times(&low, adapter.scale, self.settings.activation)?;
+        let up = Weight::factor(&adapter.up);
+        let (low, input) = self.product_input(&low, up.matrix)?;
+        // Nothing reads the layer's own result apart from this sum.
+        kernel_linear(device, &input, up.matrix, None, Destination::Add(&own.tensor))?;
+        let rule = product_rule(device, &low, up, Some(own.node));
+        Ok(self.record(own.tensor, rule))
+    }
+
+    /// A value times a number, in type `output`.
+    fn times(&mut self, x: &Value, factor: f32, output: DType) -> Result<Value> {
+        let (device, node) = (self.device, x.node);
+        let result = scaled(device, &x.tensor, factor, output)?;
+        Ok(self.record(result, move |back, grad| {
+            back.add(node, scaled(device, &grad, factor, DType::F32)?)
+        }))
     }
 
     /// The sum of two values of one shape, f32.
@@ -480,9 +514,14 @@ impl<'a> Graph for Tape<'a> {
     }
 
     fn linear(&mut self, x: &Deferred<'a>, slot: Slot) -> Result<Deferred<'a>> {
+        let linear = self.block().linear(slot);
+        let x = self.force(x)?;
+        if let Some(adapter) = &linear.adapter {
+            return self.adapted(&x, linear, adapter).map(Deferred::Known);
+        }
         Ok(Deferred::Product(Product {
-            weight: Weight::of(self.block().linear(slot)),
-            x: self.force(x)?,
+            weight: Weight::of(linear),
+            x,
             stream: None,
             result: OnceCell::new(),
         }))
@@ -521,8 +560,13 @@ impl<'a> Graph for Tape<'a> {
         let Some(own) = self.block().find(slot) else { return Ok(stream) };
         let (device, x, weight) = (self.device, self.force(&stream)?, Weight::of(own));
         let input = Input::new(x.tensor.clone(), weight.matrix.columns(), 3);
-        let result =
-            linear(device, &input, weight.matrix, weight.bias, Destination::New(DType::F32))?;
+        let result = kernel_linear(
+            device,
+            &input,
+            weight.matrix,
+            weight.bias,
+            Destination::New(DType::F32),
+        )?;
         let rule = product_rule(device, &x, weight, None);
         Ok(Deferred::Known(self.record(result, rule)))
     }

@@ -16,8 +16,8 @@ use crate::families::{
     embedding_name, final_norm_name, head_name, layer_name, module_name, tensor_specs,
 };
 use crate::graph::{
-    BlockWeights, Deferred, Gradient, Node, Parameter, Pass, RopeTables, Settings, Sink, Slot,
-    Tape, TokenSplit, Weight,
+    BlockWeights, Compute, Deferred, Gradient, Node, Parameter, Pass, RopeTables, Settings, Sink,
+    Slot, Tape, TokenSplit, Weight,
 };
 use crate::interrupt;
 use crate::kernels::copy::cast::{cast, scaled};
@@ -33,43 +33,78 @@ use crate::kernels::matmul::backward;
 use crate::kernels::residual::add::add;
 use crate::tensor::DType;
 
-/// The loss to differentiate.
+/// The loss to differentiate: a mean over tokens.
 #[derive(Clone, Copy)]
-pub enum Loss<'l> {
-    /// The mean cross-entropy of every next token within its sequence, in nats.
-    NextTokens,
-    /// The mean over all tokens of KL(teacher || model) in nats, of both's logits divided by a temperature, times its square,
-    /// which keeps gradients of one size (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
-    Teacher {
-        /// The teacher's logits of some of the pass's tokens, f32 (tokens, vocabulary) on its device. Each is asked for once.
-        logits: &'l dyn Fn(Range<usize>) -> Result<Tensor>,
-        /// Finite and more than 0.
-        temperature: f32,
-    },
+pub struct Loss<'l> {
+    /// Of each of the pass's tokens, whether it counts: the next one is to be foretold there. `None`: all but the last of each
+    /// sequence; all where there is a teacher alone. Only tokens that count go through the head.
+    pub scored: Option<&'l [bool]>,
+    /// The factor of the cross-entropy of next tokens, in nats.
+    pub next_tokens: f32,
+    /// A teacher to be near to.
+    pub teacher: Option<Teacher<'l>>,
+}
+
+/// A model whose distribution of next tokens another one is to have.
+#[derive(Clone, Copy)]
+pub struct Teacher<'l> {
+    /// Its logits of some of the pass's tokens, f32 (tokens, vocabulary) on its device. Each token is asked for once.
+    pub logits: &'l dyn Fn(&[u32]) -> Result<Tensor>,
+    /// Logits of both are divided by this; finite and more than 0. The loss is multiplied by its square, which keeps gradients
+    /// of one size (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
+    pub temperature: f32,
+    /// The factor of KL(teacher || model), in nats.
+    pub weight: f32,
+}
+
+impl std::fmt::Debug for Teacher<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a teacher at {}, times {}", self.temperature, self.weight)
+    }
 }
 
 impl std::fmt::Debug for Loss<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Loss::NextTokens => write!(f, "next tokens"),
-            Loss::Teacher { temperature, .. } => write!(f, "a teacher at {temperature}"),
-        }
+        write!(f, "{} of next tokens, {:?}", self.next_tokens, self.teacher)
     }
 }
 
-impl Loss<'_> {
-    /// Tokens whose loss counts, in sequences of one length.
-    fn scored(&self, sequences: usize, length: usize) -> Result<usize> {
-        match self {
-            Loss::NextTokens => Ok(sequences * (length - 1)),
-            Loss::Teacher { temperature, .. } if temperature.is_normal() && *temperature > 0.0 => {
-                Ok(sequences * length)
-            }
-            Loss::Teacher { temperature, .. } => Err(Error::Argument {
-                argument: "temperature".into(),
-                expected: "a finite number above 0".into(),
-                found: temperature.to_string(),
-            }),
+impl<'l> Loss<'l> {
+    /// The cross-entropy of every next token within its sequence.
+    pub const NEXT_TOKENS: Loss<'static> = Loss { scored: None, next_tokens: 1.0, teacher: None };
+
+    /// The divergence from a teacher at every token.
+    pub fn teacher(logits: &'l dyn Fn(&[u32]) -> Result<Tensor>, temperature: f32) -> Self {
+        let teacher = Teacher { logits, temperature, weight: 1.0 };
+        Self { scored: None, next_tokens: 0.0, teacher: Some(teacher) }
+    }
+
+    /// Tokens that count, in `sequences` of one length.
+    fn count(&self, sequences: usize, length: usize) -> Result<usize> {
+        let wrong = |argument: &str, expected: String, found: String| {
+            Err(Error::Argument { argument: argument.into(), expected, found })
+        };
+        if let Some(Teacher { temperature, .. }) = self.teacher
+            && !(temperature.is_normal() && temperature > 0.0)
+        {
+            let expected = "a finite number above 0".into();
+            return wrong("temperature", expected, temperature.to_string());
+        }
+        let Some(scored) = self.scored else {
+            return Ok(sequences * (length - usize::from(self.next_tokens != 0.0)));
+        };
+        if scored.len() != sequences * length {
+            let expected = format!("one for each of {} tokens", sequences * length);
+            return wrong("tokens that count", expected, scored.len().to_string());
+        }
+        let last = |at: usize| self.next_tokens != 0.0 && (at + 1).is_multiple_of(length);
+        if let Some(at) = (0..scored.len()).find(|at| scored[*at] && last(*at)) {
+            let expected = "tokens with one behind them in their sequence".into();
+            return wrong("tokens that count", expected, format!("token {at}, a sequence's last"));
+        }
+        match scored.iter().filter(|counts| **counts).count() {
+            0 => wrong("tokens that count", "one or more".into(), "none".into()),
+            count => Ok(count),
         }
     }
 }
@@ -97,6 +132,13 @@ pub struct BackwardOptions<'w> {
     /// Bytes of activations that may be kept; blocks beyond that are recomputed. None are kept of a model whose layers are
     /// streamed.
     pub activation_budget: u64,
+    /// Gradients are handed out as those of so many times the loss, for the receiver to undo. `None`: as those of the loss,
+    /// which costs a pass over each where they are in f16 on their way.
+    pub scale: Option<f32>,
+    /// Whether what is not finite is looked for on the way, and is an error that names the layer.
+    pub checks: bool,
+    /// Which inputs of adapters are left out, where they have a rate of it.
+    pub dropout_seed: Option<u64>,
 }
 
 impl std::fmt::Debug for BackwardOptions<'_> {
@@ -109,13 +151,25 @@ impl std::fmt::Debug for BackwardOptions<'_> {
 impl BackwardOptions<'_> {
     /// Every gradient of the next tokens' loss, each in one part, in the memory of one block.
     pub const ALL: BackwardOptions<'static> = BackwardOptions {
-        loss: Loss::NextTokens,
+        loss: Loss::NEXT_TOKENS,
         hidden: None,
         tensor: &|_| true,
         by_sequence: false,
         tokens: usize::MAX,
         activation_budget: 0,
+        scale: None,
+        checks: true,
+        dropout_seed: None,
     };
+
+    /// The factor of the loss of so many tokens that keeps gradients in f16 from underflowing: sums of losses instead of
+    /// their mean, and somewhat more, lie well within f16.
+    pub fn safe_scale(compute: Compute, scored: usize) -> f32 {
+        match compute.activation {
+            DType::F16 => 16.0 * scored.next_power_of_two() as f32,
+            _ => 1.0,
+        }
+    }
 
     /// Parts of each gradient, for so many sequences of one length.
     pub fn parts(&self, sequences: usize, length: usize) -> usize {
@@ -160,7 +214,7 @@ impl Model {
 /// of the head, the final norm, the blocks from the last to the first, and the embedding. `progress` is told of layers
 /// done, out of those of the forward and the backward pass.
 ///
-/// A loss or gradient that is not finite is an error that names the layer.
+/// A loss or gradient that is not finite is an error that names the layer, if the options say that it is looked for.
 pub fn gradients(
     source: WeightSource<'_>,
     pass: &Pass<'_>,
@@ -170,6 +224,38 @@ pub fn gradients(
     progress: &mut dyn FnMut(usize, usize),
     sink: &mut Sink<'_>,
 ) -> Result<f64> {
+    gradients_later(source, pass, ids, sequences, options, progress, sink)?.finish(pass.device)
+}
+
+/// The loss of a pass whose calls are all made: it is read back.
+#[derive(Debug)]
+pub struct PendingLoss {
+    parts: Vec<Losses>,
+    known: f64,
+    scored: usize,
+}
+
+impl PendingLoss {
+    /// Waits for it.
+    pub fn finish(self, device: &Device) -> Result<f64> {
+        let mut sum = 0.0;
+        for part in self.parts {
+            sum += part.sum(device)?;
+        }
+        Ok(sum / self.scored as f64 + self.known)
+    }
+}
+
+/// [`gradients`], with a loss that is still on its way: nothing is waited for, but where what is not finite is looked for.
+pub fn gradients_later(
+    source: WeightSource<'_>,
+    pass: &Pass<'_>,
+    ids: &[u32],
+    sequences: usize,
+    options: BackwardOptions<'_>,
+    progress: &mut dyn FnMut(usize, usize),
+    sink: &mut Sink<'_>,
+) -> Result<PendingLoss> {
     let run = BackwardPass::new(source, pass, ids, sequences, options)?;
     let count = source.config().layers();
     let first_kept = match source {
@@ -189,23 +275,29 @@ pub fn gradients(
     })?;
     let head = source.head()?;
     let mut checks: Vec<(String, Reading)> = Vec::new();
-    let (mut loss, mut grads, mut tied) = (0.0, Vec::<Tensor>::new(), Vec::<TiedHeadGrad>::new());
+    let (mut losses, mut grads) = (Vec::new(), Vec::<Tensor>::new());
+    let mut tied = Vec::<TiedHeadGrad>::new();
     for (batch, x) in run.batches.iter().zip(&streams) {
-        let (sum, grad) = run.head(&head, batch, x, &mut tied, &mut checks, sink)?;
-        loss += sum;
-        grads.push(grad);
+        grads.push(run.head(&head, batch, x, (&mut tied, &mut losses, &mut checks), sink)?);
     }
     drop(head);
-    if !loss.is_finite() {
-        inputs.push(streams);
-        return Err(run.first_non_finite_layer(&inputs)?);
+    let mut pending = PendingLoss { parts: losses, known: 0.0, scored: run.scored };
+    if options.checks {
+        let mut loss = 0.0;
+        for part in pending.parts.drain(..) {
+            loss += part.sum(pass.device)?;
+        }
+        if !loss.is_finite() {
+            inputs.push(streams);
+            return Err(run.first_non_finite_layer(&inputs)?);
+        }
+        pending.known = loss / run.scored as f64;
     }
-    loss /= run.scored as f64;
     let mut outputs = streams;
     for layer in (run.lowest()..count).rev() {
         interrupt::check()?;
         progress(2 * count - 1 - layer, 2 * count);
-        loss += run.hidden_loss(layer, &outputs, &mut grads)?;
+        pending.known += run.hidden_loss(layer, &outputs, &mut grads)?;
         let inputs = inputs.pop().expect("each block's inputs were kept");
         let mut readings = Vec::new();
         if let Some(recordings) = kept.pop() {
@@ -233,7 +325,7 @@ pub fn gradients(
     if (options.tensor)(&embedding_name()) {
         run.embedding(&grads, &tied, sink)?;
     }
-    Ok(loss)
+    Ok(pending)
 }
 
 /// A microbatch: sequences that go through a layer at once.
@@ -251,9 +343,10 @@ struct Recording<'t> {
 }
 
 /// The parts of some tokens' losses, being read back from the device.
+#[derive(Debug)]
 enum Losses {
-    /// The rows that count, log-sum-exps and the targets' logits.
-    NextTokens(Vec<usize>, Reading, Reading),
+    /// The rows that count, log-sum-exps and the targets' logits, and what each difference is multiplied by.
+    NextTokens(Vec<usize>, Reading, Reading, f64),
     /// Each row's, and what each is multiplied by.
     Divergences(Reading, f64),
 }
@@ -261,11 +354,11 @@ enum Losses {
 impl Losses {
     fn sum(self, device: &Device) -> Result<f64> {
         match self {
-            Losses::NextTokens(scored, lse, picked) => {
+            Losses::NextTokens(scored, lse, picked, factor) => {
                 let lse = device.finish(lse)?.to_f32();
                 let picked = device.finish(picked)?.to_f32();
                 let loss = |row: usize| f64::from(lse[row]) - f64::from(picked[row]);
-                Ok(scored.into_iter().map(loss).sum())
+                Ok(scored.into_iter().map(loss).sum::<f64>() * factor)
             }
             Losses::Divergences(rows, factor) => {
                 let rows = device.finish(rows)?.to_f32();
@@ -312,13 +405,9 @@ impl<'a> BackwardPass<'a> {
                 found: format!("{} tokens in {sequences} rows", ids.len()),
             });
         }
-        let scored = options.loss.scored(sequences, length)?;
-        // Sums of losses instead of their mean, and somewhat more, lie well within f16.
-        let scale = if pass.compute.activation == DType::F16 {
-            16.0 * scored.next_power_of_two() as f32
-        } else {
-            1.0
-        };
+        let scored = options.loss.count(sequences, length)?;
+        let safe = || BackwardOptions::safe_scale(pass.compute, scored);
+        let scale = options.scale.unwrap_or_else(safe);
         let config = source.config();
         let tables = config.ropes.iter().map(|r| r.table(config.head_dim, length));
         let tables: Vec<_> = tables.collect();
@@ -356,6 +445,8 @@ impl<'a> BackwardPass<'a> {
             activation: self.pass.compute.activation,
             activation_bytes: self.pass.compute.activation_bytes,
             scale: self.scale,
+            keeps_scale: self.options.scale.is_some(),
+            dropout_seed: self.options.dropout_seed,
             split,
         }
     }
@@ -469,14 +560,17 @@ impl<'a> BackwardPass<'a> {
 
     /// Some rows of f32 (rows, hidden): a copy, unless they are all.
     fn cut(&self, all: &Tensor, tokens: Range<usize>) -> Result<Tensor> {
-        let width = self.source.config().hidden_size;
-        if tokens.len() * width == all.len() {
+        if tokens.len() * self.source.config().hidden_size == all.len() {
             return Ok(all.clone());
         }
-        let device = self.pass.device;
-        let part = device.allocate(DType::F32, &[tokens.len(), width], "a part")?;
-        let first = tokens.start as u32;
-        let pairs = (0..tokens.len() as u32).map(|t| (first + t, t));
+        self.pick(all, &tokens.map(|token| token as u32).collect::<Vec<_>>())
+    }
+
+    /// The rows of f32 (rows, hidden) at these places, a copy.
+    fn pick(&self, all: &Tensor, places: &[u32]) -> Result<Tensor> {
+        let (device, width) = (self.pass.device, self.source.config().hidden_size);
+        let part = device.allocate(DType::F32, &[places.len(), width], "a part")?;
+        let pairs = places.iter().zip(0..).map(|(place, row)| (*place, row));
         let list = Rows::upload(device, &pairs.collect::<Vec<_>>())?;
         rows(device, all, &part, width, &list)?;
         Ok(part)
@@ -509,12 +603,13 @@ impl<'a> BackwardPass<'a> {
     ) -> Result<()> {
         let norm = module_name(self.source.config(), layer, Slot::AttentionNorm);
         let first = format!("{norm}.weight");
-        let wants = |name: &str| name == first || (self.options.tensor)(name);
+        let wants =
+            |name: &str| (self.options.checks && name == first) || (self.options.tensor)(name);
         let Recording { tape, input, output } = recording;
         let results = vec![(output, grad.clone())];
         let found = tape.backward(results, &[input], &wants, &mut |gradient| {
             // Whatever is not finite in a block's backward pass reaches this one, the sum of all tokens.
-            if gradient.name == first {
+            if self.options.checks && gradient.name == first {
                 readings.push(self.pass.device.read_later(&gradient.values)?);
             }
             if (self.options.tensor)(&gradient.name) {
@@ -538,7 +633,15 @@ impl<'a> BackwardPass<'a> {
         let specs = tensor_specs(config);
         let wanted = specs.iter().filter(|s| (self.options.tensor)(&s.name));
         let layers = wanted.filter_map(|spec| spec.layer);
-        layers.min().unwrap_or(config.layers())
+        let adapted = match self.source {
+            WeightSource::Resident(model) => model.blocks.iter().position(|block| {
+                let mut adapters =
+                    block.linears().filter_map(|(_, linear)| linear.adapter.as_ref());
+                adapters.any(|adapter| adapter.names().iter().any(|n| (self.options.tensor)(n)))
+            }),
+            WeightSource::Streamed(..) => None,
+        };
+        layers.chain(adapted).min().unwrap_or(config.layers())
     }
 
     /// Why a loss is not finite: the first block whose output is not. `streams`: each block's inputs, and the last's outputs.
@@ -561,31 +664,53 @@ impl<'a> BackwardPass<'a> {
         Ok(Error::NotFinite { what: "loss, behind the last layer".into(), found: "NaN".into() })
     }
 
-    /// The sum of a microbatch's losses and the gradient of the last block's output `x`, f32 (tokens, hidden), times the scale.
-    /// As many tokens at a time as logits fit.
+    /// The places within a microbatch of the tokens that go through the head.
+    fn head_tokens(&self, batch: &Microbatch) -> Vec<u32> {
+        let tokens = self.tokens(batch);
+        let places = 0..tokens.len();
+        match self.options.loss.scored {
+            None => places.map(|place| place as u32).collect(),
+            Some(scored) => {
+                let scored = &scored[tokens];
+                places.filter(|place| scored[*place]).map(|place| place as u32).collect()
+            }
+        }
+    }
+
+    /// The gradient of the last block's output `x`, f32 (tokens, hidden), times the scale. What a microbatch's losses are summed
+    /// from, what a tied head's gradient waits for and what tells that all is finite is put to the lists. As many tokens at a
+    /// time as logits fit.
     fn head(
         &self,
         head: &Head,
         batch: &Microbatch,
         x: &Tensor,
-        tied_grads: &mut Vec<TiedHeadGrad>,
-        checks: &mut Vec<(String, Reading)>,
+        (tied_grads, losses, checks): (
+            &mut Vec<TiedHeadGrad>,
+            &mut Vec<Losses>,
+            &mut Vec<(String, Reading)>,
+        ),
         sink: &mut Sink<'_>,
-    ) -> Result<(f64, Tensor)> {
+    ) -> Result<Tensor> {
         let (device, config) = (self.pass.device, self.source.config());
         let (width, tied) = (config.hidden_size, config.tied);
         let (norm_name, head_weight) = (final_norm_name(), format!("{}.weight", head_name()));
         let asked = |name: &str| (self.options.tensor)(name) && !(tied && name == head_weight);
         let keep = tied && asked(&embedding_name());
-        let tokens = self.tokens(batch).len();
+        let places = self.head_tokens(batch);
+        let all = self.tokens(batch).len();
+        let tokens = places.len();
         let apart = self.options.by_sequence && (keep || asked(&norm_name) || asked(&head_weight));
-        let part_tokens = if apart { self.length } else { tokens };
+        assert!(!apart || tokens == all, "parts are those of whole sequences");
+        let part_tokens = if apart { self.length } else { tokens.max(1) };
         let step = head.rows_at_once(device).min(part_tokens);
         let mut grad = None;
-        if step < tokens {
+        if tokens < all {
+            // What does not count has no gradient.
+            grad = Some(scaled(device, x, 0.0, DType::F32)?);
+        } else if step < tokens {
             grad = Some(device.allocate(DType::F32, x.shape(), "a gradient")?);
         }
-        let mut losses = Vec::new();
         for start in (0..tokens).step_by(part_tokens) {
             let part = match apart {
                 true => batch.sequences.start + start / self.length,
@@ -593,20 +718,20 @@ impl<'a> BackwardPass<'a> {
             };
             let mut sums = Vec::<Gradient>::new();
             for first in (start..start + part_tokens).step_by(step) {
-                let here = first..(first + step).min(start + part_tokens);
+                let here = &places[first..(first + step).min(start + part_tokens)];
                 let split = TokenSplit::whole(part);
                 // The final norm's gradient tells whether all is finite.
-                let wants = |name: &str| name == norm_name || asked(name);
+                let wants = |name: &str| (self.options.checks && name == norm_name) || asked(name);
                 let mut tape = Tape::new(device, self.settings(&split));
-                let some = tape.input(&self.cut(x, here.clone())?);
+                let some = if here.len() == all { x.clone() } else { self.pick(x, here)? };
+                let some = tape.input(&some);
                 let activation = self.pass.compute.activation;
                 let normed = tape.rms(&some, &head.norm, activation)?;
                 let logits = tape.linear(&normed, Weight::of(&head.linear))?;
                 if let Some(cap) = head.soft_cap {
                     soft_cap(device, &logits.tensor, cap)?;
                 }
-                let (mut of_logits, sum) = self.loss(batch, here.clone(), &logits.tensor)?;
-                losses.push(sum);
+                let mut of_logits = self.loss(batch, here, &logits.tensor, losses)?;
                 if let Some(cap) = head.soft_cap {
                     of_logits = cast(device, &of_logits, DType::F32)?;
                     soft_cap_grad(device, &logits.tensor, &of_logits, cap)?;
@@ -629,8 +754,7 @@ impl<'a> BackwardPass<'a> {
                 let of_part = of_part.expect("the loss depends on the stream");
                 match &grad {
                     Some(grad) => {
-                        let count = here.len() as u32;
-                        let pairs = (0..count).map(|t| (t, here.start as u32 + t));
+                        let pairs = (0..).zip(here).map(|(row, place)| (row, *place));
                         let list = Rows::upload(device, &pairs.collect::<Vec<_>>())?;
                         rows(device, &of_part, grad, width, &list)?;
                     }
@@ -638,7 +762,7 @@ impl<'a> BackwardPass<'a> {
                 }
             }
             for gradient in sums {
-                if gradient.name == norm_name {
+                if self.options.checks && gradient.name == norm_name {
                     checks.push(("the head".into(), device.read_later(&gradient.values)?));
                 }
                 if asked(&gradient.name) {
@@ -646,36 +770,54 @@ impl<'a> BackwardPass<'a> {
                 }
             }
         }
-        let mut loss = 0.0;
-        for some in losses {
-            loss += some.sum(device)?;
-        }
-        Ok((loss, grad.expect("there is a token")))
+        Ok(grad.expect("there is a token"))
     }
 
-    /// The gradient of some of a microbatch's tokens' logits, in the type of products, and their losses.
+    /// The gradient of some of a microbatch's tokens' logits, in the type of products. Their losses are put to the list.
     fn loss(
         &self,
         batch: &Microbatch,
-        tokens: Range<usize>,
+        places: &[u32],
         logits: &Tensor,
-    ) -> Result<(Tensor, Losses)> {
-        match self.options.loss {
-            Loss::NextTokens => self.next_tokens(batch, tokens, logits),
-            Loss::Teacher { logits: teacher, temperature } => {
-                let first = self.tokens(batch).start;
-                let parent = teacher(first + tokens.start..first + tokens.end)?;
-                self.divergences(&parent, logits, temperature)
-            }
+        losses: &mut Vec<Losses>,
+    ) -> Result<Tensor> {
+        let (device, output) = (self.pass.device, self.pass.compute.activation);
+        let Loss { next_tokens, teacher, .. } = self.options.loss;
+        let first = self.tokens(batch).start;
+        // The sum of two parts is rounded once.
+        let both = next_tokens != 0.0 && teacher.is_some();
+        let each = if both { DType::F32 } else { output };
+        let mut grad = None;
+        if next_tokens != 0.0 {
+            grad = Some(self.next_tokens(first, places, logits, each, losses)?);
         }
+        if let Some(teacher) = teacher {
+            let tokens: Vec<u32> = places.iter().map(|place| first as u32 + place).collect();
+            let parent = (teacher.logits)(&tokens)?;
+            let of_teacher = self.divergences(&teacher, &parent, logits, each, losses)?;
+            grad = Some(match grad {
+                None => of_teacher,
+                Some(sum) => {
+                    add(device, &of_teacher, &sum)?;
+                    cast(device, &sum, output)?
+                }
+            });
+        }
+        grad.ok_or_else(|| Error::Argument {
+            argument: "the loss".into(),
+            expected: "next tokens, a teacher or both".into(),
+            found: "neither".into(),
+        })
     }
 
     fn divergences(
         &self,
+        teacher: &Teacher<'_>,
         parent: &Tensor,
         child: &Tensor,
-        temperature: f32,
-    ) -> Result<(Tensor, Losses)> {
+        output: DType,
+        losses: &mut Vec<Losses>,
+    ) -> Result<Tensor> {
         let device = self.pass.device;
         let of = |logits: &Tensor| (logits.dtype(), logits.shape().to_vec());
         if of(parent) != of(child) {
@@ -685,36 +827,33 @@ impl<'a> BackwardPass<'a> {
                 found: format!("{:?}", of(parent)),
             });
         }
-        let square = temperature * temperature;
-        let grad = divergence_grad(
-            device,
-            parent,
-            child,
-            temperature,
-            square * self.scale / self.scored as f32,
-            self.pass.compute.activation,
-        )?;
+        let temperature = teacher.temperature;
+        let factor = teacher.weight * temperature * temperature;
+        let weight = factor * self.scale / self.scored as f32;
+        let grad = divergence_grad(device, parent, child, temperature, weight, output)?;
         let cooled = |logits: &Tensor| match temperature {
             1.0 => Ok(logits.clone()),
             _ => scaled(device, logits, 1.0 / temperature, DType::F32),
         };
         let (rows, _) = divergence(device, &cooled(parent)?, &cooled(child)?)?;
-        let reading = device.read_later(&rows)?;
-        Ok((grad, Losses::Divergences(reading, f64::from(square))))
+        losses.push(Losses::Divergences(device.read_later(&rows)?, f64::from(factor)));
+        Ok(grad)
     }
 
     fn next_tokens(
         &self,
-        batch: &Microbatch,
-        tokens: Range<usize>,
+        first: usize,
+        places: &[u32],
         logits: &Tensor,
-    ) -> Result<(Tensor, Losses)> {
-        let (device, base) = (self.pass.device, self.tokens(batch).start);
-        let target = |token: usize| match (token + 1) % self.length {
+        output: DType,
+        losses: &mut Vec<Losses>,
+    ) -> Result<Tensor> {
+        let (device, factor) = (self.pass.device, self.options.loss.next_tokens);
+        let target = |place: &u32| match (*place as usize + 1) % self.length {
             0 => UNSCORED,
-            _ => self.ids[base + token + 1],
+            _ => self.ids[first + *place as usize + 1],
         };
-        let targets: Vec<u32> = tokens.map(target).collect();
+        let targets: Vec<u32> = places.iter().map(target).collect();
         let scored = (0..targets.len()).filter(|row| targets[*row] != UNSCORED);
         // Every row needs a column to pick; what rows without a target pick is left out.
         let picks: Vec<u32> = targets.iter().map(|t| if *t == UNSCORED { 0 } else { *t }).collect();
@@ -728,11 +867,12 @@ impl<'a> BackwardPass<'a> {
             logits,
             &lse,
             &on_device(&targets)?,
-            self.scale / self.scored as f32,
-            self.pass.compute.activation,
+            factor * self.scale / self.scored as f32,
+            output,
         )?;
         let (lse, picked) = (device.read_later(&lse)?, device.read_later(&picked)?);
-        Ok((grad, Losses::NextTokens(scored.collect(), lse, picked)))
+        losses.push(Losses::NextTokens(scored.collect(), lse, picked, f64::from(factor)));
+        Ok(grad)
     }
 
     /// Hands out the embedding's gradient, of which a tied head's is a part.
@@ -774,7 +914,10 @@ impl<'a> BackwardPass<'a> {
                     name: name.clone(),
                     part,
                     weight: Parameter::Matrix(table.clone()),
-                    values: scaled(device, &values, 1.0 / self.scale, DType::F32)?,
+                    values: match self.options.scale {
+                        Some(_) => values,
+                        None => scaled(device, &values, 1.0 / self.scale, DType::F32)?,
+                    },
                 })?;
             }
         }

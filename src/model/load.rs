@@ -43,6 +43,7 @@ pub(super) fn linear_with(
         name: spec.module().to_string(),
         weight,
         bias: bias.map(|bias| vector(device, weights, bias)).transpose()?,
+        adapter: None,
     })
 }
 
@@ -92,5 +93,5 @@ pub(super) fn head(
     if !weights.config().tied {
         return linear(device, weights, spec(weights, None, Slot::Head));
     }
-    Ok(Linear { name: head_name().into(), weight: embedding()?, bias: None })
+    Ok(Linear { name: head_name().into(), weight: embedding()?, bias: None, adapter: None })
 }

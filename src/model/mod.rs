@@ -27,7 +27,9 @@ pub use crate::families::{
 pub use crate::formats::peft::{AdapterConfig, Pair, Targets};
 pub use crate::graph::{Compute, Linear, Pass};
 pub use adapter::Adapters;
-pub use backward::{BackwardOptions, HiddenLoss, Loss, gradients};
+pub use backward::{
+    BackwardOptions, HiddenLoss, Loss, PendingLoss, Teacher, gradients, gradients_later,
+};
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, CopyOf, Weights};
 pub use cut::{KeptChannels, Pruned, codes_survive, column_span, stored};

@@ -5,10 +5,10 @@ use super::checkpoint::Weights;
 use super::load;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
-use crate::families::{Config, TensorSpec};
+use crate::families::{Config, TensorSpec, embedding_name};
 use crate::graph::{
-    BlockWeights, Compute, CountedWidth, Counter, Counts, Eager, KeyValueCache, Lazy, Linear, Pass,
-    ProductOutput, RmsNormWeight, Slot, Tap,
+    Adapter, BlockWeights, Compute, CountedWidth, Counter, Counts, Eager, KeyValueCache, Lazy,
+    Linear, Parameter, Pass, ProductOutput, RmsNormWeight, Slot, Tap,
 };
 use crate::interrupt;
 use crate::kernels::copy::cast::scaled;
@@ -177,6 +177,61 @@ impl Model {
     pub fn with_blocks(&self, config: Config, blocks: Vec<BlockWeights>) -> Self {
         assert!(config.layers() == blocks.len(), "a configuration lists its blocks");
         Self { config, embedding: self.embedding.clone(), blocks, head: self.head.clone() }
+    }
+
+    /// A matrix, norm or bias, by the tensor's name; of an adapter too.
+    pub fn tensor(&self, name: &str) -> Option<Parameter> {
+        if name == embedding_name() {
+            return Some(Parameter::Matrix(self.embedding.clone()));
+        }
+        let linears = self.blocks.iter().flat_map(|block| block.linears().map(|(_, l)| l));
+        for linear in linears.chain([&self.head.linear]) {
+            if let Some(rest) = name.strip_prefix(&linear.name) {
+                match rest {
+                    ".weight" => return Some(Parameter::Matrix(linear.weight.clone())),
+                    ".bias" => return linear.bias.clone().map(Parameter::Vector),
+                    _ => {}
+                }
+            }
+        }
+        let norms = self.blocks.iter().flat_map(BlockWeights::norms).chain([&self.head.norm]);
+        let norm = norms.into_iter().find(|norm| norm.name == name);
+        norm.map(|norm| Parameter::Vector(norm.gain.clone()))
+    }
+
+    /// Puts another matrix in the place of a linear layer's, an adapter's factor or the embedding (and of a head that is the
+    /// embedding), by the tensor's name. Vectors are changed where they stand.
+    pub fn set(&mut self, name: &str, tensor: Parameter) {
+        let Parameter::Matrix(matrix) = tensor else { return };
+        if name == embedding_name() {
+            if self.config.tied {
+                self.head.linear.weight = matrix.clone();
+            }
+            self.embedding = matrix;
+            return;
+        }
+        let linears = self.blocks.iter_mut().flat_map(BlockWeights::linears_mut);
+        for linear in linears.chain([&mut self.head.linear]) {
+            if name.strip_suffix(".weight") == Some(&linear.name) {
+                linear.weight = matrix;
+                return;
+            }
+            let Some(adapter) = &mut linear.adapter else { continue };
+            for factor in [&mut adapter.down, &mut adapter.up] {
+                if name.strip_suffix(".weight") == Some(&factor.name) {
+                    factor.matrix = matrix;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Puts an adapter beside a linear layer of a block.
+    pub fn adapt(&mut self, module: &str, adapter: Adapter) {
+        let mut linears = self.blocks.iter_mut().flat_map(BlockWeights::linears_mut);
+        if let Some(linear) = linears.find(|linear| linear.name == module) {
+            linear.adapter = Some(adapter);
+        }
     }
 
     /// The products of a pass over so many tokens, one of each shape and type.

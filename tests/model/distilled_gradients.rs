@@ -57,12 +57,13 @@ fn golden(device: &Device, activation: DType, tokens: usize, limit: f64) -> Resu
     let model = load(device, &weights)?;
     let compute = Compute::with(activation);
     for temperature in [1.0, 2.0] {
-        let logits = |tokens: std::ops::Range<usize>| {
-            let values = &teacher[tokens.start * VOCABULARY..tokens.end * VOCABULARY];
-            let host = HostTensor::from_f32(DType::F32, &[tokens.len(), VOCABULARY], values);
+        let logits = |tokens: &[u32]| {
+            let row = |token: &u32| &teacher[*token as usize * VOCABULARY..][..VOCABULARY];
+            let values: Vec<f32> = tokens.iter().flat_map(row).copied().collect();
+            let host = HostTensor::from_f32(DType::F32, &[tokens.len(), VOCABULARY], &values);
             device.upload(&host, "a teacher's logits")
         };
-        let loss = Loss::Teacher { logits: &logits, temperature };
+        let loss = Loss::teacher(&logits, temperature);
         let mut sums = BTreeMap::<String, Vec<f32>>::new();
         let loss = gradients(
             WeightSource::Resident(&model),
@@ -121,11 +122,11 @@ fn bad_arguments() -> Result<(), Failed> {
     let model = load(device, &Checkpoint::open("embedded:nano-llama")?)?;
     let compute = Compute::with(DType::F32);
     for (temperature, width) in [(0.0, VOCABULARY), (f32::NAN, VOCABULARY), (1.0, 7)] {
-        let logits = |tokens: std::ops::Range<usize>| {
+        let logits = |tokens: &[u32]| {
             let host = HostTensor::zeros(DType::F32, &[tokens.len(), width]);
             device.upload(&host, "a teacher's logits")
         };
-        let loss = Loss::Teacher { logits: &logits, temperature };
+        let loss = Loss::teacher(&logits, temperature);
         let found = gradients(
             WeightSource::Resident(&model),
             &Pass { device, compute },

@@ -40,8 +40,14 @@ fn adapter(device: &Device) -> Result<(), Failed> {
         device.upload(&HostTensor::from_f32(DType::F32, shape, values), "a value")
     };
     let split = TokenSplit::whole(0);
-    let settings =
-        Settings { activation: DType::F32, activation_bytes: 3, scale: 1.0, split: &split };
+    let settings = Settings {
+        activation: DType::F32,
+        activation_bytes: 3,
+        scale: 1.0,
+        keeps_scale: false,
+        dropout_seed: None,
+        split: &split,
+    };
     let run = |inputs: &[Vec<f32>; 5], back: bool| -> Outcome<(f64, Vec<Vec<f32>>)> {
         let mut tape = Tape::new(device, settings);
         let mut nodes = Vec::new();

@@ -41,6 +41,13 @@ pub fn scaled(device: &Device, x: &Tensor, factor: f32, output: DType) -> Result
     Ok(result)
 }
 
+/// Writes `x`, in the type of `result`, there: as many elements.
+pub fn cast_into(device: &Device, x: &Tensor, result: &Tensor) -> Result<()> {
+    assert_eq!(x.len(), result.len(), "as many elements");
+    let params = Params { count: x.len() as u32, factor: 1.0 };
+    device.call(&KERNEL, Variant::typed(x.dtype(), result.dtype()), &params, &[x, result])
+}
+
 /// `x` in type `output`: itself if it has that type.
 pub fn cast(device: &Device, x: &Tensor, output: DType) -> Result<Tensor> {
     if x.dtype() == output {
