@@ -105,6 +105,21 @@ pub enum Error {
         /// The output.
         path: PathBuf,
     },
+    /// A training's loss or gradients stopped being finite.
+    #[error(
+        "training diverged: loss {loss} at step {step}, {before}; {}",
+        kept.map_or("no checkpoint was made yet".into(), |step| format!("the checkpoint of step {step} is kept"))
+    )]
+    Diverged {
+        /// The step, from 1.
+        step: u64,
+        /// Its loss.
+        loss: String,
+        /// The last loss that was finite.
+        before: String,
+        /// The step of the last checkpoint.
+        kept: Option<u64>,
+    },
     /// An output could not be written.
     #[error("{}: cannot write: {source}", place(path))]
     Write {
@@ -238,6 +253,7 @@ impl Error {
             | Error::Key { .. }
             | Error::Argument { .. }
             | Error::NotFinite { .. }
+            | Error::Diverged { .. }
             | Error::Misplaced { .. }
             | Error::Unsupported { .. } => 2,
             Error::NoAdapter { .. }

@@ -31,9 +31,9 @@
 //! - [`families`]: each model family's names, configuration keys and block function. Nothing outside knows one by name.
 //! - [`model`]: checkpoints, weights on a device, forward and backward passes, generation, saving.
 //! - [`walk`]: one block at a time: statistics of its inputs, weights replaced, on to the next.
-//! - [`train`]: what is learned, how a step changes it, the loop around it.
 //! - [`measure`]: how good a model is and how far from its parent, how fast it runs, whether a device can be trusted.
 //! - [`methods`]: the compression maths, without wgpu.
+//! - [`train`]: what is learned, how a step changes it, the loop around it.
 //! - [`stages`], [`recipe`], [`plan`], [`run`]: what the user asks for, decided, and executed over work folders.
 //! - [`cli`]: arguments and printing; the only place that prints.
 //!
@@ -80,5 +80,5 @@ pub mod run;
 pub mod stages;
 pub mod tensor;
 pub mod text;
-// pub mod train;
+pub mod train;
 pub mod walk;

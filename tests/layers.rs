@@ -12,6 +12,7 @@ const ORDER: &[&str] = &[
     "plan",
     "recipe",
     "stages",
+    "train",
     "methods",
     "measure",
     "walk",

@@ -22,6 +22,7 @@ use crate::kernels::attention::causal::forward as attention_forward;
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::gate::glu::glu;
 use crate::kernels::gate::glu_grad::glu_grad;
+use crate::kernels::mask::dropout::dropout;
 use crate::kernels::matmul::{Destination, Input, backward, linear as kernel_linear};
 use crate::kernels::matrix::Matrix;
 use crate::kernels::norm::gain_grad::gain_grad;
@@ -344,7 +345,16 @@ impl<'a> Tape<'a> {
     fn adapted(&mut self, x: &Value, linear: &'a Linear, adapter: &'a Adapter) -> Result<Value> {
         let device = self.device;
         let own = self.linear(x, Weight::of(linear))?;
-        let low = self.linear(x, Weight::factor(&adapter.down))?;
+        let left = match self.settings.dropout_seed {
+            Some(seed) if adapter.dropout > 0.0 => {
+                // A mask of its own for each layer and each microbatch.
+                let first = self.settings.split.first() as u64;
+                let seed = seed ^ hash(&adapter.down.name).wrapping_add(first << 32);
+                self.leave_out(x, adapter.dropout, seed)?
+            }
+            _ => x.clone(),
+        };
+        let low = self.linear(&left, Weight::factor(&adapter.down))?;
         let low = self.times(&low, adapter.scale, self.settings.activation)?;
         let up = Weight::factor(&adapter.up);
         let (low, input) = self.product_input(&low, up.matrix)?;
@@ -352,6 +362,16 @@ impl<'a> Tape<'a> {
         kernel_linear(device, &input, up.matrix, None, Destination::Add(&own.tensor))?;
         let rule = product_rule(device, &low, up, Some(own.node));
         Ok(self.record(own.tensor, rule))
+    }
+
+    /// A value of which a share is left out at random, and the rest made up for it.
+    fn leave_out(&mut self, x: &Value, rate: f32, seed: u64) -> Result<Value> {
+        let (device, node, dtype) = (self.device, x.node, x.tensor.dtype());
+        let result = dropout(device, &x.tensor, rate, seed, 0, dtype)?;
+        Ok(self.record(result, move |back, grad| {
+            let grad = cast(device, &grad, DType::F32)?;
+            back.add(node, dropout(device, &grad, rate, seed, 0, DType::F32)?)
+        }))
     }
 
     /// A value times a number, in type `output`.
@@ -586,6 +606,12 @@ impl<'a> Graph for Tape<'a> {
             }
         }
     }
+}
+
+/// A number that follows from a name (FNV-1a, Fowler, Noll and Vo 1991).
+fn hash(name: &str) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 /// The rule of a product: gradients of the weight and the bias, then of the input, then of the stream it was added to.

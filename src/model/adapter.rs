@@ -1,6 +1,7 @@
 //! Low-rank adapters of a model: of an adapted linear layer W becomes W + scale B A (Hu et al. 2021, LoRA, arXiv 2106.09685).
 //! What a file of them looks like is in [`crate::formats::peft`].
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,18 @@ pub struct Adapters {
     pub pairs: Vec<Pair>,
     /// Where they were read from, for messages.
     path: PathBuf,
+}
+
+impl From<Adapters> for Cow<'_, Adapters> {
+    fn from(adapters: Adapters) -> Self {
+        Cow::Owned(adapters)
+    }
+}
+
+impl<'a> From<&'a Adapters> for Cow<'a, Adapters> {
+    fn from(adapters: &'a Adapters) -> Self {
+        Cow::Borrowed(adapters)
+    }
 }
 
 impl Adapters {

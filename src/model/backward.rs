@@ -26,8 +26,9 @@ use crate::kernels::embed::scatter::scatter;
 use crate::kernels::logits::soft_cap::soft_cap;
 use crate::kernels::logits::soft_cap_grad::soft_cap_grad;
 use crate::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
-use crate::kernels::loss::divergence::divergence;
-use crate::kernels::loss::divergence_grad::divergence_grad;
+pub use crate::kernels::loss::distil::Divergence;
+use crate::kernels::loss::distil::distil;
+use crate::kernels::loss::distil_top::distil_top;
 use crate::kernels::loss::logsumexp::logsumexp;
 use crate::kernels::matmul::backward;
 use crate::kernels::residual::add::add;
@@ -48,13 +49,25 @@ pub struct Loss<'l> {
 /// A model whose distribution of next tokens another one is to have.
 #[derive(Clone, Copy)]
 pub struct Teacher<'l> {
-    /// Its logits of some of the pass's tokens, f32 (tokens, vocabulary) on its device. Each token is asked for once.
-    pub logits: &'l dyn Fn(&[u32]) -> Result<Tensor>,
+    /// What it says of some of the pass's tokens. Each token is asked for once.
+    pub says: &'l dyn Fn(&[u32]) -> Result<Taught>,
+    /// How far from it the model is.
+    pub divergence: Divergence,
     /// Logits of both are divided by this; finite and more than 0. The loss is multiplied by its square, which keeps gradients
     /// of one size (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
     pub temperature: f32,
-    /// The factor of KL(teacher || model), in nats.
+    /// The factor of the divergence, in nats.
     pub weight: f32,
+}
+
+/// What a teacher says of some tokens, on the model's device.
+#[derive(Clone, Debug)]
+pub enum Taught {
+    /// Its logits, f32 (tokens, vocabulary).
+    Logits(Tensor),
+    /// Its likeliest next tokens, u32 (tokens, top), and their log-probabilities, f32 of the same shape: the forward KL from
+    /// these alone.
+    Top(Tensor, Tensor),
 }
 
 impl std::fmt::Debug for Teacher<'_> {
@@ -74,8 +87,9 @@ impl<'l> Loss<'l> {
     pub const NEXT_TOKENS: Loss<'static> = Loss { scored: None, next_tokens: 1.0, teacher: None };
 
     /// The divergence from a teacher at every token.
-    pub fn teacher(logits: &'l dyn Fn(&[u32]) -> Result<Tensor>, temperature: f32) -> Self {
-        let teacher = Teacher { logits, temperature, weight: 1.0 };
+    pub fn teacher(says: &'l dyn Fn(&[u32]) -> Result<Taught>, temperature: f32) -> Self {
+        let divergence = Divergence::Forward;
+        let teacher = Teacher { says, divergence, temperature, weight: 1.0 };
         Self { scored: None, next_tokens: 0.0, teacher: Some(teacher) }
     }
 
@@ -793,8 +807,8 @@ impl<'a> BackwardPass<'a> {
         }
         if let Some(teacher) = teacher {
             let tokens: Vec<u32> = places.iter().map(|place| first as u32 + place).collect();
-            let parent = (teacher.logits)(&tokens)?;
-            let of_teacher = self.divergences(&teacher, &parent, logits, each, losses)?;
+            let taught = (teacher.says)(&tokens)?;
+            let of_teacher = self.divergences(&teacher, &taught, logits, each, losses)?;
             grad = Some(match grad {
                 None => of_teacher,
                 Some(sum) => {
@@ -813,30 +827,39 @@ impl<'a> BackwardPass<'a> {
     fn divergences(
         &self,
         teacher: &Teacher<'_>,
-        parent: &Tensor,
+        taught: &Taught,
         child: &Tensor,
         output: DType,
         losses: &mut Vec<Losses>,
     ) -> Result<Tensor> {
         let device = self.pass.device;
-        let of = |logits: &Tensor| (logits.dtype(), logits.shape().to_vec());
-        if of(parent) != of(child) {
-            return Err(Error::Argument {
-                argument: "a teacher's logits".into(),
-                expected: format!("{:?}", of(child)),
-                found: format!("{:?}", of(parent)),
-            });
-        }
+        let wrong = |expected: String, found: String| {
+            Err(Error::Argument { argument: "what a teacher says".into(), expected, found })
+        };
         let temperature = teacher.temperature;
         let factor = teacher.weight * temperature * temperature;
         let weight = factor * self.scale / self.scored as f32;
-        let grad = divergence_grad(device, parent, child, temperature, weight, output)?;
-        let cooled = |logits: &Tensor| match temperature {
-            1.0 => Ok(logits.clone()),
-            _ => scaled(device, logits, 1.0 / temperature, DType::F32),
+        let rows = child.shape()[0];
+        let every = device.upload(&HostTensor::from_u32(&[rows], &vec![1; rows]), "rows")?;
+        let (grad, losses_of_rows) = match taught {
+            Taught::Logits(parent) => {
+                let of = |logits: &Tensor| (logits.dtype(), logits.shape().to_vec());
+                if of(parent) != of(child) {
+                    return wrong(format!("{:?}", of(child)), format!("{:?}", of(parent)));
+                }
+                let divergence = teacher.divergence;
+                distil(device, divergence, parent, child, &every, temperature, weight, output)?
+            }
+            Taught::Top(tokens, logs) => {
+                if teacher.divergence != Divergence::Forward {
+                    let found = format!("{:?}", teacher.divergence);
+                    return wrong("the forward divergence from a teacher's top".into(), found);
+                }
+                distil_top(device, (tokens, logs), child, &every, temperature, weight, output)?
+            }
         };
-        let (rows, _) = divergence(device, &cooled(parent)?, &cooled(child)?)?;
-        losses.push(Losses::Divergences(device.read_later(&rows)?, f64::from(factor)));
+        let reading = device.read_later(&losses_of_rows)?;
+        losses.push(Losses::Divergences(reading, f64::from(factor)));
         Ok(grad)
     }
 

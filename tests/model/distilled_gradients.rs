@@ -6,9 +6,9 @@ use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor};
 use lopper::error::Error;
 use lopper::gpu::Options as GpuOptions;
-use lopper::kernels::loss::divergence_grad::divergence_grad;
+use lopper::kernels::loss::distil::{Divergence, distil};
 use lopper::model::{
-    BackwardOptions, Checkpoint, Compute, Loss, Pass, WeightSource, Weights, gradients,
+    BackwardOptions, Checkpoint, Compute, Loss, Pass, Taught, WeightSource, Weights, gradients,
 };
 use lopper::tensor::DType;
 
@@ -61,7 +61,7 @@ fn golden(device: &Device, activation: DType, tokens: usize, limit: f64) -> Resu
             let row = |token: &u32| &teacher[*token as usize * VOCABULARY..][..VOCABULARY];
             let values: Vec<f32> = tokens.iter().flat_map(row).copied().collect();
             let host = HostTensor::from_f32(DType::F32, &[tokens.len(), VOCABULARY], &values);
-            device.upload(&host, "a teacher's logits")
+            device.upload(&host, "a teacher's logits").map(Taught::Logits)
         };
         let loss = Loss::teacher(&logits, temperature);
         let mut sums = BTreeMap::<String, Vec<f32>>::new();
@@ -106,7 +106,12 @@ fn of_logits(device: &Device) -> Result<(), Failed> {
     let (teacher, student) = (logits("tiny-llama")?, logits("nano-llama")?);
     for temperature in [1.0f32, 2.0] {
         let weight = temperature * temperature / (SEQUENCES * LENGTH) as f32;
-        let found = divergence_grad(device, &teacher, &student, temperature, weight, DType::F32)?;
+        let rows = HostTensor::from_u32(&[SEQUENCES * LENGTH], &[1; SEQUENCES * LENGTH]);
+        let rows = device.upload(&rows, "rows")?;
+        let forward = Divergence::Forward;
+        let (teacher, student) = (&teacher, &student);
+        let (found, _) =
+            distil(device, forward, teacher, student, &rows, temperature, weight, DType::F32)?;
         let found = device.read(&found)?.to_f32();
         let first = found.chunks_exact(LENGTH * VOCABULARY);
         let first: Vec<f32> = first.flat_map(|row| &row[..4 * VOCABULARY]).copied().collect();
@@ -124,7 +129,7 @@ fn bad_arguments() -> Result<(), Failed> {
     for (temperature, width) in [(0.0, VOCABULARY), (f32::NAN, VOCABULARY), (1.0, 7)] {
         let logits = |tokens: &[u32]| {
             let host = HostTensor::zeros(DType::F32, &[tokens.len(), width]);
-            device.upload(&host, "a teacher's logits")
+            device.upload(&host, "a teacher's logits").map(Taught::Logits)
         };
         let loss = Loss::teacher(&logits, temperature);
         let found = gradients(

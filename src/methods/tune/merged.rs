@@ -1,5 +1,6 @@
 //! Adapters merged into the weights that they were trained on.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -17,7 +18,7 @@ use crate::tensor::{Levels, Packed, WeightFormat};
 /// formats round each value once, quantized ones are rounded to nearest again, with new scales. What that lost is kept by tensor.
 pub struct Merged<'a> {
     model: &'a dyn Weights,
-    adapters: &'a Adapters,
+    adapters: Cow<'a, Adapters>,
     device: &'a Device,
     losses: Mutex<BTreeMap<String, MergeLoss>>,
 }
@@ -33,11 +34,16 @@ pub struct MergeLoss {
 
 impl<'a> Merged<'a> {
     /// Adapters that fit a model. A weight stored by a pattern of zeros has no room for a change of the others.
-    pub fn new(model: &'a dyn Weights, adapters: &'a Adapters, device: &'a Device) -> Result<Self> {
+    pub fn new(
+        model: &'a dyn Weights,
+        adapters: impl Into<Cow<'a, Adapters>>,
+        device: &'a Device,
+    ) -> Result<Self> {
+        let adapters = adapters.into();
         adapters.check(model.config())?;
         for spec in model.specs() {
             let format = model.format(spec)?;
-            if let (Some(pattern), Some(_)) = (format.ty.sparsity, pair(adapters, spec)) {
+            if let (Some(pattern), Some(_)) = (format.ty.sparsity, pair(&adapters, spec)) {
                 return Err(Error::Unsupported {
                     path: "adapters".into(),
                     what: format!("merging into `{}`, stored as {}", spec.name, format.label()),
@@ -75,7 +81,7 @@ impl Weights for Merged<'_> {
 
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
         let weight = self.model.load(spec)?;
-        let Some(pair) = pair(self.adapters, spec) else { return Ok(weight) };
+        let Some(pair) = pair(&self.adapters, spec) else { return Ok(weight) };
         let before = weight.to_f32();
         let exact = self.adapters.merged(pair, &before);
         let stored = match Scheme::of(weight.format) {
@@ -97,9 +103,48 @@ impl Weights for Merged<'_> {
     }
 
     fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
-        match pair(self.adapters, spec) {
+        match pair(&self.adapters, spec) {
             Some(_) => None,
             None => self.model.copy_of(spec),
+        }
+    }
+}
+
+/// The same sums in f32, nothing rounded to what the weights are stored in: what storing is measured against.
+pub struct Exact<'a> {
+    model: &'a dyn Weights,
+    adapters: Adapters,
+}
+
+impl<'a> Exact<'a> {
+    /// Adapters that fit a model.
+    pub fn new(model: &'a dyn Weights, adapters: Adapters) -> Result<Self> {
+        adapters.check(model.config())?;
+        Ok(Self { model, adapters })
+    }
+}
+
+impl Weights for Exact<'_> {
+    fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        self.model.specs()
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        let weight = self.model.load(spec)?;
+        let Some(pair) = pair(&self.adapters, spec) else { return Ok(weight) };
+        let exact = self.adapters.merged(pair, &weight.to_f32());
+        let values: Vec<f32> = exact.iter().map(|value| *value as f32).collect();
+        Ok(Packed::from_f32(&values, weight.rows, weight.columns))
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        match pair(&self.adapters, spec) {
+            Some(_) => Ok(WeightFormat::f32()),
+            None => self.model.format(spec),
         }
     }
 }

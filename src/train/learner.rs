@@ -1,0 +1,282 @@
+//! A model that learns.
+
+use std::collections::HashMap;
+
+use super::optimizer::{AdamW, Optimizer};
+use super::parameter::{Learned, Parameter};
+use crate::data::training::Batch;
+use crate::device::{Device, HostTensor, Reading, Tensor};
+use crate::error::{Error, Result};
+use crate::graph::Pass;
+use crate::interrupt;
+use crate::kernels::loss::logsumexp::logsumexp;
+use crate::kernels::residual::add::add;
+use crate::model::{
+    BackwardOptions, Cache, HiddenLoss, Loss, Model, PendingLoss, Teacher, WeightSource,
+    gradients_later,
+};
+
+/// What a step is to make small, and how.
+#[derive(Clone, Copy)]
+pub struct StepOptions<'s> {
+    /// The learning rate.
+    pub rate: f64,
+    /// The factor of the cross-entropy of next tokens.
+    pub next_tokens: f32,
+    /// A teacher to be near to.
+    pub teacher: Option<Teacher<'s>>,
+    /// A loss of hidden states.
+    pub hidden: Option<&'s HiddenLoss<'s>>,
+    /// Tokens that go through a layer at once.
+    pub tokens: usize,
+    /// Bytes of activations that may be kept.
+    pub activation_budget: u64,
+    /// Which inputs of adapters are left out.
+    pub dropout_seed: Option<u64>,
+}
+
+/// A step on its way.
+#[derive(Debug)]
+pub struct Step {
+    loss: PendingLoss,
+    norm: Reading,
+}
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// The mean loss before it.
+    pub loss: f64,
+    /// The norm of all gradients before they were clipped.
+    pub norm: f64,
+    /// Whether that is finite; otherwise nothing was changed.
+    pub finite: bool,
+}
+
+impl Step {
+    /// Waits for it.
+    pub fn finish(self, device: &Device) -> Result<Outcome> {
+        let loss = self.loss.finish(device)?;
+        let state = device.finish(self.norm)?.to_f32();
+        Ok(Outcome { loss, norm: f64::from(state[0]), finite: state[2] != 0.0 && loss.is_finite() })
+    }
+}
+
+/// A model on its device, and what is learned of it.
+#[derive(Debug)]
+pub struct Learner {
+    model: Model,
+    parameters: Vec<Box<dyn Parameter>>,
+    places: HashMap<String, usize>,
+    optimizer: Optimizer,
+    /// The factor of the loss, so that gradients in f16 do not underflow; `None` until the first step.
+    scale: Option<f32>,
+}
+
+impl Learner {
+    /// A model, which has what the parameters stand for already.
+    pub fn new(
+        device: &Device,
+        model: Model,
+        parameters: Vec<Box<dyn Parameter>>,
+        settings: AdamW,
+    ) -> Result<Self> {
+        let places = parameters.iter().enumerate().map(|(at, p)| (p.tensor().to_string(), at));
+        let places = places.collect();
+        let optimizer = Optimizer::new(device, settings, &all_learned(&parameters))?;
+        Ok(Self { model, parameters, places, optimizer, scale: None })
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// What is learned.
+    pub fn parameters(&self) -> &[Box<dyn Parameter>] {
+        &self.parameters
+    }
+
+    /// Numbers that are learned.
+    pub fn count(&self) -> u64 {
+        all_learned(&self.parameters).iter().map(|learned| learned.values.len() as u64).sum()
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.optimizer.steps()
+    }
+
+    /// The factor of the loss: `Some` once a step was taken.
+    pub fn scale(&self) -> Option<f32> {
+        self.scale
+    }
+
+    /// Sets the factor of the loss.
+    pub fn set_scale(&mut self, scale: Option<f32>) {
+        self.scale = scale;
+    }
+
+    /// A step. All calls of it are made, none is waited for.
+    pub fn step(
+        &mut self,
+        pass: &Pass<'_>,
+        batch: &Batch,
+        options: StepOptions<'_>,
+    ) -> Result<Step> {
+        let device = pass.device;
+        let counted = batch.targets();
+        let scale =
+            *self.scale.get_or_insert_with(|| BackwardOptions::safe_scale(pass.compute, counted));
+        let Self { model, parameters, places: known, .. } = self;
+        let mut sums: Vec<Option<Vec<Tensor>>> = parameters.iter().map(|_| None).collect();
+        let places = scored_places(batch);
+        let loss = Loss {
+            scored: Some(&places),
+            next_tokens: options.next_tokens,
+            teacher: options.teacher,
+        };
+        let wanted = BackwardOptions {
+            loss,
+            hidden: options.hidden,
+            tensor: &|name| known.contains_key(name),
+            by_sequence: false,
+            tokens: options.tokens,
+            activation_budget: options.activation_budget,
+            scale: Some(scale),
+            checks: false,
+            dropout_seed: options.dropout_seed,
+        };
+        let source = WeightSource::Resident(model);
+        let loss = gradients_later(
+            source,
+            pass,
+            &batch.ids,
+            batch.sequences,
+            wanted,
+            &mut |_, _| {},
+            &mut |gradient| {
+                let place = known[&gradient.name];
+                let parts = parameters[place].gradients(device, gradient.values)?;
+                match &sums[place] {
+                    None => sums[place] = Some(parts),
+                    Some(sums) => {
+                        for (part, sum) in parts.iter().zip(sums) {
+                            add(device, part, sum)?;
+                        }
+                    }
+                }
+                Ok(())
+            },
+        )?;
+        let mut gradients = Vec::new();
+        for (parameter, sums) in parameters.iter().zip(sums) {
+            match sums {
+                Some(sums) => gradients.extend(sums.into_iter().map(Some)),
+                None => gradients.extend(parameter.learned().iter().map(|_| None)),
+            }
+        }
+        let learned = all_learned(parameters);
+        let norm = self.optimizer.step(device, &learned, &gradients, options.rate, 1.0 / scale)?;
+        drop(gradients);
+        self.update(device)?;
+        Ok(Step { loss, norm })
+    }
+
+    /// Puts what is learned where the model computes with it.
+    pub fn update(&mut self, device: &Device) -> Result<()> {
+        for parameter in &self.parameters {
+            if let Some(tensor) = parameter.update(device)? {
+                self.model.set(parameter.tensor(), tensor);
+            }
+        }
+        Ok(())
+    }
+
+    /// What has to be saved to go on, by name: all that is learned, and the optimizer's state.
+    pub fn saved(&self) -> Vec<(String, &Tensor)> {
+        let learned = all_learned(&self.parameters).into_iter();
+        let mut all: Vec<_> =
+            learned.map(|learned| (format!("learned.{}", learned.name), &learned.values)).collect();
+        let (_, state) = self.optimizer.state();
+        all.extend(state.into_iter().enumerate().map(|(at, t)| (format!("optimizer.{at}"), t)));
+        all
+    }
+
+    /// Goes on after so many steps; the tensors of [`Learner::saved`] have been put back.
+    pub fn resume(&mut self, device: &Device, steps: u64) -> Result<()> {
+        self.optimizer.resume(steps);
+        for learned in all_learned(&self.parameters) {
+            if let Some(copy) = &learned.copy {
+                crate::kernels::copy::cast::cast_into(device, &learned.values, copy)?;
+            }
+        }
+        self.update(device)
+    }
+}
+
+/// Of each token, whether the one behind it is scored as a target: where the head is asked.
+fn scored_places(batch: &Batch) -> Vec<bool> {
+    let length = batch.length;
+    let next = |at: usize| !(at + 1).is_multiple_of(length) && batch.scored[at + 1];
+    (0..batch.ids.len()).map(next).collect()
+}
+
+fn all_learned(parameters: &[Box<dyn Parameter>]) -> Vec<&Learned> {
+    parameters.iter().flat_map(|parameter| parameter.learned()).collect()
+}
+
+/// The mean cross-entropy of next tokens, in nats, over the tokens of some batches that are to be foretold, and how many those
+/// are.
+pub fn mean_loss(model: &Model, pass: &Pass<'_>, batches: &[Batch]) -> Result<(f64, usize)> {
+    let device = pass.device;
+    let (mut sum, mut count) = (0.0, 0);
+    let mut pending: Vec<(Vec<bool>, Reading, Reading)> = Vec::new();
+    let mut take = |pending: &mut Vec<(Vec<bool>, Reading, Reading)>| -> Result<()> {
+        for (scored, lse, picked) in pending.drain(..) {
+            let (lse, picked) = (device.finish(lse)?.to_f32(), device.finish(picked)?.to_f32());
+            for ((lse, picked), scored) in lse.into_iter().zip(picked).zip(scored) {
+                if scored {
+                    sum += f64::from(lse) - f64::from(picked);
+                    count += 1;
+                }
+            }
+        }
+        Ok(())
+    };
+    for batch in batches {
+        interrupt::check()?;
+        let length = batch.length;
+        let places = scored_places(batch);
+        let dtype = pass.compute.activation;
+        let cache = Cache::single_layer(device, model.config(), batch.sequences, length, dtype)?;
+        let normed = model.hidden(pass, &batch.ids, &cache)?;
+        let mut rows = Vec::new();
+        let step = model.head_rows(device);
+        for first in (0..batch.ids.len()).step_by(step) {
+            let range = first..(first + step).min(batch.ids.len());
+            let scored = places[range.clone()].to_vec();
+            let targets = range.clone().map(|token| match places[token] {
+                true => batch.ids[token + 1],
+                false => 0,
+            });
+            let targets: Vec<u32> = targets.collect();
+            let targets = HostTensor::from_u32(&[targets.len()], &targets);
+            let targets = device.upload(&targets, "targets")?;
+            let logits = model.head(pass, &normed, range)?;
+            let (lse, picked) = logsumexp(device, &logits, &targets)?;
+            rows.push((scored, device.read_later(&lse)?, device.read_later(&picked)?));
+        }
+        take(&mut pending)?;
+        pending = rows;
+    }
+    take(&mut pending)?;
+    if count == 0 {
+        return Err(Error::Argument {
+            argument: "held-out text".into(),
+            expected: "a token that is to be foretold".into(),
+            found: "none".into(),
+        });
+    }
+    Ok((sum / count as f64, count))
+}

@@ -1,0 +1,201 @@
+//! How long, how fast and on how much a training goes: recipe keys, and flags of commands.
+
+use serde::{Deserialize, Serialize};
+
+use super::optimizer::{AdamW, StateBits};
+use super::schedule::{Schedule, Shape};
+use crate::methods::BadField;
+
+/// How long, how fast and on how much a training goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(default)]
+pub struct Settings {
+    /// Train for so many steps [default: an epoch]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Train on so many tokens instead
+    #[arg(long, conflicts_with = "steps")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Train for so many passes over the data instead
+    #[arg(long, conflicts_with_all = ["steps", "tokens"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// Rows of a step
+    #[arg(long, default_value_t = Self::default().batch)]
+    pub batch: usize,
+    /// Tokens that go through a layer at once: memory against speed [default: 8192]
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
+    /// The highest learning rate [default: what is usual for the method]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
+    /// How the rate falls
+    #[arg(long, value_enum, default_value_t)]
+    pub schedule: Shape,
+    /// Steps in which it rises at first [default: 3 % of all]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<u64>,
+    /// What is left of the rate at the end
+    #[arg(long, default_value_t = Self::default().final_rate)]
+    pub final_rate: f64,
+    /// Weight decay of matrices; norms, biases and scales have none
+    #[arg(long, default_value_t = Self::default().decay)]
+    pub decay: f64,
+    /// What AdamW keeps of the mean of gradients
+    #[arg(long, default_value_t = Self::default().beta1)]
+    pub beta1: f64,
+    /// What it keeps of the mean of their squares
+    #[arg(long, default_value_t = Self::default().beta2)]
+    pub beta2: f64,
+    /// Added to the root of that
+    #[arg(long, default_value_t = Self::default().epsilon)]
+    pub epsilon: f64,
+    /// The norm that all gradients together have at most; 0: any
+    #[arg(long, default_value_t = Self::default().clip)]
+    pub clip: f64,
+    /// Bits of the optimizer's state: 32 or 8
+    #[arg(long, value_name = "BITS", default_value_t = Self::default().optimizer_bits)]
+    pub optimizer_bits: u32,
+    /// Steps between two looks at what is held out [default: a tenth of all]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluate_every: Option<u64>,
+    /// Stop when so many looks in a row brought nothing better, and take the best
+    #[arg(long, value_name = "LOOKS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
+    /// Steps between two checkpoints
+    #[arg(long, default_value_t = Self::default().checkpoint_every)]
+    pub checkpoint_every: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            steps: None,
+            tokens: None,
+            epochs: None,
+            batch: 8,
+            micro_batch: None,
+            rate: None,
+            schedule: Shape::default(),
+            warmup: None,
+            final_rate: 0.1,
+            decay: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            clip: 1.0,
+            optimizer_bits: 32,
+            evaluate_every: None,
+            patience: None,
+            checkpoint_every: 200,
+        }
+    }
+}
+
+impl Settings {
+    /// An error if a number has no sense.
+    pub fn check(&self) -> Result<(), BadField> {
+        let given = [
+            self.steps.map(|_| "steps"),
+            self.tokens.map(|_| "tokens"),
+            self.epochs.map(|_| "epochs"),
+        ];
+        let given: Vec<_> = given.into_iter().flatten().collect();
+        if given.len() > 1 {
+            return Err(BadField::new(
+                "steps",
+                "one of steps, tokens and epochs",
+                given.join(", "),
+            ));
+        }
+        let least = [
+            ("steps", self.steps.unwrap_or(1)),
+            ("tokens", self.tokens.unwrap_or(1)),
+            ("batch", self.batch as u64),
+            ("micro_batch", self.micro_batch.unwrap_or(1) as u64),
+            ("evaluate_every", self.evaluate_every.unwrap_or(1)),
+            ("patience", self.patience.unwrap_or(1) as u64),
+            ("checkpoint_every", self.checkpoint_every),
+        ];
+        for (field, value) in least {
+            if value == 0 {
+                return Err(BadField::new(field, "1 or more", value));
+            }
+        }
+        let above = [
+            ("rate", self.rate.unwrap_or(1.0)),
+            ("epochs", self.epochs.unwrap_or(1.0)),
+            ("epsilon", self.epsilon),
+        ];
+        for (field, value) in above {
+            if !(value > 0.0 && value.is_finite()) {
+                return Err(BadField::new(field, "a number above 0", value));
+            }
+        }
+        for (field, value) in [("decay", self.decay), ("clip", self.clip)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err(BadField::new(field, "0 or more", value));
+            }
+        }
+        for (field, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(BadField::new(field, "0 to less than 1", value));
+            }
+        }
+        if ![8, 32].contains(&self.optimizer_bits) {
+            return Err(BadField::new("optimizer_bits", "8 or 32", self.optimizer_bits));
+        }
+        if !(0.0..=1.0).contains(&self.final_rate) {
+            return Err(BadField::new("final_rate", "0 to 1", self.final_rate));
+        }
+        Ok(())
+    }
+
+    /// Steps in all, with so many rows and tokens in an epoch.
+    pub fn all_steps(&self, rows: usize, length: usize) -> u64 {
+        let batch = self.batch as u64;
+        if let Some(steps) = self.steps {
+            return steps;
+        }
+        if let Some(tokens) = self.tokens {
+            return tokens.div_ceil(batch.saturating_mul(length as u64).max(1));
+        }
+        let rows = rows as f64 * self.epochs.unwrap_or(1.0);
+        ((rows / batch as f64).ceil() as u64).max(1)
+    }
+
+    /// The rate over so many steps, `usual` where none is asked for.
+    pub fn schedule(&self, steps: u64, usual: f64) -> Schedule {
+        Schedule {
+            shape: self.schedule,
+            peak: self.rate.unwrap_or(usual),
+            floor: self.final_rate,
+            warmup: self.warmup.unwrap_or(steps * 3 / 100).min(steps),
+            steps,
+        }
+    }
+
+    /// The optimizer's numbers.
+    pub fn optimizer(&self) -> AdamW {
+        AdamW {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            decay: self.decay,
+            max_norm: (self.clip > 0.0).then_some(self.clip),
+            state: if self.optimizer_bits == 8 { StateBits::Eight } else { StateBits::ThirtyTwo },
+        }
+    }
+
+    /// Tokens that go through a layer at once. It decides how gradients are summed, and so does not depend on the device.
+    pub fn tokens_at_once(&self) -> usize {
+        self.micro_batch.unwrap_or(8192)
+    }
+}
