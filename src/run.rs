@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::data::read_text;
+use crate::data::training::Examples;
 use crate::device::Device;
 use crate::disk::{sync, write_record};
 use crate::error::{Error, Result};
@@ -163,6 +164,8 @@ pub struct Options<'a> {
     pub compute: Compute,
     /// What gradients of a calibration compute in.
     pub calibration: Compute,
+    /// What training computes in.
+    pub training: Compute,
     /// Bytes of device memory that may be used.
     pub budget: Option<u64>,
 }
@@ -216,6 +219,15 @@ struct Run<'a> {
     rows: Vec<Option<Rows>>,
     /// The statistics of each stage that were taken before.
     statistics: Vec<Option<Stored>>,
+    /// What each stage learns from.
+    lessons: Vec<Lessons>,
+}
+
+/// What a stage learns from.
+#[derive(Default)]
+struct Lessons {
+    examples: Option<Examples>,
+    teacher: Option<Checkpoint>,
 }
 
 /// What a recipe reads beside the model.
@@ -224,6 +236,7 @@ pub struct Texts<'a> {
     evaluation: Option<(&'a Evaluate, Vec<u32>)>,
     rows: Vec<Option<Rows>>,
     statistics: Vec<Option<Stored>>,
+    lessons: Vec<Lessons>,
     /// What the user should know of them.
     pub warnings: Vec<String>,
 }
@@ -237,8 +250,9 @@ pub fn check<'a>(
 ) -> Result<Texts<'a>> {
     place.check(parent)?;
     let stored = parent.has_tokenizer().then(|| parent.stored_tokenizer()).transpose()?;
-    let reads_text = recipe.evaluate.is_some()
-        || recipe.stage.iter().any(|stage| stage.needs().calibration.is_some());
+    let reads = |needs: Needs<'_>| needs.calibration.is_some() || needs.data.is_some();
+    let reads_text =
+        recipe.evaluate.is_some() || recipe.stage.iter().any(|stage| reads(stage.needs()));
     let tokenizer = match &stored {
         Some(stored) if reads_text => Some(stored.read()?),
         _ => None,
@@ -253,6 +267,8 @@ pub fn check<'a>(
     let rows = rows.collect::<Result<Vec<_>>>()?;
     let statistics = recipe.stage.iter().map(|stage| statistics(stage, parent));
     let statistics = statistics.collect::<Result<Vec<_>>>()?;
+    let lessons = recipe.stage.iter().map(|stage| lessons(stage, tokenizer.as_ref(), recipe.seed));
+    let lessons = lessons.collect::<Result<Vec<_>>>()?;
     let mut warnings = Vec::new();
     for (index, stage) in recipe.stage.iter().enumerate() {
         let kinds = stage.needs().kinds;
@@ -262,7 +278,7 @@ pub fn check<'a>(
             warnings.extend(few_tokens(parent.config(), rows.ids.len() as u64));
         }
     }
-    Ok(Texts { tokenizer: stored, evaluation, rows, statistics, warnings })
+    Ok(Texts { tokenizer: stored, evaluation, rows, statistics, lessons, warnings })
 }
 
 /// The statistics that a stage takes, if they were taken before.
@@ -276,6 +292,36 @@ fn statistics(stage: &RecipeStage, parent: &Checkpoint) -> Result<Option<Stored>
     Ok(stored)
 }
 
+/// The files beside texts that stages read: what says which statistics are taken, and teachers' weights.
+fn taken(statistics: &[Option<Stored>], lessons: &[Lessons]) -> Vec<PathBuf> {
+    let mut taken: Vec<PathBuf> = statistics.iter().flatten().map(Stored::file).collect();
+    let teachers = lessons.iter().filter_map(|lessons| lessons.teacher.as_ref());
+    for source in teachers.flat_map(Checkpoint::sources) {
+        // A part of the program is no file.
+        if source.path().exists() && !taken.iter().any(|path| path == source.path()) {
+            taken.push(source.path().into());
+        }
+    }
+    taken
+}
+
+/// What a stage learns from, if it does.
+fn lessons(stage: &RecipeStage, tokenizer: Option<&Tokenizer>, seed: u64) -> Result<Lessons> {
+    let needs = stage.needs();
+    let examples = needs.data.map(|dataset| {
+        let tokenizer = tokenizer.ok_or_else(|| Error::Argument {
+            argument: "training data".into(),
+            expected: "a model with a tokenizer".into(),
+            found: "none".into(),
+        })?;
+        Examples::read(dataset, tokenizer, seed)
+    });
+    Ok(Lessons {
+        examples: examples.transpose()?,
+        teacher: needs.teacher.map(Checkpoint::open).transpose()?,
+    })
+}
+
 /// Runs a plan and writes the artifact. Returns its manifest. An interruption, or a crash, leaves the work folder, with which a
 /// call with `resume` gives the same artifact as an uninterrupted one.
 pub fn run(
@@ -287,12 +333,22 @@ pub fn run(
     listen: Listener<'_>,
 ) -> Result<Manifest> {
     let place = options.place;
-    let Texts { tokenizer, evaluation, rows, statistics, warnings } =
+    let Texts { tokenizer, evaluation, rows, statistics, lessons, warnings } =
         check(recipe, plan, parent, place)?;
-    let run =
-        Run { recipe, plan, parent, device, options, evaluation, rows, statistics, tokenizer };
+    let run = Run {
+        recipe,
+        plan,
+        parent,
+        device,
+        options,
+        evaluation,
+        rows,
+        statistics,
+        lessons,
+        tokenizer,
+    };
     let path = work::work_path(place.out)?;
-    let taken: Vec<PathBuf> = run.statistics.iter().flatten().map(Stored::file).collect();
+    let taken = taken(&run.statistics, &run.lessons);
     let inputs = list_inputs(parent, recipe, &taken, &work::known_inputs(&path))?;
     let files: Vec<InputFile> = inputs.iter().map(|input| input.file.clone()).collect();
     for text in &warnings {
@@ -374,8 +430,12 @@ impl Run<'_> {
         fact("model", self.model_hash(inputs)?);
         fact("seed", self.recipe.seed.to_string());
         fact("device", describe(self.device));
-        let [compute, calibration] = [self.options.compute, self.options.calibration];
-        fact("compute", format!("{}, {}", compute.name(), calibration.name()));
+        let Options { compute, calibration, training, .. } = self.options;
+        let names = [compute, calibration, training].map(Compute::name);
+        fact("compute", names.join(", "));
+        for examples in self.lessons.iter().filter_map(|lessons| lessons.examples.as_ref()) {
+            fact("training data", examples.digest().into());
+        }
         for text in &inputs[self.parent.sources().len()..] {
             fact(&format!("text {}", text.path), text.sha256.clone());
         }
@@ -586,6 +646,9 @@ impl Run<'_> {
                 pass: Pass { device: self.device, compute: self.options.calibration },
                 rows: self.rows[index].as_ref(),
                 statistics: self.statistics[index].as_ref(),
+                examples: self.lessons[index].examples.as_ref(),
+                teacher: self.lessons[index].teacher.as_ref(),
+                training: self.options.training,
                 seed: self.recipe.seed,
                 budget: self.options.budget,
                 folder: part,
@@ -680,6 +743,12 @@ impl Run<'_> {
         }
         for (index, stage) in self.recipe.stage.iter().enumerate() {
             let name = stage_folder(index, stage);
+            for part in stage.folders() {
+                // A second one of a recipe has its stage's name before its own.
+                let own = folder.join(part).exists();
+                let target = if own { format!("{name}.{part}") } else { part.to_string() };
+                copy_files(&work.path().join(&name).join(part), &folder.join(target))?;
+            }
             if let Some(report) = stage.report(&work.path().join(&name))? {
                 // A second one of a recipe has its stage's name before its own.
                 let own = folder.join(report.file).exists();
@@ -719,6 +788,17 @@ impl Run<'_> {
         }
         put("manifest.json", &pretty(manifest))
     }
+}
+
+/// Copies the files of a folder into a new one.
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir(to).map_err(Error::write(to))?;
+    for entry in std::fs::read_dir(from).map_err(Error::read(from))? {
+        let entry = entry.map_err(Error::read(from))?;
+        let target = to.join(entry.file_name());
+        std::fs::copy(entry.path(), &target).map_err(Error::write(&target))?;
+    }
+    Ok(())
 }
 
 /// The name of a stage's folder in the work folder.

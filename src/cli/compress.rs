@@ -185,6 +185,7 @@ pub(super) fn execute(
         place,
         compute: compute(global, &device)?,
         calibration: calibration_compute(global, &device)?,
+        training: compute(global, &device)?,
         budget: global.vram_budget.filter(|_| device.gpu().is_some()),
     };
     let mut listen = |event: Event<'_>| match event {

@@ -22,6 +22,7 @@ mod signals;
 mod sweep;
 mod synth;
 mod tasks;
+mod train;
 mod trust;
 mod version;
 
@@ -171,6 +172,11 @@ enum Command {
     Prune(prune::Arguments),
     /// Quantize a model: a recipe of one stage
     Quantize(quantize::Arguments),
+    /// Train a model on text: low-rank factors, every weight, scales, or rounded weights
+    Tune(train::Tune),
+    /// Train a model to be like another one
+    #[command(alias = "distil")]
+    Distill(train::Distil),
     /// Measure a model's quality
     Eval(eval::Arguments),
     /// Put two models side by side: size, text, tasks
@@ -296,6 +302,8 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Compress(arguments) => compress::run(&cli.global, arguments, output),
         Command::Prune(arguments) => prune::run(&cli.global, arguments, output),
         Command::Quantize(arguments) => quantize::run(&cli.global, arguments, output),
+        Command::Tune(arguments) => train::tune(&cli.global, arguments, output),
+        Command::Distill(arguments) => train::distil(&cli.global, arguments, output),
         Command::Eval(arguments) => eval::run(&cli.global, arguments, output),
         Command::Compare(arguments) => compare::run(&cli.global, arguments, output),
         Command::Generate(arguments) => generate::run(&cli.global, arguments, output),

@@ -73,6 +73,7 @@ pub(super) fn run(
         place,
         compute: compute(global, &device)?,
         calibration: calibration_compute(global, &device)?,
+        training: compute(global, &device)?,
         budget: global.vram_budget.filter(|_| device.gpu().is_some()),
     };
     let start = Instant::now();

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::files::{HashedInput, list_inputs};
 use super::work::{Fact, Work, is_there, work_path};
 use super::{
-    Event, Listener, Options, Place, Run, describe, json, nonzero_of, pretty, rows, statistics,
-    tokens,
+    Event, Lessons, Listener, Options, Place, Run, describe, json, lessons, nonzero_of, pretty,
+    rows, statistics, taken, tokens,
 };
 use crate::device::Device;
 use crate::disk::Target;
@@ -136,8 +136,10 @@ pub fn run(
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let statistics = stages.iter().map(|stage| statistics(stage, parent));
         let statistics = statistics.collect::<Result<Vec<_>>>()?;
-        let taken: Vec<PathBuf> = statistics.iter().flatten().map(Stored::file).collect();
-        let inputs = list_inputs(parent, &point.recipe, &taken, &known)?;
+        let seed = point.recipe.seed;
+        let lessons = stages.iter().map(|stage| lessons(stage, Some(&tokenizer), seed));
+        let lessons = lessons.collect::<Result<Vec<_>>>()?;
+        let inputs = list_inputs(parent, &point.recipe, &taken(&statistics, &lessons), &known)?;
         let hashes: String = inputs.iter().map(|input| input.file.sha256.as_str()).collect();
         facts.push(fact(format!("inputs of recipe {}", place + 1), sha256(hashes)));
         for input in &inputs {
@@ -145,7 +147,7 @@ pub fn run(
                 known.push(input.clone());
             }
         }
-        ready.push((point, Ok(Ready { plan, rows, statistics, inputs })));
+        ready.push((point, Ok(Ready { plan, rows, statistics, lessons, inputs })));
     }
     let path = work_path(place.out)?;
     place.target(parent).check_standing()?;
@@ -184,6 +186,7 @@ struct Ready {
     plan: Plan,
     rows: Vec<Option<Rows>>,
     statistics: Vec<Option<Stored>>,
+    lessons: Vec<Lessons>,
     inputs: Vec<HashedInput>,
 }
 
@@ -251,13 +254,23 @@ impl Sweeper<'_> {
         listen: Listener<'_>,
     ) -> Result<Row> {
         let (parent, device, recipe) = (self.parent, self.device, &point.recipe);
-        let Ready { plan, rows, statistics, inputs } = ready;
+        let Ready { plan, rows, statistics, lessons, inputs } = ready;
         let files: Vec<_> = inputs.iter().map(|input| input.file.clone()).collect();
         let out = folder.clone();
         let options = Options { place: Place { out: &out, ..self.options.place }, ..self.options };
         let (evaluation, tokenizer, plan) = (None, None, &plan);
-        let run =
-            Run { recipe, plan, parent, device, options, tokenizer, evaluation, rows, statistics };
+        let run = Run {
+            recipe,
+            plan,
+            parent,
+            device,
+            options,
+            tokenizer,
+            evaluation,
+            rows,
+            statistics,
+            lessons,
+        };
         let resume = is_there(&folder);
         let work = Work::open(folder, resume, run.facts(&files)?, inputs)?;
         let start = Instant::now();

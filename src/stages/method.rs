@@ -93,8 +93,9 @@ fn union(methods: &[Method]) -> Vec<(Arg, Vec<&'static str>)> {
     known
 }
 
-/// Adds the flags of all methods to a command, as texts that [`stage`] reads again with what the method says of them.
-pub(super) fn flags(methods: &'static [Method], command: Command) -> Command {
+/// Adds the flags of all methods to a command, as texts that [`stage`] reads again with what the method says of them. `about`: what
+/// a method decides.
+pub(super) fn flags(methods: &'static [Method], about: &str, command: Command) -> Command {
     let lines = methods.iter().map(|method| format!("\n  {:<12} {}", method.name, method.about));
     let choice = Arg::new("method")
         .long("method")
@@ -102,7 +103,7 @@ pub(super) fn flags(methods: &'static [Method], command: Command) -> Command {
         .default_value(methods[0].name)
         .value_parser(names(methods))
         .hide_possible_values(true)
-        .help(format!("How what goes is found:{}", lines.collect::<String>()));
+        .help(format!("{about}{}", lines.collect::<String>()));
     let mut command = command.arg(choice);
     let mut known = union(methods);
     known.sort_by_key(|(_, of)| std::cmp::Reverse(of.len()));

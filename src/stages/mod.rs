@@ -7,6 +7,7 @@
 pub mod method;
 pub mod prune;
 pub mod quantize;
+pub mod train;
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -18,13 +19,16 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::data::training::{Dataset, Examples};
 use crate::device::Device;
 use crate::disk::write_record;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::methods::BadField;
 use crate::methods::calibration::{Calibration, Rows, Source};
-use crate::model::{Checkpoint, Config, Outline, Pass, Role, TensorSpec, Weights, continue_packed};
+use crate::model::{
+    Checkpoint, Compute, Config, Outline, Pass, Role, TensorSpec, Weights, continue_packed,
+};
 use crate::walk::Kind;
 use crate::walk::stored::Stored;
 
@@ -39,8 +43,8 @@ pub struct StageKind {
     pub parse: fn(toml::Table) -> Result<Arc<dyn Stage>, toml::de::Error>,
 }
 
-/// Every kind. Later ones (distil, tune, merge) come as further rows.
-pub static STAGES: &[StageKind] = &[prune::KIND, quantize::KIND];
+/// Every kind. Merging comes as a further row.
+pub static STAGES: &[StageKind] = &[prune::KIND, quantize::KIND, train::TUNE, train::DISTIL];
 
 /// A step of a recipe.
 pub trait Stage: std::fmt::Debug + Send + Sync {
@@ -68,6 +72,10 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
     /// Whether many weights are exactly 0 afterwards, so that those that are not are counted.
     fn leaves_zeros(&self) -> bool {
         false
+    }
+    /// Folders in its own that become part of the artifact, beside the model.
+    fn folders(&self) -> &'static [&'static str] {
+        &[]
     }
     /// What it has to tell beside its weights, by its folder once it is done.
     fn report(&self, _folder: &Path) -> Result<Option<Report>> {
@@ -110,11 +118,16 @@ impl Modules {
 
     /// Whether a tensor is among them. Norms and biases never are.
     fn have(&self, spec: &TensorSpec) -> bool {
+        let weight = matches!(spec.role, Role::Linear | Role::Head | Role::Embedding);
+        weight && self.names(spec)
+    }
+
+    /// Whether a tensor's module is meant, whatever its role.
+    fn names(&self, spec: &TensorSpec) -> bool {
         let named = |patterns: &[glob::Pattern]| {
             patterns.iter().any(|pattern| pattern.matches(spec.module()))
         };
-        let weight = matches!(spec.role, Role::Linear | Role::Head | Role::Embedding);
-        weight && named(&self.include) && !named(&self.exclude)
+        named(&self.include) && !named(&self.exclude)
     }
 }
 
@@ -130,6 +143,12 @@ pub struct Needs<'a> {
     /// The kinds of sums that it takes, of these tokens or from these statistics.
     #[serde(skip)]
     pub kinds: &'a [Kind],
+    /// What is learned from.
+    #[serde(skip)]
+    pub data: Option<&'a Dataset>,
+    /// A model to learn from, where that is not the recipe's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<&'a str>,
     /// Gradients of the loss of these tokens.
     pub gradients: bool,
     /// Rows behind those of the calibration that are kept apart, to try on what it found.
@@ -145,7 +164,7 @@ impl<'a> Needs<'a> {
     /// What a method needs that takes sums of these kinds from `source`.
     pub fn sums(source: &'a Source, kinds: &'a [Kind]) -> Self {
         let (calibration, stats) = (source.calibration(), source.stats.as_deref());
-        Self { calibration, stats, kinds, gradients: false, held_out: 0 }
+        Self { calibration, stats, kinds, ..Self::default() }
     }
 }
 
@@ -174,6 +193,12 @@ pub struct Context<'a> {
     pub rows: Option<&'a Rows>,
     /// The statistics of [`Needs::stats`], which have the kinds of [`Needs::kinds`] of every block, and are this model's.
     pub statistics: Option<&'a Stored>,
+    /// The rows of [`Needs::data`].
+    pub examples: Option<&'a Examples>,
+    /// The model of [`Needs::teacher`].
+    pub teacher: Option<&'a Checkpoint>,
+    /// What training computes in.
+    pub training: Compute,
     /// The recipe's seed.
     pub seed: u64,
     /// Bytes of device memory that may be used.

@@ -49,6 +49,7 @@ fn run_recipe(recipe: &Recipe, parent: &Checkpoint, out: &Path) -> Result<Manife
         place: Place { out, force: false, resume: false, keep_work: false },
         compute: Compute::F32,
         calibration: Compute::F32,
+        training: Compute::F32,
         budget: None,
     };
     let cpu = &Device::Cpu;

@@ -12,7 +12,7 @@ use lopper::methods::prune::sparse::gpt::{Options, solve};
 use lopper::methods::prune::sparse::refit::{outputs, refit};
 use lopper::methods::prune::sparse::swaps::improve;
 use lopper::methods::prune::sparse::{Pattern, keep_highest, masked, scores, squared_outputs};
-use lopper::model::{Checkpoint, Outline, Role, Weights};
+use lopper::model::{Checkpoint, Compute, Outline, Role, Weights};
 use lopper::stages::method::OfMethod;
 use lopper::stages::prune::Sparsify;
 use lopper::stages::{Context, Stage};
@@ -337,6 +337,9 @@ fn run(model: &Checkpoint, stage: &Sparsify, folder: &Path) -> Result<Checkpoint
         pass: pass(device),
         rows: rows.as_ref(),
         statistics: None,
+        examples: None,
+        teacher: None,
+        training: Compute::F32,
         seed: 0,
         budget: None,
         folder,

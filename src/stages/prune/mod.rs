@@ -56,11 +56,11 @@ pub struct Flags(pub RecipeStage);
 
 impl clap::Args for Flags {
     fn augment_args(command: clap::Command) -> clap::Command {
-        flags(METHODS, command)
+        flags(METHODS, "How what goes is found:", command)
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        flags(METHODS, command)
+        flags(METHODS, "How what goes is found:", command)
     }
 }
 

@@ -1,0 +1,175 @@
+//! Low-rank factors are learned beside frozen layers, and merged into them in the end.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Change, Learn, Preparing};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::families::LAYERS;
+use crate::formats::peft::{AdapterConfig, Targets};
+use crate::methods::BadField;
+use crate::methods::tune::merged::{Exact, Merged};
+use crate::model::{Adapters, Role, TensorSpec, Weights};
+use crate::stages::Modules;
+use crate::tensor::WeightFormat;
+use crate::train::lora::adapt;
+use crate::train::{Learner, Parameter};
+
+/// The factors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(default)]
+pub struct Lora {
+    /// Rows of the first factor of each layer, columns of the second
+    #[arg(long, default_value_t = Self::default().rank)]
+    pub rank: usize,
+    /// What they add is multiplied by this, over the rank
+    #[arg(long, default_value_t = Self::default().alpha)]
+    pub alpha: f64,
+    /// The share of their inputs that is left out, another one at each step
+    #[arg(long, default_value_t = Self::default().dropout)]
+    pub dropout: f64,
+    /// Beside the layers that match (* stands for anything; default: all linear layers of the blocks)
+    #[arg(long, default_values_t = layers(), hide_default_value = true)]
+    pub include: Vec<String>,
+    /// Leave out layers that match
+    #[arg(long)]
+    pub exclude: Vec<String>,
+    /// Begin with the adapter in this folder, as PEFT writes it; rank, alpha and layers are its own
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "include", "exclude"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
+}
+
+fn layers() -> Vec<String> {
+    vec![format!("{LAYERS}*")]
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            include: layers(),
+            exclude: Vec::new(),
+            adapter: None,
+        }
+    }
+}
+
+/// The adapter's folder, in the stage's and in the artifact.
+const ADAPTER: &str = "adapter";
+
+impl Lora {
+    fn targets(&self, spec: &TensorSpec) -> Result<bool, BadField> {
+        let modules = Modules::new(&self.include, &self.exclude)?;
+        Ok(spec.role == Role::Linear && modules.have(spec))
+    }
+
+    /// The factors to begin with.
+    fn begin(&self, weights: &dyn Weights, seed: u64) -> Result<Adapters> {
+        let adapters = match &self.adapter {
+            Some(folder) => Adapters::read(Path::new(folder))?,
+            None => {
+                let mut names = Vec::new();
+                for spec in weights.specs() {
+                    if self.targets(spec).map_err(BadField::in_recipe)? {
+                        names.push(spec.module().to_string());
+                    }
+                }
+                let config = AdapterConfig {
+                    dropout: self.dropout,
+                    ..AdapterConfig::new(self.rank, self.alpha, Targets::Named(names))
+                };
+                Adapters::fresh(config, weights.specs(), seed)?
+            }
+        };
+        adapters.check(weights.config())?;
+        Ok(adapters)
+    }
+}
+
+impl Learn for Lora {
+    const USUAL_RATE: f64 = 3e-4;
+
+    fn check(&self) -> Result<(), BadField> {
+        Modules::new(&self.include, &self.exclude)?;
+        if self.rank == 0 || self.rank > 4096 {
+            return Err(BadField::new("rank", "1 to 4096", self.rank));
+        }
+        if !(self.alpha > 0.0 && self.alpha.is_finite()) {
+            return Err(BadField::new("alpha", "a number above 0", self.alpha));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(BadField::new("dropout", "0 to less than 1", self.dropout));
+        }
+        Ok(())
+    }
+
+    fn plan(&self, spec: &TensorSpec, format: WeightFormat) -> Result<Option<Change>, BadField> {
+        // Which layers an adapter is beside is known when it is read.
+        let has = match self.adapter {
+            Some(_) => spec.role == Role::Linear,
+            None => self.targets(spec)?,
+        };
+        let numbers = (self.rank * (spec.rows + spec.columns)) as u64;
+        let text = format!("rank {} learned, merged", self.rank);
+        Ok(has.then_some(Change { format, numbers, text }))
+    }
+
+    fn no_match(&self) -> BadField {
+        let found = format!("{:?}, which match none", self.include);
+        BadField::new("include", "patterns that match a linear layer of a block", found)
+    }
+
+    fn prepare(&self, preparing: Preparing<'_>) -> Result<Vec<Box<dyn Parameter>>> {
+        let adapters = self.begin(preparing.weights, preparing.seed)?;
+        let mut parameters: Vec<Box<dyn Parameter>> = Vec::new();
+        let device = preparing.pass.device;
+        for pair in &adapters.pairs {
+            let dropout = adapters.config.dropout as f32;
+            parameters.extend(adapt(device, preparing.model, &adapters, pair, dropout)?);
+        }
+        Ok(parameters)
+    }
+
+    fn unrounded<'a>(
+        &self,
+        weights: &'a dyn Weights,
+        folder: &Path,
+    ) -> Result<Option<Box<dyn Weights + 'a>>> {
+        let adapters = Adapters::read(&folder.join(ADAPTER))?;
+        Ok(Some(Box::new(Exact::new(weights, adapters)?)))
+    }
+
+    fn folders(&self) -> &'static [&'static str] {
+        &[ADAPTER]
+    }
+
+    fn result<'a>(
+        &self,
+        device: &'a Device,
+        weights: &'a dyn Weights,
+        learner: &'a Learner,
+        folder: &Path,
+    ) -> Result<Box<dyn Weights + 'a>> {
+        // Names, shapes and settings are those that it began with.
+        let mut adapters = self.begin(weights, 0)?;
+        let values = |name: String| -> Result<Vec<f32>> {
+            let mut parameters = learner.parameters().iter();
+            let found = parameters.find(|parameter| parameter.tensor() == name);
+            let found = found.expect("every factor is learned");
+            Ok(device.read(&found.learned()[0].values)?.to_f32())
+        };
+        for pair in &mut adapters.pairs {
+            pair.a = values(format!("{}.lora_A.weight", pair.module))?;
+            pair.b = values(format!("{}.lora_B.weight", pair.module))?;
+        }
+        let folder = folder.join(ADAPTER);
+        std::fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
+        adapters.write(&folder)?;
+        Ok(Box::new(Merged::new(weights, adapters, device)?))
+    }
+}

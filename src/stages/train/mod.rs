@@ -1,0 +1,603 @@
+//! `tune` and `distil`: a model learns from text, or from a teacher. What is learned is a method: a file and rows of the tables
+//! each; what it is learned from is the kind.
+
+mod full;
+mod lora;
+mod quantized;
+mod scales;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::method::{Method, OfMethod, flags, method, stage};
+use super::{Context, Needs, Planned, RecipeStage, Report, Stage, StageKind, keys, save, saved};
+use crate::data::training::Dataset;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::methods::BadField;
+use crate::model::{Config, CopyOf, Divergence, Model, Outline, Pass, TensorSpec, Weights};
+use crate::tensor::{Packed, WeightFormat};
+use crate::train::{Aim, Course, Learner, Near, Parameter, Settings, TeacherModel, Told};
+
+pub use full::Full;
+pub use lora::Lora;
+pub use quantized::Quantized;
+pub use scales::Scales;
+
+/// The kind that learns next tokens.
+pub(super) const TUNE: StageKind = StageKind {
+    name: "tune",
+    result: "tuned",
+    parse: |table| super::method::parse(TUNE_METHODS, table),
+};
+
+/// The kind that learns from a teacher.
+pub(super) const DISTIL: StageKind = StageKind {
+    name: "distil",
+    result: "distilled",
+    parse: |table| super::method::parse(DISTIL_METHODS, table),
+};
+
+/// A method's row, to some end.
+macro_rules! row {
+    (lora, $aim:ty) => {
+        method!(
+            Train<Lora, $aim>,
+            "lora",
+            "low-rank factors beside frozen layers (beside quantized ones: QLoRA), then merged"
+        )
+    };
+    (full, $aim:ty) => {
+        method!(Train<Full, $aim>, "full", "every weight, or those of some modules")
+    };
+    (scales, $aim:ty) => {
+        method!(
+            Train<Scales, $aim>,
+            "scales",
+            "scales and offsets of quantized weights, whose codes stay (DWQ)"
+        )
+    };
+    (quantized, $aim:ty) => {
+        method!(
+            Train<Quantized, $aim>,
+            "quantized",
+            "weights that are rounded as they are learned (QAT, QAD)"
+        )
+    };
+}
+
+/// Every method of [`TUNE`].
+pub static TUNE_METHODS: &[Method] = &[
+    row!(lora, NextTokens),
+    row!(full, NextTokens),
+    row!(scales, NextTokens),
+    row!(quantized, NextTokens),
+];
+
+/// Every method of [`DISTIL`].
+pub static DISTIL_METHODS: &[Method] = &[
+    row!(full, FromTeacher),
+    row!(lora, FromTeacher),
+    row!(scales, FromTeacher),
+    row!(quantized, FromTeacher),
+];
+
+/// What is to be made small.
+pub trait Aimed: clap::Args + Serialize + DeserializeOwned + Default + Fields {
+    /// The kind of its stages.
+    const KIND: &'static StageKind;
+    /// The factor of the cross-entropy of next tokens.
+    fn next_tokens(&self) -> f32;
+    /// The teacher, if there is one.
+    fn teacher(&self) -> Option<TeacherOptions<'_>>;
+    /// An error if a number has no sense.
+    fn check(&self) -> Result<(), BadField>;
+}
+
+/// What every part of a stage is.
+pub trait Fields: std::fmt::Debug + Clone + PartialEq + Send + Sync + 'static {}
+impl<T: std::fmt::Debug + Clone + PartialEq + Send + Sync + 'static> Fields for T {}
+
+/// A teacher that is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct TeacherOptions<'a> {
+    /// Which model; `None`: the recipe's own.
+    pub model: Option<&'a str>,
+    /// How far from it the model is.
+    pub divergence: Divergence,
+    /// Of both.
+    pub temperature: f32,
+    /// The factor of the divergence.
+    pub weight: f32,
+}
+
+/// Next tokens alone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+pub struct NextTokens {}
+
+impl Aimed for NextTokens {
+    const KIND: &'static StageKind = &TUNE;
+
+    fn next_tokens(&self) -> f32 {
+        1.0
+    }
+
+    fn teacher(&self) -> Option<TeacherOptions<'_>> {
+        None
+    }
+
+    fn check(&self) -> Result<(), BadField> {
+        Ok(())
+    }
+}
+
+/// A teacher's distribution of next tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(default)]
+pub struct FromTeacher {
+    /// The teacher [default: the recipe's model]
+    #[arg(long, value_name = "MODEL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<String>,
+    /// How far from it the model is
+    #[arg(long, value_enum, default_value_t)]
+    pub divergence: Far,
+    /// Of jensen-shannon: the teacher's share in the mixture
+    #[arg(long, default_value_t = Self::default().mixture)]
+    pub mixture: f64,
+    /// Logits of both are divided by this
+    #[arg(long, default_value_t = Self::default().temperature)]
+    pub temperature: f64,
+    /// The share of the cross-entropy of next tokens beside the divergence from the teacher
+    #[arg(long, value_name = "SHARE", default_value_t = Self::default().next_tokens)]
+    pub next_tokens: f64,
+}
+
+/// How far a model is from its teacher.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Far {
+    /// KL(teacher || model): the model covers all that the teacher may say
+    #[default]
+    Forward,
+    /// KL(model || teacher): the model says nothing that the teacher would not
+    Reverse,
+    /// Both against their mixture
+    JensenShannon,
+}
+
+impl Default for FromTeacher {
+    fn default() -> Self {
+        Self {
+            teacher: None,
+            divergence: Far::Forward,
+            mixture: 0.5,
+            temperature: 1.0,
+            next_tokens: 0.0,
+        }
+    }
+}
+
+impl Aimed for FromTeacher {
+    const KIND: &'static StageKind = &DISTIL;
+
+    fn next_tokens(&self) -> f32 {
+        self.next_tokens as f32
+    }
+
+    fn teacher(&self) -> Option<TeacherOptions<'_>> {
+        Some(TeacherOptions {
+            model: self.teacher.as_deref(),
+            divergence: match self.divergence {
+                Far::Forward => Divergence::Forward,
+                Far::Reverse => Divergence::Reverse,
+                Far::JensenShannon => Divergence::JensenShannon { beta: self.mixture as f32 },
+            },
+            temperature: self.temperature as f32,
+            weight: (1.0 - self.next_tokens) as f32,
+        })
+    }
+
+    fn check(&self) -> Result<(), BadField> {
+        if !(self.temperature >= 1e-3 && self.temperature <= 1e3) {
+            return Err(BadField::new("temperature", "0.001 to 1000", self.temperature));
+        }
+        if !(self.mixture > 0.0 && self.mixture < 1.0) {
+            return Err(BadField::new("mixture", "more than 0 and less than 1", self.mixture));
+        }
+        if !(0.0..1.0).contains(&self.next_tokens) {
+            return Err(BadField::new("next_tokens", "0 to less than 1", self.next_tokens));
+        }
+        Ok(())
+    }
+}
+
+/// What is learned.
+pub trait Learn: clap::Args + Serialize + DeserializeOwned + Default + Fields {
+    /// The rate where none is asked for.
+    const USUAL_RATE: f64;
+
+    /// Checks the fields alone.
+    fn check(&self) -> Result<(), BadField>;
+
+    /// What becomes of a tensor in this format; `None` if nothing of it is learned.
+    fn plan(&self, spec: &TensorSpec, format: WeightFormat) -> Result<Option<Change>, BadField>;
+
+    /// Why nothing matches, and the field at fault.
+    fn no_match(&self) -> BadField;
+
+    /// Puts what is learned into the model.
+    fn prepare(&self, preparing: Preparing<'_>) -> Result<Vec<Box<dyn Parameter>>>;
+
+    /// What its rounding is measured against, by the stage's folder; `None`: the model itself.
+    fn unrounded<'a>(
+        &self,
+        _weights: &'a dyn Weights,
+        _folder: &Path,
+    ) -> Result<Option<Box<dyn Weights + 'a>>> {
+        Ok(None)
+    }
+
+    /// Folders that become part of the artifact, beside the model.
+    fn folders(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The model that a training left.
+    fn result<'a>(
+        &self,
+        device: &'a Device,
+        weights: &'a dyn Weights,
+        learner: &'a Learner,
+        folder: &Path,
+    ) -> Result<Box<dyn Weights + 'a>>;
+}
+
+/// What becomes of a tensor that is learned.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Its format afterwards.
+    pub format: WeightFormat,
+    /// Numbers that are learned.
+    pub numbers: u64,
+    /// What is done, in words.
+    pub text: String,
+}
+
+/// What a method prepares a training with.
+pub struct Preparing<'a> {
+    /// Where, and in what.
+    pub pass: &'a Pass<'a>,
+    /// The model's weights.
+    pub weights: &'a dyn Weights,
+    /// The model on its device.
+    pub model: &'a mut Model,
+    /// Of everything random.
+    pub seed: u64,
+}
+
+/// A stage that learns `L` to the end `A`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, bound = "")]
+pub struct Train<L: Learn, A: Aimed> {
+    /// What is learned
+    #[arg(skip)]
+    #[serde(default)]
+    method: String,
+    #[command(flatten)]
+    #[serde(flatten)]
+    learn: L,
+    #[command(flatten)]
+    #[serde(flatten)]
+    aim: A,
+    #[command(flatten)]
+    #[serde(flatten)]
+    dataset: Dataset,
+    #[command(flatten)]
+    #[serde(flatten)]
+    settings: Settings,
+}
+
+impl<L: Learn, A: Aimed> OfMethod for Train<L, A> {
+    fn of_method(self, name: &'static str) -> Self {
+        Self { method: name.into(), ..self }
+    }
+}
+
+/// Where a training keeps its checkpoints, in the stage's folder.
+const TRAINING: &str = "training";
+/// The stage's report.
+const TOLD: &str = "training.json";
+
+impl<L: Learn, A: Aimed> Train<L, A> {
+    fn check(&self) -> Result<()> {
+        let fields = self.settings.check().and_then(|()| self.aim.check());
+        fields.and_then(|()| self.learn.check()).map_err(BadField::in_recipe)?;
+        self.dataset.check()
+    }
+}
+
+impl<L: Learn, A: Aimed> Stage for Train<L, A> {
+    fn kind(&self) -> &'static StageKind {
+        A::KIND
+    }
+
+    fn keys(&self) -> Map<String, Value> {
+        keys(self)
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        Needs {
+            data: Some(&self.dataset),
+            teacher: self.aim.teacher().and_then(|teacher| teacher.model),
+            ..Needs::default()
+        }
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Planned> {
+        self.check()?;
+        let mut outline = model.clone();
+        let mut changes = HashMap::new();
+        let mut numbers = 0;
+        let formats = outline.formats.iter_mut().zip(&mut outline.copies);
+        for (spec, (format, copy)) in outline.specs.iter().zip(formats) {
+            let change = self.learn.plan(spec, *format).map_err(BadField::in_recipe)?;
+            let Some(change) = change else { continue };
+            (*format, *copy) = (change.format, None);
+            numbers += change.numbers;
+            changes.insert(spec.name.clone(), change.text);
+        }
+        if changes.is_empty() {
+            return Err(self.learn.no_match().in_recipe());
+        }
+        let config = &model.config;
+        let length = self.dataset.length;
+        if length > config.max_positions {
+            let expected = format!("at most {}, the model's context", config.max_positions);
+            return Err(BadField::new("length", expected, length).in_recipe());
+        }
+        // Weights, what is learned with its gradient and the optimizer's state, each block's inputs, a block's activations and
+        // logits.
+        let state = if self.settings.optimizer_bits == 8 { 2 } else { 8 };
+        let tokens = self.settings.batch * length;
+        let at_once = self.settings.tokens_at_once().max(length).min(tokens);
+        let (resident, _) = model.evaluation_bytes(length);
+        let widest = config.widest();
+        let block = 4 * at_once * (6 * config.hidden_size + 5 * widest.intermediate_size);
+        let inputs = 4 * tokens * config.hidden_size * (config.layers() + 2);
+        let logits = 3 * (4 * at_once * config.vocab_size).min(256 << 20);
+        let peak = resident + (8 + state) * numbers + (block + inputs + logits) as u64;
+        Ok(Planned {
+            outline,
+            changes,
+            peak_device_bytes: peak,
+            peak_host_bytes: 8 * model.largest().max(numbers),
+            warnings: Vec::new(),
+        })
+    }
+
+    fn run(&self, weights: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
+        let pass = Pass { device: context.pass.device, compute: context.training };
+        let device = pass.device;
+        let progress = &mut *context.progress;
+        let mut model = Model::load(device, weights, |done, total| {
+            progress("loading the model", done, total);
+            interrupt::check()
+        })?;
+        let seed = context.seed;
+        let preparing = Preparing { pass: &pass, weights, model: &mut model, seed };
+        let parameters = self.learn.prepare(preparing)?;
+        let mut learner = Learner::new(device, model, parameters, self.settings.optimizer())?;
+        let teacher = match self.aim.teacher() {
+            None => None,
+            Some(options) => {
+                let weights: &dyn Weights = match context.teacher {
+                    Some(teacher) => teacher,
+                    None => context.parent,
+                };
+                let model = Model::load(device, weights, |done, total| {
+                    progress("loading the teacher", done, total);
+                    interrupt::check()
+                })?;
+                let vocabulary = learner.model().config().vocab_size;
+                Some((TeacherModel::new(model, vocabulary)?, options))
+            }
+        };
+        let taught = teacher.as_ref();
+        let teacher = taught.map(|(teacher, options)| Near {
+            teacher,
+            divergence: options.divergence,
+            temperature: options.temperature,
+            weight: options.weight,
+        });
+        let examples = context.examples.ok_or_else(|| Error::Argument {
+            argument: "training data".into(),
+            expected: "rows that were read before".into(),
+            found: "none".into(),
+        })?;
+        let folder = context.folder.join(TRAINING);
+        let course = Course {
+            settings: &self.settings,
+            usual_rate: L::USUAL_RATE,
+            examples,
+            aim: Aim { next_tokens: self.aim.next_tokens(), teacher },
+            pass,
+            seed,
+            folder: &folder,
+        };
+        let doing = if teacher.is_some() { "distilling" } else { "tuning" };
+        let told = course.run(&mut learner, &mut |standing| {
+            let text = format!("{doing}: {standing}");
+            progress(&text, standing.step as usize, standing.steps as usize);
+            Ok(())
+        })?;
+        let numbers = learner.count();
+        let sources = examples.figures().iter().map(|figures| {
+            json!({
+                "source": figures.source, "examples": figures.examples, "rows": figures.rows,
+                "scored": figures.scored, "held_out": figures.held_out, "share": figures.share,
+            })
+        });
+        let account = Account { learned: numbers, sources: sources.collect(), told };
+        save(context.folder, TOLD, &account)?;
+        let result = self.learn.result(device, weights, &learner, context.folder)?;
+        let config = context.write("writing what was learned", &*result)?;
+        drop(result);
+        // Checkpoints have done their part.
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).map_err(Error::write(&folder))?;
+        }
+        Ok(config)
+    }
+
+    fn unrounded<'a>(
+        &self,
+        model: &'a dyn Weights,
+        _: &'a Device,
+        folder: &Path,
+    ) -> Result<Option<Box<dyn Weights + 'a>>> {
+        self.learn.unrounded(model, folder)
+    }
+
+    fn folders(&self) -> &'static [&'static str] {
+        self.learn.folders()
+    }
+
+    fn report(&self, folder: &Path) -> Result<Option<Report>> {
+        let account: Option<Account> = saved(folder, TOLD)?;
+        Ok(account.map(|account| {
+            let lost = account.told.lost;
+            let warnings = match lost {
+                0 => Vec::new(),
+                _ => vec![format!("{lost} steps were not finite and changed nothing")],
+            };
+            let value = serde_json::to_value(&account).expect("an account is plain values");
+            Report { file: TOLD, value, warnings }
+        }))
+    }
+}
+
+/// What a stage has to tell.
+#[derive(Debug, Serialize, Deserialize)]
+struct Account {
+    /// Numbers that were learned.
+    learned: u64,
+    /// What they were learned from.
+    sources: Vec<Value>,
+    #[serde(flatten)]
+    told: Told,
+}
+
+/// A model some of whose tensors were learned.
+struct Trained<'a> {
+    device: &'a Device,
+    weights: &'a dyn Weights,
+    learner: &'a Learner,
+    /// The formats of those that were learned, by name.
+    formats: HashMap<String, WeightFormat>,
+}
+
+impl<'a> Trained<'a> {
+    fn new(
+        device: &'a Device,
+        weights: &'a dyn Weights,
+        learner: &'a Learner,
+        learn: &impl Learn,
+    ) -> Result<Self> {
+        let mut formats = HashMap::new();
+        for spec in weights.specs() {
+            let change = learn.plan(spec, weights.format(spec)?).map_err(BadField::in_recipe)?;
+            if let Some(change) = change {
+                formats.insert(spec.name.clone(), change.format);
+            }
+        }
+        Ok(Self { device, weights, learner, formats })
+    }
+
+    fn parameter(&self, spec: &TensorSpec) -> Option<&dyn Parameter> {
+        let mut parameters = self.learner.parameters().iter();
+        parameters.find(|parameter| parameter.tensor() == spec.name).map(|found| &**found)
+    }
+}
+
+impl Weights for Trained<'_> {
+    fn config(&self) -> &Config {
+        self.weights.config()
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        self.weights.specs()
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        match self.parameter(spec) {
+            Some(parameter) => parameter.packed(self.device, spec),
+            None => self.weights.load(spec),
+        }
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        match self.formats.get(&spec.name) {
+            Some(format) => Ok(*format),
+            None => self.weights.format(spec),
+        }
+    }
+
+    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
+        match self.parameter(spec) {
+            Some(_) => None,
+            None => self.weights.copy_of(spec),
+        }
+    }
+}
+
+/// The flags of a command, and the stage that they ask for.
+macro_rules! command {
+    ($flags:ident, $kind:ident, $methods:ident, $about:literal) => {
+        #[doc = $about]
+        #[derive(Clone, Debug)]
+        pub struct $flags(pub RecipeStage);
+
+        impl clap::Args for $flags {
+            fn augment_args(command: clap::Command) -> clap::Command {
+                flags($methods, "What is learned:", command)
+            }
+
+            fn augment_args_for_update(command: clap::Command) -> clap::Command {
+                flags($methods, "What is learned:", command)
+            }
+        }
+
+        impl clap::FromArgMatches for $flags {
+            fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+                stage($kind.name, $methods, matches).map(|stage| Self(RecipeStage::of(stage)))
+            }
+
+            fn update_from_arg_matches(
+                &mut self,
+                matches: &clap::ArgMatches,
+            ) -> Result<(), clap::Error> {
+                *self = Self::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+    };
+}
+
+command!(
+    TuneFlags,
+    TUNE,
+    TUNE_METHODS,
+    "The flags of `lopper tune`, and the stage that they ask for."
+);
+command!(
+    DistilFlags,
+    DISTIL,
+    DISTIL_METHODS,
+    "The flags of `lopper distill`, and the stage that they ask for."
+);
