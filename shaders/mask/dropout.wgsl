@@ -23,7 +23,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
 #import store_four
 }
 
-// 32 random bits for a place, in three rounds over the place and the seed.
+// 32 random bits for a place, of the place and the seed: the last of three words, in which all of both have met.
 fn pcg3d(place: u32) -> u32 {
     var v = vec3(place, params.seed_low, params.seed_high) * 1664525u + 1013904223u;
     v.x += v.y * v.z;
@@ -33,5 +33,5 @@ fn pcg3d(place: u32) -> u32 {
     v.x += v.y * v.z;
     v.y += v.z * v.x;
     v.z += v.x * v.y;
-    return v.x;
+    return v.z;
 }

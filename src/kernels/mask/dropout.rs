@@ -93,7 +93,7 @@ fn pcg3d(words: [u32; 3]) -> u32 {
     round(&mut v);
     v = v.map(|word| word ^ (word >> 16));
     round(&mut v);
-    v[0]
+    v[2]
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -131,6 +131,19 @@ fn case(count: usize, rate: f32, seed: u64, offset: u32) -> Case {
     })
 }
 
+/// A hash that is the threshold itself keeps its element.
+fn at_threshold(place: u32) -> Case {
+    Case::new(format!("threshold of place {place}"), move |variant: &Variant| {
+        let params = Params::new(5, 0.5, 9, 20);
+        let threshold = pcg3d([20 + place, params.seed_low, params.seed_high]);
+        let x = Random::new(65).values(5, 2.0);
+        Params { threshold, ..params }.case(vec![
+            HostTensor::from_f32(variant.activation, &[5], &x),
+            HostTensor::zeros(variant.output, &[5]),
+        ])
+    })
+}
+
 fn random(sizes: &Sizes) -> Case {
     let rate = [0.0, 0.1, 0.5, 0.95][sizes.between(2, 0, 3)];
     let seed = 0x0123_4567_89ab_cdef_u64.wrapping_mul(sizes.between(3, 0, 255) as u64);
@@ -144,6 +157,10 @@ fn cases() -> Vec<Case> {
         // Places pass 2^32.
         case(1002, 0.5, 0xfeed_0000_0001, u32::MAX - 500),
         case(1003, 0.9, 7 << 40, 3),
+        at_threshold(0),
+        at_threshold(1),
+        at_threshold(2),
+        at_threshold(3),
         case(40, 0.5, 2, 0).with(Poison::Zeros),
         case(40, 0.5, 2, 0).with(Poison::Infinity),
         case(40, 0.5, 2, 0).with(Poison::NaN),

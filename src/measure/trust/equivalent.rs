@@ -342,6 +342,51 @@ pub static EQUIVALENT: &[Equivalent] = &[
         "return vec2(group_scale(row, column), 0.5);",
         "levels have no second number",
     ),
+    equivalent(
+        "mask/dropout",
+        "if index * 4u >= params.count {",
+        "if index * 4u > params.count {",
+        GUARDED,
+    ),
+    equivalent("optimize/squares", "if lane.index == 0u {", "if lane.index …", SAME_VALUE),
+    equivalent(
+        "optimize/squares",
+        "…whole * 4u < params.count {",
+        "…whole * 4u <= params.count {",
+        "a vector of which nothing is inside adds nothing",
+    ),
+    equivalent("optimize/clip", "if lane.index == 0u {", "if lane.index …", SAME_VALUE),
+    equivalent(
+        "optimize/clip",
+        "let clipped = …above > params.max_norm);",
+        "let clipped = …above >= params.max_norm);",
+        "the quotient of equals is 1 too",
+    ),
+    equivalent(
+        "optimize/adamw",
+        "if index * 4u >= params.count || …",
+        "if index * 4u > params.count || …",
+        GUARDED,
+    ),
+    equivalent("optimize/adamw_8bit", "if lane.index == 0u {", "if lane.index …", SAME_VALUE),
+    equivalent(
+        "optimize/adamw_8bit",
+        "…entry < 512u; entry += WORKGROUP) {",
+        "…entry <= 512u; entry += WORKGROUP) {",
+        CHECKED,
+    ),
+    equivalent(
+        "optimize/adamw_8bit",
+        "…block < start + BLOCKS; block++) {",
+        "…block < start - BLOCKS; block++) {",
+        "the first workgroup goes through all blocks, and the others through none",
+    ),
+    equivalent(
+        "optimize/adamw_8bit",
+        "if tables[base + code + reach] <= share {",
+        "if tables[base + code + reach] < share {",
+        "a share that is a level is nearest to it from the level below too",
+    ),
 ];
 
 impl Equivalent {
