@@ -69,6 +69,7 @@ mod model {
     pub mod families;
     pub mod golden;
     pub mod gradients;
+    pub mod learned;
     pub mod reading;
     pub mod scores;
     pub mod sliced;
@@ -129,6 +130,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::families::trials,
     model::golden::trials,
     model::gradients::trials,
+    model::learned::trials,
     model::reading::trials,
     model::scores::trials,
     model::sliced::trials,

@@ -172,7 +172,7 @@ enum Command {
     Prune(prune::Arguments),
     /// Quantize a model: a recipe of one stage
     Quantize(quantize::Arguments),
-    /// Train a model on text: low-rank factors, every weight, scales, or rounded weights
+    /// Train a model on text: low-rank factors, every weight, scales, rounded weights or masks
     Tune(train::Tune),
     /// Train a model to be like another one
     #[command(alias = "distil")]

@@ -57,10 +57,7 @@ impl Dense {
         if let Some(matrix) = &self.matrix {
             return Ok(matrix.clone());
         }
-        let (rows, columns) = self.shape;
-        let padded = columns.next_multiple_of(BLOCK);
-        let wide = cut(device, &self.learned[0].values, columns, padded, &[rows, padded])?;
-        matrix(device, &cast(device, &wide, self.dtype)?, columns)
+        whole_blocks(device, &self.learned[0].values, self.shape, self.dtype)
     }
 }
 
@@ -146,8 +143,20 @@ pub(super) fn fits(device: &Device, name: &str, rows: usize, columns: usize) -> 
     })
 }
 
+/// Plain numbers, f32 (rows, columns), in another type as a matrix, whose rows are of whole blocks.
+pub(super) fn whole_blocks(
+    device: &Device,
+    values: &Tensor,
+    (rows, columns): (usize, usize),
+    dtype: DType,
+) -> Result<Matrix> {
+    let padded = columns.next_multiple_of(BLOCK);
+    let wide = cut(device, values, columns, padded, &[rows, padded])?;
+    matrix(device, &cast(device, &wide, dtype)?, columns)
+}
+
 /// Plain numbers, (rows, columns padded to whole blocks), as a matrix of so many columns.
-fn matrix(device: &Device, values: &Tensor, columns: usize) -> Result<Matrix> {
+pub(super) fn matrix(device: &Device, values: &Tensor, columns: usize) -> Result<Matrix> {
     let format = match values.dtype() {
         DType::F16 => WeightFormat::f16(),
         _ => WeightFormat::f32(),

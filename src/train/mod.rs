@@ -2,7 +2,7 @@
 //!
 //! A [`Learner`] is a model on its device some of whose tensors are learned. What is learned in a tensor's place is a
 //! [`Parameter`]'s to say: the tensor itself ([`dense`]), the scales of its groups ([`scales`]), numbers that are rounded on
-//! their way into the model ([`rounded`]), or low-rank factors beside it ([`lora`]). The pass that makes gradients knows none of
+//! their way into the model ([`rounded`]), scores of which weights stay ([`masked`]), or low-rank factors beside it ([`lora`]). The pass that makes gradients knows none of
 //! this: it hands out each tensor's, and the parameter makes of it those of what is learned.
 //!
 //! Nothing waits for the device within a step. Loss and norm of a step are read when later ones are on their way.
@@ -11,6 +11,7 @@ mod course;
 pub mod dense;
 mod learner;
 pub mod lora;
+pub mod masked;
 mod optimizer;
 mod parameter;
 pub mod rounded;

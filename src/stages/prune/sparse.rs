@@ -19,7 +19,7 @@ use crate::methods::prune::sparse::gpt;
 use crate::methods::prune::sparse::refit::{outputs, refit};
 use crate::methods::prune::sparse::swaps::improve;
 use crate::methods::prune::sparse::{
-    Pattern, count, keep_highest, masked, scores, squared_outputs,
+    Pattern, count, keep_highest, masked, scores, squared_outputs, with_zeros, zero_code,
 };
 use crate::methods::sequential::{
     Compressed, Compressor, Inputs, Layer, Replaced, Sums, compress, input_of, remove, reports,
@@ -30,7 +30,7 @@ use crate::stages::method::OfMethod;
 use crate::stages::{
     Context, Modules, Needs, Planned, Report, Stage, StageKind, keys, save, saved,
 };
-use crate::tensor::{Packed, Scale, WeightFormat};
+use crate::tensor::{Packed, WeightFormat};
 use crate::walk::{BlockSums, Kind};
 
 /// Single weights become zero.
@@ -222,15 +222,10 @@ impl Sparsify {
             None | Some("tensor") => Ok((Pattern::Tensor, false)),
             Some("row") => Ok((Pattern::Row, false)),
             Some("global") => Ok((Pattern::Tensor, true)),
-            Some(text) => {
-                let (keep, of) = text.split_once(':').ok_or_else(|| wrong(text))?;
-                let number = |part: &str| part.parse::<usize>().map_err(|_| wrong(text));
-                let (keep, of) = (number(keep)?, number(of)?);
-                match keep > 0 && keep < of {
-                    true => Ok((Pattern::Groups { keep, of }, false)),
-                    false => Err(wrong(text)),
-                }
-            }
+            Some(text) => match Pattern::groups(text) {
+                Some(groups) => Ok((groups, false)),
+                None => Err(wrong(text)),
+            },
         }
     }
 
@@ -420,39 +415,6 @@ fn kinds(solves: bool, squares: bool) -> &'static [Kind] {
         (false, true) => &[Kind::Squares],
         (false, false) => &[],
     }
-}
-
-/// The code that stands for 0 whatever its group's scale, if there is one.
-fn zero_code(format: WeightFormat) -> Option<u32> {
-    let ty = format.ty;
-    if ty.sparsity.is_some() {
-        // It has no place for zeros but its own.
-        return None;
-    }
-    match ty.scale {
-        Scale::None => Some(0),
-        Scale::Symmetric => Some(1 << (ty.bits - 1)),
-        Scale::Level | Scale::PowerOfTwo | Scale::TwoLevel => {
-            (0..ty.codes()).find(|code| ty.level(*code) == 0.0)
-        }
-        Scale::ZeroPoint | Scale::Offset => None,
-    }
-}
-
-/// A matrix with the codes of what stays, and those of 0.
-fn with_zeros(weight: &Packed, kept: &[bool], zero: u32) -> Packed {
-    let mut new = Packed::zeros(weight.format, weight.rows, weight.columns);
-    new.scales.clone_from(&weight.scales);
-    let words = weight.format.code_words_per_row(weight.columns);
-    let lines = new.codes.chunks(words.max(1)).count();
-    debug_assert_eq!(lines, weight.rows);
-    for row in 0..weight.rows {
-        for column in 0..weight.columns {
-            let stays = kept[row * weight.columns + column];
-            new.set_code(row, column, if stays { weight.code(row, column) } else { zero });
-        }
-    }
-    new
 }
 
 /// A method with the share of each tensor that goes, as a [`Compressor`].

@@ -3,6 +3,7 @@
 
 mod full;
 mod lora;
+mod mask;
 mod quantized;
 mod scales;
 
@@ -26,6 +27,7 @@ use crate::train::{Aim, Course, Learner, Near, Parameter, Settings, TeacherModel
 
 pub use full::Full;
 pub use lora::Lora;
+pub use mask::Mask;
 pub use quantized::Quantized;
 pub use scales::Scales;
 
@@ -69,6 +71,13 @@ macro_rules! row {
             "weights that are rounded as they are learned (QAT, QAD)"
         )
     };
+    (mask, $aim:ty) => {
+        method!(
+            Train<Mask, $aim>,
+            "mask",
+            "which weights stay, by scores; the weights that do are as they were"
+        )
+    };
 }
 
 /// Every method of [`TUNE`].
@@ -77,6 +86,7 @@ pub static TUNE_METHODS: &[Method] = &[
     row!(full, NextTokens),
     row!(scales, NextTokens),
     row!(quantized, NextTokens),
+    row!(mask, NextTokens),
 ];
 
 /// Every method of [`DISTIL`].
@@ -85,6 +95,7 @@ pub static DISTIL_METHODS: &[Method] = &[
     row!(lora, FromTeacher),
     row!(scales, FromTeacher),
     row!(quantized, FromTeacher),
+    row!(mask, FromTeacher),
 ];
 
 /// What is to be made small.
@@ -241,6 +252,11 @@ pub trait Learn: clap::Args + Serialize + DeserializeOwned + Default + Fields {
         _folder: &Path,
     ) -> Result<Option<Box<dyn Weights + 'a>>> {
         Ok(None)
+    }
+
+    /// Whether many weights are exactly 0 afterwards.
+    fn leaves_zeros(&self) -> bool {
+        false
     }
 
     /// Folders that become part of the artifact, beside the model.
@@ -462,6 +478,10 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         folder: &Path,
     ) -> Result<Option<Box<dyn Weights + 'a>>> {
         self.learn.unrounded(model, folder)
+    }
+
+    fn leaves_zeros(&self) -> bool {
+        self.learn.leaves_zeros()
     }
 
     fn folders(&self) -> &'static [&'static str] {

@@ -13,6 +13,7 @@ pub mod swaps;
 use rayon::prelude::*;
 
 use crate::methods::linalg::{Part, product};
+use crate::tensor::{Packed, Scale, WeightFormat};
 
 /// Among which weights of a matrix the least important are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,15 @@ pub enum Pattern {
         /// M of N:M.
         of: usize,
     },
+}
+
+impl Pattern {
+    /// The groups that a text asks for: N:M, N from 1 and less than M.
+    pub fn groups(text: &str) -> Option<Self> {
+        let (keep, of) = text.split_once(':')?;
+        let (keep, of) = (keep.parse().ok()?, of.parse().ok()?);
+        (keep > 0 && keep < of).then_some(Self::Groups { keep, of })
+    }
 }
 
 /// How many of so many weights go: the whole part of the share.
@@ -113,4 +123,37 @@ pub fn squared_outputs(weights: &[f64], columns: usize, gram: &[f64]) -> f64 {
         products.iter().zip(rows).map(|(p, w)| p * w).sum::<f64>()
     };
     weights.chunks((at_once * columns).max(1)).map(part).sum()
+}
+
+/// The code that stands for 0 whatever its group's scale, if there is one.
+pub fn zero_code(format: WeightFormat) -> Option<u32> {
+    let ty = format.ty;
+    if ty.sparsity.is_some() {
+        // It has no place for zeros but its own.
+        return None;
+    }
+    match ty.scale {
+        Scale::None => Some(0),
+        Scale::Symmetric => Some(1 << (ty.bits - 1)),
+        Scale::Level | Scale::PowerOfTwo | Scale::TwoLevel => {
+            (0..ty.codes()).find(|code| ty.level(*code) == 0.0)
+        }
+        Scale::ZeroPoint | Scale::Offset => None,
+    }
+}
+
+/// A matrix with the codes of what stays, and those of 0.
+pub fn with_zeros(weight: &Packed, kept: &[bool], zero: u32) -> Packed {
+    let mut new = Packed::zeros(weight.format, weight.rows, weight.columns);
+    new.scales.clone_from(&weight.scales);
+    let words = weight.format.code_words_per_row(weight.columns);
+    let lines = new.codes.chunks(words.max(1)).count();
+    debug_assert_eq!(lines, weight.rows);
+    for row in 0..weight.rows {
+        for column in 0..weight.columns {
+            let stays = kept[row * weight.columns + column];
+            new.set_code(row, column, if stays { weight.code(row, column) } else { zero });
+        }
+    }
+    new
 }
