@@ -4,7 +4,7 @@
 @group(0) @binding(1) var<storage, read> key: array<act>;              // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> value: array<act>;            // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(3) var<storage, read> past: array<u32>;             // (sequences) tokens seen before
-@group(0) @binding(4) var<storage, read_write> result: array<act>;     // (all tokens, heads, head_dim)
+@group(0) @binding(4) var<storage, read_write> result: array<out_t>;   // (all tokens, heads, head_dim)
 #import params
 override WORKGROUP: u32;
 #import reduce
@@ -73,7 +73,7 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     }
     var slot = 0u;
     for (var mine = lane.index; mine < params.head_dim; mine += WORKGROUP) {
-        result[query_base + mine] = act(sums[slot] / total);
+        result[query_base + mine] = out_t(sums[slot] / total);
         slot++;
     }
 }

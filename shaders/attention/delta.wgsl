@@ -1,6 +1,6 @@
 // The dot product of attention's result and its gradient, of each head of a token. One workgroup: 32 rows, four invocations
 // each.
-@group(0) @binding(0) var<storage, read> result: array<vec4<act>>;           // (rows, head_dim)
+@group(0) @binding(0) var<storage, read> result: array<vec4<f32>>;           // (rows, head_dim)
 @group(0) @binding(1) var<storage, read> grad: array<vec4<act>>;             // (rows, head_dim)
 @group(0) @binding(2) var<storage, read_write> lse_delta: array<vec2<f32>>;  // (rows) log-sum-exp, product
 #import params
@@ -14,7 +14,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     var product = 0.0;
     if row < params.rows {
         for (var four = lane % 4u; four < fours; four += 4u) {
-            product += dot(vec4<f32>(result[row * fours + four]), vec4<f32>(grad[row * fours + four]));
+            product += dot(result[row * fours + four], vec4<f32>(grad[row * fours + four]));
         }
     }
     products[lane] = product;

@@ -1,7 +1,7 @@
 // The parts that the query heads of a group have of a key-value head's gradient, added up in their order. One invocation: four
 // columns of one head of a row.
 @group(0) @binding(0) var<storage, read> parts: array<vec4<f32>>;          // (rows, heads, head_dim)
-@group(0) @binding(1) var<storage, read_write> result: array<vec4<out_t>>; // (rows, kv_heads, head_dim)
+@group(0) @binding(1) var<storage, read_write> result: array<vec4<f32>>;   // (rows, kv_heads, head_dim)
 #import params
 override WORKGROUP: u32;
 
@@ -17,5 +17,5 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     for (var head = 1u; head < params.group; head++) {
         sum += parts[first + head * fours];
     }
-    result[index] = vec4<out_t>(sum);
+    result[index] = sum;
 }

@@ -3,7 +3,7 @@
 // in steps of 32 columns.
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;                // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<vec4<act>>;                  // (sequences, capacity, kv_heads, head_dim)
-@group(0) @binding(2) var<storage, read> result: array<vec4<act>>;               // (all tokens, heads, head_dim)
+@group(0) @binding(2) var<storage, read> result: array<vec4<out_t>>;             // (all tokens, heads, head_dim)
 @group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;                 // (all tokens, heads, head_dim)
 @group(0) @binding(4) var<storage, read_write> lse_delta: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
 #import params

@@ -5,7 +5,7 @@
 @group(0) @binding(2) var<storage, read> value: array<vec4<act>>;          // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;           // (all tokens, heads, head_dim)
 @group(0) @binding(4) var<storage, read> lse_delta: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
-@group(0) @binding(5) var<storage, read_write> result: array<vec4<act>>;   // (all tokens, heads, head_dim)
+@group(0) @binding(5) var<storage, read_write> result: array<vec4<out_t>>; // (all tokens, heads, head_dim)
 #import params
 #import attention_tile
 
@@ -103,7 +103,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         let at = (base + (mine + {I}u) * params.heads) * fours;
 #for C in CHUNKS
         if other + {C}u * 16u < fours {
-            result[at + other + {C}u * 16u] = vec4<act>(sums[{I}u * CHUNKS + {C}u] * params.scale);
+            result[at + other + {C}u * 16u] = vec4<out_t>(sums[{I}u * CHUNKS + {C}u] * params.scale);
         }
 #end
     }

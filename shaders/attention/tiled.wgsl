@@ -5,7 +5,7 @@
 @group(0) @binding(1) var<storage, read> key: array<vec4<act>>;            // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> value: array<vec4<act>>;          // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(3) var<storage, read> past: array<u32>;                 // (sequences) tokens seen before
-@group(0) @binding(4) var<storage, read_write> result: array<vec4<act>>;   // (all tokens, heads, head_dim)
+@group(0) @binding(4) var<storage, read_write> result: array<vec4<out_t>>; // (all tokens, heads, head_dim)
 @group(0) @binding(5) var<storage, read_write> lse_delta: array<vec2<f32>>; // (all tokens, heads) log-sum-exp of the scores, left alone
 #import params
 #import attention_tile
@@ -101,7 +101,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         }
 #for C in CHUNKS
         if other + {C}u * 16u < fours {
-            result[at + other + {C}u * 16u] = vec4<act>(sums[{I}u * CHUNKS + {C}u] / totals[{I}]);
+            result[at + other + {C}u * 16u] = vec4<out_t>(sums[{I}u * CHUNKS + {C}u] / totals[{I}]);
         }
 #end
     }

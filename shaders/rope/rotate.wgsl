@@ -3,7 +3,7 @@
 @group(0) @binding(0) var<storage, read> x: array<act>;                // (tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> rotations: array<vec2<f32>>;  // (positions, head_dim / 2) cosine and sine
 @group(0) @binding(2) var<storage, read> past: array<u32>;             // (sequences) tokens seen before
-@group(0) @binding(3) var<storage, read_write> result: array<act>;     // (tokens or sequences * capacity, heads, head_dim)
+@group(0) @binding(3) var<storage, read_write> result: array<out_t>;   // (tokens or sequences * capacity, heads, head_dim)
 #import params
 override WORKGROUP: u32;
 
@@ -29,6 +29,6 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     let first = f32(x[source]);
     let second = f32(x[source + half]);
     let place = (row * params.heads + head) * params.head_dim + pair;
-    result[place] = act(first * rotation.x - second * rotation.y);
-    result[place + half] = act(second * rotation.x + first * rotation.y);
+    result[place] = out_t(first * rotation.x - second * rotation.y);
+    result[place + half] = out_t(second * rotation.x + first * rotation.y);
 }

@@ -14,6 +14,7 @@ macro_rules! fragments {
 const FRAGMENTS: &[(&str, &str)] = fragments! {
     "activation"
     "adamw_step"
+    "attention_coop"
     "attention_owners"
     "attention_scores"
     "attention_tile"

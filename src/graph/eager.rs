@@ -191,7 +191,10 @@ impl Graph for Eager<'_> {
         let device = self.pass.device;
         let value = self.force(&value, self.activation())?;
         let query = match query {
-            Lazy::Unrotated(query, rope) => self.rotated(&query, rope, shape.dim, Target::New)?,
+            Lazy::Unrotated(query, rope) => {
+                let target = Target::New(query.dtype());
+                self.rotated(&query, rope, shape.dim, target)?
+            }
             query => self.force(&query, self.activation())?,
         };
         match key {

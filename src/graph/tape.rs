@@ -3,8 +3,9 @@
 //!
 //! A tape is short: a block is recorded, run back and dropped. A weight's gradient is handed out as soon as it is known, so
 //! that never more than one is held. Activations and their gradients are f32, and take the type of products (f16, where that is
-//! asked for) on their way into one: rounded anywhere else too, gradients were off by 2.3e-3 instead of 1.5e-3. In f16 small
-//! gradients would underflow, so the caller scales the loss, and they are scaled back when handed out.
+//! asked for) on their way into one, and on matrix units into attention: rounded anywhere else too, gradients were off by 2.3e-3
+//! instead of 1.5e-3. In f16 small gradients would underflow, so the caller scales the loss, and they are scaled back when
+//! handed out.
 //!
 //! Products wait until their result is used: one that is added to the residual stream runs with the sum, and the last of a block
 //! that is recomputed only for its gradients never runs.
@@ -19,6 +20,7 @@ use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::kernels::attention::backward as attention;
 use crate::kernels::attention::causal::forward as attention_forward;
+use crate::kernels::attention::coop;
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::gate::glu::glu;
 use crate::kernels::gate::glu_grad::glu_grad;
@@ -295,8 +297,13 @@ impl<'a> Tape<'a> {
 
     /// The product of `x`, (tokens, input features), with a weight, in f32.
     pub fn linear(&mut self, x: &Value, weight: Weight<'a>) -> Result<Value> {
+        self.linear_in(x, weight, DType::F32)
+    }
+
+    /// The same in type `output`.
+    fn linear_in(&mut self, x: &Value, weight: Weight<'a>, output: DType) -> Result<Value> {
         let (x, input) = self.product_input(x, weight.matrix)?;
-        let new = Destination::New(DType::F32);
+        let new = Destination::New(output);
         let result = kernel_linear(self.device, &input, weight.matrix, weight.bias, new)?;
         Ok(self.record(result, product_rule(self.device, &x, weight, None)))
     }
@@ -410,22 +417,30 @@ impl<'a> Tape<'a> {
         }))
     }
 
-    /// `x`, (tokens, heads, head_dim), rotated by its positions.
+    /// The type that attention of such heads takes: f16 where matrix units multiply it, f32 elsewhere. Rounding there puts
+    /// gradients off by 2.04e-3 instead of 1.5e-3, which f16 in register tiles is not worth.
+    fn attention_type(&self, head_dim: usize) -> DType {
+        match self.settings.activation {
+            DType::F16 if coop::serves(self.device, head_dim) => DType::F16,
+            _ => DType::F32,
+        }
+    }
+
+    /// `x`, f32 (tokens, heads, head_dim), rotated by its positions, in the type that attention takes.
     pub fn rotate(&mut self, x: &Value, head_dim: usize, tables: &'a RopeTables) -> Result<Value> {
         let (device, node) = (self.device, x.node);
-        let turn = move |x: &Tensor, table: &Tensor| {
-            rotate(device, x, head_dim, table, &tables.past, Target::New)
+        let turn = move |x: &Tensor, table: &Tensor, output: DType| {
+            rotate(device, x, head_dim, table, &tables.past, Target::New(output))
         };
-        let result = turn(&x.tensor, &tables.forward)?;
-        let dtype = result.dtype();
+        let result = turn(&x.tensor, &tables.forward, self.attention_type(head_dim))?;
         Ok(self.record(result, move |back, grad| {
-            let grad = cast(device, &grad, dtype)?;
-            back.add(node, turn(&grad, &tables.backward)?)
+            back.add(node, turn(&grad, &tables.backward, grad.dtype())?)
         }))
     }
 
     /// Causal attention within each of some sequences of one length: `query`, (tokens, heads, head_dim), over `key` and
-    /// `value`, (tokens, kv_heads, head_dim). `past`: u32 (sequences), zeros.
+    /// `value`, (tokens, kv_heads, head_dim). `past`: u32 (sequences), zeros. The result, from which gradients are computed too,
+    /// and the three gradients are f32.
     pub fn attend(
         &mut self,
         query: &Value,
@@ -436,12 +451,16 @@ impl<'a> Tape<'a> {
         let (device, sequences) = (self.device, past.len());
         let length = query.tensor.shape()[0] / sequences;
         // Without a past, tokens in their order are a cache that is full.
-        let (query, key, value) = (query.clone(), key.clone(), value.clone());
+        let dtype = self.attention_type(shape.dim);
+        let taken = |of: &Value| -> Result<Value> {
+            Ok(Value { node: of.node, tensor: cast(device, &of.tensor, dtype)? })
+        };
+        let (query, key, value) = (taken(query)?, taken(key)?, taken(value)?);
         let (cache, shape) = ((&key.tensor, &value.tensor), *shape);
         let (result, known) = attention_forward(device, &query.tensor, cache, past, shape, length)?;
         let mixed = result.clone();
         Ok(self.record(result, move |back, grad| {
-            let grad = cast(device, &grad, mixed.dtype())?;
+            let grad = cast(device, &grad, query.tensor.dtype())?;
             let (of_query, of_key, of_value) = attention::backward(
                 device,
                 &query.tensor,
@@ -459,6 +478,11 @@ impl<'a> Tape<'a> {
 
     /// A value, computed now if it was not.
     pub fn force(&mut self, value: &Deferred<'a>) -> Result<Value> {
+        self.force_in(value, DType::F32)
+    }
+
+    /// The same, a product that is added to nothing in type `output`.
+    fn force_in(&mut self, value: &Deferred<'a>, output: DType) -> Result<Value> {
         match value {
             Deferred::Known(value) => Ok(value.clone()),
             Deferred::Product(product) => {
@@ -466,7 +490,7 @@ impl<'a> Tape<'a> {
                     return Ok(result.clone());
                 }
                 let result = match &product.stream {
-                    None => self.linear(&product.x, product.weight)?,
+                    None => self.linear_in(&product.x, product.weight, output)?,
                     Some(stream) => self.linear_onto(&product.x, product.weight, stream)?,
                 };
                 Ok(product.result.get_or_init(|| result).clone())
@@ -561,7 +585,8 @@ impl<'a> Graph for Tape<'a> {
         shape: &Attention,
     ) -> Result<Deferred<'a>> {
         let (query, key) = (self.force(&query)?, self.force(&key)?);
-        let value = self.force(&value)?;
+        // It goes into attention's products only.
+        let value = self.force_in(&value, self.attention_type(shape.dim))?;
         let past = &self.ropes[0].past;
         self.attend(&query, (&key, &value), past, shape).map(Deferred::Known)
     }

@@ -423,5 +423,5 @@ fn turned(device: &Device, x: &Tensor, sign: f32) -> Result<Tensor> {
     let table = HostTensor::from_f32(DType::F32, &[5, HEAD_DIM], &table);
     let table = device.upload(&table, "rotations")?;
     let past = device.upload(&HostTensor::zeros(DType::U32, &[2]), "lengths")?;
-    rotate(device, x, HEAD_DIM, &table, &past, Target::New)
+    rotate(device, x, HEAD_DIM, &table, &past, Target::New(x.dtype()))
 }

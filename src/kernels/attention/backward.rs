@@ -8,21 +8,32 @@
 
 use super::delta::delta;
 use super::group_sum::group_sum;
-use super::{Attention, key_value_grad, lse_delta, query_grad, score_reference};
+use super::{
+    Attention, coop, key_value_grad, key_value_grad_coop, lse_delta, on_matrix_units, query_grad,
+    query_grad_coop, score_reference, sum_slack,
+};
 use crate::kernels::activation::soft_cap_slope_reference;
 use crate::kernels::copy::pad::{cut, pad};
 use crate::kernels::prelude::*;
 
-/// Tokens, or places of a cache, that a workgroup owns, as in the shaders.
+/// Tokens, or places of a cache, that a workgroup owns, as in the shaders of register tiles.
 pub(super) const OWNERS: usize = 32;
+
+/// The same of any variant: on matrix units one says so.
+pub(super) fn owners(variant: &Variant) -> usize {
+    match variant.constant("OWNERS") {
+        1 => OWNERS,
+        owners => owners as usize,
+    }
+}
 
 /// Heads of up to DIM columns, of which each invocation sums CHUNKS vectors of each of its rows.
 const SHAPES: [&[(&str, u32)]; 3] =
     [&[("DIM", 64), ("CHUNKS", 1)], &[("DIM", 128), ("CHUNKS", 2)], &[("DIM", 256), ("CHUNKS", 4)]];
 
 params! {
-    /// Parameters of all three, and of the tiled forward kernel: a tile is so many tokens of a sequence, or places of its cache, as a workgroup owns. Tiles of
-    /// all sequences stand beside each other.
+    /// Parameters of all that work by tiles: a tile is so many tokens of a sequence, or places of its cache, as a workgroup owns.
+    /// Tiles of all sequences stand beside each other.
     struct Params {
         tiles: u32,
         tile_start: u32,
@@ -38,13 +49,14 @@ params! {
     }
 }
 
-/// The gradients of attention over whole sequences that no cache continues: (query's, key's, value's), each of its shape and
-/// the type of `query`.
+/// The gradients of attention over whole sequences that no cache continues: (query's, key's, value's), each of its shape, in
+/// f32.
 ///
 /// `query`, the forward `result` and its gradient `grad` are (tokens, heads, head_dim), the tokens of a sequence in a row and
 /// of each sequence as many; `key` and `value` are caches of (sequences, capacity, kv_heads, head_dim) that hold the tokens
-/// from their first place on. Their gradients are zero behind them. All five have one type, f32 or f16. `known`: the
-/// log-sum-exps that [`forward`](super::causal::forward) gave, if it did; the products beside them are written there.
+/// from their first place on. Their gradients are zero behind them. The result is f32, the others have one type, f32 or f16.
+/// `known`: the log-sum-exps that [`forward`](super::causal::forward) gave, if it did; the products beside them are written
+/// there.
 ///
 /// Where query heads share a key-value head, parts of keys' and values' gradients take f32 of `query`'s shape each meanwhile.
 pub fn backward(
@@ -93,16 +105,17 @@ fn passes(
     let each = tokens / sequences;
     assert_eq!(tokens, sequences * each, "sequences have one number of tokens");
     assert!(each <= capacity, "the cache holds every token");
-    let variant = variant(dtype, heads.dim);
-    let token_tiles = sequences * each.div_ceil(OWNERS);
-    let cache_tiles = sequences * capacity.div_ceil(OWNERS);
-    let run = |kernel,
-               variant: &Variant,
-               (tiles, operations): (usize, f64),
+    let wide = Variant { output: DType::F32, ..variant(dtype, heads.dim) };
+    // By tokens or by places of a cache, of which a sequence has so many.
+    let run = |(kernel, variant): (&'static Kernel, &Variant),
+               length: usize,
+               operations: f64,
                tensors: &[&Tensor]| {
+        let owners = owners(variant);
+        let tiles = sequences * length.div_ceil(owners);
         // No row is paired with more than the sequence, or a window beside a tile.
-        let rows = each.min(heads.keys(each) + OWNERS);
-        let operations = operations * (OWNERS * width * rows) as f64;
+        let rows = each.min(heads.keys(each) + owners);
+        let operations = operations * (owners * width * rows) as f64;
         let step = ((device.call_limit().operations / operations) as usize).max(1);
         for start in (0..tiles).step_by(step) {
             let params =
@@ -119,26 +132,35 @@ fn passes(
         None => {
             let known = device.allocate(DType::F32, &[tokens, heads.query, 2], "log-sum-exps")?;
             let tensors = [query, key, result, grad, &known];
-            run(&lse_delta::KERNEL, &variant, (token_tiles, 2.0), &tensors)?;
+            run((&lse_delta::KERNEL, &wide), each, 2.0, &tensors)?;
             known
         }
     };
-    let query_grad = device.allocate(dtype, query.shape(), "gradient of queries")?;
+    let query_grad = device.allocate(DType::F32, query.shape(), "gradient of queries")?;
     let tensors = [query, key, value, grad, &known, &query_grad];
-    run(&query_grad::KERNEL, &variant, (token_tiles, 6.0), &tensors)?;
-    // Of a group of one head the only part is the sum.
-    let output = if heads.query == heads.kv { dtype } else { DType::F32 };
+    let of_queries = coop::choose(device, &query_grad_coop::KERNEL, (dtype, DType::F32), heads.dim);
+    let chosen = match &of_queries {
+        Some(variant) => (&query_grad_coop::KERNEL, variant),
+        None => (&query_grad::KERNEL, &wide),
+    };
+    run(chosen, each, 6.0, &tensors)?;
     let shape = [sequences * capacity, heads.query, heads.dim];
-    let part = |what| device.allocate(output, &shape, what);
+    let part = |what| device.allocate(DType::F32, &shape, what);
     let parts = [part("gradient of keys")?, part("gradient of values")?];
     let tensors = [query, key, value, grad, &known, &parts[0], &parts[1]];
-    let variant = Variant { output, ..variant };
-    run(&key_value_grad::KERNEL, &variant, (cache_tiles, 8.0), &tensors)?;
+    let of_keys =
+        coop::choose(device, &key_value_grad_coop::KERNEL, (dtype, DType::F32), heads.dim);
+    let chosen = match &of_keys {
+        Some(variant) => (&key_value_grad_coop::KERNEL, variant),
+        None => (&key_value_grad::KERNEL, &wide),
+    };
+    run(chosen, capacity, 8.0, &tensors)?;
     let summed = |parts: &Tensor, like: &Tensor, what| {
+        // Of a group of one head the only part is the sum.
         if heads.query == heads.kv {
             return Ok(parts.reshaped(like.shape()));
         }
-        let sum = device.allocate(dtype, like.shape(), what)?;
+        let sum = device.allocate(DType::F32, like.shape(), what)?;
         group_sum(device, parts, heads.dim, &sum)?;
         Ok(sum)
     };
@@ -150,6 +172,12 @@ fn passes(
 pub(super) fn variants() -> Vec<Variant> {
     let with = |dtype| SHAPES.map(|constants| shaped(dtype, constants));
     [with(DType::F32), with(DType::F16)].concat()
+}
+
+/// Those of kernels whose gradients are f32.
+pub(super) fn grad_variants() -> Vec<Variant> {
+    let wide = |variant: Variant| Variant { output: DType::F32, ..variant };
+    variants().into_iter().map(wide).collect()
 }
 
 /// The variant for heads of so many columns, at most [`MAX_HEAD_DIM`](super::MAX_HEAD_DIM).
@@ -166,7 +194,7 @@ fn shaped(dtype: DType, constants: &'static [(&'static str, u32)]) -> Variant {
 /// Cost of `operations` a column for each pair of a query and a key that it sees.
 pub(super) fn cost(args: &Args<'_>, operations: f64) -> Cost {
     let p: Params = args.parameters();
-    let owners = OWNERS as f64;
+    let owners = owners(args.variant) as f64;
     let window = f64::from(p.window) + owners;
     let pairs =
         f64::from(p.tiles) * owners * f64::min(f64::from(p.tokens_per_sequence) / 2.0, window);
@@ -181,23 +209,27 @@ pub(super) fn cost(args: &Args<'_>, operations: f64) -> Cost {
 /// The tokens of a call's tiles: (sequence, place in it). The last tiles, which see most keys, go first.
 pub(super) fn own_tokens(args: &Args<'_>) -> Vec<(usize, usize)> {
     let p: Params = args.parameters();
-    let length = p.tokens_per_sequence as usize;
-    let last = length.div_ceil(OWNERS) - 1;
-    owned(&p, length, |tile| last - tile)
+    let (length, owners) = (p.tokens_per_sequence as usize, owners(args.variant));
+    let last = length.div_ceil(owners) - 1;
+    owned(&p, (length, owners), |tile| last - tile)
 }
 
 /// The places in caches of a call's tiles: (sequence, place). The first tiles, which most tokens see, go first.
 pub(super) fn own_places(args: &Args<'_>) -> Vec<(usize, usize)> {
     let p: Params = args.parameters();
-    owned(&p, p.capacity as usize, |tile| tile)
+    owned(&p, (p.capacity as usize, owners(args.variant)), |tile| tile)
 }
 
-fn owned(p: &Params, length: usize, place: impl Fn(usize) -> usize) -> Vec<(usize, usize)> {
+fn owned(
+    p: &Params,
+    (length, owners): (usize, usize),
+    place: impl Fn(usize) -> usize,
+) -> Vec<(usize, usize)> {
     let sequences = p.sequences as usize;
     let tiles = p.tile_start as usize..(p.tile_start + p.tiles) as usize;
     let rows = |tile: usize| {
-        let first = place(tile / sequences) * OWNERS;
-        (first..length.min(first + OWNERS)).map(move |row| (tile % sequences, row))
+        let first = place(tile / sequences) * owners;
+        (first..length.min(first + owners)).map(move |row| (tile % sequences, row))
     };
     tiles.flat_map(rows).collect()
 }
@@ -278,6 +310,8 @@ pub(super) struct Inputs {
     pub(super) value: Vec<f64>,
     pub(super) grad: Vec<f64>,
     lse_delta: Vec<f64>,
+    /// Whether matrix units multiply, which take the weights and the gradients of scores in f16.
+    matrix_units: bool,
 }
 
 /// What a head of a token and a key make, each with its error.
@@ -298,6 +332,7 @@ impl Inputs {
             value: read(2),
             grad: read(3),
             lse_delta: read(4),
+            matrix_units: on_matrix_units(args.variant),
         }
     }
 
@@ -313,7 +348,8 @@ impl Inputs {
         let there = p.place((token.0, place), head / p.group());
         let (here, there) = (at..at + columns, there..there + columns);
         let (score, magnitude) = dot_reference(&self.query[here.clone()], &self.key[there.clone()]);
-        let score_error = scale * gamma(columns + 2) * magnitude;
+        let cut_off = sum_slack(self.matrix_units);
+        let score_error = cut_off * scale * gamma(columns + 2) * magnitude;
         let (score, score_error) = score_reference(score * scale, score_error, p.soft_cap);
         let exponent = score - self.lse_delta[2 * row];
         let weight = exponent.exp();
@@ -324,7 +360,7 @@ impl Inputs {
         let delta = self.lse_delta[2 * row + 1];
         let difference = weight_grad - delta;
         let difference_error =
-            gamma(columns) * magnitude + 2.0 * U * (weight_grad.abs() + delta.abs());
+            cut_off * gamma(columns) * magnitude + 2.0 * U * (weight_grad.abs() + delta.abs());
         let score_grad = weight * difference;
         let error = weight_error * difference.abs()
             + (weight + weight_error) * difference_error
@@ -338,8 +374,18 @@ impl Inputs {
             let error = error * (slope.abs() + slope_error) + score_grad.abs() * slope_error;
             (score_grad * slope, error)
         };
-        Pair { weight: (weight, weight_error), score_grad: (score_grad, error) }
+        let stored = |(value, error): (f64, f64)| match self.matrix_units {
+            false => (value, error),
+            true => (value, error + half_factor(value.abs() + error)),
+        };
+        Pair { weight: stored((weight, weight_error)), score_grad: stored((score_grad, error)) }
     }
+}
+
+/// The error of a factor that matrix units take in f16, and of cutting off where its products, of up to some thousands, are
+/// summed.
+pub(super) fn half_factor(value: f64) -> f64 {
+    storing(DType::F16, value) + f64::powi(2.0, -13) * value
 }
 
 /// Adds the products of a factor, off by its error, with a row of numbers to sums and their bounds, of `terms` in all.

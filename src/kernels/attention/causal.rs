@@ -4,8 +4,9 @@
 
 use std::ops::Range;
 
+use super::backward::half_factor;
 use super::tiled::tiled;
-use super::{Attention, score, score_reference};
+use super::{Attention, on_matrix_units, score, score_reference, sum_slack};
 use crate::kernels::prelude::*;
 
 params! {
@@ -50,7 +51,7 @@ const BINDINGS: &[Binding] = &[
     binding("key", Access::Read, Element::Activation),
     binding("value", Access::Read, Element::Activation),
     binding("past", Access::Read, Element::Is(DType::U32)),
-    binding("result", Access::ReadWrite, Element::Activation),
+    binding("result", Access::ReadWrite, Element::Output),
 ];
 
 /// Attention of `query`, (tokens, heads, head_dim), over caches of (sequences, capacity, kv_heads, head_dim) that hold
@@ -63,10 +64,11 @@ pub fn causal(
     heads: Attention,
     capacity: usize,
 ) -> Result<Tensor> {
-    forward(device, query, (key, value), past, heads, capacity).map(|(result, _)| result)
+    let output = query.dtype();
+    run(device, query, (key, value), past, heads, capacity, output).map(|(result, _)| result)
 }
 
-/// The same, and where they are computed on the way the log-sum-exps that the backward pass needs, f32 (tokens, heads, 2), each
+/// The same with the result in f32, as the backward pass wants it: rounded to f16, it would put every gradient off. And where they are computed on the way the log-sum-exps that the backward pass needs, f32 (tokens, heads, 2), each
 /// with a place behind it.
 pub fn forward(
     device: &Device,
@@ -76,14 +78,27 @@ pub fn forward(
     heads: Attention,
     capacity: usize,
 ) -> Result<(Tensor, Option<Tensor>)> {
+    run(device, query, (key, value), past, heads, capacity, DType::F32)
+}
+
+fn run(
+    device: &Device,
+    query: &Tensor,
+    (key, value): (&Tensor, &Tensor),
+    past: &Tensor,
+    heads: Attention,
+    capacity: usize,
+    output: DType,
+) -> Result<(Tensor, Option<Tensor>)> {
     // The CPU has a version of its own, for any number of tokens.
     if device.gpu().is_some()
-        && let Some((result, known)) = tiled(device, query, (key, value), past, heads, capacity)?
+        && let Some((result, known)) =
+            tiled(device, query, (key, value), past, heads, capacity, output)?
     {
         return Ok((result, Some(known)));
     }
     let tokens = query.shape()[0];
-    let result = device.allocate(query.dtype(), query.shape(), "attention")?;
+    let result = device.allocate(output, query.shape(), "attention")?;
     // No token sees more keys than the cache or its window holds.
     let each = 4.0 * (heads.query * heads.dim * heads.keys(capacity)) as f64;
     let step = ((device.call_limit().operations / each) as usize).max(1);
@@ -102,8 +117,7 @@ pub fn forward(
         };
         device.call(
             &KERNEL,
-            Variant::typed(query.dtype(), query.dtype())
-                .with_subgroups(device.capabilities().subgroups),
+            Variant::typed(query.dtype(), output).with_subgroups(device.capabilities().subgroups),
             &params,
             &[query, key, value, past, &result],
         )?;
@@ -113,9 +127,10 @@ pub fn forward(
 
 fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();
-    for dtype in [DType::F32, DType::F16] {
+    let pairs = [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F16, DType::F32)];
+    for (activation, output) in pairs {
         for subgroups in [false, true] {
-            variants.push(Variant::typed(dtype, dtype).with_subgroups(subgroups));
+            variants.push(Variant::typed(activation, output).with_subgroups(subgroups));
         }
     }
     variants
@@ -185,7 +200,8 @@ pub(super) fn expect(args: &Args<'_>, windows: &[Params], expected: &mut Expecte
 /// The weighted sum of one head, with bounds.
 ///
 /// An error d in a score changes its weight by a factor exp(d), and exp itself is off by (3 + 2 |x|) ulp; the weights'
-/// errors reach the result through sum(weight * |value|), once in the sum and once in the total that divides it.
+/// errors reach the result through sum(weight * |value|), once in the sum and once in the total that divides it. Matrix units
+/// take the weights in f16.
 fn head_reference(
     place: &Place,
     p: &Params,
@@ -193,6 +209,8 @@ fn head_reference(
     variant: &Variant,
 ) -> Vec<(f64, f64)> {
     let (head_dim, scale) = (p.head_dim as usize, f64::from(p.scale));
+    let matrix_units = on_matrix_units(variant);
+    let slack = sum_slack(matrix_units);
     let mut scores = Vec::with_capacity(place.keys.len());
     let mut score_error = 0.0f64;
     for index in place.keys.clone() {
@@ -204,7 +222,7 @@ fn head_reference(
             score += product;
             magnitude += product.abs();
         }
-        let error = gamma(head_dim + 2) * magnitude;
+        let error = slack * gamma(head_dim + 2) * magnitude;
         let (score, error) = score_reference(score, error, p.soft_cap);
         scores.push(score);
         score_error = score_error.max(error);
@@ -217,13 +235,17 @@ fn head_reference(
         2.0 * (2.0 * score_error + (8.0 + 6.0 * range) * U) + 2.0 * gamma(place.keys.len() + 8);
     (0..head_dim)
         .map(|column| {
-            let (mut sum, mut magnitude) = (0.0, 0.0);
+            let (mut sum, mut magnitude, mut rounded) = (0.0, 0.0, 0.0);
             for (index, weight) in place.keys.clone().zip(&weights) {
-                let product = weight / total * value[place.cache + index * place.pitch + column];
+                let value = value[place.cache + index * place.pitch + column];
+                let product = weight / total * value;
                 sum += product;
                 magnitude += product.abs();
+                if matrix_units {
+                    rounded += half_factor(*weight) / total * value.abs();
+                }
             }
-            (sum, relative * magnitude + storing(variant.activation, sum))
+            (sum, relative * magnitude + rounded + storing(variant.output, sum))
         })
         .collect()
 }
@@ -323,7 +345,11 @@ pub(super) fn case(
             cache(&key),
             cache(&value),
             HostTensor::from_u32(&[sequences], &past),
-            HostTensor::from_f32(dtype, &[tokens, width], &random.values(tokens * width, 1.0)),
+            HostTensor::from_f32(
+                variant.output,
+                &[tokens, width],
+                &random.values(tokens * width, 1.0),
+            ),
         ])
     })
 }

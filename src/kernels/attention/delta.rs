@@ -21,7 +21,7 @@ pub static KERNEL: Kernel = Kernel {
     name: "attention/delta",
     source: include_str!("../../../shaders/attention/delta.wgsl"),
     bindings: &[
-        binding("result", Access::Read, Element::Activation),
+        binding("result", Access::Read, Element::Is(DType::F32)),
         binding("grad", Access::Read, Element::Activation),
         binding("lse_delta", Access::ReadWrite, Element::Is(DType::F32)),
     ],
@@ -30,7 +30,7 @@ pub static KERNEL: Kernel = Kernel {
     groups: |args| fold((args.parameters::<Params>().rows as usize).div_ceil(ROWS)),
     cost: |args| {
         let elements = args.tensors[0].len() as f64;
-        Cost::new(2.0 * elements, 2.0 * elements * args.variant.activation.size() as f64)
+        Cost::new(2.0 * elements, (4 + args.variant.activation.size()) as f64 * elements)
     },
     reference,
     cpu: Some(cpu),
@@ -39,7 +39,7 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-/// Writes the products of `result` and `grad`, (tokens, heads, head_dim) of one type, to the second places of `lse_delta`,
+/// Writes the products of `result`, f32, and `grad`, f32 or f16, both (tokens, heads, head_dim), to the second places of `lse_delta`,
 /// f32 (tokens, heads, 2). A head is whole vectors of four.
 pub fn delta(
     device: &Device,
@@ -50,7 +50,7 @@ pub fn delta(
 ) -> Result<()> {
     let rows = (result.len() / head_dim) as u32;
     let params = Params { rows, head_dim: head_dim as u32 };
-    let variant = Variant::typed(result.dtype(), DType::F32);
+    let variant = Variant::typed(grad.dtype(), DType::F32);
     device.call(&KERNEL, variant, &params, &[result, grad, lse_delta])
 }
 
@@ -85,8 +85,8 @@ fn case(tokens: usize, heads: usize, head_dim: usize) -> Case {
             let mut random = Random::new(13);
             let shape = [tokens, heads, head_dim];
             let mut values = || random.values(shape.iter().product(), 2.0);
-            let [result, grad] = [values(), values()]
-                .map(|values| HostTensor::from_f32(variant.activation, &shape, &values));
+            let result = HostTensor::from_f32(DType::F32, &shape, &values());
+            let grad = HostTensor::from_f32(variant.activation, &shape, &values());
             let known = random.values(tokens * heads * 2, 1.0);
             let params = Params { rows: (tokens * heads) as u32, head_dim: head_dim as u32 };
             params.case(vec![

@@ -1,7 +1,7 @@
 //! Cases of attention's backward kernels: layers with a forward result and what the kernels make of it, in f64 and plainly.
 
 use super::Attention;
-use super::backward::{OWNERS, Params};
+use super::backward::{Params, owners};
 use super::causal::random_scores;
 use crate::kernels::prelude::*;
 
@@ -125,6 +125,12 @@ impl Example {
         HostTensor::from_f32(variant.activation, &shape, values)
     }
 
+    /// (all tokens, heads, head_dim), of the results' type: the result, or what stands there before.
+    pub(super) fn results(&self, variant: &Variant) -> HostTensor {
+        let shape = [self.sequences * self.each, self.heads.query, self.heads.dim];
+        HostTensor::from_f32(variant.output, &shape, &self.result)
+    }
+
     /// (sequences, capacity, heads, head_dim), of the results' type: what stands there before.
     pub(super) fn parts(&self, variant: &Variant) -> HostTensor {
         let shape = [self.sequences, self.capacity, self.heads.query, self.heads.dim];
@@ -158,7 +164,7 @@ pub(super) fn case(
     let case = Case::new(label, move |variant: &Variant| {
         let example = Example::new(shape, variant.activation);
         let length = if of_places { example.capacity } else { each };
-        let tiles = sequences * length.div_ceil(OWNERS);
+        let tiles = sequences * length.div_ceil(owners(variant));
         let skip = usize::from(note == ",part");
         let params =
             Params::new(&heads, (sequences, each, example.capacity), (skip, tiles - 2 * skip));
@@ -213,6 +219,9 @@ pub(super) fn cases(make: Make) -> Vec<Case> {
         make(1, 18, heads(2, 1, 32).with_soft_cap(2.0), ",large"),
         make(1, 77, heads(2, 1, 8).with_soft_cap(2.0), ",nan"),
         make(2, 90, heads(4, 1, 128).with_window(33).with_soft_cap(1.0), ""),
+        make(1, 200, heads(4, 2, 60), ",part"),
+        make(2, 140, heads(2, 1, 112), ",part"),
+        make(1, 2048, heads(32, 4, 64), ",full").only(dim_64).bench(),
         make(8, 512, heads(9, 3, 64), ",full").only(dim_64).bench(),
         make(10, 64, heads(9, 3, 64), ",full").only(dim_64).bench(),
         make(4, 512, heads(32, 4, 64), ",full").only(dim_64).bench(),

@@ -3,8 +3,8 @@
 //! log-sum-exp_i) and dp_i = grad_i · v computed on the way (Dao 2023, FlashAttention-2, arXiv 2307.08691). Places of the
 //! cache behind a sequence's tokens get zeros.
 //!
-//! Where query heads share a key-value head, the parts are f32 and [`attention/group_sum`](super::group_sum) adds them up: one
-//! workgroup for a whole group left most of a large device idle beside few key-value heads.
+//! Where query heads share a key-value head, [`attention/group_sum`](super::group_sum) adds the parts up: one workgroup for a
+//! whole group left most of a large device idle beside few key-value heads.
 
 use super::backward::{self, Inputs, Params, add, add_reference, dot, own_places};
 use super::examples::{self, Example};
@@ -15,17 +15,9 @@ use crate::kernels::prelude::*;
 pub static KERNEL: Kernel = Kernel {
     name: "attention/key_value_grad",
     source: include_str!("../../../shaders/attention/key_value_grad.wgsl"),
-    bindings: &[
-        binding("query", Access::Read, Element::Activation),
-        binding("key", Access::Read, Element::Activation),
-        binding("value", Access::Read, Element::Activation),
-        binding("grad", Access::Read, Element::Activation),
-        binding("lse_delta", Access::Read, Element::Is(DType::F32)),
-        binding("key_grad", Access::ReadWrite, Element::Output),
-        binding("value_grad", Access::ReadWrite, Element::Output),
-    ],
+    bindings: BINDINGS,
     parameters: Params::LAYOUT,
-    variants,
+    variants: backward::grad_variants,
     groups: |args| {
         let p: Params = args.parameters();
         fold(p.tiles as usize * p.heads as usize)
@@ -38,14 +30,15 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-/// Of the types of [`backward::variants`], and with parts in f32.
-fn variants() -> Vec<Variant> {
-    let mut variants = backward::variants();
-    let halves = variants.iter().filter(|variant| variant.activation == DType::F16);
-    let parts: Vec<_> = halves.map(|half| Variant { output: DType::F32, ..half.clone() }).collect();
-    variants.extend(parts);
-    variants
-}
+pub(super) const BINDINGS: &[Binding] = &[
+    binding("query", Access::Read, Element::Activation),
+    binding("key", Access::Read, Element::Activation),
+    binding("value", Access::Read, Element::Activation),
+    binding("grad", Access::Read, Element::Activation),
+    binding("lse_delta", Access::Read, Element::Is(DType::F32)),
+    binding("key_grad", Access::ReadWrite, Element::Output),
+    binding("value_grad", Access::ReadWrite, Element::Output),
+];
 
 /// The (place in a cache, query head)s of a call.
 fn rows(args: &Args<'_>) -> Vec<((usize, usize), usize)> {
@@ -73,7 +66,7 @@ fn part(p: &Params, (sequence, place): (usize, usize), head: usize) -> usize {
 /// Where a line stands, and the values and magnitudes of its gradients at the key and at the value.
 type Line = (usize, [Vec<(f64, f64)>; 2]);
 
-fn reference(args: &Args<'_>) -> Vec<Expected> {
+pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
     let inputs = Inputs::new(args);
     let p = inputs.p;
     let (columns, scale) = (p.head_dim as usize, f64::from(p.scale));
@@ -143,7 +136,7 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     }
 }
 
-fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> Case {
+pub(super) fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> Case {
     examples::case((sequences, each, heads, note), true, |example: &Example, variant: &Variant| {
         vec![
             example.tokens(&example.query, variant),

@@ -16,12 +16,12 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[
         binding("query", Access::Read, Element::Activation),
         binding("key", Access::Read, Element::Activation),
-        binding("result", Access::Read, Element::Activation),
+        binding("result", Access::Read, Element::Output),
         binding("grad", Access::Read, Element::Activation),
         binding("lse_delta", Access::ReadWrite, Element::Is(DType::F32)),
     ],
     parameters: Params::LAYOUT,
-    variants: backward::variants,
+    variants: backward::grad_variants,
     groups: |args| {
         let p: Params = args.parameters();
         fold(p.tiles as usize * p.heads as usize)
@@ -52,7 +52,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             let at = p.token(token, head);
             let mine = at..at + columns;
             let keys = p.seen(token.1);
-            let scores = scores_reference(&p, (&query, &key), (token, head), keys);
+            let scores = scores_reference(&p, (&query, &key), (token, head), keys, 1.0);
             let (delta, magnitude) = dot_reference(&result[mine.clone()], &grad[mine]);
             let delta_bound = gamma(columns) * magnitude + storing(DType::F32, delta);
             let lse = log_sum_exp(&scores);
@@ -66,19 +66,20 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![expected]
 }
 
-/// The scores of a token's head beside the keys at some places of its sequence, each with its error.
+/// The scores of a token's head beside the keys at some places of its sequence, each with its error, of sums with so much slack.
 pub(super) fn scores_reference(
     p: &Params,
     (query, key): (&[f64], &[f64]),
     (token, head): ((usize, usize), usize),
     keys: RangeInclusive<usize>,
+    slack: f64,
 ) -> Vec<(f64, f64)> {
     let (columns, at) = (p.head_dim as usize, p.token(token, head));
     let score = |place: usize| {
         let there = p.place((token.0, place), head / p.group());
         let (sum, magnitude) =
             dot_reference(&query[at..at + columns], &key[there..there + columns]);
-        let error = gamma(columns + 2) * magnitude * f64::from(p.scale);
+        let error = slack * gamma(columns + 2) * magnitude * f64::from(p.scale);
         score_reference(sum * f64::from(p.scale), error, p.soft_cap)
     };
     keys.map(score).collect()
@@ -138,7 +139,7 @@ fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> 
         vec![
             example.tokens(&example.query, variant),
             example.cache(&example.key, variant),
-            example.tokens(&example.result, variant),
+            example.results(variant),
             example.tokens(&example.grad, variant),
             example.known(&vec![0.5; example.lse_delta.len()]),
         ]

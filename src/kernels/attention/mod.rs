@@ -2,15 +2,19 @@
 
 pub mod backward;
 pub mod causal;
+pub mod coop;
 pub mod delta;
 mod examples;
 pub mod group_sum;
 pub mod key_value_grad;
+pub mod key_value_grad_coop;
 pub mod lse_delta;
 pub mod query_grad;
+pub mod query_grad_coop;
 pub mod tiled;
 
 use super::activation::{soft_cap, soft_cap_reference};
+use crate::device::Variant;
 
 /// The largest head that the shaders' workgroup memory holds.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -79,6 +83,16 @@ impl Attention {
         }
         label
     }
+}
+
+/// Whether a variant multiplies on matrix units.
+fn on_matrix_units(variant: &Variant) -> bool {
+    variant.constant("SUBGROUP") > 1
+}
+
+/// What multiplies the bound of a sum of products in f32: matrix units may cut off instead of rounding.
+fn sum_slack(matrix_units: bool) -> f64 {
+    if matrix_units { 2.0 } else { 1.0 }
 }
 
 /// A sum of products times the scale, off by `error`, as a score: its value and bound behind the soft cap, if there is one.

@@ -11,16 +11,9 @@ use crate::kernels::prelude::*;
 pub static KERNEL: Kernel = Kernel {
     name: "attention/query_grad",
     source: include_str!("../../../shaders/attention/query_grad.wgsl"),
-    bindings: &[
-        binding("query", Access::Read, Element::Activation),
-        binding("key", Access::Read, Element::Activation),
-        binding("value", Access::Read, Element::Activation),
-        binding("grad", Access::Read, Element::Activation),
-        binding("lse_delta", Access::Read, Element::Is(DType::F32)),
-        binding("result", Access::ReadWrite, Element::Activation),
-    ],
+    bindings: BINDINGS,
     parameters: Params::LAYOUT,
-    variants: backward::variants,
+    variants: backward::grad_variants,
     groups: |args| {
         let p: Params = args.parameters();
         fold(p.tiles as usize * p.heads as usize)
@@ -33,6 +26,15 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
+pub(super) const BINDINGS: &[Binding] = &[
+    binding("query", Access::Read, Element::Activation),
+    binding("key", Access::Read, Element::Activation),
+    binding("value", Access::Read, Element::Activation),
+    binding("grad", Access::Read, Element::Activation),
+    binding("lse_delta", Access::Read, Element::Is(DType::F32)),
+    binding("result", Access::ReadWrite, Element::Output),
+];
+
 /// The (token, head)s of a call.
 fn rows(args: &Args<'_>) -> Vec<((usize, usize), usize)> {
     let p: Params = args.parameters();
@@ -42,7 +44,7 @@ fn rows(args: &Args<'_>) -> Vec<((usize, usize), usize)> {
         .collect()
 }
 
-fn reference(args: &Args<'_>) -> Vec<Expected> {
+pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
     let inputs = Inputs::new(args);
     let p = inputs.p;
     let (columns, scale) = (p.head_dim as usize, f64::from(p.scale));
@@ -64,8 +66,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         for (column, (sum, bound)) in line.into_iter().enumerate() {
             let value = scale * sum;
             expected.values[start + column] = value;
-            expected.bounds[start + column] =
-                scale * bound + storing(args.variant.activation, value);
+            expected.bounds[start + column] = scale * bound + storing(args.variant.output, value);
         }
     }
     vec![expected]
@@ -99,7 +100,7 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     }
 }
 
-fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> Case {
+pub(super) fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> Case {
     examples::case((sequences, each, heads, note), false, |example: &Example, variant: &Variant| {
         vec![
             example.tokens(&example.query, variant),
@@ -107,7 +108,7 @@ fn case(sequences: usize, each: usize, heads: Attention, note: &'static str) -> 
             example.cache(&example.value, variant),
             example.tokens(&example.grad, variant),
             example.known(&example.lse_delta),
-            example.tokens(&example.result, variant),
+            example.results(variant),
         ]
     })
 }

@@ -2,10 +2,10 @@
 //! what is read of the keys and values (Dao et al. 2022), in register tiles as the backward kernels have. Also the log-sum-exp
 //! of each token's and head's scores, which the backward pass needs: it costs 4 bytes for each.
 
-use super::Attention;
-use super::backward::{OWNERS, Params, own_tokens, variant, variants};
+use super::backward::{Params, grad_variants, own_tokens, owners, variant, variants};
 use super::causal::{self, random_scores};
 use super::lse_delta::{log_sum_exp, scores_reference};
+use super::{Attention, coop, on_matrix_units, sum_slack};
 use crate::kernels::prelude::*;
 
 /// From so many tokens of a sequence on, a tile of 32 is taken: a third of it filled, by reckoning, not by measurement.
@@ -17,34 +17,44 @@ pub static KERNEL: Kernel = Kernel {
     source: include_str!("../../../shaders/attention/tiled.wgsl"),
     bindings: BINDINGS,
     parameters: Params::LAYOUT,
-    variants,
+    variants: forward_variants,
     groups: |args| {
         let p: Params = args.parameters();
         fold(p.tiles as usize * p.heads as usize)
     },
-    cost: |args| {
-        let p: Params = args.parameters();
-        // Of a window, a tile sees its tokens' keys before it, too.
-        let window = f64::from(p.window) + OWNERS as f64;
-        let keys =
-            f64::from(p.tiles) * OWNERS as f64 * f64::min(f64::from(p.capacity) / 2.0, window);
-        let operations = 4.0 * keys * f64::from(p.heads) * f64::from(p.head_dim);
-        Cost::new(operations, operations / 8.0 / OWNERS as f64)
-    },
+    cost,
     reference,
     cases,
     random,
     ..Kernel::BASE
 };
 
-const BINDINGS: &[Binding] = &[
+/// Results in the type of activations, and of f16 in f32, too.
+fn forward_variants() -> Vec<Variant> {
+    let mut variants = variants();
+    let wide = grad_variants().into_iter();
+    variants.extend(wide.filter(|variant| variant.activation == DType::F16));
+    variants
+}
+
+pub(super) const BINDINGS: &[Binding] = &[
     binding("query", Access::Read, Element::Activation),
     binding("key", Access::Read, Element::Activation),
     binding("value", Access::Read, Element::Activation),
     binding("past", Access::Read, Element::Is(DType::U32)),
-    binding("result", Access::ReadWrite, Element::Activation),
+    binding("result", Access::ReadWrite, Element::Output),
     binding("lse_delta", Access::ReadWrite, Element::Is(DType::F32)),
 ];
+
+pub(super) fn cost(args: &Args<'_>) -> Cost {
+    let p: Params = args.parameters();
+    let owners = owners(args.variant) as f64;
+    // Of a window, a tile sees its tokens' keys before it, too.
+    let window = f64::from(p.window) + owners;
+    let keys = f64::from(p.tiles) * owners * f64::min(f64::from(p.capacity) / 2.0, window);
+    let operations = 4.0 * keys * f64::from(p.heads) * f64::from(p.head_dim);
+    Cost::new(operations, operations / 8.0 / owners)
+}
 
 /// As [`forward`](super::causal::forward), where the shader takes such heads and so many tokens are worth it; `None` elsewhere.
 pub(super) fn tiled(
@@ -54,31 +64,37 @@ pub(super) fn tiled(
     past: &Tensor,
     heads: Attention,
     capacity: usize,
+    output: DType,
 ) -> Result<Option<(Tensor, Tensor)>> {
     let sequences = past.len();
     let each = query.shape()[0] / sequences;
     if each < MANY || !heads.dim.is_multiple_of(4) {
         return Ok(None);
     }
-    let variant = variant(query.dtype(), heads.dim);
-    let result = device.allocate(query.dtype(), query.shape(), "attention")?;
+    let dtype = query.dtype();
+    let (kernel, variant) = match coop::choose(device, &coop::KERNEL, (dtype, output), heads.dim) {
+        Some(variant) => (&coop::KERNEL, variant),
+        None => (&KERNEL, Variant { output, ..variant(dtype, heads.dim) }),
+    };
+    let owners = owners(&variant);
+    let result = device.allocate(output, query.shape(), "attention")?;
     let known =
         device.allocate(DType::F32, &[past.len() * each, heads.query, 2], "log-sum-exps")?;
-    let tiles = sequences * each.div_ceil(OWNERS);
-    let keys = capacity.min(heads.keys(capacity) + OWNERS);
-    let operations = 4.0 * (OWNERS * heads.query * heads.dim * keys) as f64;
+    let tiles = sequences * each.div_ceil(owners);
+    let keys = capacity.min(heads.keys(capacity) + owners);
+    let operations = 4.0 * (owners * heads.query * heads.dim * keys) as f64;
     let step = ((device.call_limit().operations / operations) as usize).max(1);
     for start in (0..tiles).step_by(step) {
         let params =
             Params::new(&heads, (sequences, each, capacity), (start, step.min(tiles - start)));
         let tensors = [query, key, value, past, &result, &known];
-        device.call(&KERNEL, variant.clone(), &params, &tensors)?;
+        device.call(kernel, variant.clone(), &params, &tensors)?;
     }
     Ok(Some((result, known)))
 }
 
 /// The tiles' tokens, each a window of one token that the other kernel takes.
-fn reference(args: &Args<'_>) -> Vec<Expected> {
+pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
     let mut expected = Expected::exact(args.tensors[4].to_f64());
     let window = |(sequence, place): (usize, usize)| causal::Params {
@@ -110,7 +126,8 @@ fn expected_lse(args: &Args<'_>, p: &Params) -> Expected {
         .into_par_iter()
         .map(|(token, head)| {
             let keys = p.seen(past[token.0] as usize + token.1);
-            let scores = scores_reference(p, (&query, &key), (token, head), keys);
+            let slack = sum_slack(on_matrix_units(args.variant));
+            let scores = scores_reference(p, (&query, &key), (token, head), keys, slack);
             (2 * p.row(token, head), log_sum_exp(&scores))
         })
         .collect();
@@ -127,7 +144,7 @@ fn case(sequences: usize, each: usize, heads: Attention, past: u32, note: &'stat
     let made = move |variant: &Variant| {
         let data = make(variant);
         let p: causal::Params = bytemuck::pod_read_unaligned(&data.parameters);
-        let tiles = sequences * each.div_ceil(OWNERS);
+        let tiles = sequences * each.div_ceil(owners(variant));
         let skip = usize::from(note == ",part");
         let sizes = (sequences, each, p.capacity as usize);
         let params = Params::new(&heads, sizes, (skip, tiles - 2 * skip));
@@ -145,7 +162,7 @@ fn case(sequences: usize, each: usize, heads: Attention, past: u32, note: &'stat
     }
 }
 
-fn random(sizes: &Sizes) -> Case {
+pub(super) fn random(sizes: &Sizes) -> Case {
     let kv = sizes.between(2, 1, 3);
     let heads = Attention::new(kv * sizes.between(3, 1, 4), kv, 4 * sizes.between(4, 1, 64));
     let heads = random_scores(sizes, heads);
@@ -153,7 +170,7 @@ fn random(sizes: &Sizes) -> Case {
     case(sequences, each, heads, sizes.between(5, 0, 200) as u32, "")
 }
 
-fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     let heads = Attention::new;
     vec![
         case(2, 21, heads(4, 2, 16), 0, ""),
@@ -164,6 +181,7 @@ fn cases() -> Vec<Case> {
         case(2, 19, heads(2, 1, 100), 5, ""),
         case(1, 37, heads(2, 1, 256), 27, ""),
         case(2, 70, heads(2, 1, 8), 3, ",part"),
+        case(1, 200, heads(4, 2, 60), 20, ",part"),
         case(1, 18, heads(2, 1, 32), 60, ",large"),
         // Few keys, the first of which may be far above the others.
         case(1, 18, heads(16, 2, 32), 0, ",large"),
@@ -182,6 +200,8 @@ fn cases() -> Vec<Case> {
         case(1, 18, heads(16, 2, 32).with_soft_cap(2.0), 0, ",large"),
         case(1, 17, heads(2, 1, 8).with_soft_cap(2.0), 3, "").with(Poison::NaN),
         case(2, 90, heads(4, 1, 128).with_window(33).with_soft_cap(1.0), 70, ""),
+        case(1, 2048, heads(32, 4, 64), 0, "").bench(),
+        case(4, 512, heads(32, 4, 64), 0, "").bench(),
         case(4, 512, heads(9, 3, 64), 0, "").bench(),
         case(1, 2048, heads(4, 1, 256).with_window(512), 0, "").bench(),
         case(1, 512, heads(32, 8, 128), 0, "").bench(),

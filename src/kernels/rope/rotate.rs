@@ -25,13 +25,13 @@ pub static KERNEL: Kernel = Kernel {
         binding("x", Access::Read, Element::Activation),
         binding("rotations", Access::Read, Element::Is(DType::F32)),
         binding("past", Access::Read, Element::Is(DType::U32)),
-        binding("result", Access::ReadWrite, Element::Activation),
+        binding("result", Access::ReadWrite, Element::Output),
     ],
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
-        let half = Variant::typed(DType::F16, DType::F16);
-        vec![Variant::BASELINE, half]
+        let pairs = [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F32, DType::F16)];
+        pairs.map(|(from, to)| Variant::typed(from, to)).to_vec()
     },
     groups,
     cost: |args| {
@@ -48,8 +48,8 @@ pub static KERNEL: Kernel = Kernel {
 /// Where rotated tokens go.
 #[derive(Clone, Copy, Debug)]
 pub enum Target<'a> {
-    /// A new tensor of the input's shape.
-    New,
+    /// A new tensor of the input's shape, in that type: the input's, or f16.
+    New(DType),
     /// A cache of (sequences, capacity, heads, head_dim), behind what each sequence holds.
     Cache(&'a Tensor, usize),
 }
@@ -67,7 +67,7 @@ pub fn rotate(
     let tokens = x.shape()[0];
     let heads = x.len() / tokens / head_dim;
     let (result, capacity) = match target {
-        Target::New => (device.allocate(x.dtype(), x.shape(), "rotated queries")?, 0),
+        Target::New(dtype) => (device.allocate(dtype, x.shape(), "rotated queries")?, 0),
         Target::Cache(cache, capacity) => (cache.clone(), capacity),
     };
     let params = Params {
@@ -79,7 +79,7 @@ pub fn rotate(
     };
     device.call(
         &KERNEL,
-        Variant::typed(x.dtype(), x.dtype()),
+        Variant::typed(x.dtype(), result.dtype()),
         &params,
         &[x, rotations, past, &result],
     )?;
@@ -116,8 +116,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
                     (place + half, b * cos + a * sin, (b * cos).abs() + (a * sin).abs()),
                 ] {
                     expected.values[at] = value;
-                    expected.bounds[at] =
-                        4.0 * U * magnitude + storing(args.variant.activation, value);
+                    expected.bounds[at] = 4.0 * U * magnitude + storing(args.variant.output, value);
                 }
             }
         }
@@ -184,11 +183,7 @@ fn case(
             ),
             HostTensor::from_f32(DType::F32, &[positions, head_dim], &rotations),
             HostTensor::from_u32(&[sequences], &past),
-            HostTensor::from_f32(
-                variant.activation,
-                &[rows, width],
-                &random.values(rows * width, 1.0),
-            ),
+            HostTensor::from_f32(variant.output, &[rows, width], &random.values(rows * width, 1.0)),
         ])
     })
 }
