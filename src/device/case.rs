@@ -144,6 +144,21 @@ impl Random {
         (0..count).map(|_| self.value() * scale).collect()
     }
 
+    /// From a distribution that is normal to three digits, mean 0 and deviation 1: twelve uniform numbers less 6. Integers until
+    /// the last division, so that a seed means the same on every machine.
+    pub fn normal(&mut self) -> f32 {
+        let sum: i64 = (0..12).map(|_| i64::from(self.0.next_u32() >> 8)).sum();
+        // Twelve times half a step: each number is the middle of its step.
+        (sum + 6 - 6 * (1 << 24)) as f32 / (1 << 24) as f32
+    }
+
+    /// A seed of its own for each name (FNV-1a).
+    pub fn seed_of(seed: u64, name: &str) -> u64 {
+        name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        })
+    }
+
     /// 32 bits.
     pub fn word(&mut self) -> u32 {
         self.0.next_u32()

@@ -5,11 +5,10 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use regex::Regex;
 
+use crate::device::Random;
 use crate::error::{Error, Result};
 use crate::families::{Config, Role, TensorSpec, canonical, tensor_specs, without_layer};
 use crate::formats::peft::{self, AdapterConfig, Pair, Targets, tensor_name};
@@ -65,11 +64,11 @@ impl Adapters {
     /// Adapters to begin training with, of every linear layer that is targeted: A is normal with standard deviation 1 / rank, as
     /// PEFT's `gaussian` has it, B is zero, so that the model is as it was. `specs`: the model's tensors.
     pub fn fresh(config: AdapterConfig, specs: &[TensorSpec], seed: u64) -> Result<Self> {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut random = Random::new(seed);
         let targeted = targeted(&config.targets, specs)?;
         let pair = |spec: &&TensorSpec| {
             let rank = config.rank_of(spec.module());
-            let a = (0..rank * spec.columns).map(|_| normal(&mut random) / rank as f32).collect();
+            let a = (0..rank * spec.columns).map(|_| random.normal() / rank as f32).collect();
             let b = vec![0.0; spec.rows * rank];
             let (module, inputs, outputs) = (spec.module().into(), spec.columns, spec.rows);
             Pair { module, rank, inputs, outputs, a, b }
@@ -179,12 +178,4 @@ fn targeted<'a>(targets: &Targets, specs: &'a [TensorSpec]) -> Result<Vec<&'a Te
         true => Err(wrong("none of them")),
         false => Ok(chosen),
     }
-}
-
-/// A number from a distribution that is normal to three digits, mean 0 and deviation 1: twelve uniform numbers less 6. Integers
-/// until the last division, so that a seed means the same on every machine.
-fn normal(random: &mut ChaCha8Rng) -> f32 {
-    let sum: i64 = (0..12).map(|_| i64::from(random.next_u32() >> 8)).sum();
-    // Twelve times half a step: each number is the middle of its step.
-    (sum + 6 - 6 * (1 << 24)) as f32 / (1 << 24) as f32
 }

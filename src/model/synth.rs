@@ -126,10 +126,7 @@ impl Weights for Synth {
 
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
         let format = self.format(spec)?;
-        // FNV-1a of the name: every tensor has numbers of its own.
-        let name = spec.name.bytes().fold(self.seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        });
+        let name = Random::seed_of(self.seed, &spec.name);
         let rows: Vec<Packed> = (0..spec.rows)
             .into_par_iter()
             .map(|row| random_row(format, spec, Random::new(name.wrapping_add(row as u64))))
