@@ -21,6 +21,7 @@
 //! - [`error`], [`interrupt`], [`contain`]: typed errors with what was expected and found; Ctrl-C; panics of foreign code.
 //! - [`disk`]: where every input is opened and every output made.
 //! - [`tensor`]: element types and packed weight formats, a row in one table each.
+//! - [`plot`]: curves as SVG.
 //! - [`jinja`]: templates of strangers, rendered by a process of their own.
 //! - [`formats`], [`text`], [`data`]: bytes, tokens, texts. No device.
 //! - [`compare`]: the only place where two results are judged equal.
@@ -75,6 +76,7 @@ pub mod measure;
 pub mod methods;
 pub mod model;
 pub mod plan;
+pub mod plot;
 pub mod recipe;
 pub mod run;
 pub mod stages;

@@ -11,7 +11,7 @@ use crate::model::{
     Checkpoint, ExportFormat, Outline, Role, TensorSpec, Weights, Wide, gguf_type, packed_files,
 };
 use crate::recipe::Recipe;
-use crate::stages::{Needs, Planned};
+use crate::stages::{Needs, Planned, RecipeStage};
 use crate::tensor::WeightFormat;
 use crate::text::StoredTokenizer;
 
@@ -116,6 +116,9 @@ pub struct TensorPlan {
 pub struct StagePlan {
     /// Its kind.
     pub name: &'static str,
+    /// Which round of a repetition it is part of, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub round: Option<usize>,
     /// Weights after it.
     pub parameters: u64,
     /// Bytes of its result.
@@ -138,10 +141,11 @@ impl Plan {
         let (mut stages, mut warnings) = (Vec::new(), Vec::new());
         let mut planned: Vec<Planned> = Vec::new();
         for stage in &recipe.stage {
-            let next = stage.plan(planned.last().map_or(&begin, |last| &last.outline))?;
+            let before = planned.last().map_or(&begin, |last| &last.outline);
+            let next = stage.plan(before).map_err(|error| in_round(stage, error))?;
             let number = stages.len() + 1;
-            let name = stage.kind().name;
-            let in_stage = |text: &String| format!("stage {number} ({name}): {text}");
+            let (name, title) = (stage.kind().name, stage.title());
+            let in_stage = |text: &String| format!("stage {number} ({title}): {text}");
             warnings.extend(next.warnings.iter().map(in_stage));
             let needs: Needs<'_> = stage.needs();
             if let Some(stats) = needs.stats.filter(|_| number > 1) {
@@ -156,6 +160,7 @@ impl Plan {
             }
             stages.push(StagePlan {
                 name,
+                round: stage.round(),
                 parameters: next.outline.parameters(),
                 output_bytes: next.outline.unpadded_bytes(),
                 peak_device_bytes: next.peak_device_bytes,
@@ -280,6 +285,17 @@ fn work_bytes(stages: &[Planned]) -> Result<u64> {
 
 fn wrong(key: &str, expected: &str, found: String) -> Error {
     Error::Key { path: "recipe".into(), key: key.into(), expected: expected.into(), found }
+}
+
+/// An error of a stage's key with the round that it is of.
+fn in_round(stage: &RecipeStage, error: Error) -> Error {
+    match (stage.round(), error) {
+        (Some(round), Error::Key { path, key, expected, found }) => {
+            let kind = stage.kind().name;
+            Error::Key { path, key: format!("round {round} ({kind}), {key}"), expected, found }
+        }
+        (_, error) => error,
+    }
 }
 
 /// The format of the parent's own files if it can say what is left; `packed` beside it where it cannot hold that.

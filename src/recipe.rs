@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::toml_error;
 use crate::error::{Error, Result};
 use crate::model::ExportFormat;
-use crate::stages::RecipeStage;
+use crate::stages::{RecipeStage, listed, unfold};
 
 /// A model, what is done to it, how it is measured, what is written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,8 +18,8 @@ pub struct Recipe {
     /// Seed of everything random.
     #[serde(default)]
     pub seed: u64,
-    /// Steps in order. Each works on what the one before left.
-    #[serde(default)]
+    /// Steps in order. Each works on what the one before left. Stages that are repeated stand here round by round.
+    #[serde(default, deserialize_with = "listed")]
     pub stage: Vec<RecipeStage>,
     /// Measured before and after; absent: not at all.
     pub evaluate: Option<Evaluate>,
@@ -168,14 +168,14 @@ impl Sweep {
                     tables[vary.stage - 1].insert(vary.key.clone(), value.clone());
                 }
                 for draw in 0..self.draws {
-                    let stage = tables.iter().map(|table| {
-                        let read = |table: toml::Table| table.try_into::<RecipeStage>();
-                        let stage = read(table.clone()).and_then(|stage| stage.drawn(draw));
-                        stage.map_err(|error| {
-                            wrong(key("stage"), "a recipe's stage", error.message().into())
-                        })
-                    });
-                    let stage = stage.collect::<Result<Vec<_>>>()?;
+                    let bad = |found| wrong(key("stage"), "a recipe's stage", found);
+                    let mut stage = Vec::new();
+                    for table in &tables {
+                        for one in unfold(table.clone()).map_err(bad)? {
+                            let drawn = one.drawn(draw);
+                            stage.push(drawn.map_err(|error| bad(error.message().into()))?);
+                        }
+                    }
                     // Without a text and a seed every draw would be the same.
                     if draw > 0 && !stage.iter().any(|stage| stage.is_drawn()) {
                         break;

@@ -32,7 +32,7 @@ use crate::model::{
 use crate::plan::{Plan, Written, in_f16};
 use crate::recipe::{Evaluate, Recipe};
 use crate::stages::prune::kept;
-use crate::stages::{Context, DETAILS, Needs, RecipeStage, saved};
+use crate::stages::{Context, DETAILS, Learned, Needs, RecipeStage, saved, titled};
 use crate::tensor::Packed;
 use crate::text::{StoredTokenizer, Tokenizer};
 use crate::walk::Kind;
@@ -111,12 +111,18 @@ pub struct Figures {
 pub struct StageReport {
     /// Its name.
     pub name: String,
+    /// Which round of a repetition it is part of, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round: Option<usize>,
     /// Wall time, with its measurement; of what an interrupted run had done before, only whole stages count.
     pub seconds: f64,
     /// Most bytes of device buffers in use, up to its end.
     pub peak_vram: u64,
     /// What was measured after it.
     pub figures: Figures,
+    /// How much it learned, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<Learned>,
     /// How it decided, where it tried several things.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Value>,
@@ -484,7 +490,7 @@ impl Run<'_> {
                     bytes: plan.stored_bytes,
                     bytes_f16: plan.f16_bytes,
                     flops_per_token: plan.flops_per_token,
-                    perplexity: self.measure("parent", self.parent, listen)?,
+                    perplexity: self.measure(("parent", None), self.parent, listen)?,
                     file_bytes: Some(self.parent.file_bytes()),
                     weight_error: None,
                     warnings: Vec::new(),
@@ -598,7 +604,9 @@ impl Run<'_> {
         }
         let before = unrounded.as_deref().unwrap_or(before);
         let (weight_error, mut warnings) = rounding_error(before, &after, &rounded)?;
-        warnings.extend(stage.report(&whole)?.into_iter().flat_map(|report| report.warnings));
+        let told = stage.report(&whole)?;
+        let learned = told.as_ref().and_then(|told| told.learned);
+        warnings.extend(told.into_iter().flat_map(|told| told.warnings));
         for text in &warnings {
             listen(Event::Warning { text });
         }
@@ -611,16 +619,18 @@ impl Run<'_> {
             bytes: outline.unpadded_bytes(),
             bytes_f16: 2 * outline.parameters(),
             flops_per_token: outline.flops_per_token(),
-            perplexity: self.measure(kind.result, &after, listen)?,
+            perplexity: self.measure((kind.result, stage.round()), &after, listen)?,
             file_bytes: None,
             weight_error,
             warnings,
         };
         let report = StageReport {
             name: kind.name.into(),
+            round: stage.round(),
             seconds: done.seconds + start.elapsed().as_secs_f64(),
             peak_vram: done.peak_vram.max(self.peak()),
             figures,
+            learned,
             details: saved(&whole, DETAILS)?,
         };
         work.record(&record, &report)?;
@@ -671,6 +681,10 @@ impl Run<'_> {
     /// What all stages took out of the parent; `None` if none took anything.
     fn pruned(&self, work: &Work) -> Result<Option<Value>> {
         let mut all: Option<KeptChannels> = None;
+        // Channels of a model that was made anew are none of the parent's.
+        if self.recipe.stage.iter().any(|stage| !stage.keeps_channels()) {
+            return Ok(None);
+        }
         for (index, stage) in self.recipe.stage.iter().enumerate() {
             let folder = work.path().join(stage_folder(index, stage));
             if let Some(kept) = kept(&folder)? {
@@ -688,10 +702,10 @@ impl Run<'_> {
         self.device.gpu().map_or(0, |gpu| gpu.memory().1)
     }
 
-    /// The perplexity that the recipe asks for, if it does. `whose`: the model's name in reports.
+    /// The perplexity that the recipe asks for, if it does. `whose`: the model's name in reports, and the round it is of.
     fn measure(
         &self,
-        whose: &str,
+        (whose, round): (&str, Option<usize>),
         weights: &dyn Weights,
         listen: Listener<'_>,
     ) -> Result<Option<Perplexity>> {
@@ -707,7 +721,7 @@ impl Run<'_> {
             Some(model) => WeightSource::Resident(model),
             None => WeightSource::Streamed(self.device, weights),
         };
-        let step = format!("measuring the {whose} model");
+        let step = titled(&format!("measuring the {whose} model"), round);
         let progress = |done: usize, total: usize| {
             listen(Event::Progress { step: &step, done, total });
             interrupt::check()
@@ -715,7 +729,7 @@ impl Run<'_> {
         let convention = Convention::AllButFirst;
         let ctx = evaluate.ctx;
         let perplexity = perplexity(source, &pass, tokens, ctx, convention, None, progress)?;
-        listen(Event::Measured { whose, perplexity: &perplexity });
+        listen(Event::Measured { whose: &titled(whose, round), perplexity: &perplexity });
         Ok(Some(perplexity))
     }
 
@@ -752,8 +766,14 @@ impl Run<'_> {
             if let Some(report) = stage.report(&work.path().join(&name))? {
                 // A second one of a recipe has its stage's name before its own.
                 let own = folder.join(report.file).exists();
-                let file = if own { format!("{name}.{}", report.file) } else { report.file.into() };
-                put(&file, &pretty(&report.value))?;
+                let named = |file: &str| match own {
+                    true => format!("{name}.{file}"),
+                    false => file.into(),
+                };
+                put(&named(report.file), &pretty(&report.value))?;
+                for (file, text) in &report.files {
+                    put(&named(file), text)?;
+                }
             }
         }
         // Where the plan had to guess sizes, it could not say this.

@@ -27,6 +27,7 @@ const ORDER: &[&str] = &[
     "text",
     "formats",
     "tensor",
+    "plot",
     "jinja",
     "disk",
     "interrupt",

@@ -88,6 +88,7 @@ mod pipelines {
     pub mod pruning;
     pub mod recipes;
     pub mod resume;
+    pub mod rounds;
     pub mod sparsity;
     pub mod sweep;
 }
@@ -146,6 +147,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     pipelines::pruning::trials,
     pipelines::recipes::trials,
     pipelines::resume::trials,
+    pipelines::rounds::trials,
     pipelines::sparsity::trials,
     pipelines::sweep::trials,
     formats::gguf::trials,

@@ -14,8 +14,8 @@ use crate::interrupt;
 use crate::model::ExportFormat;
 use crate::plan::{Plan, Written};
 use crate::recipe::{EMBEDDED, Evaluate, Export, Recipe};
-use crate::run::{Event, Figures, Manifest, Options, Place, check, run as run_plan};
-use crate::stages::RecipeStage;
+use crate::run::{Event, Figures, Manifest, Options, Place, StageReport, check, run as run_plan};
+use crate::stages::{RecipeStage, titled};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -224,7 +224,7 @@ fn show_plan(plan: &Plan, output: &Output) {
     if plan.stages.len() > 1 {
         let stages = plan.stages.iter().enumerate().map(|(index, stage)| {
             vec![
-                format!("{} {}", index + 1, stage.name),
+                format!("{} {}", index + 1, titled(stage.name, stage.round)),
                 stage.parameters.to_string(),
                 stage.output_bytes.to_string(),
                 stage.peak_device_bytes.to_string(),
@@ -317,6 +317,45 @@ fn show_details(details: &Value, output: &Output) {
     }
 }
 
+/// What each round of a repetition left, and what it took.
+fn show_rounds(manifest: &Manifest, output: &Output) {
+    let mut rounds: Vec<(usize, &[StageReport])> = Vec::new();
+    // The next repetition begins with round 1 again.
+    for stages in manifest.stages.chunk_by(|a, b| a.round == b.round) {
+        if let Some(round) = stages[0].round {
+            rounds.push((round, stages));
+        }
+    }
+    if rounds.is_empty() {
+        return;
+    }
+    let head =
+        ["round", "parameters", "share", "tensors", "perplexity", "tokens trained", "held out"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    let whole = manifest.parent.parameters.max(1) as f64;
+    let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
+    let mut row = |name: String, figures: &Figures, tokens: Option<u64>, held_out: Option<f64>| {
+        rows.push(vec![
+            name,
+            figures.parameters.to_string(),
+            format!("{:.1} %", 100.0 * figures.parameters as f64 / whole),
+            bytes(figures.bytes),
+            number(figures.perplexity.as_ref().map(|perplexity| perplexity.value)),
+            tokens.map_or("-".into(), |tokens| tokens.to_string()),
+            number(held_out),
+        ]);
+    };
+    row("parent".into(), &manifest.parent, None, None);
+    for (round, stages) in rounds {
+        let learned = || stages.iter().filter_map(|stage| stage.learned);
+        let tokens = learned().next().map(|_| learned().map(|learned| learned.tokens).sum());
+        let held_out = learned().next_back().and_then(|learned| learned.held_out);
+        row(round.to_string(), &stages[stages.len() - 1].figures, tokens, held_out);
+    }
+    output.text(&table(&rows));
+    output.line("");
+}
+
 fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
     let mut rows = vec![
         ["", "parameters", "tensors", "MFLOP a token", "perplexity"].map(String::from).to_vec(),
@@ -337,9 +376,11 @@ fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
         ]
     };
     rows.push(row("parent", &manifest.parent));
-    rows.extend(manifest.stages.iter().map(|stage| row(&stage.name, &stage.figures)));
+    let title = |stage: &StageReport| titled(&stage.name, stage.round);
+    rows.extend(manifest.stages.iter().map(|stage| row(&title(stage), &stage.figures)));
     output.text(&table(&rows));
     output.line("");
+    show_rounds(manifest, output);
     for stage in &manifest.stages {
         if let Some(details) = &stage.details {
             show_details(details, output);
@@ -349,7 +390,7 @@ fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
             let share = 100.0 * nonzero as f64 / all.max(1) as f64;
             output.line(format!(
                 "{}: {nonzero} of {all} parameters are not zero ({share:.2} %)",
-                stage.name
+                title(stage)
             ));
         }
         let Some(error) = stage.figures.weight_error else { continue };
@@ -357,7 +398,7 @@ fn show_result(manifest: &Manifest, out: &Path, seconds: f64, output: &Output) {
             if error == 0.0 { "0 (reproduced exactly)".into() } else { format!("{error:.3e}") };
         output.line(format!(
             "{}: weights changed by {text} (squared error over squared weights)",
-            stage.name
+            title(stage)
         ));
     }
     let parent = &manifest.parent;

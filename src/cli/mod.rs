@@ -11,7 +11,6 @@ mod generate;
 mod inspect;
 mod logits;
 mod output;
-mod plot;
 mod progress;
 mod prune;
 mod quantize;

@@ -133,16 +133,24 @@ impl Line {
         let share = step.done as f64 / step.total as f64;
         let new = step.done.saturating_sub(begun);
         let left = since.elapsed().mul_f64((step.total - step.done) as f64 / new.max(1) as f64);
-        let left = match new > 0 && since.elapsed() > Duration::from_secs(2) {
-            true => format!(", about {} left", spell(left)),
-            false => String::new(),
-        };
+        let known = new > 0 && since.elapsed() > Duration::from_secs(2);
+        let left = if known { format!(", about {} left", spell(left)) } else { String::new() };
         let count = format!("{}/{}", step.done, step.total);
         let rest = format!("{count}, {took}{left}");
         let room =
             width.saturating_sub(step.name.chars().count() + rest.chars().count() + 4).min(30);
         if room < 8 {
-            return format!("{} {count} ({:.0} %), {took}{left}", step.name, 100.0 * share);
+            let percent = format!("{:.0} %", 100.0 * share);
+            let short = left.replace(", about", "");
+            // The first that fits; a pipe has room for all.
+            let forms = [
+                format!("{} {count} ({percent}), {took}{left}", step.name),
+                format!("{} {count} ({percent}){left}", step.name),
+                format!("{} {count}{short}", step.name),
+                format!("{} {percent}{short}", step.name),
+            ];
+            let fits = |form: &&String| width == 0 || form.chars().count() <= width;
+            return forms.iter().find(fits).unwrap_or(&forms[3]).clone();
         }
         let full = (share * room as f64) as usize;
         let head = if full < room { ">" } else { "" };

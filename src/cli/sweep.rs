@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use super::Global;
 use super::compress::Common;
 use super::output::{Output, table};
-use super::plot::{Line, Panel, plot};
 use super::session::{calibration_compute, compute, open_device, open_model, report_device};
 use crate::error::{Error, Result};
 use crate::measure::quality::statistics::mean_and_error;
 use crate::plan::Plan;
+use crate::plot::{Axis, HEIGHT, Line, Mark, Panel, plot};
 use crate::recipe::Sweep;
 use crate::run::sweep::{Row, Sweeping, run as run_sweep};
 use crate::run::{Event, Options, Place};
@@ -232,12 +232,17 @@ fn panels(rows: &[Row], parent_bytes: u64) -> Vec<Panel> {
                 let point = (x, y, deviation.unwrap_or(0.0));
                 match lines.iter_mut().find(|line| line.name == group[0].case) {
                     Some(line) => line.points.push(point),
-                    None => lines.push(Line { name: group[0].case.clone(), points: vec![point] }),
+                    None => {
+                        let name = group[0].case.clone();
+                        lines.push(Line { name, mark: Mark::Measured, points: vec![point] });
+                    }
                 }
             }
             panels.push(Panel {
                 title: format!("{what}, {}", on.text),
                 across: "% of the parent's bytes in f16".into(),
+                up: Axis::Logarithmic,
+                height: HEIGHT,
                 lines,
             });
         }

@@ -4,9 +4,11 @@
 //! struct for each ([`method`]). It plans on an outline, without
 //! reading a weight, and runs on whatever the stage before it left: weights in, a packed folder out, tensor by tensor.
 
+pub mod fresh;
 pub mod method;
 pub mod prune;
 pub mod quantize;
+mod repeat;
 pub mod train;
 
 use std::collections::HashMap;
@@ -43,8 +45,11 @@ pub struct StageKind {
     pub parse: fn(toml::Table) -> Result<Arc<dyn Stage>, toml::de::Error>,
 }
 
-/// Every kind. Merging comes as a further row.
-pub static STAGES: &[StageKind] = &[prune::KIND, quantize::KIND, train::TUNE, train::DISTIL];
+pub(crate) use repeat::{listed, unfold};
+
+/// Every kind. Merging comes as a further row. What stands for several stages, [`repeat`], is none.
+pub static STAGES: &[StageKind] =
+    &[prune::KIND, quantize::KIND, train::TUNE, train::DISTIL, fresh::KIND];
 
 /// A step of a recipe.
 pub trait Stage: std::fmt::Debug + Send + Sync {
@@ -73,6 +78,10 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
     fn leaves_zeros(&self) -> bool {
         false
     }
+    /// Whether the channels that are left are channels of the model before it.
+    fn keeps_channels(&self) -> bool {
+        true
+    }
     /// Folders in its own that become part of the artifact, beside the model.
     fn folders(&self) -> &'static [&'static str] {
         &[]
@@ -90,8 +99,29 @@ pub struct Report {
     pub file: &'static str,
     /// Its contents.
     pub value: Value,
+    /// Further files beside it, and what is in them.
+    pub files: Vec<(&'static str, String)>,
+    /// How much was learned, of a stage that learns.
+    pub learned: Option<Learned>,
     /// What only the run could tell.
     pub warnings: Vec<String>,
+}
+
+impl Report {
+    /// A file alone.
+    pub fn new(file: &'static str, value: Value) -> Self {
+        Self { file, value, files: Vec::new(), learned: None, warnings: Vec::new() }
+    }
+}
+
+/// How much a stage learned.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Learned {
+    /// Tokens that it was trained on.
+    pub tokens: u64,
+    /// The mean cross-entropy, in nats a token, of what was held out, with the weights that it left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<f64>,
 }
 
 /// Which weights a stage is for, by patterns of their modules' names.
@@ -273,20 +303,74 @@ fn save(folder: &Path, name: &str, state: &impl Serialize) -> Result<()> {
     write_record(&folder.join(name), &text)
 }
 
+/// The key of a stage that is part of a round.
+const ROUND: &str = "round";
+
+/// A stage's kind, with its round where it has one.
+pub fn titled(kind: &str, round: Option<usize>) -> String {
+    match round {
+        None => kind.into(),
+        Some(round) => format!("{kind}, round {round}"),
+    }
+}
+
 /// A stage of whatever kind, as recipes hold it.
 #[derive(Clone, Debug)]
-pub struct RecipeStage(Arc<dyn Stage>);
+pub struct RecipeStage {
+    stage: Arc<dyn Stage>,
+    /// Which round of a repetition it is part of, from 1.
+    round: Option<usize>,
+}
 
 impl<S: Stage + 'static> From<S> for RecipeStage {
     fn from(stage: S) -> Self {
-        Self(Arc::new(stage))
+        Self::of(Arc::new(stage))
     }
 }
 
 impl RecipeStage {
     /// One that was read.
     pub fn of(stage: Arc<dyn Stage>) -> Self {
-        Self(stage)
+        Self { stage, round: None }
+    }
+
+    /// Reads one from its table. The message of an error begins with its kind.
+    fn read(mut table: toml::Table) -> Result<Self, String> {
+        let names = || STAGES.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
+        let Some(kind) = table.remove("kind") else {
+            return Err(format!("a stage without kind ({}, repeat)", names()));
+        };
+        let named = STAGES.iter().find(|row| kind.as_str() == Some(row.name));
+        let row = named
+            .ok_or_else(|| format!("stage kind {kind}, which is none of {}, repeat", names()))?;
+        let round = match table.remove(ROUND) {
+            None => None,
+            Some(value) => match value.as_integer().and_then(|round| usize::try_from(round).ok()) {
+                Some(round) if round > 0 => Some(round),
+                _ => {
+                    let name = row.name;
+                    return Err(format!("in a {name} stage: {ROUND} {value}, which is not from 1"));
+                }
+            },
+        };
+        let stage = (row.parse)(table)
+            .map_err(|error| format!("in a {} stage: {}", row.name, error.message()))?;
+        Ok(Self { stage, round })
+    }
+
+    /// Which round of a repetition it is part of, from 1.
+    pub fn round(&self) -> Option<usize> {
+        self.round
+    }
+
+    /// The same as part of a round.
+    fn in_round(self, round: usize) -> Self {
+        Self { round: Some(round), ..self }
+    }
+
+    /// Its kind, with its round where it has one, as tables and messages name it.
+    pub fn title(&self) -> String {
+        titled(self.kind().name, self.round)
     }
 
     /// The same stage with calibration rows of the text's draw of this number: those behind the rows of the draws before.
@@ -315,7 +399,7 @@ impl RecipeStage {
 
     fn parsed(&self, keys: Map<String, Value>) -> Result<Self, toml::de::Error> {
         let table = toml::Table::try_from(keys).map_err(toml::de::Error::custom)?;
-        (self.kind().parse)(table).map(Self)
+        Ok(Self { stage: (self.kind().parse)(table)?, round: self.round })
     }
 
     /// The same stage with another value of a recipe key.
@@ -329,13 +413,14 @@ impl RecipeStage {
 impl Deref for RecipeStage {
     type Target = dyn Stage;
     fn deref(&self) -> &Self::Target {
-        &*self.0
+        &*self.stage
     }
 }
 
 impl PartialEq for RecipeStage {
     fn eq(&self, other: &Self) -> bool {
-        self.kind().name == other.kind().name && self.keys() == other.keys()
+        let of = |stage: &Self| (stage.kind().name, stage.round, stage.keys());
+        of(self) == of(other)
     }
 }
 
@@ -343,6 +428,9 @@ impl Serialize for RecipeStage {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("kind", self.kind().name)?;
+        if let Some(round) = self.round {
+            map.serialize_entry(ROUND, &round)?;
+        }
         for (key, value) in self.keys() {
             map.serialize_entry(&key, &value)?;
         }
@@ -352,19 +440,7 @@ impl Serialize for RecipeStage {
 
 impl<'de> Deserialize<'de> for RecipeStage {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut table = toml::Table::deserialize(deserializer)?;
-        let names = || STAGES.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
-        let Some(kind) = table.remove("kind") else {
-            return Err(D::Error::custom(format!("a stage without kind ({})", names())));
-        };
-        let named = STAGES.iter().find(|row| kind.as_str() == Some(row.name));
-        let row = named.ok_or_else(|| {
-            D::Error::custom(format!("stage kind {kind}, which is none of {}", names()))
-        })?;
-        let stage = (row.parse)(table).map_err(|error| {
-            D::Error::custom(format!("in a {} stage: {}", row.name, error.message()))
-        })?;
-        Ok(Self(stage))
+        Self::read(toml::Table::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 

@@ -148,17 +148,30 @@ pub struct Standing {
     pub tokens_per_second: f64,
     /// The last look's loss.
     pub held_out: Option<f64>,
+    /// Most bytes of device buffers in use so far, of a GPU.
+    pub memory: Option<u64>,
 }
 
+/// As short as a line of a terminal asks for, which has count and time behind it.
 impl std::fmt::Display for Standing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if let Some(loss) = self.loss {
-            write!(f, "loss {loss:.3}, ")?;
+            write!(f, "loss {loss:.3} ")?;
         }
         if let Some(loss) = self.held_out {
-            write!(f, "held out {loss:.3}, ")?;
+            write!(f, "held out {loss:.3} ")?;
         }
-        write!(f, "rate {:.1e}, {:.0} tokens/s", self.rate, self.tokens_per_second)
+        write!(f, "lr {:.1e} ", self.rate)?;
+        match self.tokens_per_second {
+            speed if speed < 1e3 => write!(f, "{speed:.0} tok/s")?,
+            speed if speed < 1e4 => write!(f, "{:.1}k tok/s", speed / 1e3)?,
+            speed => write!(f, "{:.0}k tok/s", speed / 1e3)?,
+        }
+        match self.memory {
+            None => Ok(()),
+            Some(bytes) if bytes < 1_000_000_000 => write!(f, " {} MB", bytes / 1_000_000),
+            Some(bytes) => write!(f, " {:.1} GB", bytes as f64 / 1e9),
+        }
     }
 }
 
@@ -227,6 +240,7 @@ impl Course<'_> {
                 rate,
                 tokens_per_second: taken / state.began.elapsed().as_secs_f64().max(1e-9),
                 held_out: state.told.looks.last().map(|look| look.loss),
+                memory: self.pass.device.gpu().map(|gpu| gpu.memory().1),
             })?;
             let end = done == steps;
             if done.is_multiple_of(look_every) || end {

@@ -773,7 +773,7 @@ impl Stage for Sparsify {
             "share": zeros as f64 / weights.max(1) as f64,
             "tensors": tensors,
         });
-        Ok(Some(Report { file: MASKS, value, warnings }))
+        Ok(Some(Report { warnings, ..Report::new(MASKS, value) }))
     }
 }
 

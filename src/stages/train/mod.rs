@@ -1,6 +1,7 @@
 //! `tune` and `distil`: a model learns from text, or from a teacher. What is learned is a method: a file and rows of the tables
 //! each; what it is learned from is the kind.
 
+mod curve;
 mod full;
 mod lora;
 mod mask;
@@ -15,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::method::{Method, OfMethod, flags, method, stage};
-use super::{Context, Needs, Planned, RecipeStage, Report, Stage, StageKind, keys, save, saved};
+use super::{
+    Context, Learned, Needs, Planned, RecipeStage, Report, Stage, StageKind, keys, save, saved,
+};
 use crate::data::training::Dataset;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -106,6 +109,8 @@ pub trait Aimed: clap::Args + Serialize + DeserializeOwned + Default + Fields {
     fn next_tokens(&self) -> f32;
     /// The teacher, if there is one.
     fn teacher(&self) -> Option<TeacherOptions<'_>>;
+    /// What the loss is, in words.
+    fn loss(&self) -> String;
     /// An error if a number has no sense.
     fn check(&self) -> Result<(), BadField>;
 }
@@ -140,6 +145,10 @@ impl Aimed for NextTokens {
 
     fn teacher(&self) -> Option<TeacherOptions<'_>> {
         None
+    }
+
+    fn loss(&self) -> String {
+        "cross-entropy of next tokens, nats a token".into()
     }
 
     fn check(&self) -> Result<(), BadField> {
@@ -212,6 +221,18 @@ impl Aimed for FromTeacher {
             temperature: self.temperature as f32,
             weight: (1.0 - self.next_tokens) as f32,
         })
+    }
+
+    fn loss(&self) -> String {
+        let far = match self.divergence {
+            Far::Forward => "KL from the teacher",
+            Far::Reverse => "reverse KL from the teacher",
+            Far::JensenShannon => "Jensen-Shannon divergence from the teacher",
+        };
+        match self.next_tokens {
+            0.0 => format!("{far}, nats a token"),
+            share => format!("{} x {far}, {share} x cross-entropy of next tokens", 1.0 - share),
+        }
     }
 
     fn check(&self) -> Result<(), BadField> {
@@ -327,8 +348,10 @@ impl<L: Learn, A: Aimed> OfMethod for Train<L, A> {
 
 /// Where a training keeps its checkpoints, in the stage's folder.
 const TRAINING: &str = "training";
-/// The stage's report.
+/// The stage's report, its curves, and its steps and looks as lines.
 const TOLD: &str = "training.json";
+const CURVE: &str = "training.svg";
+const LINES: &str = "training.jsonl";
 
 impl<L: Learn, A: Aimed> Train<L, A> {
     fn check(&self) -> Result<()> {
@@ -459,7 +482,8 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
                 "scored": figures.scored, "held_out": figures.held_out, "share": figures.share,
             })
         });
-        let account = Account { learned: numbers, sources: sources.collect(), told };
+        let account =
+            Account { learned: numbers, loss: self.aim.loss(), sources: sources.collect(), told };
         save(context.folder, TOLD, &account)?;
         let result = self.learn.result(device, weights, &learner, context.folder)?;
         let config = context.write("writing what was learned", &*result)?;
@@ -489,15 +513,26 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
     }
 
     fn report(&self, folder: &Path) -> Result<Option<Report>> {
-        let account: Option<Account> = saved(folder, TOLD)?;
-        Ok(account.map(|account| {
-            let lost = account.told.lost;
-            let warnings = match lost {
-                0 => Vec::new(),
-                _ => vec![format!("{lost} steps were not finite and changed nothing")],
-            };
-            let value = serde_json::to_value(&account).expect("an account is plain values");
-            Report { file: TOLD, value, warnings }
+        let Some(account) = saved::<Account>(folder, TOLD)? else { return Ok(None) };
+        let told = &account.told;
+        let warnings = match told.lost {
+            0 => Vec::new(),
+            lost => vec![format!("{lost} steps were not finite and changed nothing")],
+        };
+        let taken = told.looks.iter().rfind(|look| told.best.is_none_or(|best| look.step == best));
+        let next_tokens = self.aim.teacher().is_none();
+        let value = serde_json::to_value(&account).expect("an account is plain values");
+        Ok(Some(Report {
+            files: vec![
+                (CURVE, curve::svg(told, &account.loss, next_tokens)),
+                (LINES, curve::jsonl(told)),
+            ],
+            learned: Some(Learned {
+                tokens: told.steps.last().map_or(0, |step| step.tokens),
+                held_out: taken.map(|look| look.loss),
+            }),
+            warnings,
+            ..Report::new(TOLD, value)
         }))
     }
 }
@@ -507,6 +542,8 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
 struct Account {
     /// Numbers that were learned.
     learned: u64,
+    /// What was made small.
+    loss: String,
     /// What they were learned from.
     sources: Vec<Value>,
     #[serde(flatten)]
