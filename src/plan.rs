@@ -11,7 +11,7 @@ use crate::model::{
     Checkpoint, ExportFormat, Outline, Role, TensorSpec, Weights, Wide, gguf_type, packed_files,
 };
 use crate::recipe::Recipe;
-use crate::stages::{Needs, Planned, RecipeStage};
+use crate::stages::{BEFORE, Needs, Planned, RecipeStage};
 use crate::tensor::WeightFormat;
 use crate::text::StoredTokenizer;
 
@@ -157,6 +157,13 @@ impl Plan {
                     ),
                     stats.into(),
                 ));
+            }
+            if needs.teacher == Some(BEFORE)
+                && !recipe.stage[..number - 1].iter().any(|s| s.is_cut())
+            {
+                let expected = "a prune stage before this one, whose model before it is meant";
+                let error = wrong("stage.teacher", expected, format!("{BEFORE}, and none"));
+                return Err(in_round(stage, error));
             }
             stages.push(StagePlan {
                 name,

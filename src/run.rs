@@ -32,7 +32,7 @@ use crate::model::{
 use crate::plan::{Plan, Written, in_f16};
 use crate::recipe::{Evaluate, Recipe};
 use crate::stages::prune::kept;
-use crate::stages::{Context, DETAILS, Learned, Needs, RecipeStage, saved, titled};
+use crate::stages::{BEFORE, Context, DETAILS, Learned, Needs, RecipeStage, saved, titled};
 use crate::tensor::Packed;
 use crate::text::{StoredTokenizer, Tokenizer};
 use crate::walk::Kind;
@@ -324,7 +324,7 @@ fn lessons(stage: &RecipeStage, tokenizer: Option<&Tokenizer>, seed: u64) -> Res
     });
     Ok(Lessons {
         examples: examples.transpose()?,
-        teacher: needs.teacher.map(Checkpoint::open).transpose()?,
+        teacher: needs.teacher.filter(|name| *name != BEFORE).map(Checkpoint::open).transpose()?,
     })
 }
 
@@ -648,6 +648,7 @@ impl Run<'_> {
         listen: Listener<'_>,
     ) -> Result<()> {
         let start = Instant::now();
+        let stood = self.before_cut(work, index)?;
         std::fs::create_dir_all(part).map_err(Error::write(part))?;
         let config = stage.run(
             before,
@@ -657,7 +658,7 @@ impl Run<'_> {
                 rows: self.rows[index].as_ref(),
                 statistics: self.statistics[index].as_ref(),
                 examples: self.lessons[index].examples.as_ref(),
-                teacher: self.lessons[index].teacher.as_ref(),
+                teacher: stood.as_ref().or(self.lessons[index].teacher.as_ref()),
                 training: self.options.training,
                 seed: self.recipe.seed,
                 budget: self.options.budget,
@@ -676,6 +677,26 @@ impl Run<'_> {
             blocks: config.blocks.clone(),
         };
         write_record(&part.join("done.toml"), &work::to_toml(&done))
+    }
+
+    /// The model that stood before the last cut, if the stage learns from that; `None`: the parent did.
+    fn before_cut(&self, work: &Work, index: usize) -> Result<Option<Checkpoint>> {
+        let stages = &self.recipe.stage;
+        if stages[index].needs().teacher != Some(BEFORE) {
+            return Ok(None);
+        }
+        let cut = stages[..index].iter().rposition(|stage| stage.is_cut());
+        let Some(left) = cut.and_then(|cut| cut.checked_sub(1)) else { return Ok(None) };
+        let folder = work.path().join(stage_folder(left, &stages[left]));
+        let record = folder.join("done.toml");
+        let done: Done = work::read_record(&record)?.ok_or_else(|| Error::Malformed {
+            path: record,
+            what: "record of a stage".into(),
+            offset: None,
+            expected: "that of a stage that is done".into(),
+            found: "none".into(),
+        })?;
+        Checkpoint::open_stage(&folder, done.config(self.parent.config())).map(Some)
     }
 
     /// What all stages took out of the parent; `None` if none took anything.

@@ -176,7 +176,7 @@ pub struct Needs<'a> {
     /// What is learned from.
     #[serde(skip)]
     pub data: Option<&'a Dataset>,
-    /// A model to learn from, where that is not the recipe's own.
+    /// A model to learn from, where that is not the recipe's own; [`BEFORE`] stands for one of the run's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<&'a str>,
     /// Gradients of the loss of these tokens.
@@ -303,6 +303,9 @@ fn save(folder: &Path, name: &str, state: &impl Serialize) -> Result<()> {
     write_record(&folder.join(name), &text)
 }
 
+/// The teacher of a recipe that is no model of its own: what stood before the last `prune` stage.
+pub const BEFORE: &str = "before";
+
 /// The key of a stage that is part of a round.
 const ROUND: &str = "round";
 
@@ -361,6 +364,11 @@ impl RecipeStage {
     /// Which round of a repetition it is part of, from 1.
     pub fn round(&self) -> Option<usize> {
         self.round
+    }
+
+    /// Whether it is a `prune` stage.
+    pub fn is_cut(&self) -> bool {
+        self.kind().name == prune::KIND.name
     }
 
     /// The same as part of a round.

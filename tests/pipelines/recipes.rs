@@ -11,7 +11,7 @@ use lopper::stages::quantize::Quantize;
 use lopper::tensor::WeightFormat;
 
 pub fn trials() -> Vec<Trial> {
-    suite!("recipes": later_stages_decide, recipes_are_strict, plans_are_pure)
+    suite!("recipes": later_stages_decide, recipes_are_strict, plans_are_pure, the_readmes)
 }
 
 fn later_stages_decide() -> Result<(), Failed> {
@@ -116,5 +116,19 @@ fn plans_are_pure() -> Result<(), Failed> {
     // The largest tensor in f16 is far from the whole model.
     let planned = recipe.stage[0].plan(&begin)?;
     assert!(planned.peak_host_bytes * 2 < begin.bytes(), "{planned:?}");
+    Ok(())
+}
+
+/// Recipes of the README can be planned as they stand there.
+fn the_readmes() -> Result<(), Failed> {
+    let readme = std::fs::read_to_string("README.md")?;
+    let blocks = readme.split("```toml\n").skip(1);
+    let texts = blocks.filter_map(|block| block.split("```").next());
+    let recipes: Vec<&str> = texts.filter(|text| text.contains("[[stage]]")).collect();
+    assert!(recipes.len() >= 3, "{} recipes", recipes.len());
+    for text in recipes {
+        let recipe = Recipe::parse(Path::new("README.md"), text)?;
+        Plan::new(&recipe, &Checkpoint::open(&recipe.model)?)?;
+    }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::program::{NANO, lopper, read_json, sha256, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("rounds":
-        fresh_weights, fresh_shapes, unfolded, totals, wrong_rounds, figures_by_round)
+        fresh_weights, fresh_shapes, unfolded, totals, wrong_rounds, figures_by_round, earlier_teacher)
 }
 
 fn parse(text: &str) -> Result<Recipe, Error> {
@@ -229,6 +229,13 @@ fn wrong_rounds() -> Result<(), Failed> {
     refused(parse(within), "repeat stage within it");
     refused(parse("[[stage]]\nkind = 'repeat'\ntimes = 2\n"), "[[stage.stage]]");
     refused(parse("[[stage]]\nkind = 'fresh'\nround = 0\n"), "round 0");
+    refused(
+        Plan::new(
+            &parse("[[stage]]\nkind = 'distil'\nteacher = 'before'\n")?,
+            &Checkpoint::open(NANO)?,
+        ),
+        "stage.teacher & prune",
+    );
     // What only the model tells.
     let parent = Checkpoint::open(NANO)?;
     let recipe = parse(&of("times = 2", "widths = ['ffn']\nby_round = { ratio = [0.5, 1.5] }"))?;
@@ -273,5 +280,25 @@ fn figures_by_round() -> Result<(), Failed> {
     }
     let dry = lopper(&folder, "compress r.toml --out dry --dry-run --device cpu")?;
     assert!(dry.out.contains("4 distil, round 2"), "{dry}");
+    Ok(())
+}
+
+/// What stood before the last cut is a teacher: where nothing went from it, nothing is to be learned.
+fn earlier_teacher() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let tuned = "[[stage]]\nkind = 'fresh'\nffn = 32\n[[stage]]\nkind = 'prune'\nmethod = 'magnitude'\nratio = 1e-6\n";
+    let distil = |teacher: &str| {
+        format!(
+            "model = '{NANO}'\n{tuned}[[stage]]\nkind = 'distil'\n{teacher}\nlength = 32\nbatch = 2\nsteps = 1\nheld_out = 0\n[export]\nformats = ['packed']\n"
+        )
+    };
+    let loss = |name: &str, teacher: &str| -> Result<f64, Failed> {
+        std::fs::write(folder.path().join("r.toml"), distil(teacher))?;
+        succeeds(&folder, &format!("compress r.toml --out {name}"))?;
+        let account = read_json(folder.path().join(name).join("training.json"))?;
+        Ok(account["steps"][0]["loss"].as_f64().ok_or("a loss")?)
+    };
+    let (before, parent) = (loss("a", "teacher = 'before'")?, loss("b", "")?);
+    assert!(before.abs() < 1e-4 && parent > 0.1, "{before} and {parent}");
     Ok(())
 }

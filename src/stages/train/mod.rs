@@ -160,7 +160,7 @@ impl Aimed for NextTokens {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default)]
 pub struct FromTeacher {
-    /// The teacher [default: the recipe's model]
+    /// The teacher [default: the recipe's model]; in a recipe `before` is what stood before the last prune stage
     #[arg(long, value_name = "MODEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<String>,
