@@ -171,7 +171,7 @@ enum Command {
     Prune(prune::Arguments),
     /// Quantize a model: a recipe of one stage
     Quantize(quantize::Arguments),
-    /// Train a model on text: low-rank factors, every weight, scales, rounded weights or masks
+    /// Train a model on text: low-rank factors, every weight, scales, rounded weights, rounding or masks
     Tune(train::Tune),
     /// Train a model to be like another one
     #[command(alias = "distil")]

@@ -48,7 +48,7 @@ impl Dense {
             true => Some(matrix(device, copy.as_ref().unwrap_or(&values), columns)?),
             false => None,
         };
-        let learned = Learned { name: name.into(), values, copy, decays: true };
+        let learned = Learned { name: name.into(), values, copy, decays: true, bounds: None };
         Ok(Self { learned: [learned], dtype, saved, shape: (rows, columns), matrix: shared })
     }
 
@@ -98,7 +98,8 @@ pub struct Vector {
 impl Vector {
     /// A vector that is learned, f32 on the device, where the model has it too.
     pub fn new(name: &str, values: Tensor, saved: WeightFormat) -> Self {
-        let learned = Learned { name: name.into(), values, copy: None, decays: false };
+        let learned =
+            Learned { name: name.into(), values, copy: None, decays: false, bounds: None };
         Self { learned: [learned], saved }
     }
 }

@@ -69,6 +69,7 @@ impl Masked {
             values: upload(&scores)?,
             copy: None,
             decays: false,
+            bounds: None,
         };
         let saved = format_with_zeros(packed.format);
         let codes = packed.format.ty.has_scales() && saved == packed.format;

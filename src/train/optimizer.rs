@@ -3,10 +3,12 @@
 use super::parameter::Learned;
 use crate::device::{Device, HostTensor, Reading, Tensor};
 use crate::error::Result;
+use crate::kernels::copy::cast::cast_into;
 use crate::kernels::optimize;
 use crate::kernels::optimize::adamw::adamw;
 use crate::kernels::optimize::adamw_8bit::{Moments8, adamw_8bit};
 use crate::kernels::optimize::clip::clip;
+use crate::kernels::optimize::sign::sign;
 use crate::kernels::optimize::squares::{parts, squares};
 use crate::tensor::DType;
 
@@ -25,6 +27,9 @@ pub struct AdamW {
     pub max_norm: Option<f64>,
     /// How the means are kept.
     pub state: StateBits,
+    /// Whether each number moves by the rate against the sign of its gradient instead, without means and decay (signSGD,
+    /// Bernstein et al. 2018, arXiv 1802.04434).
+    pub by_sign: bool,
 }
 
 impl Default for AdamW {
@@ -36,6 +41,7 @@ impl Default for AdamW {
             decay: 0.0,
             max_norm: Some(1.0),
             state: StateBits::ThirtyTwo,
+            by_sign: false,
         }
     }
 }
@@ -93,8 +99,9 @@ pub struct Optimizer {
 impl Optimizer {
     /// A new one for these.
     pub fn new(device: &Device, settings: AdamW, learned: &[&Learned]) -> Result<Self> {
+        let with_means: &[&Learned] = if settings.by_sign { &[] } else { learned };
         let moments =
-            learned.iter().map(|l| Moments::zeros(device, l.values.len(), settings.state));
+            with_means.iter().map(|l| Moments::zeros(device, l.values.len(), settings.state));
         let count: usize = learned.iter().map(|l| parts(l.values.len())).sum();
         Ok(Self {
             settings,
@@ -130,6 +137,17 @@ impl Optimizer {
         let most = self.settings.max_norm.map_or(f32::INFINITY, |norm| norm as f32);
         clip(device, &self.partials, most, scale, &self.state)?;
         self.steps += 1;
+        if self.settings.by_sign {
+            for (learned, gradient) in learned.iter().zip(gradients) {
+                let Some(gradient) = gradient else { continue };
+                let bounds = learned.bounds.unwrap_or((f32::MIN, f32::MAX));
+                sign(device, rate as f32, bounds, gradient, &self.state, &learned.values)?;
+                if let Some(copy) = &learned.copy {
+                    cast_into(device, &learned.values, copy)?;
+                }
+            }
+            return device.read_later(&self.state);
+        }
         for ((learned, gradient), moments) in learned.iter().zip(gradients).zip(&self.moments) {
             let Some(gradient) = gradient else { continue };
             let settings = optimize::AdamW {

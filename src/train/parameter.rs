@@ -17,6 +17,8 @@ pub struct Learned {
     pub copy: Option<Tensor>,
     /// Whether weight decay pulls it towards 0: matrices, not norms, biases and scales.
     pub decays: bool,
+    /// The least and the largest value that steps by sign lead to; `None`: any.
+    pub bounds: Option<(f32, f32)>,
 }
 
 /// What is learned in the place of a tensor of the model.

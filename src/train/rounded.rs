@@ -42,6 +42,7 @@ impl Rounded {
                 values: device.upload(&host, name)?,
                 copy: None,
                 decays,
+                bounds: None,
             })
         };
         let mut learned = vec![tensor("", values, true)?];

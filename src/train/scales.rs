@@ -34,6 +34,7 @@ impl Scales {
                 values: device.upload(&host, name)?,
                 copy: None,
                 decays: false,
+                bounds: None,
             })
         };
         let mut learned = vec![upload("scales", scales)?];

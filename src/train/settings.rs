@@ -6,6 +6,17 @@ use super::optimizer::{AdamW, StateBits};
 use super::schedule::{Schedule, Shape};
 use crate::methods::BadField;
 
+/// How gradients change what is learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// AdamW
+    #[default]
+    Adamw,
+    /// By the rate against each gradient's sign
+    Sign,
+}
+
 /// How long, how fast and on how much a training goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default)]
@@ -33,16 +44,22 @@ pub struct Settings {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
-    /// How the rate falls
-    #[arg(long, value_enum, default_value_t)]
-    pub schedule: Shape,
-    /// Steps in which it rises at first [default: 3 % of all]
+    /// How gradients change what is learned [default: adamw; of rounding sign]
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optimizer: Option<Rule>,
+    /// How the rate falls [default: cosine; by sign linear]
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Shape>,
+    /// Steps in which it rises at first [default: 3 % of all; by sign 0]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup: Option<u64>,
-    /// What is left of the rate at the end
-    #[arg(long, default_value_t = Self::default().final_rate)]
-    pub final_rate: f64,
+    /// What is left of the rate at the end [default: 0.1; by sign 0]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_rate: Option<f64>,
     /// Weight decay of matrices; norms, biases and scales have none
     #[arg(long, default_value_t = Self::default().decay)]
     pub decay: f64,
@@ -83,9 +100,10 @@ impl Default for Settings {
             batch: 8,
             micro_batch: None,
             rate: None,
-            schedule: Shape::default(),
+            optimizer: None,
+            schedule: None,
             warmup: None,
-            final_rate: 0.1,
+            final_rate: None,
             decay: 0.0,
             beta1: 0.9,
             beta2: 0.999,
@@ -152,8 +170,8 @@ impl Settings {
         if ![8, 32].contains(&self.optimizer_bits) {
             return Err(BadField::new("optimizer_bits", "8 or 32", self.optimizer_bits));
         }
-        if !(0.0..=1.0).contains(&self.final_rate) {
-            return Err(BadField::new("final_rate", "0 to 1", self.final_rate));
+        if let Some(rate) = self.final_rate.filter(|rate| !(0.0..=1.0).contains(rate)) {
+            return Err(BadField::new("final_rate", "0 to 1", rate));
         }
         Ok(())
     }
@@ -171,13 +189,21 @@ impl Settings {
         ((rows / batch as f64).ceil() as u64).max(1)
     }
 
-    /// The rate over so many steps, `usual` where none is asked for.
+    fn by_sign(&self) -> bool {
+        self.optimizer == Some(Rule::Sign)
+    }
+
+    /// The rate over so many steps, `usual` where none is asked for: of steps by sign that of all of them together.
     pub fn schedule(&self, steps: u64, usual: f64) -> Schedule {
+        let (shape, floor, warmup, usual) = match self.by_sign() {
+            true => (Shape::Linear, 0.0, 0, usual / steps.max(1) as f64),
+            false => (Shape::Cosine, 0.1, steps * 3 / 100, usual),
+        };
         Schedule {
-            shape: self.schedule,
+            shape: self.schedule.unwrap_or(shape),
             peak: self.rate.unwrap_or(usual),
-            floor: self.final_rate,
-            warmup: self.warmup.unwrap_or(steps * 3 / 100).min(steps),
+            floor: self.final_rate.unwrap_or(floor),
+            warmup: self.warmup.unwrap_or(warmup).min(steps),
             steps,
         }
     }
@@ -191,6 +217,7 @@ impl Settings {
             decay: self.decay,
             max_norm: (self.clip > 0.0).then_some(self.clip),
             state: if self.optimizer_bits == 8 { StateBits::Eight } else { StateBits::ThirtyTwo },
+            by_sign: self.by_sign(),
         }
     }
 

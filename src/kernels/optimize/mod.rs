@@ -3,6 +3,7 @@
 pub mod adamw;
 pub mod adamw_8bit;
 pub mod clip;
+pub mod sign;
 pub mod squares;
 mod step;
 

@@ -1,16 +1,20 @@
 //! From numbers to codes. Scales first (`absmax`, `minmax`), then the nearest codes on the grid they span (`round`).
-//! Scales may be trained afterwards (`scale_grad`, `store_scales`).
+//! Scales may be trained afterwards (`scale_grad`, `store_scales`), and so may rounding (`clip_range`, `shift`,
+//! `rounding_grad`).
 //!
 //! Every step is exact or rounded once, so that all devices give the same bits; the references therefore compute in f32,
 //! with the same roundings.
 
 pub mod absmax;
 pub mod activations;
+pub mod clip_range;
 pub mod minmax;
 pub mod nearest;
 pub mod normed;
 pub mod round;
+pub mod rounding_grad;
 pub mod scale_grad;
+pub mod shift;
 pub mod store_scales;
 
 use half::f16;

@@ -6,6 +6,7 @@ mod full;
 mod lora;
 mod mask;
 mod quantized;
+mod rounding;
 mod scales;
 
 use std::collections::HashMap;
@@ -26,12 +27,13 @@ use crate::interrupt;
 use crate::methods::BadField;
 use crate::model::{Config, CopyOf, Divergence, Model, Outline, Pass, TensorSpec, Weights};
 use crate::tensor::{Packed, WeightFormat};
-use crate::train::{Aim, Course, Learner, Near, Parameter, Settings, TeacherModel, Told};
+use crate::train::{Aim, Course, Learner, Near, Parameter, Rule, Settings, TeacherModel, Told};
 
 pub use full::Full;
 pub use lora::Lora;
 pub use mask::Mask;
 pub use quantized::Quantized;
+pub use rounding::Rounding;
 pub use scales::Scales;
 
 /// The kind that learns next tokens.
@@ -74,6 +76,13 @@ macro_rules! row {
             "weights that are rounded as they are learned (QAT, QAD)"
         )
     };
+    (rounding, $aim:ty) => {
+        method!(
+            Train<Rounding, $aim>,
+            "rounding",
+            "whether weights are rounded up or down, and over what range (AutoRound)"
+        )
+    };
     (mask, $aim:ty) => {
         method!(
             Train<Mask, $aim>,
@@ -89,6 +98,7 @@ pub static TUNE_METHODS: &[Method] = &[
     row!(full, NextTokens),
     row!(scales, NextTokens),
     row!(quantized, NextTokens),
+    row!(rounding, NextTokens),
     row!(mask, NextTokens),
 ];
 
@@ -98,6 +108,7 @@ pub static DISTIL_METHODS: &[Method] = &[
     row!(lora, FromTeacher),
     row!(scales, FromTeacher),
     row!(quantized, FromTeacher),
+    row!(rounding, FromTeacher),
     row!(mask, FromTeacher),
 ];
 
@@ -254,6 +265,10 @@ pub trait Learn: clap::Args + Serialize + DeserializeOwned + Default + Fields {
     /// The rate where none is asked for.
     const USUAL_RATE: f64;
 
+    /// Whether steps go by the signs of gradients: the usual rate is that of all steps together, and what is learned has bounds
+    /// that nothing else keeps.
+    const BY_SIGN: bool = false;
+
     /// Checks the fields alone.
     fn check(&self) -> Result<(), BadField>;
 
@@ -357,7 +372,27 @@ impl<L: Learn, A: Aimed> Train<L, A> {
     fn check(&self) -> Result<()> {
         let fields = self.settings.check().and_then(|()| self.aim.check());
         fields.and_then(|()| self.learn.check()).map_err(BadField::in_recipe)?;
+        self.check_optimizer().map_err(BadField::in_recipe)?;
         self.dataset.check()
+    }
+
+    fn check_optimizer(&self) -> Result<(), BadField> {
+        match (self.settings.optimizer, L::BY_SIGN) {
+            (Some(Rule::Adamw), true) => {
+                Err(BadField::new("optimizer", format!("sign, for {}", self.method), "adamw"))
+            }
+            (Some(Rule::Sign), false) if self.settings.rate.is_none() => {
+                Err(BadField::new("rate", "a rate, beside steps by sign", "none"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The settings with the method's own optimizer, where none is asked for.
+    fn settings(&self) -> Settings {
+        let own = if L::BY_SIGN { Rule::Sign } else { Rule::Adamw };
+        let optimizer = Some(self.settings.optimizer.unwrap_or(own));
+        Settings { optimizer, ..self.settings.clone() }
     }
 }
 
@@ -402,7 +437,11 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         }
         // Weights, what is learned with its gradient and the optimizer's state, each block's inputs, a block's activations and
         // logits.
-        let state = if self.settings.optimizer_bits == 8 { 2 } else { 8 };
+        let state = match (self.settings().optimizer, self.settings.optimizer_bits) {
+            (Some(Rule::Sign), _) => 0,
+            (_, 8) => 2,
+            _ => 8,
+        };
         let tokens = self.settings.batch * length;
         let at_once = self.settings.tokens_at_once().max(length).min(tokens);
         let (resident, _) = model.evaluation_bytes(length);
@@ -431,7 +470,8 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         let seed = context.seed;
         let preparing = Preparing { pass: &pass, weights, model: &mut model, seed };
         let parameters = self.learn.prepare(preparing)?;
-        let mut learner = Learner::new(device, model, parameters, self.settings.optimizer())?;
+        let settings = self.settings();
+        let mut learner = Learner::new(device, model, parameters, settings.optimizer())?;
         let teacher = match self.aim.teacher() {
             None => None,
             Some(options) => {
@@ -461,7 +501,7 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         })?;
         let folder = context.folder.join(TRAINING);
         let course = Course {
-            settings: &self.settings,
+            settings: &settings,
             usual_rate: L::USUAL_RATE,
             examples,
             aim: Aim { next_tokens: self.aim.next_tokens(), teacher },

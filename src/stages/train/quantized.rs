@@ -83,7 +83,7 @@ impl Quantized {
         }
     }
 
-    fn scheme(&self) -> Result<Scheme, BadField> {
+    pub(super) fn scheme(&self) -> Result<Scheme, BadField> {
         self.stage().scheme()?.ok_or_else(|| {
             BadField::new("type", "a type with scales", self.ty.as_deref().unwrap_or_default())
         })
