@@ -75,33 +75,66 @@ const BOTTOM: f64 = 44.0;
 /// More points than this of a line are not told apart.
 const MOST_POINTS: usize = 1500;
 
+/// What is no line: titles, other texts, the grid, the page.
+struct Theme {
+    ink: &'static str,
+    soft: &'static str,
+    grid: &'static str,
+    page: &'static str,
+}
+
+const DAY: Theme = Theme { ink: "#1b1f24", soft: "#5c6570", grid: "#d8dde3", page: "#ffffff" };
+const NIGHT: Theme = Theme { ink: "#e8ecf0", soft: "#a3adb8", grid: "#3a424b", page: "#14181c" };
+
+impl Theme {
+    /// Rules of plain colours: many programs that show SVG know no variables.
+    fn style(&self, colours: [&str; COLOURS.len()]) -> String {
+        let Self { ink, soft, grid, page } = self;
+        let mut style = format!(
+            "text {{ fill: {soft}; }} .title {{ fill: {ink}; }} .grid {{ stroke: {grid}; }} .page {{ fill: {page}; }}\n"
+        );
+        for (index, colour) in colours.iter().enumerate() {
+            let _ = writeln!(
+                style,
+                ".c{index} .line, .c{index} .raw, .c{index} .spread {{ stroke: {colour}; }} .c{index} .dot {{ fill: {colour}; }}"
+            );
+        }
+        style
+    }
+}
+
 /// The panels, one below the other.
 pub fn plot(panels: &[Panel]) -> String {
     let height: f64 = panels.iter().map(|panel| panel.height).sum();
-    let (mut light, mut dark) = (String::new(), String::new());
-    for (index, (day, night)) in COLOURS.iter().enumerate() {
-        let _ = write!(light, ".c{index} {{ --c: {day}; }} ");
-        let _ = write!(dark, ".c{index} {{ --c: {night}; }} ");
-    }
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"system-ui, sans-serif\">\n\
-         <style>svg {{ --ink: #1b1f24; --soft: #5c6570; --line: #d8dde3; --page: #ffffff; }} {light}\n\
-         @media (prefers-color-scheme: dark) {{ svg {{ --ink: #e8ecf0; --soft: #a3adb8; --line: #3a424b; --page: #14181c; }} {dark}}}\n\
-         text {{ fill: var(--soft); font-size: 12px; }} .title {{ fill: var(--ink); font-size: 14px; }}\n\
-         .grid {{ stroke: var(--line); }} .line {{ stroke: var(--c); fill: none; stroke-width: 2; stroke-linejoin: round; }}\n\
-         .raw {{ stroke: var(--c); fill: none; stroke-width: 3; stroke-linecap: round; opacity: 0.3; }}\n\
-         .dot {{ fill: var(--c); }} .spread {{ stroke: var(--c); }}</style>\n\
-         <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"var(--page)\"/>\n"
+         <style>text {{ font-size: 12px; }} .title {{ font-size: 14px; }} .line {{ fill: none; stroke-width: 2; stroke-linejoin: round; }}\n\
+         .raw {{ fill: none; stroke-width: 3; stroke-linecap: round; opacity: 0.3; }}\n{}\
+         @media (prefers-color-scheme: dark) {{\n{}}}</style>\n\
+         <rect class=\"page\" width=\"{WIDTH}\" height=\"{height}\"/>\n",
+        DAY.style(COLOURS.map(|(day, _)| day)),
+        NIGHT.style(COLOURS.map(|(_, night)| night)),
     );
     let mut top = 0.0;
     for panel in panels {
+        // Panels over the same can be read from top to bottom.
+        let along = panels.iter().filter(|other| other.across == panel.across);
+        let along = along.flat_map(|other| other.shown()).map(|point| point.0);
+        let across = along.fold(NOTHING, wider);
         let _ = writeln!(svg, "<g transform=\"translate(0 {top})\">");
-        panel.draw(&mut svg);
+        panel.draw(&mut svg, across);
         svg.push_str("</g>\n");
         top += panel.height;
     }
     svg.push_str("</svg>\n");
     svg
+}
+
+/// The range of no values.
+const NOTHING: (f64, f64) = (f64::INFINITY, f64::NEG_INFINITY);
+
+fn wider((low, high): (f64, f64), value: f64) -> (f64, f64) {
+    (low.min(value), high.max(value))
 }
 
 /// Where points lie.
@@ -113,18 +146,20 @@ struct Field {
 }
 
 impl Field {
-    /// Around these points.
-    fn of<'a>(points: impl Iterator<Item = &'a Point>, axis: Axis, height: f64) -> Option<Self> {
-        let infinite = (f64::INFINITY, f64::NEG_INFINITY);
-        let wider = |(low, high): (f64, f64), value: f64| (low.min(value), high.max(value));
-        let (x, y) = points
-            .fold((infinite, infinite), |(x, y), point| (wider(x, point.0), wider(y, point.1)));
+    /// Around these points, between two numbers across.
+    fn of<'a>(
+        points: impl Iterator<Item = &'a Point>,
+        x: (f64, f64),
+        axis: Axis,
+        height: f64,
+    ) -> Option<Self> {
+        let y = points.map(|point| point.1).fold(NOTHING, wider);
         let wide = 0.01 * (x.1 - x.0).max(1.0);
-        let y = match axis {
+        let up = match axis {
             Axis::Logarithmic => (y.0 * 0.95, y.1 * 1.05),
             Axis::Linear => (0.0, y.1.max(f64::MIN_POSITIVE) * 1.1),
         };
-        x.0.is_finite().then_some(Self { x: (x.0 - wide, x.1 + wide), y, axis, height })
+        y.0.is_finite().then_some(Self { x: (x.0 - wide, x.1 + wide), y: up, axis, height })
     }
 
     fn across(&self, x: f64) -> f64 {
@@ -170,23 +205,32 @@ fn ticks(low: f64, high: f64, about: usize) -> Vec<f64> {
 }
 
 impl Panel {
-    fn draw(&self, svg: &mut String) {
-        let log = self.up == Axis::Logarithmic;
-        let shown =
-            |(x, y, _): &&Point| x.is_finite() && y.is_finite() && (*y > 0.0 || !log && *y == 0.0);
+    /// The points that can be drawn.
+    fn shown(&self) -> impl Iterator<Item = &Point> {
+        self.lines.iter().flat_map(|line| self.shown_of(line))
+    }
+
+    fn shown_of<'a>(&self, line: &'a Line) -> impl Iterator<Item = &'a Point> {
+        let zero = self.up == Axis::Linear;
+        line.points.iter().filter(move |(x, y, _)| {
+            x.is_finite() && y.is_finite() && (*y > 0.0 || zero && *y == 0.0)
+        })
+    }
+
+    /// Draws it between two numbers across.
+    fn draw(&self, svg: &mut String, across: (f64, f64)) {
         let _ = writeln!(
             svg,
             "<text class=\"title\" x=\"{LEFT}\" y=\"20\">{}</text>",
             escaped(&self.title)
         );
-        let points = self.lines.iter().flat_map(|line| line.points.iter()).filter(shown);
-        let Some(field) = Field::of(points, self.up, self.height) else {
+        let Some(field) = Field::of(self.shown(), across, self.up, self.height) else {
             return;
         };
         self.draw_axes(svg, &field);
         let mut colour = 0;
         for (index, line) in self.lines.iter().enumerate() {
-            let mut points: Vec<Point> = line.points.iter().filter(shown).copied().collect();
+            let mut points: Vec<Point> = self.shown_of(line).copied().collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             line.draw(svg, &field, &points, (index, colour));
             colour += usize::from(line.mark != Mark::Raw);
@@ -205,6 +249,10 @@ impl Panel {
                 y + 4.0
             );
         }
+        let _ = writeln!(
+            svg,
+            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{floor}\" y2=\"{floor}\"/>"
+        );
         for value in ticks(field.x.0, field.x.1, 5) {
             let _ = writeln!(
                 svg,
@@ -280,15 +328,15 @@ impl Line {
     }
 }
 
-/// The mean of each value with as many before it as behind it, up to `reach`.
+/// The mean of each value with those before and behind it, up to `reach` on either side.
 pub fn smoothed(values: &[f64], reach: usize) -> Vec<f64> {
     let mut sums = vec![0.0];
     for value in values {
         sums.push(sums[sums.len() - 1] + value);
     }
     let mean = |place: usize| {
-        let reach = reach.min(place).min(values.len() - 1 - place);
-        (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1) as f64
+        let (first, end) = (place.saturating_sub(reach), (place + reach + 1).min(values.len()));
+        (sums[end] - sums[first]) / (end - first) as f64
     };
     (0..values.len()).map(mean).collect()
 }
@@ -306,7 +354,7 @@ fn number(value: f64) -> String {
     };
     match size {
         0.0 => "0".into(),
-        _ if size < 1e-3 => format!("{value:.0e}"),
+        _ if size < 1e-2 => format!("{value:.1e}").replace(".0e", "e"),
         _ if size < 1e4 => short(value),
         _ if size < 1e6 => short(value / 1e3) + "k",
         _ if size < 1e9 => short(value / 1e6) + "M",

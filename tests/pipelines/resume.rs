@@ -263,7 +263,7 @@ fn other_runs_are_refused() -> Result<(), Failed> {
     refused("--force", "o.work & --resume")?;
     refused("--resume --seed 8", "o.work & the seed was 7 and is 8")?;
     refused(&format!("--resume --model {TINY}"), "the model was sha256")?;
-    refused("--resume --compute f16", "the compute was f32, f32 and is f16")?;
+    refused("--resume --compute f16", "the compute was f32, f32, f32 and is f16")?;
     for (from, to, words) in [
         ("bits = 4", "bits = 5", "the stage 3 was"),
         ("ratio = 0.3", "ratio = 0.4", "the stage 2 was"),

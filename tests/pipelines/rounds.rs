@@ -14,7 +14,7 @@ use crate::program::{NANO, lopper, read_json, sha256, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("rounds":
-        fresh_weights, fresh_shapes, unfolded, totals, wrong_rounds, figures_by_round, earlier_teacher)
+        fresh_weights, fresh_shapes, unfolded, totals, wrong_rounds, figures_by_round, earlier_teacher, smooth_curves)
 }
 
 fn parse(text: &str) -> Result<Recipe, Error> {
@@ -300,5 +300,14 @@ fn earlier_teacher() -> Result<(), Failed> {
     };
     let (before, parent) = (loss("a", "teacher = 'before'")?, loss("b", "")?);
     assert!(before.abs() < 1e-4 && parent > 0.1, "{before} and {parent}");
+    Ok(())
+}
+
+/// A mean of neighbours leaves a line as it is, but where it ends; at the ends it is that of fewer.
+fn smooth_curves() -> Result<(), Failed> {
+    let line: Vec<f64> = (0..10).map(f64::from).collect();
+    let means = lopper::plot::smoothed(&line, 2);
+    assert_eq!(means, [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 7.5, 8.0]);
+    assert!(lopper::plot::smoothed(&[], 3).is_empty());
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::plot::{Axis, Line, Mark, Panel, Point, plot, smoothed};
 use crate::train::Told;
 
 /// The share of all steps over which the line of the loss is a mean, on either side.
-const REACH: f64 = 0.02;
+const REACH: f64 = 0.03;
 
 /// Loss, looks at what is held out, and the rate, over tokens, as SVG. `loss`: what the loss is of; `same`: whether that is what
 /// looks measure, so that both stand in one panel.
