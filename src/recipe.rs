@@ -186,8 +186,7 @@ impl Sweep {
                         draw,
                         recipe: Recipe {
                             model: self.model.clone(),
-                            // As large as TOML's integers are.
-                            seed: self.seed.wrapping_add(draw as u64) & i64::MAX as u64,
+                            seed: self.seed.wrapping_add(draw as u64),
                             stage,
                             evaluate: None,
                             export: Export { formats: Some(vec![ExportFormat::Packed]) },

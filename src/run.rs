@@ -234,6 +234,7 @@ struct Run<'a> {
 struct Lessons {
     examples: Option<Examples>,
     teacher: Option<Checkpoint>,
+    files: Vec<PathBuf>,
 }
 
 /// What a recipe reads beside the model.
@@ -273,8 +274,7 @@ pub fn check<'a>(
     let rows = rows.collect::<Result<Vec<_>>>()?;
     let statistics = recipe.stage.iter().map(|stage| statistics(stage, parent));
     let statistics = statistics.collect::<Result<Vec<_>>>()?;
-    let lessons = recipe.stage.iter().map(|stage| lessons(stage, tokenizer.as_ref(), recipe.seed));
-    let lessons = lessons.collect::<Result<Vec<_>>>()?;
+    let lessons = lessons(recipe, parent, tokenizer.as_ref())?;
     let mut warnings = Vec::new();
     for (index, stage) in recipe.stage.iter().enumerate() {
         let kinds = stage.needs().kinds;
@@ -304,28 +304,43 @@ fn taken(statistics: &[Option<Stored>], lessons: &[Lessons]) -> Vec<PathBuf> {
     let teachers = lessons.iter().filter_map(|lessons| lessons.teacher.as_ref());
     for source in teachers.flat_map(Checkpoint::sources) {
         // A part of the program is no file.
-        if source.path().exists() && !taken.iter().any(|path| path == source.path()) {
+        if source.path().exists() {
             taken.push(source.path().into());
         }
     }
+    taken.extend(lessons.iter().flat_map(|lessons| lessons.files.iter().cloned()));
+    taken.sort();
+    taken.dedup();
     taken
 }
 
-/// What a stage learns from, if it does.
-fn lessons(stage: &RecipeStage, tokenizer: Option<&Tokenizer>, seed: u64) -> Result<Lessons> {
-    let needs = stage.needs();
-    let examples = needs.data.map(|dataset| {
-        let tokenizer = tokenizer.ok_or_else(|| Error::Argument {
-            argument: "training data".into(),
-            expected: "a model with a tokenizer".into(),
-            found: "none".into(),
-        })?;
-        Examples::read(dataset, tokenizer, seed)
-    });
-    Ok(Lessons {
-        examples: examples.transpose()?,
-        teacher: needs.teacher.filter(|name| *name != BEFORE).map(Checkpoint::open).transpose()?,
-    })
+/// What each stage learns from, if it does, and the files that it reads beside.
+fn lessons(
+    recipe: &Recipe,
+    parent: &Checkpoint,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Vec<Lessons>> {
+    let of = |(index, stage): (usize, &RecipeStage)| {
+        let needs = stage.needs();
+        let examples = needs.data.map(|dataset| {
+            let tokenizer = tokenizer.ok_or_else(|| Error::Argument {
+                argument: "training data".into(),
+                expected: "a model with a tokenizer".into(),
+                found: "none".into(),
+            })?;
+            Examples::read(dataset, tokenizer, recipe.seed)
+        });
+        Ok(Lessons {
+            examples: examples.transpose()?,
+            teacher: needs
+                .teacher
+                .filter(|name| *name != BEFORE)
+                .map(Checkpoint::open)
+                .transpose()?,
+            files: stage.files((index == 0).then(|| parent.config()))?,
+        })
+    };
+    recipe.stage.iter().enumerate().map(of).collect()
 }
 
 /// Runs a plan and writes the artifact. Returns its manifest. An interruption, or a crash, leaves the work folder, with which a

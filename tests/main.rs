@@ -70,6 +70,7 @@ mod model {
     pub mod golden;
     pub mod gradients;
     pub mod learned;
+    pub mod learning;
     pub mod reading;
     pub mod scores;
     pub mod sliced;
@@ -91,6 +92,7 @@ mod pipelines {
     pub mod rounds;
     pub mod sparsity;
     pub mod sweep;
+    pub mod training;
 }
 
 mod quality {
@@ -132,6 +134,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::golden::trials,
     model::gradients::trials,
     model::learned::trials,
+    model::learning::trials,
     model::reading::trials,
     model::scores::trials,
     model::sliced::trials,
@@ -150,6 +153,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     pipelines::rounds::trials,
     pipelines::sparsity::trials,
     pipelines::sweep::trials,
+    pipelines::training::trials,
     formats::gguf::trials,
     formats::hostile_gguf::trials,
     formats::hostile_safetensors::trials,

@@ -136,9 +136,7 @@ pub fn run(
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let statistics = stages.iter().map(|stage| statistics(stage, parent));
         let statistics = statistics.collect::<Result<Vec<_>>>()?;
-        let seed = point.recipe.seed;
-        let lessons = stages.iter().map(|stage| lessons(stage, Some(&tokenizer), seed));
-        let lessons = lessons.collect::<Result<Vec<_>>>()?;
+        let lessons = lessons(&point.recipe, parent, Some(&tokenizer))?;
         let inputs = list_inputs(parent, &point.recipe, &taken(&statistics, &lessons), &known)?;
         let hashes: String = inputs.iter().map(|input| input.file.sha256.as_str()).collect();
         facts.push(fact(format!("inputs of recipe {}", place + 1), sha256(hashes)));

@@ -13,7 +13,7 @@ pub mod train;
 
 use std::collections::HashMap;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::{DeserializeOwned, Error as _};
@@ -59,6 +59,11 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
     fn keys(&self) -> Map<String, Value>;
     /// Its inputs beside the weights. They are read before anything is computed.
     fn needs(&self) -> Needs<'_>;
+    /// The files that it reads beside texts and models, once they were looked at: what is wrong with them is told before anything
+    /// is computed. `model`: what it runs on, where that is known already.
+    fn files(&self, _model: Option<&Config>) -> Result<Vec<PathBuf>> {
+        Ok(Vec::new())
+    }
     /// What it makes of a model of this outline. Pure. Errors name the recipe's key, or the tensor, that is at fault.
     fn plan(&self, model: &Outline) -> Result<Planned>;
     /// Runs on the weights that the stage before left, and ends with [`Context::write`]. After an interruption it is called

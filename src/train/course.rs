@@ -363,7 +363,7 @@ impl Course<'_> {
         state.told.looks.push(Look { step, tokens, loss });
         let Some(patience) = self.settings.patience else { return Ok(false) };
         if better {
-            self.write(learner, &self.folder.join(BEST))?;
+            self.write(learner, &self.folder.join(BEST), false)?;
             return Ok(false);
         }
         let looks = &state.told.looks;
@@ -379,17 +379,18 @@ impl Course<'_> {
             let least = looks.iter().map(|look| look.loss).fold(f64::INFINITY, f64::min);
             let best = looks.iter().find(|look| look.loss <= least).map(|look| look.step);
             if best != Some(learner.steps()) {
-                self.read(learner, &self.folder.join(BEST))?;
+                self.read(learner, &self.folder.join(BEST), false)?;
+                learner.resume(self.pass.device, learner.steps())?;
                 state.told.best = best;
             }
         }
         self.save(learner, state, true)
     }
 
-    /// Writes all that is learned, and the optimizer's state.
-    fn write(&self, learner: &Learner, path: &Path) -> Result<()> {
+    /// Writes all that is learned; to go on, the optimizer's state too.
+    fn write(&self, learner: &Learner, path: &Path, going_on: bool) -> Result<()> {
         let device = self.pass.device;
-        let tensors = learner.saved().into_iter().map(|(name, tensor)| NewTensor {
+        let tensors = learner.saved(going_on).into_iter().map(|(name, tensor)| NewTensor {
             name,
             dtype: tensor.dtype(),
             shape: tensor.shape().to_vec(),
@@ -399,9 +400,9 @@ impl Course<'_> {
     }
 
     /// Reads what [`Course::write`] wrote.
-    fn read(&self, learner: &mut Learner, path: &Path) -> Result<()> {
+    fn read(&self, learner: &mut Learner, path: &Path, going_on: bool) -> Result<()> {
         let stored = Safetensors::open(Source::open(path)?)?;
-        for (name, tensor) in learner.saved() {
+        for (name, tensor) in learner.saved(going_on) {
             let wrong = |found: String| Error::Tensor {
                 path: path.into(),
                 tensor: name.clone(),
@@ -421,7 +422,7 @@ impl Course<'_> {
     fn save(&self, learner: &Learner, state: &State, done: bool) -> Result<()> {
         let steps = learner.steps();
         let tensors = format!("step-{steps}.safetensors");
-        self.write(learner, &self.folder.join(&tensors))?;
+        self.write(learner, &self.folder.join(&tensors), !done)?;
         let saved = Saved {
             tensors: tensors.clone(),
             steps,
@@ -460,7 +461,7 @@ impl Course<'_> {
             found: error.to_string(),
         })?;
         self.examples.check(&saved.position)?;
-        self.read(learner, &self.folder.join(&saved.tensors))?;
+        self.read(learner, &self.folder.join(&saved.tensors), !saved.done)?;
         learner.resume(self.pass.device, saved.steps)?;
         learner.set_scale(saved.scale);
         let state = State {

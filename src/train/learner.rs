@@ -193,11 +193,14 @@ impl Learner {
         Ok(())
     }
 
-    /// What has to be saved to go on, by name: all that is learned, and the optimizer's state.
-    pub fn saved(&self) -> Vec<(String, &Tensor)> {
+    /// What has to be saved, by name: all that is learned, and to go on the optimizer's state.
+    pub fn saved(&self, going_on: bool) -> Vec<(String, &Tensor)> {
         let learned = all_learned(&self.parameters).into_iter();
         let mut all: Vec<_> =
             learned.map(|learned| (format!("learned.{}", learned.name), &learned.values)).collect();
+        if !going_on {
+            return all;
+        }
         let (_, state) = self.optimizer.state();
         all.extend(state.into_iter().enumerate().map(|(at, t)| (format!("optimizer.{at}"), t)));
         all

@@ -75,8 +75,8 @@ pub fn estimate(
         let one = 8 * largest.max(largest_end);
         return MemoryEstimate { resident: one, streamed: one, work: one };
     };
-    let tokens = (sequences * length) as u64;
-    let at_once = tokens.min((AT_ONCE as u64 / length as u64).max(1) * length as u64);
+    let (tokens, length) = counted(sequences, length);
+    let at_once = tokens.min((AT_ONCE as u64 / length).max(1) * length);
     let widest = config.widest();
     let heads = (widest.heads + 2 * widest.kv_heads) * config.head_dim;
     // f32 values, their gradients and what products take of them, of the widest of a block.
@@ -113,6 +113,12 @@ impl MemoryEstimate {
     }
 }
 
+/// Tokens in all and of a row, as far as they matter: no memory holds activations of more, and sums of bytes stay numbers.
+fn counted(sequences: usize, length: usize) -> (u64, u64) {
+    const MOST: u64 = 1 << 36;
+    ((sequences as u64).saturating_mul(length as u64).min(MOST), (length as u64).clamp(1, MOST))
+}
+
 /// What a pass forward over `sequences` rows of `length` tokens needs that takes statistics of what goes through blocks.
 pub fn forward_estimate(
     model: &Outline,
@@ -121,8 +127,8 @@ pub fn forward_estimate(
     compute: Compute,
 ) -> MemoryEstimate {
     let config = &model.config;
-    let tokens = (sequences * length) as u64;
-    let at_once = tokens.min((AT_ONCE as u64 / length as u64).max(1) * length as u64);
+    let (tokens, length) = counted(sequences, length);
+    let at_once = tokens.min((AT_ONCE as u64 / length).max(1) * length);
     let widest = config.widest();
     let heads = (2 * widest.heads + 2 * widest.kv_heads) * config.head_dim;
     let element = compute.activation.size() as u64;

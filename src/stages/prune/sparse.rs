@@ -25,7 +25,7 @@ use crate::methods::sequential::{
     Compressed, Compressor, Inputs, Layer, Replaced, Sums, compress, input_of, remove, reports,
     survey,
 };
-use crate::model::{Config, Outline, TensorSpec, Weights};
+use crate::model::{Config, Outline, TensorSpec, Weights, stored};
 use crate::stages::method::OfMethod;
 use crate::stages::{
     Context, Modules, Needs, Planned, Report, Stage, StageKind, keys, save, saved,
@@ -592,7 +592,7 @@ impl Sparsifier<'_> {
         let format = self.formats[spec.name.as_str()];
         let weight = match zero_code(format).filter(|_| format.ty.has_scales()) {
             Some(zero) => with_zeros(&layer.weight, &kept, zero),
-            None => dense(spec, &new, format)?,
+            None => stored(&new, format, spec)?,
         };
         report.zeros = weight.to_f32().iter().filter(|value| **value == 0.0).count();
         report.share = report.zeros as f64 / report.weights.max(1) as f64;
@@ -607,26 +607,6 @@ fn not_positive(spec: &TensorSpec, pivot: usize) -> Error {
         tensor: spec.name.clone(),
         expected: "a Gram matrix of its inputs that damping makes positive definite (more tokens, or a larger --damping)".into(),
         found: format!("a pivot that is not positive at input {pivot}"),
-    }
-}
-
-/// Values in a float format. An error where it makes one infinite.
-fn dense(spec: &TensorSpec, values: &[f32], format: WeightFormat) -> Result<Packed> {
-    let (rows, columns) = (spec.rows, spec.columns);
-    let bits: Vec<u8> = match format.ty.name {
-        "f16" => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
-        "bf16" => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
-        _ => return Ok(Packed::from_f32(values, rows, columns)),
-    };
-    let packed = Packed::from_16bit(format, &bits, rows, columns);
-    match packed.first_non_finite() {
-        None => Ok(packed),
-        Some((row, column)) => Err(Error::Tensor {
-            path: "prune".into(),
-            tensor: spec.name.clone(),
-            expected: format!("values that {} holds", format.label()),
-            found: format!("{} at row {row}, column {column}", values[row * columns + column]),
-        }),
     }
 }
 
@@ -700,7 +680,7 @@ impl Stage for Sparsify {
         }
         let grams = self.kinds().contains(&Kind::Gram);
         let tokens = match self.needs().calibration {
-            Some(calibration) => calibration.samples() * calibration.length(),
+            Some(calibration) => calibration.samples().saturating_mul(calibration.length()),
             None => 0,
         };
         let gram = if grams { widest * widest } else { 0 };

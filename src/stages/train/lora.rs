@@ -1,6 +1,6 @@
 //! Low-rank factors are learned beside frozen layers, and merged into them in the end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,10 +8,10 @@ use super::{Change, Learn, Preparing};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::families::LAYERS;
-use crate::formats::peft::{AdapterConfig, Targets};
+use crate::formats::peft::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE};
 use crate::methods::BadField;
 use crate::methods::tune::merged::{Exact, Merged};
-use crate::model::{Adapters, Role, TensorSpec, Weights};
+use crate::model::{Adapters, Config, Role, TensorSpec, Weights};
 use crate::stages::Modules;
 use crate::tensor::WeightFormat;
 use crate::train::lora::adapt;
@@ -106,6 +106,17 @@ impl Learn for Lora {
             return Err(BadField::new("dropout", "0 to less than 1", self.dropout));
         }
         Ok(())
+    }
+
+    fn files(&self, model: Option<&Config>) -> Result<Vec<PathBuf>> {
+        let Some(folder) = self.adapter.as_deref().map(Path::new) else {
+            return Ok(Vec::new());
+        };
+        let adapters = Adapters::read(folder)?;
+        if let Some(config) = model {
+            adapters.check(config)?;
+        }
+        Ok([CONFIG_FILE, WEIGHTS_FILE].map(|name| folder.join(name)).to_vec())
     }
 
     fn plan(&self, spec: &TensorSpec, format: WeightFormat) -> Result<Option<Change>, BadField> {

@@ -10,7 +10,7 @@ mod rounding;
 mod scales;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -272,6 +272,11 @@ pub trait Learn: clap::Args + Serialize + DeserializeOwned + Default + Fields {
     /// Checks the fields alone.
     fn check(&self) -> Result<(), BadField>;
 
+    /// As [`Stage::files`].
+    fn files(&self, _model: Option<&Config>) -> Result<Vec<PathBuf>> {
+        Ok(Vec::new())
+    }
+
     /// What becomes of a tensor in this format; `None` if nothing of it is learned.
     fn plan(&self, spec: &TensorSpec, format: WeightFormat) -> Result<Option<Change>, BadField>;
 
@@ -411,6 +416,10 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             teacher: self.aim.teacher().and_then(|teacher| teacher.model),
             ..Needs::default()
         }
+    }
+
+    fn files(&self, model: Option<&Config>) -> Result<Vec<PathBuf>> {
+        self.learn.files(model)
     }
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
