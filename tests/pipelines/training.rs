@@ -45,7 +45,7 @@ fn factors_are_merged_and_kept() -> Result<(), Failed> {
     let config = read_json(at.join("a/adapter/adapter_config.json"))?;
     assert_eq!(config["r"].as_u64(), Some(3));
     // Without a step on text, the adapter read again merges to the same weights.
-    let again = "--adapter a/adapter --steps 1 --rate 1e-30 --warmup 0";
+    let again = "--begin a/adapter --steps 1 --rate 1e-30 --warmup 0";
     succeeds(at, &format!("tune {NANO} {SHORT} {again} --out b"))?;
     let tokens = "--tokens 5,6,7,8 --out";
     succeeds(at, &format!("logits a/packed {tokens} a.safetensors"))?;
@@ -92,7 +92,7 @@ fn bad_input_is_refused() -> Result<(), Failed> {
     std::fs::write(at.join("short.txt"), "One.")?;
     let adapter = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/fixtures/peft");
     let cases = [
-        (format!("tune embedded:tiny-llama {SHORT} --adapter {adapter}"), "lora_A & expected"),
+        (format!("tune embedded:tiny-llama {SHORT} --begin {adapter}"), "lora_A & expected"),
         (format!("tune {NANO} --data rows.jsonl --length 16"), "rows.jsonl & line 2"),
         (format!("tune {NANO} --data short.txt --length 64"), "short.txt & a row of 64 tokens"),
         (format!("tune {NANO} --data gone.txt"), "gone.txt"),

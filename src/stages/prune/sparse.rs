@@ -30,7 +30,7 @@ use crate::stages::method::OfMethod;
 use crate::stages::{
     Context, Modules, Needs, Planned, Report, Stage, StageKind, keys, save, saved,
 };
-use crate::tensor::{Packed, WeightFormat};
+use crate::tensor::WeightFormat;
 use crate::walk::{BlockSums, Kind};
 
 /// Single weights become zero.

@@ -37,7 +37,12 @@ pub struct Lora {
     #[arg(long)]
     pub exclude: Vec<String>,
     /// Begin with the adapter in this folder, as PEFT writes it; rank, alpha and layers are its own
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "include", "exclude"])]
+    #[arg(
+        id = "begin",
+        long = "begin",
+        value_name = "FOLDER",
+        conflicts_with_all = ["rank", "alpha", "include", "exclude"],
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
 }
