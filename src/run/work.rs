@@ -172,8 +172,9 @@ impl Work {
             folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         let (whole, part) =
             (names.iter().any(|name| has(true)(name)), names.iter().any(|name| has(false)(name)));
-        // Bad input is met again at the same place; a device may have room the next time.
-        if self.resumed || whole || (part && error.exit_code() != 2) {
+        // Bad input is met again at the same place; a device may have room the next time, and what was learned is worth keeping.
+        let learned = matches!(error, Error::Diverged { kept: Some(_), .. });
+        if self.resumed || whole || (part && (error.exit_code() != 2 || learned)) {
             return;
         }
         let made = self.made.clone();

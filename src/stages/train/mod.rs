@@ -25,7 +25,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::methods::BadField;
-use crate::model::{Config, CopyOf, Divergence, Model, Outline, Pass, TensorSpec, Weights};
+use crate::model::{Config, CopyOf, Divergence, Model, Outline, Pass, Role, TensorSpec, Weights};
 use crate::tensor::{Packed, WeightFormat};
 use crate::train::{Aim, Course, Learner, Near, Parameter, Rule, Settings, TeacherModel, Told};
 
@@ -264,6 +264,8 @@ impl Aimed for FromTeacher {
 pub trait Learn: clap::Args + Serialize + DeserializeOwned + Default + Fields {
     /// The rate where none is asked for.
     const USUAL_RATE: f64;
+    /// Whether norms alone are nothing to learn.
+    const OF_MATRICES: bool = false;
 
     /// Whether steps go by the signs of gradients: the usual rate is that of all steps together, and what is learned has bounds
     /// that nothing else keeps.
@@ -435,7 +437,9 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             numbers += change.numbers;
             changes.insert(spec.name.clone(), change.text);
         }
-        if changes.is_empty() {
+        let learned = model.specs.iter().filter(|spec| changes.contains_key(&spec.name));
+        let mut roles = learned.map(|spec| spec.role);
+        if !roles.any(|role| !L::OF_MATRICES || role != Role::Norm) {
             return Err(self.learn.no_match().in_recipe());
         }
         let config = &model.config;

@@ -92,6 +92,7 @@ impl Quantized {
 
 impl Learn for Quantized {
     const USUAL_RATE: f64 = 1e-4;
+    const OF_MATRICES: bool = true;
 
     fn check(&self) -> Result<(), BadField> {
         Modules::new(&self.include, &self.exclude)?;

@@ -8,7 +8,6 @@ use super::full::{learn, plain};
 use super::{Change, Learn, Preparing, Trained};
 use crate::device::Device;
 use crate::error::Result;
-use crate::families::LAYERS;
 use crate::graph;
 use crate::kernels::quantize::scale_grad::has_real_scales;
 use crate::methods::BadField;
@@ -50,6 +49,7 @@ pub(super) fn is_norm(spec: &TensorSpec) -> bool {
 
 impl Learn for Scales {
     const USUAL_RATE: f64 = 1e-4;
+    const OF_MATRICES: bool = true;
 
     fn check(&self) -> Result<(), BadField> {
         Modules::new(&self.include, &self.exclude).map(|_| ())
@@ -95,11 +95,7 @@ impl Learn for Scales {
             let packed = weights.load(spec)?;
             parameters.push(Box::new(Parameters::new(device, &spec.name, &packed, matrix)?));
         }
-        // Norms alone are no scales.
-        match parameters.iter().any(|parameter| parameter.tensor().contains(LAYERS)) {
-            true => Ok(parameters),
-            false => Err(self.no_match().in_recipe()),
-        }
+        Ok(parameters)
     }
 
     fn result<'a>(
