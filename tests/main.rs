@@ -76,6 +76,7 @@ mod model {
     pub mod sliced;
     pub mod synth;
     pub mod tape;
+    pub mod teachers;
     pub mod walk;
     pub mod widths;
 }
@@ -139,6 +140,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::scores::trials,
     model::sliced::trials,
     model::tape::trials,
+    model::teachers::trials,
     model::walk::trials,
     model::synth::trials,
     model::widths::trials,

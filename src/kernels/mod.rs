@@ -82,6 +82,7 @@ pub static TABLE: &[&Kernel] = &[
     &loss::divergence_grad::KERNEL,
     &loss::distil::KERNEL,
     &loss::distil_top::KERNEL,
+    &loss::hidden::KERNEL,
     &score::fisher::KERNEL,
     &score::sums::KERNEL,
     &score::rows::KERNEL,

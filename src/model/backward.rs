@@ -124,10 +124,19 @@ impl<'l> Loss<'l> {
 }
 
 /// A loss of hidden states, that is added to the loss of the logits: given a layer, the pass's tokens (row by row) and that
-/// layer's output of them, f32 (tokens, hidden), the part of the loss and its gradient, f32 of the same shape, in a tensor of
-/// its own. `None`: none at this layer.
-pub type HiddenLoss<'l> =
-    dyn Fn(usize, Range<usize>, &Tensor) -> Result<Option<(f64, Tensor)>> + 'l;
+/// layer's output of them, f32 (tokens, hidden), its part. `None`: none at this layer.
+pub type HiddenLoss<'l> = dyn Fn(usize, Range<usize>, &Tensor) -> Result<Option<HiddenPart>> + 'l;
+
+/// A layer's part of a loss of hidden states.
+#[derive(Debug)]
+pub struct HiddenPart {
+    /// Numbers whose sum is the part, but for a factor, on their way back: it is not waited for.
+    pub losses: Reading,
+    /// What that sum is multiplied by.
+    pub factor: f64,
+    /// The gradient at the layer's output, f32 of its shape, in a tensor of its own.
+    pub gradient: Tensor,
+}
 
 /// The options of a backward pass.
 #[derive(Clone, Copy)]
@@ -245,6 +254,8 @@ pub fn gradients(
 #[derive(Debug)]
 pub struct PendingLoss {
     parts: Vec<Losses>,
+    /// Of hidden states, each with its factor.
+    hidden: Vec<(Reading, f64)>,
     known: f64,
     scored: usize,
 }
@@ -256,7 +267,12 @@ impl PendingLoss {
         for part in self.parts {
             sum += part.sum(device)?;
         }
-        Ok(sum / self.scored as f64 + self.known)
+        let mut sum = sum / self.scored as f64 + self.known;
+        for (losses, factor) in self.hidden {
+            let losses = device.finish(losses)?.to_f32();
+            sum += factor * losses.into_iter().map(f64::from).sum::<f64>();
+        }
+        Ok(sum)
     }
 }
 
@@ -295,7 +311,8 @@ pub fn gradients_later(
         grads.push(run.head(&head, batch, x, (&mut tied, &mut losses, &mut checks), sink)?);
     }
     drop(head);
-    let mut pending = PendingLoss { parts: losses, known: 0.0, scored: run.scored };
+    let mut pending =
+        PendingLoss { parts: losses, hidden: Vec::new(), known: 0.0, scored: run.scored };
     if options.checks {
         let mut loss = 0.0;
         for part in pending.parts.drain(..) {
@@ -311,7 +328,7 @@ pub fn gradients_later(
     for layer in (run.lowest()..count).rev() {
         interrupt::check()?;
         progress(2 * count - 1 - layer, 2 * count);
-        pending.known += run.hidden_loss(layer, &outputs, &mut grads)?;
+        run.hidden_loss(layer, &outputs, &mut grads, &mut pending.hidden)?;
         let inputs = inputs.pop().expect("each block's inputs were kept");
         let mut readings = Vec::new();
         if let Some(recordings) = kept.pop() {
@@ -590,20 +607,25 @@ impl<'a> BackwardPass<'a> {
         Ok(part)
     }
 
-    /// The loss of a layer's outputs, whose gradient is added to theirs.
-    fn hidden_loss(&self, layer: usize, outputs: &[Tensor], grads: &mut [Tensor]) -> Result<f64> {
+    /// Adds the gradient of a loss of a layer's outputs to theirs. What that is summed from is put to the list.
+    fn hidden_loss(
+        &self,
+        layer: usize,
+        outputs: &[Tensor],
+        grads: &mut [Tensor],
+        losses: &mut Vec<(Reading, f64)>,
+    ) -> Result<()> {
         let Some(hidden) = self.options.hidden else {
-            return Ok(0.0);
+            return Ok(());
         };
         let device = self.pass.device;
-        let mut sum = 0.0;
         for ((batch, output), grad) in self.batches.iter().zip(outputs).zip(grads) {
-            if let Some((loss, of_output)) = hidden(layer, self.tokens(batch), output)? {
-                sum += loss;
-                add(device, &scaled(device, &of_output, self.scale, DType::F32)?, grad)?;
+            if let Some(part) = hidden(layer, self.tokens(batch), output)? {
+                losses.push((part.losses, part.factor));
+                add(device, &scaled(device, &part.gradient, self.scale, DType::F32)?, grad)?;
             }
         }
-        Ok(sum)
+        Ok(())
     }
 
     /// Replaces the gradient of a block's output by that of its input, f32 (tokens, hidden).

@@ -28,8 +28,8 @@ pub use crate::formats::peft::{AdapterConfig, Pair, Targets};
 pub use crate::graph::{Compute, Linear, Pass};
 pub use adapter::Adapters;
 pub use backward::{
-    BackwardOptions, Divergence, HiddenLoss, Loss, PendingLoss, Taught, Teacher, gradients,
-    gradients_later,
+    BackwardOptions, Divergence, HiddenLoss, HiddenPart, Loss, PendingLoss, Taught, Teacher,
+    gradients, gradients_later,
 };
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, CopyOf, Weights};

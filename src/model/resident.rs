@@ -303,10 +303,22 @@ impl Model {
 
     /// Everything up to the head's input. The cache is not advanced.
     pub fn hidden(&self, pass: &Pass<'_>, ids: &[u32], cache: &Cache) -> Result<Tensor> {
+        self.hidden_through(pass, ids, cache, &mut |_, _| Ok(()))
+    }
+
+    /// The same. `see` is shown each block's output, f32 (tokens, hidden), where the next block changes it.
+    pub fn hidden_through(
+        &self,
+        pass: &Pass<'_>,
+        ids: &[u32],
+        cache: &Cache,
+        see: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         let x = self.embed(pass, ids)?;
         for layer in 0..self.config.layers() {
             interrupt::check()?;
             self.block(pass, layer, &x, cache)?;
+            see(layer, &x)?;
         }
         self.final_norm(pass, &x)
     }

@@ -5,22 +5,25 @@
 //! that the device never waits and a factor of the loss changes at the same step every time.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::learner::{Learner, Outcome, Step, StepOptions, mean_loss};
+use super::hidden::Pairs;
+use super::learner::{Learner, Outcome, Step, StepOptions, mean_loss, scored_places};
 use super::settings::Settings;
 use super::teacher::TeacherModel;
 use crate::data::training::{Batch, Examples, Position};
+use crate::device::Tensor;
 use crate::disk::write_record;
 use crate::error::{Error, Result};
 use crate::formats::Source;
 use crate::formats::safetensors::{NewTensor, Safetensors, write_file};
 use crate::graph::Pass;
 use crate::interrupt;
-use crate::model::{Divergence, Taught, Teacher};
+use crate::model::{Divergence, HiddenLoss, Teacher};
 use crate::tensor::DType;
 
 /// Steps whose outcome is on its way while the next is made.
@@ -50,6 +53,17 @@ pub struct Near<'a> {
     /// Logits of both are divided by this.
     pub temperature: f32,
     /// The factor of the divergence.
+    pub weight: f32,
+    /// Hidden states that are to be near too.
+    pub hidden: Option<Hidden<'a>>,
+}
+
+/// Hidden states that are to be near to a teacher's.
+#[derive(Clone, Copy, Debug)]
+pub struct Hidden<'a> {
+    /// Which of them.
+    pub pairs: &'a Pairs,
+    /// The factor of how far they are.
     pub weight: f32,
 }
 
@@ -222,7 +236,7 @@ impl Course<'_> {
             let number = learner.steps();
             let (batch, position) = self.examples.batch(&state.position, rows)?;
             let rate = schedule.rate(number);
-            let step = self.step(learner, &batch, rate, number)?;
+            let step = self.step(learner, (&batch, &state.position), rate, number)?;
             state.position = position;
             let tokens = (number + 1) * (rows * length) as u64;
             let record =
@@ -269,19 +283,38 @@ impl Course<'_> {
         (self.settings.tokens_at_once() / self.length().max(1)).max(1)
     }
 
-    fn step(&self, learner: &mut Learner, batch: &Batch, rate: f64, number: u64) -> Result<Step> {
+    /// A step on a batch, which is what stands behind that position.
+    fn step(
+        &self,
+        learner: &mut Learner,
+        (batch, position): (&Batch, &Position),
+        rate: f64,
+        number: u64,
+    ) -> Result<Step> {
         let pass = &self.pass;
         let says = |tokens: &[u32]| match self.aim.teacher {
-            Some(near) => near.teacher.logits(pass, tokens).map(Taught::Logits),
+            Some(near) => near.teacher.says(pass, tokens),
             None => unreachable!("only a teacher is asked"),
         };
         let teacher = match self.aim.teacher {
             None => None,
-            Some(Near { teacher, divergence, temperature, weight }) => {
-                teacher.read(pass, &batch.ids, batch.sequences)?;
+            Some(Near { teacher, divergence, temperature, weight, .. }) => {
+                let rows = match teacher.wants_rows() {
+                    true => self.examples.drawn(position, batch.sequences)?,
+                    false => Vec::new(),
+                };
+                teacher.read(pass, &batch.ids, batch.sequences, &rows)?;
                 Some(Teacher { says: &says, divergence, temperature, weight })
             }
         };
+        let counts = scored_places(batch);
+        let near = self.aim.teacher.and_then(|near| Some((near.teacher, near.hidden?)));
+        let states = near.map(|(teacher, Hidden { pairs, weight })| {
+            let counts = &counts;
+            move |layer: usize, tokens: Range<usize>, x: &Tensor| {
+                pairs.part(pass.device, teacher, weight, counts, (layer, tokens, x))
+            }
+        });
         learner.step(
             pass,
             batch,
@@ -289,7 +322,7 @@ impl Course<'_> {
                 rate,
                 next_tokens: self.aim.next_tokens,
                 teacher,
-                hidden: None,
+                hidden: states.as_ref().map(|states| states as &HiddenLoss<'_>),
                 tokens: self.settings.tokens_at_once(),
                 activation_budget: pass.device.spare_bytes() / 2,
                 dropout_seed: Some(self.seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),

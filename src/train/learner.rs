@@ -219,7 +219,7 @@ impl Learner {
 }
 
 /// Of each token, whether the one behind it is scored as a target: where the head is asked.
-fn scored_places(batch: &Batch) -> Vec<bool> {
+pub(super) fn scored_places(batch: &Batch) -> Vec<bool> {
     let length = batch.length;
     let next = |at: usize| !(at + 1).is_multiple_of(length) && batch.scored[at + 1];
     (0..batch.ids.len()).map(next).collect()

@@ -9,6 +9,7 @@
 
 mod course;
 pub mod dense;
+pub mod hidden;
 mod learner;
 pub mod lora;
 pub mod masked;
@@ -19,9 +20,10 @@ pub mod rounding;
 pub mod scales;
 mod schedule;
 mod settings;
+pub mod stored_teacher;
 mod teacher;
 
-pub use course::{Aim, Course, Look, Near, Record, Standing, Told};
+pub use course::{Aim, Course, Hidden, Look, Near, Record, Standing, Told};
 pub use learner::{Learner, Outcome, Step, StepOptions, mean_loss};
 pub use optimizer::{AdamW, Optimizer, StateBits};
 pub use parameter::{Learned, Parameter};

@@ -5,7 +5,9 @@ use lopper::device::{Device, HostTensor, Random, Tensor};
 use lopper::error::Result as Outcome;
 use lopper::graph::{Settings, Tape, TokenSplit};
 use lopper::kernels::copy::cast::scaled;
-use lopper::model::{BackwardOptions, Checkpoint, TensorSpec, WeightSource, Weights, gradients};
+use lopper::model::{
+    BackwardOptions, Checkpoint, HiddenPart, TensorSpec, WeightSource, Weights, gradients,
+};
 use lopper::tensor::{DType, Packed};
 
 use crate::machine::on_each;
@@ -100,16 +102,17 @@ fn hidden_loss(device: &Device) -> Result<(), Failed> {
     let weights = Checkpoint::open(NANO)?;
     let ids: Vec<u32> = (0..24).map(|place| (place * 37 % 500) as u32).collect();
     let hidden =
-        |layer: usize, _: std::ops::Range<usize>, x: &Tensor| -> Outcome<Option<(f64, Tensor)>> {
+        |layer: usize, _: std::ops::Range<usize>, x: &Tensor| -> Outcome<Option<HiddenPart>> {
             if layer != 0 {
                 return Ok(None);
             }
             let count = x.len() as f64;
-            let squares = device.read(x)?.to_f32();
-            let loss: f64 = squares.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / count;
+            let squares: Vec<f32> = device.read(x)?.to_f32().iter().map(|v| v * v).collect();
+            let squares = HostTensor::from_f32(DType::F32, &[squares.len()], &squares);
+            let losses = device.read_later(&device.upload(&squares, "squares")?)?;
             // Ten times, so that it is not lost beside the other loss.
             let gradient = scaled(device, x, (20.0 / count) as f32, DType::F32)?;
-            Ok(Some((10.0 * loss, gradient)))
+            Ok(Some(HiddenPart { losses, factor: 10.0 / count, gradient }))
         };
     let options = |with: bool| BackwardOptions {
         hidden: with.then_some(&hidden as _),

@@ -313,19 +313,53 @@ impl Examples {
             length: self.length,
         };
         for _ in 0..sequences {
-            let place = self.turn(&next.drawn);
-            let source = &self.sources[place];
-            let rows = source.rows.count() as u64;
-            let drawn = next.drawn[place];
-            let order = self.order(place, drawn / rows);
-            source.rows.append(order[(drawn % rows) as usize], &mut batch);
-            next.drawn[place] += 1;
-            next.index += 1;
-            if next.index == all as u64 {
-                (next.epoch, next.index) = (next.epoch + 1, 0);
-            }
+            let (place, row) = self.draw(&mut next);
+            self.sources[place].rows.append(row, &mut batch);
         }
         Ok((batch, next))
+    }
+
+    /// The source whose turn it is at a position, and which of its rows; the position goes behind it.
+    fn draw(&self, position: &mut Position) -> (usize, usize) {
+        let place = self.turn(&position.drawn);
+        let rows = self.sources[place].rows.count() as u64;
+        let drawn = position.drawn[place];
+        let row = self.order(place, drawn / rows)[(drawn % rows) as usize];
+        position.drawn[place] += 1;
+        position.index += 1;
+        if position.index == self.rows_per_epoch() as u64 {
+            (position.epoch, position.index) = (position.epoch + 1, 0);
+        }
+        (place, row)
+    }
+
+    /// Which of all rows those of [`Examples::batch`] are, numbered as in [`Examples::rows`].
+    pub fn drawn(&self, position: &Position, sequences: usize) -> Result<Vec<usize>> {
+        self.check(position)?;
+        let mut next = position.clone();
+        let first = |place: usize| -> usize {
+            self.sources[..place].iter().map(|source| source.rows.count()).sum()
+        };
+        let mut number = |_| {
+            let (place, row) = self.draw(&mut next);
+            first(place) + row
+        };
+        Ok((0..sequences).map(&mut number).collect())
+    }
+
+    /// Some of all rows, which are those of the first source, of the second and so on, whatever the order that they are drawn in.
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> Batch {
+        let (ids, scored) = (Vec::new(), Vec::new());
+        let mut batch = Batch { ids, scored, sequences: rows.len(), length: self.length };
+        let mut first = 0;
+        for source in &self.sources {
+            let end = first + source.rows.count();
+            for row in rows.start.max(first)..rows.end.min(end) {
+                source.rows.append(row - first, &mut batch);
+            }
+            first = end;
+        }
+        batch
     }
 
     /// The rows that were kept apart, in batches of one source each, with `sequences` rows but for the last of a source.

@@ -1,4 +1,4 @@
-//! Losses over the vocabulary.
+//! Losses over the vocabulary, and of hidden states.
 
 pub mod argmax;
 pub mod cross_entropy_grad;
@@ -6,4 +6,5 @@ pub mod distil;
 pub mod distil_top;
 pub mod divergence;
 pub mod divergence_grad;
+pub mod hidden;
 pub mod logsumexp;

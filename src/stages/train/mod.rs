@@ -25,9 +25,15 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::methods::BadField;
-use crate::model::{Config, CopyOf, Divergence, Model, Outline, Pass, Role, TensorSpec, Weights};
+use crate::model::{
+    Config, CopyOf, Divergence, Model, Outline, Pass, Role, TensorSpec, Weights, identity,
+};
 use crate::tensor::{Packed, WeightFormat};
-use crate::train::{Aim, Course, Learner, Near, Parameter, Rule, Settings, TeacherModel, Told};
+use crate::train::hidden::Pairs;
+use crate::train::stored_teacher::{StoredTeacher, Tie};
+use crate::train::{
+    Aim, Course, Hidden, Learner, Near, Parameter, Rule, Settings, TeacherModel, Told,
+};
 
 pub use full::Full;
 pub use lora::Lora;
@@ -141,6 +147,14 @@ pub struct TeacherOptions<'a> {
     pub temperature: f32,
     /// The factor of the divergence.
     pub weight: f32,
+    /// Only so many of its likeliest tokens count; `None`: all.
+    pub top: Option<usize>,
+    /// A folder where these are stored.
+    pub cache: Option<&'a str>,
+    /// The factor of how far hidden states are from its own; 0: they need not be near.
+    pub hidden: f32,
+    /// Which of them; none: those of every block.
+    pub hidden_map: &'a [(usize, usize)],
 }
 
 /// Next tokens alone.
@@ -187,6 +201,29 @@ pub struct FromTeacher {
     /// The share of the cross-entropy of next tokens beside the divergence from the teacher
     #[arg(long, value_name = "SHARE", default_value_t = Self::default().next_tokens)]
     pub next_tokens: f64,
+    /// Let only so many of the teacher's likeliest tokens count
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_top: Option<usize>,
+    /// Store these tokens in a folder in a first pass, and learn from there without the teacher
+    #[arg(long, value_name = "FOLDER", requires = "teacher_top")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_cache: Option<String>,
+    /// Add so many times how far hidden states are from the teacher's: squared errors relative to its squares
+    #[arg(long, value_name = "WEIGHT", default_value_t = Self::default().hidden)]
+    pub hidden: f64,
+    /// The hidden states behind these blocks, from 0, of the model and the teacher (default: behind each block of the model and the
+    /// teacher's at the same share of its depth)
+    #[arg(long, value_name = "BLOCK=BLOCK", value_parser = pair)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hidden_map: Vec<(usize, usize)>,
+}
+
+/// Two blocks, BLOCK=BLOCK.
+fn pair(text: &str) -> Result<(usize, usize), String> {
+    let both =
+        text.split_once('=').and_then(|(own, of)| Some((own.parse().ok()?, of.parse().ok()?)));
+    both.ok_or_else(|| "two blocks are 3=7: one of the model and one of the teacher, from 0".into())
 }
 
 /// How far a model is from its teacher.
@@ -210,6 +247,10 @@ impl Default for FromTeacher {
             mixture: 0.5,
             temperature: 1.0,
             next_tokens: 0.0,
+            teacher_top: None,
+            teacher_cache: None,
+            hidden: 0.0,
+            hidden_map: Vec::new(),
         }
     }
 }
@@ -231,6 +272,10 @@ impl Aimed for FromTeacher {
             },
             temperature: self.temperature as f32,
             weight: (1.0 - self.next_tokens) as f32,
+            top: self.teacher_top,
+            cache: self.teacher_cache.as_deref(),
+            hidden: self.hidden as f32,
+            hidden_map: &self.hidden_map,
         })
     }
 
@@ -240,9 +285,13 @@ impl Aimed for FromTeacher {
             Far::Reverse => "reverse KL from the teacher",
             Far::JensenShannon => "Jensen-Shannon divergence from the teacher",
         };
-        match self.next_tokens {
+        let text = match self.next_tokens {
             0.0 => format!("{far}, nats a token"),
             share => format!("{} x {far}, {share} x cross-entropy of next tokens", 1.0 - share),
+        };
+        match self.hidden {
+            0.0 => text,
+            weight => format!("{text}, {weight} x relative squared error of hidden states"),
         }
     }
 
@@ -255,6 +304,24 @@ impl Aimed for FromTeacher {
         }
         if !(0.0..1.0).contains(&self.next_tokens) {
             return Err(BadField::new("next_tokens", "0 to less than 1", self.next_tokens));
+        }
+        if self.teacher_top == Some(0) {
+            return Err(BadField::new("teacher_top", "1 or more", 0));
+        }
+        if self.teacher_top.is_some() && self.divergence != Far::Forward {
+            return Err(BadField::new("divergence", "forward, from likeliest tokens", "another"));
+        }
+        if self.teacher_cache.is_some() && self.teacher_top.is_none() {
+            return Err(BadField::new("teacher_top", "how many tokens are stored", "none"));
+        }
+        if !(self.hidden >= 0.0 && self.hidden.is_finite()) {
+            return Err(BadField::new("hidden", "0 or more", self.hidden));
+        }
+        if self.hidden > 0.0 && self.teacher_cache.is_some() {
+            return Err(BadField::new("teacher_cache", "none beside hidden states", "a folder"));
+        }
+        if self.hidden == 0.0 && !self.hidden_map.is_empty() {
+            return Err(BadField::new("hidden", "a weight, beside hidden_map", 0));
         }
         Ok(())
     }
@@ -475,43 +542,59 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
     fn run(&self, weights: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
         let pass = Pass { device: context.pass.device, compute: context.training };
         let device = pass.device;
-        let progress = &mut *context.progress;
-        let mut model = Model::load(device, weights, |done, total| {
-            progress("loading the model", done, total);
-            interrupt::check()
-        })?;
-        let seed = context.seed;
-        let preparing = Preparing { pass: &pass, weights, model: &mut model, seed };
-        let parameters = self.learn.prepare(preparing)?;
-        let settings = self.settings();
-        let mut learner = Learner::new(device, model, parameters, settings.optimizer())?;
-        let teacher = match self.aim.teacher() {
-            None => None,
-            Some(options) => {
-                let weights: &dyn Weights = match context.teacher {
-                    Some(teacher) => teacher,
-                    None => context.parent,
-                };
-                let model = Model::load(device, weights, |done, total| {
-                    progress("loading the teacher", done, total);
-                    interrupt::check()
-                })?;
-                let vocabulary = learner.model().config().vocab_size;
-                Some((TeacherModel::new(model, vocabulary)?, options))
-            }
-        };
-        let taught = teacher.as_ref();
-        let teacher = taught.map(|(teacher, options)| Near {
-            teacher,
-            divergence: options.divergence,
-            temperature: options.temperature,
-            weight: options.weight,
-        });
         let examples = context.examples.ok_or_else(|| Error::Argument {
             argument: "training data".into(),
             expected: "rows that were read before".into(),
             found: "none".into(),
         })?;
+        let settings = self.settings();
+        let seed = context.seed;
+        let options = self.aim.teacher();
+        // What is stored is there before the model takes its place.
+        let stored = match options {
+            Some(TeacherOptions { cache: Some(folder), top: Some(top), .. }) => {
+                let (folder, vocabulary) = (Path::new(folder), weights.config().vocab_size);
+                let at_once = settings.tokens_at_once();
+                Some(store_teacher(
+                    context,
+                    &pass,
+                    folder,
+                    top.min(vocabulary),
+                    at_once,
+                    vocabulary,
+                )?)
+            }
+            _ => None,
+        };
+        let progress = &mut *context.progress;
+        let mut model = Model::load(device, weights, |done, total| {
+            progress("loading the model", done, total);
+            interrupt::check()
+        })?;
+        let preparing = Preparing { pass: &pass, weights, model: &mut model, seed };
+        let parameters = self.learn.prepare(preparing)?;
+        let mut learner = Learner::new(device, model, parameters, settings.optimizer())?;
+        let (mut teacher, mut pairs) = (stored.map(TeacherModel::stored), None);
+        if let (Some(options), None) = (options, &teacher) {
+            let others = context.teacher.unwrap_or(context.parent);
+            let model = load_teacher(device, others, progress)?;
+            let own = learner.model().config();
+            if options.hidden > 0.0 {
+                pairs = Some(Pairs::new(options.hidden_map, own, model.config())?);
+            }
+            let found = TeacherModel::new(model, own.vocab_size)?.with_top(options.top);
+            teacher = Some(match &pairs {
+                Some(pairs) => found.with_states(pairs),
+                None => found,
+            });
+        }
+        let teacher = teacher.as_ref().zip(options).map(|(teacher, options)| Near {
+            teacher,
+            divergence: options.divergence,
+            temperature: options.temperature,
+            weight: options.weight,
+            hidden: pairs.as_ref().map(|pairs| Hidden { pairs, weight: options.hidden }),
+        });
         let folder = context.folder.join(TRAINING);
         let course = Course {
             settings: &settings,
@@ -588,6 +671,51 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             ..Report::new(TOLD, value)
         }))
     }
+}
+
+/// A teacher's model on the device.
+fn load_teacher(
+    device: &Device,
+    weights: &dyn Weights,
+    progress: &mut dyn FnMut(&str, usize, usize),
+) -> Result<Model> {
+    Model::load(device, weights, |done, total| {
+        progress("loading the teacher", done, total);
+        interrupt::check()
+    })
+}
+
+/// A teacher's likeliest tokens from their folder, where what is missing of them is put first.
+fn store_teacher(
+    context: &mut Context<'_>,
+    pass: &Pass<'_>,
+    folder: &Path,
+    top: usize,
+    at_once: usize,
+    vocabulary: usize,
+) -> Result<StoredTeacher> {
+    let examples = context.examples.expect("rows were read");
+    let others = context.teacher.unwrap_or(context.parent);
+    let rows = examples.rows_per_epoch();
+    let length = examples.tokens_per_epoch() / rows.max(1);
+    let tie = Tie {
+        teacher: identity(others)?,
+        data: examples.digest().into(),
+        compute: pass.compute.activation.to_string(),
+        top,
+        length,
+        rows,
+    };
+    if StoredTeacher::rows_done(folder, &tie)? == rows {
+        return StoredTeacher::open(folder, &tie);
+    }
+    let model = load_teacher(pass.device, others, &mut *context.progress)?;
+    let teacher = TeacherModel::new(model, vocabulary)?.with_top(Some(top));
+    let text = format!("storing what the teacher says, {} MiB", tie.bytes() >> 20);
+    let at_once = (at_once / length.max(1)).max(1);
+    StoredTeacher::write(folder, &tie, &teacher, pass, examples, at_once, &mut |done, all| {
+        (context.progress)(&text, done, all);
+    })
 }
 
 /// What a stage has to tell.
