@@ -11,6 +11,8 @@ use crate::tensor::{Packed, WeightFormat};
 pub struct Outline {
     /// The configuration.
     pub config: Config,
+    /// The first model's, of which a plan's stages made this one.
+    pub first: Config,
     /// The tensors, in the order a model meets them.
     pub specs: Vec<TensorSpec>,
     /// The format of each.
@@ -30,6 +32,7 @@ impl Outline {
         let formats = specs.iter().map(|spec| weights.format(spec));
         Ok(Self {
             config: weights.config().clone(),
+            first: weights.config().clone(),
             specs: specs.to_vec(),
             formats: formats.collect::<Result<_>>()?,
             copies: specs.iter().map(|spec| weights.copy_of(spec)).collect(),

@@ -100,6 +100,7 @@ impl Fresh {
             config,
             estimated: model.estimated && !said,
             uneven: model.uneven && !said,
+            first: model.first.clone(),
         })
     }
 }

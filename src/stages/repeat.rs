@@ -28,6 +28,8 @@ const KIND: &str = "repeat";
 const BY_ROUND: &str = "by_round";
 /// The key of a table that stands for a value each round.
 const TOTAL: &str = "total";
+/// The key that says of a ratio that it is one of the recipe's model.
+const OF_FIRST: &str = "of_first";
 /// More rounds than anybody means.
 const MOST: usize = 1000;
 
@@ -128,7 +130,8 @@ fn of_round(table: &Table, round: usize, times: usize) -> Result<Table, String> 
                 ));
             }
             Value::Table(schedule) => {
-                Value::Float(of_total(&table, &key, &schedule, round, times)?)
+                put_total(&mut table, &key, &schedule, (round, times))?;
+                continue;
             }
             other => {
                 return Err(format!(
@@ -141,18 +144,18 @@ fn of_round(table: &Table, round: usize, times: usize) -> Result<Table, String> 
     Ok(table)
 }
 
-/// The ratio of a round, from 0, of so many that come to a total.
+/// Puts into a stage's table the ratio of a round, from 0, of so many that come to a total.
 ///
-/// Each round takes as much of the first model, s = total / times. What a round finds is 1 - i s of that, and so its ratio is
-/// s / (1 - i s), and the product of what rounds leave is 1 - total. Zeros stay where they are, so that of these a round's ratio is
-/// that of all there are after it, (i + 1) s.
-fn of_total(
-    table: &Table,
+/// Each round takes as much of the first model, s = total / times. Stages that know how to are told the ratio of that after the
+/// round, (i + 1) s (`of_first`): whole units then fall as in one cut, and the last round leaves what one cut would. So are those
+/// that make zeros, which stay where they are. For others, what a round finds is 1 - i s of the first model, and its ratio
+/// s / (1 - i s): the product of what rounds leave is 1 - total.
+fn put_total(
+    table: &mut Table,
     key: &str,
     schedule: &Table,
-    round: usize,
-    times: usize,
-) -> Result<f64, String> {
+    (round, times): (usize, usize),
+) -> Result<(), String> {
     let name = format!("{BY_ROUND}.{key}");
     if key != "ratio" {
         return Err(format!("{name}: only a ratio has a {TOTAL}; give a list of {times} values"));
@@ -168,12 +171,19 @@ fn of_total(
     };
     let mut whole = table.clone();
     whole.insert(key.into(), Value::Float(total));
-    let zeros = RecipeStage::read(whole)?.leaves_zeros();
+    let zeros = RecipeStage::read(whole.clone())?.leaves_zeros();
+    whole.insert(OF_FIRST.into(), Value::Boolean(true));
+    let of_first = RecipeStage::read(whole).is_ok();
     let (share, before) = (total / times as f64, round as f64);
-    Ok(match zeros {
+    let ratio = match zeros || of_first {
         true => share * (before + 1.0),
         false => share / (1.0 - share * before),
-    })
+    };
+    table.insert(key.into(), Value::Float(ratio));
+    if of_first {
+        table.insert(OF_FIRST.into(), Value::Boolean(true));
+    }
+    Ok(())
 }
 
 fn inline(table: &Table) -> String {

@@ -190,7 +190,7 @@ fn stage() -> Prune {
 fn orders() -> Result<(), Failed> {
     let parent = Checkpoint::open("embedded:tiny-llama")?;
     let (config, specs) = (parent.config(), parent.specs());
-    let order = |stage: &Prune| stage.spec(config, specs);
+    let order = |stage: &Prune| stage.spec(config, specs, config);
     let left = order(&stage()).map_err(|bad| format!("{bad:?}"))?.left;
     let widths = left.uniform().ok_or("uniform by default")?;
     let widths = (widths.intermediate_size, widths.heads, widths.kv_heads);
@@ -258,7 +258,7 @@ fn counts() -> Result<(), Failed> {
         let specs = tensor_specs(&config);
         let mut stage = Prune { multiple: 1, ..stage() };
         change(&mut stage);
-        stage.spec(&config, &specs).map(|spec| spec.left).map_err(|bad| format!("{bad:?}"))
+        stage.spec(&config, &specs, &config).map(|spec| spec.left).map_err(|bad| format!("{bad:?}"))
     };
     let block = |heads: usize, kv: usize| BlockDims::new(heads, kv, 5632);
     for (heads, kv, ratio, kept) in [
@@ -319,7 +319,8 @@ fn parameters() -> Result<(), Failed> {
         ..stage()
     };
     let specs = parent.specs();
-    let order = stage.spec(parent.config(), specs).map_err(|bad| format!("{bad:?}"))?;
+    let order =
+        stage.spec(parent.config(), specs, parent.config()).map_err(|bad| format!("{bad:?}"))?;
     let left = lopper::methods::prune::parameters(&order.left, specs) as f64;
     let share = 1.0 - left / parent.parameters() as f64;
     assert!((share - 0.2).abs() <= 0.002, "{share} of the parameters went");

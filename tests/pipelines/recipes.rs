@@ -90,6 +90,7 @@ fn plans_are_pure() -> Result<(), Failed> {
         formats: vec![WeightFormat::f16(); specs.len()],
         copies: vec![None; specs.len()],
         specs,
+        first: config.clone(),
         config,
         estimated: false,
         uneven: false,

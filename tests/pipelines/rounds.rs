@@ -179,24 +179,35 @@ fn totals() -> Result<(), Failed> {
     let near = |found: &[f64], wanted: [f64; 4]| {
         found.len() == 4 && found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-12)
     };
-    let cut = ratios("")?;
+    let cut = ratios("method = 'slicegpt'")?;
     assert!(near(&cut, [1.0 / 8.0, 1.0 / 7.0, 1.0 / 6.0, 1.0 / 5.0]), "{cut:?}");
     assert!((cut.iter().map(|ratio| 1.0 - ratio).product::<f64>() - 0.5).abs() < 1e-12);
+    let of_first = ratios("")?;
+    assert!(near(&of_first, [0.125, 0.25, 0.375, 0.5]), "{of_first:?}");
     let zeros = ratios("method = 'magnitude'")?;
     assert!(near(&zeros, [0.125, 0.25, 0.375, 0.5]), "{zeros:?}");
-    // Of channels by one, whole ones: 1/8 of the model's in each of four rounds.
-    let recipe = parse(
-        "[[stage]]\nkind = 'repeat'\ntimes = 4\n[[stage.stage]]\nkind = 'prune'\nwidths = ['ffn']\nmultiple = 1\nby_round = { ratio = { total = 0.5 } }\n",
-    )?;
+    // Whole units fall as in one cut, and the rounds leave its shape, of widths of few units too (two key-value heads).
     let parent = Checkpoint::open(NANO)?;
-    let plan = Plan::new(&recipe, &parent)?;
-    let whole = parent.config().blocks[0].intermediate_size;
-    let left = plan.left.config.blocks[0].intermediate_size;
-    assert!(whole / 2 - left <= 4 && left <= whole / 2, "{left} of {whole}");
-    assert_eq!(
-        plan.stages.iter().map(|stage| stage.round).collect::<Vec<_>>(),
-        [1, 2, 3, 4].map(Some)
-    );
+    for keys in [
+        "multiple = 32",
+        "multiple = 1",
+        "multiple = 1\nratio_of = 'parameters'",
+        "method = 'minitron'\nscope = 'channel'\nmultiple = 8",
+        "method = 'minitron'\nmultiple = 16",
+    ] {
+        let rounds = format!(
+            "[[stage]]\nkind = 'repeat'\ntimes = 4\n[[stage.stage]]\nkind = 'prune'\n{keys}\nby_round = {{ ratio = {{ total = 0.5 }} }}\n"
+        );
+        let one = format!("[[stage]]\nkind = 'prune'\n{keys}\nratio = 0.5\n");
+        let (rounds, one) =
+            (Plan::new(&parse(&rounds)?, &parent), Plan::new(&parse(&one)?, &parent));
+        let (rounds, one) = (rounds?, one?);
+        assert_eq!(rounds.left.config, one.left.config, "{keys}");
+        let sizes: Vec<u64> = rounds.stages.iter().map(|stage| stage.parameters).collect();
+        assert!(sizes.is_sorted_by(|a, b| a >= b) && sizes[0] > sizes[3], "{keys}: {sizes:?}");
+        let numbers: Vec<_> = rounds.stages.iter().map(|stage| stage.round).collect();
+        assert_eq!(numbers, [1, 2, 3, 4].map(Some));
+    }
     Ok(())
 }
 
@@ -240,6 +251,11 @@ fn wrong_rounds() -> Result<(), Failed> {
     let parent = Checkpoint::open(NANO)?;
     let recipe = parse(&of("times = 2", "widths = ['ffn']\nby_round = { ratio = [0.5, 1.5] }"))?;
     refused(Plan::new(&recipe, &parent), "round 2 (prune), stage.ratio");
+    // A cut of a cut in which nothing goes is said.
+    let twice = "[[stage]]\nkind = 'prune'\nratio = 0.5\nof_first = true\n".repeat(2);
+    let plan = Plan::new(&parse(&twice)?, &parent)?;
+    let said = "stage 2 (prune): 0.5 of the recipe's model has gone before";
+    assert!(plan.warnings.iter().any(|text| text.contains(said)), "{:?}", plan.warnings);
     Ok(())
 }
 

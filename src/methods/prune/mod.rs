@@ -67,6 +67,33 @@ impl PruneSpec {
         Err(BadField::new("ratio", expected, asked))
     }
 
+    /// The same of a model that an earlier cut, or several, made of one of configuration `first`, of which the ratio is: what is
+    /// left is what one cut of that would leave, or less where less is there. No error if that cuts nothing.
+    pub fn of_first(
+        mut self,
+        of_parameters: bool,
+        (first, now): (&Config, &Config),
+        specs: &[TensorSpec],
+    ) -> Result<Self, BadField> {
+        let one_cut = self.clone().checked(of_parameters, first, specs)?;
+        let mut left = now.clone();
+        left.hidden_size = left.hidden_size.min(one_cut.left.hidden_size);
+        left.blocks.truncate(one_cut.left.layers());
+        for (layer, block) in left.blocks.iter_mut().enumerate() {
+            let aim = one_cut.left.blocks[layer];
+            let each = |block: &BlockDims| block.heads / block.kv_heads;
+            let kv_heads = block.kv_heads.min(aim.kv_heads);
+            *block = BlockDims {
+                heads: each(block).min(each(&aim)) * kv_heads,
+                kv_heads,
+                intermediate_size: block.intermediate_size.min(aim.intermediate_size),
+                ..*block
+            };
+        }
+        (self.aim, self.left) = (Aim::Shape, left);
+        Ok(self)
+    }
+
     /// The share of each width that goes in all; of a shape, which has several, none.
     fn ratio(&self) -> f64 {
         match self.aim {

@@ -308,6 +308,7 @@ fn in_blocks(model: &Outline) -> Outline {
         specs: inside.iter().map(|place| model.specs[*place].clone()).collect(),
         formats: inside.iter().map(|place| model.formats[*place]).collect(),
         copies: inside.iter().map(|place| model.copies[*place].clone()).collect(),
+        first: model.first.clone(),
         ..*model
     }
 }

@@ -33,6 +33,10 @@ pub struct Prune {
     /// The share that goes, more than 0 and less than 1
     #[arg(long, value_parser = share)]
     pub ratio: f64,
+    /// Whether the ratio is one of the recipe's model, whatever stages before this one took of it
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_first: bool,
     /// What the ratio is a share of
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
@@ -195,8 +199,13 @@ fn default_multiple() -> usize {
 }
 
 impl Prune {
-    /// Checks the stage against a model of this configuration and these tensors.
-    pub fn spec(&self, config: &Config, specs: &[TensorSpec]) -> Result<PruneSpec, BadField> {
+    /// Checks the stage against a model of this configuration and these tensors, made of one of configuration `first`.
+    pub fn spec(
+        &self,
+        config: &Config,
+        specs: &[TensorSpec],
+        first: &Config,
+    ) -> Result<PruneSpec, BadField> {
         let ratio = self.ratio;
         if !(ratio > 0.0 && ratio < 1.0) {
             let expected = "more than 0 and less than 1";
@@ -252,7 +261,14 @@ impl Prune {
             protected: (self.protect_first, self.protect_last),
             left: config.clone(),
         };
-        spec.checked(self.ratio_of == RatioOf::Parameters, config, specs)
+        let of_parameters = self.ratio_of == RatioOf::Parameters;
+        if !self.of_first {
+            return spec.checked(of_parameters, config, specs);
+        }
+        if global {
+            return Err(BadField::new("of_first", "false where blocks compete", true));
+        }
+        spec.of_first(of_parameters, (first, config), specs)
     }
 
     fn score(&self) -> Result<Score, BadField> {
@@ -269,6 +285,12 @@ pub(super) fn unmet(
     (ratio, of): (f64, RatioOf),
     model: &Outline,
 ) -> Option<String> {
+    // A ratio of another model became a shape of this one.
+    if spec.aim == Aim::Shape {
+        let nothing = spec.left == model.config;
+        return nothing
+            .then(|| format!("{ratio} of the recipe's model has gone before: nothing is cut"));
+    }
     let (outcome, far) = spec.outcome(&model.config);
     match of {
         RatioOf::Widths => {
@@ -332,7 +354,8 @@ impl Stage for Prune {
     }
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
-        let spec = self.spec(&model.config, &model.specs).map_err(BadField::in_recipe)?;
+        let spec = self.spec(&model.config, &model.specs, &model.first);
+        let spec = spec.map_err(BadField::in_recipe)?;
         let unmet = unmet(&spec, (self.ratio, self.ratio_of), model);
         let score = self.score().map_err(BadField::in_recipe)?;
         let CutPlan { mut outline, changes, mut warnings } =
@@ -354,7 +377,8 @@ impl Stage for Prune {
 
     fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
         // The plan may have had to guess the sizes.
-        let spec = self.spec(model.config(), model.specs()).map_err(BadField::in_recipe)?;
+        let spec = self.spec(model.config(), model.specs(), context.parent.config());
+        let spec = spec.map_err(BadField::in_recipe)?;
         let saved: Option<(usize, KeptChannels)> = context.saved(ROUNDS)?;
         let start = saved.unwrap_or_else(|| (0, KeptChannels::nothing(model.config())));
         let score = self.score().map_err(BadField::in_recipe)?;

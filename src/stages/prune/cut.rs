@@ -78,6 +78,7 @@ pub(super) fn plan_cut(
         copies: Vec::new(),
         estimated: model.estimated || estimated,
         uneven: model.uneven,
+        first: model.first.clone(),
         config,
     };
     let mut changes = HashMap::new();

@@ -30,6 +30,10 @@ pub struct Depth {
     #[arg(long, value_parser = share)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
+    /// Whether the ratio is one of the recipe's model, whatever stages before this one took of it
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_first: bool,
     /// Blocks that are left, instead of a ratio
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,16 +71,18 @@ fn two() -> usize {
 
 impl Depth {
     /// Checks the stage against a model of this outline.
-    fn spec(&self, model: &Outline) -> Result<DepthSpec, BadField> {
+    fn spec(&self, model: &Outline, first: &Config) -> Result<DepthSpec, BadField> {
         let layers = model.config.layers();
+        // Those that the ratio is of.
+        let all = if self.of_first { first.layers() } else { layers };
         let left = match (self.ratio, self.layers) {
             (Some(ratio), None) if ratio > 0.0 && ratio < 1.0 => {
-                let gone = (layers as f64 * ratio + 1e-9).floor() as usize;
-                if gone == 0 {
+                let left = all - (all as f64 * ratio + 1e-9).floor() as usize;
+                if left >= layers {
                     let expected = format!("enough to take out one of {layers} blocks");
                     return Err(BadField::new("ratio", expected, ratio));
                 }
-                layers - gone
+                left
             }
             (Some(ratio), None) => {
                 return Err(BadField::new("ratio", "more than 0 and less than 1", ratio));
@@ -136,7 +142,7 @@ impl Stage for Depth {
     }
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
-        let spec = self.spec(model).map_err(BadField::in_recipe)?;
+        let spec = self.spec(model, &model.first).map_err(BadField::in_recipe)?;
         let mut left = model.config.clone();
         left.blocks.truncate(spec.layers);
         let CutPlan { mut outline, changes, mut warnings } =
@@ -167,7 +173,9 @@ impl Stage for Depth {
     }
 
     fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
-        let spec = self.spec(&Outline::of(model)?).map_err(BadField::in_recipe)?;
+        let spec = self
+            .spec(&Outline::of(model)?, context.parent.config())
+            .map_err(BadField::in_recipe)?;
         let rows = context.rows.expect("a stage that needs rows is given them");
         let saved: Option<(Vec<DepthStep>, KeptChannels)> = context.saved(STEPS)?;
         let (mut steps, kept) =

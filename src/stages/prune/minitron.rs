@@ -41,6 +41,10 @@ pub struct Minitron {
     #[arg(long, value_parser = share)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
+    /// Whether the ratio is one of the recipe's model, whatever stages before this one took of it
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_first: bool,
     /// What the ratio is a share of
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
@@ -154,7 +158,7 @@ struct Tried {
 
 impl Minitron {
     /// Checks the stage against a model of this outline.
-    fn goal(&self, model: &Outline) -> Result<Goal, BadField> {
+    fn goal(&self, model: &Outline, first: &Config) -> Result<Goal, BadField> {
         let config = &model.config;
         for (field, value) in [("steps", self.steps), ("multiple", self.multiple)] {
             if value == 0 {
@@ -190,7 +194,10 @@ impl Minitron {
                 let widths = cut_widths(self.scope, &self.widths)?;
                 let spec = PruneSpec { widths, aim: Aim::Ratio(ratio), ..base };
                 let of_parameters = self.ratio_of == RatioOf::Parameters;
-                let spec = spec.checked(of_parameters, config, &model.specs)?;
+                let spec = match self.of_first {
+                    false => spec.checked(of_parameters, config, &model.specs)?,
+                    true => spec.of_first(of_parameters, (first, config), &model.specs)?,
+                };
                 Goal { spec, search: Vec::new() }
             }
             (None, Some(shape), None) => {
@@ -416,7 +423,7 @@ impl Stage for Minitron {
     }
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
-        let goal = self.goal(model).map_err(BadField::in_recipe)?;
+        let goal = self.goal(model, &model.first).map_err(BadField::in_recipe)?;
         let searches = !goal.search.is_empty();
         let CutPlan { outline, changes, mut warnings } =
             plan_cut(model, goal.spec.left.clone(), searches, self.requantize);
@@ -435,7 +442,9 @@ impl Stage for Minitron {
     }
 
     fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
-        let goal = self.goal(&Outline::of(model)?).map_err(BadField::in_recipe)?;
+        let goal = self
+            .goal(&Outline::of(model)?, context.parent.config())
+            .map_err(BadField::in_recipe)?;
         let all = context.rows.expect("a stage that needs rows is given them");
         let (rows, held) = all.hold_out(self.needs().held_out);
         let (whole, within) = (model.config(), (context.pass, context.budget));

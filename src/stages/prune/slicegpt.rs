@@ -124,6 +124,7 @@ impl Stage for SliceGpt {
             copies: Vec::new(),
             estimated: model.estimated,
             uneven: model.uneven,
+            first: model.first.clone(),
             config,
         };
         let (mut changes, mut dequantized) = (HashMap::new(), Vec::new());
