@@ -22,6 +22,8 @@ pub struct Dense {
     shape: (usize, usize),
     /// What the model computes with, where that shares its memory with what is learned.
     matrix: Option<Matrix>,
+    /// Numbers that are not zeros for good.
+    count: u64,
 }
 
 impl Dense {
@@ -49,7 +51,13 @@ impl Dense {
             false => None,
         };
         let learned = Learned { name: name.into(), values, copy, decays: true, bounds: None };
-        Ok(Self { learned: [learned], dtype, saved, shape: (rows, columns), matrix: shared })
+        let (shape, count) = ((rows, columns), (rows * columns) as u64);
+        Ok(Self { learned: [learned], dtype, saved, shape, matrix: shared, count })
+    }
+
+    /// The same, of which only so many numbers are learned: the others are zeros and stay zeros.
+    pub fn of_count(self, count: usize) -> Self {
+        Self { count: count as u64, ..self }
     }
 
     /// What the model computes with.
@@ -68,6 +76,10 @@ impl Parameter for Dense {
 
     fn learned(&self) -> &[Learned] {
         &self.learned
+    }
+
+    fn count(&self) -> u64 {
+        self.count
     }
 
     fn gradients(&self, _: &Device, of_tensor: Tensor) -> Result<Vec<Tensor>> {

@@ -99,7 +99,7 @@ impl Learner {
 
     /// Numbers that are learned.
     pub fn count(&self) -> u64 {
-        all_learned(&self.parameters).iter().map(|learned| learned.values.len() as u64).sum()
+        self.parameters.iter().map(|parameter| parameter.count()).sum()
     }
 
     /// Steps taken.

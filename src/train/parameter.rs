@@ -29,6 +29,11 @@ pub trait Parameter: std::fmt::Debug {
     /// What is learned. The same tensors, and as many, at every call.
     fn learned(&self) -> &[Learned];
 
+    /// Numbers that are learned.
+    fn count(&self) -> u64 {
+        self.learned().iter().map(|learned| learned.values.len() as u64).sum()
+    }
+
     /// The gradients of what is learned, in its order, from that of the tensor, f32 of its shape, which is nobody else's.
     fn gradients(&self, device: &Device, of_tensor: Tensor) -> Result<Vec<Tensor>>;
 

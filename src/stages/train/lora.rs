@@ -14,7 +14,7 @@ use crate::methods::tune::merged::{Exact, Merged};
 use crate::model::{Adapters, Config, Role, TensorSpec, Weights};
 use crate::stages::Modules;
 use crate::tensor::WeightFormat;
-use crate::train::lora::adapt;
+use crate::train::lora::{adapt, learned};
 use crate::train::{Learner, Parameter};
 
 /// The factors.
@@ -173,15 +173,14 @@ impl Learn for Lora {
     ) -> Result<Box<dyn Weights + 'a>> {
         // Names, shapes and settings are those that it began with.
         let mut adapters = self.begin(weights, 0)?;
-        let values = |name: String| -> Result<Vec<f32>> {
+        let parameter = |name: String| {
             let mut parameters = learner.parameters().iter();
             let found = parameters.find(|parameter| parameter.tensor() == name);
-            let found = found.expect("every factor is learned");
-            Ok(device.read(&found.learned()[0].values)?.to_f32())
+            &**found.expect("every factor is learned")
         };
         for pair in &mut adapters.pairs {
-            pair.a = values(format!("{}.lora_A.weight", pair.module))?;
-            pair.b = values(format!("{}.lora_B.weight", pair.module))?;
+            let both = ["A", "B"].map(|ab| parameter(format!("{}.lora_{ab}.weight", pair.module)));
+            learned(device, both, pair)?;
         }
         let folder = folder.join(ADAPTER);
         std::fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
