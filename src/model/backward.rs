@@ -359,6 +359,34 @@ pub fn gradients_later(
     Ok(pending)
 }
 
+/// Gradients of a loss of one block's output alone, of a given input, f32 (tokens, hidden), `sequences` rows of one length, in
+/// the memory of that block. The options' losses are not asked.
+pub fn block_gradients(
+    source: WeightSource<'_>,
+    pass: &Pass<'_>,
+    layer: usize,
+    (input, sequences): (&Tensor, usize),
+    loss: &HiddenLoss<'_>,
+    options: BackwardOptions<'_>,
+    sink: &mut Sink<'_>,
+) -> Result<PendingLoss> {
+    // Which tokens went in is known by the input alone.
+    let ids = vec![0; input.shape()[0]];
+    let run = BackwardPass::new(source, pass, &ids, sequences, options)?;
+    let block = source.block(layer)?;
+    let mut pending = PendingLoss { parts: Vec::new(), hidden: Vec::new(), known: 0.0, scored: 1 };
+    for batch in &run.batches {
+        let mut x = run.cut(input, run.tokens(batch))?;
+        let recording = run.through(&block, layer, batch, &mut x)?;
+        let Some(part) = loss(layer, run.tokens(batch), &x)? else { continue };
+        pending.hidden.push((part.losses, part.factor));
+        let mut grad = scaled(pass.device, &part.gradient, run.scale, DType::F32)?;
+        let mut readings = Vec::new();
+        run.block_backward(layer, recording, &mut grad, &mut readings, sink)?;
+    }
+    Ok(pending)
+}
+
 /// A microbatch: sequences that go through a layer at once.
 struct Microbatch {
     sequences: Range<usize>,

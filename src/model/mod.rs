@@ -29,7 +29,7 @@ pub use crate::graph::{Compute, Linear, Pass};
 pub use adapter::Adapters;
 pub use backward::{
     BackwardOptions, Divergence, HiddenLoss, HiddenPart, Loss, PendingLoss, Taught, Teacher,
-    gradients, gradients_later,
+    block_gradients, gradients, gradients_later,
 };
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, CopyOf, Weights};

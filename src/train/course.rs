@@ -273,6 +273,11 @@ impl Course<'_> {
         Ok(state.told)
     }
 
+    /// Whether there is a checkpoint that it goes on from.
+    pub fn has_begun(&self) -> bool {
+        self.folder.join(STATE).exists()
+    }
+
     /// Tokens of a row.
     fn length(&self) -> usize {
         self.examples.tokens_per_epoch() / self.examples.rows_per_epoch().max(1)

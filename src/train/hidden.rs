@@ -50,6 +50,11 @@ impl Pairs {
         self.0.iter().find(|(own, _)| *own == layer).map(|(_, other)| *other)
     }
 
+    /// The pair of one layer, if there is one.
+    pub fn alone(&self, layer: usize) -> Self {
+        Self(self.of(layer).map(|other| (layer, other)).into_iter().collect())
+    }
+
     /// A layer's part of `weight` times the mean over pairs, and over those of the batch's tokens that count, of how far the
     /// streams are apart. `x`: the layer's output of some of the tokens, f32 (tokens, hidden).
     pub fn part(

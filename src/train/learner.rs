@@ -7,13 +7,14 @@ use super::parameter::{Learned, Parameter};
 use crate::data::training::Batch;
 use crate::device::{Device, HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
-use crate::graph::Pass;
+use crate::families::layer_name;
+use crate::graph::{Pass, Sink};
 use crate::interrupt;
 use crate::kernels::loss::logsumexp::logsumexp;
 use crate::kernels::residual::add::add;
 use crate::model::{
     BackwardOptions, Cache, HiddenLoss, Loss, Model, PendingLoss, Teacher, WeightSource,
-    gradients_later,
+    block_gradients, gradients_later,
 };
 
 /// What a step is to make small, and how.
@@ -128,8 +129,6 @@ impl Learner {
         let counted = batch.targets();
         let scale =
             *self.scale.get_or_insert_with(|| BackwardOptions::safe_scale(pass.compute, counted));
-        let Self { model, parameters, places: known, .. } = self;
-        let mut sums: Vec<Option<Vec<Tensor>>> = parameters.iter().map(|_| None).collect();
         let places = scored_places(batch);
         let loss = Loss {
             scored: Some(&places),
@@ -139,7 +138,7 @@ impl Learner {
         let wanted = BackwardOptions {
             loss,
             hidden: options.hidden,
-            tensor: &|name| known.contains_key(name),
+            tensor: &|name| self.places.contains_key(name),
             by_sequence: false,
             tokens: options.tokens,
             activation_budget: options.activation_budget,
@@ -147,39 +146,94 @@ impl Learner {
             checks: false,
             dropout_seed: options.dropout_seed,
         };
-        let source = WeightSource::Resident(model);
-        let loss = gradients_later(
-            source,
-            pass,
-            &batch.ids,
-            batch.sequences,
-            wanted,
-            &mut |_, _| {},
-            &mut |gradient| {
-                let place = known[&gradient.name];
-                let parts = parameters[place].gradients(device, gradient.values)?;
-                match &sums[place] {
-                    None => sums[place] = Some(parts),
-                    Some(sums) => {
-                        for (part, sum) in parts.iter().zip(sums) {
-                            add(device, part, sum)?;
-                        }
-                    }
-                }
-                Ok(())
-            },
-        )?;
-        let mut gradients = Vec::new();
-        for (parameter, sums) in parameters.iter().zip(sums) {
-            match sums {
-                Some(sums) => gradients.extend(sums.into_iter().map(Some)),
-                None => gradients.extend(parameter.learned().iter().map(|_| None)),
-            }
-        }
-        let learned = all_learned(parameters);
+        let source = WeightSource::Resident(&self.model);
+        let (loss, sums) = self.collect(device, &mut |sink| {
+            let (ids, sequences) = (&batch.ids, batch.sequences);
+            gradients_later(source, pass, ids, sequences, wanted, &mut |_, _| {}, sink)
+        })?;
+        let gradients = in_order(&self.parameters, sums, &|_| true);
+        let learned = all_learned(&self.parameters);
         let norm = self.optimizer.step(device, &learned, &gradients, options.rate, 1.0 / scale)?;
         drop(gradients);
         self.update(device)?;
+        Ok(Step { loss, norm })
+    }
+
+    /// What a pass gives, and the gradients of what is learned, by parameter.
+    fn collect(
+        &self,
+        device: &Device,
+        run: &mut dyn FnMut(&mut Sink<'_>) -> Result<PendingLoss>,
+    ) -> Result<(PendingLoss, Vec<Option<Vec<Tensor>>>)> {
+        let mut sums: Vec<Option<Vec<Tensor>>> = self.parameters.iter().map(|_| None).collect();
+        let loss = run(&mut |gradient| {
+            let place = self.places[&gradient.name];
+            let parts = self.parameters[place].gradients(device, gradient.values)?;
+            match &sums[place] {
+                None => sums[place] = Some(parts),
+                Some(sums) => {
+                    for (part, sum) in parts.iter().zip(sums) {
+                        add(device, part, sum)?;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        Ok((loss, sums))
+    }
+
+    /// Whether something is learned of a block.
+    pub fn learns_of(&self, layer: usize) -> bool {
+        self.parameters.iter().any(|parameter| is_of(&**parameter, layer))
+    }
+
+    /// A new optimizer of what is learned of a block.
+    pub fn optimizer_of(
+        &self,
+        device: &Device,
+        layer: usize,
+        settings: AdamW,
+    ) -> Result<Optimizer> {
+        Optimizer::new(device, settings, &learned_of(&self.parameters, &|p| is_of(p, layer)))
+    }
+
+    /// A step of one block alone, whose input is `input`, f32 (tokens, hidden), of the batch's tokens, towards a `loss` of its
+    /// output. `optimizer` is [`Learner::optimizer_of`] this block; with the rate, tokens at once and the seed of dropout.
+    pub fn step_block(
+        &mut self,
+        pass: &Pass<'_>,
+        optimizer: &mut Optimizer,
+        layer: usize,
+        (batch, input): (&Batch, &Tensor),
+        loss: &HiddenLoss<'_>,
+        (rate, tokens, seed): (f64, usize, u64),
+    ) -> Result<Step> {
+        let device = pass.device;
+        let counted = batch.targets();
+        let scale =
+            *self.scale.get_or_insert_with(|| BackwardOptions::safe_scale(pass.compute, counted));
+        let wanted = BackwardOptions {
+            tensor: &|name| self.places.contains_key(name),
+            tokens,
+            scale: Some(scale),
+            checks: false,
+            dropout_seed: Some(seed),
+            ..BackwardOptions::ALL
+        };
+        let source = WeightSource::Resident(&self.model);
+        let (loss, sums) = self.collect(device, &mut |sink| {
+            block_gradients(source, pass, layer, (input, batch.sequences), loss, wanted, sink)
+        })?;
+        let of_block = |parameter: &dyn Parameter| is_of(parameter, layer);
+        let gradients = in_order(&self.parameters, sums, &of_block);
+        let learned = learned_of(&self.parameters, &of_block);
+        let norm = optimizer.step(device, &learned, &gradients, rate, 1.0 / scale)?;
+        drop(gradients);
+        for parameter in self.parameters.iter().filter(|parameter| of_block(&***parameter)) {
+            if let Some(tensor) = parameter.update(device)? {
+                self.model.set(parameter.tensor(), tensor);
+            }
+        }
         Ok(Step { loss, norm })
     }
 
@@ -226,7 +280,38 @@ pub(super) fn scored_places(batch: &Batch) -> Vec<bool> {
 }
 
 fn all_learned(parameters: &[Box<dyn Parameter>]) -> Vec<&Learned> {
-    parameters.iter().flat_map(|parameter| parameter.learned()).collect()
+    learned_of(parameters, &|_| true)
+}
+
+/// What is learned of some parameters.
+fn learned_of<'p>(
+    parameters: &'p [Box<dyn Parameter>],
+    of: &dyn Fn(&dyn Parameter) -> bool,
+) -> Vec<&'p Learned> {
+    let some = parameters.iter().filter(|parameter| of(&***parameter));
+    some.flat_map(|parameter| parameter.learned()).collect()
+}
+
+/// The gradients of what is learned of some parameters, in its order.
+fn in_order(
+    parameters: &[Box<dyn Parameter>],
+    sums: Vec<Option<Vec<Tensor>>>,
+    of: &dyn Fn(&dyn Parameter) -> bool,
+) -> Vec<Option<Tensor>> {
+    let mut gradients = Vec::new();
+    for (parameter, sums) in parameters.iter().zip(sums).filter(|(p, _)| of(&***p)) {
+        match sums {
+            Some(sums) => gradients.extend(sums.into_iter().map(Some)),
+            None => gradients.extend(parameter.learned().iter().map(|_| None)),
+        }
+    }
+    gradients
+}
+
+/// Whether a parameter is of a block.
+fn is_of(parameter: &dyn Parameter, layer: usize) -> bool {
+    let rest = parameter.tensor().strip_prefix(&layer_name(layer));
+    rest.is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// The mean cross-entropy of next tokens, in nats, over the tokens of some batches that are to be foretold, and how many those

@@ -7,6 +7,7 @@
 //!
 //! Nothing waits for the device within a step. Loss and norm of a step are read when later ones are on their way.
 
+pub mod blockwise;
 mod course;
 pub mod dense;
 pub mod hidden;

@@ -6,7 +6,8 @@ use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, Random};
 use lopper::kernels::copy::cast::scaled;
 use lopper::model::{
-    BackwardOptions, Cache, Checkpoint, Model, TensorSpec, WeightSource, Weights, gradients,
+    BackwardOptions, Cache, Checkpoint, Model, TensorSpec, WeightSource, Weights, block_gradients,
+    gradients,
 };
 use lopper::tensor::{DType, Packed};
 use lopper::train::TeacherModel;
@@ -19,7 +20,10 @@ use crate::program::{NANO, TINY, lopper, read_json, runs};
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     trials.extend(on_each("teachers::hidden_states", hidden_states));
-    trials.extend(suite!("teachers": pairs, hidden_by_command, stored_as_computed, rules));
+    trials.extend(on_each("teachers::a_block_alone", a_block_alone));
+    trials.extend(
+        suite!("teachers": pairs, hidden_by_command, blockwise_by_command, stored_as_computed, rules),
+    );
     trials
 }
 
@@ -160,6 +164,71 @@ fn hidden_states(device: &Device) -> Result<(), Failed> {
     Ok(())
 }
 
+/// A block's loss is how far its output of the teacher's input is from the teacher's output, and its gradient is its slope.
+fn a_block_alone(device: &Device) -> Result<(), Failed> {
+    const UP: &str = "model.layers.1.mlp.up_proj.weight";
+    let model = nano()?;
+    let config = model.config();
+    let parent = MapWeights(&model, &other);
+    let ids = ids(config.vocab_size);
+    let counts: Vec<bool> = (0..ids.len()).map(|at| at % 5 != 2).collect();
+    let pairs = Pairs::new(&[], config, config)?;
+    let teacher = TeacherModel::new(load(device, &parent)?, config.vocab_size)?.with_states(&pairs);
+    teacher.read(&pass(device), &ids, SEQUENCES, &[])?;
+    let input = teacher.state(device, 0, 0..ids.len())?;
+    let alone = pairs.alone(1);
+    let run = |student: &Model, tokens: usize| -> Result<(f64, Vec<f32>), Failed> {
+        let loss = |layer: usize, tokens: std::ops::Range<usize>, x: &_| {
+            alone.part(device, &teacher, 1.0, &counts, (layer, tokens, x))
+        };
+        let options =
+            BackwardOptions { tokens, tensor: &|name| name == UP, ..BackwardOptions::ALL };
+        let mut found: Vec<f32> = Vec::new();
+        let source = WeightSource::Resident(student);
+        let input = (&input, SEQUENCES);
+        let pending =
+            block_gradients(source, &pass(device), 1, input, &loss, options, &mut |gradient| {
+                let values = device.read(&gradient.values)?.to_f32();
+                found.resize(values.len(), 0.0);
+                found.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                Ok(())
+            })?;
+        Ok((pending.finish(device)?, found))
+    };
+    let student = load(device, &model)?;
+    let (loss, gradient) = run(&student, usize::MAX)?;
+    // The student's second block behind the teacher's first is a model whose first block, and what is below, are the teacher's.
+    let mixed = |spec: &TensorSpec, packed: Packed| match spec.layer {
+        Some(1) => Ok(packed),
+        _ => other(spec, packed),
+    };
+    let child = states(&load(&Device::Cpu, &MapWeights(&model, &mixed))?, &ids)?;
+    let parent = states(&load(&Device::Cpu, &parent)?, &ids)?;
+    let expected = apart(&child, &parent, &[(1, 1)], &counts);
+    assert!((loss - expected).abs() < 1e-4 * expected, "{loss}, not {expected}");
+    let (by_parts, _) = run(&student, LENGTH)?;
+    assert!((by_parts - loss).abs() < 1e-5 * loss, "{by_parts}, not {loss}");
+    let size = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+    let step = 0.02;
+    let moved = |sign: f64| -> Result<f64, Failed> {
+        let along = |spec: &TensorSpec, packed: Packed| {
+            if spec.name != UP {
+                return Ok(packed);
+            }
+            let values = packed.to_f32();
+            let moved = values.iter().zip(&gradient);
+            let moved: Vec<f32> = moved
+                .map(|(w, g)| (f64::from(*w) + sign * step * f64::from(*g) / size) as f32)
+                .collect();
+            Ok(Packed::from_f32(&moved, spec.rows, spec.columns))
+        };
+        Ok(run(&load(device, &MapWeights(&model, &along))?, usize::MAX)?.0)
+    };
+    let slope = (moved(1.0)? - moved(-1.0)?) / (2.0 * step);
+    assert!((slope - size).abs() < 0.02 * size, "a slope of {slope}, a gradient of {size}");
+    Ok(())
+}
+
 /// Pairs that there are none of are refused; without any, blocks answer to those at their depth.
 fn pairs() -> Result<(), Failed> {
     let (model, larger) = (nano()?, Checkpoint::open(TINY)?);
@@ -210,6 +279,27 @@ fn hidden_by_command() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Blocks that learn alone come nearer to the teacher's, and the model begins nearer to it.
+fn blockwise_by_command() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let run = text(folder.path())?;
+    let run = format!(
+        "distill {NANO} --teacher {NANO} --method quantized --bits 2 --group-size 32 --rate 1e-3 --steps 2 {run}"
+    );
+    runs(&folder, &format!("{run} --out plain"))?;
+    runs(&folder, &format!("{run} --out near --blockwise 20"))?;
+    let told = read_json(folder.path().join("near/training.json"))?;
+    let blocks = told["blocks"].as_array().ok_or("blocks")?;
+    assert_eq!(blocks.len(), 2);
+    for block in blocks {
+        let far = |key: &str| block[key].as_f64().unwrap_or(f64::NAN);
+        assert!(far("last") < 0.9 * far("first"), "{block}");
+    }
+    let (plain, near) = (losses(folder.path(), "plain")?, losses(folder.path(), "near")?);
+    assert!(near[0] < 0.95 * plain[0], "{} and {}", near[0], plain[0]);
+    Ok(())
+}
+
 /// From a file a teacher says what it says itself, but for the rounding of logarithms; a file is made once, continued where it was
 /// cut off, and read for its own teacher and data only.
 fn stored_as_computed() -> Result<(), Failed> {
@@ -254,6 +344,7 @@ fn rules() -> Result<(), Failed> {
         ("--teacher-top 4 --teacher-cache says --hidden 1", "teacher_cache & hidden"),
         ("--hidden=-1", "hidden & 0 or more"),
         ("--hidden-map 0=0", "hidden & a weight"),
+        ("--blockwise 2 --hidden-map 0=0", "blockwise & none for block 1"),
         ("--hidden 1 --hidden-map 0", "3=7"),
         ("--hidden 1 --hidden-map 0=9", "hidden states & below"),
     ] {

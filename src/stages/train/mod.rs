@@ -29,6 +29,7 @@ use crate::model::{
     Config, CopyOf, Divergence, Model, Outline, Pass, Role, TensorSpec, Weights, identity,
 };
 use crate::tensor::{Packed, WeightFormat};
+use crate::train::blockwise::{BlockTold, Blockwise};
 use crate::train::hidden::Pairs;
 use crate::train::stored_teacher::{StoredTeacher, Tie};
 use crate::train::{
@@ -155,6 +156,8 @@ pub struct TeacherOptions<'a> {
     pub hidden: f32,
     /// Which of them; none: those of every block.
     pub hidden_map: &'a [(usize, usize)],
+    /// Steps of each block alone before; 0: none.
+    pub blockwise: u64,
 }
 
 /// Next tokens alone.
@@ -217,6 +220,10 @@ pub struct FromTeacher {
     #[arg(long, value_name = "BLOCK=BLOCK", value_parser = pair)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hidden_map: Vec<(usize, usize)>,
+    /// Before, train each block alone for so many steps: of what goes into the teacher's block it learns to give what comes out of
+    /// that; the map above says which one
+    #[arg(long, value_name = "STEPS", default_value_t = Self::default().blockwise)]
+    pub blockwise: u64,
 }
 
 /// Two blocks, BLOCK=BLOCK.
@@ -251,6 +258,7 @@ impl Default for FromTeacher {
             teacher_cache: None,
             hidden: 0.0,
             hidden_map: Vec::new(),
+            blockwise: 0,
         }
     }
 }
@@ -276,6 +284,7 @@ impl Aimed for FromTeacher {
             cache: self.teacher_cache.as_deref(),
             hidden: self.hidden as f32,
             hidden_map: &self.hidden_map,
+            blockwise: self.blockwise,
         })
     }
 
@@ -317,10 +326,10 @@ impl Aimed for FromTeacher {
         if !(self.hidden >= 0.0 && self.hidden.is_finite()) {
             return Err(BadField::new("hidden", "0 or more", self.hidden));
         }
-        if self.hidden > 0.0 && self.teacher_cache.is_some() {
+        if (self.hidden > 0.0 || self.blockwise > 0) && self.teacher_cache.is_some() {
             return Err(BadField::new("teacher_cache", "none beside hidden states", "a folder"));
         }
-        if self.hidden == 0.0 && !self.hidden_map.is_empty() {
+        if self.hidden == 0.0 && self.blockwise == 0 && !self.hidden_map.is_empty() {
             return Err(BadField::new("hidden", "a weight, beside hidden_map", 0));
         }
         Ok(())
@@ -437,6 +446,8 @@ impl<L: Learn, A: Aimed> OfMethod for Train<L, A> {
 
 /// Where a training keeps its checkpoints, in the stage's folder.
 const TRAINING: &str = "training";
+/// What its blocks came to, where they learned alone before.
+const BLOCKS: &str = "blocks.json";
 /// The stage's report, its curves, and its steps and looks as lines.
 const TOLD: &str = "training.json";
 const CURVE: &str = "training.svg";
@@ -579,7 +590,7 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             let others = context.teacher.unwrap_or(context.parent);
             let model = load_teacher(device, others, progress)?;
             let own = learner.model().config();
-            if options.hidden > 0.0 {
+            if options.hidden > 0.0 || options.blockwise > 0 {
                 pairs = Some(Pairs::new(options.hidden_map, own, model.config())?);
             }
             let found = TeacherModel::new(model, own.vocab_size)?.with_top(options.top);
@@ -593,7 +604,10 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             divergence: options.divergence,
             temperature: options.temperature,
             weight: options.weight,
-            hidden: pairs.as_ref().map(|pairs| Hidden { pairs, weight: options.hidden }),
+            hidden: match (&pairs, options.hidden) {
+                (Some(pairs), weight) if weight > 0.0 => Some(Hidden { pairs, weight }),
+                _ => None,
+            },
         });
         let folder = context.folder.join(TRAINING);
         let course = Course {
@@ -606,6 +620,30 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             folder: &folder,
         };
         let doing = if teacher.is_some() { "distilling" } else { "tuning" };
+        let mut blocks: Vec<BlockTold> = saved(&folder, BLOCKS)?.unwrap_or_default();
+        if let (Some(near), Some(pairs), Some(steps), false) = (
+            teacher,
+            &pairs,
+            options.map(|options| options.blockwise).filter(|steps| *steps > 0),
+            course.has_begun(),
+        ) {
+            let blockwise = Blockwise {
+                settings: &settings,
+                usual_rate: L::USUAL_RATE,
+                steps,
+                examples,
+                teacher: near.teacher,
+                pairs,
+                pass,
+                seed,
+            };
+            blocks = blockwise.run(&mut learner, settings.optimizer(), &mut |done, all| {
+                progress("distilling block by block", done, all);
+                Ok(())
+            })?;
+            std::fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
+            save(&folder, BLOCKS, &blocks)?;
+        }
         let told = course.run(&mut learner, &mut |standing| {
             let text = format!("{doing}: {standing}");
             progress(&text, standing.step as usize, standing.steps as usize);
@@ -618,8 +656,13 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
                 "scored": figures.scored, "held_out": figures.held_out, "share": figures.share,
             })
         });
-        let account =
-            Account { learned: numbers, loss: self.aim.loss(), sources: sources.collect(), told };
+        let account = Account {
+            learned: numbers,
+            loss: self.aim.loss(),
+            blocks,
+            sources: sources.collect(),
+            told,
+        };
         save(context.folder, TOLD, &account)?;
         let result = self.learn.result(device, weights, &learner, context.folder)?;
         let config = context.write("writing what was learned", &*result)?;
@@ -725,6 +768,9 @@ struct Account {
     learned: u64,
     /// What was made small.
     loss: String,
+    /// What blocks came to that learned alone before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    blocks: Vec<BlockTold>,
     /// What they were learned from.
     sources: Vec<Value>,
     #[serde(flatten)]
