@@ -617,8 +617,21 @@ impl Run<'_> {
                 }
             }
         }
+        // What a stage changed in weights that kept their shape, before it rounded them.
+        let change = match &unrounded {
+            Some(exact) => rounding_error(before, &**exact, &rounded)?.0,
+            None => None,
+        };
         let before = unrounded.as_deref().unwrap_or(before);
         let (weight_error, mut warnings) = rounding_error(before, &after, &rounded)?;
+        if let (Some(error), Some(change)) = (weight_error, change)
+            && error > 0.1 * change
+        {
+            warnings.push(format!(
+                "rounding changed the weights by {error:.1e}, where this stage itself changed them by {change:.1e} (squared \
+                 errors): little of that may be left",
+            ));
+        }
         let told = stage.report(&whole)?;
         let learned = told.as_ref().and_then(|told| told.learned);
         warnings.extend(told.into_iter().flat_map(|told| told.warnings));

@@ -11,7 +11,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::methods::quantize::Scheme;
 use crate::methods::quantize::rtn::rtn;
-use crate::model::{Adapters, Config, CopyOf, Pair, TensorSpec, Weights};
+use crate::model::{Adapters, Config, CopyOf, Pair, TensorSpec, Weights, stored};
 use crate::tensor::{Levels, Packed, WeightFormat};
 
 /// A model with adapters in its weights: of an adapted layer W + scale B A, in the format that W has. The sum is taken in f64; dense
@@ -146,6 +146,53 @@ impl Weights for Exact<'_> {
             Some(_) => Ok(WeightFormat::f32()),
             None => self.model.format(spec),
         }
+    }
+}
+
+/// The same sums where the weights are quantized as f16, which holds what was learned; other weights keep their format.
+pub struct Widened<'a> {
+    merged: Merged<'a>,
+    exact: Exact<'a>,
+}
+
+impl<'a> Widened<'a> {
+    /// Adapters that fit a model.
+    pub fn new(model: &'a dyn Weights, adapters: Adapters, device: &'a Device) -> Result<Self> {
+        let exact = Exact::new(model, adapters.clone())?;
+        Ok(Self { merged: Merged::new(model, adapters, device)?, exact })
+    }
+
+    fn widens(&self, spec: &TensorSpec) -> Result<bool> {
+        let plain = self.merged.format(spec)?.ty.is_plain();
+        Ok(!plain && pair(&self.merged.adapters, spec).is_some())
+    }
+}
+
+impl Weights for Widened<'_> {
+    fn config(&self) -> &Config {
+        self.merged.config()
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        self.merged.specs()
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        match self.widens(spec)? {
+            true => stored(&self.exact.load(spec)?.to_f32(), WeightFormat::f16(), spec),
+            false => self.merged.load(spec),
+        }
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        match self.widens(spec)? {
+            true => Ok(WeightFormat::f16()),
+            false => self.merged.format(spec),
+        }
+    }
+
+    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
+        self.merged.copy_of(spec)
     }
 }
 

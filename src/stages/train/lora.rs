@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::full::plain;
 use super::{Change, Learn, Preparing};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::families::LAYERS;
 use crate::formats::peft::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE};
 use crate::methods::BadField;
-use crate::methods::tune::merged::{Exact, Merged};
+use crate::methods::tune::merged::{Exact, Merged, Widened};
 use crate::model::{Adapters, Config, Role, TensorSpec, Weights};
 use crate::stages::Modules;
 use crate::tensor::WeightFormat;
@@ -36,6 +37,9 @@ pub struct Lora {
     /// Leave out layers that match
     #[arg(long)]
     pub exclude: Vec<String>,
+    /// What quantized layers are once the factors are merged into them
+    #[arg(long, value_enum, default_value_t)]
+    pub merge: MergeAs,
     /// Begin with the adapter in this folder, as PEFT writes it; rank, alpha and layers are its own
     #[arg(
         id = "begin",
@@ -45,6 +49,17 @@ pub struct Lora {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
+}
+
+/// What quantized layers are once factors are merged into them. Plain ones keep their type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum MergeAs {
+    /// Rounded to their own type again, which may lose what was learned
+    #[default]
+    Own,
+    /// f16
+    F16,
 }
 
 fn layers() -> Vec<String> {
@@ -59,6 +74,7 @@ impl Default for Lora {
             dropout: 0.0,
             include: layers(),
             exclude: Vec::new(),
+            merge: MergeAs::Own,
             adapter: None,
         }
     }
@@ -130,6 +146,7 @@ impl Learn for Lora {
             Some(_) => spec.role == Role::Linear,
             None => self.targets(spec)?,
         };
+        let format = if self.merge == MergeAs::F16 { plain(format) } else { format };
         let numbers = (self.rank * (spec.rows + spec.columns)) as u64;
         let text = format!("rank {} learned, merged", self.rank);
         Ok(has.then_some(Change { format, numbers, text }))
@@ -185,6 +202,9 @@ impl Learn for Lora {
         let folder = folder.join(ADAPTER);
         std::fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
         adapters.write(&folder)?;
-        Ok(Box::new(Merged::new(weights, adapters, device)?))
+        Ok(match self.merge {
+            MergeAs::Own => Box::new(Merged::new(weights, adapters, device)?),
+            MergeAs::F16 => Box::new(Widened::new(weights, adapters, device)?),
+        })
     }
 }
