@@ -330,13 +330,38 @@ fn lessons(
             })?;
             Examples::read(dataset, tokenizer, recipe.seed)
         });
+        let examples = examples.transpose()?;
+        if let Some(examples) = examples.as_ref().filter(|e| e.rows_per_epoch() < needs.batch) {
+            let key = "stage.batch".into();
+            let expected =
+                format!("at most {}, the rows that there are", examples.rows_per_epoch());
+            let found = needs.batch.to_string();
+            return Err(Error::Key { path: "recipe".into(), key, expected, found });
+        }
+        let teacher = needs.teacher.filter(|name| *name != BEFORE).map(Checkpoint::open);
+        let teacher = teacher.transpose()?;
+        if let Some(teacher) = &teacher {
+            let (of, own) = (teacher.config(), parent.config());
+            let length = needs.data.map_or(0, |dataset| dataset.length);
+            let wrong = |expected: String, found: String| Error::Key {
+                path: "recipe".into(),
+                key: "stage.teacher".into(),
+                expected,
+                found: format!("{}, which has {found}", teacher.path().display()),
+            };
+            if of.vocab_size != own.vocab_size {
+                let expected =
+                    format!("a model with the student's vocabulary of {}", own.vocab_size);
+                return Err(wrong(expected, of.vocab_size.to_string()));
+            }
+            if of.max_positions < length {
+                let expected = format!("a model with a context of {length} tokens, a row's length");
+                return Err(wrong(expected, of.max_positions.to_string()));
+            }
+        }
         Ok(Lessons {
-            examples: examples.transpose()?,
-            teacher: needs
-                .teacher
-                .filter(|name| *name != BEFORE)
-                .map(Checkpoint::open)
-                .transpose()?,
+            examples,
+            teacher,
             files: stage.files((index == 0).then(|| parent.config()))?,
         })
     };
@@ -704,7 +729,8 @@ impl Run<'_> {
             shortcuts: config.shortcuts,
             blocks: config.blocks.clone(),
         };
-        write_record(&part.join("done.toml"), &work::to_toml(&done))
+        write_record(&part.join("done.toml"), &work::to_toml(&done))?;
+        stage.tidy(part)
     }
 
     /// The model that stood before the last cut, if the stage learns from that; `None`: the parent did.

@@ -87,6 +87,10 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
     fn keeps_channels(&self) -> bool {
         true
     }
+    /// Removes from its folder what only a run needed that is done now.
+    fn tidy(&self, _folder: &Path) -> Result<()> {
+        Ok(())
+    }
     /// Folders in its own that become part of the artifact, beside the model.
     fn folders(&self) -> &'static [&'static str] {
         &[]
@@ -181,6 +185,9 @@ pub struct Needs<'a> {
     /// What is learned from.
     #[serde(skip)]
     pub data: Option<&'a Dataset>,
+    /// Rows of a step of learning: no more than there are.
+    #[serde(skip)]
+    pub batch: usize,
     /// A model to learn from, where that is not the recipe's own; [`BEFORE`] stands for one of the run's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<&'a str>,

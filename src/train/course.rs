@@ -139,6 +139,7 @@ struct Saved {
     position: Position,
     scale: Option<f32>,
     since_lost: u64,
+    lost_in_a_row: u64,
     seconds: f64,
     done: bool,
     told: Told,
@@ -344,7 +345,7 @@ impl Course<'_> {
         record.seconds = state.seconds + state.began.elapsed().as_secs_f64();
         let number = record.step;
         let half = self.pass.compute.activation == DType::F16;
-        if finite {
+        if finite && loss.is_finite() {
             state.told.steps.push(record);
             state.lost_in_a_row = 0;
             state.since_lost += 1;
@@ -354,23 +355,26 @@ impl Course<'_> {
             }
             return Ok(());
         }
-        state.told.lost += 1;
+        if !finite {
+            learner.lost();
+            state.told.lost += 1;
+        }
         state.lost_in_a_row += 1;
         state.since_lost = 0;
-        if half && state.lost_in_a_row <= MOST_LOST {
+        // Weights that gradients have changed are not to be had back.
+        if half && !finite && state.lost_in_a_row <= MOST_LOST {
             learner.set_scale(learner.scale().map(|scale| scale / 2.0));
             return Ok(());
         }
+        Err(self.diverged(number, loss, state))
+    }
+
+    fn diverged(&self, step: u64, loss: f64, state: &State) -> Error {
         let before = match state.told.steps.last() {
             Some(last) => format!("{:.4} at step {}", last.loss, last.step),
             None => "none before".into(),
         };
-        Err(Error::Diverged {
-            step: number,
-            loss: loss.to_string(),
-            before,
-            kept: self.checkpoint(),
-        })
+        Error::Diverged { step, loss: loss.to_string(), before, kept: self.checkpoint() }
     }
 
     fn settle_all(&self, learner: &mut Learner, state: &mut State) -> Result<()> {
@@ -393,6 +397,9 @@ impl Course<'_> {
         }
         let (loss, count) = mean_loss(learner.model(), &self.pass, held_out)?;
         state.told.held_out_tokens = count;
+        if !loss.is_finite() {
+            return Err(self.diverged(learner.steps(), loss, state));
+        }
         let step = learner.steps();
         let tokens = step * (self.settings.batch * self.length()) as u64;
         let best =
@@ -418,7 +425,8 @@ impl Course<'_> {
             let best = looks.iter().find(|look| look.loss <= least).map(|look| look.step);
             if best != Some(learner.steps()) {
                 self.read(learner, &self.folder.join(BEST), false)?;
-                learner.resume(self.pass.device, learner.steps())?;
+                let (steps, lost) = (learner.steps(), state.told.lost);
+                learner.resume(self.pass.device, steps, lost)?;
                 state.told.best = best;
             }
         }
@@ -467,6 +475,7 @@ impl Course<'_> {
             position: state.position.clone(),
             scale: learner.scale(),
             since_lost: state.since_lost,
+            lost_in_a_row: state.lost_in_a_row,
             seconds: state.seconds + state.began.elapsed().as_secs_f64(),
             done,
             told: state.told.clone(),
@@ -500,13 +509,13 @@ impl Course<'_> {
         })?;
         self.examples.check(&saved.position)?;
         self.read(learner, &self.folder.join(&saved.tensors), !saved.done)?;
-        learner.resume(self.pass.device, saved.steps)?;
+        learner.resume(self.pass.device, saved.steps, saved.told.lost)?;
         learner.set_scale(saved.scale);
         let state = State {
             position: saved.position,
             told: saved.told.clone(),
             since_lost: saved.since_lost,
-            lost_in_a_row: 0,
+            lost_in_a_row: saved.lost_in_a_row,
             pending: VecDeque::new(),
             seconds: saved.seconds,
             began: Instant::now(),

@@ -50,7 +50,7 @@ pub struct Outcome {
     pub loss: f64,
     /// The norm of all gradients before they were clipped.
     pub norm: f64,
-    /// Whether that is finite; otherwise nothing was changed.
+    /// Whether all gradients are finite; otherwise nothing was changed.
     pub finite: bool,
 }
 
@@ -59,7 +59,7 @@ impl Step {
     pub fn finish(self, device: &Device) -> Result<Outcome> {
         let loss = self.loss.finish(device)?;
         let state = device.finish(self.norm)?.to_f32();
-        Ok(Outcome { loss, norm: f64::from(state[0]), finite: state[2] != 0.0 && loss.is_finite() })
+        Ok(Outcome { loss, norm: f64::from(state[0]), finite: state[2] != 0.0 })
     }
 }
 
@@ -111,6 +111,11 @@ impl Learner {
     /// The factor of the loss: `Some` once a step was taken.
     pub fn scale(&self) -> Option<f32> {
         self.scale
+    }
+
+    /// Says that a step was not finite and changed nothing.
+    pub fn lost(&mut self) {
+        self.optimizer.lost();
     }
 
     /// Sets the factor of the loss.
@@ -260,9 +265,9 @@ impl Learner {
         all
     }
 
-    /// Goes on after so many steps; the tensors of [`Learner::saved`] have been put back.
-    pub fn resume(&mut self, device: &Device, steps: u64) -> Result<()> {
-        self.optimizer.resume(steps);
+    /// Goes on after so many steps, so many of them lost; the tensors of [`Learner::saved`] have been put back.
+    pub fn resume(&mut self, device: &Device, steps: u64, lost: u64) -> Result<()> {
+        self.optimizer.resume(steps, lost);
         for learned in all_learned(&self.parameters) {
             if let Some(copy) = &learned.copy {
                 crate::kernels::copy::cast::cast_into(device, &learned.values, copy)?;

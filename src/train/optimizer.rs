@@ -90,6 +90,7 @@ pub struct Optimizer {
     settings: AdamW,
     moments: Vec<Moments>,
     steps: u64,
+    lost: u64,
     /// Sums of squares of parts of the gradients.
     partials: Tensor,
     /// The gradients' norm, the factor that clips it, whether it is finite.
@@ -107,14 +108,20 @@ impl Optimizer {
             settings,
             moments: moments.collect::<Result<_>>()?,
             steps: 0,
+            lost: 0,
             partials: device.allocate(DType::F32, &[count.max(1)], "squares of gradients")?,
             state: device.allocate(DType::F32, &[4], "norm of gradients")?,
         })
     }
 
-    /// Steps taken.
+    /// Steps taken, those among them that changed nothing.
     pub fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// Says that one of the steps was not finite and changed nothing: means are corrected by the number of the others.
+    pub fn lost(&mut self) {
+        self.lost += 1;
     }
 
     /// A step with these gradients of what is learned, which are those of 1 / `scale` of what is to be small. Returns the
@@ -137,6 +144,7 @@ impl Optimizer {
         let most = self.settings.max_norm.map_or(f32::INFINITY, |norm| norm as f32);
         clip(device, &self.partials, most, scale, &self.state)?;
         self.steps += 1;
+        let number = (self.steps - self.lost).max(1);
         if self.settings.by_sign {
             for (learned, gradient) in learned.iter().zip(gradients) {
                 let Some(gradient) = gradient else { continue };
@@ -164,7 +172,7 @@ impl Optimizer {
                     adamw(
                         device,
                         &settings,
-                        self.steps,
+                        number,
                         gradient,
                         &self.state,
                         &learned.values,
@@ -176,7 +184,7 @@ impl Optimizer {
                     adamw_8bit(
                         device,
                         &settings,
-                        self.steps,
+                        number,
                         gradient,
                         &self.state,
                         &learned.values,
@@ -194,9 +202,9 @@ impl Optimizer {
         (self.steps, self.moments.iter().flat_map(Moments::tensors).collect())
     }
 
-    /// Goes on after so many steps; the tensors of [`Optimizer::state`] have been put back.
-    pub fn resume(&mut self, steps: u64) {
-        self.steps = steps;
+    /// Goes on after so many steps, so many of them lost; the tensors of [`Optimizer::state`] have been put back.
+    pub fn resume(&mut self, steps: u64, lost: u64) {
+        (self.steps, self.lost) = (steps, lost);
     }
 }
 

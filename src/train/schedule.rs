@@ -34,7 +34,7 @@ impl Schedule {
     /// The rate of a step, counted from 0. The first step of a warm-up is not one of rate 0.
     pub fn rate(&self, step: u64) -> f64 {
         if step < self.warmup {
-            return self.peak * (step + 1) as f64 / (self.warmup + 1) as f64;
+            return self.peak * (step as f64 + 1.0) / (self.warmup as f64 + 1.0);
         }
         let falling = self.steps.saturating_sub(self.warmup).max(1);
         let done = ((step - self.warmup) as f64 / falling as f64).min(1.0);

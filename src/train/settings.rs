@@ -36,7 +36,7 @@ pub struct Settings {
     /// Rows of a step
     #[arg(long, default_value_t = Self::default().batch)]
     pub batch: usize,
-    /// Tokens that go through a layer at once: memory against speed [default: 8192]
+    /// Tokens that go through a layer at once, a row at least: memory against speed [default: 8192]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
@@ -117,6 +117,11 @@ impl Default for Settings {
     }
 }
 
+/// No training has more steps or tokens.
+const MOST: u64 = 1 << 48;
+/// No step has more rows.
+const MOST_ROWS: u64 = 1 << 24;
+
 impl Settings {
     /// An error if a number has no sense.
     pub fn check(&self) -> Result<(), BadField> {
@@ -142,6 +147,15 @@ impl Settings {
             ("patience", self.patience.unwrap_or(1) as u64),
             ("checkpoint_every", self.checkpoint_every),
         ];
+        let most = [("steps", self.steps), ("tokens", self.tokens), ("warmup", self.warmup)];
+        for (field, value) in most {
+            if let Some(value) = value.filter(|value| *value > MOST) {
+                return Err(BadField::new(field, format!("at most {MOST}"), value));
+            }
+        }
+        if self.batch as u64 > MOST_ROWS {
+            return Err(BadField::new("batch", format!("at most {MOST_ROWS}"), self.batch));
+        }
         for (field, value) in least {
             if value == 0 {
                 return Err(BadField::new(field, "1 or more", value));
@@ -153,9 +167,16 @@ impl Settings {
             ("epsilon", self.epsilon),
         ];
         for (field, value) in above {
-            if !(value > 0.0 && value.is_finite()) {
-                return Err(BadField::new(field, "a number above 0", value));
+            // Devices compute in f32.
+            if !(value > 0.0
+                && value.is_finite()
+                && (field == "epochs" || (value as f32).is_normal()))
+            {
+                return Err(BadField::new(field, "a number above 0 that f32 holds", value));
             }
+        }
+        if self.clip > 0.0 && !(self.clip as f32).is_normal() {
+            return Err(BadField::new("clip", "0, or a number that f32 holds", self.clip));
         }
         for (field, value) in [("decay", self.decay), ("clip", self.clip)] {
             if !(value >= 0.0 && value.is_finite()) {
@@ -163,7 +184,7 @@ impl Settings {
             }
         }
         for (field, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
-            if !(0.0..1.0).contains(&value) {
+            if !(value >= 0.0 && (value as f32) < 1.0) {
                 return Err(BadField::new(field, "0 to less than 1", value));
             }
         }
@@ -186,7 +207,7 @@ impl Settings {
             return tokens.div_ceil(batch.saturating_mul(length as u64).max(1));
         }
         let rows = rows as f64 * self.epochs.unwrap_or(1.0);
-        ((rows / batch as f64).ceil() as u64).max(1)
+        ((rows / batch as f64).ceil() as u64).clamp(1, MOST)
     }
 
     fn by_sign(&self) -> bool {
@@ -197,7 +218,7 @@ impl Settings {
     pub fn schedule(&self, steps: u64, usual: f64) -> Schedule {
         let (shape, floor, warmup, usual) = match self.by_sign() {
             true => (Shape::Linear, 0.0, 0, usual / steps.max(1) as f64),
-            false => (Shape::Cosine, 0.1, steps * 3 / 100, usual),
+            false => (Shape::Cosine, 0.1, steps / 100 * 3 + steps % 100 * 3 / 100, usual),
         };
         Schedule {
             shape: self.schedule.unwrap_or(shape),

@@ -99,6 +99,24 @@ fn bad_input_is_refused() -> Result<(), Failed> {
         (format!("tune {NANO} {SHORT} --rate 0"), "--rate & above 0"),
         (format!("tune {NANO} {SHORT} --rank 0"), "--rank & 1 to 4096"),
         (format!("tune {NANO} {SHORT} --optimizer-bits 4"), "8 or 32"),
+        (format!("tune {NANO} {SHORT} --dropout 0.99999999"), "--dropout"),
+        (format!("tune {NANO} {SHORT} --clip 1e-50"), "--clip"),
+        (format!("tune {NANO} {SHORT} --epsilon 1e-50"), "--epsilon"),
+        (format!("tune {NANO} {SHORT} --beta2 0.99999999"), "--beta2"),
+        (format!("tune {NANO} {SHORT} --warmup 18446744073709551615"), "--warmup"),
+        (format!("tune {NANO} --data text.txt --batch 18446744073709551615"), "--batch"),
+        (
+            format!("tune {NANO} --data text.txt --length 16 --batch 4000"),
+            "--batch & the rows that there are",
+        ),
+        (format!("tune {NANO} {SHORT} --begin {adapter} --dropout 0.1"), "--begin"),
+        (format!("tune {NANO} --data text.txt --held-out 0 --patience 2"), "--patience"),
+        (
+            format!(
+                "distill {NANO} --teacher {NANO} {SHORT} --divergence jensen-shannon --mixture 1e-50"
+            ),
+            "--mixture",
+        ),
         (format!("tune {NANO} {SHORT} --include x*"), "--include & match none"),
         (
             format!("tune {NANO} {SHORT} --method full --rank 3"),

@@ -39,11 +39,11 @@ impl<'a> Merged<'a> {
         adapters: impl Into<Cow<'a, Adapters>>,
         device: &'a Device,
     ) -> Result<Self> {
-        let adapters = adapters.into();
-        adapters.check(model.config())?;
+        let merged = Self::anywhere(model, adapters.into(), device)?;
+        let adapters = &merged.adapters;
         for spec in model.specs() {
             let format = model.format(spec)?;
-            if let (Some(pattern), Some(_)) = (format.ty.sparsity, pair(&adapters, spec)) {
+            if let (Some(pattern), Some(_)) = (format.ty.sparsity, pair(adapters, spec)) {
                 return Err(Error::Unsupported {
                     path: "adapters".into(),
                     what: format!("merging into `{}`, stored as {}", spec.name, format.label()),
@@ -54,6 +54,16 @@ impl<'a> Merged<'a> {
                 });
             }
         }
+        Ok(merged)
+    }
+
+    /// The same whatever the weights are stored in.
+    fn anywhere(
+        model: &'a dyn Weights,
+        adapters: Cow<'a, Adapters>,
+        device: &'a Device,
+    ) -> Result<Self> {
+        adapters.check(model.config())?;
         Ok(Self { model, adapters, device, losses: Mutex::default() })
     }
 
@@ -159,7 +169,7 @@ impl<'a> Widened<'a> {
     /// Adapters that fit a model.
     pub fn new(model: &'a dyn Weights, adapters: Adapters, device: &'a Device) -> Result<Self> {
         let exact = Exact::new(model, adapters.clone())?;
-        Ok(Self { merged: Merged::new(model, adapters, device)?, exact })
+        Ok(Self { merged: Merged::anywhere(model, adapters.into(), device)?, exact })
     }
 
     fn widens(&self, spec: &TensorSpec) -> Result<bool> {

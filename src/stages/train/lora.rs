@@ -40,12 +40,12 @@ pub struct Lora {
     /// What quantized layers are once the factors are merged into them
     #[arg(long, value_enum, default_value_t)]
     pub merge: MergeAs,
-    /// Begin with the adapter in this folder, as PEFT writes it; rank, alpha and layers are its own
+    /// Begin with the adapter in this folder, as PEFT writes it; rank, alpha, dropout and layers are its own
     #[arg(
         id = "begin",
         long = "begin",
         value_name = "FOLDER",
-        conflicts_with_all = ["rank", "alpha", "include", "exclude"],
+        conflicts_with_all = ["rank", "alpha", "dropout", "include", "exclude"],
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
@@ -117,13 +117,19 @@ impl Learn for Lora {
 
     fn check(&self) -> Result<(), BadField> {
         Modules::new(&self.include, &self.exclude)?;
+        let own = Self { adapter: self.adapter.clone(), merge: self.merge, ..Self::default() };
+        if self.adapter.is_some() && *self != own {
+            let expected =
+                "neither rank, alpha, dropout, include nor exclude beside it: they are its own";
+            return Err(BadField::new("adapter", expected, "one of these"));
+        }
         if self.rank == 0 || self.rank > 4096 {
             return Err(BadField::new("rank", "1 to 4096", self.rank));
         }
         if !(self.alpha > 0.0 && self.alpha.is_finite()) {
             return Err(BadField::new("alpha", "a number above 0", self.alpha));
         }
-        if !(0.0..1.0).contains(&self.dropout) {
+        if !(self.dropout >= 0.0 && (self.dropout as f32) < 1.0) {
             return Err(BadField::new("dropout", "0 to less than 1", self.dropout));
         }
         Ok(())
@@ -137,6 +143,13 @@ impl Learn for Lora {
         if let Some(config) = model {
             adapters.check(config)?;
         }
+        if let Some(pair) = adapters.pairs.iter().find(|pair| !pair.module.starts_with(LAYERS)) {
+            return Err(Error::Unsupported {
+                path: folder.into(),
+                what: format!("learning the adapter of `{}`", pair.module),
+                why: "adapters of the blocks' linear layers are learned".into(),
+            });
+        }
         Ok([CONFIG_FILE, WEIGHTS_FILE].map(|name| folder.join(name)).to_vec())
     }
 
@@ -146,6 +159,14 @@ impl Learn for Lora {
             Some(_) => spec.role == Role::Linear,
             None => self.targets(spec)?,
         };
+        if let (true, true, MergeAs::Own) = (has, format.ty.is_sparse(), self.merge) {
+            let found = format!("own, and `{}` stored as {}", spec.name, format.label());
+            return Err(BadField::new(
+                "merge",
+                "f16: a change of every weight keeps no pattern of zeros",
+                found,
+            ));
+        }
         let format = if self.merge == MergeAs::F16 { plain(format) } else { format };
         let numbers = (self.rank * (spec.rows + spec.columns)) as u64;
         let text = format!("rank {} learned, merged", self.rank);

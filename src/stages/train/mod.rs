@@ -308,8 +308,12 @@ impl Aimed for FromTeacher {
         if !(self.temperature >= 1e-3 && self.temperature <= 1e3) {
             return Err(BadField::new("temperature", "0.001 to 1000", self.temperature));
         }
-        if !(self.mixture > 0.0 && self.mixture < 1.0) {
+        let mixture = self.mixture as f32;
+        if !(mixture.is_normal() && mixture > 0.0 && mixture < 1.0) {
             return Err(BadField::new("mixture", "more than 0 and less than 1", self.mixture));
+        }
+        if self.blockwise > 1 << 32 {
+            return Err(BadField::new("blockwise", "at most 4294967296", self.blockwise));
         }
         if !(0.0..1.0).contains(&self.next_tokens) {
             return Err(BadField::new("next_tokens", "0 to less than 1", self.next_tokens));
@@ -458,6 +462,11 @@ impl<L: Learn, A: Aimed> Train<L, A> {
         let fields = self.settings.check().and_then(|()| self.aim.check());
         fields.and_then(|()| self.learn.check()).map_err(BadField::in_recipe)?;
         self.check_optimizer().map_err(BadField::in_recipe)?;
+        if self.settings.patience.is_some() && self.dataset.held_out == 0.0 {
+            let expected = "none without held-out rows, which are what is looked at";
+            let found = self.settings.patience.unwrap_or_default();
+            return Err(BadField::new("patience", expected, found).in_recipe());
+        }
         self.dataset.check()
     }
 
@@ -493,6 +502,7 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
     fn needs(&self) -> Needs<'_> {
         Needs {
             data: Some(&self.dataset),
+            batch: self.settings.batch,
             teacher: self.aim.teacher().and_then(|teacher| teacher.model),
             ..Needs::default()
         }
@@ -533,14 +543,19 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             (_, 8) => 2,
             _ => 8,
         };
-        let tokens = self.settings.batch * length;
+        let tokens = self.settings.batch.saturating_mul(length);
         let at_once = self.settings.tokens_at_once().max(length).min(tokens);
+        let tokens = tokens as u64;
         let (resident, _) = model.evaluation_bytes(length);
         let widest = config.widest();
-        let block = 4 * at_once * (6 * config.hidden_size + 5 * widest.intermediate_size);
-        let inputs = 4 * tokens * config.hidden_size * (config.layers() + 2);
-        let logits = 3 * (4 * at_once * config.vocab_size).min(256 << 20);
-        let peak = resident + (8 + state) * numbers + (block + inputs + logits) as u64;
+        let wide = (6 * config.hidden_size + 5 * widest.intermediate_size) as u64;
+        let block = (4 * at_once as u64).saturating_mul(wide);
+        let streams = (config.hidden_size * (config.layers() + 2)) as u64;
+        let inputs = (4 * tokens).saturating_mul(streams);
+        let logits =
+            3 * (4 * at_once as u64).saturating_mul(config.vocab_size as u64).min(256 << 20);
+        let passes = block.saturating_add(inputs).saturating_add(logits);
+        let peak = (resident + (8 + state) * numbers).saturating_add(passes);
         Ok(Planned {
             outline,
             changes,
@@ -667,11 +682,15 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         let result = self.learn.result(device, weights, &learner, context.folder)?;
         let config = context.write("writing what was learned", &*result)?;
         drop(result);
-        // Checkpoints have done their part.
-        if folder.exists() {
-            std::fs::remove_dir_all(&folder).map_err(Error::write(&folder))?;
-        }
         Ok(config)
+    }
+
+    fn tidy(&self, folder: &Path) -> Result<()> {
+        let folder = folder.join(TRAINING);
+        match folder.exists() {
+            true => std::fs::remove_dir_all(&folder).map_err(Error::write(&folder)),
+            false => Ok(()),
+        }
     }
 
     fn unrounded<'a>(
