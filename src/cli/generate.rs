@@ -1,10 +1,14 @@
 //! `lopper generate`: continues a text.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 
 use super::Global;
 use super::output::Output;
-use super::session::{compute, load_model, open_device, open_model, report_device};
+use super::session::{
+    compute, load_model, open_device, open_model, put_adapter, read_adapter, report_device,
+};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::{Pass, Sampling, Weights, generate};
@@ -13,6 +17,9 @@ use crate::model::{Pass, Sampling, Weights, generate};
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
+    /// With the adapter in this folder beside its layers, as PEFT and `lopper tune` write it
+    #[arg(long, value_name = "FOLDER")]
+    lora: Option<PathBuf>,
     /// The text to continue
     #[arg(long, allow_hyphen_values = true)]
     prompt: String,
@@ -42,6 +49,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         }
     };
     let checkpoint = open_model(&arguments.model, output)?;
+    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let text = if arguments.chat {
         tokenizer.render_chat(&[("user", arguments.prompt.as_str())], true)?
@@ -61,7 +69,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?;
     let tokens = [1, prompt.len()];
-    let model = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
+    let mut model = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
+    put_adapter(&device, &mut model, adapter.as_ref())?;
     let pass = Pass { device: &device, compute };
     // With the first token: a line that is open leaves no room to say that a long prompt is being read.
     let mut shown = arguments.chat;

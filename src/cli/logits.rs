@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Global;
 use super::output::Output;
-use super::session::{compute, load_model, open_device, open_model};
+use super::session::{compute, load_model, open_device, open_model, put_adapter, read_adapter};
 use crate::device::HostTensor;
 use crate::disk::Target;
 use crate::error::{Error, Result};
@@ -18,6 +18,9 @@ use crate::tensor::DType;
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
+    /// With the adapter in this folder beside its layers, as PEFT and `lopper tune` write it
+    #[arg(long, value_name = "FOLDER")]
+    lora: Option<PathBuf>,
     /// Token ids: 1,2,3
     #[arg(
         long,
@@ -39,6 +42,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let checkpoint = open_model(&arguments.model, output)?;
+    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
     let target = Target {
         path: &arguments.out,
         force: output.force(),
@@ -61,7 +65,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?;
-    let model = load_model(global, &device, &checkpoint, compute, &[ids.len()], output)?;
+    let mut model = load_model(global, &device, &checkpoint, compute, &[ids.len()], output)?;
+    put_adapter(&device, &mut model, adapter.as_ref())?;
     let pass = Pass { device: &device, compute };
     let (hidden, logits) = model.trace(&pass, &ids, 1, arguments.hidden)?;
     if logits.to_f32().iter().any(|logit| !logit.is_finite()) {

@@ -15,8 +15,9 @@ use crate::kernels::matmul::coop;
 use crate::kernels::matmul::product::{MatmulShape, ProductChoices, WeightForm, Winners};
 use crate::kernels::matmul::tuned;
 use crate::measure::speed::tune::{Tuned, tune_all};
-use crate::model::{Checkpoint, Compute, Model, Outline, WeightSource};
+use crate::model::{Adapters, Checkpoint, Compute, Model, Outline, WeightSource, Weights};
 use crate::tensor::DType;
+use crate::train::lora::{adapt, expect_of_blocks};
 
 /// Opens a model, and says what is odd about its files.
 pub(super) fn open_model(name: &str, output: &Output) -> Result<Checkpoint> {
@@ -218,6 +219,31 @@ pub(super) fn load_for_windows<'a>(
         _ => load_model(global, device, checkpoint, compute, &[ctx], output)
             .map(|model| Loaded::Resident(Box::new(model))),
     }
+}
+
+/// The adapter in a folder, for a model that it fits.
+pub(super) fn read_adapter(
+    folder: Option<&Path>,
+    checkpoint: &Checkpoint,
+) -> Result<Option<Adapters>> {
+    let Some(folder) = folder else { return Ok(None) };
+    let adapters = Adapters::read(folder)?;
+    adapters.check(checkpoint.config())?;
+    expect_of_blocks(&adapters, folder)?;
+    Ok(Some(adapters))
+}
+
+/// Puts an adapter beside a model's layers, not merged into them.
+pub(super) fn put_adapter(
+    device: &Device,
+    model: &mut Model,
+    adapters: Option<&Adapters>,
+) -> Result<()> {
+    let Some(adapters) = adapters else { return Ok(()) };
+    for pair in &adapters.pairs {
+        adapt(device, model, adapters, pair, 0.0)?;
+    }
+    Ok(())
 }
 
 /// A model on the device. With `--autotune`, the products of passes of so many tokens that were never tuned are tuned first,

@@ -1,10 +1,13 @@
 //! Low-rank factors beside frozen layers (LoRA, Hu et al. 2021, arXiv 2106.09685; beside quantized ones QLoRA, Dettmers et al.
 //! 2023, arXiv 2305.14314): f32, whatever the layer is stored in.
 
+use std::path::Path;
+
 use super::dense::Dense;
 use super::parameter::Parameter;
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::families::LAYERS;
 use crate::formats::peft::Pair;
 use crate::graph::{Adapter, Factor};
 use crate::model::{Adapters, Model};
@@ -46,6 +49,18 @@ pub fn adapt(
     };
     model.adapt(module, adapter);
     Ok([Box::new(a), Box::new(b)])
+}
+
+/// Refuses adapters of anything but the linear layers of blocks, where the graphs have them.
+pub fn expect_of_blocks(adapters: &Adapters, folder: &Path) -> Result<()> {
+    let outside = adapters.pairs.iter().find(|pair| !pair.module.starts_with(LAYERS));
+    outside.map_or(Ok(()), |pair| {
+        Err(Error::Unsupported {
+            path: folder.into(),
+            what: format!("the adapter of `{}`, not merged", pair.module),
+            why: "the blocks' linear layers have adapters beside them".into(),
+        })
+    })
 }
 
 /// Puts what was learned of a module's factors, as [`adapt`] returned them, into its pair.

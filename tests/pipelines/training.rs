@@ -6,12 +6,13 @@ use libtest_mimic::{Failed, Trial};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::numbers::{Known, Within, assert_close};
 use crate::program::{NANO, has_fields, lopper, read_json, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("tune":
         factors_are_merged_and_kept, what_is_told, a_course_that_diverges_stops, bad_input_is_refused,
-        the_best_is_taken)
+        the_best_is_taken, adapters_beside_layers)
 }
 
 const TEXT: &str = "The people of the country. ";
@@ -71,6 +72,27 @@ fn what_is_told() -> Result<(), Failed> {
     // The file is as large as it was.
     let bytes = |name: &str| Path::new(&at.join(name)).metadata().map(|about| about.len());
     assert_eq!(bytes("a/packed/model.safetensors")?, bytes("q/packed/model.safetensors")?);
+    Ok(())
+}
+
+/// Not merged: PEFT's logits, and other commands take it too.
+fn adapters_beside_layers() -> Result<(), Failed> {
+    let folder = folder()?;
+    let at = folder.path();
+    let adapter = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/fixtures/peft");
+    let known = Known::open(&format!("{adapter}/expected.safetensors"))?;
+    let ids = known.words("input_ids")?.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    succeeds(at, &format!("logits {NANO} --lora {adapter} --tokens {ids} --out a.safetensors"))?;
+    let found = Known::open(&at.join("a.safetensors").to_string_lossy())?.floats("logits")?;
+    assert_close("logits", &found, &known.floats("logits")?, Within::Norm(1e-5));
+    succeeds(at, &format!("generate {NANO} --lora {adapter} --prompt The -n 2"))?;
+    let eval = "eval --ppl text.txt --ctx 32 --json=-";
+    let value = |model: &str| -> Result<Value, Failed> {
+        Ok(succeeds(at, &format!("{eval} {model}"))?.json()?["perplexity"]["value"].take())
+    };
+    assert_ne!(value(NANO)?, value(&format!("{NANO} --lora {adapter}"))?);
+    let other = lopper(at, &format!("{eval} embedded:tiny-llama --lora {adapter} --device cpu"))?;
+    other.refused(2, "lora_A & expected");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod pair;
 mod task_files;
 mod tasks;
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -16,7 +17,8 @@ use self::tasks::{Answering, TaskArguments, json_of, text_of};
 use super::Global;
 use super::output::{Output, SAVE_EVERY};
 use super::session::{
-    Loaded, compute, load_for_windows, load_model, open_device, open_model, report_device,
+    Loaded, compute, load_for_windows, load_model, open_device, open_model, put_adapter,
+    read_adapter, report_device,
 };
 use crate::error::Result;
 use crate::interrupt;
@@ -33,6 +35,9 @@ pub(super) struct Arguments {
     /// Compare with this model, its parent: divergence, change of perplexity, answers to tasks
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
+    /// With the adapter in this folder beside its layers, as PEFT and `lopper tune` write it
+    #[arg(long, value_name = "FOLDER", conflicts_with = "base")]
+    lora: Option<PathBuf>,
     /// Measure perplexity on this text: a file, or embedded:heldout-2026, embedded:heldout-older, embedded:calibration
     #[arg(long, value_name = "FILE")]
     ppl: Option<String>,
@@ -56,6 +61,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         return against_base::run(global, &arguments.model, base, text.as_ref(), answering, output);
     }
     let checkpoint = open_model(&arguments.model, output)?;
+    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let tokenized = text.as_ref().map(|text| text.tokenize(&tokenizer));
     let tokenized = tokenized.transpose()?;
@@ -68,11 +74,14 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?;
-    let loaded = match tasks.is_empty() {
+    let loaded = match tasks.is_empty() && adapter.is_none() {
         true => load_for_windows(global, &device, &checkpoint, compute, (ctx, 1), output)?,
         // Tasks go back to the model again and again.
-        false => load_model(global, &device, &checkpoint, compute, &[ctx], output)
-            .map(|model| Loaded::Resident(Box::new(model)))?,
+        false => {
+            let mut model = load_model(global, &device, &checkpoint, compute, &[ctx], output)?;
+            put_adapter(&device, &mut model, adapter.as_ref())?;
+            Loaded::Resident(Box::new(model))
+        }
     };
     let pass = Pass { device: &device, compute };
     let start = Instant::now();

@@ -15,7 +15,7 @@ use crate::methods::tune::merged::{Exact, Merged, Widened};
 use crate::model::{Adapters, Config, Role, TensorSpec, Weights};
 use crate::stages::Modules;
 use crate::tensor::WeightFormat;
-use crate::train::lora::{adapt, learned};
+use crate::train::lora::{adapt, expect_of_blocks, learned};
 use crate::train::{Learner, Parameter};
 
 /// The factors.
@@ -143,13 +143,7 @@ impl Learn for Lora {
         if let Some(config) = model {
             adapters.check(config)?;
         }
-        if let Some(pair) = adapters.pairs.iter().find(|pair| !pair.module.starts_with(LAYERS)) {
-            return Err(Error::Unsupported {
-                path: folder.into(),
-                what: format!("learning the adapter of `{}`", pair.module),
-                why: "adapters of the blocks' linear layers are learned".into(),
-            });
-        }
+        expect_of_blocks(&adapters, folder)?;
         Ok([CONFIG_FILE, WEIGHTS_FILE].map(|name| folder.join(name)).to_vec())
     }
 
