@@ -79,7 +79,6 @@ pub static TABLE: &[&Kernel] = &[
     &loss::cross_entropy_grad::KERNEL,
     &loss::argmax::KERNEL,
     &loss::divergence::KERNEL,
-    &loss::divergence_grad::KERNEL,
     &loss::distil::KERNEL,
     &loss::distil_top::KERNEL,
     &loss::hidden::KERNEL,

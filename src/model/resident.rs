@@ -201,8 +201,7 @@ impl Model {
 
     /// Puts another matrix in the place of a linear layer's, an adapter's factor or the embedding (and of a head that is the
     /// embedding), by the tensor's name. Vectors are changed where they stand.
-    pub fn set(&mut self, name: &str, tensor: Parameter) {
-        let Parameter::Matrix(matrix) = tensor else { return };
+    pub fn set(&mut self, name: &str, matrix: Matrix) {
         if name == embedding_name() {
             if self.config.tied {
                 self.head.linear.weight = matrix.clone();
@@ -224,14 +223,14 @@ impl Model {
                 }
             }
         }
+        panic!("{name} is a matrix of the model");
     }
 
     /// Puts an adapter beside a linear layer of a block.
     pub fn adapt(&mut self, module: &str, adapter: Adapter) {
         let mut linears = self.blocks.iter_mut().flat_map(BlockWeights::linears_mut);
-        if let Some(linear) = linears.find(|linear| linear.name == module) {
-            linear.adapter = Some(adapter);
-        }
+        let linear = linears.find(|linear| linear.name == module);
+        linear.expect("an adapter's module is a linear layer of a block").adapter = Some(adapter);
     }
 
     /// The products of a pass over so many tokens, one of each shape and type.

@@ -4,7 +4,6 @@ use super::parameter::{Learned, Parameter};
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::families::TensorSpec;
-use crate::graph;
 use crate::kernels::copy::cast::cast;
 use crate::kernels::copy::pad::cut;
 use crate::kernels::matrix::{Chunk, Matrix};
@@ -86,11 +85,11 @@ impl Parameter for Dense {
         Ok(vec![of_tensor])
     }
 
-    fn update(&self, device: &Device) -> Result<Option<graph::Parameter>> {
+    fn update(&self, device: &Device) -> Result<Option<Matrix>> {
         match self.matrix {
             // The optimizer wrote there.
             Some(_) => Ok(None),
-            None => Ok(Some(graph::Parameter::Matrix(self.matrix(device)?))),
+            None => Ok(Some(self.matrix(device)?)),
         }
     }
 
@@ -129,7 +128,7 @@ impl Parameter for Vector {
         Ok(vec![of_tensor])
     }
 
-    fn update(&self, _: &Device) -> Result<Option<graph::Parameter>> {
+    fn update(&self, _: &Device) -> Result<Option<Matrix>> {
         Ok(None)
     }
 

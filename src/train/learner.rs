@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::families::layer_name;
 use crate::graph::{Pass, Sink};
 use crate::interrupt;
+use crate::kernels::copy::cast::cast_into;
 use crate::kernels::loss::logsumexp::logsumexp;
 use crate::kernels::residual::add::add;
 use crate::model::{
@@ -234,19 +235,19 @@ impl Learner {
         let learned = learned_of(&self.parameters, &of_block);
         let norm = optimizer.step(device, &learned, &gradients, rate, 1.0 / scale)?;
         drop(gradients);
-        for parameter in self.parameters.iter().filter(|parameter| of_block(&***parameter)) {
-            if let Some(tensor) = parameter.update(device)? {
-                self.model.set(parameter.tensor(), tensor);
-            }
-        }
+        self.update_those(device, &of_block)?;
         Ok(Step { loss, norm })
     }
 
     /// Puts what is learned where the model computes with it.
     pub fn update(&mut self, device: &Device) -> Result<()> {
-        for parameter in &self.parameters {
-            if let Some(tensor) = parameter.update(device)? {
-                self.model.set(parameter.tensor(), tensor);
+        self.update_those(device, &|_| true)
+    }
+
+    fn update_those(&mut self, device: &Device, of: &dyn Fn(&dyn Parameter) -> bool) -> Result<()> {
+        for parameter in self.parameters.iter().filter(|parameter| of(&***parameter)) {
+            if let Some(matrix) = parameter.update(device)? {
+                self.model.set(parameter.tensor(), matrix);
             }
         }
         Ok(())
@@ -270,7 +271,7 @@ impl Learner {
         self.optimizer.resume(steps, lost);
         for learned in all_learned(&self.parameters) {
             if let Some(copy) = &learned.copy {
-                crate::kernels::copy::cast::cast_into(device, &learned.values, copy)?;
+                cast_into(device, &learned.values, copy)?;
             }
         }
         self.update(device)

@@ -7,7 +7,6 @@ use super::parameter::{Learned, Parameter};
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::families::TensorSpec;
-use crate::graph;
 use crate::kernels::mask::keep_groups::keep_groups;
 use crate::kernels::mask::keep_runs::keep_runs;
 use crate::kernels::mask::score_grad::score_grad;
@@ -124,8 +123,8 @@ impl Parameter for Masked {
         Ok(vec![of_tensor])
     }
 
-    fn update(&self, device: &Device) -> Result<Option<graph::Parameter>> {
-        Ok(Some(graph::Parameter::Matrix(self.matrix(device)?)))
+    fn update(&self, device: &Device) -> Result<Option<Matrix>> {
+        Ok(Some(self.matrix(device)?))
     }
 
     fn packed(&self, device: &Device, spec: &TensorSpec) -> Result<Packed> {

@@ -3,7 +3,7 @@
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::families::TensorSpec;
-use crate::graph;
+use crate::kernels::matrix::Matrix;
 use crate::tensor::Packed;
 
 /// Numbers that an optimizer changes, on the device.
@@ -39,7 +39,7 @@ pub trait Parameter: std::fmt::Debug {
 
     /// Puts what was learned where the model computes with it. Returns what the model is to have in the tensor's place from now
     /// on; `None` if it has that already.
-    fn update(&self, device: &Device) -> Result<Option<graph::Parameter>>;
+    fn update(&self, device: &Device) -> Result<Option<Matrix>>;
 
     /// The tensor as it is saved.
     fn packed(&self, device: &Device, spec: &TensorSpec) -> Result<Packed>;

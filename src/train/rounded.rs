@@ -9,7 +9,6 @@ use super::parameter::{Learned, Parameter};
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::families::TensorSpec;
-use crate::graph;
 use crate::kernels::matrix::{Chunk, Matrix};
 use crate::kernels::quantize::nearest::nearest;
 use crate::kernels::quantize::round::round;
@@ -61,7 +60,8 @@ impl Rounded {
         Ok(Self { tensor: name.into(), format: packed.format, grid, scales, learned })
     }
 
-    fn rounded(&self, device: &Device) -> Result<Matrix> {
+    /// What the model computes with: the numbers rounded.
+    pub fn matrix(&self, device: &Device) -> Result<Matrix> {
         let values = &self.learned[0].values;
         let codes = match self.format.ty.is_affine() {
             true => round(device, values, &self.grid, self.format)?,
@@ -91,15 +91,15 @@ impl Parameter for Rounded {
         if self.learned.len() == 1 {
             return Ok(vec![of_tensor]);
         }
-        let (scales, offsets) = scale_grad(device, &of_tensor, &self.rounded(device)?)?;
+        let (scales, offsets) = scale_grad(device, &of_tensor, &self.matrix(device)?)?;
         Ok([Some(of_tensor), Some(scales), offsets].into_iter().flatten().collect())
     }
 
-    fn update(&self, device: &Device) -> Result<Option<graph::Parameter>> {
-        Ok(Some(graph::Parameter::Matrix(self.rounded(device)?)))
+    fn update(&self, device: &Device) -> Result<Option<Matrix>> {
+        Ok(Some(self.matrix(device)?))
     }
 
     fn packed(&self, device: &Device, _: &TensorSpec) -> Result<Packed> {
-        self.rounded(device)?.download(device)
+        self.matrix(device)?.download(device)
     }
 }

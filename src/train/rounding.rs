@@ -7,7 +7,6 @@ use super::parameter::{Learned, Parameter};
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::families::TensorSpec;
-use crate::graph;
 use crate::kernels::matrix::{Chunk, Matrix};
 use crate::kernels::quantize::clip_range::clip_range;
 use crate::kernels::quantize::round::round;
@@ -125,8 +124,8 @@ impl Parameter for Rounding {
         Ok(vec![of_tensor, clips])
     }
 
-    fn update(&self, device: &Device) -> Result<Option<graph::Parameter>> {
-        Ok(Some(graph::Parameter::Matrix(self.matrix(device)?)))
+    fn update(&self, device: &Device) -> Result<Option<Matrix>> {
+        Ok(Some(self.matrix(device)?))
     }
 
     fn packed(&self, device: &Device, _: &TensorSpec) -> Result<Packed> {

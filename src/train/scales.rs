@@ -6,7 +6,6 @@ use super::parameter::{Learned, Parameter};
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::families::TensorSpec;
-use crate::graph;
 use crate::kernels::matrix::Matrix;
 use crate::kernels::quantize::scale_grad::scale_grad;
 use crate::kernels::quantize::store_scales::{scales, store_scales};
@@ -59,7 +58,7 @@ impl Parameter for Scales {
         Ok([Some(scales), offsets].into_iter().flatten().collect())
     }
 
-    fn update(&self, device: &Device) -> Result<Option<graph::Parameter>> {
+    fn update(&self, device: &Device) -> Result<Option<Matrix>> {
         let offsets = self.learned.get(1).map(|learned| &learned.values);
         store_scales(device, &self.learned[0].values, offsets, &self.matrix)?;
         Ok(None)

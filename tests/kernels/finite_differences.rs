@@ -14,7 +14,6 @@ use lopper::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
 use lopper::kernels::loss::distil::{Divergence, distil};
 use lopper::kernels::loss::distil_top::distil_top;
 use lopper::kernels::loss::divergence::divergence;
-use lopper::kernels::loss::divergence_grad::divergence_grad;
 use lopper::kernels::loss::logsumexp::logsumexp;
 use lopper::kernels::matmul::{Destination, Input, backward, linear};
 use lopper::kernels::matrix::Matrix;
@@ -114,7 +113,7 @@ const OPERATIONS: [Operation; 16] = [
     },
     Operation {
         name: "loss/divergence",
-        kernels: &["loss/divergence_grad"],
+        kernels: &["loss/distil"],
         inputs: &[[4, 41]],
         forward: |device, inputs| {
             let cooled = |logits| scaled(device, logits, 1.0 / TEMPERATURE, DType::F32);
@@ -122,9 +121,11 @@ const OPERATIONS: [Operation; 16] = [
             Ok(values(device, &divergence(device, &parent, &child)?.0)?.iter().sum())
         },
         backward: |device, inputs| {
-            let parent = parent(device)?;
-            let grad = divergence_grad(device, &parent, &inputs[0], TEMPERATURE, 1.0, DType::F32)?;
-            Ok(vec![grad])
+            let every = device.upload(&HostTensor::from_u32(&[4], &[1; 4]), "every row")?;
+            let (forward, parent) = (Divergence::Forward, parent(device)?);
+            let child = &inputs[0];
+            let (t, output) = (TEMPERATURE, DType::F32);
+            Ok(vec![distil(device, forward, &parent, child, &every, t, 1.0, output)?.0])
         },
     },
     Operation {

@@ -96,7 +96,7 @@ fn learner(
     for name in names {
         let packed = weights.load(spec(weights, name))?;
         let masked = Masked::new(device, name, packed, rule, DType::F32)?;
-        model.set(name, Value::Matrix(masked.matrix(device)?));
+        model.set(name, masked.matrix(device)?);
         parameters.push(Box::new(masked));
     }
     let settings = AdamW { max_norm: None, ..AdamW::default() };
@@ -358,7 +358,7 @@ fn rounding_steps(device: &Device) -> Result<(), Failed> {
         let packed = rtn(device, &weight, scheme(grid, 3), DOWN)?;
         let rounding = Rounding::new(device, DOWN, &values, &packed)?;
         let mut changed = load(device, &model)?;
-        changed.set(DOWN, Value::Matrix(rounding.matrix(device)?));
+        changed.set(DOWN, rounding.matrix(device)?);
         let replace = |spec: &TensorSpec, own: Packed| match spec.name == DOWN {
             true => Ok(Packed::from_f32(&packed.to_f32(), spec.rows, spec.columns)),
             false => Ok(own),

@@ -76,7 +76,7 @@ fn whole(pass: &Pass<'_>) -> Result<(Model, Vec<Box<dyn Parameter>>), Failed> {
         let shape = (spec.rows, spec.columns);
         let dtype = pass.compute.activation;
         let dense = Dense::new(device, &spec.name, &values, shape, dtype, format)?;
-        model.set(&spec.name, Tensor::Matrix(dense.matrix(device)?));
+        model.set(&spec.name, dense.matrix(device)?);
         parameters.push(Box::new(dense));
     }
     Ok((model, parameters))
@@ -243,7 +243,7 @@ fn scales_learn(device: &Device) -> Result<(), Failed> {
         let scheme = Scheme { grid, bits: 3, group_size: 32, codebook: None };
         let (losses, pairs) = from_itself(device, scheme, 1e-3, &|name, _, packed, model| {
             let matrix = lopper::kernels::matrix::Matrix::upload(device, packed, name)?;
-            model.set(name, Tensor::Matrix(matrix.clone()));
+            model.set(name, matrix.clone());
             Ok(Box::new(Scales::new(device, name, packed, matrix)?))
         })?;
         assert!(losses[5] < 0.8 * losses[0], "{grid:?}: {losses:?}");

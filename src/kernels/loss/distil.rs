@@ -14,7 +14,6 @@
 //!
 //! Times weight / T: 1 / T for z = child / T, and what a user wants of the loss.
 
-use super::divergence_grad::shares;
 use crate::kernels::prelude::*;
 
 params! {
@@ -143,6 +142,31 @@ const LEAST: f64 = 1e-30;
 /// The error of a device's logarithm: 2^-21 between 0.5 and 2, 3 ulp elsewhere.
 fn of_log(log: f64) -> f64 {
     f64::powi(2.0, -21).max(6.0 * U * log.abs())
+}
+
+/// softmax(line / T), each with the error of the shader's way to it.
+///
+/// Of exp: (3 + 2 |x|) ulp, and of x what its subtraction and its product round away. The sum is off by its terms' mean.
+fn shares(line: &[f64], inverse: f32) -> Vec<(f64, f64)> {
+    let highest = line.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let terms: Vec<(f64, f64)> = line
+        .iter()
+        .map(|logit| {
+            let below = (logit - highest) * f64::from(inverse);
+            (below.exp(), (8.0 + 8.0 * below.abs().min(100.0)) * U * below.exp())
+        })
+        .collect();
+    let (mut sum, mut off) = (0.0, 0.0);
+    for (term, its) in &terms {
+        sum += term;
+        off += its;
+    }
+    let of_sum = off / sum + gamma(line.len()) + 4.0 * U;
+    let share = |(term, off): (f64, f64)| {
+        let bound = (off + term * of_sum) / sum + DType::F32.underflow();
+        (term / sum, 1.01 * bound)
+    };
+    terms.into_iter().map(share).collect()
 }
 
 /// A row's numbers: the logits below their highest and over the temperature, the shares with their errors, the logarithm

@@ -5,6 +5,5 @@ pub mod cross_entropy_grad;
 pub mod distil;
 pub mod distil_top;
 pub mod divergence;
-pub mod divergence_grad;
 pub mod hidden;
 pub mod logsumexp;

@@ -61,8 +61,7 @@ pub(super) fn learn(
     let values = preparing.weights.load(spec)?.to_f32();
     let dtype = preparing.pass.compute.activation;
     let dense = Dense::new(device, &spec.name, &values, (spec.rows, spec.columns), dtype, saved)?;
-    let matrix = graph::Parameter::Matrix(dense.matrix(device)?);
-    preparing.model.set(&spec.name, matrix);
+    preparing.model.set(&spec.name, dense.matrix(device)?);
     Ok(Box::new(dense))
 }
 

@@ -8,7 +8,6 @@ use super::{Change, Learn, Preparing, Trained};
 use crate::device::Device;
 use crate::error::Result;
 use crate::families::LAYERS;
-use crate::graph;
 use crate::methods::BadField;
 use crate::methods::prune::sparse::Pattern;
 use crate::model::{TensorSpec, Weights};
@@ -120,8 +119,7 @@ impl Learn for Mask {
                 continue;
             }
             let masked = Masked::new(device, &spec.name, weights.load(spec)?, rule, dtype)?;
-            let matrix = graph::Parameter::Matrix(masked.matrix(device)?);
-            preparing.model.set(&spec.name, matrix);
+            preparing.model.set(&spec.name, masked.matrix(device)?);
             parameters.push(Box::new(masked));
         }
         Ok(parameters)

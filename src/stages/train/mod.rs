@@ -20,7 +20,7 @@ use super::method::{Method, OfMethod, flags, method, stage};
 use super::{
     Context, Learned, Needs, Planned, RecipeStage, Report, Stage, StageKind, keys, save, saved,
 };
-use crate::data::training::Dataset;
+use crate::data::training::{Dataset, Examples};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -581,14 +581,8 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             Some(TeacherOptions { cache: Some(folder), top: Some(top), .. }) => {
                 let (folder, vocabulary) = (Path::new(folder), weights.config().vocab_size);
                 let at_once = settings.tokens_at_once();
-                Some(store_teacher(
-                    context,
-                    &pass,
-                    folder,
-                    top.min(vocabulary),
-                    at_once,
-                    vocabulary,
-                )?)
+                let top = top.min(vocabulary);
+                Some(store_teacher(context, &pass, examples, folder, (top, vocabulary), at_once)?)
             }
             _ => None,
         };
@@ -751,12 +745,11 @@ fn load_teacher(
 fn store_teacher(
     context: &mut Context<'_>,
     pass: &Pass<'_>,
+    examples: &Examples,
     folder: &Path,
-    top: usize,
+    (top, vocabulary): (usize, usize),
     at_once: usize,
-    vocabulary: usize,
 ) -> Result<StoredTeacher> {
-    let examples = context.examples.expect("rows were read");
     let others = context.teacher.unwrap_or(context.parent);
     let rows = examples.rows_per_epoch();
     let length = examples.tokens_per_epoch() / rows.max(1);

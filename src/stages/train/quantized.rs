@@ -10,7 +10,6 @@ use super::{Change, Learn, Preparing, Trained};
 use crate::device::Device;
 use crate::error::Result;
 use crate::families::LAYERS;
-use crate::graph;
 use crate::kernels::quantize::scale_grad::has_real_scales;
 use crate::methods::BadField;
 use crate::methods::quantize::rtn::rtn;
@@ -142,9 +141,7 @@ impl Learn for Quantized {
             let weight = weights.load(spec)?;
             let packed = rtn(device, &weight, scheme, &spec.name)?;
             let rounded = Rounded::new(device, &spec.name, &weight.to_f32(), &packed)?;
-            if let Some(graph::Parameter::Matrix(matrix)) = rounded.update(device)? {
-                preparing.model.set(&spec.name, graph::Parameter::Matrix(matrix));
-            }
+            preparing.model.set(&spec.name, rounded.matrix(device)?);
             parameters.push(Box::new(rounded));
         }
         Ok(parameters)

@@ -9,7 +9,6 @@ use super::{Change, Learn, Preparing, Trained};
 use crate::device::Device;
 use crate::error::Result;
 use crate::families::LAYERS;
-use crate::graph;
 use crate::methods::BadField;
 use crate::methods::quantize::rtn::rtn;
 use crate::methods::quantize::{Grid, Scheme};
@@ -125,8 +124,7 @@ impl Learn for Rounding {
             let weight = weights.load(spec)?;
             let packed = rtn(device, &weight, scheme, &spec.name)?;
             let rounding = Parameters::new(device, &spec.name, &weight.to_f32(), &packed)?;
-            let matrix = graph::Parameter::Matrix(rounding.matrix(device)?);
-            preparing.model.set(&spec.name, matrix);
+            preparing.model.set(&spec.name, rounding.matrix(device)?);
             parameters.push(Box::new(rounding));
         }
         Ok(parameters)
