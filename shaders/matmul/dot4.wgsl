@@ -2,7 +2,7 @@
 // tokens; one invocation: a span of SPAN blocks of 32 columns of each row at a time, whose activations share a scale.
 // Activations come as planes of signed bytes, laid out so that neighbouring invocations load neighbouring vectors
 // (quantize/activations). The codes of a span are summed as they stand; their zero point or offset meets the span's sum of
-// activations afterwards. Groups are whole spans.
+// activations afterwards. Groups are whole spans, or halves of them.
 #import matmul_params
 @group(0) @binding(0) var<storage, read> x_codes: array<vec4<u32>>;    // (tokens, 2 SPAN PLANES, spans)
 @group(0) @binding(1) var<storage, read> x_scales: array<vec2<f32>>;   // (tokens, spans): scale, scale * sum
@@ -12,7 +12,6 @@
 @group(0) @binding(5) var<storage, read_write> result: array<out_t>;   // (all tokens, out_stride)
 #import block_bytes
 #import block_parts
-#import block_grid
 const SUMS: u32 = ROWS * TOKENS;
 #import reduce_each
 
@@ -23,14 +22,17 @@ alias four_t = array<vec4<u32>, 2u * SPAN>;
 // What `span_dot` gives is so many times the sum of products: parts of a higher class count more.
 const PART_SCALE: f32 = select(select(1.0, 4.0, PART_CLASSES == 2u), 8.0, PART_CLASSES == 4u);
 
-fn span_dot(parts: parts_t, x: four_t) -> i32 {
-    var dots = vec4(0);
-    for (var h = 0u; h < 2u * SPAN; h++) {
-        dots.x += dot4I8Packed(parts[4u * h], x[h].x);
-        dots.y += dot4I8Packed(parts[4u * h + 1u], x[h].y);
-        dots.z += dot4I8Packed(parts[4u * h + 2u], x[h].z);
-        dots.w += dot4I8Packed(parts[4u * h + 3u], x[h].w);
-    }
+// The products of four quads, half a block, each for itself.
+fn quad_dots(parts: parts_t, x: four_t, h: u32) -> vec4<i32> {
+    return vec4(
+        dot4I8Packed(parts[4u * h], x[h].x),
+        dot4I8Packed(parts[4u * h + 1u], x[h].y),
+        dot4I8Packed(parts[4u * h + 2u], x[h].z),
+        dot4I8Packed(parts[4u * h + 3u], x[h].w),
+    );
+}
+
+fn added_parts(dots: vec4<i32>) -> i32 {
     if PART_CLASSES == 4u {
         return 8 * dots.x + 4 * dots.y + 2 * dots.z + dots.w;
     }
@@ -39,6 +41,7 @@ fn span_dot(parts: parts_t, x: four_t) -> i32 {
     }
     return dots.x + dots.y + dots.z + dots.w;
 }
+#import span
 
 @compute @workgroup_size(WORKGROUP)
 fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -54,7 +57,7 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     var sums: array<f32, SUMS>;
     for (var span = lane.index; span < spans; span += WORKGROUP) {
         var parts: array<parts_t, ROWS>;
-        var grids: array<vec2<f32>, ROWS>;
+        var grids: array<grid_t, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
             let row = params.row_start + min(first_row + r, params.rows - 1u);
             for (var s = 0u; s < SPAN; s++) {
@@ -63,12 +66,13 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
                     parts[r][8u * s + quad] = block[quad];
                 }
             }
-            grids[r] = block_grid(row, SPAN * span);
+            grids[r] = span_grid(row, SPAN * span);
         }
         for (var t = 0u; t < TOKENS; t++) {
             let token = params.token_start + min(first_token + t, params.tokens - 1u);
-            var dots: array<i32, ROWS>;
-            var highest: array<f32, ROWS>;
+            var dots: array<dots_t, ROWS>;
+            var highest: array<wide_t, ROWS>;
+            var total = dots_t();
             // The highest plane first: what is summed so far counts 256 times as much as the next. Of three planes the
             // highest is kept apart, for an integer of 32 bits does not hold them all.
             for (var plane = 0u; plane < PLANES; plane++) {
@@ -77,18 +81,19 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
                     let piece = 2u * SPAN * (PLANES - 1u - plane) + h;
                     x[h] = x_codes[(token * 2u * SPAN * PLANES + piece) * spans + span];
                 }
+                total = 256 * total + span_total(x);
                 for (var r = 0u; r < ROWS; r++) {
                     if PLANES == 3u && plane == 1u {
-                        highest[r] = 65536.0 * f32(dots[r]);
-                        dots[r] = 0;
+                        highest[r] = 65536.0 * wide_t(dots[r]);
+                        dots[r] = dots_t();
                     }
                     dots[r] = 256 * dots[r] + span_dot(parts[r], x);
                 }
             }
             let scale = x_scales[token * spans + span];
             for (var r = 0u; r < ROWS; r++) {
-                let sum = (scale.x / PART_SCALE) * (highest[r] + f32(dots[r]));
-                sums[t * ROWS + r] += grids[r].x * sum + grids[r].y * scale.y;
+                let sum = (scale.x / PART_SCALE) * (highest[r] + wide_t(dots[r]));
+                sums[t * ROWS + r] += span_sum(grids[r], sum, total, scale);
             }
         }
     }

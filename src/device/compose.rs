@@ -29,6 +29,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "block_bytes_kept_4"
     "block_bytes_kept_8"
     "block_grid"
+    "block_grid_super"
     "block_parts_1"
     "block_parts_2"
     "block_parts_3"
@@ -53,6 +54,9 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "eight_weights_kept"
     "f16_bits"
     "gram_tile"
+    "group_grid_affine"
+    "group_grid_levels"
+    "group_grid_super"
     "group_scale"
     "integer_block"
     "is_nan"
@@ -78,6 +82,8 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "reduce_workgroup"
     "score_element"
     "soft_cap"
+    "span_halves"
+    "span_whole"
     "store_block"
     "store_four"
     "weight_affine"
@@ -135,6 +141,8 @@ pub fn compose_with<'a>(
             Scale::Level => 4,
             Scale::PowerOfTwo => 5,
             Scale::TwoLevel => 6,
+            Scale::SuperOffset(_) => 7,
+            Scale::SuperSymmetric(_) => 8,
         };
         // The widest vector of words that a block of codes is a multiple of.
         let (lanes, words) = match code_lanes(weight) {
@@ -150,6 +158,9 @@ pub fn compose_with<'a>(
             weight.bits
         ));
         text.push_str(&levels(weight));
+        if let Some(of) = weight.super_block() {
+            text.push_str(&format!("const GROUP: u32 = {}u;\n", of.group));
+        }
     }
     if variant.coop > 0 {
         let edge = variant.coop;
@@ -335,6 +346,14 @@ pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
             Some(weight) if weight.is_affine() => "quad_affine",
             _ => "quad_levels",
         },
+        "group_grid" => match variant.weight {
+            Some(weight) if weight.super_block().is_some() => "group_grid_super",
+            Some(weight) if weight.is_affine() => "group_grid_affine",
+            _ => "group_grid_levels",
+        },
+        "block_grid" if variant.weight.is_some_and(|weight| weight.super_block().is_some()) => {
+            "block_grid_super"
+        }
         "block_bytes" if variant.weight.is_some_and(WeightType::is_sparse) => {
             let wide = variant.weight.is_some_and(|weight| weight.bits == 8);
             if wide { "block_bytes_kept_8" } else { "block_bytes_kept_4" }

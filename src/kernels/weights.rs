@@ -25,7 +25,7 @@ fn format(args: &Args<'_>, layout: Layout) -> WeightFormat {
     } else {
         1 << layout.group_shift
     };
-    WeightFormat { ty, group_size }
+    WeightFormat::grouped(ty, group_size)
 }
 
 /// The weight of a call, given which bindings are its codes and scales.
@@ -75,7 +75,7 @@ pub fn host(packed: &Packed) -> [HostTensor; 2] {
     ]
 }
 
-/// A matrix of random codes and scales in the variant's weight type. `group` may be [`WHOLE_ROW`].
+/// A matrix of random codes and scales in the variant's weight type. `group` may be [`WHOLE_ROW`]; super-blocks have their own.
 pub fn random(
     random: &mut Random,
     variant: &Variant,
@@ -112,9 +112,10 @@ fn random_rows(
         return rounded_to(ty, &values, rows, columns);
     }
     let group_size = if ty.has_scales() { group } else { WHOLE_ROW };
-    let format = WeightFormat { ty, group_size };
+    let format = WeightFormat::grouped(ty, group_size);
     let mut packed = Packed::zeros(format, rows, columns);
     for row in 0..rows {
+        draw_super_scales(random, &mut packed, row);
         if ty.scale == Scale::TwoLevel {
             packed.set_row_scale(row, 0.003 * (1.5 + random.value()));
         }
@@ -123,13 +124,19 @@ fn random_rows(
                 // Bytes of numbers around 2^-6, and around 8.
                 Scale::PowerOfTwo => 118 + random.below(6) as u16,
                 Scale::TwoLevel => 0x48 + random.below(16) as u16,
+                Scale::SuperOffset(of) => random.below(1 << of.bits) as u16,
+                Scale::SuperSymmetric(of) => {
+                    (random.below(1 << of.bits) as u16).wrapping_sub(1 << (of.bits - 1))
+                }
                 _ => f16::from_f32(0.02 + 0.01 * random.value()).to_bits(),
             };
+            let half = |value: f32| f16::from_f32(value).to_bits();
             let second = match ty.scale {
-                Scale::ZeroPoint => f32::from(random.below(1 << ty.bits) as u16),
-                _ => 0.1 * random.value(),
+                Scale::SuperOffset(of) => random.below(1 << of.bits) as u16,
+                Scale::ZeroPoint => half(f32::from(random.below(1 << ty.bits) as u16)),
+                _ => half(0.1 * random.value()),
             };
-            packed.set_group(row, index, scale, f16::from_f32(second).to_bits());
+            packed.set_group(row, index, scale, second);
         }
         if let Some(pattern) = ty.sparsity {
             draw_kept(random, &mut packed, row, pattern, |random| match ty.bits {
@@ -151,6 +158,23 @@ fn random_rows(
         }
     }
     packed
+}
+
+/// Draws the scales of a row's super-blocks: groups' come out about as large as those of other types.
+fn draw_super_scales(random: &mut Random, packed: &mut Packed, row: usize) {
+    let Some(of) = packed.format.ty.super_block() else {
+        return;
+    };
+    let middle = f32::from(1u16 << (of.bits - 1));
+    for index in 0..packed.format.super_blocks_per_row(packed.columns) {
+        let bits = |value: f32| f16::from_f32(value / middle).to_bits();
+        let scale = bits(0.02 + 0.01 * random.value());
+        let second = match packed.format.ty.scale {
+            Scale::SuperOffset(_) => bits(0.1 * random.value()),
+            _ => 0,
+        };
+        packed.set_super_scales(row, index, scale, second);
+    }
 }
 
 /// Draws the codes of a row of a type with a pattern, and which columns are kept: as many as may be, now and then one less.

@@ -409,11 +409,12 @@ fn renamed(name: &str, own: usize, other: usize) -> String {
 }
 
 /// Whether what is left of a matrix keeps its codes when columns go in runs of `span`: groups that share a scale must go or stay
-/// as a whole, or be whole rows, and so must the columns that a pattern of zeros looks at together. Rows can always go.
+/// as a whole, or be whole rows, and so must super-blocks and the columns that a pattern of zeros looks at together. Rows can
+/// always go.
 pub fn codes_survive(format: WeightFormat, span: usize) -> bool {
-    let group = format.group_size;
-    let scales =
-        !format.ty.has_scales() || group == WHOLE_ROW || span.is_multiple_of(group as usize);
+    let scales = !format.ty.has_scales()
+        || format.group_size == WHOLE_ROW
+        || span.is_multiple_of(format.columns_together(span));
     scales && format.ty.sparsity.is_none_or(|pattern| span.is_multiple_of(pattern.of as usize))
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::tensor::{Levels, WHOLE_ROW, WeightFormat, codebook, weight_type};
+use crate::tensor::{Levels, WeightFormat, codebook, weight_type};
 
 /// How codes stand in a packed folder. Version 1 had them as one string of bits.
 pub(super) const PACKED_VERSION: u32 = 2;
@@ -68,9 +68,13 @@ pub(super) fn packed_formats(
         };
         let ty = ty.ok_or_else(|| wrong(&key, "a weight type", entry))?;
         let group = entry["group_size"].as_u64().and_then(|group| u32::try_from(group).ok());
-        let group_size = group.filter(|&g| g == WHOLE_ROW || (g >= 16 && g.is_power_of_two()));
-        let group_size = group_size
-            .ok_or_else(|| wrong(&key, "a power of two from 16, or 0 for a row", entry))?;
+        let group_size = group.filter(|&size| ty.allows_group_size(size)).ok_or_else(|| {
+            let expected = match ty.super_block() {
+                Some(of) => format!("groups of {}", of.group),
+                None => "a power of two from 16, or 0 for a row".into(),
+            };
+            wrong(&key, &expected, entry)
+        })?;
         formats.insert(name.clone(), WeightFormat { ty, group_size });
     }
     Ok(formats)

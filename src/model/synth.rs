@@ -167,8 +167,15 @@ fn random_row(format: WeightFormat, spec: &TensorSpec, mut random: Random) -> Pa
     if ty.scale == Scale::TwoLevel {
         row.set_row_scale(0, step);
     }
+    // As integers of groups, the middle of what their bits hold.
+    let integer = ty.super_block().map_or(0, |of| 1 << (of.bits - 2));
+    for index in 0..format.super_blocks_per_row(columns) {
+        let of_one = step / f32::from(integer);
+        row.set_super_scales(0, index, bits(of_one), bits(of_one * half));
+    }
     for group in 0..format.groups_per_row(columns) {
         let scale = match ty.scale {
+            Scale::SuperOffset(_) | Scale::SuperSymmetric(_) => integer,
             // 1 in E4M3.
             Scale::TwoLevel => 0x38,
             Scale::PowerOfTwo => (step.to_bits() >> 23) as u16,
@@ -177,6 +184,7 @@ fn random_row(format: WeightFormat, spec: &TensorSpec, mut random: Random) -> Pa
         let second = match ty.scale {
             Scale::ZeroPoint => bits(half.round()),
             Scale::Offset => bits(-step * half),
+            Scale::SuperOffset(_) => integer,
             _ => 0,
         };
         row.set_group(0, group, scale, second);

@@ -5,10 +5,12 @@ mod dtype;
 /// Floats of few bits.
 pub mod minifloat;
 mod packed;
+mod super_block;
 mod weight;
 
 pub use dtype::DType;
 pub use packed::Packed;
+pub use super_block::{SUPER_BLOCK, SUPER_WORDS, SuperBlock};
 pub use weight::{
     BLOCK, Levels, Scale, Sparsity, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType, codebook,
     weight_type,

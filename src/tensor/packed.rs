@@ -13,7 +13,9 @@
 use half::f16;
 use rayon::prelude::*;
 
-use super::{BLOCK, Levels, Scale, Sparsity, WeightFormat, block, minifloat};
+use super::{
+    BLOCK, Levels, SUPER_BLOCK, SUPER_WORDS, Scale, Sparsity, WeightFormat, block, minifloat,
+};
 
 /// A matrix of shape (rows, columns) in a weight format.
 #[derive(Clone, Debug, PartialEq)]
@@ -241,8 +243,8 @@ impl Packed {
         (0..self.rows).into_par_iter().find_map_first(in_row)
     }
 
-    /// The bits of a group's scale (f16, or a byte) and the f16 bits of its second number (zero point or offset; 0 where
-    /// there is none).
+    /// The bits of a group's scale (f16, a byte, or, where it has a super-block, an integer: signed if there are no minima) and
+    /// of its second number (zero point or offset, f16; the integer of a minimum; 0 where there is none).
     pub fn group(&self, row: usize, group: usize) -> (u16, u16) {
         let line = row * self.format.scale_words_per_row(self.columns);
         match self.format.ty.scale {
@@ -256,7 +258,28 @@ impl Packed {
             }
             Scale::PowerOfTwo => (u16::from(byte(&self.scales[line..], group)), 0),
             Scale::TwoLevel => (u16::from(byte(&self.scales[line + 1..], group)), 0),
+            Scale::SuperOffset(of) => {
+                let (field, half) = (of.field(&self.scales[line..], group), of.width() / 2);
+                ((field & ((1 << half) - 1)) as u16, (field >> half) as u16)
+            }
+            Scale::SuperSymmetric(of) => {
+                (of.signed(of.field(&self.scales[line..], group)) as u16, 0)
+            }
         }
+    }
+
+    /// The f16 bits of a super-block's scale, and of that of its minima.
+    pub fn super_scales(&self, row: usize, index: usize) -> (u16, u16) {
+        let line = row * self.format.scale_words_per_row(self.columns);
+        let word = self.scales[line + SUPER_WORDS * index];
+        (word as u16, (word >> 16) as u16)
+    }
+
+    /// Stores the f16 bits of a super-block's scale, and of that of its minima (0 where there are none).
+    pub fn set_super_scales(&mut self, row: usize, index: usize, scale: u16, second: u16) {
+        assert!(self.format.ty.super_block().is_some(), "only these rows have super-blocks");
+        let line = row * self.format.scale_words_per_row(self.columns);
+        self.scales[line + SUPER_WORDS * index] = u32::from(scale) | u32::from(second) << 16;
     }
 
     /// A group's scale and second number as [`WeightType::decode`](super::WeightType::decode) wants them.
@@ -271,15 +294,30 @@ impl Packed {
                 let whole = f32::from_bits(self.scales[line]);
                 (whole * minifloat::decode(scale.into(), 4, 3), 0.0)
             }
+            // Products of f16 and integers of a byte: exact.
+            Scale::SuperOffset(of) => {
+                let (d, of_minima) = self.super_scales(row, group / of.groups());
+                (wide(d) * f32::from(scale), -(wide(of_minima) * f32::from(second)))
+            }
+            Scale::SuperSymmetric(of) => {
+                let (d, _) = self.super_scales(row, group / of.groups());
+                (wide(d) * f32::from(scale as i16), 0.0)
+            }
             _ => (wide(scale), wide(second)),
         }
     }
 
-    /// Whether a group's scale is f16 and below its normal numbers, where it loses digits, or all of them.
+    /// Whether the f16 scale of a group, or of its super-block, is below f16's normal numbers, where it loses digits, or all of
+    /// them.
     pub fn scale_underflows(&self, row: usize, group: usize) -> bool {
-        let f16_scale =
-            !matches!(self.format.ty.scale, Scale::None | Scale::PowerOfTwo | Scale::TwoLevel);
-        f16_scale && self.group(row, group).0 & 0x7c00 == 0
+        let scale = match self.format.ty.scale {
+            Scale::None | Scale::PowerOfTwo | Scale::TwoLevel => return false,
+            Scale::SuperOffset(of) | Scale::SuperSymmetric(of) => {
+                self.super_scales(row, group / of.groups()).0
+            }
+            _ => self.group(row, group).0,
+        };
+        scale & 0x7c00 == 0
     }
 
     /// Stores the f32 scale at the start of a row of [`Scale::TwoLevel`].
@@ -289,7 +327,7 @@ impl Packed {
         self.scales[line] = scale.to_bits();
     }
 
-    /// Stores a group's scale (f16 bits, or a byte) and second number, at a place that holds zero bits.
+    /// Stores a group's scale and second number, as [`Packed::group`] gives them, at a place that holds zero bits.
     pub fn set_group(&mut self, row: usize, group: usize, scale: u16, second: u16) {
         let line = row * self.format.scale_words_per_row(self.columns);
         match self.format.ty.scale {
@@ -305,6 +343,13 @@ impl Packed {
             }
             Scale::TwoLevel => {
                 self.scales[line + 1 + group / 4] |= u32::from(scale) << (8 * (group % 4));
+            }
+            Scale::SuperOffset(of) => {
+                let field = u32::from(scale) | u32::from(second) << (of.width() / 2);
+                of.set_field(&mut self.scales[line..], group, field);
+            }
+            Scale::SuperSymmetric(of) => {
+                of.set_field(&mut self.scales[line..], group, scale.into());
             }
         }
     }
@@ -357,12 +402,12 @@ impl Packed {
                 let (scale, second) = self.grid(row, group);
                 let places = values[done..end].iter_mut().zip(&codes[done..end]);
                 match ty.scale {
-                    Scale::Symmetric => {
+                    Scale::Symmetric | Scale::SuperSymmetric(_) if ty.is_affine() => {
                         places.for_each(|(value, code)| *value = scale * (f32::from(*code) - half))
                     }
                     Scale::ZeroPoint => places
                         .for_each(|(value, code)| *value = scale * (f32::from(*code) - second)),
-                    Scale::Offset => {
+                    Scale::Offset | Scale::SuperOffset(_) => {
                         places.for_each(|(value, code)| *value = scale * f32::from(*code) + second)
                     }
                     _ => places.for_each(|(value, code)| {
@@ -454,8 +499,8 @@ impl Packed {
         }
     }
 
-    /// The columns of these numbers, with their codes and scales: groups must be picked as a whole, or be whole rows. So
-    /// must the columns that a pattern looks at together.
+    /// The columns of these numbers, with their codes and scales: groups must be picked as a whole, or be whole rows, and so
+    /// must super-blocks. So must the columns that a pattern looks at together.
     pub fn pick_columns(&self, order: &[usize]) -> Packed {
         let mut picked = Self::zeros(self.format, self.rows, order.len());
         let (old, new) = (
@@ -466,6 +511,11 @@ impl Packed {
             if self.format.ty.scale == Scale::TwoLevel {
                 let line = row * self.format.scale_words_per_row(self.columns);
                 picked.set_row_scale(row, f32::from_bits(self.scales[line]));
+            }
+            for index in 0..picked.format.super_blocks_per_row(order.len()) {
+                let from = order[index * SUPER_BLOCK] / SUPER_BLOCK;
+                let (scale, second) = self.super_scales(row, from);
+                picked.set_super_scales(row, index, scale, second);
             }
             for (place, &column) in order.iter().enumerate() {
                 if self.format.ty.has_scales() && place % new == 0 {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 
-use super::minifloat;
+use super::{SUPER_BLOCK, SUPER_WORDS, SuperBlock, minifloat};
 
 /// Codes per storage block: a row of codes is padded to whole blocks, and a block of `b`-bit codes is exactly `b` words.
 pub const BLOCK: usize = 32;
@@ -35,6 +35,12 @@ pub enum Scale {
     /// E4M3 scale `s` of a group, four in a word, behind one f32 scale `t` at the start of each row (NVFP4's scale of the
     /// tensor, repeated so that rows stand on their own). `w = (t * s) * level(code)`.
     TwoLevel,
+    /// f16 scales `d` and `e` of a super-block, unsigned integers `s` and `m` of a group (see [`SuperBlock`]).
+    /// `w = (d * s) * code - e * m`.
+    SuperOffset(SuperBlock),
+    /// f16 scale `d` of a super-block, signed integer `s` of a group. `w = (d * s) * (code - 2^(bits-1))`, or
+    /// `(d * s) * level(code)` of levels that are no integers.
+    SuperSymmetric(SuperBlock),
 }
 
 /// What the codes of a type stand for, before any scale.
@@ -123,6 +129,23 @@ impl WeightType {
         self.scale != Scale::None
     }
 
+    /// How super-blocks are divided, of a type whose scales have them.
+    pub fn super_block(&self) -> Option<SuperBlock> {
+        match self.scale {
+            Scale::SuperOffset(of) | Scale::SuperSymmetric(of) => Some(of),
+            _ => None,
+        }
+    }
+
+    /// Whether matrices of the type may have groups of that size: a power of two from 16, or a row; of super-blocks, that
+    /// which they are divided in.
+    pub fn allows_group_size(&self, size: u32) -> bool {
+        match self.super_block() {
+            Some(of) => size == of.group,
+            None => size == WHOLE_ROW || size >= 16 && size.is_power_of_two(),
+        }
+    }
+
     /// Whether zeros are left out.
     pub fn is_sparse(&self) -> bool {
         self.sparsity.is_some()
@@ -149,6 +172,11 @@ impl WeightType {
     /// none, and no pattern.
     pub fn zero_code(&self) -> u32 {
         if self.scale == Scale::Symmetric { 1 << (self.bits - 1) } else { 0 }
+    }
+
+    /// The level in the middle of a symmetric type's, which counts as 0: half of what integers have, 0 among other levels.
+    fn middle(&self) -> f32 {
+        if self.is_affine() { (1u32 << (self.bits - 1)) as f32 } else { 0.0 }
     }
 
     /// Whether a code stands for 0 in a type that has a pattern. f16's -0.0 does.
@@ -189,9 +217,9 @@ impl WeightType {
         let level = self.level(code);
         match self.scale {
             Scale::None => level,
-            Scale::Symmetric => scale * (level - (1u32 << (self.bits - 1)) as f32),
+            Scale::Symmetric | Scale::SuperSymmetric(_) => scale * (level - self.middle()),
             Scale::ZeroPoint => scale * (level - second),
-            Scale::Offset => scale * level + second,
+            Scale::Offset | Scale::SuperOffset(_) => scale * level + second,
             Scale::Level | Scale::PowerOfTwo | Scale::TwoLevel => scale * level,
         }
     }
@@ -305,6 +333,34 @@ const LEVELED: [WeightType; 7] = [
     leveled("nvfp4", 4, Scale::TwoLevel, float(2, 1)),
 ];
 
+/// The sixteen values of GGUF's IQ4_NL and IQ4_XS (llama.cpp's `kvalues_iq4nl`).
+const IQ4: [f32; 16] = [
+    -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0,
+    89.0, 113.0,
+];
+
+/// A type of integers whose scales have super-blocks.
+const fn super_affine(name: &'static str, bits: u32, scale: Scale) -> WeightType {
+    let (fragment, levels) = ("weight_affine", Levels::Integers);
+    WeightType { name, bits, scale, fragment, levels, sparsity: None }
+}
+
+/// Groups of that many columns, whose integers have so many bits.
+const fn super_block(group: u32, bits: u32) -> SuperBlock {
+    SuperBlock { group, bits }
+}
+
+/// GGUF's K types, and those with the table above.
+const SUPER: [WeightType; 7] = [
+    super_affine("q2_k", 2, Scale::SuperOffset(super_block(16, 4))),
+    super_affine("q3_k", 3, Scale::SuperSymmetric(super_block(16, 6))),
+    super_affine("q4_k", 4, Scale::SuperOffset(super_block(32, 6))),
+    super_affine("q5_k", 5, Scale::SuperOffset(super_block(32, 6))),
+    super_affine("q6_k", 6, Scale::SuperSymmetric(super_block(16, 8))),
+    leveled("iq4_nl", 4, Scale::Level, Levels::Table(&IQ4)),
+    leveled("iq4_xs", 4, Scale::SuperSymmetric(super_block(32, 6)), Levels::Table(&IQ4)),
+];
+
 /// Types that store two of every four columns. Symmetric integers, for which one code stands for 0: with a zero point or
 /// an offset none need.
 const TWO_OF_FOUR: [WeightType; 3] = [
@@ -335,17 +391,19 @@ const TWO_OF_FOUR: [WeightType; 3] = [
 ];
 
 /// Every weight type. Suffix `z`: integer zero point; `m`: float minimum (offset); neither: symmetric. `_2of4`: zeros left
-/// out, two of four columns kept.
-pub static WEIGHT_TYPES: [&WeightType; 37] = {
+/// out, two of four columns kept. `q`, `iq`: named as in GGUF.
+pub static WEIGHT_TYPES: [&WeightType; 44] = {
     static F: [WeightType; 3] = FLOATS;
     static A: [[WeightType; 3]; 8] = AFFINE;
     static L: [WeightType; 7] = LEVELED;
+    static K: [WeightType; 7] = SUPER;
     static S: [WeightType; 3] = TWO_OF_FOUR;
     [
         &F[0], &F[1], &F[2], &A[0][0], &A[0][1], &A[0][2], &A[1][0], &A[1][1], &A[1][2], &A[2][0],
         &A[2][1], &A[2][2], &A[3][0], &A[3][1], &A[3][2], &A[4][0], &A[4][1], &A[4][2], &A[5][0],
         &A[5][1], &A[5][2], &A[6][0], &A[6][1], &A[6][2], &A[7][0], &A[7][1], &A[7][2], &L[0],
-        &L[1], &L[2], &L[3], &L[4], &L[5], &L[6], &S[0], &S[1], &S[2],
+        &L[1], &L[2], &L[3], &L[4], &L[5], &L[6], &K[0], &K[1], &K[2], &K[3], &K[4], &K[5], &K[6],
+        &S[0], &S[1], &S[2],
     ]
 };
 
@@ -416,6 +474,12 @@ impl WeightFormat {
         Self { ty: WEIGHT_TYPES[2], group_size: WHOLE_ROW }
     }
 
+    /// A type with groups of that size, or those that its super-blocks have.
+    pub fn grouped(ty: &'static WeightType, group_size: u32) -> Self {
+        let group_size = ty.super_block().map_or(group_size, |of| of.group);
+        Self { ty, group_size }
+    }
+
     /// Affine codes of `bits` bits (1 to 8), `None` for other widths or a scale kind that affine codes do not have.
     pub fn affine(bits: u32, scale: Scale, group_size: u32) -> Option<Self> {
         let ty = WEIGHT_TYPES.iter().copied().find(|row| {
@@ -432,6 +496,21 @@ impl WeightFormat {
     /// Groups in a row; the last one may be shorter. 0 for types without scales.
     pub fn groups_per_row(self, columns: usize) -> usize {
         if self.ty.has_scales() { columns.div_ceil(self.group_columns(columns)) } else { 0 }
+    }
+
+    /// Super-blocks of a row; 0 for types whose scales have none.
+    pub fn super_blocks_per_row(self, columns: usize) -> usize {
+        self.ty.super_block().map_or(0, |_| columns.div_ceil(SUPER_BLOCK))
+    }
+
+    /// Columns that go or stay together where columns are picked, so that what is left keeps its scales: a super-block, or a
+    /// group. 1 where there are no scales.
+    pub fn columns_together(self, columns: usize) -> usize {
+        match self.ty.super_block() {
+            Some(_) => SUPER_BLOCK,
+            None if self.ty.has_scales() => self.group_columns(columns),
+            None => 1,
+        }
     }
 
     /// The format without its pattern: every code stored.
@@ -476,6 +555,9 @@ impl WeightFormat {
             Scale::ZeroPoint | Scale::Offset => groups,
             Scale::PowerOfTwo => groups.div_ceil(4),
             Scale::TwoLevel => 1 + groups.div_ceil(4),
+            Scale::SuperOffset(_) | Scale::SuperSymmetric(_) => {
+                SUPER_WORDS * self.super_blocks_per_row(columns)
+            }
         }
     }
 
@@ -494,6 +576,11 @@ impl WeightFormat {
             Scale::ZeroPoint | Scale::Offset => 4 * groups,
             Scale::PowerOfTwo => groups,
             Scale::TwoLevel => 4 + groups,
+            Scale::SuperOffset(of) | Scale::SuperSymmetric(of) => {
+                let numbers = if matches!(self.ty.scale, Scale::SuperOffset(_)) { 2 } else { 1 };
+                let halves = 2 * self.super_blocks_per_row(columns) as u64;
+                numbers * halves + (numbers * groups * u64::from(of.bits)).div_ceil(8)
+            }
         };
         let codes = match self.ty.sparsity {
             None => columns,
@@ -517,16 +604,15 @@ impl WeightFormat {
             None | Some("row") => WHOLE_ROW,
             Some(group) => group.strip_prefix('g')?.parse().ok()?,
         };
-        let whole = group_size == WHOLE_ROW;
-        let valid = whole || (group_size >= 16 && group_size.is_power_of_two());
-        let format = Self { ty, group_size };
+        let format = Self::grouped(ty, group_size);
         // `g0` and `g032` are no labels, nor is a type that needs a group without one.
-        (valid && format.label() == text).then_some(format)
+        (ty.allows_group_size(format.group_size) && format.label() == text).then_some(format)
     }
 
-    /// The name with its group size: `uint4m-g32`, `f16`, `int8-row`.
+    /// The name with its group size: `uint4m-g32`, `f16`, `int8-row`. Super-blocks are always divided alike: `q4_k`.
     pub fn label(self) -> String {
-        match (self.ty.has_scales(), self.group_size) {
+        let names_group = self.ty.has_scales() && self.ty.super_block().is_none();
+        match (names_group, self.group_size) {
             (false, _) => self.ty.name.to_string(),
             (true, WHOLE_ROW) => format!("{}-row", self.ty.name),
             (true, group) => format!("{}-g{group}", self.ty.name),

@@ -157,7 +157,7 @@ fn formats_by_label() -> Result<(), Failed> {
     for ty in WEIGHT_TYPES.iter().copied() {
         let groups: &[u32] = if ty.has_scales() { &[0, 16, 32, 4096] } else { &[0] };
         for &group_size in groups {
-            let format = WeightFormat { ty, group_size };
+            let format = WeightFormat::grouped(ty, group_size);
             assert_eq!(WeightFormat::from_label(&format.label()), Some(format));
         }
     }
@@ -172,6 +172,8 @@ fn formats_by_label() -> Result<(), Failed> {
         "f16-g32",
         "f16-row",
         "int9-g32",
+        "q4_k-g32",
+        "q4_k-row",
     ] {
         assert_eq!(WeightFormat::from_label(wrong), None, "{wrong}");
     }

@@ -198,7 +198,7 @@ fn choices_are_in_the_table() -> Result<(), Failed> {
                     .flat_map(|tokens| [(tokens, 32), (tokens, 128)])
                 {
                     let group_size = if ty.has_scales() { group } else { WHOLE_ROW };
-                    let weight = WeightFormat { ty, group_size };
+                    let weight = WeightFormat::grouped(ty, group_size);
                     let product = MatmulShape {
                         activation,
                         bytes,

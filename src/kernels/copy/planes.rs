@@ -50,9 +50,9 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-/// Whether products by lookup take codes of this type: integers of up to four bits, of every column.
+/// Whether products by lookup take codes of this type: integers of up to four bits, of every column, with scales of one level.
 pub fn takes(weight: &WeightType) -> bool {
-    weight.is_affine() && weight.bits <= 4 && !weight.is_sparse()
+    weight.is_affine() && weight.bits <= 4 && !weight.is_sparse() && weight.super_block().is_none()
 }
 
 /// Words of the planes of a matrix.

@@ -5,7 +5,7 @@ use glam::UVec3;
 use crate::kernels::matrix::{Chunk, Layout};
 use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{Scale, WHOLE_ROW, WeightFormat};
+use crate::tensor::{Scale, SuperBlock, WHOLE_ROW, WeightFormat};
 
 params! {
     struct Params {
@@ -111,10 +111,15 @@ fn cases() -> Vec<Case> {
 
 /// Every code of up to 16 bits once per group of 16 columns or more, under scales from subnormal to large.
 fn every_code() -> Case {
+    // f16 bits: the smallest subnormal, the smallest normal, 1, and others; the second number likewise.
+    const F16: [u16; 8] = [0x0001, 0x0400, 0x3c00, 0x1234, 0x83ff, 0xb555, 0x7800, 0x0000];
+    const SECONDS: [u16; 3] = [0x3c00, 0x4800, 0x0003];
     Case::new("every code", |variant: &Variant| {
         let ty = variant.weight.expect("a variant of a kernel with a weight names its type");
         let codes = 1usize << ty.bits.min(16);
         let (rows, columns) = (if ty.has_scales() { 8 } else { 1 }, codes.max(32));
+        // Of super-blocks a whole one, and a part of another.
+        let columns = if ty.super_block().is_some() { 288 } else { columns };
         let mut random = Random::new(14);
         let mut packed = weights::random(&mut random, variant, rows, columns, 16);
         packed.codes.fill(0);
@@ -123,19 +128,29 @@ fn every_code() -> Case {
             if ty.scale == Scale::TwoLevel {
                 packed.set_row_scale(row, 0.37);
             }
+            for index in 0..packed.format.super_blocks_per_row(columns) {
+                packed.set_super_scales(row, index, F16[row], SECONDS[(row + index) % 3]);
+            }
             for group in 0..packed.format.groups_per_row(columns) {
                 // Exponents whose values are normal numbers of f32: a device may take others for zero.
                 let power = [118, 119, 60, 127, 128, 180, 100, 5][row];
                 // E4M3: zero, the smallest, the smallest normal, 1, the largest, NaN, and others.
                 let byte = [0x00, 0x01, 0x08, 0x38, 0x7e, 0x7f, 0x35, 0x41][row];
-                // f16 bits: the smallest subnormal, the smallest normal, 1, and others; the second number likewise.
-                let scale = [0x0001, 0x0400, 0x3c00, 0x1234, 0x83ff, 0xb555, 0x7800, 0x0000][row];
-                let scale = match ty.scale {
-                    Scale::PowerOfTwo => power,
-                    Scale::TwoLevel => byte,
-                    _ => scale,
+                // Integers of a group: 0, the largest, and what their bits hold between; signed ones of both signs.
+                let integer = |of: SuperBlock, place: usize| {
+                    let most = (1u16 << of.bits) - 1;
+                    [0, most, most / 2, 1, most / 3, most / 2 + 1, most - 1, 5][place % 8]
                 };
-                packed.set_group(row, group, scale, [0x3c00, 0x4800, 0x0003][(row + group) % 3]);
+                let (scale, second) = match ty.scale {
+                    Scale::PowerOfTwo => (power, 0),
+                    Scale::TwoLevel => (byte, 0),
+                    Scale::SuperOffset(of) => (integer(of, row + group), integer(of, 3 * group)),
+                    Scale::SuperSymmetric(of) => {
+                        (integer(of, row + group).wrapping_sub(1 << (of.bits - 1)), 0)
+                    }
+                    _ => (F16[row], SECONDS[(row + group) % 3]),
+                };
+                packed.set_group(row, group, scale, second);
             }
             for column in 0..columns {
                 // Each code is drawn in turn; of a pattern, two columns further on in each group, which meet every place.

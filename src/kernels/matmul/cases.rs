@@ -167,7 +167,7 @@ impl Shape {
         let old = random.values(lines * stride, size);
         let [_, scales] = weights::host(&packed);
         let codes =
-            Packed { format: WeightFormat { group_size: self.group, ..packed.format }, ..packed };
+            Packed { format: WeightFormat::grouped(packed.format.ty, self.group), ..packed };
         let mut tensors = form(self, variant, &x.to_f32(), &codes);
         tensors.extend([
             scales,

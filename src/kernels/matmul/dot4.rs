@@ -2,7 +2,8 @@
 //! ([`quantize/activations`](crate::kernels::quantize::activations)) times codes as they stand, by `dot4I8Packed`.
 //!
 //! With s, z a group's scale and zero point, a the activations' scale and q their integers, a block of 32 columns gives
-//! s a sum(code q) - s z a sum(q); an offset m gives + m a sum(q). Both sums of integers are exact.
+//! s a sum(code q) - s z a sum(q); an offset m gives + m a sum(q). Both sums of integers are exact. Where groups are 16 columns,
+//! as in some super-blocks, the two halves of a block have such sums each.
 
 use super::cases::{Shape, Special, epilogues, special};
 use super::product::{Engine, InputForm, MatmulShape, ProductKernel, WeightForm};
@@ -55,7 +56,7 @@ const PAIRS: [&[Constants]; 2] = [
 
 /// Those of [`PAIRS`] for so many bytes and tokens.
 pub(super) fn pairs(weight: &WeightType, bytes: u32, tokens: usize) -> &'static [Constants] {
-    let known = tokens == 1 && weight.bits <= 4;
+    let known = tokens == 1 && weight.bits <= 4 && weight.super_block().is_none();
     PAIRS.get(bytes as usize - 1).filter(|_| known).unwrap_or(&&[][..])
 }
 
@@ -95,9 +96,14 @@ pub static KERNEL: Kernel = Kernel {
 const BINDINGS: [Binding; 6] =
     formed_bindings(("x_codes", Element::Is(DType::U32)), "x_scales", "codes");
 
-/// Codes of 1 to 3 bits as parts of bytes, where one token leaves the time for nothing else.
+/// Codes of 1 to 3 bits as parts of bytes, where one token leaves the time for nothing else; sums of blocks or of their halves.
 fn imports(variant: &Variant, name: &str) -> Option<&'static str> {
     const PARTS: [&str; 3] = ["block_parts_1", "block_parts_2", "block_parts_3"];
+    if name == "span" {
+        let groups = variant.weight.and_then(|weight| weight.super_block());
+        let halves = groups.is_some_and(|of| (of.group as usize) < BLOCK);
+        return Some(if halves { "span_halves" } else { "span_whole" });
+    }
     if name != "block_parts" {
         return None;
     }
@@ -115,7 +121,9 @@ pub fn takes(weight: &WeightType) -> bool {
 /// Activations in so many bytes as were asked for.
 fn candidates(shape: &MatmulShape, capabilities: Capabilities) -> Vec<(Variant, u32)> {
     let group = shape.weight.group_size as usize;
-    let whole_blocks = shape.weight.group_size == WHOLE_ROW || group.is_multiple_of(BLOCK);
+    let whole_blocks = shape.weight.group_size == WHOLE_ROW
+        || group.is_multiple_of(BLOCK)
+        || shape.weight.ty.super_block().is_some();
     // The table has f16 results with subgroups and of up to two bytes only.
     let known = shape.output == DType::F32 || (capabilities.subgroups && shape.bytes < 3);
     let can = shape.few_tokens() && capabilities.integer_dot && known && whole_blocks;
@@ -185,7 +193,9 @@ fn parts(weight: &WeightType, code: u32, (scale, second): (f64, f64)) -> f64 {
     let less = if weight.bits == 8 { 128.0 } else { 0.0 };
     let code = (f64::from(code) - less).abs();
     let zero = match (weight.scale, weight.levels) {
-        (Scale::Symmetric, _) => f64::from(1u32 << (weight.bits - 1)) - less,
+        (Scale::Symmetric | Scale::SuperSymmetric(_), _) => {
+            f64::from(1u32 << (weight.bits - 1)) - less
+        }
         (Scale::ZeroPoint, _) => (second.abs() + less) * 2.0,
         (Scale::Level, Levels::Table(_)) => 1.0,
         _ => return scale.abs() * (code + less * 2.0) + second.abs() * 2.0,

@@ -27,7 +27,8 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
-        let leveled = |ty: &&&WeightType| ty.has_scales() && !ty.is_affine();
+        let leveled =
+            |ty: &&&WeightType| ty.has_scales() && !ty.is_affine() && ty.super_block().is_none();
         WEIGHT_TYPES.iter().filter(leveled).map(|ty| weights::variant(ty)).collect()
     },
     groups: |args| {

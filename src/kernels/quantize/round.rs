@@ -8,7 +8,7 @@ use super::SHAPES;
 use crate::kernels::matrix::Layout;
 use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat};
+use crate::tensor::{BLOCK, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType};
 
 params! {
     struct Params {
@@ -30,8 +30,7 @@ pub static KERNEL: Kernel = Kernel {
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     variants: || {
-        // Types with a pattern are made of the codes of those without.
-        let affine = WEIGHT_TYPES.iter().filter(|ty| ty.is_affine() && !ty.is_sparse());
+        let affine = WEIGHT_TYPES.iter().filter(|ty| takes(ty));
         affine.map(|ty| weights::variant(ty)).collect()
     },
     groups,
@@ -45,6 +44,12 @@ pub static KERNEL: Kernel = Kernel {
     random,
     ..Kernel::BASE
 };
+
+/// Whether the kernel rounds to codes of this type: integers with scales of one level. Types with a pattern are made of the
+/// codes of those without.
+fn takes(ty: &WeightType) -> bool {
+    ty.is_affine() && !ty.is_sparse() && ty.super_block().is_none()
+}
 
 /// The code words of a weight, f32 of (rows, columns), in a format whose scales are given.
 pub fn round(

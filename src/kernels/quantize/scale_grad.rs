@@ -60,9 +60,10 @@ pub static KERNEL: Kernel = Kernel {
     ..Kernel::BASE
 };
 
-/// Whether a type's scales are real numbers, that a gradient can move: not powers of two, and not none.
+/// Whether a type's scales are real numbers, that a gradient can move: not powers of two, not the integers that groups of a
+/// super-block have, and not none.
 pub fn has_real_scales(ty: &WeightType) -> bool {
-    !matches!(ty.scale, Scale::None | Scale::PowerOfTwo)
+    !matches!(ty.scale, Scale::None | Scale::PowerOfTwo) && ty.super_block().is_none()
 }
 
 /// Refuses formats whose scales have no gradient.
@@ -72,7 +73,8 @@ pub(super) fn expect_real_scales(format: WeightFormat) -> Result<()> {
     }
     Err(Error::Argument {
         argument: "format of a weight whose scales are trained".into(),
-        expected: "scales that are real numbers, not powers of two or none".into(),
+        expected: "scales that are real numbers, not powers of two, scales of super-blocks or none"
+            .into(),
         found: format.label(),
     })
 }

@@ -337,7 +337,7 @@ pub static EQUIVALENT: &[Equivalent] = &[
         NOT_STORED,
     ),
     equivalent(
-        "shared/quad_levels",
+        "shared/group_grid_levels",
         "return vec2(group_scale(row, column), 0.0);",
         "return vec2(group_scale(row, column), 0.5);",
         "levels have no second number",

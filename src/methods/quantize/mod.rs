@@ -101,7 +101,7 @@ impl Scheme {
     pub fn of(format: WeightFormat) -> Option<Self> {
         let ty = format.ty;
         let grid = match ty.scale {
-            Scale::None => return None,
+            Scale::None | Scale::SuperOffset(_) | Scale::SuperSymmetric(_) => return None,
             Scale::Symmetric => Grid::SignedMax,
             Scale::ZeroPoint => Grid::ZeroPoint,
             Scale::Offset => Grid::FloatMin,
@@ -160,6 +160,7 @@ pub fn prescribed_group_size(ty: &WeightType) -> Option<u32> {
     match ty.scale {
         Scale::PowerOfTwo => Some(32),
         Scale::TwoLevel => Some(16),
+        Scale::SuperOffset(of) | Scale::SuperSymmetric(of) => Some(of.group),
         _ => None,
     }
 }

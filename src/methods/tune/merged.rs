@@ -33,7 +33,8 @@ pub struct MergeLoss {
 }
 
 impl<'a> Merged<'a> {
-    /// Adapters that fit a model. A weight stored by a pattern of zeros has no room for a change of the others.
+    /// Adapters that fit a model. A weight stored by a pattern of zeros has no room for a change of the others,
+    /// and scales of super-blocks are not found again.
     pub fn new(
         model: &'a dyn Weights,
         adapters: impl Into<Cow<'a, Adapters>>,
@@ -43,14 +44,11 @@ impl<'a> Merged<'a> {
         let adapters = &merged.adapters;
         for spec in model.specs() {
             let format = model.format(spec)?;
-            if let (Some(pattern), Some(_)) = (format.ty.sparsity, pair(adapters, spec)) {
+            if let (Some(why), Some(_)) = (no_room(format), pair(adapters, spec)) {
                 return Err(Error::Unsupported {
                     path: "adapters".into(),
                     what: format!("merging into `{}`, stored as {}", spec.name, format.label()),
-                    why: format!(
-                        "a change of every weight does not keep the pattern {}",
-                        pattern.label()
-                    ),
+                    why,
                 });
             }
         }
@@ -70,6 +68,18 @@ impl<'a> Merged<'a> {
     /// What was lost, of each tensor that was loaded and is adapted.
     pub fn losses(&self) -> BTreeMap<String, MergeLoss> {
         self.losses.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
+
+/// Why sums of weights and what was learned cannot be stored in the format that the weights have; `None` if they can.
+pub fn no_room(format: WeightFormat) -> Option<String> {
+    match (format.ty.sparsity, format.ty.is_plain() || Scheme::of(format).is_some()) {
+        (Some(pattern), _) => {
+            let pattern = pattern.label();
+            Some(format!("a change of every weight does not keep the pattern {pattern}"))
+        }
+        (None, false) => Some(format!("weights are not rounded to {} again", format.label())),
+        (None, true) => None,
     }
 }
 

@@ -45,7 +45,7 @@ impl Requantize {
         }
         let whole = columns.is_multiple_of(format.group_columns(columns));
         match self {
-            Requantize::Own if whole => (format, true),
+            Requantize::Own if whole && Scheme::of(format).is_some() => (format, true),
             _ => (WeightFormat::f16(), true),
         }
     }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::families::LAYERS;
 use crate::formats::peft::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE};
 use crate::methods::BadField;
-use crate::methods::tune::merged::{Exact, Merged, Widened};
+use crate::methods::tune::merged::{Exact, Merged, Widened, no_room};
 use crate::model::{Adapters, Config, Role, TensorSpec, Weights};
 use crate::stages::Modules;
 use crate::tensor::WeightFormat;
@@ -153,13 +153,9 @@ impl Learn for Lora {
             Some(_) => spec.role == Role::Linear,
             None => self.targets(spec)?,
         };
-        if let (true, true, MergeAs::Own) = (has, format.ty.is_sparse(), self.merge) {
+        if let (true, Some(why), MergeAs::Own) = (has, no_room(format), self.merge) {
             let found = format!("own, and `{}` stored as {}", spec.name, format.label());
-            return Err(BadField::new(
-                "merge",
-                "f16: a change of every weight keeps no pattern of zeros",
-                found,
-            ));
+            return Err(BadField::new("merge", format!("f16: {why}"), found));
         }
         let format = if self.merge == MergeAs::F16 { plain(format) } else { format };
         let numbers = (self.rank * (spec.rows + spec.columns)) as u64;

@@ -135,10 +135,11 @@ pub fn zero_code(format: WeightFormat) -> Option<u32> {
     match ty.scale {
         Scale::None => Some(0),
         Scale::Symmetric => Some(1 << (ty.bits - 1)),
-        Scale::Level | Scale::PowerOfTwo | Scale::TwoLevel => {
+        Scale::SuperSymmetric(_) if ty.is_affine() => Some(1 << (ty.bits - 1)),
+        Scale::Level | Scale::PowerOfTwo | Scale::TwoLevel | Scale::SuperSymmetric(_) => {
             (0..ty.codes()).find(|code| ty.level(*code) == 0.0)
         }
-        Scale::ZeroPoint | Scale::Offset => None,
+        Scale::ZeroPoint | Scale::Offset | Scale::SuperOffset(_) => None,
     }
 }
 
