@@ -234,8 +234,6 @@ impl<'a> StoredTensor<'a> {
     }
 
     /// A matrix, or a vector as a matrix of one row, in the weight format that holds it without loss.
-    ///
-    /// GGUF's K types have no such format yet: they are decoded and rounded to f16.
     pub fn to_packed(&self) -> Result<Packed> {
         let (rows, columns) = match self.shape[..] {
             [columns] => (1, columns),

@@ -103,14 +103,16 @@ const TYPE_HELP: &str = "A weight type instead, in any case; bits a weight, and 
 \n  f16_2of4         9   bits              the same with f16 numbers\
 \nint1 to int8, uint1z to uint8z and uint1m to uint8m are the same grids at other widths. Larger models lose less.";
 
-/// The type of blocks that GGUF has, of 32 columns.
-fn gguf_name(name: &str) -> Option<&'static str> {
+/// The weight type and the group size of a type of blocks that GGUF has, by its name there.
+fn gguf_blocks(name: &str) -> Option<(&'static str, u32)> {
     Some(match name.to_ascii_lowercase().as_str() {
-        "q4_0" => "int4",
-        "q4_1" => "uint4m",
-        "q5_0" => "int5",
-        "q5_1" => "uint5m",
-        "q8_0" => "int8",
+        "q4_0" => ("int4", 32),
+        "q4_1" => ("uint4m", 32),
+        "q5_0" => ("int5", 32),
+        "q5_1" => ("uint5m", 32),
+        "q8_0" => ("int8", 32),
+        "iq4_nl" => ("iq4_nl", 32),
+        "tq2_0" => ("ternary", 256),
         _ => return None,
     })
 }
@@ -178,13 +180,17 @@ impl Quantize {
         let lower = name.to_ascii_lowercase();
         // Numbers that stay numbers are no quantization, but for the zeros that are left out.
         let plain = |row: &WeightType| row.levels == Levels::F16 && self.pattern.is_some();
-        let row = weight_type(gguf_name(&lower).unwrap_or(&lower))
+        let row = weight_type(gguf_blocks(&lower).map_or(&*lower, |(name, _)| name))
             .filter(|row| row.has_scales() || row.is_sparse() || plain(row));
         let row = row.ok_or_else(|| {
             let expected =
-                "int1 to int8, uint1z to uint8z, uint1m to uint8m, q4_0, q4_1, q5_0, q5_1, q8_0, ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4, nvfp4, f16_2of4, int8_2of4 or int4_2of4";
+                "int1 to int8, uint1z to uint8z, uint1m to uint8m, q4_0, q4_1, q5_0, q5_1, q8_0, iq4_nl, tq2_0, ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4, nvfp4, f16_2of4, int8_2of4 or int4_2of4";
             BadField::new("type", expected, name)
         })?;
+        if row.super_block().is_some() {
+            let expected = "a type whose scales can be found: those of super-blocks are read and kept, not made";
+            return Err(BadField::new("type", expected, name));
+        }
         Ok(Some(row))
     }
 
@@ -219,12 +225,17 @@ impl Quantize {
             };
         }
         let (bits, grid) = self.bits_and_grid()?;
-        let named = self.ty.as_deref().filter(|name| gguf_name(name).is_some());
-        if let (Some(name), Some(size)) = (named, self.group_size.filter(|size| *size != 32)) {
-            let expected = format!("32 beside type {name}, or a type like int4 or uint4m");
+        let blocks = self.ty.as_deref().and_then(|name| Some((name, gguf_blocks(name)?.1)));
+        if let (Some((name, blocks)), Some(size)) = (blocks, self.group_size)
+            && size != blocks
+        {
+            let expected = format!("{blocks} beside type {name}, or a type like int4 or uint4m");
             return Err(BadField::new("group_size", expected, size));
         }
-        let prescribed = || level_type(grid).and_then(prescribed_group_size);
+        let prescribed = || match blocks {
+            Some((_, size)) => Some(size),
+            None => level_type(grid).and_then(prescribed_group_size),
+        };
         let entries = (!self.codebook.is_empty()).then(|| codebook(&self.codebook));
         let entries = entries.transpose().map_err(|found| {
             BadField::new("codebook", "2 to 256 finite numbers, not all 0", found)

@@ -7,7 +7,7 @@ use lopper::error::Error;
 use lopper::formats::gguf::{self, Array, GgmlType, Gguf, NewGgufTensor, Value};
 use lopper::formats::safetensors::Safetensors;
 use lopper::formats::{Source, StoredType};
-use lopper::tensor::{DType, Packed, Scale, WHOLE_ROW, WeightFormat};
+use lopper::tensor::{Packed, Scale, WHOLE_ROW, WeightFormat, weight_type};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -18,12 +18,21 @@ pub fn trials() -> Vec<Trial> {
         gguf_typed_lookups, gguf_refuses_what_it_cannot_hold)
 }
 
-const AFFINE: [(u32, Scale, GgmlType); 5] = [
-    (4, Scale::Symmetric, GgmlType::Q4_0),
-    (4, Scale::Offset, GgmlType::Q4_1),
-    (5, Scale::Symmetric, GgmlType::Q5_0),
-    (5, Scale::Offset, GgmlType::Q5_1),
-    (8, Scale::Symmetric, GgmlType::Q8_0),
+/// Weight types, their groups, and the types of GGUF that hold them.
+const BLOCKS: [(&str, u32, GgmlType); 13] = [
+    ("int4", 32, GgmlType::Q4_0),
+    ("uint4m", 32, GgmlType::Q4_1),
+    ("int5", 32, GgmlType::Q5_0),
+    ("uint5m", 32, GgmlType::Q5_1),
+    ("int8", 32, GgmlType::Q8_0),
+    ("q2_k", 16, GgmlType::Q2K),
+    ("q3_k", 16, GgmlType::Q3K),
+    ("q4_k", 32, GgmlType::Q4K),
+    ("q5_k", 32, GgmlType::Q5K),
+    ("q6_k", 16, GgmlType::Q6K),
+    ("iq4_nl", 32, GgmlType::Iq4Nl),
+    ("iq4_xs", 32, GgmlType::Iq4Xs),
+    ("ternary", 256, GgmlType::Tq2_0),
 ];
 const PLAIN: [GgmlType; 3] = [GgmlType::F32, GgmlType::F16, GgmlType::Bf16];
 
@@ -63,22 +72,40 @@ fn noise_packed(format: WeightFormat, rows: usize, columns: usize, seed: u64) ->
         for column in 0..columns {
             packed.set_code(row, column, next() as u32 & (u32::MAX >> (32 - format.ty.bits)));
         }
+        for index in 0..format.super_blocks_per_row(columns) {
+            let minima = matches!(format.ty.scale, Scale::SuperOffset(_));
+            packed.set_super_scales(row, index, next() as u16, next() as u16 * u16::from(minima));
+        }
         for group in 0..format.groups_per_row(columns) {
-            packed.set_group(row, group, next() as u16, next() as u16);
+            let number = |next: u64| match format.ty.scale {
+                Scale::SuperOffset(of) => next as u16 % (1 << of.bits),
+                Scale::SuperSymmetric(of) => {
+                    (next as u16 % (1 << of.bits)).wrapping_sub(1 << (of.bits - 1))
+                }
+                _ => next as u16,
+            };
+            packed.set_group(row, group, number(next()), number(next()));
         }
     }
     packed
 }
 
 fn packed_to_blocks_and_back() {
-    let strategy = (0..8usize, 1..5usize, 1..5usize, 1..70usize, any::<u64>());
+    let kinds = BLOCKS.len() + PLAIN.len();
+    let strategy = (0..kinds, 1..5usize, 1..5usize, 1..70usize, any::<u64>());
     let property = |(which, rows, blocks, columns, seed): (usize, usize, usize, usize, u64)| {
-        let (format, ty, columns) = match AFFINE.get(which) {
-            Some(&(bits, scale, ty)) => {
-                (WeightFormat::affine(bits, scale, 32).unwrap(), ty, 32 * blocks)
+        let (format, ty, columns) = match BLOCKS.get(which) {
+            Some(&(name, group_size, ty)) => {
+                let format = WeightFormat { ty: weight_type(name).unwrap(), group_size };
+                (format, ty, ty.block_elements() * blocks)
             }
-            None => (plain_format(PLAIN[which - 5]), PLAIN[which - 5], columns),
+            None => {
+                let ty = PLAIN[which - BLOCKS.len()];
+                (plain_format(ty), ty, columns)
+            }
         };
+        prop_assert_eq!(gguf::weight_format(ty), Some(format));
+        prop_assert_eq!(gguf::holds(format, columns), Some(ty));
         let packed = noise_packed(format, rows, columns, seed);
         let (found, bytes) = gguf::pack(&packed).unwrap();
         prop_assert_eq!(found, ty);
@@ -89,9 +116,9 @@ fn packed_to_blocks_and_back() {
 }
 
 fn blocks_to_packed_and_back() {
-    let strategy = (0..8usize, 1..5usize, 1..5usize, any::<u64>());
+    let strategy = (0..BLOCKS.len() + PLAIN.len(), 1..5usize, 1..5usize, any::<u64>());
     let property = |(which, rows, blocks, seed): (usize, usize, usize, u64)| {
-        let ty = AFFINE.get(which).map_or_else(|| PLAIN[which - 5], |row| row.2);
+        let ty = BLOCKS.get(which).map_or_else(|| PLAIN[which - BLOCKS.len()], |row| row.2);
         let columns = ty.block_elements() * blocks;
         let bytes = noise_bytes(seed, rows * blocks * ty.block_bytes());
         let packed = gguf::unpack(ty, &bytes, rows, columns).unwrap();
@@ -122,32 +149,26 @@ fn block_decoding_agrees_with_llama_cpp() {
     let file = Gguf::open(Source::open(&folder.join("blocks.gguf")).unwrap()).unwrap();
     let expected = folder.join("blocks-expected.safetensors");
     let expected = Safetensors::open(Source::open(&expected).unwrap()).unwrap();
-    assert_eq!((file.len(), expected.len()), (13, 13));
+    assert_eq!((file.len(), expected.len()), (17, 17));
     for name in file.names() {
-        let ty = file.tensor_type(name).unwrap();
         let found = file.tensor(name).unwrap().to_packed().unwrap().to_f32();
         let expected = expected.get(name).unwrap().to_packed().unwrap().to_f32();
         assert_eq!(found.len(), expected.len());
         for (index, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
-            let k_type = ty.block_elements() == 256;
-            let expected = if k_type { DType::F16.round(expected) } else { expected };
             assert_eq!(found.to_bits(), expected.to_bits(), "{name}[{index}]: {found} {expected}");
+        }
+        let tensor = file.tensor(name).unwrap();
+        let (ty, bytes) = gguf::pack(&tensor.to_packed().unwrap()).unwrap();
+        let found = file.tensor_type(name).unwrap();
+        // Both types of ternary codes are one format, which is written as the quicker of them.
+        assert_eq!(ty, if found == GgmlType::Tq1_0 { GgmlType::Tq2_0 } else { found }, "{name}");
+        if ty == found {
+            assert!(bytes == *tensor.bytes().unwrap(), "{name} is written as it was");
         }
     }
     let words = ["a", "", "é"].map(String::from);
     assert_eq!(file.strings("test.strings").unwrap(), Some(&words[..]));
     assert_eq!(file.require_u64("test.u32").unwrap(), 7);
-}
-
-trait Round {
-    fn round(self, value: f32) -> f32;
-}
-impl Round for DType {
-    fn round(self, value: f32) -> f32 {
-        let mut bytes = [0; 4];
-        self.set(&mut bytes, 0, value.into());
-        self.get(&bytes, 0) as f32
-    }
 }
 
 /// One block of each type by hand: where the scale, the offset, a low, a high and a fifth bit stand.

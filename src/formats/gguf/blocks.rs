@@ -1,86 +1,96 @@
 //! GGUF's blocks to packed matrices and back: the same numbers in another order of bits, so nothing is lost.
 //!
-//! A block is 32 codes of a row: scale, then offset (types _1), then 4 bytes of fifth bits (types Q5), then the low
-//! nibbles. Byte `j` of the nibbles holds element `j` (low) and element `j + 16` (high); bit `j` of the fifth bits
-//! belongs to element `j`. Q8_0 has signed bytes instead.
+//! A type is a row of the table of its family: the weight format that holds its numbers, and two functions between the bytes of a
+//! block and a [`Block`]. What is here knows no type's bits.
 
-use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::{GgmlType, k_quants};
-use crate::tensor::{BLOCK, Packed, Scale, WeightFormat, block};
+use super::{GgmlType, affine, iq4, k_quants, ternary};
+use crate::tensor::{BLOCK, Packed, SUPER_BLOCK, WHOLE_ROW, WeightFormat, block, weight_type};
 
-/// Where the parts of a block of 32 codes stand.
-#[derive(Clone, Copy)]
-struct Layout {
-    ty: GgmlType,
-    bits: u32,
-    scale: Scale,
+/// A type of GGUF whose blocks a weight format holds exactly.
+pub(super) struct BlockType {
+    pub(super) ty: GgmlType,
+    /// The weight type.
+    pub(super) name: &'static str,
+    /// Columns of its groups: as many as a block has, or a part of them.
+    pub(super) group: u32,
+    /// Takes the bytes of a block apart. The codes are 0 before.
+    pub(super) unpack: fn(&[u8], &mut Block),
+    /// Puts a block together in bytes that are 0.
+    pub(super) pack: fn(&Block, &mut [u8]),
 }
 
-const LAYOUTS: [Layout; 5] = [
-    layout(GgmlType::Q4_0, 4, Scale::Symmetric),
-    layout(GgmlType::Q4_1, 4, Scale::Offset),
-    layout(GgmlType::Q5_0, 5, Scale::Symmetric),
-    layout(GgmlType::Q5_1, 5, Scale::Offset),
-    layout(GgmlType::Q8_0, 8, Scale::Symmetric),
-];
-
-const fn layout(ty: GgmlType, bits: u32, scale: Scale) -> Layout {
-    let layout = Layout { ty, bits, scale };
-    assert!(ty.block_elements() == BLOCK);
-    assert!(ty.block_bytes() == layout.header() + BLOCK * bits as usize / 8);
-    layout
+/// A block taken apart. Of shorter ones only the first codes and groups count.
+pub(super) struct Block {
+    pub(super) codes: [u8; SUPER_BLOCK],
+    /// A group's scale and second number, as [`Packed::group`] has them.
+    pub(super) groups: [(u16, u16); SUPER_BLOCK / 16],
+    /// f16 bits of a super-block's scale and of that of its minima.
+    pub(super) scales: (u16, u16),
 }
 
-impl Layout {
-    /// Bytes before the codes: f16 scale, f16 offset.
-    const fn header(self) -> usize {
-        match self.scale {
-            Scale::Offset => 4,
-            _ => 2,
-        }
+/// Every family's types. Where a format has two, the first is what is written.
+const FAMILIES: [&[BlockType]; 4] =
+    [&affine::TYPES, &k_quants::TYPES, &iq4::TYPES, &ternary::TYPES];
+
+impl BlockType {
+    fn of(ty: GgmlType) -> Option<&'static BlockType> {
+        FAMILIES.into_iter().flatten().find(|row| row.ty == ty)
+    }
+
+    fn holding(format: WeightFormat) -> Option<&'static BlockType> {
+        FAMILIES.into_iter().flatten().find(|row| row.format() == format)
+    }
+
+    fn format(&self) -> WeightFormat {
+        let ty = weight_type(self.name).expect("the tables of GGUF's types name weight types");
+        WeightFormat { ty, group_size: self.group }
+    }
+
+    /// Groups of a block.
+    fn groups(&self) -> usize {
+        self.ty.block_elements() / self.group as usize
     }
 }
 
-/// A tensor's blocks as a matrix, in the format that holds them exactly; K types become f16. `None` without a decoder.
+/// Types whose numbers stand one by one, and their bytes.
+const PLAIN: [(GgmlType, &str, usize); 3] =
+    [(GgmlType::F32, "f32", 4), (GgmlType::F16, "f16", 2), (GgmlType::Bf16, "bf16", 2)];
+
+/// A tensor's blocks as a matrix, in the format that holds them exactly. `None` without a decoder.
 pub fn unpack(ty: GgmlType, bytes: &[u8], rows: usize, columns: usize) -> Option<Packed> {
     assert_eq!(
         Some(bytes.len() as u64),
         ty.bytes_of(&[rows, columns]),
         "a tensor has as many bytes as its shape and type make"
     );
-    match ty {
-        GgmlType::F32 => return Some(words_32bit(bytes, rows, columns)),
-        GgmlType::F16 => {
-            let format = WeightFormat::f16();
-            return Some(Packed::from_16bit(format, bytes, rows, columns));
-        }
-        GgmlType::Bf16 => {
-            let format = WeightFormat::bf16();
-            return Some(Packed::from_16bit(format, bytes, rows, columns));
-        }
-        _ => {}
-    }
-    if let Some(decode) = k_quants::decoder(ty) {
-        return Some(unpack_k(ty, decode, bytes, rows, columns));
-    }
-    let layout = LAYOUTS.into_iter().find(|layout| layout.ty == ty)?;
-    let format = WeightFormat::affine(layout.bits, layout.scale, BLOCK as u32)?;
-    Some(unpack_affine(layout, format, bytes, rows, columns))
+    let format = weight_format(ty)?;
+    let Some(row) = BlockType::of(ty) else {
+        return Some(match ty {
+            GgmlType::F32 => words_32bit(bytes, rows, columns),
+            _ => Packed::from_16bit(format, bytes, rows, columns),
+        });
+    };
+    let mut packed = Packed::zeros(format, rows, columns);
+    let lines = bytes.par_chunks_exact((columns / ty.block_elements() * ty.block_bytes()).max(1));
+    let codes = packed.codes.par_chunks_exact_mut(format.code_words_per_row(columns).max(1));
+    let scales = packed.scales.par_chunks_exact_mut(format.scale_words_per_row(columns).max(1));
+    lines.zip(codes).zip(scales).for_each(|((bytes, codes), scales)| {
+        let line = unpacked_row(row, bytes, columns);
+        codes.copy_from_slice(&line.codes);
+        scales.copy_from_slice(&line.scales);
+    });
+    Some(packed)
 }
 
 /// The format that [`unpack`] gives for a type. `None` without a decoder.
 pub fn weight_format(ty: GgmlType) -> Option<WeightFormat> {
-    match ty {
-        GgmlType::F32 => Some(WeightFormat::f32()),
-        GgmlType::F16 => Some(WeightFormat::f16()),
-        GgmlType::Bf16 => Some(WeightFormat::bf16()),
-        _ if k_quants::decoder(ty).is_some() => Some(WeightFormat::f16()),
-        _ => {
-            let layout = LAYOUTS.into_iter().find(|layout| layout.ty == ty)?;
-            WeightFormat::affine(layout.bits, layout.scale, BLOCK as u32)
-        }
+    let plain = PLAIN.iter().find(|(plain, ..)| *plain == ty);
+    let plain = plain.and_then(|(_, name, _)| weight_type(name));
+    match plain {
+        Some(ty) => Some(WeightFormat { ty, group_size: WHOLE_ROW }),
+        None => BlockType::of(ty).map(BlockType::format),
     }
 }
 
@@ -88,16 +98,11 @@ pub fn weight_format(ty: GgmlType) -> Option<WeightFormat> {
 /// `None` if there is none.
 pub fn holds(format: WeightFormat, columns: usize) -> Option<GgmlType> {
     let format = format.dense();
-    match format.ty.name {
-        "f32" => return Some(GgmlType::F32),
-        "f16" => return Some(GgmlType::F16),
-        "bf16" => return Some(GgmlType::Bf16),
-        _ => {}
+    if let Some((ty, ..)) = PLAIN.iter().find(|(_, name, _)| *name == format.ty.name) {
+        return Some(*ty);
     }
-    let same = |l: &Layout| l.bits == format.ty.bits && l.scale == format.ty.scale;
-    let layout = LAYOUTS.into_iter().find(same)?;
-    let whole_blocks = columns > 0 && columns.is_multiple_of(BLOCK);
-    (whole_blocks && format.group_size as usize == BLOCK).then_some(layout.ty)
+    let ty = BlockType::holding(format)?.ty;
+    (columns > 0 && columns.is_multiple_of(ty.block_elements())).then_some(ty)
 }
 
 /// A matrix as a tensor's blocks, for the formats that GGUF holds exactly; `None` for others.
@@ -105,39 +110,96 @@ pub fn pack(packed: &Packed) -> Option<(GgmlType, Vec<u8>)> {
     if packed.format.ty.is_sparse() {
         return pack(&packed.dense());
     }
-    let (format, columns) = (packed.format, packed.columns);
-    let plain = match format.ty.name {
-        "f32" => Some((GgmlType::F32, 4)),
-        "f16" => Some((GgmlType::F16, 2)),
-        "bf16" => Some((GgmlType::Bf16, 2)),
-        _ => None,
-    };
-    if let Some((ty, size)) = plain {
-        return Some((ty, pack_plain(packed, size)));
+    let ty = holds(packed.format, packed.columns)?;
+    if let Some((_, _, size)) = PLAIN.iter().find(|(plain, ..)| *plain == ty) {
+        return Some((ty, pack_plain(packed, *size)));
     }
-    let layout =
-        LAYOUTS.into_iter().find(|l| l.bits == format.ty.bits && l.scale == format.ty.scale)?;
-    holds(format, columns)?;
-    let block_bytes = layout.ty.block_bytes();
-    let row_bytes = columns / BLOCK * block_bytes;
+    let row = BlockType::of(ty)?;
+    let row_bytes = packed.columns / ty.block_elements() * ty.block_bytes();
     let mut bytes = vec![0; packed.rows * row_bytes];
-    bytes.par_chunks_exact_mut(row_bytes).enumerate().for_each(|(row, line)| {
-        let words = format.code_words_per_row(columns);
-        let codes = &packed.codes[row * words..(row + 1) * words];
-        let blocks = line.chunks_exact_mut(block_bytes);
-        for (group, (block, words)) in
-            blocks.zip(codes.chunks_exact(layout.bits as usize)).enumerate()
-        {
-            let (scale, second) = packed.group(row, group);
-            block[..2].copy_from_slice(&scale.to_le_bytes());
-            if layout.scale == Scale::Offset {
-                block[2..4].copy_from_slice(&second.to_le_bytes());
-            }
-            let codes = block::unpack(layout.bits as usize, words);
-            write_codes(layout.bits, &codes, &mut block[layout.header()..]);
+    let lines = bytes.par_chunks_exact_mut(row_bytes).enumerate();
+    lines.for_each(|(at, bytes)| pack_row(row, packed, at, bytes));
+    Some((ty, bytes))
+}
+
+/// A row's blocks as a matrix of one row.
+fn unpacked_row(row: &BlockType, bytes: &[u8], columns: usize) -> Packed {
+    let mut line = Packed::zeros(row.format(), 1, columns);
+    let (bits, elements) = (line.format.ty.bits as usize, row.ty.block_elements());
+    let mut block = Block { codes: [0; SUPER_BLOCK], groups: Default::default(), scales: (0, 0) };
+    for (index, bytes) in bytes.chunks_exact(row.ty.block_bytes()).enumerate() {
+        block.codes[..elements].fill(0);
+        (row.unpack)(bytes, &mut block);
+        if line.format.ty.super_block().is_some() {
+            line.set_super_scales(0, index, block.scales.0, block.scales.1);
         }
-    });
-    Some((layout.ty, bytes))
+        for (group, (scale, second)) in block.groups[..row.groups()].iter().enumerate() {
+            line.set_group(0, index * row.groups() + group, *scale, *second);
+        }
+        let words = line.codes[index * elements / BLOCK * bits..].chunks_exact_mut(bits);
+        let (codes, _) = block.codes[..elements].as_chunks::<BLOCK>();
+        codes.iter().zip(words).for_each(|(codes, words)| block::pack(bits, codes, words));
+    }
+    line
+}
+
+/// Puts the blocks of a row together.
+fn pack_row(row: &BlockType, packed: &Packed, at: usize, bytes: &mut [u8]) {
+    let (bits, elements) = (packed.format.ty.bits as usize, row.ty.block_elements());
+    let words = packed.format.code_words_per_row(packed.columns);
+    let line = &packed.codes[at * words..(at + 1) * words];
+    let mut block = Block { codes: [0; SUPER_BLOCK], groups: Default::default(), scales: (0, 0) };
+    for (index, bytes) in bytes.chunks_exact_mut(row.ty.block_bytes()).enumerate() {
+        if packed.format.ty.super_block().is_some() {
+            block.scales = packed.super_scales(at, index);
+        }
+        for (group, numbers) in block.groups[..row.groups()].iter_mut().enumerate() {
+            *numbers = packed.group(at, index * row.groups() + group);
+        }
+        let words = line[index * elements / BLOCK * bits..].chunks_exact(bits);
+        let (codes, _) = block.codes[..elements].as_chunks_mut::<BLOCK>();
+        codes.iter_mut().zip(words).for_each(|(codes, words)| *codes = block::unpack(bits, words));
+        (row.pack)(&block, bytes);
+    }
+}
+
+/// Adds `bits` bits of each code, `above` bits up in it. `place` says where an element's stand: the byte, and the lowest bit in
+/// it.
+pub(super) fn read_codes(
+    bytes: &[u8],
+    (bits, above): (u32, u32),
+    place: impl Fn(usize) -> (usize, u32),
+    codes: &mut [u8],
+) {
+    let mask = (1 << bits) - 1;
+    for (e, code) in codes.iter_mut().enumerate() {
+        let (byte, low) = place(e);
+        *code |= (bytes[byte] >> low & mask) << above;
+    }
+}
+
+/// The reverse of [`read_codes`], into bits that are 0.
+pub(super) fn write_codes(
+    codes: &[u8],
+    (bits, above): (u32, u32),
+    place: impl Fn(usize) -> (usize, u32),
+    bytes: &mut [u8],
+) {
+    let mask = (1 << bits) - 1;
+    for (e, code) in codes.iter().enumerate() {
+        let (byte, low) = place(e);
+        bytes[byte] |= (code >> above & mask) << low;
+    }
+}
+
+/// The 16 bits at a place.
+pub(super) fn half_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Stores 16 bits at a place.
+pub(super) fn put_half(bytes: &mut [u8], at: usize, bits: u16) {
+    bytes[at..at + 2].copy_from_slice(&bits.to_le_bytes());
 }
 
 /// 32-bit codes (f32 bits), row-major, little-endian bytes that need not be aligned, kept as they are.
@@ -151,62 +213,6 @@ pub(in crate::formats) fn words_32bit(bytes: &[u8], rows: usize, columns: usize)
             *word = u32::from_le_bytes(*value);
         }
     });
-    packed
-}
-
-fn unpack_affine(
-    layout: Layout,
-    format: WeightFormat,
-    bytes: &[u8],
-    rows: usize,
-    columns: usize,
-) -> Packed {
-    let mut packed = Packed::zeros(format, rows, columns);
-    let block_bytes = layout.ty.block_bytes();
-    let lines = bytes.par_chunks_exact((columns / BLOCK * block_bytes).max(1));
-    let codes = packed.codes.par_chunks_exact_mut(format.code_words_per_row(columns).max(1));
-    let scales = packed.scales.par_chunks_exact_mut(format.scale_words_per_row(columns).max(1));
-    lines.zip(codes).zip(scales).for_each(|((line, codes), scales)| {
-        let words = codes.chunks_exact_mut(layout.bits as usize);
-        for (group, (block, words)) in line.chunks_exact(block_bytes).zip(words).enumerate() {
-            let half = |at: usize| u32::from(u16::from_le_bytes([block[at], block[at + 1]]));
-            if layout.scale == Scale::Offset {
-                scales[group] = half(0) | half(2) << 16;
-            } else {
-                scales[group / 2] |= half(0) << (16 * (group % 2));
-            }
-            let codes = read_codes(layout.bits, &block[layout.header()..]);
-            block::pack(layout.bits as usize, &codes, words);
-        }
-    });
-    packed
-}
-
-fn unpack_k(
-    ty: GgmlType,
-    decode: k_quants::Decode,
-    bytes: &[u8],
-    rows: usize,
-    columns: usize,
-) -> Packed {
-    let mut packed = Packed::zeros(WeightFormat::f16(), rows, columns);
-    let words = packed.format.code_words_per_row(columns);
-    let line_bytes = columns / k_quants::SUPER_BLOCK * ty.block_bytes();
-    bytes
-        .par_chunks_exact(line_bytes.max(1))
-        .zip(packed.codes.par_chunks_exact_mut(words.max(1)))
-        .for_each(|(line, words)| {
-            let mut values = [0.0f32; k_quants::SUPER_BLOCK];
-            let mut rounded = [half::f16::ZERO; k_quants::SUPER_BLOCK];
-            let targets = words.chunks_exact_mut(k_quants::SUPER_BLOCK / 2);
-            for (block, target) in line.chunks_exact(ty.block_bytes()).zip(targets) {
-                decode(block, &mut values);
-                rounded.convert_from_f32_slice(&values);
-                for (word, pair) in target.iter_mut().zip(rounded.chunks_exact(2)) {
-                    *word = u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16;
-                }
-            }
-        });
     packed
 }
 
@@ -226,46 +232,4 @@ fn pack_plain(packed: &Packed, size: usize) -> Vec<u8> {
             }
         });
     bytes
-}
-
-/// The codes of a block, without its header. Signed bytes become unsigned by flipping the top bit: `q + 128`.
-fn read_codes(bits: u32, bytes: &[u8]) -> [u8; BLOCK] {
-    let mut codes = [0; BLOCK];
-    if bits == 8 {
-        for (code, byte) in codes.iter_mut().zip(bytes) {
-            *code = byte ^ 0x80;
-        }
-        return codes;
-    }
-    let (fifth, nibbles) = bytes.split_at(bytes.len() - BLOCK / 2);
-    for (j, byte) in nibbles.iter().enumerate() {
-        codes[j] = byte & 15;
-        codes[j + BLOCK / 2] = byte >> 4;
-    }
-    if let Some(fifth) = fifth.first_chunk::<4>() {
-        let fifth = u32::from_le_bytes(*fifth);
-        for (j, code) in codes.iter_mut().enumerate() {
-            *code |= ((fifth >> j & 1) as u8) << 4;
-        }
-    }
-    codes
-}
-
-/// The reverse of [`read_codes`], into zero bytes.
-fn write_codes(bits: u32, codes: &[u8; BLOCK], bytes: &mut [u8]) {
-    if bits == 8 {
-        for (byte, code) in bytes.iter_mut().zip(codes) {
-            *byte = code ^ 0x80;
-        }
-        return;
-    }
-    let (fifth, nibbles) = bytes.split_at_mut(bytes.len() - BLOCK / 2);
-    for (j, byte) in nibbles.iter_mut().enumerate() {
-        *byte = codes[j] & 15 | codes[j + BLOCK / 2] << 4;
-    }
-    for (j, code) in codes.iter().enumerate() {
-        if let Some(byte) = fifth.get_mut(j / 8) {
-            *byte |= (code >> 4) << (j % 8);
-        }
-    }
 }

@@ -1,8 +1,11 @@
 //! GGUF files: metadata and tensors, read with every number checked, and written.
 
+mod affine;
 mod blocks;
+mod iq4;
 mod k_quants;
 mod read;
+mod ternary;
 mod types;
 mod value;
 mod write;

@@ -30,11 +30,12 @@ pub(super) fn largest(values: &[f32]) -> f32 {
 /// The scale words of rows of `columns` values, (rows, scale_words). `whole` is the largest magnitude of the whole tensor,
 /// of which these may be some rows.
 ///
-/// - f16 scales: largest magnitude / top level; for `ternary` the mean magnitude (BitNet b1.58, arXiv 2402.17764, eq. 3).
+/// - f16 scales: largest magnitude / top level; for `ternary` the mean magnitude (BitNet b1.58, arXiv 2402.17764, eq. 3); for
+///   `iq4_nl`, whose levels reach further below 0 than above, the value of that magnitude / the lowest level.
 /// - powers of two: 2^(floor(log2(largest)) - 2), 2 being E2M1's largest exponent (OCP Microscaling 1.0, section 6.3).
 /// - two levels: t = whole / (448 * 6), then E4M3 of largest / (6 t).
 pub(super) fn scales(values: &[f32], columns: usize, format: WeightFormat, whole: f32) -> Vec<u32> {
-    let ternary = format.ty.name == "ternary";
+    let (ternary, uneven) = (format.ty.name == "ternary", format.ty.name == "iq4_nl");
     let line = |values: &[f32]| {
         let mut packed = Packed::zeros(format, 1, columns);
         let tensor_scale = whole / (E4M3_MAX * E2M1_MAX);
@@ -53,6 +54,11 @@ pub(super) fn scales(values: &[f32], columns: usize, format: WeightFormat, whole
                 _ if ternary => {
                     let sum: f64 = values.iter().map(|value| f64::from(value.abs())).sum();
                     f16::from_f64(sum / values.len() as f64).to_bits()
+                }
+                _ if uneven => {
+                    let extreme = values.iter().find(|value| value.abs() == most);
+                    let extreme = extreme.copied().unwrap_or(0.0);
+                    f16::from_f32(extreme / -top(format.ty.levels)).to_bits()
                 }
                 _ => f16::from_f32(most / top(format.ty.levels)).to_bits(),
             };

@@ -56,6 +56,8 @@ pub enum Grid {
     Mxfp4,
     /// E2M1 floats with an E4M3 scale of 16, under one f32 scale of the tensor. 4 bits.
     Nvfp4,
+    /// The sixteen values of GGUF's IQ4_NL, the value of largest magnitude at the lowest. 4 bits.
+    Iq4Nl,
     /// The entries of `codebook`. As many bits as they need.
     #[value(skip)]
     Codebook,
@@ -63,7 +65,7 @@ pub enum Grid {
 
 impl Grid {
     /// The grids of levels that are not evenly spaced, each of one width.
-    pub const LEVELED: [Grid; 7] = [
+    pub const LEVELED: [Grid; 8] = [
         Grid::Ternary,
         Grid::Nf4,
         Grid::Fp4,
@@ -71,6 +73,7 @@ impl Grid {
         Grid::Fp8E5m2,
         Grid::Mxfp4,
         Grid::Nvfp4,
+        Grid::Iq4Nl,
     ];
 
     /// Every evenly spaced grid, in the order of the command contract.
@@ -91,6 +94,7 @@ impl Grid {
             Grid::Fp8E5m2 => "fp8-e5m2",
             Grid::Mxfp4 => "mxfp4",
             Grid::Nvfp4 => "nvfp4",
+            Grid::Iq4Nl => "iq4-nl",
             Grid::Codebook => "codebook",
         }
     }
