@@ -307,12 +307,19 @@ fn in_round(stage: &RecipeStage, error: Error) -> Error {
 
 /// The format of the parent's own files if it can say what is left; `packed` beside it where it cannot hold that.
 fn default_formats(parent: &Checkpoint, left: &Outline) -> Result<Vec<ExportFormat>> {
-    let own = ExportFormat::of(parent);
+    let own = match ExportFormat::of(parent) {
+        own if own.method().is_none() => own,
+        own => match own.unheld(left)?.is_empty() && left.config.check_plain(parent.path()).is_ok()
+        {
+            true => return Ok(vec![own]),
+            false => ExportFormat::Hf,
+        },
+    };
     let gguf = parent.has_tokenizer() && left.config.architecture(parent.path()).is_ok();
     let said = match own {
         ExportFormat::Gguf => gguf,
         ExportFormat::Hf => !left.uneven && left.config.check_plain(parent.path()).is_ok(),
-        ExportFormat::Packed => true,
+        _ => true,
     };
     // Blocks of several widths have no words in a stock configuration, but in GGUF's.
     let first = match (said, gguf) {
@@ -341,7 +348,7 @@ pub fn rounded(
         let lost = match format {
             ExportFormat::Gguf => !gguf_type(parent, weights, spec)?.1,
             ExportFormat::Hf => weights.format(spec)?.ty.has_scales(),
-            ExportFormat::Packed => false,
+            _ => false,
         };
         if lost {
             names.push(spec.name.clone());
@@ -381,7 +388,9 @@ fn check_exports(formats: &[ExportFormat], parent: &Checkpoint, left: &Outline) 
             source: std::io::Error::new(std::io::ErrorKind::NotFound, why),
         });
     }
-    if !formats.contains(&ExportFormat::Hf) {
+    formats.iter().try_for_each(|format| format.check_held(left))?;
+    let stock = |format: &ExportFormat| *format == ExportFormat::Hf || format.method().is_some();
+    if !formats.iter().any(stock) {
         return Ok(());
     }
     left.config.check_plain(parent.path())?;

@@ -906,11 +906,9 @@ fn check_exports(parent: &Checkpoint, plan: &Plan) -> Result<()> {
     for export in &plan.exports {
         match export.format {
             ExportFormat::Gguf => {}
-            ExportFormat::Hf => {
+            ExportFormat::Packed => _ = parent.config_json()?,
+            _ => {
                 parent.config().check_plain(parent.path())?;
-                parent.config_json()?;
-            }
-            ExportFormat::Packed => {
                 parent.config_json()?;
             }
         }

@@ -13,7 +13,7 @@ use crate::plan::rounded;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// A Hugging Face folder, a .gguf file, a folder that compress wrote, or embedded:NAME
+    /// A Hugging Face folder, quantized by another tool or not, a .gguf file, a folder that compress wrote, or embedded:NAME
     model: String,
     /// What is written
     #[arg(long, value_enum)]
@@ -32,9 +32,10 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         model: model.path(),
     };
     target.check()?;
-    if matches!(arguments.format, ExportFormat::Hf) {
+    if !matches!(arguments.format, ExportFormat::Gguf | ExportFormat::Packed) {
         model.config().check_plain(model.path())?;
     }
+    arguments.format.check_held(&model)?;
     let tokenizer = model.has_tokenizer().then(|| model.stored_tokenizer()).transpose()?;
     let rounded = match arguments.format {
         ExportFormat::Gguf => rounded(ExportFormat::Gguf, &model, &model)?,
@@ -45,6 +46,8 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         wide = arguments.format.write(path, &model, &model, tokenizer.as_ref())?;
         model.unchanged()
     })?;
+    // What its own reader said of the model is lost here too.
+    let lost = model.notes();
     let mut warnings = Vec::new();
     if let Some(first) = rounded.first() {
         let count = rounded.len();
@@ -64,7 +67,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     let size = folder_bytes(&arguments.out);
     output.json(&json!({"schema": 1, "model": arguments.model, "out": arguments.out, "bytes": size, "rounded": rounded,
-        "warnings": warnings}))?;
+        "lost": lost, "warnings": warnings}))?;
     output.line(format!("{}: {}", arguments.out.display(), bytes(size)));
     Ok(())
 }

@@ -116,7 +116,7 @@ impl<'a> View<'a> {
             }
             DType::F16 => self.halves(start, count, |bits| f16::from_bits(bits).to_f32()),
             DType::Bf16 => self.halves(start, count, |bits| bf16::from_bits(bits).to_f32()),
-            DType::I64 | DType::F64 => {
+            DType::I64 | DType::F64 | DType::I32 | DType::U8 | DType::I8 | DType::F8E4m3 => {
                 (start..start + count).map(|index| self.get(index) as f32).collect()
             }
             DType::U32 => {
@@ -192,7 +192,9 @@ fn store(dtype: DType, words: &mut [u32], start: usize, values: &[f32]) {
             .copy_from_slice(values),
         DType::F16 => store_halves(words, start, values, |value| f16::from_f32(value).to_bits()),
         DType::Bf16 => store_halves(words, start, values, |value| bf16::from_f32(value).to_bits()),
-        DType::I64 | DType::F64 => panic!("no kernel writes elements of 64 bits"),
+        DType::I64 | DType::F64 | DType::I32 | DType::U8 | DType::I8 | DType::F8E4m3 => {
+            panic!("no kernel writes elements of types that only files have")
+        }
         DType::U32 => {
             for (word, value) in words[start..].iter_mut().zip(values) {
                 *word = *value as u32;

@@ -6,6 +6,7 @@ pub mod gguf;
 pub mod imatrix;
 pub mod json;
 pub mod peft;
+pub mod quantized;
 pub mod safetensors;
 
 use std::borrow::Cow;

@@ -16,6 +16,7 @@ use crate::families::{
 };
 use crate::formats::gguf::{GgmlType, Gguf, Value as Meta};
 use crate::formats::json;
+use crate::formats::quantized::{Module, Quantization, Quantized, of_activations};
 use crate::formats::safetensors::Safetensors;
 use crate::formats::{Source, StoredType, foreign};
 use crate::tensor::{Packed, WeightFormat};
@@ -68,6 +69,8 @@ enum Store {
     Safetensors(Safetensors),
     /// Lopper's own packed folder: codes and scales apart, formats from the configuration.
     Packed(Safetensors, HashMap<String, WeightFormat>),
+    /// A folder that another tool quantized: weights by its method, the rest plain.
+    Quantized(Box<Quantized>),
     Gguf(Box<Gguf>),
 }
 
@@ -168,17 +171,27 @@ impl Checkpoint {
             return Err(error);
         }
         let tensors = Safetensors::open_folder(folder)?;
-        let notes = tensors.notes().to_vec();
-        let quantization = ["quantization_config", "quantization"].into_iter();
-        let mut quantization = quantization.filter_map(|key| config_json.get(key));
-        let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
-        let store = match quantization.find(|value| !value.is_null() && !empty(value)) {
-            None if tensors.get(&embedding_name()).is_some() => Store::Safetensors(tensors),
-            None => Store::Safetensors(tensors.renamed(canonical)),
-            Some(quantization) => {
-                let formats = packed_formats(&path, quantization)?;
-                Store::Packed(tensors, formats)
-            }
+        let mut notes = tensors.notes().to_vec();
+        let own =
+            config_json.get("quantization_config").filter(|own| own["quant_method"] == "lopper");
+        let plain = |tensors: Safetensors| match tensors.get(&embedding_name()) {
+            Some(_) => tensors,
+            None => tensors.renamed(canonical),
+        };
+        let store = match (own, Quantization::of_folder(folder, &config_json)) {
+            (Some(own), _) => Store::Packed(tensors, packed_formats(&path, own)?),
+            (None, quantization) => match quantization? {
+                None => Store::Safetensors(plain(tensors)),
+                Some(quantization) => {
+                    let specs = tensor_specs(&config);
+                    let matrices =
+                        specs.iter().filter(|spec| !matches!(spec.role, Role::Norm | Role::Bias));
+                    let modules: Vec<Module<'_>> = matrices.map(quantizable).collect();
+                    let quantized = quantization.open(plain(tensors), &modules)?;
+                    notes.extend(quantized.notes());
+                    Store::Quantized(Box::new(quantized))
+                }
+            },
         };
         Self { notes, ..Self::new(folder.into(), store, config, Some(config_json)) }.checked()
     }
@@ -205,7 +218,8 @@ impl Checkpoint {
             }
             self.specs.push(spec);
         }
-        if let (Store::Safetensors(_), Some(json)) = (&self.store, &self.config_json) {
+        let foreign = matches!(self.store, Store::Safetensors(_) | Store::Quantized(_));
+        if let Some(json) = self.config_json.as_ref().filter(|_| foreign) {
             self.config.check_biases(&self.path, json, &self.specs)?;
         }
         let notes = self.unread()?;
@@ -218,6 +232,7 @@ impl Checkpoint {
     fn unread(&self) -> Result<Vec<String>> {
         let (names, gguf): (Vec<&str>, bool) = match &self.store {
             Store::Safetensors(tensors) => (tensors.names().collect(), false),
+            Store::Quantized(quantized) => (quantized.tensors().names().collect(), false),
             Store::Gguf(gguf) => (gguf.names().collect(), true),
             Store::Packed(..) => return Ok(vec![]), // all of them are Lopper's own
         };
@@ -226,11 +241,20 @@ impl Checkpoint {
             .iter()
             .map(|spec| if gguf { &spec.gguf } else { &spec.name }.as_str())
             .collect();
+        let parts: HashSet<&str> = match &self.store {
+            Store::Quantized(quantized) => quantized.parts().collect(),
+            _ => HashSet::new(),
+        };
         let mut ignored = Vec::new();
         let mut notes = Vec::new();
-        for name in names.into_iter().filter(|name| !read.contains(name)) {
+        let mut activations = Vec::new();
+        let names = names.into_iter().filter(|name| !read.contains(name) && !parts.contains(name));
+        for name in names {
             match unread(&self.config, name) {
                 Unread::Harmless => {}
+                _ if of_activations(name) && matches!(self.store, Store::Quantized(_)) => {
+                    activations.push(name);
+                }
                 Unread::Ignored if !gguf => ignored.push(name),
                 // A tied head may be stored all the same.
                 Unread::Changes if name == format!("{}.weight", head_name()) => {
@@ -251,6 +275,12 @@ impl Checkpoint {
                 }
             }
         }
+        if !activations.is_empty() {
+            let (count, names) = (activations.len(), listed(&activations));
+            notes.push(format!(
+                "{count} tensors say how activations are rounded, which is not done here: {names}"
+            ));
+        }
         if !ignored.is_empty() {
             let (count, names) = (ignored.len(), listed(&ignored));
             notes.push(format!(
@@ -262,7 +292,11 @@ impl Checkpoint {
 
     /// A head beside `tie_word_embeddings`: no word of it if it is the embedding.
     fn stored_head(&self, name: &str) -> Option<String> {
-        let Store::Safetensors(tensors) = &self.store else { return None };
+        let tensors = match &self.store {
+            Store::Safetensors(tensors) => tensors,
+            Store::Quantized(quantized) => quantized.tensors(),
+            _ => return None,
+        };
         let [head, embedding] = [name, &embedding_name()]
             .map(|name| tensors.get(name).and_then(|t| Some((t.ty, t.bytes().ok()?))));
         (head != embedding).then(|| {
@@ -296,6 +330,13 @@ impl Checkpoint {
             Store::Gguf(gguf) => {
                 gguf.tensor(&spec.gguf).map(|t| (t.shape.clone(), t.range.len() as u64))
             }
+            Store::Quantized(quantized) => match quantized.stored_bytes(&spec.name) {
+                Some(bytes) => Some((spec.shape(), bytes)),
+                None => {
+                    let plain = quantized.tensors().get(&spec.name);
+                    plain.map(|t| (t.shape.clone(), t.range.len() as u64))
+                }
+            },
             Store::Packed(tensors, formats) => match formats.get(&spec.name) {
                 None => tensors.get(&spec.name).map(|t| (t.shape.clone(), t.range.len() as u64)),
                 Some(format) => {
@@ -330,6 +371,7 @@ impl Checkpoint {
             Store::Safetensors(tensors) | Store::Packed(tensors, _) => {
                 tensors.sources().iter().collect()
             }
+            Store::Quantized(quantized) => quantized.tensors().sources().iter().collect(),
         }
     }
 
@@ -416,11 +458,12 @@ impl Checkpoint {
         }
     }
 
-    /// The container's name: `safetensors`, `gguf` or `lopper`.
+    /// The container's name: `safetensors`, `gguf` or `lopper`, or the method of another tool's quantized folder.
     pub fn container(&self) -> &'static str {
-        match self.store {
+        match &self.store {
             Store::Safetensors(_) => "safetensors",
             Store::Packed(..) => "lopper",
+            Store::Quantized(quantized) => quantized.method().name,
             Store::Gguf(_) => "gguf",
         }
     }
@@ -430,6 +473,10 @@ impl Checkpoint {
         match &self.store {
             Store::Safetensors(tensors) => tensors.get(&spec.name).map(|t| t.ty),
             Store::Gguf(gguf) => gguf.tensor(&spec.gguf).map(|t| t.ty),
+            Store::Quantized(quantized) => match quantized.stored_type(&spec.name) {
+                Some(stored) => return stored,
+                None => quantized.tensors().get(&spec.name).map(|t| t.ty),
+            },
             Store::Packed(tensors, formats) => match formats.get(&spec.name) {
                 Some(format) => return format.label(),
                 None => tensors.get(&spec.name).map(|t| t.ty),
@@ -489,6 +536,10 @@ impl Weights for Checkpoint {
                 let packed = gguf.tensor(&spec.gguf).ok_or_else(missing)?.to_packed()?;
                 from_gguf_order(packed, spec)
             }
+            Store::Quantized(quantized) => match quantized.load(&spec.name) {
+                Some(packed) => packed?,
+                None => quantized.tensors().get(&spec.name).ok_or_else(missing)?.to_packed()?,
+            },
             Store::Packed(tensors, formats) => match formats.get(&spec.name) {
                 None => tensors.get(&spec.name).ok_or_else(missing)?.to_packed()?,
                 Some(format) => {
@@ -546,6 +597,10 @@ impl Weights for Checkpoint {
             return Ok(WeightFormat::f32());
         }
         let ty = match &self.store {
+            Store::Quantized(quantized) => match quantized.format(&spec.name) {
+                Some(format) => return Ok(format),
+                None => quantized.tensors().get(&spec.name).map(|tensor| tensor.ty),
+            },
             Store::Packed(tensors, formats) => match formats.get(&spec.name) {
                 Some(format) => return Ok(*format),
                 None => tensors.get(&spec.name).map(|tensor| tensor.ty),
@@ -565,6 +620,12 @@ impl Weights for Checkpoint {
             None => Some(CopyOf { tensor: spec.name.clone(), rows: None }),
         }
     }
+}
+
+/// A weight as another tool's methods know it.
+pub(super) fn quantizable(spec: &TensorSpec) -> Module<'_> {
+    let embedding = spec.name == embedding_name();
+    Module { name: spec.module(), rows: spec.rows, columns: spec.columns, embedding }
 }
 
 /// A tensor as GGUF orders its rows, in Hugging Face's order.

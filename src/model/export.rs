@@ -4,11 +4,16 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{Checkpoint, Weights};
+use super::checkpoint::{Checkpoint, Weights, quantizable};
 use super::save::{
-    Wide, export_gguf, export_hf, export_packed, gguf_bytes, hf_files, packed_files,
+    Wide, export_gguf, export_hf, export_packed, export_quantized, gguf_bytes, hf_files,
+    packed_files, quantized_files,
 };
 use crate::error::{Error, Result};
+use crate::families::{Role, TensorSpec};
+use crate::formats::gguf;
+use crate::formats::quantized::{self, Method, Module};
+use crate::tensor::WeightFormat;
 use crate::text::StoredTokenizer;
 
 /// A format a model is written in.
@@ -21,7 +26,29 @@ pub enum ExportFormat {
     Hf,
     /// A folder with codes and scales as they are, which Lopper opens
     Packed,
+    /// A folder of GPTQ's layout, for GPT-QModel, transformers and vLLM: integers of 2, 3, 4 and 8 bits
+    Gptq,
+    /// A folder of AWQ's layout (GEMM), for AutoAWQ's readers and vLLM: integers of 4 bits
+    Awq,
+    /// A folder for vLLM and llm-compressor: integers of 1 to 8 bits, FP8, NVFP4, MXFP4
+    CompressedTensors,
+    /// A folder of ModelOpt's layout, for TensorRT-LLM and vLLM: NVFP4
+    Modelopt,
+    /// A folder for mlx-lm: integers of 1 to 6 and 8 bits, MXFP4, MXFP8, NVFP4
+    Mlx,
 }
+
+/// Every format.
+const ALL: [ExportFormat; 8] = [
+    ExportFormat::Gguf,
+    ExportFormat::Hf,
+    ExportFormat::Packed,
+    ExportFormat::Gptq,
+    ExportFormat::Awq,
+    ExportFormat::CompressedTensors,
+    ExportFormat::Modelopt,
+    ExportFormat::Mlx,
+];
 
 impl ExportFormat {
     /// The name in recipes, flags and JSON.
@@ -30,15 +57,24 @@ impl ExportFormat {
             ExportFormat::Gguf => "gguf",
             ExportFormat::Hf => "hf",
             ExportFormat::Packed => "packed",
+            ExportFormat::Gptq => "gptq",
+            ExportFormat::Awq => "awq",
+            ExportFormat::CompressedTensors => "compressed-tensors",
+            ExportFormat::Modelopt => "modelopt",
+            ExportFormat::Mlx => "mlx",
         }
+    }
+
+    /// The method of a folder as another tool quantizes.
+    pub fn method(self) -> Option<&'static Method> {
+        quantized::method(self.name())
     }
 
     /// Where it stands in an artifact.
     pub fn path(self) -> &'static str {
         match self {
             ExportFormat::Gguf => "model.gguf",
-            ExportFormat::Hf => "hf",
-            ExportFormat::Packed => "packed",
+            _ => self.name(),
         }
     }
 
@@ -47,8 +83,54 @@ impl ExportFormat {
         match model.container() {
             "gguf" => ExportFormat::Gguf,
             "lopper" => ExportFormat::Packed,
-            _ => ExportFormat::Hf,
+            name => {
+                ALL.into_iter().find(|format| format.name() == name).unwrap_or(ExportFormat::Hf)
+            }
         }
+    }
+
+    /// Whether this holds a weight of that format exactly.
+    fn holds_weight(self, module: &Module<'_>, format: WeightFormat) -> bool {
+        match (self, self.method()) {
+            (_, Some(method)) => method.holds(module, format),
+            (ExportFormat::Gguf, _) => gguf::holds(format, module.columns).is_some(),
+            (ExportFormat::Packed, _) => true,
+            _ => format.ty.is_plain(),
+        }
+    }
+
+    /// The matrices that a folder as another tool quantizes does not hold exactly.
+    pub fn unheld(self, weights: &dyn Weights) -> Result<Vec<&TensorSpec>> {
+        let mut unheld = Vec::new();
+        for spec in weights.specs().iter().filter(|s| !matches!(s.role, Role::Norm | Role::Bias)) {
+            if !self.holds_weight(&quantizable(spec), weights.format(spec)?) {
+                unheld.push(spec);
+            }
+        }
+        Ok(unheld)
+    }
+
+    /// An error if this is a folder as another tool quantizes, which does not hold every weight exactly: it names the first, and
+    /// the formats that do.
+    pub fn check_held(self, weights: &dyn Weights) -> Result<()> {
+        let unheld = if self.method().is_some() { self.unheld(weights)? } else { Vec::new() };
+        let Some((first, more)) = unheld.split_first() else { return Ok(()) };
+        let format = weights.format(first)?;
+        let others = ALL.into_iter().filter(|f| f.holds_weight(&quantizable(first), format));
+        let others: Vec<&str> = others.map(ExportFormat::name).collect();
+        let more = match more.len() {
+            0 => String::new(),
+            count => format!("; {count} more tensors are not held either"),
+        };
+        Err(Error::Tensor {
+            path: format!("export to {}", self.name()).into(),
+            tensor: first.name.clone(),
+            expected: format!(
+                "f16, bf16, f32 or a type that {} holds exactly (see the README's table)",
+                self.name()
+            ),
+            found: format!("{}, which {} hold exactly{more}", format.label(), others.join(", ")),
+        })
     }
 
     /// Whether a file of an artifact holds weights in this format.
@@ -72,7 +154,10 @@ impl ExportFormat {
         let files = match self {
             ExportFormat::Gguf => return gguf_bytes(parent, weights, tokenizer, wide),
             ExportFormat::Hf => hf_files(weights, wide)?,
-            ExportFormat::Packed => packed_files(weights)?,
+            _ => match self.method() {
+                Some(method) => quantized_files(method, weights)?,
+                None => packed_files(weights)?,
+            },
         };
         Ok(files.iter().map(|(_, bytes)| bytes).sum())
     }
@@ -86,18 +171,16 @@ impl ExportFormat {
         weights: &dyn Weights,
         tokenizer: Option<&StoredTokenizer>,
     ) -> Result<Wide> {
-        let folder = || std::fs::create_dir(path).map_err(Error::write(path));
-        match self {
-            ExportFormat::Gguf => export_gguf(path, parent, weights, tokenizer),
-            ExportFormat::Hf => {
-                folder()?;
-                export_hf(path, parent.config_json()?, weights, tokenizer)
-            }
-            ExportFormat::Packed => {
-                folder()?;
-                export_packed(path, parent.config_json()?, weights, tokenizer)?;
-                Ok(Wide::default())
-            }
+        if self == ExportFormat::Gguf {
+            return export_gguf(path, parent, weights, tokenizer);
+        }
+        self.check_held(weights)?;
+        std::fs::create_dir(path).map_err(Error::write(path))?;
+        let config = parent.config_json()?;
+        match self.method() {
+            Some(method) => export_quantized(path, method, config, weights, tokenizer),
+            None if self == ExportFormat::Hf => export_hf(path, config, weights, tokenizer),
+            None => export_packed(path, config, weights, tokenizer).map(|()| Wide::default()),
         }
     }
 }

@@ -33,14 +33,6 @@ pub(super) fn packed_formats(
         expected: expected.into(),
         found: found.to_string(),
     };
-    let method = &quantization["quant_method"];
-    if method != "lopper" {
-        return Err(Error::Unsupported {
-            path: path.into(),
-            what: format!("quant_method {method}"),
-            why: "this version reads its own packed folders, plain checkpoints and GGUF".into(),
-        });
-    }
     if quantization["version"] != PACKED_VERSION {
         return Err(Error::Unsupported {
             path: path.into(),

@@ -43,7 +43,8 @@ pub use load::block as load_block;
 pub use outline::Outline;
 pub use resident::{Head, Model, block_counts, run_block};
 pub use save::{
-    Wide, continue_packed, export_gguf, export_hf, export_packed, gguf_type, packed_files,
+    Wide, continue_packed, export_gguf, export_hf, export_packed, export_quantized, gguf_type,
+    packed_files,
 };
 pub use source::WeightSource;
 pub use synth::Synth;

@@ -1,4 +1,4 @@
-//! Writing a model: a Hugging Face folder in f16, Lopper's own packed folder, a GGUF file.
+//! Writing a model: a Hugging Face folder in f16, Lopper's own packed folder, a GGUF file, a folder as another tool quantizes.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::{COPIES, Checkpoint, CopyOf, Weights, to_gguf_order};
+use super::checkpoint::{COPIES, Checkpoint, CopyOf, Weights, quantizable, to_gguf_order};
 use super::export::ExportFormat;
 use super::formats::{PACKED_VERSION, described};
 use crate::disk::write_record;
@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::families::{Config, Origin, Role, TensorSpec, gguf_factor, main_type, metadata};
 use crate::formats::LazyBytes;
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
+use crate::formats::quantized::{Method, Module, Part, Writer, remove_settings};
 use crate::formats::safetensors::{NewTensor, continue_folder, folder_files, write_folder};
 use crate::tensor::{DType, Packed, WeightFormat};
 use crate::text::StoredTokenizer;
@@ -42,13 +43,16 @@ pub fn gguf_type(
     Ok(holds.map_or((GgmlType::F16, false), |ty| (ty, true)))
 }
 
-/// What an export holds in a wider type than f16, which would make a value infinite or lose a row of small ones.
+/// What is unusual about an export: what it holds in a wider type than f16, which would make a value infinite or lose a row of
+/// small ones, and what it lacks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wide {
     /// The type of a Hugging Face folder, and the first tensor that asks for it.
     pub folder: Option<(DType, String)>,
     /// The tensors that a GGUF file has in f32, by the names in the checkpoint.
     pub tensors: Vec<String>,
+    /// What a folder lacks that some of its readers want.
+    pub lacks: Vec<String>,
 }
 
 impl Wide {
@@ -67,7 +71,7 @@ impl Wide {
             let narrows = match format {
                 ExportFormat::Hf => wide.folder.is_none(),
                 ExportFormat::Gguf => !gguf_type(parent, left, spec)?.1,
-                ExportFormat::Packed => false,
+                _ => false,
             };
             let source = left.copy_of(spec).map_or_else(|| spec.name.clone(), |copy| copy.tensor);
             let source = parent.specs().iter().find(|whole| whole.name == source);
@@ -89,7 +93,7 @@ impl Wide {
 
     /// That in words, for whoever gets the files.
     pub fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
+        let mut notes = self.lacks.clone();
         if let Some((dtype, name)) = &self.folder {
             notes.push(format!("f16 does not hold all values of {name}: hf is written in {dtype}"));
         }
@@ -128,7 +132,7 @@ pub fn export_hf(
         write(dtype)?;
     }
     config = weights.config().updated_json(config, weights.specs());
-    config.remove("quantization_config");
+    remove_settings(&mut config);
     set_dtype(&mut config, dtype);
     check_config(folder, &config, weights.config())?;
     write_config(folder, &config)?;
@@ -293,6 +297,7 @@ fn packed_folder<'a>(
     let (tensors, formats) = packed_tensors(weights)?;
     write(tensors)?;
     config = weights.config().updated_json(config, weights.specs());
+    remove_settings(&mut config);
     set_dtype(&mut config, DType::F16);
     config.insert(
         "quantization_config".into(),
@@ -350,6 +355,96 @@ fn packed_tensors<'a>(
         }
     }
     Ok((tensors, formats))
+}
+
+/// Writes a folder as another tool quantizes: codes and scales as they are in the tool's layout, what is not quantized as it is,
+/// `config.json` as the parent's, given, but for what changed. An error where the method does not hold a weight exactly. The answer
+/// says what the folder lacks.
+pub fn export_quantized(
+    folder: &Path,
+    method: &'static Method,
+    mut config: Map<String, Value>,
+    weights: &dyn Weights,
+    tokenizer: Option<&StoredTokenizer>,
+) -> Result<Wide> {
+    weights.config().check_plain(folder)?;
+    let writer = arranged(method, weights)?;
+    write_folder(folder, quantized_tensors(&writer, weights)?, MAX_SHARD_BYTES)?;
+    config = weights.config().updated_json(config, weights.specs());
+    remove_settings(&mut config);
+    // The scales' type, in which the tools' readers multiply.
+    set_dtype(&mut config, DType::F16);
+    check_config(folder, &config, weights.config())?;
+    config.extend(writer.keys.iter().map(|(key, value)| ((*key).to_string(), value.clone())));
+    write_config(folder, &config)?;
+    for (name, value) in &writer.files {
+        write_bytes(&folder.join(name), format!("{value:#}\n").as_bytes())?;
+    }
+    write_tokenizer(folder, tokenizer)?;
+    Ok(Wide { lacks: writer.notes, ..Wide::default() })
+}
+
+/// The files with tensors that [`export_quantized`] would write, and their bytes.
+pub fn quantized_files(
+    method: &'static Method,
+    weights: &dyn Weights,
+) -> Result<Vec<(String, u64)>> {
+    let writer = arranged(method, weights)?;
+    folder_files(quantized_tensors(&writer, weights)?, MAX_SHARD_BYTES)
+}
+
+fn arranged(method: &'static Method, weights: &dyn Weights) -> Result<Writer> {
+    let matrices = weights.specs().iter().filter(|s| !matches!(s.role, Role::Norm | Role::Bias));
+    let matrices = matrices.map(|spec| Ok((quantizable(spec), weights.format(spec)?)));
+    let matrices: Vec<(Module<'_>, WeightFormat)> = matrices.collect::<Result<_>>()?;
+    method.arrange(&matrices)
+}
+
+fn quantized_tensors<'a>(
+    writer: &'a Writer,
+    weights: &'a dyn Weights,
+) -> Result<Vec<NewTensor<'a>>> {
+    let mut tensors = Vec::new();
+    for spec in weights.config().further_biases(Path::new("export"), weights.specs())? {
+        let bytes = spec.columns * DType::F16.size();
+        let data = Box::new(move || Ok(vec![0; bytes]));
+        tensors.push(NewTensor { shape: spec.shape(), name: spec.name, dtype: DType::F16, data });
+    }
+    // Parts of a weight that are written one after the other are made of it while it is at hand.
+    let last: Rc<RefCell<Option<(&str, Packed)>>> = Rc::default();
+    for spec in weights.specs() {
+        let Some(parts) = writer.parts(&spec.name) else {
+            let dtype = vector_dtype(weights.format(spec)?);
+            let data = move || Ok(dense_bytes(&as_stored(weights, spec)?, dtype));
+            let (name, shape, data) = (spec.name.clone(), spec.shape(), Box::new(data));
+            tensors.push(NewTensor { name, dtype, shape, data });
+            continue;
+        };
+        for part in parts {
+            let (name, dtype, shape) = (part.name.to_string(), part.types[0], part.shape.clone());
+            let last = last.clone();
+            let data = move || part_of(weights, spec, writer, &part, &mut last.borrow_mut());
+            tensors.push(NewTensor { name, dtype, shape, data: Box::new(data) });
+        }
+    }
+    Ok(tensors)
+}
+
+/// The bytes of a part of a weight, which is loaded where the last one was another.
+fn part_of<'a>(
+    weights: &dyn Weights,
+    spec: &'a TensorSpec,
+    writer: &Writer,
+    part: &Part<'_>,
+    last: &mut Option<(&'a str, Packed)>,
+) -> Result<Vec<u8>> {
+    let packed = match last.take() {
+        Some((name, packed)) if name == spec.name => packed,
+        _ => weights.load(spec)?,
+    };
+    let bytes = writer.store(&spec.name, part, &packed);
+    *last = Some((&spec.name, packed));
+    bytes
 }
 
 /// Writes a GGUF file for llama.cpp and what is built on it. Tensors that no GGUF type holds exactly are written in f16; where

@@ -263,5 +263,9 @@ fn crate_dtype(ty: DType) -> Dtype {
         DType::U32 => Dtype::U32,
         DType::I64 => Dtype::I64,
         DType::F64 => Dtype::F64,
+        DType::I32 => Dtype::I32,
+        DType::U8 => Dtype::U8,
+        DType::I8 => Dtype::I8,
+        DType::F8E4m3 => Dtype::F8_E4M3,
     }
 }
