@@ -40,6 +40,7 @@ mod formats {
     pub mod gguf;
     pub mod hostile_gguf;
     pub mod hostile_safetensors;
+    pub mod quantized;
     pub mod safetensors;
 }
 
@@ -159,6 +160,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     formats::gguf::trials,
     formats::hostile_gguf::trials,
     formats::hostile_safetensors::trials,
+    formats::quantized::trials,
     formats::safetensors::trials,
     fuzz::targets::trials,
     text::hostile::trials,

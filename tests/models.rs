@@ -81,7 +81,8 @@ pub fn read_folder(folder: &Path) -> Result<(Object<String, Value>, Vec<Stored>)
     let stored = |name: &str| {
         let tensor = file.get(name)?;
         let types = [DType::F32, DType::F16, DType::Bf16, DType::U32, DType::I64];
-        let ty = types.into_iter().find(|ty| ty.name() == tensor.ty.name())?;
+        let others = [DType::I32, DType::U8, DType::I8, DType::F8E4m3];
+        let ty = types.into_iter().chain(others).find(|ty| ty.name() == tensor.ty.name())?;
         Some((name.to_string(), ty, tensor.shape.clone(), tensor.bytes().ok()?.into_owned()))
     };
     Ok((config, file.names().filter_map(stored).collect()))

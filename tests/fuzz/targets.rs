@@ -45,6 +45,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("task", task),
     ("template", template),
     ("packed", packed),
+    ("quantized", quantized),
     ("imatrix", imatrix),
     ("adapter", adapter),
     ("training", training),
@@ -114,6 +115,8 @@ struct Base {
     gguf: Vec<u8>,
     files: Vec<(&'static str, Vec<u8>)>,
     packed: Vec<(&'static str, Vec<u8>)>,
+    /// Folders that other tools quantized.
+    quantized: Vec<Vec<(&'static str, Vec<u8>)>>,
     documents: Vec<Json>,
     /// In llama.cpp's layout and in the one before.
     imatrices: [Vec<u8>; 2],
@@ -128,6 +131,9 @@ const MODEL: &[&str] = &[
     "tokenizer.json",
     "model.safetensors",
 ];
+
+const QUANTIZED: &[&str] =
+    &["config.json", "quantize_config.json", "hf_quant_config.json", "model.safetensors"];
 
 fn read(folder: &Path, names: &[&'static str]) -> Vec<(&'static str, Vec<u8>)> {
     let files =
@@ -205,6 +211,17 @@ impl Base {
             gguf: std::fs::read(&path).expect("the GGUF file"),
             files: read(Path::new(source), MODEL),
             packed: read(&packed, MODEL),
+            quantized: [
+                "gptq-v2-mixed",
+                "awq-g32",
+                "ct-mixed",
+                "ct-pack-4-asym",
+                "ct-nvfp4",
+                "mlx-affine",
+                "modelopt-nvfp4",
+            ]
+            .map(|name| read(&Path::new("assets/fixtures/quantized").join(name), QUANTIZED))
+            .to_vec(),
             documents,
             imatrices: imatrices(folder),
             adapter: read(
@@ -561,6 +578,28 @@ fn packed(base: &Base, random: &mut Random) {
         }
     };
     use_model(&folder);
+}
+
+fn quantized(base: &Base, random: &mut Random) {
+    let files = random.pick(&base.quantized);
+    let (name, original) = random.pick(files);
+    let case = match name.ends_with(".json") {
+        true => {
+            let parts = [
+                json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": {".*": {"bits": 8}}}),
+                json!({"group_size": -1, "bits": 2, "mode": "nvfp4"}),
+                json!({"targets": ["re:.*"], "format": "int-quantized", "weights": {"num_bits": 8, "strategy": "tensor"}}),
+                json!([1, 3]),
+                json!(1u64 << 40),
+            ];
+            mutated(random, &serde_json::from_slice(original).expect("JSON"), &parts)
+        }
+        false => bytes(random, original, 6000),
+    };
+    let folder = base.folder.join("model");
+    // The other folders' files say something else.
+    QUANTIZED.iter().for_each(|name| _ = std::fs::remove_file(folder.join(name)));
+    use_model(&base.with(files, name, &case));
 }
 
 fn adapter(base: &Base, random: &mut Random) {

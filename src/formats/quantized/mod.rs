@@ -124,8 +124,8 @@ impl Module<'_> {
     }
 }
 
-/// The keys of `config.json` that speak of quantization; MLX has the second, and the first as a copy.
-const KEYS: [&str; 2] = ["quantization_config", "quantization"];
+/// The keys of `config.json` that speak of quantization; MLX has the first, and the second as a copy.
+const KEYS: [&str; 2] = ["quantization", "quantization_config"];
 
 /// Takes what a configuration says of quantization out of it.
 pub fn remove_settings(config: &mut Map<String, Value>) {
