@@ -489,7 +489,13 @@ fn file_type(ty: GgmlType) -> u32 {
         GgmlType::Q4K => 14,
         GgmlType::Q5K => 16,
         GgmlType::Q6K => 18,
+        GgmlType::Iq4Nl => 25,
+        GgmlType::Iq4Xs => 30,
         GgmlType::Bf16 => 32,
+        GgmlType::Tq1_0 => 36,
+        GgmlType::Tq2_0 => 37,
+        GgmlType::Mxfp4 => 38,
+        GgmlType::Nvfp4 => 39,
         _ => 1,
     }
 }

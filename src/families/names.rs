@@ -246,6 +246,11 @@ impl TensorSpec {
         }
     }
 
+    /// The name in GGUF of the one f32 by which a tensor of NVFP4 is multiplied.
+    pub fn gguf_scale(&self) -> String {
+        format!("{}.scale", self.gguf.strip_suffix(".weight").unwrap_or(&self.gguf))
+    }
+
     /// The shape in a checkpoint.
     pub fn shape(&self) -> Vec<usize> {
         match self.role {

@@ -241,18 +241,21 @@ impl Checkpoint {
             .iter()
             .map(|spec| if gguf { &spec.gguf } else { &spec.name }.as_str())
             .collect();
-        let parts: HashSet<&str> = match &self.store {
-            Store::Quantized(quantized) => quantized.parts().collect(),
-            _ => HashSet::new(),
+        // What stands beside weights: parts of quantized ones, NVFP4's scales of tensors.
+        let parts: HashSet<String> = match &self.store {
+            Store::Quantized(quantized) => quantized.parts().map(str::to_string).collect(),
+            _ => self.specs.iter().filter_map(|spec| self.scale_name(spec)).collect(),
         };
         let mut ignored = Vec::new();
         let mut notes = Vec::new();
         let mut activations = Vec::new();
-        let names = names.into_iter().filter(|name| !read.contains(name) && !parts.contains(name));
+        let names = names.into_iter().filter(|name| !read.contains(name) && !parts.contains(*name));
         for name in names {
             match unread(&self.config, name) {
                 Unread::Harmless => {}
-                _ if of_activations(name) && matches!(self.store, Store::Quantized(_)) => {
+                _ if of_activations(name)
+                    && matches!(self.store, Store::Quantized(_) | Store::Gguf(_)) =>
+                {
                     activations.push(name);
                 }
                 Unread::Ignored if !gguf => ignored.push(name),
@@ -401,6 +404,33 @@ impl Checkpoint {
         self.gguf()?.tensor_type(&whole.gguf)
     }
 
+    /// The GGUF type of a tensor; `None` if this is no GGUF file.
+    fn gguf_type(&self, spec: &TensorSpec) -> Option<GgmlType> {
+        self.gguf()?.tensor_type(&spec.gguf)
+    }
+
+    /// The name of the scale that a tensor of NVFP4 in a GGUF file may have beside it.
+    fn scale_name(&self, spec: &TensorSpec) -> Option<String> {
+        (self.gguf_type(spec) == Some(GgmlType::Nvfp4)).then(|| spec.gguf_scale())
+    }
+
+    /// The f32 that a tensor of NVFP4 is multiplied by; `None` where none stands beside it.
+    pub fn tensor_scale(&self, spec: &TensorSpec) -> Result<Option<f32>> {
+        let scale = self.scale_name(spec).and_then(|name| self.gguf()?.tensor(&name));
+        let Some(scale) = scale else { return Ok(None) };
+        let packed = scale.to_packed()?;
+        let value = packed.value(0, 0);
+        if packed.rows * packed.columns == 1 && value.is_finite() {
+            return Ok(Some(value));
+        }
+        Err(Error::Tensor {
+            path: self.path.clone(),
+            tensor: spec.gguf_scale(),
+            expected: "one finite number".into(),
+            found: format!("{value}, of {} numbers", packed.rows * packed.columns),
+        })
+    }
+
     /// The blocks of `spec`, which is a copy of a tensor here, in GGUF's order of rows; `None` if this is no GGUF file.
     pub fn blocks(&self, copy: &CopyOf, spec: &TensorSpec) -> Result<Option<Vec<u8>>> {
         let whole = self.specs.iter().find(|spec| spec.name == copy.tensor);
@@ -533,7 +563,10 @@ impl Weights for Checkpoint {
                 tensors.get(&spec.name).ok_or_else(missing)?.to_packed()?
             }
             Store::Gguf(gguf) => {
-                let packed = gguf.tensor(&spec.gguf).ok_or_else(missing)?.to_packed()?;
+                let mut packed = gguf.tensor(&spec.gguf).ok_or_else(missing)?.to_packed()?;
+                if let Some(scale) = self.tensor_scale(spec)? {
+                    (0..packed.rows).for_each(|row| packed.set_row_scale(row, scale));
+                }
                 from_gguf_order(packed, spec)
             }
             Store::Quantized(quantized) => match quantized.load(&spec.name) {

@@ -40,6 +40,8 @@ pub fn gguf_type(
         return Ok((ty, true));
     }
     let holds = gguf::holds(weights.format(spec)?, spec.columns);
+    // llama.cpp multiplies results by NVFP4's scale of the tensor: what is no product has none.
+    let holds = holds.filter(|ty| *ty != GgmlType::Nvfp4 || spec.role != Role::Embedding);
     Ok(holds.map_or((GgmlType::F16, false), |ty| (ty, true)))
 }
 
@@ -478,6 +480,44 @@ pub fn gguf_bytes(
     gguf::file_bytes(parent.path(), &file.metadata, &file.tensors)
 }
 
+/// The tensor beside one of NVFP4 that holds its scale; of copied blocks what the parent has beside them.
+fn nvfp4_scale<'a>(
+    parent: &'a Checkpoint,
+    weights: &'a dyn Weights,
+    spec: &'a TensorSpec,
+    copy: Option<&CopyOf>,
+) -> Result<Option<NewGgufTensor<'a>>> {
+    let copied = copy.filter(|copy| parent.block_type(copy).is_some());
+    let whole = copied.and_then(|copy| parent.specs().iter().find(|s| s.name == copy.tensor));
+    let known = whole.map(|whole| parent.tensor_scale(whole)).transpose()?;
+    if let Some(None) = known {
+        return Ok(None);
+    }
+    let data = move || {
+        let scale = match known.flatten() {
+            Some(scale) => scale,
+            None => {
+                let packed = weights.load(spec)?;
+                let scale = packed.row_scale(0);
+                let other = (0..packed.rows).find(|row| packed.row_scale(*row) != scale);
+                if let Some(row) = other {
+                    return Err(Error::Tensor {
+                        path: parent.path().into(),
+                        tensor: spec.name.clone(),
+                        expected: format!("one scale of all rows, as GGUF's NVFP4 has: {scale}"),
+                        found: format!("{} of row {row}", packed.row_scale(row)),
+                    });
+                }
+                scale
+            }
+        };
+        Ok(scale.to_le_bytes().to_vec())
+    };
+    let name = spec.gguf_scale();
+    let data = Box::new(data);
+    Ok(Some(NewGgufTensor { name, ty: GgmlType::F32, shape: vec![1], data }))
+}
+
 /// What a GGUF file is made of.
 struct GgufFile<'a> {
     metadata: Vec<(String, gguf::Value)>,
@@ -502,6 +542,9 @@ fn gguf_file<'a>(
             matrices.push(ty);
         }
         let copy = weights.copy_of(spec).filter(|_| !vector);
+        if ty == GgmlType::Nvfp4 {
+            tensors.extend(nvfp4_scale(parent, weights, spec, copy.as_ref())?);
+        }
         let data = move || {
             let blocks = copy.as_ref().map(|copy| parent.blocks(copy, spec)).transpose()?;
             if let Some(blocks) = blocks.flatten() {

@@ -289,11 +289,7 @@ impl Packed {
         match self.format.ty.scale {
             Scale::PowerOfTwo if scale == 0xff => (f32::NAN, 0.0),
             Scale::PowerOfTwo => (f32::powi(2.0, i32::from(scale) - 127), 0.0),
-            Scale::TwoLevel => {
-                let line = row * self.format.scale_words_per_row(self.columns);
-                let whole = f32::from_bits(self.scales[line]);
-                (whole * minifloat::decode(scale.into(), 4, 3), 0.0)
-            }
+            Scale::TwoLevel => (self.row_scale(row) * minifloat::decode(scale.into(), 4, 3), 0.0),
             // Products of f16 and integers of a byte: exact.
             Scale::SuperOffset(of) => {
                 let (d, of_minima) = self.super_scales(row, group / of.groups());
@@ -318,6 +314,12 @@ impl Packed {
             _ => self.group(row, group).0,
         };
         scale & 0x7c00 == 0
+    }
+
+    /// The f32 scale at the start of a row of [`Scale::TwoLevel`].
+    pub fn row_scale(&self, row: usize) -> f32 {
+        assert_eq!(self.format.ty.scale, Scale::TwoLevel, "only these rows have one");
+        f32::from_bits(self.scales[row * self.format.scale_words_per_row(self.columns)])
     }
 
     /// Stores the f32 scale at the start of a row of [`Scale::TwoLevel`].
@@ -509,8 +511,7 @@ impl Packed {
         );
         for row in 0..self.rows {
             if self.format.ty.scale == Scale::TwoLevel {
-                let line = row * self.format.scale_words_per_row(self.columns);
-                picked.set_row_scale(row, f32::from_bits(self.scales[line]));
+                picked.set_row_scale(row, self.row_scale(row));
             }
             for index in 0..picked.format.super_blocks_per_row(order.len()) {
                 let from = order[index * SUPER_BLOCK] / SUPER_BLOCK;

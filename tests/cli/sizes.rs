@@ -16,7 +16,7 @@ use crate::models::MapWeights;
 use crate::program::{NANO, Run, lopper, read_json, succeeds};
 
 pub fn trials() -> Vec<Trial> {
-    suite!("cli::sizes": planned_bytes_are_written, own_formats, growth_is_said, blocks_stay, types_return, small_scales_are_told, padding_is_not_counted,
+    suite!("cli::sizes": planned_bytes_are_written, own_formats, growth_is_said, blocks_stay, types_of_gguf, types_return, small_scales_are_told, padding_is_not_counted,
         stages_take_what_was_planned, what_llama_cpp_ignores)
 }
 
@@ -242,8 +242,18 @@ fn blocks_stay() -> Result<(), Failed> {
     succeeds(&folder, "export k.gguf --format gguf --out a.gguf")?;
     same(&open(&folder, "a.gguf")?, &[]);
     let include = "--include model.layers.0.mlp.down_proj";
-    succeeds(&folder, &format!("quantize k.gguf --type q4_0 {include} --no-eval --out q"))?;
+    succeeds(
+        &folder,
+        &format!("quantize k.gguf --type q4_0 {include} --formats packed,gguf --no-eval --out q"),
+    )?;
     same(&open(&folder, "q/model.gguf")?, &["ffn_down"]);
+    succeeds(&folder, "export q/packed --format gguf --out b.gguf")?;
+    same(&open(&folder, "b.gguf")?, &["ffn_down"]);
+    let logits = |model: &str| -> Result<Vec<u8>, Failed> {
+        succeeds(&folder, &format!("logits {model} --tokens 1,2,3 --force --out l.safetensors"))?;
+        Ok(std::fs::read(folder.path().join("l.safetensors"))?)
+    };
+    assert!(logits("q/packed")? == logits("b.gguf")?, "logits of the same weights");
     let prune = "prune k.gguf --ratio 0.5 --score l2 --no-eval --out p";
     let run = succeeds(&folder, prune)?;
     for words in
@@ -284,6 +294,46 @@ fn blocks_stay() -> Result<(), Failed> {
     }
     let [embedding, again] = [&before, &after].map(|file| file.tensor("token_embd.weight"));
     assert!(embedding.ok_or("there")?.bytes()? == again.ok_or("there")?.bytes()?, "the embedding");
+    Ok(())
+}
+
+/// Types of blocks that GGUF has are written as such, and hold what the packed folder holds.
+fn types_of_gguf() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    for (name, ty) in
+        [("iq4_nl", GgmlType::Iq4Nl), ("mxfp4", GgmlType::Mxfp4), ("nvfp4", GgmlType::Nvfp4)]
+    {
+        succeeds(
+            &folder,
+            &format!("quantize {NANO} --type {name} --no-eval --formats packed,gguf --out {name}"),
+        )?;
+        let logits = |model: &str| -> Result<Vec<u8>, Failed> {
+            succeeds(&folder, &format!("logits {name}/{model} --tokens 1,2,3 --force --out l"))?;
+            Ok(std::fs::read(folder.path().join("l"))?)
+        };
+        assert!(logits("packed")? == logits("model.gguf")?, "{name}: logits");
+        let model = open(&folder, &format!("{name}/model.gguf"))?;
+        let of_type = model.names().filter(|name| model.tensor_type(name) == Some(ty)).count();
+        assert_eq!(of_type, 14, "{name}");
+        let scales = model.names().filter(|name| name.ends_with(".scale")).count();
+        assert_eq!(scales, if name == "nvfp4" { 14 } else { 0 }, "{name}");
+        // Copied blocks keep what stands beside them.
+        succeeds(
+            &folder,
+            &format!("export {name}/model.gguf --format gguf --force --out again.gguf"),
+        )?;
+        let again = open(&folder, "again.gguf")?;
+        for name in model.names() {
+            let [was, is] = [&model, &again].map(|file| file.tensor(name).expect("it is there"));
+            assert!(was.bytes()? == is.bytes()?, "{name}");
+        }
+    }
+    // Ternary codes share a scale among 256 columns: what is narrower is written in f16, and said.
+    let run = succeeds(
+        &folder,
+        &format!("quantize {NANO} --type tq2_0 --no-eval --formats gguf --out t"),
+    )?;
+    assert!(run.err.contains("model.gguf as f16"), "{run}");
     Ok(())
 }
 

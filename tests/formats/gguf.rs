@@ -19,7 +19,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// Weight types, their groups, and the types of GGUF that hold them.
-const BLOCKS: [(&str, u32, GgmlType); 13] = [
+const BLOCKS: [(&str, u32, GgmlType); 15] = [
     ("int4", 32, GgmlType::Q4_0),
     ("uint4m", 32, GgmlType::Q4_1),
     ("int5", 32, GgmlType::Q5_0),
@@ -33,6 +33,8 @@ const BLOCKS: [(&str, u32, GgmlType); 13] = [
     ("iq4_nl", 32, GgmlType::Iq4Nl),
     ("iq4_xs", 32, GgmlType::Iq4Xs),
     ("ternary", 256, GgmlType::Tq2_0),
+    ("mxfp4", 32, GgmlType::Mxfp4),
+    ("nvfp4", 16, GgmlType::Nvfp4),
 ];
 const PLAIN: [GgmlType; 3] = [GgmlType::F32, GgmlType::F16, GgmlType::Bf16];
 
@@ -72,6 +74,9 @@ fn noise_packed(format: WeightFormat, rows: usize, columns: usize, seed: u64) ->
         for column in 0..columns {
             packed.set_code(row, column, next() as u32 & (u32::MAX >> (32 - format.ty.bits)));
         }
+        if format.ty.scale == Scale::TwoLevel {
+            packed.set_row_scale(row, 1.0);
+        }
         for index in 0..format.super_blocks_per_row(columns) {
             let minima = matches!(format.ty.scale, Scale::SuperOffset(_));
             packed.set_super_scales(row, index, next() as u16, next() as u16 * u16::from(minima));
@@ -82,6 +87,7 @@ fn noise_packed(format: WeightFormat, rows: usize, columns: usize, seed: u64) ->
                 Scale::SuperSymmetric(of) => {
                     (next as u16 % (1 << of.bits)).wrapping_sub(1 << (of.bits - 1))
                 }
+                Scale::PowerOfTwo | Scale::TwoLevel => next as u16 & 0xff,
                 _ => next as u16,
             };
             packed.set_group(row, group, number(next()), number(next()));
@@ -149,12 +155,15 @@ fn block_decoding_agrees_with_llama_cpp() {
     let file = Gguf::open(Source::open(&folder.join("blocks.gguf")).unwrap()).unwrap();
     let expected = folder.join("blocks-expected.safetensors");
     let expected = Safetensors::open(Source::open(&expected).unwrap()).unwrap();
-    assert_eq!((file.len(), expected.len()), (17, 17));
+    assert_eq!((file.len(), expected.len()), (19, 19));
     for name in file.names() {
         let found = file.tensor(name).unwrap().to_packed().unwrap().to_f32();
         let expected = expected.get(name).unwrap().to_packed().unwrap().to_f32();
         assert_eq!(found.len(), expected.len());
+        // Floats of four bits have a zero of each sign, where llama.cpp's table of integers has one.
+        let one_zero = ["mxfp4", "nvfp4"].contains(&name);
         for (index, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
+            let found = if one_zero && found == 0.0 { 0.0 } else { found };
             assert_eq!(found.to_bits(), expected.to_bits(), "{name}[{index}]: {found} {expected}");
         }
         let tensor = file.tensor(name).unwrap();

@@ -5,8 +5,10 @@
 
 use rayon::prelude::*;
 
-use super::{GgmlType, affine, iq4, k_quants, ternary};
-use crate::tensor::{BLOCK, Packed, SUPER_BLOCK, WHOLE_ROW, WeightFormat, block, weight_type};
+use super::{GgmlType, affine, fp4, iq4, k_quants, ternary};
+use crate::tensor::{
+    BLOCK, Packed, SUPER_BLOCK, Scale, WHOLE_ROW, WeightFormat, block, weight_type,
+};
 
 /// A type of GGUF whose blocks a weight format holds exactly.
 pub(super) struct BlockType {
@@ -31,8 +33,8 @@ pub(super) struct Block {
 }
 
 /// Every family's types. Where a format has two, the first is what is written.
-const FAMILIES: [&[BlockType]; 4] =
-    [&affine::TYPES, &k_quants::TYPES, &iq4::TYPES, &ternary::TYPES];
+const FAMILIES: [&[BlockType]; 5] =
+    [&affine::TYPES, &k_quants::TYPES, &iq4::TYPES, &ternary::TYPES, &fp4::TYPES];
 
 impl BlockType {
     fn of(ty: GgmlType) -> Option<&'static BlockType> {
@@ -58,7 +60,8 @@ impl BlockType {
 const PLAIN: [(GgmlType, &str, usize); 3] =
     [(GgmlType::F32, "f32", 4), (GgmlType::F16, "f16", 2), (GgmlType::Bf16, "bf16", 2)];
 
-/// A tensor's blocks as a matrix, in the format that holds them exactly. `None` without a decoder.
+/// A tensor's blocks as a matrix, in the format that holds them exactly. `None` without a decoder. NVFP4's scale of the
+/// tensor is 1.
 pub fn unpack(ty: GgmlType, bytes: &[u8], rows: usize, columns: usize) -> Option<Packed> {
     assert_eq!(
         Some(bytes.len() as u64),
@@ -105,7 +108,8 @@ pub fn holds(format: WeightFormat, columns: usize) -> Option<GgmlType> {
     (columns > 0 && columns.is_multiple_of(ty.block_elements())).then_some(ty)
 }
 
-/// A matrix as a tensor's blocks, for the formats that GGUF holds exactly; `None` for others.
+/// A matrix as a tensor's blocks, for the formats that GGUF holds exactly; `None` for others. NVFP4's scale of the tensor is not
+/// among them.
 pub fn pack(packed: &Packed) -> Option<(GgmlType, Vec<u8>)> {
     if packed.format.ty.is_sparse() {
         return pack(&packed.dense());
@@ -125,6 +129,9 @@ pub fn pack(packed: &Packed) -> Option<(GgmlType, Vec<u8>)> {
 /// A row's blocks as a matrix of one row.
 fn unpacked_row(row: &BlockType, bytes: &[u8], columns: usize) -> Packed {
     let mut line = Packed::zeros(row.format(), 1, columns);
+    if line.format.ty.scale == Scale::TwoLevel {
+        line.set_row_scale(0, 1.0);
+    }
     let (bits, elements) = (line.format.ty.bits as usize, row.ty.block_elements());
     let mut block = Block { codes: [0; SUPER_BLOCK], groups: Default::default(), scales: (0, 0) };
     for (index, bytes) in bytes.chunks_exact(row.ty.block_bytes()).enumerate() {

@@ -2,6 +2,7 @@
 
 mod affine;
 mod blocks;
+mod fp4;
 mod iq4;
 mod k_quants;
 mod read;
