@@ -12,7 +12,7 @@ use crate::model::{
 };
 use crate::recipe::Recipe;
 use crate::stages::{BEFORE, Needs, Planned, RecipeStage};
-use crate::tensor::WeightFormat;
+use crate::tensor::{BLOCK, SUPER_BLOCK, WeightFormat};
 use crate::text::StoredTokenizer;
 
 /// Everything that will be done.
@@ -486,13 +486,17 @@ pub fn in_f16(
         let more = if list.len() > 3 { ", …" } else { "" };
         format!("{} tensors ({}{more})", list.len(), named.join(", "))
     };
+    let fits =
+        |ty: gguf::GgmlType, spec: &TensorSpec| spec.columns.is_multiple_of(ty.block_elements());
     let (mut unheld, mut narrow, mut cut) = (Vec::new(), Vec::new(), Vec::new());
     for spec in left.specs() {
         let (format, (ty, exact)) = (left.format(spec)?, gguf_type(parent, left, spec)?);
         let before = parent.specs().iter().find(|whole| whole.name == spec.name);
         let before = before.and_then(|whole| parent.gguf()?.tensor_type(&whole.gguf));
         match exact {
-            false if gguf::holds(format, 32).is_some() => narrow.push(spec),
+            false if gguf::holds(format, SUPER_BLOCK).is_some_and(|ty| !fits(ty, spec)) => {
+                narrow.push(spec);
+            }
             false => unheld.push(spec),
             true if ty == gguf::GgmlType::F16
                 && before.is_some_and(|ty| ty.block_elements() > 1) =>
@@ -505,14 +509,16 @@ pub fn in_f16(
     let mut warnings = Vec::new();
     if let Some(first) = unheld.first() {
         warnings.push(format!(
-            "GGUF's plain types cannot hold {}: {} are exported to model.gguf as f16, larger and rounded once more; it holds 4, 5 and 8 bits in groups of 32, signed-max or float-min (--type q4_0, q4_1, q5_0, q5_1, q8_0)",
+            "GGUF's plain types cannot hold {}: {} are exported to model.gguf as f16, larger and rounded once more; it holds 4, 5 and 8 bits in groups of 32, signed-max or float-min (--type q4_0, q4_1, q5_0, q5_1, q8_0), and iq4_nl, mxfp4, nvfp4 and tq2_0",
             left.format(first)?.label(),
             names(&unheld),
         ));
     }
     if let Some(first) = narrow.first() {
+        let held = gguf::holds(left.format(first)?, SUPER_BLOCK);
+        let block = held.map_or(BLOCK, |ty| ty.block_elements());
         warnings.push(format!(
-            "GGUF holds whole blocks of 32 columns only, and {} has {}: {} are exported to model.gguf as f16; prune to multiples of 32 (--multiple 32) to avoid that",
+            "GGUF holds whole blocks of {block} columns only, and {} has {}: {} are exported to model.gguf as f16; prune to multiples of {block} (--multiple {block}) to avoid that",
             first.name,
             first.columns,
             names(&narrow),

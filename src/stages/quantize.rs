@@ -89,13 +89,15 @@ const TYPE_HELP: &str = "A weight type instead, in any case; bits a weight, and 
 \n  q4_1 (uint4m)    5   bits   +4.0 %     float minimum; what --bits 4 makes\
 \n  q4_0 (int4)      4.5 bits   +5.7 %     symmetric\
 \n  uint4z           5   bits   +6.8 %     integer zero point\
-\n  fp8_e4m3         8.5 bits   +0.7 %     floats and levels: packed only\
-\n  fp8_e5m2         8.5 bits   +2.9 %\
+\n  iq4_nl           4.5 bits              sixteen levels of GGUF's, and below: packed and GGUF\
 \n  nvfp4            4.5 bits   +5.8 %\
+\n  mxfp4            4.25 bits  +7.6 %\
+\n  tq2_0 (ternary)  2.06 bits             groups of 256\
+\n  fp8_e4m3         8.5 bits   +0.7 %     floats and levels: packed only, from here down\
+\n  fp8_e5m2         8.5 bits   +2.9 %\
 \n  fp4              4.5 bits   +6.2 %\
 \n  nf4              4.5 bits   +7.5 %\
-\n  mxfp4            4.25 bits  +7.6 %\
-\n  uint3m           4   bits  +18.2 %     packed only, from here down\
+\n  uint3m           4   bits  +18.2 %\
 \n  int3             3.5 bits  +24.1 %\
 \n  ternary          2.5 bits   x 5.8\
 \n  int8_2of4        5.5 bits              for weights pruned to 2:4: two codes of every\
