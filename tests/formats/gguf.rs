@@ -155,7 +155,7 @@ fn block_decoding_agrees_with_llama_cpp() {
     let file = Gguf::open(Source::open(&folder.join("blocks.gguf")).unwrap()).unwrap();
     let expected = folder.join("blocks-expected.safetensors");
     let expected = Safetensors::open(Source::open(&expected).unwrap()).unwrap();
-    assert_eq!((file.len(), expected.len()), (19, 19));
+    assert_eq!((file.len(), expected.len()), (26, 26));
     for name in file.names() {
         let found = file.tensor(name).unwrap().to_packed().unwrap().to_f32();
         let expected = expected.get(name).unwrap().to_packed().unwrap().to_f32();
@@ -167,6 +167,9 @@ fn block_decoding_agrees_with_llama_cpp() {
             assert_eq!(found.to_bits(), expected.to_bits(), "{name}[{index}]: {found} {expected}");
         }
         let tensor = file.tensor(name).unwrap();
+        if gguf::weight_format(file.tensor_type(name).unwrap()) == Some(WeightFormat::f32()) {
+            continue; // of codebooks of vectors, which are read only
+        }
         let (ty, bytes) = gguf::pack(&tensor.to_packed().unwrap()).unwrap();
         let found = file.tensor_type(name).unwrap();
         // Both types of ternary codes are one format, which is written as the quicker of them.

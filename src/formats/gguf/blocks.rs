@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::{GgmlType, affine, fp4, iq4, k_quants, ternary};
+use super::{GgmlType, affine, fp4, iq, iq4, k_quants, ternary};
 use crate::tensor::{
     BLOCK, Packed, SUPER_BLOCK, Scale, WHOLE_ROW, WeightFormat, block, weight_type,
 };
@@ -60,8 +60,8 @@ impl BlockType {
 const PLAIN: [(GgmlType, &str, usize); 3] =
     [(GgmlType::F32, "f32", 4), (GgmlType::F16, "f16", 2), (GgmlType::Bf16, "bf16", 2)];
 
-/// A tensor's blocks as a matrix, in the format that holds them exactly. `None` without a decoder. NVFP4's scale of the
-/// tensor is 1.
+/// A tensor's blocks as a matrix, in the format that holds them exactly: of codebooks of vectors f32. `None` without a
+/// decoder. NVFP4's scale of the tensor is 1.
 pub fn unpack(ty: GgmlType, bytes: &[u8], rows: usize, columns: usize) -> Option<Packed> {
     assert_eq!(
         Some(bytes.len() as u64),
@@ -69,6 +69,14 @@ pub fn unpack(ty: GgmlType, bytes: &[u8], rows: usize, columns: usize) -> Option
         "a tensor has as many bytes as its shape and type make"
     );
     let format = weight_format(ty)?;
+    if let Some(decode) = iq::decoder(ty) {
+        let mut packed = Packed::zeros(format, rows, columns);
+        let line_bytes = columns / ty.block_elements() * ty.block_bytes();
+        let lines = bytes.par_chunks_exact(line_bytes.max(1));
+        let words = packed.codes.par_chunks_exact_mut(columns.max(1));
+        lines.zip(words).for_each(|(line, words)| iq::decoded_row(ty, decode, line, words));
+        return Some(packed);
+    }
     let Some(row) = BlockType::of(ty) else {
         return Some(match ty {
             GgmlType::F32 => words_32bit(bytes, rows, columns),
@@ -93,6 +101,7 @@ pub fn weight_format(ty: GgmlType) -> Option<WeightFormat> {
     let plain = plain.and_then(|(_, name, _)| weight_type(name));
     match plain {
         Some(ty) => Some(WeightFormat { ty, group_size: WHOLE_ROW }),
+        None if iq::decoder(ty).is_some() => Some(WeightFormat::f32()),
         None => BlockType::of(ty).map(BlockType::format),
     }
 }

@@ -3,6 +3,7 @@
 mod affine;
 mod blocks;
 mod fp4;
+mod iq;
 mod iq4;
 mod k_quants;
 mod read;
