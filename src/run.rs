@@ -5,6 +5,7 @@
 //! artifact is written in the work folder and renamed when whole. Callers are told of progress through [`Event`]s.
 
 mod calibrate;
+mod card;
 mod files;
 pub mod sweep;
 mod work;
@@ -875,6 +876,11 @@ impl Run<'_> {
             }
         }
         progress(listen, total)?;
+        let cards = |formats| card::card(manifest, self.options.recipe_text, parent, formats);
+        cards(&formats).write(folder)?;
+        for format in formats.chunks(1).filter(|format| format[0] != ExportFormat::Gguf) {
+            cards(format).write(&folder.join(format[0].path()))?;
+        }
         manifest.outputs = list_outputs(folder)?;
         for format in formats {
             let own = manifest.outputs.iter().filter(|file| format.holds(&file.path));

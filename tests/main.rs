@@ -24,6 +24,7 @@ mod program;
 
 mod cli {
     pub mod bad_input;
+    pub mod cards;
     pub mod commands;
     pub mod inputs;
     pub mod interrupt;
@@ -173,6 +174,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     quality::task_rules::trials,
     quality::tasks::trials,
     cli::bad_input::trials,
+    cli::cards::trials,
     cli::commands::trials,
     cli::inputs::trials,
     cli::interrupt::trials,

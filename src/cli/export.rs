@@ -8,7 +8,7 @@ use super::output::{Output, bytes};
 use super::session::open_model;
 use crate::disk::Target;
 use crate::error::Result;
-use crate::model::{ExportFormat, Weights, Wide};
+use crate::model::{Card, Checkpoint, ExportFormat, Weights, Wide};
 use crate::plan::rounded;
 
 #[derive(Debug, clap::Args)]
@@ -44,6 +44,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let mut wide = Wide::default();
     target.write(|path| {
         wide = arguments.format.write(path, &model, &model, tokenizer.as_ref())?;
+        if !matches!(arguments.format, ExportFormat::Gguf) {
+            card(arguments, &model)?.write(path)?;
+        }
         model.unchanged()
     })?;
     // What its own reader said of the model is lost here too.
@@ -70,6 +73,28 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         "lost": lost, "warnings": warnings}))?;
     output.line(format!("{}: {}", arguments.out.display(), bytes(size)));
     Ok(())
+}
+
+/// The card of a folder: the same weights in another format.
+fn card<'a>(arguments: &'a Arguments, model: &'a Checkpoint) -> Result<Card<'a>> {
+    let mut quantized = false;
+    for spec in model.specs() {
+        quantized |= !model.format(spec)?.ty.is_plain();
+    }
+    let path = model.path();
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    Ok(Card {
+        parent: model,
+        formats: std::slice::from_ref(&arguments.format),
+        relation: quantized.then_some("quantized"),
+        tags: Vec::new(),
+        text: format!(
+            "# {name}\n\nConverted by Lopper {} from `{}` to {}.\n",
+            env!("CARGO_PKG_VERSION"),
+            arguments.model,
+            arguments.format.name()
+        ),
+    })
 }
 
 fn folder_bytes(path: &std::path::Path) -> u64 {

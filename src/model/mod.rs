@@ -4,6 +4,7 @@
 mod adapter;
 mod backward;
 mod cache;
+mod card;
 mod checkpoint;
 mod cut;
 mod embedded;
@@ -32,6 +33,7 @@ pub use backward::{
     block_gradients, gradients, gradients_later,
 };
 pub use cache::Cache;
+pub use card::{CARD_FILE, Card, fenced};
 pub use checkpoint::{Checkpoint, CopyOf, Weights};
 pub use cut::{KeptChannels, Pruned, codes_survive, column_span, stored};
 pub use embedded::EMBEDDED;

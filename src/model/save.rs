@@ -383,7 +383,7 @@ pub fn export_quantized(
         write_bytes(&folder.join(name), format!("{value:#}\n").as_bytes())?;
     }
     write_tokenizer(folder, tokenizer)?;
-    Ok(Wide { lacks: writer.notes, ..Wide::default() })
+    Ok(Wide { lacks: writer.notes(), ..Wide::default() })
 }
 
 /// The files with tensors that [`export_quantized`] would write, and their bytes.

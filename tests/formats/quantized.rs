@@ -435,6 +435,10 @@ fn commands_take_and_write_them() -> Result<(), Failed> {
         "export q/gptq --format awq --out awq".into(),
         "export awq --format mlx --out mlx".into(),
         "export mlx --format hf --out hf".into(),
+        format!(
+            "quantize embedded:nano-llama --type nvfp4 --formats compressed-tensors,modelopt {on} --out nv"
+        ),
+        "export nv/compressed-tensors --format modelopt --out nv2".into(),
         format!("quantize awq --type q4_1 {on} --out again"),
         "compress --model mlx --dry-run --device cpu".into(),
         "inspect mlx".into(),

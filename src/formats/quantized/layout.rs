@@ -674,13 +674,13 @@ fn distinct(bytes: impl Iterator<Item = u8>) -> Vec<u32> {
 
 /// A positive number and the finite ones around it, the nearest first.
 fn near(value: f32) -> Vec<f32> {
-    let neighbours = [value, value.next_up(), value.next_down()];
-    let further = [value.next_up().next_up(), value.next_down().next_down()];
-    neighbours
-        .into_iter()
-        .chain(further)
-        .filter(|value| value.is_finite() && *value > 0.0)
-        .collect()
+    let (mut all, mut up, mut down) = (vec![value], value, value);
+    for _ in 0..8 {
+        (up, down) = (up.next_up(), down.next_down());
+        all.extend([up, down]);
+    }
+    all.retain(|value| value.is_finite() && *value > 0.0);
+    all
 }
 
 /// Whether `scale / divisor * level` is `factor * scale * level` in bf16, for an E4M3 scale and all levels.
@@ -820,6 +820,27 @@ impl Layout {
         }
     }
 
+    /// The magnitudes of the E4M3 scales of a weight of ours.
+    fn scales_of(&self, packed: &Packed) -> Vec<u32> {
+        let groups = packed.format.groups_per_row(self.columns);
+        let scale = |index| packed.group(index / groups, index % groups).0 as u8;
+        distinct((0..self.rows * groups).map(scale))
+    }
+
+    /// Whether a weight is stored with another factor than its own, next to it: where the format divides by a scale, no f32
+    /// number may do as multiplying did, to the last bit of bf16.
+    pub(super) fn is_near(&self, packed: &Packed) -> bool {
+        let Grid::TwoLevel { whole: Some(Whole { divides: true, .. }), .. } = &self.grid else {
+            return false;
+        };
+        let words = packed.format.scale_words_per_row(self.columns);
+        let first = packed.scales.chunks_exact(words.max(1)).next();
+        let first = first.map_or(1.0, |row| f32::from_bits(row[0]));
+        let scales = self.scales_of(packed);
+        let is_same = |divisor: &f32| scales.iter().all(|s| divides_as(*s, *divisor, first));
+        !near(first.recip()).iter().any(is_same)
+    }
+
     /// The one scale of the tensor in f32, which all rows must have.
     fn whole(&self, packed: &Packed) -> Result<f32, Unheld> {
         let words = packed.format.scale_words_per_row(self.columns);
@@ -833,16 +854,20 @@ impl Layout {
                 Err(unheld("scales without a further one of the tensor", first))
             }
             Grid::TwoLevel { whole: Some(whole), .. } if whole.divides => {
-                let groups = packed.format.groups_per_row(self.columns);
-                let scale = |index| packed.group(index / groups, index % groups).0 as u8;
-                let scales = distinct((0..self.rows * groups).map(scale));
-                let agrees = |divisor: &f32| scales.iter().all(|s| divides_as(*s, *divisor, first));
+                let scales = self.scales_of(packed);
+                let as_factor = |divisor: f32, factor: f32| {
+                    scales.iter().all(|scale| divides_as(*scale, divisor, factor))
+                };
                 let mut divisors = near(first.recip());
                 // One that reads as the same factor before one that reads as its neighbour.
                 divisors.sort_by_key(|divisor| divisor.recip() != first);
-                let unlike =
-                    || unheld("a scale that division by an f32 number does as well", first);
-                divisors.into_iter().find(agrees).ok_or_else(unlike)
+                let exact = divisors.iter().find(|divisor| as_factor(**divisor, first));
+                // Or else one that some factor next to ours is as good as: see `Layout::is_near`.
+                let nearly = |divisor: &&f32| {
+                    near(divisor.recip()).into_iter().any(|factor| as_factor(**divisor, factor))
+                };
+                let divisor = exact.or_else(|| divisors.iter().find(nearly)).copied();
+                divisor.ok_or_else(|| unheld("a scale of the tensor that has a reciprocal", first))
             }
             _ => Ok(first),
         }

@@ -11,7 +11,8 @@ mod layout;
 mod mlx;
 mod modelopt;
 
-use std::collections::{BTreeMap, HashMap};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -217,7 +218,7 @@ impl Method {
         let modules = contents.quantized.iter().map(|(module, _)| module.part("weight"));
         let layouts = modules.zip(arranged.layouts).collect();
         let Arranged { keys, files, notes, .. } = arranged;
-        Ok(Writer { method: self, layouts, keys, files, notes })
+        Ok(Writer { method: self, layouts, keys, files, notes, near: RefCell::default() })
     }
 
     fn unheld(&self, tensor: &str, expected: String, found: String) -> Error {
@@ -234,8 +235,9 @@ pub struct Writer {
     pub keys: Vec<(&'static str, Value)>,
     /// Files beside it, in JSON.
     pub files: Vec<(&'static str, Value)>,
-    /// What the folder lacks that some readers want.
-    pub notes: Vec<String>,
+    notes: Vec<String>,
+    /// The weights whose factor became its neighbour, of those that were stored.
+    near: RefCell<BTreeSet<String>>,
 }
 
 impl Writer {
@@ -246,8 +248,27 @@ impl Writer {
 
     /// The bytes of a part of a weight. An error names it where the method does not hold its numbers.
     pub fn store(&self, name: &str, part: &Part<'_>, packed: &Packed) -> Result<Vec<u8>> {
-        let stored = self.layouts[name].store(packed, part);
+        let layout = &self.layouts[name];
+        if part.name == layout.codes.name && layout.is_near(packed) {
+            self.near.borrow_mut().insert(name.into());
+        }
+        let stored = layout.store(packed, part);
         stored.map_err(|unheld| self.method.unheld(name, unheld.expected, unheld.found))
+    }
+
+    /// What the folder lacks that some readers want, and what it holds not to the last bit, once all is stored.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.notes.clone();
+        let near = self.near.borrow();
+        if let Some(first) = near.first() {
+            notes.push(format!(
+                "{} divides by the scale of a tensor: that of {} tensors ({first}, …) changes by less than a millionth, for no \
+                 number divides as theirs multiplies",
+                self.method.name,
+                near.len()
+            ));
+        }
+        notes
     }
 }
 
