@@ -526,7 +526,7 @@ pub fn in_f16(
     }
     if !cut.is_empty() {
         warnings.push(format!(
-            "columns were cut from blocks that cannot be made again here: {} are exported to model.gguf as f16; quantize them afterwards (prune --then q4_0)",
+            "columns were cut from blocks: {} are exported to model.gguf as f16; quantize them afterwards (prune --then q4_0)",
             names(&cut),
         ));
     }

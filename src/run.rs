@@ -437,6 +437,9 @@ fn finished(out: &Path, identity: &str) -> Option<Manifest> {
     (manifest.run == identity).then_some(manifest)
 }
 
+/// A stage's record in its folder, once it is done.
+const DONE: &str = "done.toml";
+
 /// A stage's record in its folder.
 #[derive(Debug, Serialize, Deserialize)]
 struct Done {
@@ -615,7 +618,7 @@ impl Run<'_> {
             self.make(stage, index, before, &part, work, listen)?;
             work.seal(&part, &whole)?;
         }
-        let done: Option<Done> = work::read_record(&whole.join("done.toml"))?;
+        let done: Option<Done> = work::read_record(&whole.join(DONE))?;
         let expected = work.chain(index + 1);
         let found = done.as_ref().map_or("absent", |done| &done.run);
         let Some(done) = done.as_ref().filter(|done| done.run == expected) else {
@@ -701,6 +704,11 @@ impl Run<'_> {
         work: &Work,
         listen: Listener<'_>,
     ) -> Result<()> {
+        // Killed while it tidied up: what it needed for going on may be gone by halves, and is not needed.
+        let done: Option<Done> = work::read_record(&part.join(DONE))?;
+        if done.is_some_and(|done| done.run == work.chain(index + 1)) {
+            return stage.tidy(part);
+        }
         let start = Instant::now();
         let stood = self.before_cut(work, index)?;
         std::fs::create_dir_all(part).map_err(Error::write(part))?;
@@ -730,7 +738,7 @@ impl Run<'_> {
             shortcuts: config.shortcuts,
             blocks: config.blocks.clone(),
         };
-        write_record(&part.join("done.toml"), &work::to_toml(&done))?;
+        write_record(&part.join(DONE), &work::to_toml(&done))?;
         stage.tidy(part)
     }
 
@@ -743,7 +751,7 @@ impl Run<'_> {
         let cut = stages[..index].iter().rposition(|stage| stage.is_cut());
         let Some(left) = cut.and_then(|cut| cut.checked_sub(1)) else { return Ok(None) };
         let folder = work.path().join(stage_folder(left, &stages[left]));
-        let record = folder.join("done.toml");
+        let record = folder.join(DONE);
         let done: Done = work::read_record(&record)?.ok_or_else(|| Error::Malformed {
             path: record,
             what: "record of a stage".into(),

@@ -92,6 +92,7 @@ mod pipelines {
     pub mod pruning;
     pub mod recipes;
     pub mod resume;
+    pub mod rounding;
     pub mod rounds;
     pub mod sparsity;
     pub mod sweep;
@@ -154,6 +155,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     pipelines::pruning::trials,
     pipelines::recipes::trials,
     pipelines::resume::trials,
+    pipelines::rounding::trials,
     pipelines::rounds::trials,
     pipelines::sparsity::trials,
     pipelines::sweep::trials,

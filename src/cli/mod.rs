@@ -77,7 +77,7 @@ struct Global {
     #[arg(long, global = true)]
     deterministic: bool,
     /// Most device memory that may be used: 6GiB, 800MiB
-    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = crate::disk::parse_size)]
     vram_budget: Option<u64>,
     /// How products of quantized weights are computed
     #[arg(long, global = true, default_value = "auto")]
@@ -431,28 +431,4 @@ fn standard_output_as_json(arguments: &mut Vec<OsString>) {
 fn word_behind_json(arguments: &[OsString]) -> Option<&str> {
     let pair = arguments.windows(2).find(|pair| pair[0] == "--json")?;
     pair[1].to_str().filter(|word| !word.starts_with('-'))
-}
-
-/// Bytes from `6GiB`, `800MiB`, `2GB` or a plain number.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kib" => 1024.0,
-        "m" | "mib" => 1024.0 * 1024.0,
-        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        _ => {
-            return Err(format!(
-                "`{text}` is not a size; write 6GiB, 800MiB, 2GB or a number of bytes"
-            ));
-        }
-    };
-    match number.parse::<f64>() {
-        Ok(value) if value > 0.0 => Ok((value * factor) as u64),
-        _ => Err(format!("`{text}` is not a size; write 6GiB, 800MiB, 2GB or a number of bytes")),
-    }
 }

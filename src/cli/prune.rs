@@ -6,7 +6,7 @@ use super::output::Output;
 use crate::error::{Error, Result};
 use crate::methods::BadField;
 use crate::stages::prune::Flags;
-use crate::stages::quantize::Quantize;
+use crate::stages::quantize::{Flags as Quantize, Nearest};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -36,8 +36,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 found: error.to_string(),
             })?;
         }
-        let quantize = Quantize::of_type(ty).explicit();
-        stages.push(quantize.map_err(BadField::in_recipe)?.into());
+        let quantize = Quantize(Nearest::of_type(ty).into()).explicit();
+        stages.push(quantize.map_err(BadField::in_recipe)?.0);
     }
     stages.insert(0, prune);
     execute_stage(global, model, stages, measuring, common, output)

@@ -6,14 +6,14 @@ use super::{EngineChoice, Global};
 use crate::error::{Error, Result};
 use crate::methods::BadField;
 use crate::methods::quantize::{Grid, level_type};
-use crate::stages::quantize::Quantize;
+use crate::stages::quantize::{Flags, Target};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
     #[command(flatten)]
-    stage: Quantize,
+    stage: Flags,
     #[command(flatten)]
     measuring: Measuring,
     #[command(flatten)]
@@ -23,8 +23,23 @@ pub(super) struct Arguments {
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let stage = arguments.stage.clone().explicit();
     let stage = stage.map_err(BadField::in_recipe).map_err(of_flag)?;
-    let scheme = stage.scheme().map_err(BadField::in_recipe).map_err(of_flag)?;
-    let format = stage.format().map_err(BadField::in_recipe).map_err(of_flag)?;
+    if let Some(target) = stage.target() {
+        check_engine(global, &target)?;
+    } else if global.engine.takes_planes() {
+        return Err(Error::Argument {
+            argument: "--engine lut / bitserial".into(),
+            expected: "one type for all tensors".into(),
+            found: "--method mix".into(),
+        });
+    }
+    let Arguments { model, measuring, common, .. } = arguments;
+    execute_stage(global, model, vec![stage.0], measuring, common, output)
+}
+
+/// An error if the engine that is asked for does not take what the stage makes.
+fn check_engine(global: &Global, target: &Target) -> Result<()> {
+    let scheme = target.scheme().map_err(BadField::in_recipe).map_err(of_flag)?;
+    let format = target.format().map_err(BadField::in_recipe).map_err(of_flag)?;
     let grid = scheme.map(|scheme| scheme.grid);
     let leveled = grid.is_none_or(|grid| level_type(grid).is_some());
     // Ternary weights are looked up, in wider groups.
@@ -45,6 +60,5 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             },
         });
     }
-    let Arguments { model, measuring, common, .. } = arguments;
-    execute_stage(global, model, vec![stage.into()], measuring, common, output)
+    Ok(())
 }

@@ -177,3 +177,27 @@ pub fn sync_folder(folder: &Path) -> crate::error::Result<()> {
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Bytes from `6GiB`, `800MiB`, `2GB` or a plain number.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => {
+            return Err(format!(
+                "`{text}` is not a size; write 6GiB, 800MiB, 2GB or a number of bytes"
+            ));
+        }
+    };
+    match number.parse::<f64>() {
+        Ok(value) if value > 0.0 => Ok((value * factor) as u64),
+        _ => Err(format!("`{text}` is not a size; write 6GiB, 800MiB, 2GB or a number of bytes")),
+    }
+}

@@ -2,6 +2,7 @@
 
 pub mod calibration;
 pub mod linalg;
+pub mod obs;
 pub mod prune;
 pub mod quantize;
 pub mod sequential;

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::device::Tensor;
@@ -307,6 +308,34 @@ pub fn input_of(spec: &TensorSpec) -> Slot {
     match spec.slot {
         Slot::Embedding => Slot::Head,
         slot => slot.input(),
+    }
+}
+
+/// The Gram matrix of a layer's inputs in f64, symmetric to the bit.
+pub fn gram(spec: &TensorSpec, sums: &BlockSums) -> Result<Vec<f64>> {
+    let n = spec.columns;
+    let sum = sum(spec, sums, Kind::Gram, n * n)?;
+    let line = |i: usize| (0..n).map(move |j| f64::from(sum[i.min(j) * n + i.max(j)]));
+    Ok((0..n).into_par_iter().flat_map_iter(line).collect())
+}
+
+/// A sum over a layer's inputs.
+fn sum<'a>(spec: &TensorSpec, sums: &'a BlockSums, kind: Kind, count: usize) -> Result<&'a [f32]> {
+    let found = sums.sum(input_of(spec), kind);
+    found.filter(|sum| sum.len() == count).ok_or_else(|| Error::Tensor {
+        path: "statistics".into(),
+        tensor: spec.name.clone(),
+        expected: format!("{count} sums of {}", kind.name()),
+        found: found.map_or_else(|| "none".into(), |sum| sum.len().to_string()),
+    })
+}
+
+/// The squares of a layer's inputs: the diagonal of their Gram matrix, where that is known.
+pub fn squares(spec: &TensorSpec, sums: &BlockSums, gram: Option<&[f64]>) -> Result<Vec<f32>> {
+    let n = spec.columns;
+    match gram {
+        Some(gram) => Ok((0..n).map(|i| gram[i * (n + 1)] as f32).collect()),
+        None => sum(spec, sums, Kind::Squares, n).map(<[f32]>::to_vec),
     }
 }
 

@@ -27,7 +27,8 @@ use crate::disk::write_record;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::methods::BadField;
-use crate::methods::calibration::{Calibration, Rows, Source};
+use crate::methods::calibration::{Calibration, Feed, Rows, Source};
+use crate::methods::sequential::Inputs;
 use crate::model::{
     Checkpoint, Compute, Config, Outline, Pass, Role, TensorSpec, Weights, continue_packed,
 };
@@ -135,7 +136,7 @@ pub struct Learned {
 
 /// Which weights a stage is for, by patterns of their modules' names.
 #[derive(Clone, Debug)]
-struct Modules {
+pub(crate) struct Modules {
     include: Vec<glob::Pattern>,
     exclude: Vec<glob::Pattern>,
 }
@@ -257,7 +258,7 @@ impl std::fmt::Debug for Context<'_> {
     }
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
     /// Writes the stage's result. A tensor is loaded from `weights`, which may compute it then, and written before the next
     /// one; a repeated call continues at the first tensor that is not safely on the disk. Returns the configuration.
     pub fn write(&mut self, step: &str, weights: &dyn Weights) -> Result<Config> {
@@ -269,6 +270,15 @@ impl Context<'_> {
             Ok(())
         })?;
         Ok(weights.config().clone())
+    }
+
+    /// Where the sums of a method come from that goes block by block.
+    pub(crate) fn inputs(&self, feed: Feed) -> Inputs<'a> {
+        match (self.statistics, self.rows) {
+            (Some(stored), _) => Inputs::Stored(stored),
+            (None, Some(rows)) => Inputs::Walk { rows, pass: self.pass, feed },
+            (None, None) => Inputs::None,
+        }
     }
 
     /// The state that [`save`] saved as `name` before an interruption.
@@ -417,7 +427,7 @@ impl RecipeStage {
         self.needs().calibration.is_some() || self.keys().values().any(|value| value == "random")
     }
 
-    fn parsed(&self, keys: Map<String, Value>) -> Result<Self, toml::de::Error> {
+    pub(crate) fn parsed(&self, keys: Map<String, Value>) -> Result<Self, toml::de::Error> {
         let table = toml::Table::try_from(keys).map_err(toml::de::Error::custom)?;
         Ok(Self { stage: (self.kind().parse)(table)?, round: self.round })
     }

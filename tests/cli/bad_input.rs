@@ -420,7 +420,7 @@ fn arguments() -> Result<(), Failed> {
         quantize m --out q --bits 0 => stage.bits & 0
         quantize m --out q --bits 1 --grid absmax-symmetric => stage.bits & 1
         quantize m --out q --group-size 8 => stage.group_size & 8
-        quantize m --out q --type q4_k => stage.type & q4_k
+        quantize m --out q --type q7_k => stage.type & q7_k
         quantize m --out q --type q4_0 --grid float-min => stage.type & q4_0
         quantize m --out q --include [ => stage.include & [
         quantize m --out q --exclude * => stage.include & none

@@ -254,8 +254,14 @@ fn blocks_stay() -> Result<(), Failed> {
         Ok(std::fs::read(folder.path().join("l.safetensors"))?)
     };
     assert!(logits("q/packed")? == logits("b.gguf")?, "logits of the same weights");
-    let prune = "prune k.gguf --ratio 0.5 --score l2 --no-eval --out p";
-    let run = succeeds(&folder, prune)?;
+    let prune = "prune k.gguf --ratio 0.5 --score l2 --no-eval --out";
+    let again = succeeds(&folder, &format!("{prune} again"))?;
+    assert!(again.err.contains("rounded to their own type again (q4_k)"), "{again}");
+    let down = |file: &str| -> Result<_, Failed> {
+        Ok(open(&folder, file)?.tensor("blk.0.ffn_down.weight").ok_or("there")?.ty)
+    };
+    assert_eq!(down("again/model.gguf")?, down("k.gguf")?, "a block of what is left of it");
+    let run = succeeds(&folder, &format!("{prune} p --requantize f16"))?;
     for words in
         ["warning: columns were cut from blocks", "2 tensors", "ffn_down", "prune --then q4_0"]
     {

@@ -142,7 +142,7 @@ const ROUNDED: &[(&str, Grid, u32, Fits)] = &[
 fn rounded(grid: Grid, bits: u32, fits: Fits) -> Result<(), Failed> {
     let symmetric = matches!(grid, Grid::AbsmaxSymmetric | Grid::SignedMax);
     let entry = format!("rtn w{bits} g32 {}", if symmetric { "sym" } else { "asym" });
-    let scheme = Scheme { grid, bits, group_size: 32, codebook: None };
+    let scheme = Scheme { grid, bits, group_size: 32, ty: None };
     // Every linear layer of the blocks is quantized as it is loaded.
     let round = |spec: &TensorSpec, weight: Packed| match spec.role {
         Role::Linear => rtn(&Device::Cpu, &weight, scheme, &spec.name),

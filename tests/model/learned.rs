@@ -213,7 +213,7 @@ fn masks_of_codes(device: &Device) -> Result<(), Failed> {
     let weight = model.load(spec)?;
     let grids = [(Grid::AbsmaxSymmetric, true), (Grid::Nf4, true), (Grid::FloatMin, false)];
     for (grid, stays) in grids {
-        let scheme = Scheme { grid, bits: 4, group_size: 32, codebook: None };
+        let scheme = Scheme { grid, bits: 4, group_size: 32, ty: None };
         let packed = rtn(device, &weight, scheme, DOWN)?;
         let rule = (Pattern::Groups { keep: 2, of: 4 }, 0.5);
         let values = packed.to_f32();
@@ -284,7 +284,7 @@ fn mask_rules() -> Result<(), Failed> {
 }
 
 fn scheme(grid: Grid, bits: u32) -> Scheme {
-    Scheme { grid, bits, group_size: 32, codebook: None }
+    Scheme { grid, bits, group_size: 32, ty: None }
 }
 
 const GRIDS: [Grid; 4] = [Grid::AbsmaxSymmetric, Grid::SignedMax, Grid::ZeroPoint, Grid::FloatMin];

@@ -240,7 +240,7 @@ fn from_itself(
 /// Codes stay, scales change, and the model comes nearer to what it was.
 fn scales_learn(device: &Device) -> Result<(), Failed> {
     for grid in [Grid::FloatMin, Grid::SignedMax] {
-        let scheme = Scheme { grid, bits: 3, group_size: 32, codebook: None };
+        let scheme = Scheme { grid, bits: 3, group_size: 32, ty: None };
         let (losses, pairs) = from_itself(device, scheme, 1e-3, &|name, _, packed, model| {
             let matrix = lopper::kernels::matrix::Matrix::upload(device, packed, name)?;
             model.set(name, matrix.clone());
@@ -258,7 +258,7 @@ fn scales_learn(device: &Device) -> Result<(), Failed> {
 /// Numbers are learned through their rounding: codes change too.
 fn rounded_numbers_learn(device: &Device) -> Result<(), Failed> {
     for (grid, bits, rate) in [(Grid::SignedMax, 2, 2e-3), (Grid::Ternary, 2, 2e-3)] {
-        let scheme = Scheme { grid, bits, group_size: 32, codebook: None };
+        let scheme = Scheme { grid, bits, group_size: 32, ty: None };
         let (losses, pairs) = from_itself(device, scheme, rate, &|name, values, packed, _| {
             Ok(Box::new(Rounded::new(device, name, values, packed)?))
         })?;

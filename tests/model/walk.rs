@@ -89,7 +89,7 @@ fn observes_what_evaluation_computes() -> Result<(), Failed> {
 }
 
 fn scheme() -> Scheme {
-    Scheme { grid: Grid::FloatMin, bits: 4, group_size: 32, codebook: None }
+    Scheme { grid: Grid::FloatMin, bits: 4, group_size: 32, ty: None }
 }
 
 /// A walk that replaces every weight ends where the compressed model does; through the parent's it ends where that does. In

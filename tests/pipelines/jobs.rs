@@ -94,7 +94,7 @@ fn a_grid_reproduces_itself() -> Result<(), Failed> {
     // A zero point is rounded, so its group may leave an outermost code unused, and the second range is then smaller.
     for grid in [Grid::AbsmaxSymmetric, Grid::SignedMax, Grid::FloatMin] {
         for bits in [2, 4, 5, 8] {
-            let scheme = Scheme { grid, bits, group_size: 32, codebook: None };
+            let scheme = Scheme { grid, bits, group_size: 32, ty: None };
             let once = rtn(&Device::Cpu, &weight, scheme, "w")?;
             let twice = rtn(&Device::Cpu, &once, scheme, "w")?;
             let same = once.to_f32() == twice.to_f32();
@@ -105,7 +105,7 @@ fn a_grid_reproduces_itself() -> Result<(), Failed> {
     let q4_1 = rtn(
         &Device::Cpu,
         &weight,
-        Scheme { grid: Grid::FloatMin, bits: 4, group_size: 32, codebook: None },
+        Scheme { grid: Grid::FloatMin, bits: 4, group_size: 32, ty: None },
         "w",
     )?;
     let (ty, bytes) = gguf::pack(&q4_1).ok_or("Q4_1 holds a float minimum of groups of 32")?;
@@ -128,7 +128,7 @@ fn every_scheme(device: &Device) -> Result<(), Failed> {
     for grid in Grid::ALL {
         for bits in 1..=8 {
             for group_size in [16, 64, 128, WHOLE_ROW] {
-                let scheme = Scheme { grid, bits, group_size, codebook: None };
+                let scheme = Scheme { grid, bits, group_size, ty: None };
                 if grid == Grid::AbsmaxSymmetric && bits == 1 {
                     assert!(scheme.format().is_err(), "one symmetric bit has no step");
                     continue;

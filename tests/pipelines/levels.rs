@@ -34,7 +34,7 @@ fn scheme(grid: Grid) -> Result<Scheme, Failed> {
         grid,
         bits: ty.bits,
         group_size: prescribed_group_size(ty).unwrap_or(32),
-        codebook: None,
+        ty: None,
     })
 }
 
@@ -76,7 +76,7 @@ fn minifloats() -> Result<(), Failed> {
 
 fn bad_schemes() -> Result<(), Failed> {
     let told = |grid, bits, group_size| {
-        let scheme = Scheme { grid, bits, group_size, codebook: None };
+        let scheme = Scheme { grid, bits, group_size, ty: None };
         scheme.format().err().map(|bad| (bad.field, bad.expected))
     };
     let said = |field, text: &str| Some((field, text.to_string()));
@@ -142,8 +142,7 @@ fn codebooks_on_the_gpu() -> Result<(), Failed> {
     for count in [2, 3, 7, 16, 27, 64, 100, 256] {
         let ty = codebook(&entries(count))?;
         let weight = Packed::from_f32(&Random::new(5).values(24 * 160, 0.1), 24, 160);
-        let scheme =
-            Scheme { grid: Grid::Codebook, bits: ty.bits, group_size: 32, codebook: Some(ty) };
+        let scheme = Scheme { grid: Grid::Codebook, bits: ty.bits, group_size: 32, ty: Some(ty) };
         let packed = rtn(&device, &weight, scheme, "w")?;
         let same = packed == rtn(&Device::Cpu, &weight, scheme, "w")?;
         assert!(same, "{count} entries: not the CPU's codes");

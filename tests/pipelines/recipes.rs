@@ -7,7 +7,7 @@ use lopper::error::Error;
 use lopper::model::{BlockDims, Checkpoint, Config, Outline, Role, Weights, tensor_specs};
 use lopper::plan::Plan;
 use lopper::recipe::{EMBEDDED, Recipe};
-use lopper::stages::quantize::Quantize;
+use lopper::stages::RecipeStage;
 use lopper::tensor::WeightFormat;
 
 pub fn trials() -> Vec<Trial> {
@@ -16,12 +16,13 @@ pub fn trials() -> Vec<Trial> {
 
 fn later_stages_decide() -> Result<(), Failed> {
     let mut recipe = Recipe::parse(Path::new("embedded recipe"), EMBEDDED)?;
-    let second: Quantize = toml::from_str(
-        r#"bits = 8
+    let second: RecipeStage = toml::from_str(
+        r#"kind = "quantize"
+        bits = 8
         include = ["*.down_proj", "lm_head"]
         exclude = ["model.layers.0.*"]"#,
     )?;
-    recipe.stage.push(second.into());
+    recipe.stage.push(second);
     let plan = Plan::new(&recipe, &Checkpoint::open("embedded:tiny-llama")?)?;
     let decided = |name: &str| {
         plan.tensors.iter().find(|line| line.name == name).map(|line| line.format.label())

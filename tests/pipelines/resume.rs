@@ -23,7 +23,7 @@ pub fn trials() -> Vec<Trial> {
         files_continue, other_runs_are_refused, quantize_prune_quantize, prune_quantize_prune);
     if cfg!(unix) {
         trials.extend(suite!("resume":
-            killed_at_any_moment, killed_between_blocks, killed_between_steps,
+            killed_at_any_moment, killed_between_blocks, killed_between_tensors, killed_between_steps, killed_while_tidying,
             interrupted_by_ctrl_c));
     }
     trials
@@ -91,6 +91,25 @@ method = "sparsegpt"
 pattern = "2:4"
 refit = true
 calibration = { text = "text.txt", samples = 3, length = 16 }
+[[stage]]
+kind = "quantize"
+method = "gptq"
+bits = 3
+calibration = { text = "text.txt", samples = 3, length = 16 }
+[export]
+formats = ["packed"]
+"#;
+
+/// Types by what each tensor loses, which is measured tensor by tensor.
+const MIX: &str = r#"
+model = "embedded:nano-llama"
+[[stage]]
+kind = "quantize"
+method = "mix"
+target_bpw = 4.6
+types = ["int3", "int4", "int6"]
+measure_rows = 1
+calibration = { text = "text.txt", samples = 3, length = 16 }
 [export]
 formats = ["packed"]
 "#;
@@ -153,9 +172,31 @@ fn killed_between_blocks() -> Result<(), Failed> {
     killed(BLOCK_BY_BLOCK, 20)
 }
 
+/// The same while it is measured what tensors lose.
+fn killed_between_tensors() -> Result<(), Failed> {
+    killed(MIX, 20)
+}
+
 /// The same at 20 random steps of trainings.
 fn killed_between_steps() -> Result<(), Failed> {
     killed(TRAINING, 20)
+}
+
+/// The same between the end of a training and its folder's name: checkpoints that are gone by halves are not needed.
+fn killed_while_tidying() -> Result<(), Failed> {
+    let (folder, _) = world(TRAINING)?;
+    let folder = folder.path();
+    let wanted = artifact(&folder.join("whole"))?;
+    succeeds(folder, "compress r.toml --out o --keep-work")?;
+    std::fs::remove_dir_all(folder.join("o"))?;
+    let part = folder.join("o.work/01-tune.part");
+    std::fs::rename(folder.join("o.work/01-tune"), &part)?;
+    std::fs::create_dir(part.join("training"))?;
+    std::fs::write(part.join("training/state.json"), "half of it")?;
+    std::fs::remove_file(folder.join("o.work/01-tune.toml")).ok();
+    succeeds(folder, "compress r.toml --out o --resume")?;
+    assert_eq!(artifact(&folder.join("o"))?, wanted, "the same in the end");
+    Ok(())
 }
 
 fn killed(recipe: &str, times: usize) -> Result<(), Failed> {

@@ -82,7 +82,8 @@ fn nearest_zero(low: f32, scale: f32) -> f32 {
     best as f32
 }
 
-fn zero_point(low: f32, high: f32, factor: f32) -> (f32, f32) {
+/// Scale and zero point of a group from `low` to `high`; `factor`: 1 / (2^bits - 1).
+pub fn zero_point(low: f32, high: f32, factor: f32) -> (f32, f32) {
     let scale = rounded((high - low) * factor);
     if scale == 0.0 {
         let scale = rounded(low.abs());

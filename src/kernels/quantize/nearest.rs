@@ -124,10 +124,26 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 /// A quotient of value and scale up to which f32 tells neighbouring levels apart; E5M2 goes to 57344.
 const FAR: f32 = 6e4;
 
-fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
-    let mut sorted = levels(weight_type(args));
-    sorted.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    let words = encode(args, |value, scale| {
+/// The finite levels of a type in rising order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sorted(Vec<(f32, u32)>);
+
+impl Sorted {
+    /// Of a type whose codes are levels.
+    pub fn new(ty: &WeightType) -> Self {
+        let mut sorted = levels(ty);
+        sorted.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        Self(sorted)
+    }
+
+    /// The levels.
+    pub fn values(&self) -> impl Iterator<Item = f32> + '_ {
+        self.0.iter().map(|(level, _)| *level)
+    }
+
+    /// The code of the level whose product with the scale is nearest to a value: what the kernel finds.
+    pub fn code(&self, value: f32, scale: f32) -> u32 {
+        let sorted = &self.0;
         let quotient = value / scale;
         if quotient.is_nan() || quotient.abs() > FAR {
             // Levels far below the precision of the value are all equally near.
@@ -137,7 +153,12 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
         let place = sorted.partition_point(|(level, _)| *level < quotient);
         let near = place.saturating_sub(3)..(place + 3).min(sorted.len());
         best(value, scale, sorted[near].iter().copied())
-    });
+    }
+}
+
+fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
+    let sorted = Sorted::new(weight_type(args));
+    let words = encode(args, |value, scale| sorted.code(value, scale));
     outputs.words(0).copy_from_slice(&words);
 }
 

@@ -141,17 +141,29 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![Expected::exact(words.into_iter().map(f64::from).collect())]
 }
 
+/// The code nearest to a value on a grid of its group: what the kernel finds, in the type's codes near the quotient alone.
+pub fn code(value: f32, format: WeightFormat, grid: (f32, f32)) -> u32 {
+    nearest(value, format, grid, near(value, format, grid))
+}
+
+/// Codes among which the nearest is.
+fn near(
+    value: f32,
+    format: WeightFormat,
+    (scale, second): (f32, f32),
+) -> std::ops::RangeInclusive<u32> {
+    let last = (1u32 << format.ty.bits) - 1;
+    let guess = match format.ty.scale {
+        Scale::Offset | Scale::SuperOffset(_) => (value - second) / scale,
+        Scale::ZeroPoint => value / scale + second,
+        _ => value / scale + (1u32 << (format.ty.bits - 1)) as f32,
+    };
+    let guess = guess.clamp(0.0, last as f32).round() as u32;
+    guess.saturating_sub(1)..=(guess + 1).min(last)
+}
+
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
-    let words = encode_all(args, |value, (scale, second), format| {
-        let last = (1u32 << format.ty.bits) - 1;
-        let guess = match format.ty.scale {
-            Scale::Offset => (value - second) / scale,
-            Scale::ZeroPoint => value / scale + second,
-            _ => value / scale + (1u32 << (format.ty.bits - 1)) as f32,
-        };
-        let guess = guess.clamp(0.0, last as f32).round() as u32;
-        guess.saturating_sub(1)..=(guess + 1).min(last)
-    });
+    let words = encode_all(args, |value, grid, format| near(value, format, grid));
     outputs.words(0).copy_from_slice(&words);
 }
 

@@ -24,50 +24,56 @@ fn top(levels: Levels) -> f32 {
 
 /// The largest magnitude of a tensor.
 pub(super) fn largest(values: &[f32]) -> f32 {
-    values.par_iter().map(|value| value.abs()).reduce(|| 0.0, f32::max)
+    values.iter().fold(0.0, |most: f32, value| most.max(value.abs()))
 }
 
 /// The scale words of rows of `columns` values, (rows, scale_words). `whole` is the largest magnitude of the whole tensor,
 /// of which these may be some rows.
-///
-/// - f16 scales: largest magnitude / top level; for `ternary` the mean magnitude (BitNet b1.58, arXiv 2402.17764, eq. 3); for
-///   `iq4_nl`, whose levels reach further below 0 than above, the value of that magnitude / the lowest level.
-/// - powers of two: 2^(floor(log2(largest)) - 2), 2 being E2M1's largest exponent (OCP Microscaling 1.0, section 6.3).
-/// - two levels: t = whole / (448 * 6), then E4M3 of largest / (6 t).
 pub(super) fn scales(values: &[f32], columns: usize, format: WeightFormat, whole: f32) -> Vec<u32> {
-    let (ternary, uneven) = (format.ty.name == "ternary", format.ty.name == "iq4_nl");
     let line = |values: &[f32]| {
         let mut packed = Packed::zeros(format, 1, columns);
-        let tensor_scale = whole / (E4M3_MAX * E2M1_MAX);
         if format.ty.scale == Scale::TwoLevel {
-            packed.set_row_scale(0, tensor_scale);
+            packed.set_row_scale(0, tensor_scale(whole));
         }
         for (group, values) in values.chunks(format.group_columns(columns)).enumerate() {
-            let most = values.iter().fold(0.0, |most: f32, value| most.max(value.abs()));
-            let scale = match format.ty.scale {
-                Scale::PowerOfTwo if most > 0.0 => power_of_two(most),
-                Scale::PowerOfTwo => 1,
-                Scale::TwoLevel if tensor_scale > 0.0 => {
-                    minifloat::encode_magnitude(most / (E2M1_MAX * tensor_scale), 4, 3) as u16
-                }
-                Scale::TwoLevel => 0,
-                _ if ternary => {
-                    let sum: f64 = values.iter().map(|value| f64::from(value.abs())).sum();
-                    f16::from_f64(sum / values.len() as f64).to_bits()
-                }
-                _ if uneven => {
-                    let extreme = values.iter().find(|value| value.abs() == most);
-                    let extreme = extreme.copied().unwrap_or(0.0);
-                    f16::from_f32(extreme / -top(format.ty.levels)).to_bits()
-                }
-                _ => f16::from_f32(most / top(format.ty.levels)).to_bits(),
-            };
-            packed.set_group(0, group, scale, 0);
+            packed.set_group(0, group, group_scale(values, format, tensor_scale(whole)), 0);
         }
         packed.scales
     };
     let lines: Vec<Vec<u32>> = values.par_chunks_exact(columns).map(line).collect();
     lines.concat()
+}
+
+/// The tensor's own scale of [`Scale::TwoLevel`], by its largest magnitude.
+pub(super) fn tensor_scale(whole: f32) -> f32 {
+    whole / (E4M3_MAX * E2M1_MAX)
+}
+
+/// The scale of a group as it is stored.
+///
+/// - f16 scales: largest magnitude / top level; for `ternary` the mean magnitude (BitNet b1.58, arXiv 2402.17764, eq. 3); for
+///   `iq4_nl`, whose levels reach further below 0 than above, the value of that magnitude / the lowest level.
+/// - powers of two: 2^(floor(log2(largest)) - 2), 2 being E2M1's largest exponent (OCP Microscaling 1.0, section 6.3).
+/// - two levels: t = whole / (448 * 6), then E4M3 of largest / (6 t).
+pub(super) fn group_scale(values: &[f32], format: WeightFormat, tensor_scale: f32) -> u16 {
+    let most = largest(values);
+    match format.ty.scale {
+        Scale::PowerOfTwo if most > 0.0 => power_of_two(most),
+        Scale::PowerOfTwo => 1,
+        Scale::TwoLevel if tensor_scale > 0.0 => {
+            minifloat::encode_magnitude(most / (E2M1_MAX * tensor_scale), 4, 3) as u16
+        }
+        Scale::TwoLevel => 0,
+        _ if format.ty.name == "ternary" => {
+            let sum: f64 = values.iter().map(|value| f64::from(value.abs())).sum();
+            f16::from_f64(sum / values.len() as f64).to_bits()
+        }
+        _ if format.ty.name == "iq4_nl" => {
+            let extreme = values.iter().find(|value| value.abs() == most);
+            f16::from_f32(extreme.copied().unwrap_or(0.0) / -top(format.ty.levels)).to_bits()
+        }
+        _ => f16::from_f32(most / top(format.ty.levels)).to_bits(),
+    }
 }
 
 /// E8M0 of 2^(floor(log2(most)) - 2).

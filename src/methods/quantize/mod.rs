@@ -1,8 +1,13 @@
 //! Quantization: grids, and the methods that put weights on them.
 
+pub mod budget;
+pub mod fit;
+pub mod gptq;
+mod hqq;
 pub mod kept;
 mod levels;
 pub mod rtn;
+mod super_blocks;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +23,8 @@ pub struct Scheme {
     pub bits: u32,
     /// Columns of a group: a power of two from 16, or [`WHOLE_ROW`].
     pub group_size: u32,
-    /// The type of [`Grid::Codebook`], of no other grid.
-    pub codebook: Option<&'static WeightType>,
+    /// The type, where neither the grid nor the bits name it: of [`Grid::Codebook`] and [`Grid::SuperBlock`].
+    pub ty: Option<&'static WeightType>,
 }
 
 /// How a group's range becomes a grid.
@@ -61,6 +66,9 @@ pub enum Grid {
     /// The entries of `codebook`. As many bits as they need.
     #[value(skip)]
     Codebook,
+    /// Groups in super-blocks of 256 columns, whose scales they share, as GGUF's K types have them. The type says which.
+    #[value(skip)]
+    SuperBlock,
 }
 
 impl Grid {
@@ -96,7 +104,13 @@ impl Grid {
             Grid::Nvfp4 => "nvfp4",
             Grid::Iq4Nl => "iq4-nl",
             Grid::Codebook => "codebook",
+            Grid::SuperBlock => "super-block",
         }
+    }
+
+    /// Whether there are several types of the grid with the same bits, so that the scheme must name one.
+    fn needs_type(self) -> bool {
+        matches!(self, Grid::Codebook | Grid::SuperBlock)
     }
 }
 
@@ -105,7 +119,8 @@ impl Scheme {
     pub fn of(format: WeightFormat) -> Option<Self> {
         let ty = format.ty;
         let grid = match ty.scale {
-            Scale::None | Scale::SuperOffset(_) | Scale::SuperSymmetric(_) => return None,
+            Scale::None => return None,
+            Scale::SuperOffset(_) | Scale::SuperSymmetric(_) => Grid::SuperBlock,
             Scale::Symmetric => Grid::SignedMax,
             Scale::ZeroPoint => Grid::ZeroPoint,
             Scale::Offset => Grid::FloatMin,
@@ -114,18 +129,18 @@ impl Scheme {
                 leveled.unwrap_or(Grid::Codebook)
             }
         };
-        let codebook = (grid == Grid::Codebook).then_some(ty);
-        Some(Self { grid, bits: ty.bits, group_size: format.group_size, codebook })
+        let named = grid.needs_type().then_some(ty);
+        Some(Self { grid, bits: ty.bits, group_size: format.group_size, ty: named })
     }
 
     /// The format of the result.
     pub fn format(self) -> Result<WeightFormat, BadField> {
-        let Scheme { grid, bits, group_size, codebook } = self;
-        if (grid == Grid::Codebook) != codebook.is_some() {
+        let Scheme { grid, bits, group_size, ty } = self;
+        if grid.needs_type() != ty.is_some() {
             let expected = "entries with the grid codebook, none with another";
             return Err(BadField::new("codebook", expected, grid.name()));
         }
-        if let Some(ty) = codebook.or_else(|| level_type(grid)) {
+        if let Some(ty) = ty.or_else(|| level_type(grid)) {
             return leveled(ty, bits, group_size);
         }
         let scale = match grid {

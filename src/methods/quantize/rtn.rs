@@ -1,5 +1,6 @@
 //! Round to nearest: each weight goes to the nearest point of its group's grid. Needs the weight only.
 
+use super::fit::{Fitting, How};
 use super::{Grid, Scheme, levels};
 use crate::device::{Device, HostTensor};
 use crate::error::{Error, Result};
@@ -18,6 +19,12 @@ pub fn rtn(device: &Device, weight: &Packed, scheme: Scheme, name: &str) -> Resu
     let format = scheme
         .format()
         .map_err(|bad| wrong(bad.expected, format!("{} {}", bad.field, bad.found)))?;
+    if format.ty.super_block().is_some() {
+        // No rule finds their integers: they are looked for.
+        let fitting = Fitting::new(scheme, How::Search)
+            .map_err(|bad| wrong(bad.expected, format!("{} {}", bad.field, bad.found)))?;
+        return fitting.round(weight, None, name);
+    }
     let (rows, columns) = (weight.rows, weight.columns);
     // A call of `quantize/round` costs about 20 operations a weight, one of `quantize/nearest` 12 a level.
     let affine = format.ty.is_affine();

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -22,8 +21,8 @@ use crate::methods::prune::sparse::{
     Pattern, count, keep_highest, masked, scores, squared_outputs, with_zeros, zero_code,
 };
 use crate::methods::sequential::{
-    Compressed, Compressor, Inputs, Layer, Replaced, Sums, compress, input_of, remove, reports,
-    survey,
+    Compressed, Compressor, Inputs, Layer, Replaced, Sums, compress, gram, input_of, remove,
+    reports, squares, survey,
 };
 use crate::model::{Config, Outline, TensorSpec, Weights, stored};
 use crate::stages::method::OfMethod;
@@ -485,34 +484,6 @@ impl Compressor for Sparsifier<'_> {
     }
 }
 
-/// The Gram matrix of a layer's inputs in f64, symmetric to the bit.
-fn gram(spec: &TensorSpec, sums: &BlockSums) -> Result<Vec<f64>> {
-    let n = spec.columns;
-    let sum = sum(spec, sums, Kind::Gram, n * n)?;
-    let line = |i: usize| (0..n).map(move |j| f64::from(sum[i.min(j) * n + i.max(j)]));
-    Ok((0..n).into_par_iter().flat_map_iter(line).collect())
-}
-
-/// A sum over a layer's inputs.
-fn sum<'a>(spec: &TensorSpec, sums: &'a BlockSums, kind: Kind, count: usize) -> Result<&'a [f32]> {
-    let found = sums.sum(input_of(spec), kind);
-    found.filter(|sum| sum.len() == count).ok_or_else(|| Error::Tensor {
-        path: "statistics".into(),
-        tensor: spec.name.clone(),
-        expected: format!("{count} sums of {}", kind.name()),
-        found: found.map_or_else(|| "none".into(), |sum| sum.len().to_string()),
-    })
-}
-
-/// The squares of a layer's inputs.
-fn squares(spec: &TensorSpec, sums: &BlockSums, gram: Option<&[f64]>) -> Result<Vec<f32>> {
-    let n = spec.columns;
-    match gram {
-        Some(gram) => Ok((0..n).map(|i| gram[i * (n + 1)] as f32).collect()),
-        None => sum(spec, sums, Kind::Squares, n).map(<[f32]>::to_vec),
-    }
-}
-
 fn difference(a: &[f32], b: &[f32]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect()
 }
@@ -607,15 +578,6 @@ fn not_positive(spec: &TensorSpec, pivot: usize) -> Error {
         tensor: spec.name.clone(),
         expected: "a Gram matrix of its inputs that damping makes positive definite (more tokens, or a larger --damping)".into(),
         found: format!("a pivot that is not positive at input {pivot}"),
-    }
-}
-
-/// Where sums come from.
-fn inputs<'a>(context: &Context<'a>, feed: Feed) -> Inputs<'a> {
-    match (context.statistics, context.rows) {
-        (Some(stored), _) => Inputs::Stored(stored),
-        (None, Some(rows)) => Inputs::Walk { rows, pass: context.pass, feed },
-        (None, None) => Inputs::None,
     }
 }
 
@@ -720,7 +682,7 @@ impl Stage for Sparsify {
         if !folder.join(MASKS).exists() {
             let inputs = match rule.kinds() {
                 [] => Inputs::None,
-                _ => inputs(context, self.source.feed()),
+                _ => context.inputs(self.source.feed()),
             };
             let progress = &mut *context.progress;
             compress(model, &chosen, inputs, &method, folder, &mut |done, all| {
@@ -900,7 +862,7 @@ impl Rule {
         see: &mut dyn FnMut(usize, &BlockSums) -> Result<()>,
     ) -> Result<()> {
         let layers = model.config().layers();
-        let inputs = inputs(context, Feed::Parent);
+        let inputs = context.inputs(Feed::Parent);
         let progress = &mut *context.progress;
         survey(model, &inputs, self.survey(), &mut |layer, sums| {
             progress("looking at all blocks", layer.min(layers), layers);

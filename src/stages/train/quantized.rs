@@ -16,7 +16,7 @@ use crate::methods::quantize::rtn::rtn;
 use crate::methods::quantize::{Grid, Scheme};
 use crate::model::{TensorSpec, Weights};
 use crate::stages::Modules;
-use crate::stages::quantize::Quantize;
+use crate::stages::quantize::Target;
 use crate::tensor::{Scale, WeightFormat};
 use crate::train::rounded::Rounded;
 use crate::train::{Learner, Parameter};
@@ -71,19 +71,19 @@ impl Default for Quantized {
 }
 
 impl Quantized {
-    /// The same as a stage that rounds to nearest.
-    fn stage(&self) -> Quantize {
-        Quantize {
+    /// What they are rounded to.
+    fn target(&self) -> Target {
+        Target {
             bits: self.bits,
             ty: self.ty.clone(),
             group_size: self.group_size,
             grid: self.grid,
-            ..Quantize::of_type("")
+            ..Target::of_type("")
         }
     }
 
     pub(super) fn scheme(&self) -> Result<Scheme, BadField> {
-        self.stage().scheme()?.ok_or_else(|| {
+        self.target().scheme()?.ok_or_else(|| {
             BadField::new("type", "a type with scales", self.ty.as_deref().unwrap_or_default())
         })
     }
@@ -95,7 +95,12 @@ impl Learn for Quantized {
 
     fn check(&self) -> Result<(), BadField> {
         Modules::new(&self.include, &self.exclude)?;
-        self.scheme()?.format().map(|_| ())
+        let format = self.scheme()?.format()?;
+        if format.ty.super_block().is_some() {
+            let expected = "a type without super-blocks, whose integers are not learned";
+            return Err(BadField::new("type", expected, format.ty.name));
+        }
+        Ok(())
     }
 
     fn plan(&self, spec: &TensorSpec, format: WeightFormat) -> Result<Option<Change>, BadField> {

@@ -1,10 +1,11 @@
-//! SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1): columns from the first to the last; what a weight that
-//! goes would have given is made up for by the weights behind it in its row, by the inverse of the Gram matrix.
+//! SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1): what a weight that goes would have given is made up for by
+//! the weights behind it in its row ([`obs`]).
 
 use rayon::prelude::*;
 
 use super::{Pattern, count, drop_lowest};
-use crate::methods::linalg::{NotPositive, Part, inverse_factor, product};
+use crate::methods::linalg::NotPositive;
+use crate::methods::obs::{self, Columns, factored};
 
 /// How SparseGPT solves.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,36 +31,6 @@ pub struct Solved {
     pub damping: f64,
 }
 
-/// How often a matrix is tried, with ten times the damping each time, before it is given up.
-pub(super) const ATTEMPTS: u32 = 6;
-
-/// Gram matrix plus damping: `damping` of the mean of the diagonal. An input that is always 0 gets 1, so that nothing is divided by it.
-pub fn damped(gram: &[f64], n: usize, damping: f64) -> Vec<f64> {
-    let mut h = gram.to_vec();
-    let mean = (0..n).map(|i| gram[i * n + i]).sum::<f64>() / n.max(1) as f64;
-    for i in 0..n {
-        let diagonal = &mut h[i * n + i];
-        *diagonal += if *diagonal == 0.0 { 1.0 } else { damping * mean };
-    }
-    h
-}
-
-/// The factor of the damped Gram matrix's inverse, with more damping, tenfold each time, while it is not positive definite.
-fn factored(gram: &[f64], n: usize, damping: f64) -> Result<(Vec<f64>, f64), NotPositive> {
-    let mut damping = damping;
-    let mut attempt = 1;
-    loop {
-        match inverse_factor(&damped(gram, n, damping), n) {
-            Ok(factor) if factor.iter().all(|value| value.is_finite()) => {
-                return Ok((factor, damping));
-            }
-            Err(error) if attempt == ATTEMPTS => return Err(error),
-            Ok(_) if attempt == ATTEMPTS => return Err(NotPositive { pivot: 0 }),
-            _ => (damping, attempt) = (10.0 * damping.max(1e-4), attempt + 1),
-        }
-    }
-}
-
 /// Prunes a matrix. An error where its Gram matrix is not positive definite with a damping 10^5 times what was asked.
 pub fn solve(
     weights: &[f32],
@@ -67,7 +38,7 @@ pub fn solve(
     gram: &[f64],
     options: Options,
 ) -> Result<Solved, NotPositive> {
-    let (n, rows) = (columns, weights.len() / columns.max(1));
+    let n = columns;
     let (factor, damping) = factored(gram, n, options.damping)?;
     let mut w: Vec<f64> = weights.iter().map(|value| f64::from(*value)).collect();
     // An input that is always 0 needs no weight.
@@ -79,51 +50,42 @@ pub fn solve(
         _ => options.block.max(1),
     };
     let mut kept = vec![true; weights.len()];
-    for start in (0..n).step_by(block) {
-        let width = block.min(n - start);
-        let mut stay = vec![true; rows * width];
-        choose(&w, (n, start, width), &factor, &options, &mut stay);
-        let mut errors = vec![0.0; rows * width];
-        let lines = w.par_chunks_mut(n).zip(stay.par_chunks_mut(width));
-        lines.zip(errors.par_chunks_mut(width)).for_each(|((row, stay), errors)| {
-            for c in 0..width {
-                let column = start + c;
-                if let Pattern::Groups { keep, of } = options.pattern
-                    && c % of == 0
-                {
-                    let score = |c: usize| saliency(row[start + c], factor[(start + c) * (n + 1)]);
-                    let scores: Vec<f64> = (c..c + of).map(score).collect();
-                    drop_lowest(&scores, of - keep, &mut stay[c..c + of]);
-                }
-                let line = &factor[column * n..(column + 1) * n];
-                let value = row[column];
-                let new = if stay[c] { value } else { 0.0 };
-                let error = (value - new) / line[column];
-                row[column] = new;
-                errors[c] = error;
-                if error != 0.0 {
-                    let end = start + width;
-                    for (w, u) in row[column + 1..end].iter_mut().zip(&line[column + 1..end]) {
-                        *w -= error * u;
-                    }
-                }
-            }
-        });
-        for (kept, stay) in kept.chunks_mut(n).zip(stay.chunks(width)) {
-            kept[start..start + width].copy_from_slice(stay);
+    let mut lines: Vec<&mut [bool]> = kept.chunks_mut(n.max(1)).collect();
+    obs::solve(&Masking { n, factor: &factor, options }, &mut w, n, &factor, block, &mut lines);
+    Ok(Solved { weights: w.iter().map(|value| *value as f32).collect(), kept, damping })
+}
+
+/// Weights become 0, or stay as they are. Of a row is kept which stay.
+struct Masking<'a> {
+    n: usize,
+    factor: &'a [f64],
+    options: Options,
+}
+
+impl<'a> Columns for Masking<'a> {
+    type Row = &'a mut [bool];
+
+    fn begin(&self, w: &[f64], start: usize, width: usize, rows: &mut [Self::Row]) {
+        if matches!(self.options.pattern, Pattern::Groups { .. }) {
+            return;
         }
-        let behind = start + width;
-        if behind < n {
-            let rest = |at, size| Part { of: n, at, size };
-            product(
-                (&mut w, rest((0, behind), (rows, n - behind))),
-                (&errors, Part { of: width, at: (0, 0), size: (rows, width) }),
-                (&factor, rest((start, behind), (width, n - behind))),
-                true,
-            );
+        let mut stay = vec![true; rows.len() * width];
+        choose(w, (self.n, start, width), self.factor, &self.options, &mut stay);
+        for (row, stay) in rows.iter_mut().zip(stay.chunks(width)) {
+            row[start..start + width].copy_from_slice(stay);
         }
     }
-    Ok(Solved { weights: w.iter().map(|value| *value as f32).collect(), kept, damping })
+
+    fn replace(&self, row: &mut Self::Row, weights: &[f64], column: usize) -> f64 {
+        if let Pattern::Groups { keep, of } = self.options.pattern
+            && column.is_multiple_of(of)
+        {
+            let score = |c: usize| saliency(weights[c], self.factor[c * (self.n + 1)]);
+            let scores: Vec<f64> = (column..column + of).map(score).collect();
+            drop_lowest(&scores, of - keep, &mut row[column..column + of]);
+        }
+        if row[column] { weights[column] } else { 0.0 }
+    }
 }
 
 /// What it costs to lose a weight, if all behind it make up for it: w^2 / U_cc^2 (section 3.3 there).

@@ -6,8 +6,8 @@
 
 use rayon::prelude::*;
 
-use super::gpt::ATTEMPTS;
 use crate::methods::linalg::{NotPositive, Part, cholesky, cholesky_solve, product};
+use crate::methods::obs::ATTEMPTS;
 
 /// Solves again. `weights` are the dense ones, `target` what the outputs should be: G w for the outputs of the dense weights on the
 /// same inputs, (rows, columns). Returns the weights and the largest damping that a row took; an error where 10^5 times what was asked

@@ -1,42 +1,19 @@
-//! `quantize`: weights to low-bit codes.
-
-use std::collections::HashMap;
+//! What weights are quantized to, and which: keys and flags of every method.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::{Context, Modules, Needs, Planned, Stage, StageKind, keys};
-use crate::device::Device;
-use crate::error::Result;
 use crate::families::LAYERS;
 use crate::methods::BadField;
-use crate::methods::quantize::kept::kept;
-use crate::methods::quantize::rtn::rtn;
 use crate::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
-use crate::model::{Config, CopyOf, Outline, TensorSpec, Weights};
+use crate::model::{TensorSpec, Weights};
+use crate::stages::Modules;
 use crate::tensor::{
-    Levels, Packed, Scale, Sparsity, WEIGHT_TYPES, WeightFormat, WeightType, codebook, weight_type,
+    Levels, Scale, Sparsity, WEIGHT_TYPES, WeightFormat, WeightType, codebook, weight_type,
 };
 
-pub(super) const KIND: StageKind = StageKind {
-    name: "quantize",
-    result: "quantized",
-    parse: |table| {
-        if !table.contains_key("bits") && !table.contains_key("type") {
-            return Err(serde::de::Error::custom("missing field `bits` (or `type`)"));
-        }
-        super::parse::<Quantize>(table)
-    },
-};
-
-/// Quantization of the weights whose names match.
+/// A type, and the modules whose weights get it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(deny_unknown_fields)]
-pub struct Quantize {
-    /// How codes are found
-    #[arg(long, value_enum, default_value_t)]
-    #[serde(default)]
-    pub method: QuantizeMethod,
+pub struct Target {
     /// Bits of a code, 1 to 8 (default 4, or what --grid prescribes)
     #[arg(long, conflicts_with = "ty")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,15 +48,6 @@ pub struct Quantize {
     pub exclude: Vec<String>,
 }
 
-/// How codes are found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum QuantizeMethod {
-    /// Round to nearest.
-    #[default]
-    Rtn,
-}
-
 /// What types cost: bits of a weight with its scales, and how much the perplexity of the embedded tiny-llama rises
 /// (embedded:heldout-2026, windows of 512 tokens, round to nearest).
 const TYPE_HELP: &str = "A weight type instead, in any case; bits a weight, and by how much the embedded tiny-llama's perplexity rises:\
@@ -89,6 +57,8 @@ const TYPE_HELP: &str = "A weight type instead, in any case; bits a weight, and 
 \n  q4_1 (uint4m)    5   bits   +4.0 %     float minimum; what --bits 4 makes\
 \n  q4_0 (int4)      4.5 bits   +5.7 %     symmetric\
 \n  uint4z           5   bits   +6.8 %     integer zero point\
+\n  q6_k, q5_k, q4_k, q3_k, q2_k           as in GGUF: groups in super-blocks of 256 columns, 6.5625,\
+\n                                         5.5, 4.5, 3.4375 and 2.625 bits; iq4_xs 4.25\
 \n  iq4_nl           4.5 bits              sixteen levels of GGUF's, and below: packed and GGUF\
 \n  nvfp4            4.5 bits   +5.8 %\
 \n  mxfp4            4.25 bits  +7.6 %\
@@ -124,11 +94,10 @@ fn default_include() -> Vec<String> {
     vec![format!("{LAYERS}*")]
 }
 
-impl Quantize {
-    /// Of the linear layers of the blocks, to a type.
+impl Target {
+    /// The linear layers of the blocks, and a type.
     pub fn of_type(ty: &str) -> Self {
         Self {
-            method: QuantizeMethod::default(),
             bits: None,
             ty: Some(ty.into()),
             group_size: None,
@@ -140,12 +109,18 @@ impl Quantize {
         }
     }
 
-    /// The same stage with `bits`, `group_size`, `grid` and `pattern` stated, whatever they followed from; with the type where
+    /// The same with `bits`, `group_size`, `grid` and `pattern` stated, whatever they followed from; with the type where
     /// it has no grid.
     pub fn explicit(self) -> Result<Self, BadField> {
-        let Some(scheme) = self.scheme()? else {
-            let ty = self.format()?.ty.name.to_string();
-            return Ok(Self { ty: Some(ty), pattern: None, ..self });
+        let scheme = match self.scheme()? {
+            // A type that no grid and number of bits stand for.
+            Some(scheme) if scheme.ty.is_none() || !self.codebook.is_empty() => scheme,
+            _ => {
+                let ty = self.format()?.ty.name.to_string();
+                let own = Self { ty: Some(ty), bits: None, grid: None, pattern: None, ..self };
+                let of_super_blocks = own.format()?.ty.super_block().is_some();
+                return Ok(if of_super_blocks { Self { group_size: None, ..own } } else { own });
+            }
         };
         Ok(Self {
             bits: Some(scheme.bits),
@@ -186,13 +161,9 @@ impl Quantize {
             .filter(|row| row.has_scales() || row.is_sparse() || plain(row));
         let row = row.ok_or_else(|| {
             let expected =
-                "int1 to int8, uint1z to uint8z, uint1m to uint8m, q4_0, q4_1, q5_0, q5_1, q8_0, iq4_nl, tq2_0, ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4, nvfp4, f16_2of4, int8_2of4 or int4_2of4";
+                "int1 to int8, uint1z to uint8z, uint1m to uint8m, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, tq2_0, ternary, nf4, fp4, fp8_e4m3, fp8_e5m2, mxfp4, nvfp4, f16_2of4, int8_2of4 or int4_2of4";
             BadField::new("type", expected, name)
         })?;
-        if row.super_block().is_some() {
-            let expected = "a type whose scales can be found: those of super-blocks are read and kept, not made";
-            return Err(BadField::new("type", expected, name));
-        }
         Ok(Some(row))
     }
 
@@ -234,9 +205,10 @@ impl Quantize {
             let expected = format!("{blocks} beside type {name}, or a type like int4 or uint4m");
             return Err(BadField::new("group_size", expected, size));
         }
+        let of_type = self.named()?;
         let prescribed = || match blocks {
             Some((_, size)) => Some(size),
-            None => level_type(grid).and_then(prescribed_group_size),
+            None => level_type(grid).or(of_type).and_then(prescribed_group_size),
         };
         let entries = (!self.codebook.is_empty()).then(|| codebook(&self.codebook));
         let entries = entries.transpose().map_err(|found| {
@@ -246,7 +218,8 @@ impl Quantize {
             grid,
             bits,
             group_size: self.group_size.or_else(prescribed).unwrap_or(32),
-            codebook: entries,
+            // A codebook's own entries, or the table's row that is one.
+            ty: entries.or(of_type.filter(|_| matches!(grid, Grid::Codebook | Grid::SuperBlock))),
         }))
     }
 
@@ -260,6 +233,7 @@ impl Quantize {
             return Err(BadField::new("bits", format!("none beside type {name}"), bits));
         }
         let fits = |grid: &Grid| match row.scale {
+            _ if row.super_block().is_some() => *grid == Grid::SuperBlock,
             _ if !row.is_affine() => level_type(*grid) == Some(row),
             Scale::ZeroPoint => *grid == Grid::ZeroPoint,
             Scale::Offset => *grid == Grid::FloatMin,
@@ -273,13 +247,14 @@ impl Quantize {
             }
             None => {
                 let even = [Grid::SignedMax, Grid::ZeroPoint, Grid::FloatMin].into_iter();
-                let natural = even.chain(Grid::LEVELED).find(fits);
-                Ok((row.bits, natural.unwrap_or_default()))
+                let natural = even.chain(Grid::LEVELED).chain([Grid::SuperBlock]).find(fits);
+                Ok((row.bits, natural.unwrap_or(Grid::Codebook)))
             }
         }
     }
 
-    fn rule(&self) -> Result<Rule, BadField> {
+    /// The same with the patterns compiled.
+    pub(super) fn rule(&self) -> Result<Rule, BadField> {
         Ok(Rule {
             modules: Modules::new(&self.include, &self.exclude)?,
             format: self.format()?,
@@ -288,104 +263,18 @@ impl Quantize {
     }
 }
 
-/// A stage with its patterns compiled.
-struct Rule {
-    modules: Modules,
+/// A target with its patterns compiled.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    pub modules: Modules,
     /// `None` where numbers stay numbers.
-    scheme: Option<Scheme>,
-    format: WeightFormat,
+    pub scheme: Option<Scheme>,
+    pub format: WeightFormat,
 }
 
-impl Stage for Quantize {
-    fn kind(&self) -> &'static StageKind {
-        &KIND
-    }
-
-    fn keys(&self) -> Map<String, Value> {
-        keys(self)
-    }
-
-    fn needs(&self) -> Needs<'_> {
-        Needs::default()
-    }
-
-    fn plan(&self, model: &Outline) -> Result<Planned> {
-        let rule = self.rule().map_err(BadField::in_recipe)?;
-        let mut outline = model.clone();
-        let mut changes = HashMap::new();
-        let mut largest = 0;
-        let label = rule.format.label();
-        let text = match rule.scheme {
-            Some(scheme) => format!("rtn {} {label}", scheme.grid.name()),
-            None => format!("pack {label}"),
-        };
-        let formats = outline.formats.iter_mut().zip(&mut outline.copies);
-        for (spec, (format, copy)) in outline.specs.iter().zip(formats) {
-            if rule.modules.have(spec) {
-                (*format, *copy) = (rule.format, None);
-                changes.insert(spec.name.clone(), text.clone());
-                largest = largest.max(4 * (spec.rows * spec.columns) as u64);
-            }
-        }
-        if changes.is_empty() {
-            let found = format!("{:?}, which match none", self.include);
-            return Err(BadField::new("include", "patterns that match a weight", found).in_recipe());
-        }
-        Ok(Planned {
-            outline,
-            changes,
-            peak_device_bytes: 2 * largest,
-            peak_host_bytes: 3 * largest.max(4 * model.largest()),
-            warnings: Vec::new(),
-        })
-    }
-
-    fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
-        let quantized = Quantized {
-            model,
-            device: context.pass.device,
-            rule: self.rule().map_err(BadField::in_recipe)?,
-        };
-        context.write("quantizing", &quantized)
-    }
-}
-
-/// A model that is quantized tensor by tensor, when each is asked for.
-struct Quantized<'a> {
-    model: &'a dyn Weights,
-    device: &'a Device,
-    rule: Rule,
-}
-
-impl Weights for Quantized<'_> {
-    fn config(&self) -> &Config {
-        self.model.config()
-    }
-
-    fn specs(&self) -> &[TensorSpec] {
-        self.model.specs()
-    }
-
-    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
-        let weight = self.model.load(spec)?;
-        if !self.rule.modules.have(spec) {
-            return Ok(weight);
-        }
-        match (self.rule.scheme, self.rule.format.ty.sparsity) {
-            (scheme, Some(pattern)) => kept(self.device, &weight, scheme, pattern, &spec.name),
-            (Some(scheme), None) => rtn(self.device, &weight, scheme, &spec.name),
-            (None, None) => Ok(weight),
-        }
-    }
-
-    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
-        if self.rule.modules.have(spec) {
-            return Ok(self.rule.format);
-        }
-        self.model.format(spec)
-    }
-
-    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
-        self.model.copy_of(spec).filter(|_| !self.rule.modules.have(spec))
+impl Rule {
+    /// The tensors of a model that it names.
+    pub fn of<'a>(&self, model: &'a dyn Weights) -> Vec<&'a TensorSpec> {
+        model.specs().iter().filter(|spec| self.modules.have(spec)).collect()
     }
 }

@@ -1,0 +1,150 @@
+//! GPTQ ([`crate::methods::quantize::gptq`]) of the weights whose names match.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::KIND;
+use super::calibrated::{Calibrated, Fittings, Solver, changed, report};
+use super::target::{Rule, Target};
+use crate::error::Result;
+use crate::graph::Slot;
+use crate::methods::BadField;
+use crate::methods::calibration::Source;
+use crate::methods::quantize::fit::{Fitting, How};
+use crate::methods::quantize::gptq::Options;
+use crate::model::{Config, Outline, Weights};
+use crate::stages::method::OfMethod;
+use crate::stages::{Context, Needs, Planned, Report, Stage, StageKind, keys};
+use crate::walk::Kind;
+
+/// Quantization of the weights whose names match, column by column.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct Gptq {
+    /// How codes are found
+    #[arg(skip)]
+    #[serde(default)]
+    method: String,
+    #[command(flatten)]
+    #[serde(flatten)]
+    target: Target,
+    /// How a group's grid is found, of its weights as they are by then; in a search a column's error counts as much as the squares
+    /// of its inputs (default: rtn by its rule, gptq by search)
+    #[arg(long, value_enum)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fit: Option<How>,
+    /// Round the columns with the largest inputs first, on grids that are all found before; codes stand where they would anyway
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    by_activation: bool,
+    /// What is added to the diagonal of Gram matrices, as a share of its mean [default: 0.01]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    damping: Option<f64>,
+    /// Columns that are rounded before the rest of the matrix makes up for them [default: 128]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block_columns: Option<usize>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    source: Source,
+}
+
+impl OfMethod for Gptq {
+    fn of_method(mut self, name: &'static str) -> Self {
+        self.method = name.into();
+        self.source.calibration.fill(128, 256);
+        self
+    }
+}
+
+impl Gptq {
+    fn rule(&self) -> Result<(Rule, Calibrated), BadField> {
+        let rule = self.target.rule()?;
+        self.source.check()?;
+        let damping = self.damping.unwrap_or(0.01);
+        if !(damping >= 0.0 && damping.is_finite()) {
+            return Err(BadField::new("damping", "0 or more", damping));
+        }
+        let block = self.block_columns.unwrap_or(128);
+        if block == 0 {
+            return Err(BadField::new("block_columns", "1 or more", 0));
+        }
+        let Some(scheme) = rule.scheme.filter(|_| !rule.format.ty.is_sparse()) else {
+            let expected = "a type with scales and without a pattern";
+            return Err(BadField::new("type", expected, rule.format.ty.name));
+        };
+        let how = self.fit.unwrap_or(How::Search);
+        let options = Options { damping, block, by_activation: self.by_activation };
+        let fitting = Fitting::new(scheme, how)?;
+        Ok((rule, Calibrated { fittings: Fittings::All(fitting), solver: Solver::Gptq(options) }))
+    }
+
+    fn words(&self, rule: &Rule) -> String {
+        let grid = rule.scheme.map_or("", |scheme| scheme.grid.name());
+        let mut words = format!("gptq {grid} {}", rule.format.label());
+        let rule_alone = self.fit == Some(How::Rule);
+        for (is, word) in [(rule_alone, ", by rule"), (self.by_activation, ", by activation")] {
+            words += if is { word } else { "" };
+        }
+        words
+    }
+}
+
+impl Stage for Gptq {
+    fn kind(&self) -> &'static StageKind {
+        &KIND
+    }
+
+    fn keys(&self) -> Map<String, Value> {
+        keys(self)
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        Needs::sums(&self.source, &[Kind::Gram])
+    }
+
+    fn plan(&self, model: &Outline) -> Result<Planned> {
+        let (rule, _) = self.rule().map_err(BadField::in_recipe)?;
+        for spec in model.specs.iter().filter(|spec| rule.modules.have(spec)) {
+            if spec.slot == Slot::Embedding && !model.config.tied {
+                let expected = "weights that are multiplied with inputs; an embedding is looked up in (rtn rounds it)";
+                return Err(BadField::new("include", expected, spec.module()).in_recipe());
+            }
+        }
+        let (outline, changes, largest) =
+            changed(model, &rule, &self.target.include, &self.words(&rule))?;
+        let widest = outline.specs.iter().filter(|spec| rule.modules.have(spec));
+        let widest = widest.map(|spec| spec.columns as u64).max().unwrap_or(0);
+        let tokens = match self.needs().calibration {
+            Some(calibration) => calibration.samples().saturating_mul(calibration.length()),
+            None => 0,
+        };
+        let gram = widest * widest;
+        let hidden = model.config.hidden_size as u64;
+        let blocks = model.config.layers().max(1) as u64;
+        Ok(Planned {
+            // A block's weights as they were and as they became, the residual stream, one Gram matrix of each input.
+            peak_device_bytes: 2 * model.bytes() / blocks
+                + (4 * tokens as u64).saturating_mul(hidden)
+                + 8 * gram
+                + 4 * 4096 * (2 * widest + 8 * hidden),
+            // Weights in f64, what they lose, the Gram matrix, its factor and what that is made in.
+            peak_host_bytes: 8 * (3 * largest + 4 * gram),
+            outline,
+            changes,
+            warnings: Vec::new(),
+        })
+    }
+
+    fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
+        let (rule, method) = self.rule().map_err(BadField::in_recipe)?;
+        method.run(model, &rule.of(model), self.source.feed(), context)
+    }
+
+    fn report(&self, folder: &Path) -> Result<Option<Report>> {
+        report(folder)
+    }
+}
