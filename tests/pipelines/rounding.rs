@@ -6,11 +6,13 @@ use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, Random};
+use lopper::graph::Slot;
 use lopper::methods::calibration::Rows;
 use lopper::methods::prune::sparse::squared_outputs;
 use lopper::methods::quantize::budget::{Choice, assign};
 use lopper::methods::quantize::fit::{Fitting, How};
 use lopper::methods::quantize::gptq::{Options, solve};
+use lopper::methods::quantize::mixes::{Place, mix};
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
 use lopper::model::{Checkpoint, Compute, Outline, Role, TensorSpec, Weights};
@@ -19,11 +21,11 @@ use lopper::tensor::{Packed, Scale, WEIGHT_TYPES, WeightFormat};
 
 use crate::models::{pass, speech_perplexity};
 use crate::numbers::{Within, assert_close};
-use crate::program::read_json;
+use crate::program::{lopper, read_json, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("rounding": by_rule, searched, super_blocks, searched_is_near_the_best, heavy_tails, columns, order, unseen,
-        quality, rules, budgets, within_a_size)
+        quality, rules, budgets, within_a_size, mixes_by_name)
 }
 
 /// Bell-shaped weights with outliers, a constant group and a zero group.
@@ -565,7 +567,7 @@ fn within_a_size() -> Result<(), Failed> {
     let low = refused(&keys.replace("target_bpw = 4.5", "target_size = \"10kB\""))?;
     assert!(low.contains("stage.target_size"), "{low}");
     let none = refused(&keys.replace("target_bpw = 4.5\n", ""))?;
-    assert!(none.contains("target_size, one of them"), "{none}");
+    assert!(none.contains("target_size or like, one of them"), "{none}");
     let absent = refused(&format!("{keys}sensitivities = \"none.json\"\n"))?;
     assert!(absent.contains("none.json"), "{absent}");
     std::fs::write(&known, "{\"schema\": 1, \"tensors\": {}}")?;
@@ -573,5 +575,45 @@ fn within_a_size() -> Result<(), Failed> {
     assert!(empty.contains("known.json") && empty.contains("no such tensor"), "{empty}");
     let sparse = refused("method = \"mix\"\ntarget_bpw = 4.5\ntypes = [\"f16_2of4\"]")?;
     assert!(sparse.contains("stage.types"), "{sparse}");
+    Ok(())
+}
+
+/// llama-quantize's types of a Q4_K_M of 32 blocks, and what it gives rows that are no super-blocks; by name as the program takes it.
+fn mixes_by_name() -> Result<(), Failed> {
+    let named = mix("Q4_K_M").ok_or("a mix")?;
+    let ty = |slot, layer, columns| {
+        named.ty(slot, slot == Slot::Head, &Place { layer, layers: 32, shared: 4 }, columns)
+    };
+    let more: Vec<usize> =
+        (0..32).filter(|layer| ty(Slot::Down, *layer, 4096) == Some(("q6_k", false))).collect();
+    // The blocks that its own files of a Llama 3.1 8B have so.
+    assert_eq!(more, [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]);
+    assert_eq!(ty(Slot::Query, 0, 4096), Some(("q4_k", false)));
+    assert_eq!(ty(Slot::Embedding, 0, 4096), Some(("q4_k", false)));
+    assert_eq!(ty(Slot::Head, 0, 4096), Some(("q6_k", false)));
+    assert_eq!(ty(Slot::Query, 0, 576), Some(("q5_0", true)));
+    assert_eq!(ty(Slot::Down, 0, 576), Some(("q8_0", true)));
+    assert_eq!(ty(Slot::Down, 0, 80), None);
+    let folder = tempfile::tempdir()?;
+    let run = succeeds(
+        folder.path(),
+        "quantize embedded:nano-llama --type Q4_K_M --formats gguf --no-eval --out q",
+    )?;
+    assert!(run.err.contains("are no multiple of 256 columns"), "{run}");
+    let model = Checkpoint::open(&folder.path().join("q/model.gguf").to_string_lossy())?;
+    for (name, label) in [
+        // It is the head too.
+        ("model.embed_tokens.weight", "int8-g32"),
+        ("model.layers.0.self_attn.q_proj.weight", "int5-g32"),
+        ("model.layers.1.mlp.down_proj.weight", "int8-g32"),
+    ] {
+        let spec = model.specs().iter().find(|spec| spec.name == name).ok_or(name)?;
+        assert_eq!(model.format(spec)?.label(), label, "{name}");
+    }
+    let refused =
+        lopper(folder.path(), "quantize embedded:nano-llama --type q4_k_m --bits 3 --out r")?;
+    refused.refused(2, "--bits");
+    lopper(folder.path(), "quantize embedded:nano-llama --type q4_k_x --out r")?
+        .refused(2, "stage.like & q4_k_x");
     Ok(())
 }

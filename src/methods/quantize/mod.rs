@@ -6,6 +6,7 @@ pub mod gptq;
 mod hqq;
 pub mod kept;
 mod levels;
+pub mod mixes;
 pub mod rtn;
 mod super_blocks;
 

@@ -52,6 +52,8 @@ impl Fittings {
 /// How the codes on its grids are found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Solver {
+    /// The nearest, without inputs.
+    Plain,
     /// The nearest, on grids for which a column's error counts as much as the squares of its inputs.
     Nearest,
     Gptq(gptq::Options),
@@ -78,6 +80,7 @@ const APART: &[&[Slot]] = &[&[Slot::Query], &[Slot::Output], &[Slot::Gate], &[Sl
 impl Compressor for Calibrated {
     fn kinds(&self) -> &[Kind] {
         match self.solver {
+            Solver::Plain => &[],
             Solver::Nearest => &[Kind::Squares],
             Solver::Gptq(_) => &[Kind::Gram],
         }
@@ -110,7 +113,10 @@ impl Calibrated {
     fn tensor(&self, layer: &Layer<'_>, sums: &Sums, gram: Option<&[f64]>) -> Result<Compressed> {
         let spec = layer.spec;
         let fitting = self.fittings.of(spec);
-        let squares = squares(spec, &sums.block, gram)?;
+        let squares = match self.solver {
+            Solver::Plain => Vec::new(),
+            _ => squares(spec, &sums.block, gram)?,
+        };
         let mut report = TensorReport {
             tensor: &spec.name,
             format: fitting.format().label(),
@@ -120,6 +126,7 @@ impl Calibrated {
         };
         let seen = squares.iter().any(|square| *square > 0.0);
         let packed = match (self.solver, gram) {
+            (Solver::Plain, _) => fitting.round(&layer.weight, None, &spec.name)?,
             _ if !seen => {
                 report.warning = Some(format!(
                     "{}: no token of the calibration gave it an input other than 0; it is rounded without one",

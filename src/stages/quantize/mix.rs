@@ -22,6 +22,7 @@ use crate::methods::quantize::Scheme;
 use crate::methods::quantize::budget::{Choice, assign};
 use crate::methods::quantize::fit::{Fitting, How};
 use crate::methods::quantize::gptq::Options;
+use crate::methods::quantize::mixes;
 use crate::methods::quantize::rtn::rtn;
 use crate::model::{Config, Model, Outline, TensorSpec, Weights};
 use crate::stages::method::OfMethod;
@@ -47,15 +48,20 @@ pub struct Mix {
     #[arg(long, value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     target_size: Option<String>,
+    /// The types that llama-quantize gives each tensor of its mix of this name (q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m,
+    /// q5_k_s, q5_k_m), the embedding and the head among them; --type takes the names with _s, _m and _l for this
+    #[arg(long, value_name = "MIX", conflicts_with_all = ["target_bpw", "target_size"])]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    like: Option<String>,
     /// The types that there are, as --type takes them [default: those of GGUF that hold a tensor's rows: q2_k, q3_k, iq4_xs, q4_k,
     /// q5_k, q6_k and q8_0 of 256 columns and their multiples; iq4_nl, q5_0, q5_1 and q8_0 of others]
     #[arg(long, value_name = "TYPE", value_delimiter = ',')]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     types: Vec<String>,
-    /// How a tensor is rounded to its type
-    #[arg(long, value_enum, default_value_t)]
-    #[serde(default)]
-    rounding: Rounding,
+    /// How a tensor is rounded to its type [default: gptq; of --like plain]
+    #[arg(long, value_enum)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rounding: Option<Rounding>,
     /// Rows of the calibration text on which it is measured how far the model goes from itself
     #[arg(long, value_name = "ROWS", default_value_t = 8)]
     #[serde(default = "eight")]
@@ -78,13 +84,14 @@ pub struct Mix {
 }
 
 /// How a tensor of a mix is rounded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 enum Rounding {
+    /// To the nearest, without data
+    Plain,
     /// To the nearest, grids weighted by the squares of inputs
     Rtn,
     /// Column by column
-    #[default]
     Gptq,
 }
 
@@ -157,11 +164,24 @@ impl OfMethod for Mix {
     fn of_method(mut self, name: &'static str) -> Self {
         self.method = name.into();
         self.source.calibration.fill(128, 256);
+        if self.like.is_some() && self.include == default_include() {
+            self.include = vec!["*".into()];
+        }
         self
     }
 }
 
 impl Mix {
+    fn rounding(&self) -> Rounding {
+        let own = if self.like.is_some() { Rounding::Plain } else { Rounding::Gptq };
+        self.rounding.unwrap_or(own)
+    }
+
+    /// Whether it reads no text.
+    fn is_blind(&self) -> bool {
+        self.rounding() == Rounding::Plain && (self.like.is_some() || self.sensitivities.is_some())
+    }
+
     fn mixing<'a>(&self, model: &'a Outline) -> Result<Mixing<'a>, BadField> {
         self.source.check()?;
         if self.measure_rows == 0 {
@@ -173,26 +193,34 @@ impl Mix {
             return Err(BadField::new("stats", expected, found));
         }
         let modules = Modules::new(&self.include, &self.exclude)?;
-        let chosen: Vec<&TensorSpec> =
+        let mut chosen: Vec<&TensorSpec> =
             model.specs.iter().filter(|spec| modules.have(spec)).collect();
+        let like = self.like()?;
+        if let Some(like) = like {
+            chosen.retain(|spec| like_type(like, &model.config, spec).is_some());
+        }
         if chosen.is_empty() {
             let found = format!("{:?}, which match none", self.include);
             return Err(BadField::new("include", "patterns that match a weight", found));
         }
         let lookup = chosen.iter().find(|spec| spec.slot == Slot::Embedding && !model.config.tied);
-        if let Some(spec) = lookup {
+        if let Some(spec) = lookup.filter(|_| self.rounding() != Rounding::Plain) {
             let expected = "weights that are multiplied with inputs; an embedding is looked up in (rtn rounds it)";
             return Err(BadField::new("include", expected, spec.module()));
         }
         let (mut schemes, mut formats) = (Vec::new(), Vec::new());
         for spec in &chosen {
-            let own = self.schemes(spec)?;
+            let own = match like.and_then(|like| like_type(like, &model.config, spec)) {
+                Some((ty, _)) => vec![self.scheme(ty)?],
+                None => self.schemes(spec)?,
+            };
             formats.push(own.iter().map(|scheme| scheme.format()).collect::<Result<_, _>>()?);
             schemes.push(own);
         }
         let budget = self.budget(model, &chosen)?;
         let options = Options { damping: 0.01, block: 128, by_activation: false };
-        let solver = match self.rounding {
+        let solver = match self.rounding() {
+            Rounding::Plain => Solver::Plain,
             Rounding::Rtn => Solver::Nearest,
             Rounding::Gptq => Solver::Gptq(options),
         };
@@ -208,21 +236,40 @@ impl Mix {
             }
             true => vec!["iq4_nl", "q5_0", "q5_1", "q8_0"],
         };
-        let of = |name: &&str| {
-            let bad = |expected: &str| BadField::new("types", expected, name);
-            let target = match name.rsplit_once("-g") {
-                Some((name, size)) => {
-                    let size = size.parse().map_err(|_| bad("a type, or TYPE-gSIZE"))?;
-                    Target { group_size: Some(size), ..Target::of_type(name) }
-                }
-                None => Target::of_type(name),
-            };
-            let scheme = target
-                .scheme()?
-                .filter(|scheme| scheme.format().is_ok_and(|format| !format.ty.is_sparse()));
-            scheme.ok_or_else(|| bad("types with scales and without a pattern"))
+        names.iter().map(|name| self.scheme(name)).collect()
+    }
+
+    /// The scheme of a type by its name, or TYPE-gSIZE.
+    fn scheme(&self, name: &str) -> Result<Scheme, BadField> {
+        let bad = |expected: &str| BadField::new("types", expected, name);
+        let target = match name.rsplit_once("-g") {
+            Some((name, size)) => {
+                let size = size.parse().map_err(|_| bad("a type, or TYPE-gSIZE"))?;
+                Target { group_size: Some(size), ..Target::of_type(name) }
+            }
+            None => Target::of_type(name),
         };
-        names.iter().map(of).collect()
+        let scheme = target
+            .scheme()?
+            .filter(|scheme| scheme.format().is_ok_and(|format| !format.ty.is_sparse()));
+        scheme.ok_or_else(|| bad("types with scales and without a pattern"))
+    }
+
+    /// The mix of llama-quantize that is asked for.
+    fn like(&self) -> Result<Option<&'static mixes::Mix>, BadField> {
+        let Some(name) = &self.like else { return Ok(None) };
+        let names: Vec<&str> = mixes::MIXES.iter().map(|mix| mix.name).collect();
+        let other = [
+            (self.target_bpw.is_some(), "target_bpw"),
+            (self.target_size.is_some(), "target_size"),
+            (self.sensitivities.is_some(), "sensitivities"),
+            (!self.types.is_empty(), "types"),
+        ];
+        if let Some((_, field)) = other.into_iter().find(|(is, _)| *is) {
+            return Err(BadField::new(field, format!("none beside like {name}"), "one"));
+        }
+        let found = mixes::mix(name);
+        found.map(Some).ok_or_else(|| BadField::new("like", names.join(", "), name))
     }
 
     /// Bytes for the chosen tensors.
@@ -248,9 +295,10 @@ impl Mix {
                     BadField::new("target_size", expected, size)
                 })
             }
+            (None, None) if self.like.is_some() => Ok(u64::MAX),
             _ => {
                 let found = if self.target_bpw.is_some() { "both" } else { "none" };
-                Err(BadField::new("target_bpw", "this or target_size, one of them", found))
+                Err(BadField::new("target_bpw", "this, target_size or like, one of them", found))
             }
         }
     }
@@ -293,6 +341,26 @@ impl Mix {
                 }
             }
         })
+    }
+
+    /// What to say of tensors whose rows are no whole super-blocks.
+    fn instead(&self, model: &Outline, mixing: &Mixing<'_>) -> Result<Option<String>> {
+        let Some(like) = self.like().map_err(BadField::in_recipe)? else { return Ok(None) };
+        let mut types: BTreeMap<&str, usize> = BTreeMap::new();
+        for spec in &mixing.chosen {
+            if let Some((ty, true)) = like_type(like, &model.config, spec) {
+                *types.entry(ty).or_default() += 1;
+            }
+        }
+        let list: Vec<String> = types.iter().map(|(ty, count)| format!("{count} {ty}")).collect();
+        Ok((!list.is_empty()).then(|| {
+            format!(
+                "rows of {} of {} tensors are no multiple of {SUPER_BLOCK} columns: they get what llama-quantize gives such ({})",
+                types.values().sum::<usize>(),
+                mixing.chosen.len(),
+                list.join(", ")
+            )
+        }))
     }
 
     /// Losses as if all tensors were alike, before anything was measured: a quarter with each bit.
@@ -377,6 +445,19 @@ impl Mix {
     }
 }
 
+/// The type of a tensor in a mix of llama-quantize, and whether it stands in for another.
+fn like_type(
+    like: &mixes::Mix,
+    config: &Config,
+    spec: &TensorSpec,
+) -> Option<(&'static str, bool)> {
+    let layer = spec.layer.unwrap_or(0);
+    let shared = config.blocks.get(layer).map_or(1, |block| block.heads / block.kv_heads.max(1));
+    let place = mixes::Place { layer, layers: config.layers(), shared };
+    let is_head = spec.slot == Slot::Head || spec.slot == Slot::Embedding && config.tied;
+    like.ty(spec.slot, is_head, &place, spec.columns)
+}
+
 impl Stage for Mix {
     fn kind(&self) -> &'static StageKind {
         &KIND
@@ -387,9 +468,13 @@ impl Stage for Mix {
     }
 
     fn needs(&self) -> Needs<'_> {
+        if self.is_blind() {
+            return Needs::default();
+        }
         Needs::sums(
             &self.source,
-            match self.rounding {
+            match self.rounding() {
+                Rounding::Plain => &[],
                 Rounding::Rtn => &[Kind::Squares],
                 Rounding::Gptq => &[Kind::Gram],
             },
@@ -406,6 +491,7 @@ impl Stage for Mix {
         let known = self.known()?;
         let path = self.sensitivities.as_deref().unwrap_or_default();
         let losses = match &known {
+            None if self.like.is_some() => vec![vec![0.0]; mixing.chosen.len()],
             None => Self::assumed(&mixing),
             Some(known) => {
                 let pairs = mixing.chosen.iter().zip(&mixing.formats);
@@ -421,14 +507,15 @@ impl Stage for Mix {
             .map(|((spec, formats), index)| (spec.name.as_str(), formats[*index]))
             .collect();
         let mut outline = model.clone();
-        outline.estimated |= known.is_none();
+        let estimated = known.is_none() && self.like.is_none();
+        outline.estimated |= estimated;
         let (mut changes, mut largest, mut widest) = (HashMap::new(), 0u64, 0u64);
         let formats = outline.formats.iter_mut().zip(&mut outline.copies);
         for (spec, (format, copy)) in outline.specs.iter().zip(formats) {
             let Some(new) = chosen.get(spec.name.as_str()) else { continue };
             (*format, *copy) = (*new, None);
-            let how = match self.rounding {
-                Rounding::Rtn => "rtn",
+            let how = match self.rounding() {
+                Rounding::Plain | Rounding::Rtn => "rtn",
                 Rounding::Gptq => "gptq",
             };
             changes.insert(spec.name.clone(), format!("{how} {}", new.label()));
@@ -436,7 +523,8 @@ impl Stage for Mix {
             widest = widest.max(spec.columns as u64);
         }
         let mut warnings = Vec::new();
-        if known.is_none() {
+        warnings.extend(self.instead(model, &mixing)?);
+        if estimated {
             warnings.push(format!(
                 "which tensor gets which type is known once it is measured, {} types of {} tensors; the types here are those of tensors that are all alike",
                 mixing.formats.iter().map(Vec::len).max().unwrap_or(0),
@@ -458,14 +546,19 @@ impl Stage for Mix {
     fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
         let outline = Outline::of(model)?;
         let mixing = self.mixing(&outline).map_err(BadField::in_recipe)?;
-        let (known, path) = match self.known()? {
-            Some(known) => (known, self.sensitivities.as_deref().unwrap_or_default()),
-            None => (self.measure(model, &mixing, context)?, SENSITIVITIES),
+        let losses = match self.like {
+            Some(_) => vec![vec![0.0]; mixing.chosen.len()],
+            None => {
+                let (known, path) = match self.known()? {
+                    Some(known) => (known, self.sensitivities.as_deref().unwrap_or_default()),
+                    None => (self.measure(model, &mixing, context)?, SENSITIVITIES),
+                };
+                save(context.folder, SENSITIVITIES, &known)?;
+                let pairs = mixing.chosen.iter().zip(&mixing.formats);
+                let losses = pairs.map(|(spec, formats)| known.of(path, spec, formats));
+                losses.collect::<Result<Vec<_>>>()?
+            }
         };
-        save(context.folder, SENSITIVITIES, &known)?;
-        let pairs = mixing.chosen.iter().zip(&mixing.formats);
-        let losses = pairs.map(|(spec, formats)| known.of(path, spec, formats));
-        let losses = losses.collect::<Result<Vec<_>>>()?;
         let assigned = self.assign(&mixing, &losses).map_err(BadField::in_recipe)?;
         let mut fittings = BTreeMap::new();
         let mut rows = Vec::new();
@@ -479,20 +572,21 @@ impl Stage for Mix {
             bytes += own;
             weights += (spec.rows * spec.columns) as u64;
             loss += losses[place][index];
-            rows.push(json!({
-                "tensor": spec.name,
-                "format": format.label(),
-                "bytes": own,
-                "kl": losses[place][index],
-            }));
+            let mut row = json!({"tensor": spec.name, "format": format.label(), "bytes": own});
+            if self.like.is_none() {
+                row["kl"] = losses[place][index].into();
+            }
+            rows.push(row);
         }
-        let told = json!({
-            "target_bytes": mixing.budget,
-            "bytes": bytes,
-            "bits_per_weight": 8.0 * bytes as f64 / weights as f64,
-            "kl_sum": loss,
-            "tensors": rows,
-        });
+        let bits = 8.0 * bytes as f64 / weights as f64;
+        let mut told = json!({"bytes": bytes, "bits_per_weight": bits, "tensors": rows});
+        match &self.like {
+            Some(like) => told["like"] = like.clone().into(),
+            None => {
+                told["target_bytes"] = mixing.budget.into();
+                told["kl_sum"] = loss.into();
+            }
+        }
         save(context.folder, ASSIGNED, &told)?;
         let method = Calibrated { fittings: Fittings::Each(fittings), solver: mixing.solver };
         method.run(model, &mixing.chosen, self.source.feed(), context)

@@ -6,6 +6,10 @@ mod mix;
 mod nearest;
 mod target;
 
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -83,6 +87,37 @@ impl Flags {
     }
 }
 
+/// The stage of `--type Q4_K_M`: the mix of that name.
+fn like(name: &str, matches: &clap::ArgMatches) -> Result<Flags, clap::Error> {
+    let mut table = toml::Table::new();
+    table.insert("method".into(), "mix".into());
+    table.insert("like".into(), name.to_ascii_lowercase().into());
+    let own = ["ty", "include", "exclude"];
+    for id in matches.ids().map(|id| id.as_str()) {
+        let given = matches.value_source(id) == Some(ValueSource::CommandLine);
+        let is_flag = METHODS.iter().any(|method| {
+            (method.command)().get_arguments().any(|arg| arg.get_id().as_str() == id)
+        });
+        if given && is_flag && !own.contains(&id) {
+            let text = format!(
+                "--type {name} is a mix of types: --{} is none of its flags; give --method mix --like {name}\n",
+                id.replace('_', "-")
+            );
+            return Err(clap::Error::raw(ErrorKind::ArgumentConflict, text));
+        }
+    }
+    for id in ["include", "exclude"] {
+        if matches.value_source(id) == Some(ValueSource::CommandLine) {
+            let texts = matches.get_many::<OsString>(id).into_iter().flatten();
+            let texts = texts.map(|text| toml::Value::from(text.to_string_lossy().into_owned()));
+            table.insert(id.into(), toml::Value::Array(texts.collect()));
+        }
+    }
+    let stage = super::method::parse(METHODS, table)
+        .map_err(|error| clap::Error::raw(ErrorKind::InvalidValue, format!("{error}\n")))?;
+    Ok(Flags(RecipeStage::of(stage)))
+}
+
 const ABOUT: &str = "How codes are found:";
 
 impl clap::Args for Flags {
@@ -97,6 +132,13 @@ impl clap::Args for Flags {
 
 impl clap::FromArgMatches for Flags {
     fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        // llama-quantize's names that are no types.
+        let ty = matches.get_one::<OsString>("ty").and_then(|ty| ty.to_str()).map(str::to_owned);
+        if let Some(name) = ty.filter(|ty| ty.contains("_K_") || ty.contains("_k_"))
+            && matches.value_source("method") != Some(ValueSource::CommandLine)
+        {
+            return like(&name, matches);
+        }
         stage(KIND.name, METHODS, matches).map(|stage| Self(RecipeStage::of(stage)))
     }
 
