@@ -8,7 +8,9 @@ use lopper::device::Device;
 use lopper::error::Result as Outcome;
 use lopper::formats::safetensors::{NewTensor, Safetensors, write_folder};
 use lopper::measure::{Convention, perplexity};
+use lopper::methods::calibration::Rows;
 use lopper::model::{Checkpoint, Compute, Config, Model, Pass, TensorSpec, Weights};
+use lopper::stages::{Context, Stage};
 use lopper::tensor::{DType, Packed, WeightFormat};
 use serde_json::{Map as Object, Value};
 
@@ -17,6 +19,35 @@ use crate::program::TEXT;
 /// A pass in f32.
 pub fn pass(device: &Device) -> Pass<'_> {
     Pass { device, compute: Compute::F32 }
+}
+
+/// Runs a stage on some weights of a model, on the CPU, into a folder; what it left.
+pub fn run_stage(
+    parent: &Checkpoint,
+    weights: &dyn Weights,
+    stage: &dyn Stage,
+    folder: &Path,
+) -> Result<Checkpoint, Failed> {
+    let rows = match stage.needs().calibration {
+        Some(calibration) => Some(Rows::of_text(calibration, &parent.tokenizer()?)?),
+        None => None,
+    };
+    std::fs::create_dir_all(folder)?;
+    let mut context = Context {
+        parent,
+        pass: pass(&Device::Cpu),
+        rows: rows.as_ref(),
+        statistics: None,
+        examples: None,
+        teacher: None,
+        training: Compute::F32,
+        seed: 0,
+        budget: None,
+        folder,
+        progress: &mut |_, _, _| {},
+    };
+    let config = stage.run(weights, &mut context)?;
+    Ok(Checkpoint::open_stage(folder, config)?)
 }
 
 pub fn load(device: &Device, weights: &dyn Weights) -> Outcome<Model> {

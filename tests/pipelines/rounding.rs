@@ -2,12 +2,10 @@
 //! they refuse.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, Random};
 use lopper::graph::Slot;
-use lopper::methods::calibration::Rows;
 use lopper::methods::prune::sparse::squared_outputs;
 use lopper::methods::quantize::budget::{Choice, assign};
 use lopper::methods::quantize::fit::{Fitting, How};
@@ -15,17 +13,17 @@ use lopper::methods::quantize::gptq::{Options, solve};
 use lopper::methods::quantize::mixes::{Place, mix};
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
-use lopper::model::{Checkpoint, Compute, Outline, Role, TensorSpec, Weights};
-use lopper::stages::{Context, RecipeStage};
+use lopper::model::{Checkpoint, Outline, Role, TensorSpec, Weights};
+use lopper::stages::RecipeStage;
 use lopper::tensor::{Packed, Scale, WEIGHT_TYPES, WeightFormat};
 
-use crate::models::{pass, speech_perplexity};
+use crate::models::{MapWeights, pass, run_stage, speech_perplexity};
 use crate::numbers::{Within, assert_close};
 use crate::program::{lopper, read_json, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     suite!("rounding": by_rule, searched, super_blocks, searched_is_near_the_best, heavy_tails, columns, order, unseen,
-        quality, rules, budgets, within_a_size, mixes_by_name)
+        quality, rules, embeddings_have_no_inputs, budgets, within_a_size, mixes_by_name)
 }
 
 /// Bell-shaped weights with outliers, a constant group and a zero group.
@@ -329,34 +327,8 @@ fn stage(keys: &str) -> Result<RecipeStage, Failed> {
     Ok(toml::from_str(&format!("kind = \"quantize\"\n{keys}"))?)
 }
 
-/// Runs a stage on a model into a folder; what it left.
-fn run(model: &Checkpoint, stage: &RecipeStage, folder: &Path) -> Result<Checkpoint, Failed> {
-    let device = &Device::Cpu;
-    let rows = match stage.needs().calibration {
-        Some(calibration) => Some(Rows::of_text(calibration, &model.tokenizer()?)?),
-        None => None,
-    };
-    let mut context = Context {
-        parent: model,
-        pass: pass(device),
-        rows: rows.as_ref(),
-        statistics: None,
-        examples: None,
-        teacher: None,
-        training: Compute::F32,
-        seed: 0,
-        budget: None,
-        folder,
-        progress: &mut |_, _, _| {},
-    };
-    std::fs::create_dir_all(folder)?;
-    let config = stage.run(model, &mut context)?;
-    Ok(Checkpoint::open_stage(folder, config)?)
-}
-
 /// A layer that gets nothing but zeros is rounded without its inputs, and it is said.
 fn unseen() -> Result<(), Failed> {
-    use crate::models::MapWeights;
     let model = Checkpoint::open("embedded:nano-llama")?;
     let silent = MapWeights(&model, &|spec, packed| {
         Ok(match spec.name.as_str() {
@@ -367,22 +339,8 @@ fn unseen() -> Result<(), Failed> {
         })
     });
     let stage = stage("method = \"gptq\"\nbits = 4\n[calibration]\nsamples = 2\nlength = 16\n")?;
-    let rows = Rows::of_text(stage.needs().calibration.ok_or("calibration")?, &model.tokenizer()?)?;
     let folder = tempfile::tempdir()?;
-    let mut context = Context {
-        parent: &model,
-        pass: pass(&Device::Cpu),
-        rows: Some(&rows),
-        statistics: None,
-        examples: None,
-        teacher: None,
-        training: Compute::F32,
-        seed: 0,
-        budget: None,
-        folder: folder.path(),
-        progress: &mut |_, _, _| {},
-    };
-    stage.run(&silent, &mut context)?;
+    run_stage(&model, &silent, &*stage, folder.path())?;
     let report = stage.report(folder.path())?.ok_or("a report")?;
     let told: Vec<&String> =
         report.warnings.iter().filter(|warning| warning.contains("no token")).collect();
@@ -402,7 +360,7 @@ fn quality() -> Result<(), Failed> {
             "method = \"gptq\"\nfit = \"rule\"\nbits = {bits}\ngrid = \"zero-point\"\ngroup_size = 32\nfeed = \"parent\"\n{calibration}"
         );
         let folder = tempfile::tempdir()?;
-        let quantized = run(&parent, &stage(&keys)?, folder.path())?;
+        let quantized = run_stage(&parent, &parent, &*stage(&keys)?, folder.path())?;
         let key = format!("gptq w{bits} g32 asym one-shot");
         let expected = known[key.as_str()].as_f64().ok_or("a figure")?;
         let found = speech_perplexity(&pass(&Device::Cpu), &quantized, 8192)?;
@@ -437,6 +395,7 @@ fn rules() -> Result<(), Failed> {
         ("type = \"f16_2of4\"\nmethod = \"gptq\"", "stage.type", "f16_2of4"),
         ("type = \"int4_2of4\"\nfit = \"search\"", "stage.type", "int4_2of4"),
         ("bits = 4\nweighted = true", "stage.weighted", "true"),
+        ("type = \"q4_k\"\nmethod = \"gptq\"\nfit = \"rule\"", "stage.fit", "rule"),
         ("bits = 4\ngrid = \"zero-point\"\nmethod = \"hqq\"", "stage.grid", "zero-point"),
         ("bits = 4\nmethod = \"hqq\"\nfit = \"rule\"", "stage.fit", "one"),
         (
@@ -449,6 +408,25 @@ fn rules() -> Result<(), Failed> {
             stage(keys)?.plan(&model).err().ok_or(format!("{keys} is taken"))?.to_string();
         assert!(refused.contains(field) && refused.contains(found), "{keys}: {refused}");
     }
+    Ok(())
+}
+
+/// An embedding that is not the head too has no inputs to be rounded by.
+fn embeddings_have_no_inputs() -> Result<(), Failed> {
+    let model = Outline::of(&Checkpoint::open("embedded:tiny-llama")?)?;
+    let embedding = "include = [\"*embed_tokens*\"]";
+    for keys in [
+        "method = \"gptq\"\nbits = 4",
+        "method = \"rtn\"\nbits = 4\nfit = \"search\"\nweighted = true",
+        "method = \"mix\"\ntarget_bpw = 6",
+    ] {
+        let planned = stage(&format!("{keys}\n{embedding}"))?.plan(&model);
+        let refused = planned.err().ok_or(format!("{keys} is taken"))?.to_string();
+        let said = refused.contains("stage.include") && refused.contains("model.embed_tokens");
+        assert!(said, "{keys}: {refused}");
+    }
+    let plain = "method = \"rtn\"\nbits = 4\nfit = \"search\"";
+    stage(&format!("{plain}\n{embedding}"))?.plan(&model)?;
     Ok(())
 }
 
@@ -519,7 +497,7 @@ fn within_a_size() -> Result<(), Failed> {
     let keys = format!("method = \"mix\"\ntarget_bpw = 4.5\nmeasure_rows = 4\n{types}\n");
     let folder = tempfile::tempdir()?;
     let mix = stage(&format!("{keys}{calibration}"))?;
-    let mixed = run(&model, &mix, folder.path())?;
+    let mixed = run_stage(&model, &model, &*mix, folder.path())?;
     let report = mix.report(folder.path())?.ok_or("a report")?;
     let told = &report.value["mix"];
     let (target, bytes) = (told["target_bytes"].as_u64(), told["bytes"].as_u64());
@@ -544,13 +522,13 @@ fn within_a_size() -> Result<(), Failed> {
     let planned = again.plan(&Outline::of(&model)?)?;
     assert!(!planned.outline.estimated && mix.plan(&Outline::of(&model)?)?.outline.estimated);
     let other = tempfile::tempdir()?;
-    let second = run(&model, &again, other.path())?;
+    let second = run_stage(&model, &model, &*again, other.path())?;
     for spec in mixed.specs() {
         assert_eq!(second.load(spec)?, mixed.load(spec)?, "{}", spec.name);
         assert_eq!(planned.outline.format(spec)?, mixed.format(spec)?, "planned {}", spec.name);
     }
     let uniform = format!("method = \"gptq\"\ntype = \"int4\"\n{calibration}");
-    let uniform = run(&model, &stage(&uniform)?, &folder.path().join("uniform"))?;
+    let uniform = run_stage(&model, &model, &*stage(&uniform)?, &folder.path().join("uniform"))?;
     let figure = |model: &Checkpoint| speech_perplexity(&pass(&Device::Cpu), model, 4096);
     let (mixed, uniform) = (figure(&mixed)?, figure(&uniform)?);
     assert!(mixed < 1.005 * uniform, "{mixed} beside {uniform}");

@@ -1,8 +1,6 @@
 //! Sparsity: masks, SparseGPT, swaps and refits beside what defines them, qualities that correct implementations reach, stages and
 //! what they refuse.
 
-use std::path::Path;
-
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, Random};
 use lopper::methods::calibration::{Calibration, Rows};
@@ -12,12 +10,12 @@ use lopper::methods::prune::sparse::gpt::{Options, solve};
 use lopper::methods::prune::sparse::refit::{outputs, refit};
 use lopper::methods::prune::sparse::swaps::improve;
 use lopper::methods::prune::sparse::{Pattern, keep_highest, masked, scores, squared_outputs};
-use lopper::model::{Checkpoint, Compute, Outline, Role, Weights};
+use lopper::model::{Checkpoint, Outline, Role, Weights};
+use lopper::stages::Stage;
 use lopper::stages::method::OfMethod;
 use lopper::stages::prune::Sparsify;
-use lopper::stages::{Context, Stage};
 
-use crate::models::{logits, pass, speech_perplexity};
+use crate::models::{logits, pass, run_stage, speech_perplexity};
 use crate::numbers::{Within, assert_close, relative_error};
 use crate::program::{read_json, succeeds};
 
@@ -325,30 +323,6 @@ fn stage(method: &'static str, keys: &str) -> Result<Sparsify, Failed> {
     Ok(stage.of_method(method))
 }
 
-/// Runs a stage on a model into a folder; what it left.
-fn run(model: &Checkpoint, stage: &Sparsify, folder: &Path) -> Result<Checkpoint, Failed> {
-    let device = &Device::Cpu;
-    let rows = match stage.needs().calibration {
-        Some(calibration) => Some(Rows::of_text(calibration, &model.tokenizer()?)?),
-        None => None,
-    };
-    let mut context = Context {
-        parent: model,
-        pass: pass(device),
-        rows: rows.as_ref(),
-        statistics: None,
-        examples: None,
-        teacher: None,
-        training: Compute::F32,
-        seed: 0,
-        budget: None,
-        folder,
-        progress: &mut |_, _, _| {},
-    };
-    let config = stage.run(model, &mut context)?;
-    Ok(Checkpoint::open_stage(folder, config)?)
-}
-
 /// Zeros of the linear layers of a model, and their weights.
 fn zeros(model: &dyn Weights) -> Result<(usize, usize), Failed> {
     let (mut zeros, mut all) = (0, 0);
@@ -373,7 +347,7 @@ fn quality() -> Result<(), Failed> {
     ] {
         let stage = stage(method, &format!("{keys}\nfeed = \"parent\"\n{calibration}"))?;
         let folder = tempfile::tempdir()?;
-        let pruned = run(&parent, &stage, folder.path())?;
+        let pruned = run_stage(&parent, &parent, &stage, folder.path())?;
         let (zeros, all) = zeros(&pruned)?;
         assert_eq!(2 * zeros, all, "{key}");
         let expected = known[key].as_f64().ok_or(key)?;
@@ -447,7 +421,7 @@ fn codes_stay() -> Result<(), Failed> {
         ("sparsegpt", "ratio = 0.5\ncalibration = { samples = 8, length = 64 }", "f16"),
     ] {
         let out = tempfile::tempdir()?;
-        let pruned = run(&parent, &stage(method, keys)?, out.path())?;
+        let pruned = run_stage(&parent, &parent, &stage(method, keys)?, out.path())?;
         let (zeros, all) = zeros(&pruned)?;
         // q8_0 has zeros of its own.
         assert!(2 * zeros >= all && zeros < all * 52 / 100, "{method}: {zeros} of {all}");
@@ -479,7 +453,7 @@ fn nearer_the_model() -> Result<(), Failed> {
         for keys in ["", "refit = true\n"] {
             let stage = stage(method, &format!("pattern = \"2:4\"\n{keys}{calibration}"))?;
             let folder = tempfile::tempdir()?;
-            let pruned = run(&parent, &stage, folder.path())?;
+            let pruned = run_stage(&parent, &parent, &stage, folder.path())?;
             for offset in [0, 5000] {
                 let ids = of(offset)?;
                 let (dense, now) =

@@ -114,6 +114,10 @@ impl Fitting {
             let expected = "float-min (types uint1m to uint8m), whose offset is a real number, with method hqq";
             return Err(BadField::new("grid", expected, scheme.grid.name()));
         }
+        if how == How::Rule && format.ty.super_block().is_some() {
+            let expected = format!("search, as {} has no rule", format.ty.name);
+            return Err(BadField::new("fit", expected, "rule"));
+        }
         Ok(Self { scheme, format, how, levels: Levels::new(format) })
     }
 

@@ -15,8 +15,8 @@ use crate::methods::prune::sparse::squared_outputs;
 use crate::methods::quantize::fit::Fitting;
 use crate::methods::quantize::gptq;
 use crate::methods::sequential::{
-    Compressed, Compressor, Layer, Replaced, Sums, compress, gram, input_of, remove, reports,
-    squares,
+    Compressed, Compressor, Inputs, Layer, Replaced, Sums, compress, gram, input_of, remove,
+    reports, squares,
 };
 use crate::model::{Config, Outline, TensorSpec, Weights};
 use crate::stages::{Context, Report, save, saved};
@@ -168,7 +168,10 @@ impl Calibrated {
     ) -> Result<Config> {
         let folder = context.folder;
         if !folder.join(ROUNDING).exists() {
-            let inputs = context.inputs(feed);
+            let inputs = match self.kinds() {
+                [] => Inputs::None,
+                _ => context.inputs(feed),
+            };
             let progress = &mut *context.progress;
             compress(model, chosen, inputs, self, folder, &mut |done, all| {
                 progress("quantizing", done, all);
@@ -190,6 +193,21 @@ fn lost(weight: &Packed, packed: &Packed, gram: &[f64]) -> f64 {
     let away: Vec<f64> = weight.iter().zip(&packed).map(|(a, b)| a - b).collect();
     let whole = squared_outputs(&weight, columns, gram);
     if whole > 0.0 { squared_outputs(&away, columns, gram) / whole } else { 0.0 }
+}
+
+/// An error if one of these tensors of a model has no inputs whose sums are its own: an embedding that is not the head too.
+pub(super) fn have_inputs<'a>(
+    tensors: impl IntoIterator<Item = &'a TensorSpec>,
+    config: &Config,
+) -> Result<(), BadField> {
+    let mut tensors = tensors.into_iter();
+    match tensors.find(|spec| spec.slot == Slot::Embedding && !config.tied) {
+        None => Ok(()),
+        Some(spec) => {
+            let expected = "weights that are multiplied with inputs; an embedding is looked up in (rtn rounds it)";
+            Err(BadField::new("include", expected, spec.module()))
+        }
+    }
 }
 
 /// The report of a stage that left one.

@@ -6,10 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::KIND;
-use super::calibrated::{Calibrated, Fittings, Solver, changed, report};
+use super::calibrated::{Calibrated, Fittings, Solver, changed, have_inputs, report};
 use super::target::{Rule, Target};
 use crate::error::Result;
-use crate::graph::Slot;
 use crate::methods::BadField;
 use crate::methods::calibration::Source;
 use crate::methods::quantize::fit::{Fitting, How};
@@ -108,12 +107,7 @@ impl Stage for Gptq {
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
         let (rule, _) = self.rule().map_err(BadField::in_recipe)?;
-        for spec in model.specs.iter().filter(|spec| rule.modules.have(spec)) {
-            if spec.slot == Slot::Embedding && !model.config.tied {
-                let expected = "weights that are multiplied with inputs; an embedding is looked up in (rtn rounds it)";
-                return Err(BadField::new("include", expected, spec.module()).in_recipe());
-            }
-        }
+        have_inputs(rule.of(model), &model.config).map_err(BadField::in_recipe)?;
         let (outline, changes, largest) =
             changed(model, &rule, &self.target.include, &self.words(&rule))?;
         let widest = outline.specs.iter().filter(|spec| rule.modules.have(spec));

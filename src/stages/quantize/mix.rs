@@ -1,5 +1,5 @@
-//! Types for each tensor, so that the model takes a number of bytes and loses least: what the loss of each tensor in each type is
-//! is measured, then the bytes are given out ([`crate::methods::quantize::budget`]), then every tensor is rounded to its type.
+//! Types for each tensor, so that the model takes a number of bytes and loses least: what each tensor loses in each type is
+//! measured, then the bytes are given out ([`crate::methods::quantize::budget`]), then every tensor is rounded to its type.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::KIND;
-use super::calibrated::{Calibrated, Fittings, ROUNDING, Solver, report};
+use super::calibrated::{Calibrated, Fittings, ROUNDING, Solver, have_inputs, report};
 use super::target::Target;
 use crate::disk;
 use crate::error::{Error, Result};
@@ -203,10 +203,8 @@ impl Mix {
             let found = format!("{:?}, which match none", self.include);
             return Err(BadField::new("include", "patterns that match a weight", found));
         }
-        let lookup = chosen.iter().find(|spec| spec.slot == Slot::Embedding && !model.config.tied);
-        if let Some(spec) = lookup.filter(|_| self.rounding() != Rounding::Plain) {
-            let expected = "weights that are multiplied with inputs; an embedding is looked up in (rtn rounds it)";
-            return Err(BadField::new("include", expected, spec.module()));
+        if self.rounding() != Rounding::Plain {
+            have_inputs(chosen.iter().copied(), &model.config)?;
         }
         let (mut schemes, mut formats) = (Vec::new(), Vec::new());
         for spec in &chosen {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::KIND;
-use super::calibrated::{Calibrated, Fittings, Solver, changed, report};
+use super::calibrated::{Calibrated, Fittings, Solver, changed, have_inputs, report};
 use super::target::{Rule, Target};
 use crate::device::Device;
 use crate::error::Result;
@@ -126,6 +126,7 @@ impl Stage for Nearest {
         let (rule, _) = self.rule().map_err(BadField::in_recipe)?;
         if self.weighted {
             self.source.check().map_err(BadField::in_recipe)?;
+            have_inputs(rule.of(model), &model.config).map_err(BadField::in_recipe)?;
         }
         let (outline, changes, largest) =
             changed(model, &rule, &self.target.include, &self.words(&rule))?;
