@@ -12,7 +12,7 @@ pub(super) fn card<'a>(
 ) -> Card<'a> {
     let stages = manifest.stages.iter().map(|stage| stage.name.as_str());
     let quantized = stages.clone().any(|name| name == "quantize");
-    let changed = manifest.stages.is_empty();
+    let unchanged = manifest.stages.is_empty();
     let relation = if quantized { "quantized" } else { "finetune" };
     let mut text = format!(
         "# {}\n\nMade by Lopper {} of `{}`.\n\n",
@@ -45,7 +45,7 @@ pub(super) fn card<'a>(
     Card {
         parent,
         formats,
-        relation: (!changed).then_some(relation),
+        relation: (!unchanged).then_some(relation),
         tags: stages.map(str::to_string).collect(),
         text,
     }
