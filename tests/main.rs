@@ -67,6 +67,7 @@ mod kernels {
 
 mod model {
     pub mod adapters;
+    pub mod cache_types;
     pub mod distilled_gradients;
     pub mod families;
     pub mod golden;
@@ -133,6 +134,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     kernels::trits::trials,
     kernels::tuning::trials,
     model::adapters::trials,
+    model::cache_types::trials,
     model::distilled_gradients::trials,
     model::families::trials,
     model::golden::trials,

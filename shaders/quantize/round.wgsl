@@ -7,6 +7,7 @@
 #import params
 override WORKGROUP: u32;
 #import store_block
+#import nearest_code
 
 // Scale and second number of a column's group; for a symmetric group the second is its zero point.
 fn grid(row: u32, column: u32) -> vec2<f32> {
@@ -16,41 +17,6 @@ fn grid(row: u32, column: u32) -> vec2<f32> {
         return vec2(select(pair.x, pair.y, (group & 1u) == 1u), f32(1u << (BITS - 1u)));
     }
     return unpack2x16float(scales[row * params.scale_words + group]);
-}
-
-fn decoded(code: f32, line: vec2<f32>) -> f32 {
-    if SCALE == 3u {
-        return line.x * code + line.y;
-    }
-    return line.x * (code - line.y);
-}
-
-fn away(value: f32, code: u32, line: vec2<f32>) -> f32 {
-    return abs(value - decoded(f32(code), line));
-}
-
-fn nearest(value: f32, line: vec2<f32>) -> u32 {
-    let last = f32((1u << BITS) - 1u);
-    if line.x == 0.0 {
-        return select(0u, 1u << (BITS - 1u), SCALE == 1u);
-    }
-    var guess = value / line.x + line.y;
-    if SCALE == 3u {
-        guess = (value - line.y) / line.x;
-    }
-    guess = round(clamp(guess, 0.0, last));
-    var best = u32(max(guess - 1.0, 0.0));
-    let end = u32(min(guess + 1.0, last));
-    for (var candidate = u32(guess); candidate <= end; candidate++) {
-        if away(value, candidate, line) < away(value, best, line) {
-            best = candidate;
-        }
-    }
-    // Where the grid is finer than f32 at this value, several codes stand equally near.
-    while best > 0u && away(value, best - 1u, line) <= away(value, best, line) {
-        best--;
-    }
-    return best;
 }
 
 @compute @workgroup_size(WORKGROUP)

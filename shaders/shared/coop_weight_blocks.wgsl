@@ -1,6 +1,7 @@
 // Weights on their way into a tile: blocks of 32 codes with the scales of both halves, decoded where they are stored, and
 // rounded to f16. A step's blocks are as many as the invocations, or a multiple.
 #import block_bytes
+#import group_grid
 #import quad
 const BLOCKS: u32 = STEP / 32u;
 

@@ -1,5 +1,4 @@
 // Four affine codes of BITS bits as numbers. SCALE 3 and 7 have an offset, others what stands for 0 (src/tensor/weight.rs).
-#import group_grid
 
 // (Putting code bits under the exponent of 1024 in f16 instead, to spare the conversions, was a tenth slower on an H200.)
 fn quad_values(bytes: u32, grid: vec2<f32>) -> vec4<f32> {

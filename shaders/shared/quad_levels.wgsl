@@ -1,6 +1,5 @@
 // Four codes of levels, floats of few bits or entries of a codebook, as numbers.
 #import level
-#import group_grid
 
 fn quad_values(bytes: u32, grid: vec2<f32>) -> vec4<f32> {
     let code = unpack4xU8(bytes);

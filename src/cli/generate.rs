@@ -7,11 +7,12 @@ use serde_json::json;
 use super::Global;
 use super::output::Output;
 use super::session::{
-    compute, load_model, open_device, open_model, put_adapter, read_adapter, report_device,
+    CacheArguments, compute, load_model, open_device, open_model, put_adapter, read_adapter,
+    report_device,
 };
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::{Pass, Sampling, Weights, generate};
+use crate::model::{Pass, Sampling, Weights, check_cache, generate};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -20,6 +21,8 @@ pub(super) struct Arguments {
     /// With the adapter in this folder beside its layers, as PEFT and `lopper tune` write it
     #[arg(long, value_name = "FOLDER")]
     lora: Option<PathBuf>,
+    #[command(flatten)]
+    cache: CacheArguments,
     /// The text to continue
     #[arg(long, allow_hyphen_values = true)]
     prompt: String,
@@ -67,7 +70,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
     let count = arguments.n.min(context - prompt.len());
     let device = open_device(global, output)?;
-    let compute = compute(global, &device)?;
+    let compute = compute(global, &device)?.with_cache(arguments.cache.cache_type);
+    check_cache(checkpoint.config(), compute)?;
     let tokens = [1, prompt.len()];
     let mut model = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
     put_adapter(&device, &mut model, adapter.as_ref())?;
@@ -106,7 +110,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let rate = generation.tokens.len().saturating_sub(1) as f64 / generation.seconds.max(1e-9);
     output.json(&json!({
         "schema": 1, "model": arguments.model, "prompt": arguments.prompt, "text": continuation,
-        "prompt_tokens": prompt, "tokens": generation.tokens, "device": device.name(),
+        "prompt_tokens": prompt, "tokens": generation.tokens, "device": device.name(), "cache_type": compute.cache_type().name,
         "prompt_seconds": generation.prompt_seconds, "tokens_per_second": rate,
     }))?;
     if global.verbose > 0 {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
 use super::output::{Output, bytes};
 use super::{ComputeChoice, DeviceChoice, Global};
 use crate::device::{Device, Failure, Runner, check_case, complaint_of, fragment};
@@ -11,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose};
 use crate::interrupt;
 use crate::kernels::TABLE;
+use crate::kernels::kv::{CACHE_TYPES, CacheType};
 use crate::kernels::matmul::coop;
 use crate::kernels::matmul::product::{MatmulShape, ProductChoices, WeightForm, Winners};
 use crate::kernels::matmul::tuned;
@@ -18,6 +21,19 @@ use crate::measure::speed::tune::{Tuned, tune_all};
 use crate::model::{Adapters, Checkpoint, Compute, Model, Outline, WeightSource, Weights};
 use crate::tensor::DType;
 use crate::train::lora::{adapt, expect_of_blocks};
+
+/// How keys and values are kept, in commands that run a model.
+#[derive(Debug, clap::Args)]
+pub(super) struct CacheArguments {
+    /// Keep the keys and values of attention in this type, the smaller the more is lost; without it, in that of activations
+    #[arg(long, value_name = "TYPE", value_parser = cache_types())]
+    pub(super) cache_type: Option<&'static CacheType>,
+}
+
+fn cache_types() -> impl TypedValueParser<Value = &'static CacheType> {
+    let names = PossibleValuesParser::new(CACHE_TYPES.iter().map(|ty| ty.name));
+    names.map(|name| CacheType::named(&name).expect("a possible value is a row's name"))
+}
 
 /// Opens a model, and says what is odd about its files.
 pub(super) fn open_model(name: &str, output: &Output) -> Result<Checkpoint> {
@@ -199,7 +215,10 @@ pub(super) fn load_for_windows<'a>(
     output: &Output,
 ) -> Result<Loaded<'a>> {
     let budget = global.vram_budget.filter(|_| device.gpu().is_some());
-    let (resident, streamed) = Outline::of(checkpoint)?.evaluation_bytes(ctx);
+    let outline = Outline::of(checkpoint)?;
+    let (resident, streamed) = outline.evaluation_bytes(ctx);
+    let cached = outline.evaluation_cache_bytes(ctx, compute)?;
+    let (resident, streamed) = (resident.saturating_add(cached), streamed.saturating_add(cached));
     match budget {
         Some(budget) if resident > budget / models => {
             if streamed > budget / models {

@@ -14,6 +14,8 @@ macro_rules! fragments {
 const FRAGMENTS: &[(&str, &str)] = fragments! {
     "activation"
     "adamw_step"
+    "append_grouped"
+    "append_plain"
     "attention_coop"
     "attention_owners"
     "attention_scores"
@@ -34,6 +36,11 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "block_parts_2"
     "block_parts_3"
     "block_parts_bytes"
+    "cached_4"
+    "cached_8"
+    "cached_f16"
+    "cached_f32"
+    "cached_grid"
     "code_bytes"
     "code_bytes_kept"
     "code_word_one"
@@ -63,6 +70,9 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "kept_bytes"
     "kept_place"
     "kept_values"
+    "lanes_memory"
+    "lanes_subgroup"
+    "lanes_workgroup"
     "level_float"
     "level_table"
     "lut_four"
@@ -70,6 +80,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "matmul_bindings"
     "matmul_params"
     "minifloat"
+    "nearest_code"
     "order_key"
     "prepare_nothing"
     "prepare_table"
@@ -371,6 +382,8 @@ pub(super) fn resolve<'a>(name: &'a str, variant: &Variant) -> &'a str {
         }
         "reduce_each" if variant.subgroups => "reduce_each_subgroup",
         "reduce_each" => "reduce_each_workgroup",
+        "lanes" if variant.subgroups => "lanes_subgroup",
+        "lanes" => "lanes_workgroup",
         "reduce" if variant.subgroups => "reduce_subgroup",
         "reduce" => "reduce_workgroup",
         other => other,

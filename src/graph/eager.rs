@@ -8,10 +8,10 @@ use std::rc::{Rc, Weak};
 use super::{Activation, Attention, BlockWeights, Graph, Pass, Slot};
 use crate::device::Tensor;
 use crate::error::Result;
-use crate::kernels::attention::causal::causal;
+use crate::kernels::attention::cached::cached;
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::gate::glu::glu;
-use crate::kernels::kv::append::append;
+use crate::kernels::kv::Cached;
 use crate::kernels::matmul::{Destination, FUSED_GATES, Input};
 use crate::kernels::norm::rms::rms;
 use crate::kernels::residual::add::add;
@@ -24,14 +24,14 @@ pub type Tap<'t> = dyn FnMut(Slot, &Tensor) -> Result<()> + 't;
 /// A layer's keys and values of a batch of sequences, and the positions of its new tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyValueCache<'a> {
-    /// (sequences, capacity, kv_heads, head_dim)
-    pub keys: &'a Tensor,
+    /// (sequences, capacity, kv_heads * head_dim)
+    pub keys: &'a Cached,
     /// Likewise.
-    pub values: &'a Tensor,
+    pub values: &'a Cached,
     /// Tokens that each sequence holds before the new ones, u32 (sequences).
     pub past: &'a Tensor,
-    /// Tokens that each sequence may hold.
-    pub capacity: usize,
+    /// Keys that no new token sees more of: a power of two, or as many as each sequence may hold.
+    pub bound: usize,
     /// Cosines and sines of each rotary encoding, f32 (positions, head_dim / 2, 2).
     pub ropes: &'a [Tensor],
 }
@@ -187,7 +187,7 @@ impl Graph for Eager<'_> {
         value: Lazy,
         shape: &Attention,
     ) -> Result<Lazy> {
-        let KeyValueCache { keys, values, past, capacity, .. } = self.cache;
+        let KeyValueCache { keys, values, past, bound, .. } = self.cache;
         let device = self.pass.device;
         let value = self.force(&value, self.activation())?;
         let query = match query {
@@ -197,14 +197,19 @@ impl Graph for Eager<'_> {
             }
             query => self.force(&query, self.activation())?,
         };
-        match key {
-            Lazy::Unrotated(key, rope) => {
-                self.rotated(&key, rope, shape.dim, Target::Cache(keys, capacity))?;
+        match (key, keys.plain()) {
+            // Rotated on their way into a cache of plain numbers.
+            (Lazy::Unrotated(key, rope), Some((dtype, numbers))) if dtype == key.dtype() => {
+                self.rotated(&key, rope, shape.dim, Target::Cache(numbers, keys.capacity()))?;
             }
-            key => append(device, &self.force(&key, self.activation())?, past, keys, capacity)?,
+            (Lazy::Unrotated(key, rope), _) => {
+                let key = self.rotated(&key, rope, shape.dim, Target::New(key.dtype()))?;
+                keys.append(device, &key, past)?;
+            }
+            (key, _) => keys.append(device, &self.force(&key, self.activation())?, past)?,
         }
-        append(device, &value, past, values, capacity)?;
-        let mixed = causal(device, &query, (keys, values), past, *shape, capacity)?;
+        values.append(device, &value, past)?;
+        let mixed = cached(device, &query, (keys, values), past, *shape, bound)?;
         Ok(self.input(mixed, shape.query * shape.dim))
     }
 

@@ -3,6 +3,7 @@
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::kernels::copy::cast::scaled;
+use crate::kernels::kv::CacheType;
 use crate::kernels::matmul::{Destination, Input, Norm, linear_rows};
 use crate::kernels::matrix::Matrix;
 use crate::tensor::DType;
@@ -88,13 +89,15 @@ pub struct Compute {
     pub activation: DType,
     /// Bytes of an activation in products of integers: 3 beside f32; 2, which lose less than f16 does; or 1.
     pub activation_bytes: u32,
+    /// The type of the key-value cache; `None`: that of activations.
+    pub cache: Option<&'static CacheType>,
 }
 
 impl Compute {
     /// Activations in f32.
-    pub const F32: Compute = Compute { activation: DType::F32, activation_bytes: 3 };
+    pub const F32: Compute = Compute { activation: DType::F32, activation_bytes: 3, cache: None };
     /// Activations in f16.
-    pub const F16: Compute = Compute { activation: DType::F16, activation_bytes: 2 };
+    pub const F16: Compute = Compute { activation: DType::F16, activation_bytes: 2, cache: None };
 
     /// With activations of this type.
     pub fn with(activation: DType) -> Self {
@@ -102,6 +105,16 @@ impl Compute {
             DType::F16 => Self::F16,
             _ => Self { activation, ..Self::F32 },
         }
+    }
+
+    /// The same with a key-value cache of that type.
+    pub fn with_cache(self, cache: Option<&'static CacheType>) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// The type of the key-value cache.
+    pub fn cache_type(self) -> &'static CacheType {
+        self.cache.unwrap_or_else(|| CacheType::plain(self.activation))
     }
 
     /// Its name in flags and reports.
@@ -118,7 +131,7 @@ impl Pass<'_> {
 
     /// The residual stream, normalized on its way into products.
     pub fn normed(&self, x: &Tensor, norm: &RmsNormWeight) -> Input {
-        let Compute { activation, activation_bytes } = self.compute;
+        let Compute { activation, activation_bytes, .. } = self.compute;
         let (gain, epsilon) = (norm.gain.clone(), norm.epsilon);
         Input::normed(x.clone(), Norm { gain, epsilon }, activation, activation_bytes)
     }

@@ -1,16 +1,17 @@
 //! The key-value cache of a batch of sequences. How much each holds stands in a buffer, not in a recording.
 
 use crate::device::{Device, HostTensor, Tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::families::{Config, Rope};
-use crate::graph::KeyValueCache;
+use crate::graph::{Compute, KeyValueCache};
 use crate::kernels::copy::gather_rows::{Rows, rows};
+use crate::kernels::kv::{CacheType, Cached};
 use crate::tensor::DType;
 
 /// The KV cache: keys and values of every layer, and the rotary tables of the positions they may hold.
 #[derive(Debug)]
 pub struct Cache {
-    stores: Vec<(Tensor, Tensor)>,
+    stores: Vec<(Cached, Cached)>,
     places: Vec<usize>, // of each layer's keys and values in `stores`
     past: Tensor,
     ropes: Vec<Tensor>,
@@ -19,16 +20,16 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty cache of `sequences` sequences with `capacity` tokens each.
+    /// An empty cache of `sequences` sequences with `capacity` tokens each, of the type that passes ask for.
     pub fn new(
         device: &Device,
         config: &Config,
         sequences: usize,
         capacity: usize,
-        dtype: DType,
+        compute: Compute,
     ) -> Result<Self> {
         let places = (0..config.layers()).collect();
-        Self::with_places(device, config, sequences, capacity, dtype, places)
+        Self::with_places(device, config, sequences, capacity, compute, places)
     }
 
     /// A cache that holds one layer at a time (of each number of heads, where layers differ): enough for passes that never
@@ -38,7 +39,7 @@ impl Cache {
         config: &Config,
         sequences: usize,
         capacity: usize,
-        dtype: DType,
+        compute: Compute,
     ) -> Result<Self> {
         let mut seen: Vec<usize> = Vec::new();
         let place = |kv_heads: usize| {
@@ -49,7 +50,7 @@ impl Cache {
             })
         };
         let places = config.blocks.iter().map(|b| b.kv_heads).map(place).collect();
-        Self::with_places(device, config, sequences, capacity, dtype, places)
+        Self::with_places(device, config, sequences, capacity, compute, places)
     }
 
     fn with_places(
@@ -57,16 +58,18 @@ impl Cache {
         config: &Config,
         sequences: usize,
         capacity: usize,
-        dtype: DType,
+        compute: Compute,
         places: Vec<usize>,
     ) -> Result<Self> {
+        check(config, compute)?;
+        let (ty, size) = (compute.cache_type(), (sequences, capacity));
         let mut stores = Vec::new();
         for (place, widths) in places.iter().zip(&config.blocks) {
             if *place == stores.len() {
-                let shape = [sequences, capacity, widths.kv_heads * config.head_dim];
+                let columns = (widths.kv_heads * config.head_dim, config.head_dim);
                 stores.push((
-                    device.allocate(dtype, &shape, "cached keys")?,
-                    device.allocate(dtype, &shape, "cached values")?,
+                    Cached::new(device, ty, size, columns, "cached keys")?,
+                    Cached::new(device, ty, size, columns, "cached values")?,
                 ));
             }
         }
@@ -104,12 +107,12 @@ impl Cache {
             keys,
             values,
             past: &self.past,
-            capacity: self.capacity,
+            bound: (held + tokens).next_power_of_two().min(self.capacity),
             ropes: &self.ropes,
         }
     }
 
-    fn layer(&self, index: usize) -> (&Tensor, &Tensor) {
+    fn layer(&self, index: usize) -> (&Cached, &Cached) {
         let (key, value) = &self.stores[self.places[index]];
         (key, value)
     }
@@ -143,9 +146,12 @@ impl Cache {
     /// Copies a layer's keys and values of `from`, the rows that [`Cache::copies`] listed.
     pub fn copy(&self, device: &Device, layer: usize, from: &Cache, list: &Rows) -> Result<()> {
         let ((keys, values), (from_keys, from_values)) = (self.layer(layer), from.layer(layer));
-        let width = keys.shape()[2];
-        rows(device, from_keys, keys, width, list)?;
-        rows(device, from_values, values, width, list)
+        for (from, to) in [(from_keys, keys), (from_values, values)] {
+            for ((from, width), (to, _)) in from.rows().zip(to.rows()) {
+                rows(device, from, to, width, list)?;
+            }
+        }
+        Ok(())
     }
 
     /// Counts `tokens` new tokens in every sequence, after their pass has been recorded.
@@ -158,5 +164,22 @@ impl Cache {
     pub fn clear(&mut self, device: &Device) -> Result<()> {
         self.lengths.fill(0);
         device.write(&self.past, &self.lengths)
+    }
+}
+
+/// That a model's heads can be cached in the type that passes ask for.
+pub fn check(config: &Config, compute: Compute) -> Result<()> {
+    let ty = compute.cache_type();
+    ty.format(config.head_dim)?;
+    // A cache of another type than activations is read by eights of columns.
+    let converted = ty != CacheType::plain(compute.activation);
+    let narrow = config.blocks.iter().map(|block| block.kv_heads * config.head_dim);
+    match narrow.into_iter().find(|width| converted && !width.is_multiple_of(8)) {
+        None => Ok(()),
+        Some(width) => Err(Error::Argument {
+            argument: format!("--cache-type {}", ty.name),
+            expected: "keys of a multiple of 8 columns in each layer".into(),
+            found: format!("{width} (head_dim {})", config.head_dim),
+        }),
     }
 }

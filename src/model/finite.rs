@@ -40,7 +40,7 @@ fn first(source: WeightSource<'_>, pass: &Pass<'_>, ids: &[u32]) -> Result<Optio
         let module = embedding_name().trim_end_matches(".weight").to_string();
         return Ok(Some((format!("output of {module}, token {row}"), value)));
     }
-    let cache = Cache::single_layer(device, config, 1, ids.len(), pass.compute.activation)?;
+    let cache = Cache::single_layer(device, config, 1, ids.len(), pass.compute)?;
     for layer in 0..config.layers() {
         crate::interrupt::check()?;
         let mut found = None;

@@ -54,7 +54,7 @@ pub fn generate(
         });
     }
     let capacity = prompt.len() + count;
-    let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.compute.activation)?;
+    let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.compute)?;
     let mut random = match sampling {
         Sampling::Temperature { seed, .. } => ChaCha8Rng::seed_from_u64(seed),
         Sampling::Greedy => ChaCha8Rng::seed_from_u64(0),

@@ -32,7 +32,7 @@ pub use backward::{
     BackwardOptions, Divergence, HiddenLoss, HiddenPart, Loss, PendingLoss, Taught, Teacher,
     block_gradients, gradients, gradients_later,
 };
-pub use cache::Cache;
+pub use cache::{Cache, check as check_cache};
 pub use card::{CARD_FILE, Card, fenced};
 pub use checkpoint::{Checkpoint, CopyOf, Weights};
 pub use cut::{KeptChannels, Pruned, codes_survive, column_span, stored};

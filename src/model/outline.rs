@@ -4,6 +4,8 @@ use super::checkpoint::{CopyOf, Weights};
 use super::resident::block_counts;
 use crate::error::{Error, Result};
 use crate::families::{Config, Role, TensorSpec};
+use crate::graph::Compute;
+use crate::kernels::kv::CacheType;
 use crate::tensor::{Packed, WeightFormat};
 
 /// Configuration, tensors and their formats, without weights.
@@ -95,6 +97,20 @@ impl Outline {
         let block = 2 * places.iter().max().unwrap_or(&0);
         let streamed = block.max(end).saturating_add(work);
         (self.bytes().saturating_add(work), streamed)
+    }
+
+    /// Device memory of the key-value cache of such a pass, which holds a layer at a time, in bytes; with what is decoded of it
+    /// where its type is not that of activations.
+    pub fn evaluation_cache_bytes(&self, ctx: usize, compute: Compute) -> Result<u64> {
+        let config = &self.config;
+        let width = config.widest().kv_heads * config.head_dim;
+        let ty = compute.cache_type();
+        let decoded = match ty == CacheType::plain(compute.activation) {
+            true => 0,
+            false => 2 * (width * compute.activation.size()) as u64,
+        };
+        let each = ty.bytes_per_token(width, config.head_dim)? + decoded;
+        Ok((2048.max(ctx) as u64).saturating_mul(each))
     }
 
     /// Operations of the products with weights for one token: 2 for each weight of the linear layers and the head.

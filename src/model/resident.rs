@@ -332,8 +332,8 @@ impl Model {
         hidden: bool,
     ) -> Result<(Vec<HostTensor>, HostTensor)> {
         let length = ids.len() / sequences;
-        let dtype = pass.compute.activation;
-        let cache = Cache::single_layer(pass.device, &self.config, sequences, length, dtype)?;
+        let cache =
+            Cache::single_layer(pass.device, &self.config, sequences, length, pass.compute)?;
         let x = self.embed(pass, ids)?;
         let mut states = Vec::new();
         for layer in 0..self.config.layers() {

@@ -342,8 +342,8 @@ pub fn mean_loss(model: &Model, pass: &Pass<'_>, batches: &[Batch]) -> Result<(f
         interrupt::check()?;
         let length = batch.length;
         let places = scored_places(batch);
-        let dtype = pass.compute.activation;
-        let cache = Cache::single_layer(device, model.config(), batch.sequences, length, dtype)?;
+        let cache =
+            Cache::single_layer(device, model.config(), batch.sequences, length, pass.compute)?;
         let normed = model.hidden(pass, &batch.ids, &cache)?;
         let mut rows = Vec::new();
         let step = model.head_rows(device);

@@ -111,8 +111,8 @@ impl TeacherModel {
         if let Source::Model(model) = &self.source {
             let device = pass.device;
             let length = ids.len() / sequences;
-            let dtype = pass.compute.activation;
-            let cache = Cache::single_layer(device, model.config(), sequences, length, dtype)?;
+            let cache =
+                Cache::single_layer(device, model.config(), sequences, length, pass.compute)?;
             let states = &mut read.states;
             let normed = model.hidden_through(pass, ids, &cache, &mut |layer, x| {
                 if self.layers.contains(&layer) {

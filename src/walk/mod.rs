@@ -101,8 +101,7 @@ impl<'a> Walk<'a> {
             let count = at_once.min(sequences - first);
             streams.push(part(&pass, &embedded, first * length, count * length)?);
             if !caches.iter().any(|(size, _)| *size == count) {
-                let dtype = pass.compute.activation;
-                let cache = Cache::single_layer(pass.device, config, count, length, dtype)?;
+                let cache = Cache::single_layer(pass.device, config, count, length, pass.compute)?;
                 caches.push((count, cache));
             }
         }

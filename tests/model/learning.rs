@@ -215,7 +215,7 @@ fn from_itself(
     let mut learner = Learner::new(device, model, parameters, AdamW::default())?;
     learner.update(device)?;
     let batch = &examples(1)?[0];
-    let cache = lopper::model::Cache::single_layer(device, teacher.config(), 4, 64, DType::F32)?;
+    let cache = lopper::model::Cache::single_layer(device, teacher.config(), 4, 64, Compute::F32)?;
     let normed = teacher.hidden(&pass, &batch.ids, &cache)?;
     let logits = device.read(&teacher.head(&pass, &normed, 0..256)?)?.to_f32();
     let width = logits.len() / 256;

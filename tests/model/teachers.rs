@@ -6,8 +6,8 @@ use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, Random};
 use lopper::kernels::copy::cast::scaled;
 use lopper::model::{
-    BackwardOptions, Cache, Checkpoint, Model, TensorSpec, WeightSource, Weights, block_gradients,
-    gradients,
+    BackwardOptions, Cache, Checkpoint, Compute, Model, TensorSpec, WeightSource, Weights,
+    block_gradients, gradients,
 };
 use lopper::tensor::{DType, Packed};
 use lopper::train::TeacherModel;
@@ -52,7 +52,7 @@ fn other(spec: &TensorSpec, packed: Packed) -> lopper::error::Result<Packed> {
 /// Outputs of all blocks, f32 (tokens, hidden).
 fn states(model: &Model, ids: &[u32]) -> Result<Vec<Vec<f32>>, Failed> {
     let device = &Device::Cpu;
-    let cache = Cache::single_layer(device, model.config(), SEQUENCES, LENGTH, DType::F32)?;
+    let cache = Cache::single_layer(device, model.config(), SEQUENCES, LENGTH, Compute::F32)?;
     let mut found = Vec::new();
     model.hidden_through(&pass(device), ids, &cache, &mut |_, x| {
         found.push(device.read(&scaled(device, x, 1.0, DType::F32)?)?.to_f32());

@@ -46,8 +46,7 @@ fn observes_what_evaluation_computes() -> Result<(), Failed> {
         let source = WeightSource::Resident(&model);
         let mut walk = Walk::new(source, pass, &ids, SEQUENCES, usize::MAX)?;
         let config = weights.config();
-        let cache =
-            Cache::single_layer(device, config, SEQUENCES, LENGTH, pass.compute.activation)?;
+        let cache = Cache::single_layer(device, config, SEQUENCES, LENGTH, pass.compute)?;
         let x = model.embed(&pass, &ids)?;
         while let Some(mut step) = walk.next_block()? {
             let layer = step.layer();

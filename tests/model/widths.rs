@@ -9,10 +9,10 @@ use lopper::error::{Error, Result as Outcome};
 use lopper::formats::Source;
 use lopper::formats::gguf::{self, Array, Gguf, Value as Meta};
 use lopper::model::{
-    BlockDims, Cache, Checkpoint, Config, TensorSpec, Weights, export_gguf, export_hf,
+    BlockDims, Cache, Checkpoint, Compute, Config, TensorSpec, Weights, export_gguf, export_hf,
     export_packed, tensor_specs,
 };
-use lopper::tensor::{DType, Packed, WeightFormat};
+use lopper::tensor::{Packed, WeightFormat};
 use serde_json::{Map, Value, json};
 
 use crate::machine::on_each;
@@ -158,7 +158,7 @@ fn cut_is_zeroed(device: &Device) -> Result<(), Failed> {
     let wanted = logits(device, &zeroed, 1)?;
     let model = load(device, &cut)?;
     let (ids, pass) = (ids(), pass(device));
-    let mut cache = Cache::new(device, &cut.config, 1, ids.len(), DType::F32)?;
+    let mut cache = Cache::new(device, &cut.config, 1, ids.len(), Compute::F32)?;
     let mut found = Vec::new();
     for part in [&ids[..10], &ids[10..11], &ids[11..]] {
         let normed = model.hidden(&pass, part, &cache)?;

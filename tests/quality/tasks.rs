@@ -7,6 +7,7 @@ use lopper::data::shots::Selection;
 use lopper::data::{Task, read_task};
 use lopper::device::Device;
 use lopper::gpu::Options as GpuOptions;
+use lopper::kernels::kv::CacheType;
 use lopper::measure::quality::outcome::{Outcome, TaskOutcome};
 use lopper::measure::quality::tasks::{Batching, Event, Options, Setup, evaluate};
 use lopper::model::{Checkpoint, Compute, Model, Pass};
@@ -29,6 +30,10 @@ pub fn trials() -> Vec<Trial> {
             batches_and_order(&device(GpuOptions::default())?, 4)
         }),
         gpu_trial("tasks::sharing_in_f16".into(), sharing_in_f16),
+        Trial::test("tasks::sharing_in_small_caches", || sharing_in_small_caches(&Device::Cpu)),
+        gpu_trial("tasks::sharing_in_small_caches_on_the_gpu".into(), || {
+            sharing_in_small_caches(&device(GpuOptions::default())?)
+        }),
         gpu_trial("tasks::checked_evaluation".into(), checked_evaluation),
     ];
     // SmolLM2 is no part of the repository: LOPPER_SMOLLM2 names its file (see the README), and the comparison is then run.
@@ -241,9 +246,32 @@ fn sharing_in_f16() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Codes and scales of a prefix are copied whole. A token that is rounded behind other sums may take the next code: what is
+/// shared is as near to what is not as the type allows.
+fn sharing_in_small_caches(device: &Device) -> Result<(), Failed> {
+    for (name, most) in [("f16", 1e-3), ("q8_0", 0.05), ("q4_1", 0.5), ("q4_0", 0.5)] {
+        let compute = Compute::F32.with_cache(CacheType::named(name));
+        let loaded = Loaded::new(device, "embedded:nano-llama", compute)?;
+        for (task, shots) in [(mmlu_by_text()?, 0), (read_task("headlines", None)?, 2)] {
+            let apart = loaded.answers(&task, batched(1, false, shots, 3))?;
+            let shared = loaded.answers(&task, batched(3, true, shots, 3))?;
+            for (a, b) in apart.outcomes.iter().zip(&shared.outcomes) {
+                for (a, b) in a.choices.iter().zip(&b.choices) {
+                    let off = (a.log_likelihood - b.log_likelihood).abs();
+                    assert!(off <= most * a.tokens as f64, "{name}, {}: off by {off}", task.name);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Every kernel of a shared evaluation against its reference.
 fn checked_evaluation() -> Result<(), Failed> {
     let device = Device::Checked(open(GpuOptions::default())?);
+    let small = Compute::F32.with_cache(CacheType::named("q8_0"));
+    let loaded = Loaded::new(&device, "embedded:nano-llama", small)?;
+    loaded.answers(&read_task("headlines", None)?, batched(2, true, 1, 1))?;
     let loaded = Loaded::new(&device, "embedded:nano-llama", Compute::F32)?;
     loaded.answers(&read_task("headlines", None)?, batched(2, true, 1, 2))?;
     let mut task = mmlu_by_text()?;

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use self::hardware::Devices;
 use self::rows::{Rows, device_columns, round, timings};
 use super::output::Output;
-use super::session::replacement;
+use super::session::{CacheArguments, replacement};
 use super::{DeviceChoice, Global};
 use crate::device::{Runner, Variant};
 use crate::disk::{claim, write_own};
@@ -99,6 +99,8 @@ enum What {
         /// Tokens in the cache before: 0, or a list
         #[arg(short = 'd', long, value_delimiter = ',', default_value = "0")]
         n_depth: Vec<usize>,
+        #[command(flatten)]
+        cache: CacheArguments,
         /// Forward and backward passes of whole batches, all gradients: 10x64 (sequences x tokens), or a list
         #[arg(long, value_delimiter = ',', value_parser = model::batch, value_name = "SxT")]
         backward: Vec<(usize, usize)>,
@@ -208,7 +210,16 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             })?;
             rows.finish()
         }
-        What::Model { model, n_prompt, n_gen, n_depth, backward, repetitions, output: format } => {
+        What::Model {
+            model,
+            n_prompt,
+            n_gen,
+            n_depth,
+            cache,
+            backward,
+            repetitions,
+            output: format,
+        } => {
             let mut tests = Vec::new();
             for depth in n_depth {
                 let prompts = n_prompt.iter().map(|prompt| (*prompt, 0));
@@ -226,7 +237,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 sequences: *sequences,
             }));
             let mut rows = Rows::new(*format, output);
-            model::rows(global, model, &tests, *repetitions as usize, &mut rows)?;
+            model::rows(global, (model, cache), &tests, *repetitions as usize, &mut rows)?;
             write_page(arguments, output, || html::model(rows.all()))?;
             rows.finish()
         }

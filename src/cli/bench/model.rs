@@ -4,16 +4,16 @@ use serde_json::{Map, Value, json};
 
 use super::rows::Rows;
 use crate::cli::Global;
-use crate::cli::session::{compute, load_model, open_device, open_model};
+use crate::cli::session::{CacheArguments, compute, load_model, open_device, open_model};
 use crate::error::{Error, Result};
 use crate::gpu::backend_name;
 use crate::measure::speed::model::{Test, speed};
-use crate::model::{Checkpoint, Pass, Weights};
+use crate::model::{Checkpoint, Pass, Weights, check_cache};
 
 /// A row per test.
 pub(super) fn rows(
     global: &Global,
-    model: &str,
+    (model, cache): (&str, &CacheArguments),
     tests: &[Test],
     repetitions: usize,
     rows: &mut Rows<'_>,
@@ -30,7 +30,9 @@ pub(super) fn rows(
         });
     }
     let device = open_device(global, output)?;
-    let compute = compute(global, &device)?;
+    let compute = compute(global, &device)?.with_cache(cache.cache_type);
+    check_cache(checkpoint.config(), compute)?;
+    let cache_type = compute.cache_type().name;
     let of_test = |test: &Test| [test.n_prompt, usize::from(test.n_gen > 0)];
     let mut tokens: Vec<usize> = tests.iter().flat_map(of_test).collect();
     tokens.retain(|count| *count > 0);
@@ -53,7 +55,7 @@ pub(super) fn rows(
             "model_filename": model,
             "model_type": format!("{} {:.1}M {}", checkpoint.config().family.name, checkpoint.parameters() as f64 / 1e6, main_type(&checkpoint)),
             "model_size": checkpoint.total_stored_bytes(), "model_n_params": checkpoint.parameters(),
-            "compute": pass.compute.name(),
+            "compute": pass.compute.name(), "type_k": cache_type, "type_v": cache_type,
             "n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": test.n_depth, "n_sequences": test.sequences, "test": test.name(),
             "test_time": started,
             "avg_ns": avg_ns.round() as u64, "stddev_ns": stddev_ns.round() as u64,

@@ -12,15 +12,16 @@ use crate::cli::Global;
 use crate::cli::output::Output;
 use crate::cli::session::{compute, open_device, open_model, report_device};
 use crate::error::Result;
+use crate::kernels::kv::CacheType;
 use crate::measure::quality::comparison::compare_tasks;
 use crate::measure::quality::statistics::{Bootstrap, with_error};
 use crate::measure::quality::summary::{TextComparison, summary};
 use crate::measure::{DeltaP, KlFigures, PerplexityChange};
+use crate::model::{Weights, check_cache};
 
 pub(super) fn run(
     global: &Global,
-    model: &str,
-    base: &str,
+    (model, base, cache): (&str, &str, Option<&'static CacheType>),
     text: Option<&Text<'_>>,
     answering: Answering<'_>,
     output: &Output,
@@ -31,10 +32,12 @@ pub(super) fn run(
         None => None,
     };
     let device = open_device(global, output)?;
+    let own = compute(global, &device)?.with_cache(cache);
+    check_cache(child.config(), own)?;
     let start = Instant::now();
     output.begin(json!({"schema": 1, "model": model, "base": base}), so_far);
     let measured = match &pair {
-        Some((text, pair)) => Some(pair.measure(global, &device, text, output)?),
+        Some((text, pair)) => Some(pair.measure(global, &device, text, cache, output)?),
         None => None,
     };
     if let (Some((found, time)), Some((text, pair))) = (&measured, &pair) {
@@ -52,10 +55,10 @@ pub(super) fn run(
     let tasks = if answering.tasks.is_empty() {
         None
     } else {
-        let answers = |side| answering.answers(global, &device, side, output);
-        let before = answers(&parent)?;
+        let answers = |side, cache| answering.answers(global, &device, side, cache, output);
+        let before = answers(&parent, None)?;
         output.add(|json| json["base_tasks"] = json_of(&before))?;
-        let after = answers(&child)?;
+        let after = answers(&child, cache)?;
         answering.files.write(global, model, &after)?;
         Some((compare_tasks(&before, &after, bootstrap)?, before, after))
     };
@@ -69,7 +72,8 @@ pub(super) fn run(
         json!({
             "size": after, "base_size": before, "summary": words,
             "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed},
-            "device": device.name(), "compute": compute(global, &device)?.name(),
+            "device": device.name(), "compute": own.name(),
+            "cache_type": own.cache_type().name,
         }),
     );
     output.line(format!("{model} against {base}: {words}\n"));

@@ -135,7 +135,7 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     };
     let start = Instant::now();
     if let (Some(pair), Some(device)) = (&pair, &device) {
-        found.text = Some(pair.measure(global, device, &text, output)?.0);
+        found.text = Some(pair.measure(global, device, &text, None, output)?.0);
         let begun = json!({"schema": 1, "parent": arguments.parent, "child": arguments.child});
         output.begin(begun, |found| {
             let of = |side: &str| found["text"][side]["perplexity"]["value"].to_string();
@@ -147,7 +147,7 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
         let answering =
             Answering { arguments: &arguments.tasks, tasks: &tasks, files: &arguments.files };
         let answer = |checkpoint: &Checkpoint| match &device {
-            Some(device) => answering.answers(global, device, checkpoint, output),
+            Some(device) => answering.answers(global, device, checkpoint, None, output),
             None => Ok(Vec::new()),
         };
         let (before, after) = (parent.outcomes(&answer)?, child.outcomes(&answer)?);

@@ -17,15 +17,15 @@ use self::tasks::{Answering, TaskArguments, json_of, text_of};
 use super::Global;
 use super::output::{Output, SAVE_EVERY};
 use super::session::{
-    Loaded, compute, load_for_windows, load_model, open_device, open_model, put_adapter,
-    read_adapter, report_device,
+    CacheArguments, Loaded, compute, load_for_windows, load_model, open_device, open_model,
+    put_adapter, read_adapter, report_device,
 };
 use crate::error::Result;
 use crate::interrupt;
 use crate::measure::quality::outcome::TaskOutcome;
 use crate::measure::quality::tasks::Setup;
 use crate::measure::{Losses, losses};
-use crate::model::{Pass, Weights};
+use crate::model::{Pass, Weights, check_cache};
 
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("measured").args(["ppl", "task"]).required(true).multiple(true)))]
@@ -41,6 +41,8 @@ pub(super) struct Arguments {
     /// Measure perplexity on this text: a file, or embedded:heldout-2026, embedded:heldout-older, embedded:calibration
     #[arg(long, value_name = "FILE")]
     ppl: Option<String>,
+    #[command(flatten)]
+    cache: CacheArguments,
     #[command(flatten)]
     windows: WindowArguments,
     #[command(flatten)]
@@ -58,7 +60,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let answering =
         Answering { arguments: &arguments.tasks, tasks: &tasks, files: &arguments.files };
     if let Some(base) = &arguments.base {
-        return against_base::run(global, &arguments.model, base, text.as_ref(), answering, output);
+        let models = (arguments.model.as_str(), base.as_str(), arguments.cache.cache_type);
+        return against_base::run(global, models, text.as_ref(), answering, output);
     }
     let checkpoint = open_model(&arguments.model, output)?;
     let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
@@ -73,7 +76,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         output.note(format!("warning: {warning}"));
     }
     let device = open_device(global, output)?;
-    let compute = compute(global, &device)?;
+    let compute = compute(global, &device)?.with_cache(arguments.cache.cache_type);
+    check_cache(checkpoint.config(), compute)?;
     let loaded = match tasks.is_empty() && adapter.is_none() {
         true => load_for_windows(global, &device, &checkpoint, compute, (ctx, 1), output)?,
         // Tasks go back to the model again and again.
@@ -144,6 +148,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     json["device"] = json!(device.name());
     json["seconds"] = json!(seconds.as_secs_f64());
     json["compute"] = json!(pass.compute.name());
+    json["cache_type"] = json!(pass.compute.cache_type().name);
     output.json(&json)?;
     report_device(global, &device, output, seconds)
 }

@@ -11,6 +11,7 @@ use crate::data::read_text;
 use crate::device::Device;
 use crate::error::Result;
 use crate::interrupt;
+use crate::kernels::kv::CacheType;
 use crate::measure::quality::statistics::Bootstrap;
 use crate::measure::quality::summary::{Size, TextComparison, TextFigures};
 use crate::measure::{
@@ -164,18 +165,20 @@ impl<'a> Pair<'a> {
         self.texts.iter().map(|of_model| of_model.tokens.len() / text.ctx * text.ctx).sum()
     }
 
-    /// Runs both models; the time counts forward passes only.
+    /// Runs both models, the child with a key-value cache of that type; the time counts forward passes only.
     pub(super) fn measure(
         &self,
         global: &Global,
         device: &Device,
         text: &Text<'_>,
+        cache: Option<&'static CacheType>,
         output: &Output,
     ) -> Result<(TextComparison, Duration)> {
-        let pass = Pass { device, compute: compute(global, device)? };
+        let compute = compute(global, device)?;
+        let computes = [compute, compute.with_cache(cache)];
         let load = |side: usize, models: u64| {
             let (checkpoint, sizes) = (self.checkpoints[side], (text.ctx, models));
-            load_for_windows(global, device, checkpoint, pass.compute, sizes, output)
+            load_for_windows(global, device, checkpoint, computes[side], sizes, output)
         };
         let progress = |done: usize, total: usize| {
             output.progress("evaluating", done, total);
@@ -191,6 +194,7 @@ impl<'a> Pair<'a> {
             let (parent, child) = (load(0, 2)?, load(1, 2)?);
             let start = Instant::now();
             let sources = (parent.source(), child.source());
+            let pass = Pass { device, compute: computes[1] };
             let found: Divergences =
                 divergence(sources.0, sources.1, &pass, &windows[0], progress)?;
             let comparison = TextComparison {
@@ -208,6 +212,7 @@ impl<'a> Pair<'a> {
             let model = load(side, 1)?;
             let start = Instant::now();
             let progress = |_: &Losses, done: usize, total: usize| progress(done, total);
+            let pass = Pass { device, compute: computes[side] };
             found.push(losses(model.source(), &pass, windows, progress)?);
             time += start.elapsed();
         }

@@ -16,6 +16,7 @@ use crate::data::{Task, read_task};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::kernels::kv::CacheType;
 use crate::measure::quality::outcome::TaskOutcome;
 use crate::measure::quality::statistics::number;
 use crate::measure::quality::tasks::{Batching, Event, Figures, Options, Setup, evaluate};
@@ -58,15 +59,16 @@ pub(super) struct Answering<'a> {
 }
 
 impl Answering<'_> {
-    /// Loads a model and lets it answer.
+    /// Loads a model and lets it answer, with a key-value cache of that type.
     pub(super) fn answers(
         &self,
         global: &Global,
         device: &Device,
         checkpoint: &Checkpoint,
+        cache: Option<&'static CacheType>,
         output: &Output,
     ) -> Result<Vec<TaskOutcome>> {
-        let compute = compute(global, device)?;
+        let compute = compute(global, device)?.with_cache(cache);
         // A question's choices and the questions of a batch differ in length: no one number of tokens is worth tuning.
         let model = load_model(global, device, checkpoint, compute, &[], output)?;
         let setup = Setup {

@@ -144,15 +144,15 @@ fn cost(args: &Args<'_>) -> Cost {
 }
 
 /// One head of one token: where it is and what it sees.
-struct Place {
-    query: usize,
-    cache: usize,
-    pitch: usize,
+pub(super) struct Place {
+    pub(super) query: usize,
+    pub(super) cache: usize,
+    pub(super) pitch: usize,
     /// The keys that it sees.
-    keys: Range<usize>,
+    pub(super) keys: Range<usize>,
 }
 
-fn place(p: &Params, past: &[u32], index: usize) -> Place {
+pub(super) fn place(p: &Params, past: &[u32], index: usize) -> Place {
     let (heads, kv_heads, head_dim) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
     let token = p.token_start as usize + index / heads;
     let head = index % heads;

@@ -1,6 +1,7 @@
 //! Attention: causal, with grouped key-value heads over a KV cache, sliding windows and soft caps of the scores.
 
 pub mod backward;
+pub mod cached;
 pub mod causal;
 pub mod coop;
 pub mod delta;
@@ -9,8 +10,10 @@ pub mod group_sum;
 pub mod key_value_grad;
 pub mod key_value_grad_coop;
 pub mod lse_delta;
+pub mod merge;
 pub mod query_grad;
 pub mod query_grad_coop;
+pub mod split;
 pub mod tiled;
 
 use super::activation::{soft_cap, soft_cap_reference};

@@ -9,7 +9,7 @@ use super::{Attention, coop, on_matrix_units, sum_slack};
 use crate::kernels::prelude::*;
 
 /// From so many tokens of a sequence on, a tile of 32 is taken: a third of it filled, by reckoning, not by measurement.
-const MANY: usize = 12;
+pub(super) const MANY: usize = 12;
 
 /// The row of the kernel table.
 pub static KERNEL: Kernel = Kernel {

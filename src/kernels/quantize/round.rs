@@ -141,6 +141,15 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![Expected::exact(words.into_iter().map(f64::from).collect())]
 }
 
+/// The code nearest to a value on a grid of its group, with every code tried: nothing is assumed about where it is.
+pub(in crate::kernels) fn nearest_of_all(
+    value: f32,
+    format: WeightFormat,
+    grid: (f32, f32),
+) -> u32 {
+    nearest(value, format, grid, 0..=(1 << format.ty.bits) - 1)
+}
+
 /// The code nearest to a value on a grid of its group: what the kernel finds, in the type's codes near the quotient alone.
 pub fn code(value: f32, format: WeightFormat, grid: (f32, f32)) -> u32 {
     nearest(value, format, grid, near(value, format, grid))

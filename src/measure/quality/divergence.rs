@@ -23,7 +23,8 @@ pub struct Divergences {
     pub same_top: Vec<bool>,
 }
 
-/// Runs both models, which must have one vocabulary, over the windows. `progress` is told (windows done, windows) and may
+/// Runs both models, which must have one vocabulary, over the windows; the parent keeps its keys and values in the type of
+/// activations, whatever the child does. `progress` is told (windows done, windows) and may
 /// stop the rest by an error.
 pub fn divergence<'p, 'c>(
     parent: impl Into<WeightSource<'p>>,
@@ -47,18 +48,19 @@ pub fn divergence<'p, 'c>(
         kl: Vec::new(),
         same_top: Vec::new(),
     };
+    let parents = Pass { compute: pass.compute.with_cache(None), ..*pass };
     let mut sides = [Passing::new(parent, windows), Passing::new(child, windows)];
     let mut pending: Option<Vec<PendingPair>> = None;
     let mut done = 0;
     for group in windows.groups() {
         progress(done, windows.count())?;
-        let rows = record(&mut sides, pass, windows, group)?;
+        let rows = record(&mut sides, [&parents, pass], windows, group)?;
         // The rows of the pass before are fetched while this one runs.
         found.add(pass, pending.replace(rows), windows)?;
         done += group.len();
     }
     found.add(pass, pending, windows)?;
-    found.parent.check(parent, pass, windows)?;
+    found.parent.check(parent, &parents, windows)?;
     found.child.check(child, pass, windows)?;
     // An infinite divergence is a figure: the child rules out what its parent allows.
     if let Some(place) = found.kl.iter().position(|value| value.is_nan()) {
@@ -79,15 +81,16 @@ struct PendingPair {
 
 fn record(
     sides: &mut [Passing<'_>; 2],
-    pass: &Pass<'_>,
+    passes: [&Pass<'_>; 2],
     windows: &Windows<'_>,
     group: &[&[u32]],
 ) -> Result<Vec<PendingPair>> {
     let (ids, targets) = windows.inputs(group);
     let mut normed: Vec<Tensor> = Vec::new();
-    for side in sides.iter_mut() {
+    for (side, pass) in sides.iter_mut().zip(passes) {
         normed.push(side.hidden(pass, &ids)?);
     }
+    let pass = passes[0];
     let mut rows = Vec::new();
     // Both models' logits are held at once.
     let step = (sides[0].head()?.rows_at_once(pass.device) / 2).max(1);

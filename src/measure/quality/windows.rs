@@ -191,9 +191,8 @@ impl<'w> Passing<'w> {
         let cache = match &mut self.cache {
             Some((size, cache)) if *size == sequences => &*cache,
             slot => {
-                let dtype = pass.compute.activation;
                 let config = model.config();
-                let new = Cache::single_layer(pass.device, config, sequences, ctx, dtype)?;
+                let new = Cache::single_layer(pass.device, config, sequences, ctx, pass.compute)?;
                 &slot.insert((sequences, new)).1
             }
         };

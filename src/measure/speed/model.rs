@@ -49,7 +49,7 @@ pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
         return backward(model, pass, test, repetitions);
     }
     let capacity = test.n_depth + test.tokens();
-    let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.compute.activation)?;
+    let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.compute)?;
     let mut seconds = Vec::with_capacity(repetitions);
     for repetition in 0..=repetitions {
         cache.clear(pass.device)?;

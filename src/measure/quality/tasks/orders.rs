@@ -97,9 +97,8 @@ fn vectors(
             ids.extend(&texts[*place]);
             ids.resize((row + 1) * each, 0);
         }
-        let activation = pass.compute.activation;
         let cache =
-            Cache::single_layer(pass.device, model.config(), group.len(), each, activation)?;
+            Cache::single_layer(pass.device, model.config(), group.len(), each, pass.compute)?;
         let states = pass.device.read(&model.hidden(pass, &ids, &cache)?)?;
         for (row, place) in group.iter().enumerate() {
             let mut sum = vec![0.0f64; hidden];

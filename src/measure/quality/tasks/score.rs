@@ -133,8 +133,8 @@ fn prefix_cache(
     if prefix == 0 {
         return Ok(None);
     }
-    let (device, dtype) = (pass.device, pass.compute.activation);
-    let mut cache = Cache::new(device, model.config(), 1, prefix, dtype)?;
+    let device = pass.device;
+    let mut cache = Cache::new(device, model.config(), 1, prefix, pass.compute)?;
     let ids: Vec<u32> = question.requests[0].input().take(prefix).collect();
     model.hidden(pass, &ids, &cache)?;
     cache.advance(device, prefix)?;
@@ -161,8 +161,8 @@ fn ready<'a>(
     if !fits {
         // The old one goes before the new one comes.
         *slot = None;
-        let dtype = pass.compute.activation;
-        let cache = Cache::single_layer(pass.device, model.config(), sequences, capacity, dtype)?;
+        let cache =
+            Cache::single_layer(pass.device, model.config(), sequences, capacity, pass.compute)?;
         *slot = Some(cache);
     }
     Ok(slot.as_mut().expect("a cache was just made"))

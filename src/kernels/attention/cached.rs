@@ -1,0 +1,46 @@
+//! Attention over a cache of any type: which kernel reads it, and whether it is decoded first.
+
+use super::causal::causal;
+use super::tiled::MANY;
+use super::{Attention, split};
+use crate::device::{Device, Tensor};
+use crate::error::Result;
+use crate::kernels::kv::Cached;
+use crate::kernels::kv::decode::decode;
+
+/// Attention of `query`, (tokens, heads, head_dim), over a layer's cache that holds the new tokens already. `past`: tokens each
+/// sequence held before them. `bound`: keys that no token sees more of; a power of two, or the cache's capacity, so that passes
+/// one after the other ask for the same.
+///
+/// Few tokens read the cache as it is, split over the keys where there are many. Many tokens read plain numbers of the
+/// activations' type: a cache of another type is decoded for them, a layer at a time.
+pub fn cached(
+    device: &Device,
+    query: &Tensor,
+    (keys, values): (&Cached, &Cached),
+    past: &Tensor,
+    heads: Attention,
+    bound: usize,
+) -> Result<Tensor> {
+    let plain = |cache: &Cached| {
+        let found = cache.plain().filter(|(dtype, _)| *dtype == query.dtype());
+        found.map(|(_, numbers)| numbers.clone())
+    };
+    let both = plain(keys).zip(plain(values));
+    let few = query.shape()[0] / past.len() < MANY && split::takes(&heads);
+    // The processor reads plain numbers as quickly without parts.
+    if few && (both.is_none() || device.gpu().is_some() && split::pays(&heads, bound)) {
+        return split::split(device, query, (keys, values), past, heads, bound);
+    }
+    match both {
+        Some((keys, values)) => {
+            let capacity = keys.shape()[1];
+            causal(device, query, (&keys, &values), past, heads, capacity)
+        }
+        None => {
+            let keys = decode(device, keys, bound, query.dtype())?;
+            let values = decode(device, values, bound, query.dtype())?;
+            causal(device, query, (&keys, &values), past, heads, bound)
+        }
+    }
+}
