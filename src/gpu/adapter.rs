@@ -245,6 +245,16 @@ impl Adapter {
             wgpu::DeviceType::Cpu | wgpu::DeviceType::Other => (2e9, 2e9),
         }
     }
+
+    /// Workgroups that keep it busy, from its type alone: four on each multiprocessor of a large one. With more than that a
+    /// smaller one runs them one after the other.
+    pub fn enough_workgroups(&self) -> usize {
+        match self.info.device_type {
+            wgpu::DeviceType::DiscreteGpu => 512,
+            wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::VirtualGpu => 64,
+            wgpu::DeviceType::Cpu | wgpu::DeviceType::Other => 8,
+        }
+    }
 }
 
 /// Keeps graphics libraries from writing to standard error themselves: that there is no display is nothing to a user of compute

@@ -42,10 +42,6 @@ params! {
 /// Parts at most.
 pub(super) const MAX_SPLITS: usize = 128;
 
-/// Workgroups that fill a large device: four on each of 128 multiprocessors. A smaller one runs them one after the other, and
-/// each costs it a few numbers to write.
-const ENOUGH: usize = 512;
-
 /// Keys that are worth a part.
 const LEAST: usize = 64;
 
@@ -110,11 +106,17 @@ pub(super) fn pays(heads: &Attention, bound: usize) -> bool {
     heads.keys(bound) >= 4 * LEAST
 }
 
-/// Parts for a pass over so many tokens, none of which sees more than `bound` keys.
-fn splits(heads: &Attention, tokens: usize, bound: usize, at_once: usize) -> usize {
+/// Parts for a pass over so many tokens, none of which sees more than `bound` keys, by workgroups of `at_once` query heads, of
+/// which there should be `enough`.
+fn splits(
+    heads: &Attention,
+    (tokens, bound): (usize, usize),
+    at_once: usize,
+    enough: usize,
+) -> usize {
     let workgroups = tokens * heads.kv * (heads.query / heads.kv).div_ceil(at_once);
     let most = heads.keys(bound).div_ceil(LEAST).clamp(1, MAX_SPLITS);
-    ENOUGH.div_ceil(workgroups).min(most)
+    enough.div_ceil(workgroups).min(most)
 }
 
 /// Attention of `query`, (tokens, heads, head_dim), over caches that hold the new tokens already. `past`: tokens each sequence
@@ -138,7 +140,10 @@ pub(super) fn split(
         ..weights::variant(key.weight())
     };
     let splits = match device.gpu() {
-        Some(_) => splits(&heads, tokens, bound, constants[0].1 as usize),
+        Some(gpu) => {
+            let enough = gpu.adapter().enough_workgroups();
+            splits(&heads, (tokens, bound), constants[0].1 as usize, enough)
+        }
         None => 1,
     };
     let shape = [tokens, heads.query, splits, heads.dim + 2];
@@ -431,6 +436,8 @@ fn in_use(heads: u32) -> fn(&Variant) -> bool {
 }
 
 fn cases() -> Vec<Case> {
+    // Workgroups of a large device.
+    const LARGE: usize = 512;
     let heads = Attention::new;
     let mut cases = vec![
         case((2, 3), heads(4, 2, 16), 0, 1, ""),
@@ -455,12 +462,14 @@ fn cases() -> Vec<Case> {
         for kv in [4, 8] {
             let heads = heads(32, kv, dim);
             let at_once = heads.query / heads.kv;
-            let splits = splits(&heads, 1, 4096, at_once);
+            let splits = splits(&heads, (1, 4096), at_once, LARGE);
             let fits = in_use(at_once as u32);
             cases.push(case((1, 1), heads, 4095, splits, "").only(fits).bench());
         }
     }
     let own = heads(32, 32, 128);
-    cases.push(case((1, 1), own, 4095, splits(&own, 1, 4096, 1), "").only(in_use(1)).bench());
+    cases.push(
+        case((1, 1), own, 4095, splits(&own, (1, 4096), 1, LARGE), "").only(in_use(1)).bench(),
+    );
     cases
 }
