@@ -22,6 +22,7 @@ mod sweep;
 mod synth;
 mod tasks;
 mod train;
+mod transform;
 mod trust;
 mod version;
 
@@ -169,6 +170,8 @@ enum Command {
     Compress(compress::Arguments),
     /// Take out of a model what matters least: a recipe of one stage
     Prune(prune::Arguments),
+    /// Give a model other weights that compute the same and round better: a recipe of one stage
+    Transform(transform::Arguments),
     /// Quantize a model: a recipe of one stage
     Quantize(quantize::Arguments),
     /// Train a model on text: low-rank factors, every weight, scales, rounded weights, rounding or masks
@@ -286,8 +289,10 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
             found: "another command; tune-device tunes by itself".into(),
         });
     }
-    let compresses =
-        matches!(cli.command, Command::Quantize(_) | Command::Prune(_) | Command::Compress(_));
+    let compresses = matches!(
+        cli.command,
+        Command::Quantize(_) | Command::Prune(_) | Command::Transform(_) | Command::Compress(_)
+    );
     if cli.global.engine != EngineChoice::Auto && !runs_a_model && !compresses {
         return Err(Error::Argument {
             argument: "--engine".into(),
@@ -300,6 +305,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Inspect(arguments) => inspect::run(arguments, output),
         Command::Compress(arguments) => compress::run(&cli.global, arguments, output),
         Command::Prune(arguments) => prune::run(&cli.global, arguments, output),
+        Command::Transform(arguments) => transform::run(&cli.global, arguments, output),
         Command::Quantize(arguments) => quantize::run(&cli.global, arguments, output),
         Command::Tune(arguments) => train::tune(&cli.global, arguments, output),
         Command::Distill(arguments) => train::distil(&cli.global, arguments, output),

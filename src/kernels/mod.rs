@@ -88,6 +88,7 @@ pub static TABLE: &[&Kernel] = &[
     &loss::hidden::KERNEL,
     &score::fisher::KERNEL,
     &score::sums::KERNEL,
+    &score::maxima::KERNEL,
     &score::rows::KERNEL,
     &score::columns::KERNEL,
     &score::blocks::KERNEL,

@@ -6,6 +6,7 @@ pub mod obs;
 pub mod prune;
 pub mod quantize;
 pub mod sequential;
+pub mod transform;
 pub mod tune;
 
 use crate::error::Error;

@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -319,8 +320,13 @@ pub fn gram(spec: &TensorSpec, sums: &BlockSums) -> Result<Vec<f64>> {
     Ok((0..n).into_par_iter().flat_map_iter(line).collect())
 }
 
-/// A sum over a layer's inputs.
-fn sum<'a>(spec: &TensorSpec, sums: &'a BlockSums, kind: Kind, count: usize) -> Result<&'a [f32]> {
+/// A sum over a layer's inputs, of so many numbers.
+pub fn sum<'a>(
+    spec: &TensorSpec,
+    sums: &'a BlockSums,
+    kind: Kind,
+    count: usize,
+) -> Result<&'a [f32]> {
     let found = sums.sum(input_of(spec), kind);
     found.filter(|sum| sum.len() == count).ok_or_else(|| Error::Tensor {
         path: "statistics".into(),
@@ -503,32 +509,43 @@ fn stored_sums(
     Ok(BlockSums { inputs, ..BlockSums::default() })
 }
 
-/// Shows the sums of each block over the inputs that the parent makes, and of the head's behind the last one.
+/// Shows the sums of these blocks over the inputs that the parent makes; the head's input is the one behind the last.
 pub fn survey(
     model: &dyn Weights,
     inputs: &Inputs<'_>,
     kinds: &[Kind],
+    blocks: Range<usize>,
     see: &mut dyn FnMut(usize, &BlockSums) -> Result<()>,
 ) -> Result<()> {
     let layers = model.config().layers();
     let (rows, pass) = match inputs {
         Inputs::None => return Ok(()),
         Inputs::Stored(stored) => {
-            return (0..=layers).try_for_each(|layer| {
+            return blocks.into_iter().try_for_each(|layer| {
                 interrupt::check()?;
                 see(layer, &stored_sums(stored, model.config(), layer, kinds)?)
             });
         }
         Inputs::Walk { rows, pass, .. } => (rows, *pass),
     };
+    if blocks.is_empty() {
+        return Ok(());
+    }
     let source = WeightSource::Streamed(pass.device, model);
     let mut walk = Walk::new(source, pass, &rows.ids, rows.samples, TOKENS_AT_ONCE)?;
     let length = walk.length();
     while let Some(step) = walk.next_block()? {
         let layer = step.layer();
+        if layer < blocks.start {
+            step.advance(Through::Parent, None)?;
+            continue;
+        }
         let mut sums = Statistics::new(pass.device, kinds, length);
         step.advance(Through::Parent, Some(&mut sums))?;
         see(layer, &sums.read(|slot| format!("{slot:?} of layer {layer}"))?)?;
+        if layer + 1 == blocks.end {
+            return Ok(());
+        }
     }
     let mut sums = Statistics::new(pass.device, kinds, length);
     walk.observe_head(&mut sums)?;

@@ -19,7 +19,7 @@ use crate::stages::Needs;
 use crate::tensor::{Packed, WeightFormat};
 
 pub(super) const KIND: StageKind =
-    StageKind { name: "fresh", result: "fresh", parse: parse::<Fresh> };
+    StageKind { name: "fresh", result: "fresh", methods: &[], command: "", parse: parse::<Fresh> };
 
 /// Weights as they are before any training. Tokenizer, vocabulary and the columns of a head stay.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

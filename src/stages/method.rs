@@ -2,16 +2,18 @@
 //! flags, and a row of the kind's table. The command takes the flags of all methods; those that the chosen one lacks are refused
 //! by name, and so are such keys in recipes.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
-use clap::builder::{OsStringValueParser, Resettable};
+use clap::builder::{
+    OsStringValueParser, PossibleValue, PossibleValuesParser, Resettable, TypedValueParser,
+};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use serde::de::{DeserializeOwned, Error as _};
 
-use super::Stage;
+use super::{STAGES, Stage, StageKind};
 
 /// A method of a stage kind.
 #[derive(Debug)]
@@ -68,8 +70,11 @@ pub(super) fn parse(
     let Some(method) = named else {
         let found = table.get("method").map_or_else(String::new, ToString::to_string);
         let expected = names(methods).join(", ");
+        let elsewhere = table.get("method").and_then(toml::Value::as_str).and_then(elsewhere);
+        let elsewhere = elsewhere
+            .map_or_else(String::new, |kind| format!("; it is one of {} stages", kind.name));
         return Err(toml::de::Error::custom(format!(
-            "method {found}, which is none of {expected}"
+            "method {found}, which is none of {expected}{elsewhere}"
         )));
     };
     (method.parse)(table)
@@ -77,6 +82,39 @@ pub(super) fn parse(
 
 fn names(methods: &[Method]) -> Vec<&'static str> {
     methods.iter().map(|method| method.name).collect()
+}
+
+/// The kind that has a method of this name.
+fn elsewhere(name: &str) -> Option<&'static StageKind> {
+    STAGES.iter().find(|kind| kind.methods.iter().any(|method| method.name == name))
+}
+
+/// Names of methods, as a flag takes them: of one that another command has the error says so.
+#[derive(Clone, Debug)]
+struct Names(&'static [Method]);
+
+impl TypedValueParser for Names {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
+        let known = PossibleValuesParser::new(names(self.0));
+        known.parse_ref(command, arg, value).map_err(|error| {
+            let name = value.to_string_lossy();
+            let Some(kind) = elsewhere(&name) else { return error };
+            let command = kind.command.replace("METHOD", &name);
+            let text = format!("{name} is a method of another command: {command}\n");
+            clap::Error::raw(ErrorKind::InvalidValue, text)
+        })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.0.iter().map(|method| PossibleValue::new(method.name))))
+    }
 }
 
 /// The flags of all methods, each with the names of those that have it.
@@ -101,7 +139,7 @@ pub(super) fn flags(methods: &'static [Method], about: &str, command: Command) -
         .long("method")
         .value_name("METHOD")
         .default_value(methods[0].name)
-        .value_parser(names(methods))
+        .value_parser(Names(methods))
         .hide_possible_values(true)
         .help(format!("{about}{}", lines.collect::<String>()));
     let mut command = command.arg(choice);

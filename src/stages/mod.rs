@@ -10,6 +10,7 @@ pub mod prune;
 pub mod quantize;
 mod repeat;
 pub mod train;
+pub mod transform;
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -21,6 +22,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use self::method::Method;
 use crate::data::training::{Dataset, Examples};
 use crate::device::Device;
 use crate::disk::write_record;
@@ -42,6 +44,10 @@ pub struct StageKind {
     pub name: &'static str,
     /// The model after this stage, in the words of reports.
     pub result: &'static str,
+    /// Its methods, of a kind that has several.
+    pub methods: &'static [Method],
+    /// The command that runs one of them alone, which stands there as METHOD.
+    pub command: &'static str,
     /// Reads a stage from the other keys of its table.
     pub parse: fn(toml::Table) -> Result<Arc<dyn Stage>, toml::de::Error>,
 }
@@ -50,7 +56,7 @@ pub(crate) use repeat::{listed, unfold};
 
 /// Every kind. Merging comes as a further row. What stands for several stages, [`repeat`], is none.
 pub static STAGES: &[StageKind] =
-    &[prune::KIND, quantize::KIND, train::TUNE, train::DISTIL, fresh::KIND];
+    &[prune::KIND, transform::KIND, quantize::KIND, train::TUNE, train::DISTIL, fresh::KIND];
 
 /// A step of a recipe.
 pub trait Stage: std::fmt::Debug + Send + Sync {

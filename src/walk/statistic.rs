@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::graph::Slot;
 use crate::kernels::matmul::gram;
 use crate::kernels::score::sums::{self, Term};
-use crate::kernels::score::{Form, rows};
+use crate::kernels::score::{Form, maxima, rows};
 use crate::tensor::DType;
 
 /// What is summed over the tokens.
@@ -21,6 +21,9 @@ pub enum Kind {
     Values,
     /// Of each input channel the magnitudes (AWQ): (input features).
     Magnitudes,
+    /// Of each input channel the largest magnitude (SmoothQuant), which is no sum: of two parts the larger is that of both:
+    /// (input features).
+    Maxima,
     /// Of each input channel the squared mean magnitude over each sequence (Minitron, whose score is its root):
     /// (input features).
     SequenceMagnitudes,
@@ -33,10 +36,11 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 7] = [
         Kind::Squares,
         Kind::Values,
         Kind::Magnitudes,
+        Kind::Maxima,
         Kind::SequenceMagnitudes,
         Kind::Gram,
         Kind::Cosine,
@@ -48,6 +52,7 @@ impl Kind {
             Kind::Squares => "squares",
             Kind::Values => "values",
             Kind::Magnitudes => "magnitudes",
+            Kind::Maxima => "maxima",
             Kind::SequenceMagnitudes => "sequence_magnitudes",
             Kind::Gram => "gram",
             Kind::Cosine => "cosine",
@@ -57,6 +62,14 @@ impl Kind {
     /// The kind of a name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// What two parts of a text have together.
+    pub fn joined(self, a: f32, b: f32) -> f32 {
+        match self {
+            Kind::Maxima => a.max(b),
+            _ => a + b,
+        }
     }
 
     /// The shape of a sum over inputs of so many features; of the cosine, which is of a block, a number.
@@ -123,7 +136,7 @@ impl BlockSums {
             own.sequences += its.sequences;
             for (kind, own) in &mut own.sums {
                 for (own, its) in own.iter_mut().zip(&its.sums[kind]) {
-                    *own += its;
+                    *own = kind.joined(*own, *its);
                 }
             }
         }
@@ -230,6 +243,7 @@ impl Observer for Statistics<'_> {
                 Kind::Squares => sums::sums(device, Term::Square, x, &sum, later)?,
                 Kind::Values => sums::sums(device, Term::Value, x, &sum, later)?,
                 Kind::Magnitudes => sums::sums(device, Term::Magnitude, x, &sum, later)?,
+                Kind::Maxima => maxima::maxima(device, x, &sum, later)?,
                 Kind::SequenceMagnitudes => {
                     sums::sequence_magnitudes(device, x, self.length, &sum, later)?;
                 }

@@ -6,6 +6,7 @@ pub mod blocks;
 pub mod columns;
 mod element;
 pub mod fisher;
+pub mod maxima;
 pub mod rows;
 pub mod sums;
 

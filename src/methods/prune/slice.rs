@@ -66,28 +66,33 @@ pub fn kept_width(width: usize, ratio: f64, multiple: usize) -> Result<usize, Ba
     }
 }
 
-/// An error if a model of these tensors cannot be rotated.
-pub fn check(config: &Config, specs: &[TensorSpec]) -> Result<()> {
-    let unsupported = |why: String| Error::Unsupported {
-        path: "slicegpt".into(),
-        what: format!("a model of the family {}", config.family.name),
-        why,
-    };
+/// Why the residual stream of a model of these tensors cannot be rotated, if it cannot.
+pub fn obstacle(config: &Config, specs: &[TensorSpec]) -> Option<String> {
     let after = |spec: &&TensorSpec| {
         matches!(spec.slot, Slot::PostAttentionNorm | Slot::PostFeedForwardNorm)
     };
     if config.shortcuts {
-        let why = "its residual stream is in several bases already".into();
-        return Err(unsupported(why));
+        return Some("its residual stream is in several bases already".into());
     }
-    if let Some(spec) = specs.iter().find(after) {
-        return Err(unsupported(format!(
+    specs.iter().find(after).map(|spec| {
+        format!(
             "{} multiplies columns of what is added to the residual stream, each by a gain of its own, after dividing by their \
              length: the gains cannot go into the product before it, and do not commute with a rotation",
             spec.name
-        )));
+        )
+    })
+}
+
+/// An error if a model of these tensors cannot be rotated.
+pub fn check(config: &Config, specs: &[TensorSpec]) -> Result<()> {
+    match obstacle(config, specs) {
+        None => Ok(()),
+        Some(why) => Err(Error::Unsupported {
+            path: "slicegpt".into(),
+            what: format!("a model of the family {}", config.family.name),
+            why,
+        }),
     }
-    Ok(())
 }
 
 /// The norm whose result a linear layer reads, if it reads the residual stream.
@@ -249,7 +254,7 @@ impl Basis {
 }
 
 /// The product of vectors, (any number, columns), with a matrix of (rows, columns): (any number, rows).
-fn products(device: &Device, vectors: &[f32], matrix: &Matrix) -> Result<Vec<f32>> {
+pub fn products(device: &Device, vectors: &[f32], matrix: &Matrix) -> Result<Vec<f32>> {
     let columns = matrix.columns();
     let widest = (device.max_tensor_bytes() / 4).min(AT_ONCE_VALUES as u64) as usize;
     let at_once = (widest / columns.max(matrix.rows())).max(1) * columns;
@@ -358,6 +363,11 @@ impl<'a> Sliced<'a> {
             Slot::Down => &self.bases[half + 2],
             _ => &self.bases[half],
         }
+    }
+
+    /// The parent's tensor behind one of these that is no product between two bases: of a head that was the embedding, that.
+    pub fn whole(&self, spec: &TensorSpec) -> &TensorSpec {
+        self.folded.parent_spec(spec)
     }
 
     /// A tensor without rounding but that of f32.

@@ -20,6 +20,8 @@ pub use sparse::{Allocate, SparseMethod, Sparsify};
 pub(super) const KIND: StageKind = StageKind {
     name: "prune",
     result: "pruned",
+    methods: METHODS,
+    command: "lopper prune MODEL --method METHOD --then TYPE",
     parse: |table| super::method::parse(METHODS, table),
 };
 

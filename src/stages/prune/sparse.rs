@@ -864,7 +864,7 @@ impl Rule {
         let layers = model.config().layers();
         let inputs = context.inputs(Feed::Parent);
         let progress = &mut *context.progress;
-        survey(model, &inputs, self.survey(), &mut |layer, sums| {
+        survey(model, &inputs, self.survey(), 0..layers + 1, &mut |layer, sums| {
             progress("looking at all blocks", layer.min(layers), layers);
             see(layer, sums)
         })

@@ -20,11 +20,14 @@ use crate::methods::BadField;
 pub use gptq::Gptq;
 pub use mix::Mix;
 pub use nearest::Nearest;
+pub(super) use target::Rule;
 pub use target::Target;
 
 pub(super) const KIND: StageKind = StageKind {
     name: "quantize",
     result: "quantized",
+    methods: METHODS,
+    command: "lopper quantize MODEL --method METHOD",
     parse: |table| {
         let mixes = table.get("method").and_then(toml::Value::as_str) == Some("mix");
         if !mixes && !table.contains_key("bits") && !table.contains_key("type") {

@@ -254,7 +254,7 @@ impl Target {
     }
 
     /// The same with the patterns compiled.
-    pub(super) fn rule(&self) -> Result<Rule, BadField> {
+    pub(in crate::stages) fn rule(&self) -> Result<Rule, BadField> {
         Ok(Rule {
             modules: Modules::new(&self.include, &self.exclude)?,
             format: self.format()?,
@@ -265,7 +265,7 @@ impl Target {
 
 /// A target with its patterns compiled.
 #[derive(Clone, Debug)]
-pub(super) struct Rule {
+pub(in crate::stages) struct Rule {
     pub modules: Modules,
     /// `None` where numbers stay numbers.
     pub scheme: Option<Scheme>,

@@ -47,6 +47,8 @@ pub use scales::Scales;
 pub(super) const TUNE: StageKind = StageKind {
     name: "tune",
     result: "tuned",
+    methods: TUNE_METHODS,
+    command: "lopper tune MODEL --method METHOD",
     parse: |table| super::method::parse(TUNE_METHODS, table),
 };
 
@@ -54,6 +56,8 @@ pub(super) const TUNE: StageKind = StageKind {
 pub(super) const DISTIL: StageKind = StageKind {
     name: "distil",
     result: "distilled",
+    methods: DISTIL_METHODS,
+    command: "lopper distill MODEL --method METHOD",
     parse: |table| super::method::parse(DISTIL_METHODS, table),
 };
 

@@ -9,6 +9,7 @@ use crate::formats::safetensors::{NewTensor, Safetensors, write_file};
 use crate::formats::{StoredTensor, StoredType};
 use crate::interrupt;
 use crate::tensor::DType;
+use crate::walk::Kind;
 
 /// What was merged.
 #[derive(Clone, Debug)]
@@ -135,7 +136,9 @@ fn add_files(parts: &[PathBuf], out: &Path) -> Result<()> {
         let same: Vec<StoredTensor<'_>> = files.iter().filter_map(|file| file.get(name)).collect();
         let dtype = dtype(&same)?;
         let shape = same[0].shape.clone();
-        let data = Box::new(move || added(&same));
+        // What is no sum of a kind (tokens, cosines) adds up.
+        let kind = name.rsplit('.').next().and_then(Kind::named).unwrap_or(Kind::Values);
+        let data = Box::new(move || joined(&same, kind));
         tensors.push(NewTensor { name: name.into(), dtype, shape, data });
     }
     write_file(out, tensors)
@@ -161,14 +164,14 @@ fn dtype(same: &[StoredTensor<'_>]) -> Result<DType> {
     }
 }
 
-/// The sum of some tensors of one type and shape, each addition rounded to it.
-fn added(same: &[StoredTensor<'_>]) -> Result<Vec<u8>> {
+/// What some tensors of one type and shape are together, each step rounded to it.
+fn joined(same: &[StoredTensor<'_>], kind: Kind) -> Result<Vec<u8>> {
     let mut bytes = same[0].bytes()?.into_owned();
     for tensor in &same[1..] {
         let its = tensor.bytes()?;
         match tensor.ty {
             StoredType::F32 => add(&mut bytes, &its, |own, its| {
-                (f32::from_le_bytes(own) + f32::from_le_bytes(its)).to_le_bytes()
+                kind.joined(f32::from_le_bytes(own), f32::from_le_bytes(its)).to_le_bytes()
             }),
             StoredType::F64 => add(&mut bytes, &its, |own, its| {
                 (f64::from_le_bytes(own) + f64::from_le_bytes(its)).to_le_bytes()
