@@ -314,14 +314,15 @@ pub fn foreign(path: &Path, bytes: &[u8]) -> Option<Error> {
     .any(|start| text.starts_with(start))
     {
         ("is a server's message, not a file of a model", again)
-    } else if begins(b"PK\x03\x04") || begins(b"\x80\x02") {
+    } else if begins(b"PK\x03\x04") || (begins(b"\x80\x02") && !begins(b"\x80\x02\0")) {
+        // Behind those two bytes an opcode comes, which is none of 0; a safetensors header of 640 bytes begins like it.
         ("holds Python objects (PyTorch's .bin or .pt) or is an archive", convert)
     } else if [&b"tjgg"[..], b"lmgg", b"fmgg", b"algg", b"ggml"].iter().any(|magic| begins(magic)) {
         (
             "is a GGML file, from before GGUF",
             "convert it with llama.cpp's convert_llama_ggml_to_gguf.py, or download the GGUF file",
         )
-    } else if begins(b"\x1f\x8b")
+    } else if begins(b"\x1f\x8b\x08")
         || begins(b"\x28\xb5\x2f\xfd")
         || begins(b"\xfd7zXZ")
         || begins(b"BZh")

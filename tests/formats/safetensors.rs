@@ -16,7 +16,24 @@ use super::gguf::{noise_bytes, runner};
 pub fn trials() -> Vec<Trial> {
     suite!("formats":
         safetensors_round_trip, safetensors_shards, safetensors_wide_elements_first,
-        writers_ask_once_and_leave_no_half_file, stored_tensors_become_packed)
+        writers_ask_once_and_leave_no_half_file, stored_tensors_become_packed,
+        safetensors_headers_of_any_length)
+}
+
+/// The length of a header, which a file begins with, may look like the beginning of another kind of file: 640 like a pickle's.
+fn safetensors_headers_of_any_length() {
+    let folder = tempfile::tempdir().unwrap();
+    for length in (64usize..2048).step_by(8) {
+        let mut header = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#.to_string();
+        header += &" ".repeat(length - header.len());
+        let mut bytes = (length as u64).to_le_bytes().to_vec();
+        bytes.extend(header.bytes());
+        bytes.push(7);
+        let path = folder.path().join("m.safetensors");
+        std::fs::write(&path, bytes).unwrap();
+        let file = Safetensors::open(Source::open(&path).unwrap()).unwrap();
+        assert_eq!(file.names().collect::<Vec<_>>(), ["a"], "{length}");
+    }
 }
 
 fn tensor<'a>(name: &str, dtype: DType, shape: &[usize], bytes: &'a [u8]) -> NewTensor<'a> {
