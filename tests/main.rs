@@ -98,6 +98,7 @@ mod pipelines {
     pub mod sparsity;
     pub mod sweep;
     pub mod training;
+    pub mod transforming;
 }
 
 mod quality {
@@ -162,6 +163,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     pipelines::sparsity::trials,
     pipelines::sweep::trials,
     pipelines::training::trials,
+    pipelines::transforming::trials,
     formats::gguf::trials,
     formats::hostile_gguf::trials,
     formats::hostile_safetensors::trials,

@@ -32,11 +32,22 @@ pub fn run_stage(
         Some(calibration) => Some(Rows::of_text(calibration, &parent.tokenizer()?)?),
         None => None,
     };
+    run_stage_on((&Device::Cpu, rows.as_ref()), parent, weights, stage, folder)
+}
+
+/// Likewise on a device, calibrated on some rows.
+pub fn run_stage_on(
+    (device, rows): (&Device, Option<&Rows>),
+    parent: &Checkpoint,
+    weights: &dyn Weights,
+    stage: &dyn Stage,
+    folder: &Path,
+) -> Result<Checkpoint, Failed> {
     std::fs::create_dir_all(folder)?;
     let mut context = Context {
         parent,
-        pass: pass(&Device::Cpu),
-        rows: rows.as_ref(),
+        pass: pass(device),
+        rows,
         statistics: None,
         examples: None,
         teacher: None,

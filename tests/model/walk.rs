@@ -149,6 +149,7 @@ fn halves_add_up() -> Result<(), Failed> {
         Kind::Squares,
         Kind::Values,
         Kind::Magnitudes,
+        Kind::Maxima,
         Kind::SequenceMagnitudes,
         Kind::Gram,
         Kind::Cosine,

@@ -23,7 +23,7 @@ pub fn trials() -> Vec<Trial> {
         files_continue, other_runs_are_refused, quantize_prune_quantize, prune_quantize_prune);
     if cfg!(unix) {
         trials.extend(suite!("resume":
-            killed_at_any_moment, killed_between_blocks, killed_between_tensors, killed_between_steps, killed_while_tidying,
+            killed_at_any_moment, killed_between_blocks, killed_between_scales, killed_between_tensors, killed_between_steps, killed_while_tidying,
             interrupted_by_ctrl_c));
     }
     trials
@@ -100,6 +100,30 @@ calibration = { text = "text.txt", samples = 3, length = 16 }
 formats = ["packed"]
 "#;
 
+/// Channels scaled by what goes through them, and rotations that a seed draws.
+const TRANSFORMS: &str = r#"
+model = "embedded:nano-llama"
+seed = 3
+[[stage]]
+kind = "transform"
+method = "awq"
+bits = 3
+alphas = 4
+calibration = { text = "text.txt", samples = 3, length = 16 }
+[[stage]]
+kind = "transform"
+method = "rotate"
+[[stage]]
+kind = "transform"
+method = "smooth"
+calibration = { text = "text.txt", samples = 3, length = 16 }
+[[stage]]
+kind = "quantize"
+bits = 3
+[export]
+formats = ["packed"]
+"#;
+
 /// Types by what each tensor loses, which is measured tensor by tensor.
 const MIX: &str = r#"
 model = "embedded:nano-llama"
@@ -170,6 +194,11 @@ fn killed_at_any_moment() -> Result<(), Failed> {
 /// The same in the middle of a walk: it goes on at the first block that is not there.
 fn killed_between_blocks() -> Result<(), Failed> {
     killed(BLOCK_BY_BLOCK, 20)
+}
+
+/// The same while scales are looked for, and while a model is rotated.
+fn killed_between_scales() -> Result<(), Failed> {
+    killed(TRANSFORMS, 20)
 }
 
 /// The same while it is measured what tensors lose.
