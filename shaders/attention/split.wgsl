@@ -17,8 +17,10 @@
 
 const LANES: u32 = 128u;
 const NOTHING: f32 = -3.0e38;
-var<workgroup> memory: array<f32, LANES * max(SUMS, 8u)>;
-var<workgroup> known: array<vec2<f32>, LANES>;
+// Lanes' columns at the end: so far apart that lanes side by side meet different banks.
+const PITCH: u32 = LANES + 4u;
+var<workgroup> memory: array<f32, max(LANES * SUMS, PITCH * 8u + LANES)>;
+var<workgroup> tops: array<f32, LANES * HEADS>;
 
 @compute @workgroup_size(LANES)
 fn main(place: Place, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -48,7 +50,8 @@ fn main(place: Place, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
     let member = lane % params.sharers;
     let keeper = lane / params.sharers;
     let at_once = LANES / params.sharers;
-    let column = kv_head * params.head_dim + member * 8u;
+    // Lanes behind a head's last eight read that again, and count for nothing.
+    let eight = kv_head * eights + min(member, eights - 1u);
     let row_eights = params.code_words * 4u / BITS;
 #for H in HEADS
     var query{H} = mat2x4<f32>();
@@ -61,29 +64,24 @@ fn main(place: Place, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
     var sum{H} = mat2x4<f32>();
 #end
     for (var start = begin; start < end; start += ROWS * at_once) {
+        // Every load stands before the first use, without a branch: behind the end, of the last key.
 #for R in ROWS
-        let at{R} = start + {R}u * at_once + keeper;
-        let exists{R} = at{R} < end;
-        var key{R} = mat2x4<f32>();
-        var value{R} = mat2x4<f32>();
-        if exists{R} && member < eights {
-            let row = sequence * params.capacity + at{R};
-            var key_grid = vec2(0.0);
-            var value_grid = vec2(0.0);
-            if SCALE > 0u {
-                let grid = grid_place(row, column);
-                key_grid = grid_of(key_scales[grid], column);
-                value_grid = grid_of(value_scales[grid], column);
-            }
-            let eight = row * row_eights + column / 8u;
-            key{R} = eight_values(key[eight], key_grid);
-            value{R} = eight_values(value[eight], value_grid);
+        let exists{R} = start + {R}u * at_once + keeper < end;
+        let row{R} = sequence * params.capacity + min(start + {R}u * at_once + keeper, end - 1u);
+        let key_codes{R} = key[row{R} * row_eights + eight];
+        let value_codes{R} = value[row{R} * row_eights + eight];
+        var key_mark{R} = 0u;
+        var value_mark{R} = 0u;
+        if SCALE > 0u {
+            key_mark{R} = key_scales[grid_place(row{R}, eight * 8u)];
+            value_mark{R} = value_scales[grid_place(row{R}, eight * 8u)];
         }
 #end
         var products: array<f32, SUMS>;
 #for R in ROWS
+        let key{R} = eight_values(key_codes{R}, grid_of(key_mark{R}, eight * 8u));
 #for H in HEADS
-        products[{R}u * HEADS + {H}u] = dot(query{H}[0], key{R}[0]) + dot(query{H}[1], key{R}[1]);
+        products[{R}u * HEADS + {H}u] = select(0.0, dot(query{H}[0], key{R}[0]) + dot(query{H}[1], key{R}[1]), member < eights);
 #end
 #end
         var scores = lane_totals(products, place, params.sharers);
@@ -92,6 +90,9 @@ fn main(place: Place, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
             scores[{I}] = soft_capped(scores[{I}], params.soft_cap);
 #end
         }
+#for R in ROWS
+        let value{R} = eight_values(value_codes{R}, grid_of(value_mark{R}, eight * 8u));
+#end
 #for H in HEADS
         {
             var highest = highest{H};
@@ -114,34 +115,43 @@ fn main(place: Place, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
         }
 #end
     }
+    // The lanes' sums, all below the highest score of any, are one.
+    if member == 0u {
+#for H in HEADS
+        tops[{H}u * at_once + keeper] = highest{H};
+#end
+    }
 #for H in HEADS
     workgroupBarrier();
-    known[lane] = vec2(highest{H}, total{H});
-#for C in 8
-    memory[{C}u * LANES + lane] = sum{H}[{C}u / 4u][{C}u % 4u];
-#end
-    workgroupBarrier();
-    if {H}u < present {
+    {
         var highest = NOTHING;
         for (var other = 0u; other < at_once; other++) {
-            highest = max(highest, known[other * params.sharers].x);
+            highest = max(highest, tops[{H}u * at_once + other]);
         }
+        let factor = exp(highest{H} - highest);
+#for C in 8
+        memory[{C}u * PITCH + lane] = factor * sum{H}[{C}u / 4u][{C}u % 4u];
+#end
+        if member == 0u {
+            memory[8u * PITCH + keeper] = factor * total{H};
+        }
+        workgroupBarrier();
         let base = ((token * params.heads + first_head + {H}u) * params.splits + split) * (params.head_dim + 2u);
-        for (var mine = lane; mine < params.head_dim + 1u; mine += LANES) {
+        // Columns, and the total behind the highest score.
+        for (var mine = lane; {H}u < present && mine < params.head_dim; mine += LANES) {
             var whole = 0.0;
             for (var other = 0u; other < at_once; other++) {
-                let theirs = other * params.sharers;
-                var part = known[theirs].y;
-                if mine < params.head_dim {
-                    part = memory[mine % 8u * LANES + theirs + mine / 8u];
-                }
-                whole += part * exp(known[theirs].x - highest);
+                whole += memory[mine % 8u * PITCH + other * params.sharers + mine / 8u];
             }
-            // The total stands last, behind the highest score.
-            parts[base + select(mine, mine + 1u, mine == params.head_dim)] = whole;
+            parts[base + mine] = whole;
         }
-        if lane == 0u {
+        if {H}u < present && lane == LANES - 1u {
+            var whole = 0.0;
+            for (var other = 0u; other < at_once; other++) {
+                whole += memory[8u * PITCH + other];
+            }
             parts[base + params.head_dim] = highest;
+            parts[base + params.head_dim + 1u] = whole;
         }
     }
 #end

@@ -401,6 +401,11 @@ fn cases() -> Vec<Case> {
         case(65_537, 1, heads(1, 1, 2), 0, ",many"),
         case(4, 512, heads(9, 3, 64), 0, "").bench(),
         case(1, 1, heads(32, 8, 128), 2047, "").bench(),
+        // Beside `attention/split`, which takes these.
+        case(1, 1, heads(32, 8, 64), 4095, "").bench(),
+        case(1, 1, heads(32, 4, 64), 4095, "").bench(),
+        case(1, 1, heads(32, 8, 128), 4095, "").bench(),
+        case(1, 1, heads(32, 4, 128), 4095, "").bench(),
         case(1, 1, heads(4, 1, 256).with_window(512), 2047, "").bench(),
     ]
 }

@@ -77,7 +77,7 @@ pub static KERNEL: Kernel = Kernel {
 /// Query heads of a workgroup at most, the keys that a lane takes at once, and their products.
 const TILES: [&[(&str, u32)]; 3] = [
     &[("HEADS", 1), ("ROWS", 4), ("SUMS", 4)],
-    &[("HEADS", 4), ("ROWS", 2), ("SUMS", 8)],
+    &[("HEADS", 4), ("ROWS", 4), ("SUMS", 16)],
     &[("HEADS", 8), ("ROWS", 2), ("SUMS", 16)],
 ];
 
