@@ -7,7 +7,7 @@ use lopper::device::Device;
 use lopper::gpu::Options;
 use lopper::kernels::kv::{CACHE_TYPES, CacheType};
 use lopper::model::{
-    Cache, Checkpoint, Compute, Model, Pass, Sampling, Weights, check_cache, generate,
+    Cache, Checkpoint, Compute, Model, Outline, Pass, Sampling, Weights, check_cache, generate,
 };
 use lopper::tensor::DType;
 use serde_json::Value;
@@ -31,7 +31,8 @@ fn with_cache(name: &str) -> Compute {
     Compute::F32.with_cache(CacheType::named(name))
 }
 
-/// Bytes of a token's keys and values, where heads are of 32 columns, of 16, and of both.
+/// Bytes of a token's keys and values, where heads are of whole groups of 32 columns, and of 16; and of a pass over 2048 tokens of
+/// two heads of 32 columns, which decodes what is not of the activations' type.
 fn sizes() -> Result<(), Failed> {
     let bytes = |name: &str, width, head_dim| {
         let ty = CacheType::named(name).ok_or("a type of cache")?;
@@ -49,6 +50,12 @@ fn sizes() -> Result<(), Failed> {
         assert_eq!(bytes(name, 48, 48)?, of_48, "{name}");
     }
     assert!(CacheType::named("q3_0").is_none());
+    let outline = Outline::of(&Checkpoint::open(TINY)?)?;
+    for (name, each) in [("f32", 512), ("f16", 256 + 512), ("q8_0", 136 + 512), ("q4_0", 72 + 512)]
+    {
+        let bytes = outline.evaluation_cache_bytes(256, with_cache(name))?;
+        assert_eq!(bytes, 2048 * each, "{name}");
+    }
     Ok(())
 }
 
