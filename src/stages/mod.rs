@@ -94,6 +94,10 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
     fn keeps_channels(&self) -> bool {
         true
     }
+    /// Whether the recipe's seed decides what it makes.
+    fn is_random(&self) -> bool {
+        self.keys().values().any(|value| value == "random")
+    }
     /// Removes from its folder what only a run needed that is done now.
     fn tidy(&self, _folder: &Path) -> Result<()> {
         Ok(())
@@ -430,7 +434,7 @@ impl RecipeStage {
 
     /// Whether two draws of it differ: it calibrates, or is random.
     pub fn is_drawn(&self) -> bool {
-        self.needs().calibration.is_some() || self.keys().values().any(|value| value == "random")
+        self.needs().calibration.is_some() || self.is_random()
     }
 
     pub(crate) fn parsed(&self, keys: Map<String, Value>) -> Result<Self, toml::de::Error> {

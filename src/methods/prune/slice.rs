@@ -14,6 +14,8 @@
 //! Gains are one number there, rounded to eight bits, so that every float type holds it; what the rounding leaves (less than
 //! 0.4 %) goes into the linear layers behind the norm.
 
+use std::borrow::Cow;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -29,6 +31,7 @@ use crate::methods::BadField;
 use crate::methods::calibration::{Feed, Rows};
 use crate::methods::linalg::eigen;
 use crate::methods::prune::score::AT_ONCE;
+use crate::methods::transform::hadamard::Rotation;
 use crate::model::{
     Config, CopyOf, Outline, Role, TensorSpec, WeightSource, Weights, block_counts, stored,
 };
@@ -196,18 +199,31 @@ impl Weights for Folded<'_> {
     }
 }
 
-/// Directions of the residual stream, the most important ones first: the rows of Qᵗ that are kept.
+/// Directions of the residual stream: the rows of Qᵗ that are kept, the most important ones first; or all of those of a rotation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Basis {
     width: usize,
-    rows: Vec<f32>,
+    directions: Directions,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Directions {
+    /// One after the other. Devices multiply with them.
+    Rows(Vec<f32>),
+    /// A product with it takes few operations, on the host and in f64.
+    Rotation(Box<Rotation>),
 }
 
 impl Basis {
     /// Directions of a stream of so many columns, one after the other.
     pub fn new(width: usize, rows: Vec<f32>) -> Self {
         assert!(width > 0 && rows.len().is_multiple_of(width), "directions have one width");
-        Self { width, rows }
+        Self { width, directions: Directions::Rows(rows) }
+    }
+
+    /// The directions of a rotation, none of which goes.
+    pub fn rotation(rotation: Rotation) -> Self {
+        Self { width: rotation.width(), directions: Directions::Rotation(Box::new(rotation)) }
     }
 
     /// The first `kept` principal components of a stream with the second moments `moments`, (width, width), which are not
@@ -221,30 +237,43 @@ impl Basis {
 
     /// How many there are.
     pub fn kept(&self) -> usize {
-        self.rows.len() / self.width
+        match &self.directions {
+            Directions::Rows(rows) => rows.len() / self.width,
+            Directions::Rotation(_) => self.width,
+        }
     }
 
     /// Their values, one direction after the other.
-    pub fn rows(&self) -> &[f32] {
-        &self.rows
+    pub fn rows(&self) -> Cow<'_, [f32]> {
+        match &self.directions {
+            Directions::Rows(rows) => Cow::Borrowed(rows),
+            Directions::Rotation(rotation) => Cow::Owned(rotation.rows()),
+        }
     }
 
     /// What vectors of the stream are multiplied by to become coordinates.
     fn matrix(&self, device: &Device) -> Result<Matrix> {
-        let packed = Packed::from_f32(&self.rows, self.kept(), self.width);
+        let packed = Packed::from_f32(&self.rows(), self.kept(), self.width);
         Matrix::upload(device, &packed, "directions of the residual stream")
     }
 
     /// What coordinates are multiplied by to become vectors of the stream.
     fn inverse(&self, device: &Device) -> Result<Matrix> {
-        let rows = transposed(&self.rows, self.kept(), self.width);
+        let rows = transposed(&self.rows(), self.kept(), self.width);
         let packed = Packed::from_f32(&rows, self.width, self.kept());
         Matrix::upload(device, &packed, "directions of the residual stream")
     }
 
     /// Vectors of the stream, (any number, width), in terms of the directions: (any number, kept).
     fn coordinates(&self, device: &Device, vectors: &[f32]) -> Result<Vec<f32>> {
-        products(device, vectors, &self.matrix(device)?)
+        match &self.directions {
+            Directions::Rows(_) => products(device, vectors, &self.matrix(device)?),
+            Directions::Rotation(rotation) => {
+                let mut turned = vectors.to_vec();
+                rotation.apply_each(&mut turned);
+                Ok(turned)
+            }
+        }
     }
 
     /// What of such vectors is along the directions.
@@ -340,7 +369,7 @@ pub fn is_rotated(spec: &TensorSpec) -> bool {
 
 impl<'a> Sliced<'a> {
     /// `parent` along the directions of `bases`: one, or those of the first block's two halves, of the second's, and so on, and
-    /// at last that of the head. `device` multiplies. An error if the model cannot be rotated.
+    /// at last that of the head. `device` multiplies with what has no quicker way. An error if the model cannot be rotated.
     pub fn new(parent: &'a dyn Weights, device: &'a Device, bases: Vec<Basis>) -> Result<Self> {
         let folded = Folded::new(parent)?;
         let all = 2 * folded.config.layers() + 1;
@@ -382,7 +411,7 @@ impl<'a> Sliced<'a> {
         if is_shortcut(spec) {
             let half = 2 * spec.layer.unwrap_or(0);
             let next = half + 1 + usize::from(spec.slot == Slot::FeedForwardShortcut);
-            let values = basis.coordinates(device, self.bases[next].rows())?;
+            let values = basis.coordinates(device, &self.bases[next].rows())?;
             return Ok(Packed::from_f32(&values, rows, columns));
         }
         let whole = self.folded.parent_spec(spec);
@@ -686,7 +715,7 @@ fn cut_attention(
         }
     };
     cut.set_linear(Slot::Output, Linear { name: output.name.clone(), weight, bias, adapter: None });
-    let turned = transposed(&basis.rows, basis.kept(), width);
+    let turned = transposed(&basis.rows(), basis.kept(), width);
     let projection = products(device, &turned, &basis.inverse(device)?)?;
     let name = module_name(folded.config(), layer, Slot::AttentionShortcut);
     let weight = Packed::from_f32(&projection, width, width);

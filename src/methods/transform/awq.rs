@@ -8,6 +8,7 @@
 //! products. To leave the place as it is, is always one of what is tried, so nothing is worse than that by this measure. (The
 //! source runs the block again for each alpha and compares its results: that costs a pass through the text instead.)
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::scale::Found;
@@ -17,7 +18,7 @@ use crate::interrupt;
 use crate::kernels::matrix::Matrix;
 use crate::methods::prune::slice::products;
 use crate::methods::quantize::fit::Fitting;
-use crate::methods::sequential::{gram, sum};
+use crate::methods::sequential::sum;
 use crate::model::{TensorSpec, Weights};
 use crate::tensor::Packed;
 use crate::walk::{BlockSums, Kind};
@@ -73,8 +74,9 @@ impl Search {
         let behind: Vec<Product<'_>> = chosen.map(load).collect::<Result<_>>()?;
         let Some(first) = behind.first().map(|product| product.spec) else { return Ok(None) };
         let width = first.columns;
-        let values: Vec<f32> = gram(first, sums)?.into_iter().map(|value| value as f32).collect();
-        let gram = Matrix::upload(device, &Packed::from_f32(&values, width, width), "inputs")?;
+        // Products with it read whole rows: both its halves are there.
+        let gram = sum(first, sums, Kind::Gram, width * width)?;
+        let gram = Matrix::upload(device, &Packed::from_f32(gram, width, width), "inputs")?;
         let squares = |weights: &[f32]| -> Result<f64> {
             let pairs = products(device, weights, &gram)?;
             Ok(pairs.iter().zip(weights).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum())
@@ -128,17 +130,20 @@ impl Search {
             scales.map(|scales| found.channels.iter().map(|channel| scales[*channel]).collect());
         let mut values = product.weight.clone();
         if let Some(scales) = &by_column {
-            let lines = values.chunks_mut(columns).flatten().zip(scales.iter().cycle());
-            lines.for_each(|(value, scale)| *value *= scale);
+            values.par_chunks_mut(columns.max(1)).for_each(|line| {
+                line.iter_mut().zip(scales).for_each(|(value, scale)| *value *= scale);
+            });
         }
         let packed = Packed::from_f32(&values, rows, columns);
         let mut away = self.fitting.round(&packed, None, &product.spec.name)?.to_f32();
-        for (at, (value, weight)) in away.iter_mut().zip(&product.weight).enumerate() {
+        let lines =
+            away.par_chunks_mut(columns.max(1)).zip(product.weight.par_chunks(columns.max(1)));
+        lines.for_each(|(away, weight)| {
             if let Some(scales) = &by_column {
-                *value /= scales[at % columns];
+                away.iter_mut().zip(scales).for_each(|(value, scale)| *value /= scale);
             }
-            *value -= weight;
-        }
+            away.iter_mut().zip(weight).for_each(|(value, weight)| *value -= weight);
+        });
         Ok(away)
     }
 

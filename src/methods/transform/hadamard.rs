@@ -12,6 +12,7 @@
 //!
 //! A product with R takes n (log t + m) operations for n numbers, in f64.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::device::Random;
@@ -109,6 +110,18 @@ impl Rotation {
         }
         let factor = 1.0 / (t as f64).sqrt();
         v.iter_mut().for_each(|value| *value *= factor);
+    }
+
+    /// R v in the place of each of many v, rounded to f32 once.
+    pub fn apply_each(&self, values: &mut [f32]) {
+        values.par_chunks_exact_mut(self.width().max(1)).for_each_init(
+            || vec![0.0; self.width()],
+            |v, part| {
+                v.iter_mut().zip(&*part).for_each(|(v, value)| *v = f64::from(*value));
+                self.apply(v);
+                part.iter_mut().zip(v).for_each(|(value, v)| *value = *v as f32);
+            },
+        );
     }
 
     /// The matrix, row by row, in f32.

@@ -83,7 +83,7 @@ impl std::fmt::Debug for Rotated<'_> {
 }
 
 impl<'a> Rotated<'a> {
-    /// `parent` so changed, by rotations that a seed draws. `device` multiplies. An error if it cannot be.
+    /// `parent` so changed, by rotations that a seed draws; they are products on the host, the same bits on every device. An error if it cannot be.
     pub fn new(
         parent: &'a dyn Weights,
         device: &'a Device,
@@ -92,10 +92,8 @@ impl<'a> Rotated<'a> {
     ) -> Result<Self> {
         rotates.check(parent.config(), parent.specs())?;
         let (stream, heads) = rotates.rotations(parent.config(), seed);
-        let stream = stream.map(|rotation| {
-            let basis = Basis::new(rotation.width(), rotation.rows());
-            Sliced::new(parent, device, vec![basis])
-        });
+        let sliced = |rotation| Sliced::new(parent, device, vec![Basis::rotation(rotation)]);
+        let stream = stream.map(sliced);
         Ok(Self { parent, rotates, stream: stream.transpose()?, heads })
     }
 }
@@ -132,23 +130,14 @@ impl Transformed for Rotated<'_> {
         if let Some(rotation) = self.heads.as_ref().filter(|_| of_heads(spec)) {
             match (spec.slot, spec.role) {
                 (Slot::Value, Role::Linear) => rotate_rows(&mut values, spec.columns, rotation),
-                _ => rotate_parts(&mut values, rotation),
+                _ => rotation.apply_each(&mut values),
             }
         }
         Ok(Some(values))
     }
 }
 
-/// R v for every part v of the rotation's width.
-fn rotate_parts(values: &mut [f32], rotation: &Rotation) {
-    values.par_chunks_exact_mut(rotation.width()).for_each(|part| {
-        let mut v: Vec<f64> = part.iter().map(|value| f64::from(*value)).collect();
-        rotation.apply(&mut v);
-        part.iter_mut().zip(v).for_each(|(value, v)| *value = v as f32);
-    });
-}
-
-/// The same for every column of as many rows.
+/// R v for every column v of as many rows as the rotation is wide.
 fn rotate_rows(values: &mut [f32], columns: usize, rotation: &Rotation) {
     values.par_chunks_exact_mut((rotation.width() * columns).max(1)).for_each(|head| {
         let mut v = vec![0.0; rotation.width()];

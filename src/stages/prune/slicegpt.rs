@@ -242,8 +242,8 @@ impl SliceGpt {
         let Context { pass, folder, progress, .. } = context;
         let report = &mut |done: usize, total: usize| progress("calibrating", done, total);
         let save = |place: usize, basis: &Basis| {
-            let values = basis.rows().iter();
-            let bytes: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
+            let rows = basis.rows();
+            let bytes: Vec<u8> = rows.iter().flat_map(|value| value.to_le_bytes()).collect();
             save_bytes(folder, &basis_file(place), &bytes)
         };
         if self.form == Form::Blocks {

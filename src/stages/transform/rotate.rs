@@ -143,10 +143,10 @@ impl Stage for Rotate {
             ));
         }
         warnings.extend(codes_go(&dequantized));
-        let (square, largest) = ((width * width) as u64, model.largest());
         Ok(Planned {
-            peak_device_bytes: 4 * (square + 3 * largest.max(1 << 24)),
-            peak_host_bytes: 4 * (3 * square + 4 * largest),
+            // A matrix before and after, turned over and in f64 by rows: all on the host.
+            peak_device_bytes: 0,
+            peak_host_bytes: 4 * 5 * model.largest(),
             outline,
             changes,
             warnings,
@@ -174,6 +174,10 @@ impl Stage for Rotate {
     ) -> Result<Option<Box<dyn Weights + 'a>>> {
         let seed = Self::drawn(folder)?.seed;
         Ok(Some(Box::new(Exact(Rotated::new(model, device, self.rotates(), seed)?))))
+    }
+
+    fn is_random(&self) -> bool {
+        true
     }
 
     fn report(&self, folder: &Path) -> Result<Option<Report>> {
