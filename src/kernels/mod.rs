@@ -51,6 +51,7 @@ pub static TABLE: &[&Kernel] = &[
     &matmul::input_grad::KERNEL,
     &matmul::weight_grad::KERNEL,
     &matmul::gram::KERNEL,
+    &matmul::part::KERNEL,
     &rope::rotate::KERNEL,
     &kv::append::KERNEL,
     &kv::append_rounded::KERNEL,

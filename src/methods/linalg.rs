@@ -13,6 +13,8 @@ use faer::linalg::triangular_solve::{
 };
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
 
 /// Pieces of work that run side by side. Sums depend on where they are split, so it is a number of its own and not the
@@ -100,25 +102,28 @@ pub fn cholesky_solve(factor: &[f64], n: usize, b: &mut [f64]) {
     solve_upper_triangular_in_place(lower.transpose(), b, Par::Seq);
 }
 
-/// Of a symmetric positive definite H (n, n) the upper triangular U with U^T U = H^-1, row by row, zeros below the diagonal.
-///
-/// H turned by half a turn has the Cholesky factor L; turned back it is upper triangular, R R^T = H, and U is its inverse. So
-/// H is never inverted as a whole.
-pub fn inverse_factor(h: &[f64], n: usize) -> Result<Vec<f64>, NotPositive> {
-    let mut turned: Vec<f64> = h.iter().rev().copied().collect();
+/// Of a symmetric positive definite H (n, n) the lower triangular L with L^T L = H, row by row, zeros above the diagonal: the
+/// Cholesky factor of H turned by half a turn, turned back.
+pub fn reversed_cholesky(h: Vec<f64>, n: usize) -> Result<Vec<f64>, NotPositive> {
+    let mut turned = h;
+    turned.reverse();
     cholesky(&mut turned, n).map_err(|bad| NotPositive { pivot: n - 1 - bad.pivot })?;
-    let lower = MatRef::from_column_major_slice(&turned, n, n);
+    turned.reverse();
+    if let Some(bad) = (0..n).find(|i| !turned[i * (n + 1)].is_finite()) {
+        return Err(NotPositive { pivot: bad });
+    }
+    turned.par_chunks_mut(n.max(1)).enumerate().for_each(|(row, line)| line[row + 1..].fill(0.0));
+    Ok(turned)
+}
+
+/// (L^T)^-1 of a lower triangular L (n, n), row by row.
+pub fn inverse_transposed(lower: &[f64], n: usize) -> Vec<f64> {
+    let lower = MatRef::from_row_major_slice(lower, n, n);
     let mut inverse = vec![0.0; n * n];
+    // Column by column this is the inverse, so row by row its transpose.
     let place = MatMut::from_column_major_slice_mut(&mut inverse, n, n);
     invert_lower_triangular(place, lower, pieces(n));
-    // Column by column and turned back: entry (i, j) of U is entry (n-1-i, n-1-j) of the inverse.
-    let mut upper = vec![0.0; n * n];
-    for i in 0..n {
-        for j in i..n {
-            upper[i * n + j] = inverse[(n - 1 - j) * n + (n - 1 - i)];
-        }
-    }
-    Ok(upper)
+    inverse
 }
 
 /// A part of a matrix that is stored row by row.
@@ -156,4 +161,19 @@ pub fn product(
     );
     let (begin, alpha) = if subtract { (Accum::Add, -1.0) } else { (Accum::Replace, 1.0) };
     matmul(c, begin, a, b, alpha, pieces(of_a.size.1));
+}
+
+/// Of a linear layer the sum over tokens of squared outputs ||X W^T||^2, in f64; of W - W' the squared error that W' makes.
+pub fn squared_outputs(weights: &[f64], columns: usize, gram: &[f64]) -> f64 {
+    let whole = Part { of: columns, at: (0, 0), size: (columns, columns) };
+    // A few rows at a time: their products take as much memory as they do.
+    let at_once = 256;
+    let part = |rows: &[f64]| {
+        let size = (rows.len() / columns, columns);
+        let of = Part { of: columns, at: (0, 0), size };
+        let mut products = vec![0.0; rows.len()];
+        product((&mut products, of), (rows, of), (gram, whole), false);
+        products.iter().zip(rows).map(|(p, w)| p * w).sum::<f64>()
+    };
+    weights.chunks((at_once * columns).max(1)).map(part).sum()
 }

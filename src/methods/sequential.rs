@@ -312,10 +312,15 @@ pub fn input_of(spec: &TensorSpec) -> Slot {
     }
 }
 
+/// The Gram matrix of a layer's inputs (columns, columns) as it was summed; its upper half counts.
+pub fn gram_sums<'a>(spec: &TensorSpec, sums: &'a BlockSums) -> Result<&'a [f32]> {
+    sum(spec, sums, Kind::Gram, spec.columns * spec.columns)
+}
+
 /// The Gram matrix of a layer's inputs in f64, symmetric to the bit.
 pub fn gram(spec: &TensorSpec, sums: &BlockSums) -> Result<Vec<f64>> {
     let n = spec.columns;
-    let sum = sum(spec, sums, Kind::Gram, n * n)?;
+    let sum = gram_sums(spec, sums)?;
     let line = |i: usize| (0..n).map(move |j| f64::from(sum[i.min(j) * n + i.max(j)]));
     Ok((0..n).into_par_iter().flat_map_iter(line).collect())
 }

@@ -43,7 +43,7 @@ pub use generate::{Generation, Sampling, generate};
 pub use identity::{CONFIG_FILE, hash_of_files, identity, identity_of};
 pub use load::block as load_block;
 pub use outline::Outline;
-pub use resident::{Head, Model, block_counts, run_block};
+pub use resident::{Head, Model, block_counts, embed, run_block};
 pub use save::{
     Wide, continue_packed, export_gguf, export_hf, export_packed, export_quantized, gguf_type,
     packed_files,

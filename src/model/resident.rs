@@ -42,12 +42,7 @@ pub struct Head {
 }
 
 /// Token ids, (tokens), to the residual stream, f32 (tokens, hidden).
-pub(super) fn embed(
-    pass: &Pass<'_>,
-    config: &Config,
-    embedding: &Matrix,
-    ids: &[u32],
-) -> Result<Tensor> {
+pub fn embed(pass: &Pass<'_>, config: &Config, embedding: &Matrix, ids: &[u32]) -> Result<Tensor> {
     let vocabulary = embedding.rows();
     if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
         return Err(Error::Argument {

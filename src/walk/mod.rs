@@ -16,9 +16,8 @@ use crate::error::{Error, Result};
 use crate::graph::{BlockWeights, Pass, Slot};
 use crate::interrupt;
 use crate::kernels::copy::cast::scaled;
-use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::matrix::Matrix;
-use crate::model::{Cache, WeightSource, run_block};
+use crate::model::{Cache, WeightSource, embed, run_block};
 use crate::tensor::{DType, Packed};
 
 /// A walk through a model's blocks with some sequences of tokens.
@@ -95,11 +94,12 @@ impl<'a> Walk<'a> {
         }
         let at_once = (tokens / length).clamp(1, sequences);
         let config = source.config();
-        let embedded = source.embed(&pass, ids)?;
+        let table = source.embedding()?;
         let (mut streams, mut caches) = (Vec::new(), Vec::<(usize, Cache)>::new());
         for first in (0..sequences).step_by(at_once) {
             let count = at_once.min(sequences - first);
-            streams.push(part(&pass, &embedded, first * length, count * length)?);
+            let ids = &ids[first * length..(first + count) * length];
+            streams.push(embed(&pass, config, &table, ids)?);
             if !caches.iter().any(|(size, _)| *size == count) {
                 let cache = Cache::single_layer(pass.device, config, count, length, pass.compute)?;
                 caches.push((count, cache));
@@ -152,18 +152,6 @@ impl<'a> Walk<'a> {
     pub fn into_streams(self) -> Vec<Tensor> {
         self.streams
     }
-}
-
-/// Some rows of f32 (tokens, hidden), in a tensor of their own.
-fn part(pass: &Pass<'_>, all: &Tensor, first: usize, count: usize) -> Result<Tensor> {
-    let width = all.shape()[1];
-    if count == all.shape()[0] {
-        return Ok(all.clone());
-    }
-    let part = pass.device.allocate(DType::F32, &[count, width], "a microbatch")?;
-    let pairs: Vec<_> = (0..count as u32).map(|t| (first as u32 + t, t)).collect();
-    rows(pass.device, all, &part, width, &Rows::upload(pass.device, &pairs)?)?;
-    Ok(part)
 }
 
 impl Step<'_, '_> {

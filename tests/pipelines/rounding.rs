@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, Random};
 use lopper::graph::Slot;
-use lopper::methods::prune::sparse::squared_outputs;
+use lopper::methods::linalg::squared_outputs;
+use lopper::methods::obs::Gram;
 use lopper::methods::quantize::budget::{Choice, assign};
 use lopper::methods::quantize::fit::{Fitting, How};
-use lopper::methods::quantize::gptq::{Options, solve};
+use lopper::methods::quantize::gptq::{Options, Prepared, solve};
 use lopper::methods::quantize::mixes::{Place, mix};
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
@@ -17,13 +18,16 @@ use lopper::model::{Checkpoint, Outline, Role, TensorSpec, Weights};
 use lopper::stages::RecipeStage;
 use lopper::tensor::{Packed, Scale, WEIGHT_TYPES, WeightFormat};
 
+use crate::machine::on_each;
 use crate::models::{MapWeights, pass, run_stage, speech_perplexity};
 use crate::numbers::{Within, assert_close};
 use crate::program::{lopper, read_json, succeeds};
 
 pub fn trials() -> Vec<Trial> {
-    suite!("rounding": by_rule, searched, super_blocks, searched_is_near_the_best, heavy_tails, columns, order, unseen,
-        quality, rules, embeddings_have_no_inputs, budgets, within_a_size, mixes_by_name)
+    let mut trials = suite!("rounding": by_rule, searched, super_blocks, searched_is_near_the_best, heavy_tails, columns, order, unseen,
+        quality, rules, embeddings_have_no_inputs, budgets, within_a_size, mixes_by_name);
+    trials.extend(on_each("rounding::on_a_device", on_a_device));
+    trials
 }
 
 /// Bell-shaped weights with outliers, a constant group and a zero group.
@@ -198,7 +202,7 @@ fn heavy_tails() -> Result<(), Failed> {
     Ok(())
 }
 
-/// A Gram matrix of inputs some of which are much alike.
+/// A Gram matrix of inputs some of which are much alike, of f32 values.
 fn gram(n: usize, tokens: usize, seed: u64) -> Vec<f64> {
     let mut random = Random::new(seed);
     let sizes: Vec<f64> = (0..n).map(|_| f64::from(1.5 * random.value()).exp()).collect();
@@ -213,7 +217,14 @@ fn gram(n: usize, tokens: usize, seed: u64) -> Vec<f64> {
             }
         }
     }
-    gram
+    gram.into_iter().map(|value| f64::from(value as f32)).collect()
+}
+
+/// What GPTQ knows of inputs with this Gram matrix, on the processor.
+fn prepared(gram: &[f64], span: usize, options: Options) -> Result<Prepared<'static>, Failed> {
+    let sums: Vec<f32> = gram.iter().map(|value| *value as f32).collect();
+    let found = Prepared::new(&sums, gram.len().isqrt(), span, options, &Device::Cpu)?;
+    Ok(found.map_err(|bad| format!("{bad:?}"))?)
 }
 
 /// The inverse of a symmetric positive definite matrix, by elimination.
@@ -285,8 +296,8 @@ fn columns() -> Result<(), Failed> {
         let wanted = plain_gptq(&weight, &gram, &fitting, 0.01);
         for block in [1, 32, 64, 128] {
             let options = Options { damping: 0.01, block, by_activation: false };
-            let solved = solve(&weight, &gram, &fitting, options, "w")?;
-            let found = solved.map_err(|bad| format!("{bad:?}"))?.packed.to_f32();
+            let inputs = prepared(&gram, fitting.span(n), options)?;
+            let found = solve(&weight, &inputs, &fitting, "w")?.packed.to_f32();
             assert_close("GPTQ", &found, &wanted, Within::Each(1e-6));
         }
     }
@@ -302,24 +313,58 @@ fn order() -> Result<(), Failed> {
         let away: Vec<f64> = pairs.map(|(w, new)| f64::from(w - new)).collect();
         squared_outputs(&away, n, &gram)
     };
+    let wide: Vec<f64> = weight.to_f32().into_iter().map(f64::from).collect();
     for how in [How::Rule, How::Search] {
         let fitting =
             Fitting::new(even(Grid::FloatMin, 3, 32), how).map_err(|b| format!("{b:?}"))?;
         let rounded = lost(&fitting.round(&weight, None, "w")?);
         for by_activation in [false, true] {
             let options = Options { damping: 0.01, block: 64, by_activation };
-            let solved = solve(&weight, &gram, &fitting, options, "w")?;
-            let found = lost(&solved.map_err(|bad| format!("{bad:?}"))?.packed);
+            let solved = solve(&weight, &prepared(&gram, 32, options)?, &fitting, "w")?;
+            let found = lost(&solved.packed);
+            let told = found / squared_outputs(&wide, n, &gram);
+            assert_close("the error", &[solved.error], &[told], Within::Largest(1e-5));
             assert!(found < 0.7 * rounded, "{how:?} {by_activation}: {found} of {rounded}");
         }
     }
     // A matrix that no damping mends.
     let mut broken = gram.clone();
     broken[5 * n + 5] = -1e9;
-    let fitting =
-        Fitting::new(even(Grid::FloatMin, 3, 32), How::Rule).map_err(|b| format!("{b:?}"))?;
     let options = Options { damping: 0.01, block: 64, by_activation: false };
-    assert!(solve(&weight, &broken, &fitting, options, "w")?.is_err(), "not positive definite");
+    assert!(prepared(&broken, 32, options).is_err(), "not positive definite");
+    Ok(())
+}
+
+/// The products of a device, in f32, give what those of the processor give in f64, but for weights that lie between two codes.
+fn on_a_device(device: &Device) -> Result<(), Failed> {
+    let n = 600;
+    let (weight, gram) = (weights(70, n, 31), gram(n, 700, 32));
+    let sums: Vec<f32> = gram.iter().map(|value| *value as f32).collect();
+    for (grid, bits, group_size) in [(Grid::FloatMin, 3, 32), (Grid::SignedMax, 4, 128)] {
+        let fitting = Fitting::new(even(grid, bits, group_size), How::Rule)
+            .map_err(|bad| format!("{bad:?}"))?;
+        for order in [None, Some((0..n).rev().collect::<Vec<usize>>())] {
+            let span = fitting.span(n);
+            let here = Gram::host(&sums, n, order.as_deref());
+            let there = Gram::on(device, &sums, n, order.as_deref())?;
+            let options = Options { damping: 0.01, block: 128, by_activation: order.is_some() };
+            let solve = |gram: Gram<'_>| -> Result<(f64, Vec<f32>), Failed> {
+                let importance = (0..n).map(|i| sums[i * (n + 1)]).collect();
+                let inputs = Prepared::with(gram, importance, order.clone(), span, options)?
+                    .map_err(|bad| format!("{bad:?}"))?;
+                let solved = solve(&weight, &inputs, &fitting, "w")?;
+                Ok((solved.error, solved.packed.to_f32()))
+            };
+            let ((wanted, codes), (found, others)) = (solve(here)?, solve(there)?);
+            let apart = codes.iter().zip(&others).filter(|(a, b)| a != b).count();
+            assert!(apart * 50 < codes.len(), "{apart} weights are apart");
+            assert!((found / wanted - 1.0).abs() < 0.01, "{found} for {wanted}");
+        }
+    }
+    let mut broken = sums.clone();
+    broken[300 * n + 300] = -1e9;
+    let broken = Gram::on(device, &broken, n, None)?.factored(0.01, 256)?;
+    assert!(broken.is_err(), "not positive definite");
     Ok(())
 }
 

@@ -4,12 +4,13 @@
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, Random};
 use lopper::methods::calibration::{Calibration, Rows};
-use lopper::methods::linalg::{cholesky, cholesky_solve, inverse_factor};
+use lopper::methods::linalg::squared_outputs;
+use lopper::methods::linalg::{cholesky, cholesky_solve, inverse_transposed, reversed_cholesky};
 use lopper::methods::prune::sparse::allocate::{Threshold, outlier_share, spread};
 use lopper::methods::prune::sparse::gpt::{Options, solve};
 use lopper::methods::prune::sparse::refit::{outputs, refit};
 use lopper::methods::prune::sparse::swaps::improve;
-use lopper::methods::prune::sparse::{Pattern, keep_highest, masked, scores, squared_outputs};
+use lopper::methods::prune::sparse::{Pattern, keep_highest, masked, scores};
 use lopper::model::{Checkpoint, Outline, Role, Weights};
 use lopper::stages::Stage;
 use lopper::stages::method::OfMethod;
@@ -79,19 +80,18 @@ fn factors() -> Result<(), Failed> {
     let n = 37;
     let problem = Problem::new(1, n, 200, 3);
     let gram = &problem.gram;
-    let upper = inverse_factor(gram, n).map_err(|bad| format!("{bad:?}"))?;
-    // U^T U G = 1.
-    let mut worst = 0f64;
+    let lower = reversed_cholesky(gram.clone(), n).map_err(|bad| format!("{bad:?}"))?;
+    let transposed = inverse_transposed(&lower, n);
     for i in 0..n {
         for j in 0..n {
-            let inverse =
-                |k: usize| (0..n).map(|m| upper[m * n + i] * upper[m * n + k]).sum::<f64>();
-            let found: f64 = (0..n).map(|k| inverse(k) * gram[k * n + j]).sum();
-            worst = worst.max((found - f64::from(u8::from(i == j))).abs());
-            assert!(i <= j || upper[i * n + j] == 0.0, "below the diagonal");
+            let found: f64 = (0..n).map(|m| lower[m * n + i] * lower[m * n + j]).sum();
+            let wanted = gram[i * n + j];
+            assert!((found - wanted).abs() < 1e-10 * gram[i * (n + 1)].max(gram[j * (n + 1)]));
+            assert!(i >= j || lower[i * n + j] == 0.0, "above the diagonal");
+            let one: f64 = (0..n).map(|m| transposed[m * n + i] * lower[m * n + j]).sum();
+            assert!((one - f64::from(u8::from(i == j))).abs() < 1e-8, "an inverse: {one}");
         }
     }
-    assert!(worst < 1e-8, "{worst}");
     let mut factor = gram.clone();
     cholesky(&mut factor, n).map_err(|bad| format!("{bad:?}"))?;
     let wanted: Vec<f64> = (0..n).map(|i| i as f64 - 5.0).collect();
@@ -149,7 +149,7 @@ fn sparsegpt() -> Result<(), Failed> {
         (Pattern::Groups { keep: 1, of: 3 }, 24),
     ] {
         let options = Options { damping, block, pattern, ratio: 0.5 };
-        let solved = solve(&problem.weights, n, &problem.gram, options);
+        let solved = solve(&problem.weights, n, &problem.gram, options)?;
         let solved = solved.map_err(|bad| format!("{bad:?}"))?;
         let gone = solved.kept.iter().filter(|kept| !**kept).count();
         let expected = if let Pattern::Groups { keep: 1, .. } = pattern { 80 } else { 60 };
@@ -188,7 +188,7 @@ fn sparsegpt() -> Result<(), Failed> {
         (few.gram[i * 24 + 7], few.gram[7 * 24 + i]) = (0.0, 0.0);
     }
     let options = Options { damping: 0.0, block: 128, pattern: Pattern::Tensor, ratio: 0.5 };
-    let solved = solve(&few.weights, 24, &few.gram, options).map_err(|bad| format!("{bad:?}"))?;
+    let solved = solve(&few.weights, 24, &few.gram, options)?.map_err(|bad| format!("{bad:?}"))?;
     assert!(solved.damping > 0.0, "damping {}", solved.damping);
     assert!((0..3).all(|row| solved.weights[row * 24 + 7] == 0.0), "a dead input");
     assert!(solved.weights.iter().all(|w| w.is_finite()), "{:?}", solved.weights);

@@ -17,6 +17,7 @@ pub mod lut_tables;
 pub mod lut_tables_i8;
 pub mod matvec;
 pub mod merge;
+pub mod part;
 pub mod product;
 mod reference;
 pub mod ternary;

@@ -2,11 +2,14 @@
 //! columns that are not rounded yet make up for ([`obs`]). A group's grid is found when its first column comes up, of its
 //! weights as they are by then.
 
+use rayon::prelude::*;
+
 use super::fit::{Fitting, finite};
 use super::levels::largest;
+use crate::device::Device;
 use crate::error::Result;
 use crate::methods::linalg::NotPositive;
-use crate::methods::obs::{self, Columns, factored};
+use crate::methods::obs::{self, Columns, Factor, Gram};
 use crate::tensor::Packed;
 
 /// How GPTQ solves.
@@ -26,62 +29,105 @@ pub struct Options {
 pub struct Solved {
     /// The codes.
     pub packed: Packed,
-    /// The damping that made the Gram matrix positive definite: what was asked, or more.
-    pub damping: f64,
+    /// ||X (W - W')^T||^2 / ||X W^T||^2 over the tokens whose Gram matrix was used.
+    pub error: f64,
 }
 
-/// Rounds a matrix, given the Gram matrix of its inputs. The inner error: that is not positive definite with a damping 10^5 times
-/// what was asked. `name` is the tensor's, for errors.
+/// What is known of the inputs of layers that share them.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    /// Sums of squares, in the columns' own order.
+    importance: Vec<f32>,
+    /// The order in which columns are gone through, where it is not their own.
+    order: Option<Vec<usize>>,
+    gram: Gram<'a>,
+    factor: Factor<'a>,
+    block: usize,
+}
+
+impl<'a> Prepared<'a> {
+    /// From the Gram matrix of the inputs, f32 (n, n), for grids of `span` columns. The inner error: that is not positive definite with
+    /// a damping 10^5 times what was asked.
+    pub fn new(
+        sums: &[f32],
+        n: usize,
+        span: usize,
+        options: Options,
+        device: &'a Device,
+    ) -> Result<Result<Self, NotPositive>> {
+        let importance: Vec<f32> = (0..n).map(|i| sums[i * (n + 1)]).collect();
+        let order = options.by_activation.then(|| {
+            let mut order: Vec<usize> = (0..n).collect();
+            let of = |i: usize| importance[i];
+            order.sort_by(|a, b| of(*b).total_cmp(&of(*a)).then(a.cmp(b)));
+            order
+        });
+        let gram = Gram::new(sums, n, order.as_deref(), span, device)?;
+        Self::with(gram, importance, order, span, options)
+    }
+
+    /// With a Gram matrix in this order, and sums of squares in the columns' own.
+    pub fn with(
+        gram: Gram<'a>,
+        importance: Vec<f32>,
+        order: Option<Vec<usize>>,
+        span: usize,
+        options: Options,
+    ) -> Result<Result<Self, NotPositive>> {
+        let block = gram.block(options.block, span);
+        let factor = match gram.factored(options.damping, block)? {
+            Ok(factor) => factor,
+            Err(bad) => return Ok(Err(bad)),
+        };
+        Ok(Ok(Self { importance, order, gram, factor, block }))
+    }
+
+    /// Whether grids of `span` columns are never cut by its blocks.
+    pub fn takes(&self, span: usize) -> bool {
+        self.block.is_multiple_of(span.max(1))
+    }
+
+    /// The damping that made the Gram matrix positive definite: what was asked, or more.
+    pub fn damping(&self) -> f64 {
+        self.factor.damping
+    }
+}
+
+/// Rounds a matrix, given what is known of its inputs. `name` is the tensor's, for errors.
 pub fn solve(
     weight: &Packed,
-    gram: &[f64],
+    inputs: &Prepared<'_>,
     fitting: &Fitting,
-    options: Options,
     name: &str,
-) -> Result<Result<Solved, NotPositive>> {
+) -> Result<Solved> {
     let (rows, n) = (weight.rows, weight.columns);
     let values = weight.to_f32();
     finite(&values, n, name)?;
-    let diagonal: Vec<f64> = (0..n).map(|i| gram[i * (n + 1)]).collect();
-    let order = options.by_activation.then(|| {
-        let mut order: Vec<usize> = (0..n).collect();
-        order.sort_by(|a, b| diagonal[*b].total_cmp(&diagonal[*a]).then(a.cmp(b)));
-        order
-    });
-    let factor = match &order {
-        None => factored(gram, n, options.damping),
-        Some(order) => factored(&turned(gram, n, order), n, options.damping),
-    };
-    let (factor, damping) = match factor {
-        Ok(found) => found,
-        Err(bad) => return Ok(Err(bad)),
-    };
-    let importance: Vec<f32> = diagonal.iter().map(|value| *value as f32).collect();
+    let Prepared { importance, order, gram, factor, block } = inputs;
     let place = |column: usize| order.as_ref().map_or(column, |order| order[column]);
-    let mut w = Vec::with_capacity(values.len());
     let whole = largest(&values);
+    let span = fitting.span(n);
     let mut lines: Vec<Packed> = (0..rows).map(|_| fitting.line(n, whole)).collect();
-    for (row, line) in values.chunks(n.max(1)).zip(&mut lines) {
-        w.extend((0..n).map(|column| f64::from(row[place(column)])));
-        if order.is_some() {
-            let span = fitting.span(n);
+    if order.is_some() {
+        values.par_chunks(n.max(1)).zip(lines.par_iter_mut()).for_each(|(row, line)| {
             for first in (0..n).step_by(span) {
                 let places = first..(first + span).min(n);
                 fitting.fit(line, first, &row[places.clone()], Some(&importance[places]));
             }
-        }
+        });
     }
-    let span = fitting.span(n);
-    let columns = Rounded { fitting, importance: &importance, order: order.as_deref() };
-    let block = options.block.max(1).next_multiple_of(span);
-    obs::solve(&columns, &mut w, n, &factor, block, &mut lines);
-    let packed = fitting.joined(lines, (rows, n), name)?;
-    Ok(Ok(Solved { packed, damping }))
-}
-
-/// A symmetric matrix with rows and columns in another order.
-fn turned(gram: &[f64], n: usize, order: &[usize]) -> Vec<f64> {
-    order.iter().flat_map(|i| order.iter().map(move |j| gram[i * n + j])).collect()
+    let of = |row: &[f32]| -> Vec<f64> { (0..n).map(|c| f64::from(row[place(c)])).collect() };
+    let mut w: Vec<f64> = values.par_chunks(n.max(1)).flat_map_iter(of).collect();
+    let squares = gram.squared_outputs(&w)?;
+    let columns = Rounded { fitting, importance, order: order.as_deref() };
+    obs::solve(&columns, &mut w, factor, *block, &mut lines)?;
+    let lines_of = values.par_chunks(n.max(1)).zip(w.par_chunks_mut(n.max(1)));
+    lines_of.for_each(|(row, w)| {
+        w.iter_mut().enumerate().for_each(|(c, w)| *w = f64::from(row[place(c)]) - *w);
+    });
+    let away = gram.squared_outputs(&w)?;
+    let error = if squares > 0.0 { away / squares } else { 0.0 };
+    Ok(Solved { packed: fitting.joined(lines, (rows, n), name)?, error })
 }
 
 /// Weights become the nearest values of their grids. Of a row its grids and codes are kept.

@@ -13,12 +13,13 @@ use crate::families::LAYERS;
 use crate::graph::Slot;
 use crate::methods::BadField;
 use crate::methods::calibration::{Feed, Source};
+use crate::methods::linalg::squared_outputs;
 use crate::methods::prune::sparse::allocate::{Threshold, outlier_share, spread};
 use crate::methods::prune::sparse::gpt;
 use crate::methods::prune::sparse::refit::{outputs, refit};
 use crate::methods::prune::sparse::swaps::improve;
 use crate::methods::prune::sparse::{
-    Pattern, count, keep_highest, masked, scores, squared_outputs, with_zeros, zero_code,
+    Pattern, count, keep_highest, masked, scores, with_zeros, zero_code,
 };
 use crate::methods::sequential::{
     Compressed, Compressor, Inputs, Layer, Replaced, Sums, compress, gram, input_of, remove,
@@ -520,7 +521,7 @@ impl Sparsifier<'_> {
                     pattern: rule.pattern,
                     ratio: share,
                 };
-                let solved = gpt::solve(&weights, columns, gram, options);
+                let solved = gpt::solve(&weights, columns, gram, options)?;
                 let solved = solved.map_err(|bad| not_positive(spec, bad.pivot))?;
                 report.damping = Some(solved.damping);
                 (solved.weights, solved.kept)

@@ -7,20 +7,20 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::target::Rule;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::graph::Slot;
 use crate::methods::BadField;
 use crate::methods::calibration::Feed;
-use crate::methods::prune::sparse::squared_outputs;
 use crate::methods::quantize::fit::Fitting;
-use crate::methods::quantize::gptq;
+use crate::methods::quantize::gptq::{self, Prepared};
 use crate::methods::sequential::{
-    Compressed, Compressor, Inputs, Layer, Replaced, Sums, compress, gram, input_of, remove,
+    Compressed, Compressor, Inputs, Layer, Replaced, Sums, compress, gram_sums, input_of, remove,
     reports, squares,
 };
 use crate::model::{Config, Outline, TensorSpec, Weights};
 use crate::stages::{Context, Report, save, saved};
-use crate::tensor::{Packed, WeightFormat};
+use crate::tensor::WeightFormat;
 use crate::walk::Kind;
 
 /// The stage's report.
@@ -28,9 +28,11 @@ pub(super) const ROUNDING: &str = "rounding.json";
 
 /// A rounding by sums over inputs.
 #[derive(Clone, Debug)]
-pub(super) struct Calibrated {
+pub(super) struct Calibrated<'a> {
     pub fittings: Fittings,
     pub solver: Solver,
+    /// Where products are computed, other than the model's own.
+    pub device: &'a Device,
 }
 
 /// How grids are found, of every tensor, or of each by its name.
@@ -77,7 +79,7 @@ struct TensorReport<'a> {
 /// The layers of a block in the order in which they are rounded: each is calibrated on what the ones before it became.
 const APART: &[&[Slot]] = &[&[Slot::Query], &[Slot::Output], &[Slot::Gate], &[Slot::Down]];
 
-impl Compressor for Calibrated {
+impl Compressor for Calibrated<'_> {
     fn kinds(&self) -> &[Kind] {
         match self.solver {
             Solver::Plain => &[],
@@ -95,27 +97,29 @@ impl Compressor for Calibrated {
     }
 
     fn compress(&self, layers: &[Layer<'_>], sums: &Sums) -> Result<Vec<Compressed>> {
-        let mut grams: BTreeMap<Slot, Vec<f64>> = BTreeMap::new();
-        let mut all = Vec::new();
-        for layer in layers {
-            let slot = input_of(layer.spec);
-            if matches!(self.solver, Solver::Gptq(_)) && !grams.contains_key(&slot) {
-                grams.clear();
-                grams.insert(slot, gram(layer.spec, &sums.block)?);
-            }
-            all.push(self.tensor(layer, sums, grams.get(&slot).map(Vec::as_slice))?);
-        }
-        Ok(all)
+        // Layers that share their input stand beside each other.
+        let mut prepared: Option<(Slot, Prepared<'_>)> = None;
+        layers.iter().map(|layer| self.tensor(layer, sums, &mut prepared)).collect()
     }
 }
 
-impl Calibrated {
-    fn tensor(&self, layer: &Layer<'_>, sums: &Sums, gram: Option<&[f64]>) -> Result<Compressed> {
+impl Calibrated<'_> {
+    fn tensor<'s>(
+        &'s self,
+        layer: &Layer<'_>,
+        sums: &Sums,
+        prepared: &mut Option<(Slot, Prepared<'s>)>,
+    ) -> Result<Compressed> {
         let spec = layer.spec;
         let fitting = self.fittings.of(spec);
-        let squares = match self.solver {
-            Solver::Plain => Vec::new(),
-            _ => squares(spec, &sums.block, gram)?,
+        let gram = match self.solver {
+            Solver::Gptq(_) => Some(gram_sums(spec, &sums.block)?),
+            _ => None,
+        };
+        let squares = match (self.solver, gram) {
+            (Solver::Plain, _) => Vec::new(),
+            (_, Some(gram)) => (0..spec.columns).map(|i| gram[i * (spec.columns + 1)]).collect(),
+            (_, None) => squares(spec, &sums.block, None)?,
         };
         let mut report = TensorReport {
             tensor: &spec.name,
@@ -135,25 +139,34 @@ impl Calibrated {
                 fitting.round(&layer.weight, None, &spec.name)?
             }
             (Solver::Gptq(options), Some(gram)) => {
-                let solved = gptq::solve(&layer.weight, gram, fitting, options, &spec.name)?;
-                let solved = solved.map_err(|bad| Error::Tensor {
-                    path: "quantize".into(),
-                    tensor: spec.name.clone(),
-                    expected: "a Gram matrix of its inputs that damping makes positive definite (more tokens, or a larger --damping)".into(),
-                    found: format!("a pivot that is not positive at input {}", bad.pivot),
-                })?;
-                if solved.damping > options.damping {
+                let (slot, span) = (input_of(spec), fitting.span(spec.columns));
+                let known = prepared.take().filter(|(of, known)| *of == slot && known.takes(span));
+                let known = match known {
+                    Some((_, known)) => known,
+                    None => Prepared::new(gram, spec.columns, span, options, self.device)?
+                        .map_err(|bad| Error::Tensor {
+                            path: "quantize".into(),
+                            tensor: spec.name.clone(),
+                            expected: "a Gram matrix of its inputs that damping makes positive definite (more tokens, or a larger --damping)".into(),
+                            found: format!("a pivot that is not positive at input {}", bad.pivot),
+                        })?,
+                };
+                let solved = gptq::solve(&layer.weight, &known, fitting, &spec.name)?;
+                if known.damping() > options.damping {
                     report.warning = Some(format!(
                         "{}: the Gram matrix of its inputs is not positive definite with a damping of {}; {} was taken",
-                        spec.name, options.damping, solved.damping,
+                        spec.name,
+                        options.damping,
+                        known.damping(),
                     ));
                 }
-                report.damping = Some(solved.damping);
+                report.damping = Some(known.damping());
+                report.error = Some(solved.error);
+                *prepared = Some((slot, known));
                 solved.packed
             }
             _ => fitting.round(&layer.weight, Some(&squares), &spec.name)?,
         };
-        report.error = gram.filter(|_| seen).map(|gram| lost(&layer.weight, &packed, gram));
         let report = serde_json::to_value(&report).expect("reports are plain values");
         Ok(Compressed { weight: packed, report })
     }
@@ -182,17 +195,6 @@ impl Calibrated {
         remove(folder)?;
         Ok(config)
     }
-}
-
-/// What a matrix loses in its outputs, relative to them.
-fn lost(weight: &Packed, packed: &Packed, gram: &[f64]) -> f64 {
-    let wide =
-        |packed: &Packed| -> Vec<f64> { packed.to_f32().into_iter().map(f64::from).collect() };
-    let (weight, packed) = (wide(weight), wide(packed));
-    let columns = gram.len().isqrt();
-    let away: Vec<f64> = weight.iter().zip(&packed).map(|(a, b)| a - b).collect();
-    let whole = squared_outputs(&weight, columns, gram);
-    if whole > 0.0 { squared_outputs(&away, columns, gram) / whole } else { 0.0 }
 }
 
 /// An error if one of these tensors of a model has no inputs whose sums are its own: an embedding that is not the head too.

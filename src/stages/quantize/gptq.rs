@@ -11,6 +11,7 @@ use super::target::{Rule, Target};
 use crate::error::Result;
 use crate::methods::BadField;
 use crate::methods::calibration::Source;
+use crate::methods::obs::DEVICE_COLUMNS;
 use crate::methods::quantize::fit::{Fitting, How};
 use crate::methods::quantize::gptq::Options;
 use crate::model::{Config, Outline, Weights};
@@ -60,7 +61,7 @@ impl OfMethod for Gptq {
 }
 
 impl Gptq {
-    fn rule(&self) -> Result<(Rule, Calibrated), BadField> {
+    fn rule(&self) -> Result<(Rule, Fittings, Solver), BadField> {
         let rule = self.target.rule()?;
         self.source.check()?;
         let damping = self.damping.unwrap_or(0.01);
@@ -78,7 +79,7 @@ impl Gptq {
         let how = self.fit.unwrap_or(How::Search);
         let options = Options { damping, block, by_activation: self.by_activation };
         let fitting = Fitting::new(scheme, how)?;
-        Ok((rule, Calibrated { fittings: Fittings::All(fitting), solver: Solver::Gptq(options) }))
+        Ok((rule, Fittings::All(fitting), Solver::Gptq(options)))
     }
 
     fn words(&self, rule: &Rule) -> String {
@@ -106,7 +107,7 @@ impl Stage for Gptq {
     }
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
-        let (rule, _) = self.rule().map_err(BadField::in_recipe)?;
+        let (rule, ..) = self.rule().map_err(BadField::in_recipe)?;
         have_inputs(rule.of(model), &model.config).map_err(BadField::in_recipe)?;
         let (outline, changes, largest) =
             changed(model, &rule, &self.target.include, &self.words(&rule))?;
@@ -120,10 +121,12 @@ impl Stage for Gptq {
         let hidden = model.config.hidden_size as u64;
         let blocks = model.config.layers().max(1) as u64;
         Ok(Planned {
-            // A block's weights as they were and as they became, the residual stream, one Gram matrix of each input.
+            // A block's weights as they were and as they became, the residual stream, one Gram matrix of each input; then a
+            // Gram matrix and its factor, and what a matrix loses.
             peak_device_bytes: 2 * model.bytes() / blocks
                 + (4 * tokens as u64).saturating_mul(hidden)
                 + 8 * gram
+                + if widest >= DEVICE_COLUMNS as u64 { 8 * gram + 12 * largest } else { 0 }
                 + 4 * 4096 * (2 * widest + 8 * hidden),
             // Weights in f64, what they lose, the Gram matrix, its factor and what that is made in.
             peak_host_bytes: 8 * (3 * largest + 4 * gram),
@@ -134,7 +137,8 @@ impl Stage for Gptq {
     }
 
     fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
-        let (rule, method) = self.rule().map_err(BadField::in_recipe)?;
+        let (rule, fittings, solver) = self.rule().map_err(BadField::in_recipe)?;
+        let method = Calibrated { fittings, solver, device: context.pass.device };
         method.run(model, &rule.of(model), self.source.feed(), context)
     }
 

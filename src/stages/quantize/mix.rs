@@ -586,7 +586,8 @@ impl Stage for Mix {
             }
         }
         save(context.folder, ASSIGNED, &told)?;
-        let method = Calibrated { fittings: Fittings::Each(fittings), solver: mixing.solver };
+        let (fittings, device) = (Fittings::Each(fittings), context.pass.device);
+        let method = Calibrated { fittings, solver: mixing.solver, device };
         method.run(model, &mixing.chosen, self.source.feed(), context)
     }
 

@@ -145,7 +145,9 @@ impl Stage for Nearest {
         if self.weighted
             && let Some(fitting) = fitting
         {
-            let method = Calibrated { fittings: Fittings::All(fitting), solver: Solver::Nearest };
+            let fittings = Fittings::All(fitting);
+            let device = context.pass.device;
+            let method = Calibrated { fittings, solver: Solver::Nearest, device };
             return method.run(model, &rule.of(model), self.source.feed(), context);
         }
         let device = context.pass.device;

@@ -4,8 +4,9 @@
 use rayon::prelude::*;
 
 use super::{Pattern, count, drop_lowest};
+use crate::error::Result;
 use crate::methods::linalg::NotPositive;
-use crate::methods::obs::{self, Columns, factored};
+use crate::methods::obs::{self, Columns, Gram};
 
 /// How SparseGPT solves.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,15 +32,18 @@ pub struct Solved {
     pub damping: f64,
 }
 
-/// Prunes a matrix. An error where its Gram matrix is not positive definite with a damping 10^5 times what was asked.
+/// Prunes a matrix. The inner error: its Gram matrix is not positive definite with a damping 10^5 times what was asked.
 pub fn solve(
     weights: &[f32],
     columns: usize,
     gram: &[f64],
     options: Options,
-) -> Result<Solved, NotPositive> {
+) -> Result<Result<Solved, NotPositive>> {
     let n = columns;
-    let (factor, damping) = factored(gram, n, options.damping)?;
+    let factor = match Gram::of(gram, n).factored(options.damping, options.block)? {
+        Ok(factor) => factor,
+        Err(bad) => return Ok(Err(bad)),
+    };
     let mut w: Vec<f64> = weights.iter().map(|value| f64::from(*value)).collect();
     // An input that is always 0 needs no weight.
     for dead in (0..n).filter(|i| gram[i * n + i] == 0.0) {
@@ -51,14 +55,17 @@ pub fn solve(
     };
     let mut kept = vec![true; weights.len()];
     let mut lines: Vec<&mut [bool]> = kept.chunks_mut(n.max(1)).collect();
-    obs::solve(&Masking { n, factor: &factor, options }, &mut w, n, &factor, block, &mut lines);
-    Ok(Solved { weights: w.iter().map(|value| *value as f32).collect(), kept, damping })
+    let masking = Masking { n, diagonal: &factor.diagonal, options };
+    obs::solve(&masking, &mut w, &factor, block, &mut lines)?;
+    let weights = w.iter().map(|value| *value as f32).collect();
+    Ok(Ok(Solved { weights, kept, damping: factor.damping }))
 }
 
 /// Weights become 0, or stay as they are. Of a row is kept which stay.
 struct Masking<'a> {
     n: usize,
-    factor: &'a [f64],
+    /// Of the factor of [`obs`].
+    diagonal: &'a [f64],
     options: Options,
 }
 
@@ -70,7 +77,7 @@ impl<'a> Columns for Masking<'a> {
             return;
         }
         let mut stay = vec![true; rows.len() * width];
-        choose(w, (self.n, start, width), self.factor, &self.options, &mut stay);
+        choose(w, (self.n, start, width), self.diagonal, &self.options, &mut stay);
         for (row, stay) in rows.iter_mut().zip(stay.chunks(width)) {
             row[start..start + width].copy_from_slice(stay);
         }
@@ -80,7 +87,7 @@ impl<'a> Columns for Masking<'a> {
         if let Pattern::Groups { keep, of } = self.options.pattern
             && column.is_multiple_of(of)
         {
-            let score = |c: usize| saliency(weights[c], self.factor[c * (self.n + 1)]);
+            let score = |c: usize| saliency(weights[c], self.diagonal[c]);
             let scores: Vec<f64> = (column..column + of).map(score).collect();
             drop_lowest(&scores, of - keep, &mut row[column..column + of]);
         }
@@ -88,22 +95,22 @@ impl<'a> Columns for Masking<'a> {
     }
 }
 
-/// What it costs to lose a weight, if all behind it make up for it: w^2 / U_cc^2 (section 3.3 there).
+/// What it costs to lose a weight, if all behind it make up for it: w^2 / U_cc^2 (section 3.3 there), where U_cc is 1 / L_cc.
 fn saliency(weight: f64, diagonal: f64) -> f64 {
-    (weight / diagonal).powi(2)
+    (weight * diagonal).powi(2)
 }
 
 /// The mask of a block of columns, but that of groups, which is chosen group by group.
 fn choose(
     w: &[f64],
     (n, start, width): (usize, usize, usize),
-    factor: &[f64],
+    diagonal: &[f64],
     options: &Options,
     stay: &mut [bool],
 ) {
     let scores_of = |row: &[f64]| -> Vec<f64> {
         let places = start..start + width;
-        places.map(|c| saliency(row[c], factor[c * (n + 1)])).collect()
+        places.map(|c| saliency(row[c], diagonal[c])).collect()
     };
     match options.pattern {
         Pattern::Groups { .. } => {}

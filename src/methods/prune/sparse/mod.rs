@@ -12,7 +12,6 @@ pub mod swaps;
 
 use rayon::prelude::*;
 
-use crate::methods::linalg::{Part, product};
 use crate::tensor::{Packed, Scale, WeightFormat};
 
 /// Among which weights of a matrix the least important are looked for.
@@ -108,21 +107,6 @@ fn drop_lowest<T: Copy + PartialOrd>(scores: &[T], go: usize, kept: &mut [bool])
 /// Zeros where the mask says so.
 pub fn masked(weights: &[f32], kept: &[bool]) -> Vec<f32> {
     weights.iter().zip(kept).map(|(w, kept)| if *kept { *w } else { 0.0 }).collect()
-}
-
-/// Of a linear layer the sum over tokens of squared outputs ||X W^T||^2, in f64; of W - W' the squared error that W' makes.
-pub fn squared_outputs(weights: &[f64], columns: usize, gram: &[f64]) -> f64 {
-    let whole = Part { of: columns, at: (0, 0), size: (columns, columns) };
-    // A few rows at a time: their products take as much memory as they do.
-    let at_once = 256;
-    let part = |rows: &[f64]| {
-        let size = (rows.len() / columns, columns);
-        let of = Part { of: columns, at: (0, 0), size };
-        let mut products = vec![0.0; rows.len()];
-        product((&mut products, of), (rows, of), (gram, whole), false);
-        products.iter().zip(rows).map(|(p, w)| p * w).sum::<f64>()
-    };
-    weights.chunks((at_once * columns).max(1)).map(part).sum()
 }
 
 /// The code that stands for 0 whatever its group's scale, if there is one.
