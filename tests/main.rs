@@ -68,6 +68,7 @@ mod kernels {
 mod model {
     pub mod adapters;
     pub mod cache_types;
+    pub mod decoding;
     pub mod distilled_gradients;
     pub mod families;
     pub mod golden;
@@ -136,6 +137,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     kernels::tuning::trials,
     model::adapters::trials,
     model::cache_types::trials,
+    model::decoding::trials,
     model::distilled_gradients::trials,
     model::families::trials,
     model::golden::trials,

@@ -21,6 +21,7 @@ pub use kernel::{Binding, Element, Field, Kernel, Parameters, Variant, binding, 
 pub use runner::Runner;
 
 use crate::error::Result;
+pub use crate::gpu::Recording;
 use crate::gpu::{Buffer, Capabilities, Cost, Gpu, Pending};
 use crate::tensor::DType;
 
@@ -286,6 +287,22 @@ impl Device {
     /// A tensor's contents after all calls made before.
     pub fn read(&self, tensor: &Tensor) -> Result<HostTensor> {
         self.finish(self.read_later(tensor)?)
+    }
+
+    /// Runs `run`; on a GPU what it calls is taken down, to be run again ([`Gpu::record`]). `None` elsewhere: it has to be called again.
+    pub fn record<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<(T, Option<Recording>)> {
+        match self {
+            Device::Gpu(runner) => {
+                runner.gpu().record(run).map(|(result, recording)| (result, Some(recording)))
+            }
+            Device::Cpu | Device::Checked(_) => run().map(|result| (result, None)),
+        }
+    }
+
+    /// Runs a recording of this device again.
+    pub fn replay(&self, recording: &Recording) -> Result<()> {
+        let gpu = self.gpu().expect("a recording is run on its device");
+        gpu.replay(recording)
     }
 
     /// Runs a kernel with these parameters and bindings.

@@ -31,7 +31,28 @@ struct PoolState {
     peak: u64,
     idle: u64,
     free: HashMap<u64, Vec<wgpu::Buffer>>,
+    /// While a recording is made: what was given back since, of each size. It is in use until the recording goes.
+    held: Option<HashMap<u64, Vec<wgpu::Buffer>>>,
     groups: HashMap<GroupKey, wgpu::BindGroup>,
+}
+
+/// Buffers that a recording uses between its own dispatches. They go back to the pool with it.
+#[derive(Debug)]
+pub(super) struct Held {
+    buffers: HashMap<u64, Vec<wgpu::Buffer>>,
+    pool: Arc<Pool>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut state = self.pool.lock();
+        for (size, mut buffers) in self.buffers.drain() {
+            let bytes = size * buffers.len() as u64;
+            state.used -= bytes;
+            state.idle += bytes;
+            state.free.entry(size).or_default().append(&mut buffers);
+        }
+    }
 }
 
 impl PoolState {
@@ -56,6 +77,17 @@ impl Pool {
     fn lock(&self) -> MutexGuard<'_, PoolState> {
         // Counters stay consistent even if a thread panicked while holding them: every update is one addition.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps buffers that are given back from now on for [`Pool::end_holding`]; who asks for one meanwhile gets those first.
+    pub(super) fn begin_holding(&self) {
+        self.lock().held = Some(HashMap::new());
+    }
+
+    /// The buffers that were given back since.
+    pub(super) fn end_holding(self: &Arc<Self>) -> Held {
+        let buffers = self.lock().held.take().unwrap_or_default();
+        Held { buffers, pool: Arc::clone(self) }
     }
 
     /// Bytes in use now and the most there ever were.
@@ -119,6 +151,10 @@ impl Pool {
         }
         let reused = {
             let mut state = self.lock();
+            let held = state.held.as_mut().and_then(|held| held.get_mut(&size)?.pop());
+            if let Some(inner) = held {
+                return Ok(Buffer { inner: Some(inner), bytes, size, pool: Arc::clone(self) });
+            }
             if state.used + size > self.budget {
                 return Err(refuse(state.used));
             }
@@ -200,6 +236,10 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(buffer) = self.inner.take() {
             let mut state = self.pool.lock();
+            if let Some(held) = &mut state.held {
+                held.entry(self.size).or_default().push(buffer);
+                return;
+            }
             state.used -= self.size;
             state.idle += self.size;
             state.free.entry(self.size).or_default().push(buffer);

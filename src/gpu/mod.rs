@@ -20,7 +20,7 @@ pub use adapter::{
 pub use buffer::Buffer;
 pub use loops::MOST_ROUNDS;
 pub use pipeline::{Access, Complaint, Pipeline, Shader, check_limits, complaint};
-pub use record::{Cost, Pending, Profile, SUBMIT_SECONDS};
+pub use record::{Cost, Pending, Profile, Recording, SUBMIT_SECONDS};
 
 use crate::error::{Error, Result};
 use adapter::DEVICE_TIMEOUT;
@@ -280,6 +280,23 @@ impl Gpu {
         recorder.dispatch(&self.device, &self.queue, pipeline, &group, parameters, groups, cost)?;
         drop(recorder);
         self.check(&pipeline.kernel)
+    }
+
+    /// Runs `run`, and takes down what it dispatches, to be dispatched again. Uploads are not part of that. Buffers that it gives
+    /// back are the recording's; those that it keeps, or had before, must outlive the recording.
+    pub fn record<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<(T, Recording)> {
+        self.pool.begin_holding();
+        lock(&self.recorder).begin_tape();
+        let result = run();
+        let held = self.pool.end_holding();
+        let recording = lock(&self.recorder).end_tape(&self.device, held);
+        Ok((result?, recording))
+    }
+
+    /// Dispatches a recording again, in order with everything else.
+    pub fn replay(&self, recording: &Recording) -> Result<()> {
+        lock(&self.recorder).replay(&self.device, &self.queue, recording)?;
+        self.check("a recording")
     }
 
     /// Submits what was recorded and starts copying a buffer back; the returned value waits for it.

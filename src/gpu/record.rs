@@ -1,11 +1,12 @@
 //! Recording dispatches into few submits, cut by estimated time, with timestamps and asynchronous readback.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use futures::channel::oneshot;
 
 use super::adapter::{Capabilities, DEVICE_TIMEOUT};
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Held};
 use super::pipeline::Pipeline;
 use crate::error::{Error, Result};
 
@@ -72,7 +73,44 @@ pub(super) struct Recorder {
     /// Not every submit is timed.
     pub(super) sampled: bool,
     in_flight: VecDeque<wgpu::SubmissionIndex>,
+    /// What is dispatched is taken down here too, while something is.
+    tape: Option<Vec<Taped>>,
     pub(super) profile: Profile,
+}
+
+/// A dispatch that can be made again.
+#[derive(Clone, Debug)]
+struct Taped {
+    kernel: Arc<str>,
+    pipeline: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+    parameters: Vec<u8>,
+    groups: glam::UVec3,
+    seconds: f64,
+}
+
+/// Dispatches in order, with the buffers that they use: they can be made again and again, and a pass that is always the same (a
+/// token of a generation) costs the processor a few calls each. What they read must have the same buffers then.
+#[derive(Debug)]
+pub struct Recording {
+    taped: Vec<Taped>,
+    /// The parameters of all.
+    group: wgpu::BindGroup,
+    /// Buffers that were given back while it was made, and are nobody else's while it lives.
+    #[expect(dead_code, reason = "held until it is dropped")]
+    held: Held,
+}
+
+impl Recording {
+    /// Dispatches.
+    pub fn len(&self) -> usize {
+        self.taped.len()
+    }
+
+    /// Whether nothing was dispatched.
+    pub fn is_empty(&self) -> bool {
+        self.taped.is_empty()
+    }
 }
 
 struct Timestamps {
@@ -81,6 +119,24 @@ struct Timestamps {
     period: f64,
     names: Vec<String>,
     pending: VecDeque<(Vec<String>, f64, Pending)>,
+}
+
+/// A buffer of parameters, of which a dispatch sees a slot.
+fn parameter_group(
+    device: &wgpu::Device,
+    layout: &wgpu::BindGroupLayout,
+    buffer: &wgpu::Buffer,
+) -> wgpu::BindGroup {
+    let size = wgpu::BufferSize::new(PARAMETER_STRIDE as u64);
+    let resource = wgpu::BufferBinding { buffer, offset: 0, size };
+    device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some("parameters"),
+        layout,
+        entries: &[wgpu::BindGroupEntry {
+            binding: 0,
+            resource: wgpu::BindingResource::Buffer(resource),
+        }],
+    })
 }
 
 impl Recorder {
@@ -110,16 +166,7 @@ impl Recorder {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let size = wgpu::BufferSize::new(PARAMETER_STRIDE as u64);
-        let resource = wgpu::BufferBinding { buffer: &parameter_buffer, offset: 0, size };
-        let parameter_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some("parameters"),
-            layout: &layout,
-            entries: &[wgpu::BindGroupEntry {
-                binding: 0,
-                resource: wgpu::BindingResource::Buffer(resource),
-            }],
-        });
+        let parameter_group = parameter_group(device, &layout, &parameter_buffer);
         Self {
             layout,
             parameter_buffer,
@@ -134,8 +181,67 @@ impl Recorder {
             each,
             sampled: false,
             in_flight: VecDeque::new(),
+            tape: None,
             profile: Profile::default(),
         }
+    }
+
+    /// Takes down what is dispatched from now on.
+    pub(super) fn begin_tape(&mut self) {
+        self.tape = Some(Vec::new());
+    }
+
+    /// What was dispatched since [`Recorder::begin_tape`].
+    pub(super) fn end_tape(&mut self, device: &wgpu::Device, held: Held) -> Recording {
+        let taped = self.tape.take().unwrap_or_default();
+        let size = taped.len().max(1) * PARAMETER_STRIDE;
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("recorded parameters"),
+            size: size as u64,
+            usage: wgpu::BufferUsages::UNIFORM,
+            mapped_at_creation: true,
+        });
+        let mut bytes = vec![0; size];
+        for (taped, slot) in taped.iter().zip(bytes.chunks_exact_mut(PARAMETER_STRIDE)) {
+            slot[..taped.parameters.len()].copy_from_slice(&taped.parameters);
+        }
+        // A buffer that was just mapped is written to without waiting; one that could not be made is told of by its use.
+        if let Ok(mut view) = buffer.slice(..).get_mapped_range_mut() {
+            view.copy_from_slice(&bytes);
+        }
+        buffer.unmap();
+        let group = parameter_group(device, &self.layout, &buffer);
+        Recording { taped, group, held }
+    }
+
+    /// Dispatches a recording once more.
+    pub(super) fn replay(
+        &mut self,
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        recording: &Recording,
+    ) -> Result<()> {
+        for (index, taped) in recording.taped.iter().enumerate() {
+            let full = self.timestamps.as_ref().is_some_and(|t| t.names.len() >= SUBMIT_DISPATCHES);
+            if full || (self.seconds > 0.0 && self.seconds + taped.seconds > SUBMIT_SECONDS) {
+                self.submit(device, queue);
+                self.throttle(device)?;
+            }
+            self.seconds += taped.seconds;
+            if self.each {
+                self.pass = None;
+            }
+            if self.pass.is_none() {
+                self.begin_pass(device, if self.each { &taped.kernel } else { "all" });
+            }
+            let pass = self.pass.as_mut().expect("a pass was begun");
+            pass.set_pipeline(&taped.pipeline);
+            pass.set_bind_group(0, &taped.group, &[]);
+            pass.set_bind_group(1, &recording.group, &[(index * PARAMETER_STRIDE) as u32]);
+            pass.dispatch_workgroups(taped.groups.x, taped.groups.y, taped.groups.z);
+        }
+        self.profile.dispatches += recording.taped.len() as u64;
+        Ok(())
     }
 
     pub(super) fn parameter_layout(&self) -> &wgpu::BindGroupLayout {
@@ -178,6 +284,16 @@ impl Recorder {
             self.throttle(device)?;
         }
         self.seconds += seconds;
+        if let Some(tape) = &mut self.tape {
+            tape.push(Taped {
+                kernel: pipeline.kernel.as_str().into(),
+                pipeline: pipeline.pipeline.clone(),
+                group: group.clone(),
+                parameters: parameters.to_vec(),
+                groups,
+                seconds,
+            });
+        }
         let offset = self.parameters.len();
         self.parameters.extend_from_slice(parameters);
         self.parameters.resize(offset + PARAMETER_STRIDE, 0);

@@ -56,6 +56,7 @@ pub static TABLE: &[&Kernel] = &[
     &kv::append::KERNEL,
     &kv::append_rounded::KERNEL,
     &kv::decode::KERNEL,
+    &kv::advance::KERNEL,
     &attention::causal::KERNEL,
     &attention::split::KERNEL,
     &attention::merge::KERNEL,

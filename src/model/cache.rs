@@ -107,7 +107,7 @@ impl Cache {
             keys,
             values,
             past: &self.past,
-            bound: (held + tokens).next_power_of_two().min(self.capacity),
+            bound: self.bound(tokens),
             ropes: &self.ropes,
         }
     }
@@ -158,6 +158,22 @@ impl Cache {
     pub fn advance(&mut self, device: &Device, tokens: usize) -> Result<()> {
         self.lengths.iter_mut().for_each(|length| *length += tokens as u32);
         device.write(&self.past, &self.lengths)
+    }
+
+    /// Keys that none of so many new tokens sees more of: a power of two, or as many as a sequence may hold.
+    pub(super) fn bound(&self, tokens: usize) -> usize {
+        let held = self.lengths.iter().copied().max().unwrap_or(0) as usize;
+        (held + tokens).next_power_of_two().min(self.capacity)
+    }
+
+    /// Counts `tokens` new tokens in every sequence, which the device has counted itself ([`Cache::past`]).
+    pub(super) fn count(&mut self, tokens: usize) {
+        self.lengths.iter_mut().for_each(|length| *length += tokens as u32);
+    }
+
+    /// Where the device counts the tokens that each sequence holds, u32 (sequences).
+    pub(super) fn past(&self) -> &Tensor {
+        &self.past
     }
 
     /// Forgets everything, so that the next pass begins at position 0.

@@ -4,6 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::cache::Cache;
+use super::decode::Decoder;
 use super::finite::not_finite;
 use super::resident::Model;
 use crate::device::HostTensor;
@@ -61,26 +62,50 @@ pub fn generate(
     };
     let start = std::time::Instant::now();
     let mut generation = Generation { tokens: Vec::new(), prompt_seconds: 0.0, seconds: 0.0 };
+    let broken = |tokens: &[u32]| {
+        let read = [prompt, tokens].concat();
+        let symptom = format!("logits of token {}", read.len());
+        not_finite(model.into(), pass, &read, symptom)
+    };
+    // Takes a token; whether there is more to come.
+    let mut take = |tokens: &mut Vec<u32>, token: u32| -> Result<bool> {
+        if ends(token) {
+            return Ok(false);
+        }
+        tokens.push(token);
+        arrived(token)?;
+        Ok(tokens.len() < count)
+    };
     let mut input = prompt.to_vec();
-    while generation.tokens.len() < count {
+    loop {
+        if generation.tokens.len() == count {
+            break;
+        }
         let normed = model.hidden(pass, &input, &cache)?;
         let logits = model.head(pass, &normed, input.len() - 1..input.len())?;
         // Read back before the cache is written to; the other order would need a submit between.
         let logits = pass.device.read_later(&logits)?;
         cache.advance(pass.device, input.len())?;
         let Some(token) = choose(&pass.device.finish(logits)?, sampling, &mut random) else {
-            let read = [prompt, &generation.tokens].concat();
-            let symptom = format!("logits of token {}", read.len());
-            return Err(not_finite(model.into(), pass, &read, symptom));
+            return Err(broken(&generation.tokens));
         };
         if generation.prompt_seconds == 0.0 {
             generation.prompt_seconds = start.elapsed().as_secs_f64();
         }
-        if ends(token) {
+        if !take(&mut generation.tokens, token)? {
             break;
         }
-        generation.tokens.push(token);
-        arrived(token)?;
+        if sampling == Sampling::Greedy {
+            let tokens = &mut generation.tokens;
+            let left = count - tokens.len();
+            Decoder::new(model, *pass, cache, &[token])?.run(left, &mut |chosen| {
+                if !chosen[0].lse.is_finite() {
+                    return Err(broken(tokens));
+                }
+                take(tokens, chosen[0].token)
+            })?;
+            break;
+        }
         input = vec![token];
     }
     generation.seconds = start.elapsed().as_secs_f64() - generation.prompt_seconds;

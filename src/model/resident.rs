@@ -52,7 +52,17 @@ pub fn embed(pass: &Pass<'_>, config: &Config, embedding: &Matrix, ids: &[u32]) 
         });
     }
     let ids = pass.device.upload(&HostTensor::from_u32(&[ids.len()], ids), "token ids")?;
-    let embedded = gather(pass.device, embedding, &ids)?;
+    embed_ids(pass, config, embedding, &ids)
+}
+
+/// The same of ids on the device, u32 (tokens), each less than the vocabulary.
+pub(super) fn embed_ids(
+    pass: &Pass<'_>,
+    config: &Config,
+    embedding: &Matrix,
+    ids: &Tensor,
+) -> Result<Tensor> {
+    let embedded = gather(pass.device, embedding, ids)?;
     match config.embedding_scale() {
         Some(scale) => scaled(pass.device, &embedded, scale, DType::F32),
         None => Ok(embedded),
@@ -308,13 +318,23 @@ impl Model {
         cache: &Cache,
         see: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        let x = self.embed(pass, ids)?;
+        self.hidden_of(pass, &self.embed(pass, ids)?, cache, see)
+    }
+
+    /// The same from the residual stream before the first block, which it changes.
+    pub(super) fn hidden_of(
+        &self,
+        pass: &Pass<'_>,
+        x: &Tensor,
+        cache: &Cache,
+        see: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         for layer in 0..self.config.layers() {
             interrupt::check()?;
-            self.block(pass, layer, &x, cache)?;
-            see(layer, &x)?;
+            self.block(pass, layer, x, cache)?;
+            see(layer, x)?;
         }
-        self.final_norm(pass, &x)
+        self.final_norm(pass, x)
     }
 
     /// A whole pass with everything read back: hidden states (if wanted) `0` (embedding) to `L` (after the final norm),

@@ -3,6 +3,7 @@
 //! A row of a cache is a token's keys (or values) of all heads, stored as a row of a weight is: codes, and beside them the
 //! scales of groups of neighbouring columns that never straddle two heads. A cache type is a row of [`CACHE_TYPES`].
 
+pub mod advance;
 pub mod append;
 pub mod append_rounded;
 pub mod decode;

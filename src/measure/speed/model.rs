@@ -5,15 +5,15 @@ use std::time::Instant;
 use crate::error::Result;
 use crate::interrupt;
 use crate::kernels::copy::gather_rows::{Rows, rows};
-use crate::model::{Cache, Model, Pass};
+use crate::model::{Cache, Decoder, Model, Pass};
 use crate::tensor::DType;
 
-/// A test in llama-bench's terms. Tokens are synthetic; tokenization and sampling are not timed.
+/// A test in llama-bench's terms. Prompts are synthetic; tokenization is not timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Test {
     /// Prompt tokens, processed in one pass.
     pub n_prompt: usize,
-    /// Generated tokens, one pass each.
+    /// Generated tokens, one pass each, the likeliest after the ones before.
     pub n_gen: usize,
     /// Tokens in the cache before.
     pub n_depth: usize,
@@ -60,13 +60,11 @@ pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
         if test.n_prompt > 0 {
             step(model, pass, &mut cache, &synthetic(model, test.n_prompt, test.n_depth))?;
         }
-        for index in 0..test.n_gen {
-            step(
-                model,
-                pass,
-                &mut cache,
-                &synthetic(model, 1, test.n_depth + test.n_prompt + index),
-            )?;
+        if test.n_gen > 0 {
+            let next = synthetic(model, 1, test.n_depth + test.n_prompt);
+            let mut decoder = Decoder::new(model, *pass, cache, &next)?;
+            decoder.run(test.n_gen, &mut |_| Ok(true))?;
+            cache = decoder.into_cache();
         }
         if repetition > 0 {
             seconds.push(start.elapsed().as_secs_f64());
