@@ -19,17 +19,18 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     let row = params.token_start * params.heads + index;
     let pitch = params.head_dim + 2u;
     let base = row * params.splits * pitch;
+    // A lane has one part's scores, or none: there are no more parts than lanes.
+    let at = base + lane.index * pitch + params.head_dim;
     var highest = -3.0e38;
-    for (var part = lane.index; part < params.splits; part += WORKGROUP) {
-        highest = max(highest, parts[base + part * pitch + params.head_dim]);
+    if lane.index < params.splits {
+        highest = parts[at];
     }
-    highest = reduce_max(highest, lane);
+    let highest_of_all = reduce_max(highest, lane);
     var total = 0.0;
-    for (var part = lane.index; part < params.splits; part += WORKGROUP) {
-        let at = base + part * pitch + params.head_dim;
-        let factor = exp(parts[at] - highest);
-        factors[part] = factor;
-        total += factor * parts[at + 1u];
+    if lane.index < params.splits {
+        let factor = exp(highest - highest_of_all);
+        factors[lane.index] = factor;
+        total = factor * parts[at + 1u];
     }
     // The reduction's barriers also make the factors visible to every lane.
     total = reduce_sum(total, lane);

@@ -144,6 +144,9 @@ fn case(
         for (index, part) in parts.chunks_exact_mut(head_dim + 2).enumerate() {
             part[head_dim] *= 9.0;
             part[head_dim + 1] += 1.5;
+            if note == ",large" {
+                part[head_dim] *= 40.0;
+            }
             // Parts without keys.
             if note == ",empty" && index % splits > splits / 2 {
                 part.fill(0.0);
@@ -178,6 +181,7 @@ fn cases() -> Vec<Case> {
         case(1, (2, 256), MAX_SPLITS, ""),
         case(2, (3, 80), 33, ",empty"),
         case(4, (2, 128), 4, ",part"),
+        case(2, (2, 64), 6, ",large"),
         case(1, (2, 64), 3, "").with(Poison::NaN),
         case(1, (32, 128), 64, "").bench(),
         case(1, (32, 64), 64, "").bench(),
