@@ -26,14 +26,15 @@ fn rounded_code(value: f32, lane: u32, row: u32, column: u32) -> u32 {
     let finite = (bitcast<u32>(value) & 0x7fffffffu) < 0x7f800000u;
     lows[lane] = select(-ABOVE_ALL, value, finite);
     highs[lane] = select(ABOVE_ALL, value, finite);
+    workgroupBarrier();
     for (var step = 1u; step < columns; step *= 2u) {
-        workgroupBarrier();
         if (lane & (2u * step - 1u)) == 0u {
             lows[lane] = min(lows[lane], lows[lane + step]);
             highs[lane] = max(highs[lane], highs[lane + step]);
         }
+        // At the end: NVIDIA's OpenGL loses a barrier that opens a loop.
+        workgroupBarrier();
     }
-    workgroupBarrier();
     let first = lane & ~(columns - 1u);
     let mark = mark_of(lows[first], highs[first]);
     let group = column / columns;
