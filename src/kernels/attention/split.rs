@@ -426,7 +426,7 @@ fn random(sizes: &Sizes) -> Case {
     case(tokens, heads, sizes.between(5, 0, 200), splits, "")
 }
 
-/// A cache's tile for groups of four, or eight, query heads, on the f32 of a device that may have subgroups.
+/// The variants that passes over groups of so many query heads take.
 fn in_use(heads: u32) -> fn(&Variant) -> bool {
     match heads {
         1 => |variant| variant.constant("HEADS") == 1,

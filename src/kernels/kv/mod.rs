@@ -144,15 +144,6 @@ impl Cached {
         Ok(Self { ty, format, width, codes, scales })
     }
 
-    /// A cache of plain numbers that stands on the device already, (sequences, capacity, width).
-    pub fn of(device: &Device, numbers: &Tensor) -> Result<Self> {
-        let (ty, shape) = (CacheType::plain(numbers.dtype()), numbers.shape());
-        let format = WeightFormat { ty: ty.weight(), group_size: WHOLE_ROW };
-        let width = numbers.len() / shape[0] / shape[1];
-        let scales = device.allocate(DType::U32, &[1], "unused scales")?;
-        Ok(Self { ty, format, width, codes: numbers.clone(), scales })
-    }
-
     /// The type of its numbers and the numbers, (sequences, capacity, width), where it has no scales.
     pub fn plain(&self) -> Option<(DType, &Tensor)> {
         self.ty.dtype().map(|dtype| (dtype, &self.codes))
