@@ -25,9 +25,9 @@ pub(super) struct Arguments {
     /// Folder of the statistics; or an imatrix file of llama.cpp, NAME.gguf, which has squares only
     #[arg(long, value_name = "STATS")]
     out: PathBuf,
-    /// What is summed over the tokens: squares, values, magnitudes, sequence_magnitudes (all of these for each input channel), gram
-    /// (X^T X: channels x channels x 4 bytes for each input of a block), cosine (of the stream before and after a block); several with
-    /// commas, or all [default: all but gram]. Rows are 128 of 256 tokens unless said otherwise
+    /// What is summed over the tokens: squares, values, magnitudes, maxima, sequence_magnitudes (all of these for each input channel),
+    /// gram (X^T X: channels x channels x 4 bytes for each input of a block), cosine (of the stream before and after a block); several
+    /// with commas, or all [default: all but gram]. Rows are 128 of 256 tokens unless said otherwise
     #[arg(long, value_name = "KINDS", value_delimiter = ',')]
     kinds: Vec<String>,
     #[command(flatten)]

@@ -83,7 +83,8 @@ impl std::fmt::Debug for Rotated<'_> {
 }
 
 impl<'a> Rotated<'a> {
-    /// `parent` so changed, by rotations that a seed draws; they are products on the host, the same bits on every device. An error if it cannot be.
+    /// `parent` so changed, by rotations that a seed draws: products on the host, the same bits on every device. An error if it
+    /// cannot be.
     pub fn new(
         parent: &'a dyn Weights,
         device: &'a Device,

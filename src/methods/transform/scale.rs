@@ -11,13 +11,14 @@
 //! A norm's gain is stored in few bits sometimes: it is divided and rounded first, and what the rounding leaves of s goes into the
 //! columns, whose own rounding is all that is left then.
 
+use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Transformed;
 use crate::error::Result;
 use crate::graph::Slot;
-use crate::model::{Config, Role, TensorSpec, Weights, stored};
+use crate::model::{Config, Role, TensorSpec, Weights};
 use crate::walk::BlockSums;
 
 /// An input of products whose channels may be scaled.
@@ -127,12 +128,17 @@ impl Found<'_> {
         if self.from.role != Role::Norm {
             return Ok(scales);
         }
-        let gains = self.model.load(self.from)?.to_f32();
-        let divided: Vec<f32> =
-            gains.iter().zip(&scales).map(|(gain, scale)| gain / scale).collect();
-        let divided = stored(&divided, self.model.format(self.from)?, self.from)?.to_f32();
-        let pairs = gains.iter().zip(divided);
-        Ok(pairs.map(|(gain, divided)| fits(f64::from(gain / divided))).collect())
+        let (gains, format) = (self.model.load(self.from)?.to_f32(), self.model.format(self.from)?);
+        // A gain that its type has no room for, or that is 0, keeps its scale of 1.
+        let left = |(gain, scale): (&f32, &f32)| {
+            let divided = match format.ty.name {
+                "f16" => f16::from_f32(gain / scale).to_f32(),
+                "bf16" => bf16::from_f32(gain / scale).to_f32(),
+                _ => gain / scale,
+            };
+            fits(f64::from(gain / divided))
+        };
+        Ok(gains.iter().zip(&scales).map(left).collect())
     }
 }
 
@@ -153,10 +159,20 @@ impl std::fmt::Debug for Scaled<'_> {
 }
 
 impl<'a> Scaled<'a> {
-    /// `model` with the scales of each of its blocks.
-    pub fn new(model: &'a dyn Weights, scales: Vec<Scales>) -> Self {
-        assert_eq!(scales.len(), model.config().layers(), "each block has scales");
-        Self { model, scales }
+    /// `model` with the scales of each of its blocks; `None` unless there are as many as it has channels.
+    pub fn new(model: &'a dyn Weights, scales: Vec<Scales>) -> Option<Self> {
+        let fits = |(layer, Scales(scales)): (usize, &Scales)| {
+            let counts: Vec<(Slot, usize)> = places(model, layer)
+                .iter()
+                .map(|found| (found.place.from, found.count()))
+                .collect();
+            PLACES.iter().zip(scales).all(|(place, scales)| match scales {
+                Some(scales) => counts.contains(&(place.from, scales.len())),
+                None => true,
+            })
+        };
+        let all = scales.len() == model.config().layers() && scales.iter().enumerate().all(fits);
+        all.then_some(Self { model, scales })
     }
 
     /// The scales of a block's place, if they are not 1.

@@ -110,19 +110,16 @@ fn blocks<T: DeserializeOwned>(folder: &Path) -> Result<Vec<Block<T>>> {
 /// The model with the scales of a stage's folder.
 fn scaled<'a, T: DeserializeOwned>(model: &'a dyn Weights, folder: &Path) -> Result<Scaled<'a>> {
     let blocks = blocks::<T>(folder)?;
-    let (expected, found) = (model.config().layers(), blocks.len());
-    if expected != found {
-        return Err(Error::Malformed {
-            path: folder.into(),
-            what: "saved scales".into(),
-            offset: None,
-            expected: format!("those of {expected} blocks"),
-            found: found.to_string(),
-        });
-    }
+    let found = format!("{} blocks, or others' channels", blocks.len());
     let scales = blocks.into_iter();
     let scales = scales.map(|block| Scales(block.map(|decided| decided?.scales))).collect();
-    Ok(Scaled::new(model, scales))
+    Scaled::new(model, scales).ok_or_else(|| Error::Malformed {
+        path: folder.into(),
+        what: "saved scales".into(),
+        offset: None,
+        expected: format!("those of the channels of {} blocks", model.config().layers()),
+        found,
+    })
 }
 
 /// The same unrounded.
