@@ -29,7 +29,7 @@ pub const DEVICE_COLUMNS: usize = 1024;
 
 /// Columns that are gone through at once where the products are a device's: the blocks on the diagonal of the factor are the
 /// processor's, in f64.
-const DEVICE_BLOCK: usize = 256;
+const DEVICE_BLOCK: usize = 128;
 /// The widest block of that kind.
 const WIDEST_BLOCK: usize = 1024;
 
@@ -189,8 +189,9 @@ pub struct Factor<'a> {
 enum Lower<'a> {
     /// L_kj / L_kk at row j and column k: what a change of column j makes of column k.
     Host(Vec<f64>),
-    /// [`spread`] of the blocks on its diagonal, of so many columns, and what stands left of them.
-    Device { device: &'a Device, block: usize, blocks: Vec<Vec<f64>>, left: Tensor },
+    /// Of the blocks on its diagonal, of so many columns, [`spread`], and the inverses of their transposes; and what stands left of
+    /// them.
+    Device { device: &'a Device, block: usize, blocks: Vec<(Vec<f64>, Tensor)>, left: Tensor },
 }
 
 type Found<T> = std::result::Result<(Vec<f64>, T), NotPositive>;
@@ -250,16 +251,16 @@ fn device_factor<'a>(
         for i in 0..width {
             diagonal[start + i] = own[i * (width + 1)];
         }
-        let solver = inverse_transposed(&own, width);
+        let inverse = inverse_transposed(&own, width);
+        let values: Vec<f32> = inverse.iter().map(|value| *value as f32).collect();
+        let values = HostTensor::from_f32(DType::F32, &[width, width], &values);
+        let solver = device.upload(&values, "the inverse of a factor's corner")?;
         if start > 0 {
-            let solver: Vec<f32> = solver.iter().map(|value| *value as f32).collect();
-            let solver = HostTensor::from_f32(DType::F32, &[width, width], &solver);
-            let solver = device.upload(&solver, "a factor's solver")?;
             let from = Part::from(&solver, width, (0, 0));
             let to = Part::from(&left, n, (start, 0));
             part(device, (width, start, width), (from, strip(0), 1.0), None, to)?;
         }
-        blocks.push(spread(solver, &diagonal[start..end]));
+        blocks.push((spread(inverse, &diagonal[start..end]), solver));
     }
     blocks.reverse();
     Ok(Ok((diagonal, Lower::Device { device, block, blocks, left })))
@@ -306,12 +307,9 @@ pub fn solve<C: Columns>(
         let spread = factor.spread(start, width);
         let behind = |at: usize| &spread[at * width + at..(at + 1) * width];
         if start > 0 {
-            let sums = changes.sums(factor, (start, width))?;
-            w.par_chunks_mut(n).zip(sums.par_chunks(width)).for_each(|(row, sums)| {
-                for (at, sum) in sums.iter().enumerate() {
-                    let behind = row[start + at..start + width].iter_mut().zip(behind(at));
-                    behind.for_each(|(w, share)| *w -= sum * share);
-                }
+            let due = changes.due(factor, (start, width), &spread)?;
+            w.par_chunks_mut(n).zip(due.par_chunks(width)).for_each(|(row, due)| {
+                row[start..start + width].iter_mut().zip(due).for_each(|(w, due)| *w -= due);
             });
         }
         columns.begin(w, start, width, rows);
@@ -352,7 +350,7 @@ impl Factor<'_> {
             }
             Lower::Device { block, blocks, .. } => {
                 assert_eq!(start % block, 0, "blocks are those of the factor");
-                Cow::Borrowed(&blocks[start / block])
+                Cow::Borrowed(&blocks[start / block].0)
             }
         }
     }
@@ -375,32 +373,45 @@ impl Changes {
         }
     }
 
-    /// sum_j d_j L_kj / L_kk over the columns j before a block, of its columns k, (rows, width).
-    fn sums(&self, factor: &Factor<'_>, (start, width): (usize, usize)) -> Result<Vec<f64>> {
+    /// What the free weights of a block's columns make up for with those before them, (rows, width): the sums d L^T over the columns
+    /// before, times the inverse of the transpose of L's block there.
+    fn due(
+        &self,
+        factor: &Factor<'_>,
+        (start, width): (usize, usize),
+        spread: &[f64],
+    ) -> Result<Vec<f64>> {
         let n = factor.n;
         match (self, &factor.lower) {
             (Changes::Host(changes), Lower::Host(shares)) => {
                 let rows = changes.len() / n;
-                let mut sums = vec![0.0; rows * width];
                 let whole = |of, at, size| linalg::Part { of, at, size };
+                let (mut sums, size) = (vec![0.0; rows * width], (rows, width));
                 product(
-                    (&mut sums, whole(width, (0, 0), (rows, width))),
+                    (&mut sums, whole(width, (0, 0), size)),
                     (changes, whole(n, (0, 0), (rows, start))),
                     (shares, whole(n, (0, start), (start, width))),
                     false,
                 );
-                Ok(sums)
+                let mut due = vec![0.0; rows * width];
+                product(
+                    (&mut due, whole(width, (0, 0), size)),
+                    (&sums, whole(width, (0, 0), size)),
+                    (spread, whole(width, (0, 0), (width, width))),
+                    false,
+                );
+                Ok(due)
             }
-            (Changes::Device(changes), Lower::Device { device, left, .. }) => {
+            (Changes::Device(changes), Lower::Device { device, block, blocks, left }) => {
                 let rows = changes.len() / n;
-                let sums = device.allocate(DType::F32, &[rows, width], "sums of changes")?;
+                let new = || device.allocate(DType::F32, &[rows, width], "sums of changes");
+                let (sums, due) = (new()?, new()?);
                 let (a, b) = (Part::from(changes, n, (0, 0)), Part::from(left, n, (start, 0)));
-                let to = Part::from(&sums, width, (0, 0));
-                part(device, (rows, width, start), (a, b, 1.0), None, to)?;
-                let sums = device.read(&sums)?.to_f32();
-                let own = &factor.diagonal[start..start + width];
-                let of = |(at, sum): (usize, f32)| f64::from(sum) / own[at % width];
-                Ok(sums.into_par_iter().enumerate().map(of).collect())
+                let [of_sums, of_due] = [&sums, &due].map(|of| Part::from(of, width, (0, 0)));
+                part(device, (rows, width, start), (a, b, 1.0), None, of_sums)?;
+                let inverse = Part::from(&blocks[start / block].1, width, (0, 0)).transposed();
+                part(device, (rows, width, width), (of_sums, inverse, 1.0), None, of_due)?;
+                Ok(device.read(&due)?.to_f32().into_par_iter().map(f64::from).collect())
             }
             _ => unreachable!("changes are where their factor is"),
         }

@@ -70,7 +70,7 @@ impl Levels {
 
     fn nearest(&self, value: f32) -> f32 {
         match self {
-            Levels::Even(low, high) => value.round_ties_even().clamp(*low, *high),
+            Levels::Even(low, high) => whole(value.clamp(*low, *high)),
             Levels::Listed { levels, middles, .. } => {
                 levels[middles.partition_point(|middle| *middle < value)]
             }
@@ -347,13 +347,16 @@ impl Fitting {
         offset: f32,
     ) -> f32 {
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        let of = |value: &f32| {
-            let away = value - (scale * self.levels.nearest((value - offset) * inverse) + offset);
-            away * away
-        };
-        match importance {
-            None => values.iter().map(of).sum(),
-            Some(much) => values.iter().zip(much).map(|(value, much)| much * of(value)).sum(),
+        match &self.levels {
+            Levels::Even(low, high) => {
+                let (low, high) = (*low, *high);
+                let nearest = move |value: f32| whole(value.clamp(low, high));
+                squares(values, importance, (scale, offset, inverse), nearest)
+            }
+            Levels::Listed { .. } => {
+                let nearest = |value: f32| self.levels.nearest(value);
+                squares(values, importance, (scale, offset, inverse), nearest)
+            }
         }
     }
 
@@ -373,13 +376,13 @@ impl Fitting {
         tensor_scale: f32,
     ) -> Option<Stored> {
         let inverse = 1.0 / grid.scale;
-        let levels: Vec<f32> =
-            values.iter().map(|v| self.levels.nearest((v - grid.offset) * inverse)).collect();
         // Sums of w, w L, w L^2, w x, w L x.
         let mut sums = [0.0f64; 5];
-        for (place, (value, level)) in values.iter().zip(&levels).enumerate() {
-            let (w, x, l) = (f64::from(weight(place)), f64::from(*value), f64::from(*level));
-            for (sum, term) in sums.iter_mut().zip([w, w * l, w * l * l, w * x, w * l * x]) {
+        for (place, value) in values.iter().enumerate() {
+            let level = self.levels.nearest((value - grid.offset) * inverse);
+            let (w, x, l) = (f64::from(weight(place)), f64::from(*value), f64::from(level));
+            let (wl, wx) = (w * l, w * x);
+            for (sum, term) in sums.iter_mut().zip([w, wl, wl * l, wx, wl * x]) {
                 *sum += term;
             }
         }
@@ -450,6 +453,50 @@ impl Fitting {
             }),
         }
     }
+}
+
+/// The nearest whole number, of two the even one, of a value that is small: added to this one, f32 keeps no fraction. The
+/// function of that name is a call into a library on processors that cannot be taken to have an instruction for it.
+#[inline(always)]
+fn whole(value: f32) -> f32 {
+    const NO_FRACTION: f32 = 1.5 * (1 << 23) as f32;
+    (value + NO_FRACTION) - NO_FRACTION
+}
+
+/// The weighted squared error of weights on a grid, in eight sums that the processor adds to side by side.
+#[inline(always)]
+fn squares(
+    values: &[f32],
+    importance: Option<&[f32]>,
+    (scale, offset, inverse): (f32, f32, f32),
+    nearest: impl Fn(f32) -> f32,
+) -> f32 {
+    const SUMS: usize = 8;
+    let of = |value: f32| {
+        let away = value - (scale * nearest((value - offset) * inverse) + offset);
+        away * away
+    };
+    let mut sums = [0.0f32; SUMS];
+    let whole = values.len() / SUMS * SUMS;
+    let (full, rest) = values.split_at(whole);
+    match importance {
+        None => {
+            for values in full.chunks_exact(SUMS) {
+                (0..SUMS).for_each(|lane| sums[lane] += of(values[lane]));
+            }
+            sums.iter_mut().zip(rest).for_each(|(sum, value)| *sum += of(*value));
+        }
+        Some(importance) => {
+            let (much, much_of_rest) = importance.split_at(whole);
+            for (values, much) in full.chunks_exact(SUMS).zip(much.chunks_exact(SUMS)) {
+                (0..SUMS).for_each(|lane| sums[lane] += much[lane] * of(values[lane]));
+            }
+            let terms = rest.iter().zip(much_of_rest).map(|(value, much)| much * of(*value));
+            sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
+        }
+    }
+    let [a, b, c, d, e, f, g, h] = sums;
+    ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
 
 /// The lowest and the highest of some weights.
