@@ -120,6 +120,7 @@ fn rounded(
         let grid = row.grid(0, index);
         for (place, value) in values.iter().enumerate() {
             let code = match ty.bits {
+                32 if value.is_nan() => 0x7fc0_0000,
                 32 => value.to_bits(),
                 // As the shader's integers round: NaN becomes infinity.
                 16 if value.is_nan() => u32::from(f16::INFINITY.to_bits()),
