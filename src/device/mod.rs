@@ -203,6 +203,11 @@ impl Device {
         self.gpu().map_or(1 << 30, Gpu::spare_bytes)
     }
 
+    /// Tensors that a kernel may take.
+    pub fn max_bindings(&self) -> u32 {
+        self.gpu().map_or(u32::MAX, Gpu::max_bindings)
+    }
+
     /// A name for reports: `cpu` or the adapter's name.
     pub fn name(&self) -> String {
         self.gpu().map_or_else(|| "cpu".into(), |gpu| gpu.adapter().info.name.clone())

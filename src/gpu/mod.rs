@@ -161,6 +161,11 @@ impl Gpu {
         adapter.min(self.options.max_binding.unwrap_or(u64::MAX)) / 256 * 256
     }
 
+    /// Storage buffers that a shader may bind.
+    pub fn max_bindings(&self) -> u32 {
+        self.limits.max_storage_buffers_per_shader_stage
+    }
+
     /// Bytes that new tensors may take, about: what the budget leaves, or three quarters of the adapter's memory. Where
     /// neither is known, 1 GiB.
     pub fn spare_bytes(&self) -> u64 {

@@ -15,6 +15,7 @@ use crate::kernels::kv::Cached;
 use crate::kernels::matmul::{Destination, FUSED_GATES, Input};
 use crate::kernels::norm::rms::rms;
 use crate::kernels::residual::add::add;
+use crate::kernels::rope::enter::{BINDINGS, enter};
 use crate::kernels::rope::rotate::{Target, rotate};
 use crate::tensor::DType;
 
@@ -117,6 +118,17 @@ impl<'g> Eager<'g> {
         Lazy::Input(Rc::new(self.pass.input(x, columns)))
     }
 
+    /// Whether one call takes new tokens into the cache: all of one type, on an adapter that binds so much at once.
+    fn enters_at_once(&self, new: &[&Tensor]) -> bool {
+        let KeyValueCache { keys, values, .. } = self.cache;
+        let plain = |cache: &Cached| cache.plain().map(|(dtype, _)| dtype);
+        let ty = Some(new[0].dtype());
+        new.iter().all(|x| Some(x.dtype()) == ty)
+            && plain(keys) == ty
+            && plain(values) == ty
+            && self.pass.device.max_bindings() >= BINDINGS
+    }
+
     fn rotated(
         &self,
         x: &Tensor,
@@ -190,25 +202,42 @@ impl Graph for Eager<'_> {
         let KeyValueCache { keys, values, past, bound, .. } = self.cache;
         let device = self.pass.device;
         let value = self.force(&value, self.activation())?;
-        let query = match query {
-            Lazy::Unrotated(query, rope) => {
-                let target = Target::New(query.dtype());
-                self.rotated(&query, rope, shape.dim, target)?
+        let query = match (query, key) {
+            (Lazy::Unrotated(query, of_query), Lazy::Unrotated(key, of_key))
+                if of_query == of_key && self.enters_at_once(&[&query, &key, &value]) =>
+            {
+                let rope = (&self.cache.ropes[of_query], past);
+                let rows = (keys.numbers(), values.numbers());
+                enter(device, (&query, &key, &value), shape.dim, rope, rows, keys.capacity())?
             }
-            query => self.force(&query, self.activation())?,
+            (query, key) => {
+                let query = match query {
+                    Lazy::Unrotated(query, rope) => {
+                        let target = Target::New(query.dtype());
+                        self.rotated(&query, rope, shape.dim, target)?
+                    }
+                    query => self.force(&query, self.activation())?,
+                };
+                match (key, keys.plain()) {
+                    // Rotated on their way into a cache of plain numbers.
+                    (Lazy::Unrotated(key, rope), Some((dtype, numbers)))
+                        if dtype == key.dtype() =>
+                    {
+                        let target = Target::Cache(numbers, keys.capacity());
+                        self.rotated(&key, rope, shape.dim, target)?;
+                    }
+                    (Lazy::Unrotated(key, rope), _) => {
+                        let key = self.rotated(&key, rope, shape.dim, Target::New(key.dtype()))?;
+                        keys.append(device, &key, past)?;
+                    }
+                    (key, _) => {
+                        keys.append(device, &self.force(&key, self.activation())?, past)?;
+                    }
+                }
+                values.append(device, &value, past)?;
+                query
+            }
         };
-        match (key, keys.plain()) {
-            // Rotated on their way into a cache of plain numbers.
-            (Lazy::Unrotated(key, rope), Some((dtype, numbers))) if dtype == key.dtype() => {
-                self.rotated(&key, rope, shape.dim, Target::Cache(numbers, keys.capacity()))?;
-            }
-            (Lazy::Unrotated(key, rope), _) => {
-                let key = self.rotated(&key, rope, shape.dim, Target::New(key.dtype()))?;
-                keys.append(device, &key, past)?;
-            }
-            (key, _) => keys.append(device, &self.force(&key, self.activation())?, past)?,
-        }
-        values.append(device, &value, past)?;
         let mixed = cached(device, &query, (keys, values), past, *shape, bound)?;
         Ok(self.input(mixed, shape.query * shape.dim))
     }

@@ -53,6 +53,7 @@ pub static TABLE: &[&Kernel] = &[
     &matmul::gram::KERNEL,
     &matmul::part::KERNEL,
     &rope::rotate::KERNEL,
+    &rope::enter::KERNEL,
     &kv::append::KERNEL,
     &kv::append_rounded::KERNEL,
     &kv::decode::KERNEL,

@@ -149,6 +149,11 @@ impl Cached {
         self.ty.dtype().map(|dtype| (dtype, &self.codes))
     }
 
+    /// What holds its numbers, or the codes for them.
+    pub fn numbers(&self) -> &Tensor {
+        &self.codes
+    }
+
     /// Tokens that a sequence may have.
     pub fn capacity(&self) -> usize {
         self.codes.shape()[1]

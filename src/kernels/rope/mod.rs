@@ -1,3 +1,4 @@
 //! Rotary position embedding.
 
+pub mod enter;
 pub mod rotate;
