@@ -79,7 +79,7 @@ pub(super) struct Recorder {
 }
 
 /// A dispatch that can be made again.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Taped {
     kernel: Arc<str>,
     pipeline: wgpu::ComputePipeline,
@@ -99,18 +99,6 @@ pub struct Recording {
     /// Buffers that were given back while it was made, and are nobody else's while it lives.
     #[expect(dead_code, reason = "held until it is dropped")]
     held: Held,
-}
-
-impl Recording {
-    /// Dispatches.
-    pub fn len(&self) -> usize {
-        self.taped.len()
-    }
-
-    /// Whether nothing was dispatched.
-    pub fn is_empty(&self) -> bool {
-        self.taped.is_empty()
-    }
 }
 
 struct Timestamps {

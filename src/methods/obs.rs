@@ -96,11 +96,6 @@ impl<'a> Gram<'a> {
         least.next_multiple_of(span.max(1))
     }
 
-    /// What stands on its diagonal: sums of squares.
-    pub fn diagonal(&self) -> &[f64] {
-        &self.diagonal
-    }
-
     /// Its factor with `damping` of the mean of its diagonal added there, or tenfold more each time while it is not positive definite.
     /// An input that is always 0 gets 1, so that nothing is divided by it. `block`: columns that are to be gone through at once.
     pub fn factored(

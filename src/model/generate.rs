@@ -77,10 +77,7 @@ pub fn generate(
         Ok(tokens.len() < count)
     };
     let mut input = prompt.to_vec();
-    loop {
-        if generation.tokens.len() == count {
-            break;
-        }
+    while generation.tokens.len() < count {
         let normed = model.hidden(pass, &input, &cache)?;
         let logits = model.head(pass, &normed, input.len() - 1..input.len())?;
         // Read back before the cache is written to; the other order would need a submit between.
