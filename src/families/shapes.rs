@@ -19,6 +19,8 @@ pub struct Shape {
     pub layers: usize,
     /// Query heads, key and value heads.
     heads: (usize, usize),
+    /// Columns of a head; 0: the width's share.
+    head_dim: usize,
     rope_theta: f64,
     tied: bool,
     context: usize,
@@ -33,6 +35,7 @@ const LLAMA: Shape = Shape {
     intermediate_size: 0,
     layers: 0,
     heads: (0, 0),
+    head_dim: 0,
     rope_theta: 10_000.0,
     tied: false,
     context: 2048,
@@ -75,6 +78,58 @@ pub const SHAPES: &[Shape] = &[
         context: 131_072,
         ..LLAMA
     },
+    Shape {
+        name: "smollm2-1.7b",
+        short: "smollm2-1.7b",
+        vocab_size: 49_152,
+        hidden_size: 2048,
+        intermediate_size: 8192,
+        layers: 24,
+        heads: (32, 32),
+        rope_theta: 130_000.0,
+        tied: true,
+        context: 8192,
+        ..LLAMA
+    },
+    // Llama-3.1-Minitron-4B (Sreenivas et al. 2024, arXiv 2408.11796), in both forms.
+    Shape {
+        name: "minitron-4b-width",
+        short: "minitron-width",
+        vocab_size: 128_256,
+        hidden_size: 3072,
+        intermediate_size: 9216,
+        layers: 32,
+        heads: (32, 8),
+        head_dim: 128,
+        rope_theta: 500_000.0,
+        context: 131_072,
+        ..LLAMA
+    },
+    Shape {
+        name: "minitron-4b-depth",
+        short: "minitron-depth",
+        vocab_size: 128_256,
+        hidden_size: 4096,
+        intermediate_size: 14_336,
+        layers: 16,
+        heads: (32, 8),
+        rope_theta: 500_000.0,
+        context: 131_072,
+        ..LLAMA
+    },
+    // Reckoned: the sizes that its name and its tokenizer (GPT-2's) leave, not read from its config.json.
+    Shape {
+        name: "litellama-460m",
+        short: "litellama",
+        vocab_size: 50_304,
+        hidden_size: 1024,
+        intermediate_size: 4096,
+        layers: 24,
+        heads: (16, 16),
+        tied: true,
+        context: 1024,
+        ..LLAMA
+    },
 ];
 
 impl Shape {
@@ -86,7 +141,7 @@ impl Shape {
             "vocab_size": self.vocab_size, "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size, "num_hidden_layers": layers,
             "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-            "head_dim": self.hidden_size / heads, "max_position_embeddings": self.context,
+            "head_dim": if self.head_dim == 0 { self.hidden_size / heads } else { self.head_dim }, "max_position_embeddings": self.context,
             "rms_norm_eps": 1e-5, "rope_theta": self.rope_theta, "tie_word_embeddings": self.tied,
             "attention_bias": false, "mlp_bias": false, "bos_token_id": 256, "eos_token_id": 257, "dtype": "float16",
         });

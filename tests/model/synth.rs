@@ -37,6 +37,10 @@ fn parameters_of_the_shapes() -> Result<(), Failed> {
         ("smollm2-135m", 134_515_008u64),
         ("tinyllama-1.1b", 1_100_048_384),
         ("llama-3.1-8b", 8_030_261_248),
+        ("smollm2-1.7b", 1_711_376_384),
+        ("minitron-4b-width", 4_512_746_496),
+        ("minitron-4b-depth", 4_540_469_248),
+        ("litellama-460m", 454_214_656),
     ] {
         let model = Synth::new(shape, WeightFormat::f16(), None, 0)?;
         let sizes = model.specs().iter().map(|spec| spec.rows as u64 * spec.columns as u64);
