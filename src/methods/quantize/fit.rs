@@ -39,6 +39,8 @@ pub struct Fitting {
     format: WeightFormat,
     how: How,
     levels: Levels,
+    /// The widest vectors of this processor: what is dispatched to them gives the same numbers on all.
+    widest: pulp::Arch,
 }
 
 /// The levels of a type.
@@ -118,7 +120,7 @@ impl Fitting {
             let expected = format!("search, as {} has no rule", format.ty.name);
             return Err(BadField::new("fit", expected, "rule"));
         }
-        Ok(Self { scheme, format, how, levels: Levels::new(format) })
+        Ok(Self { scheme, format, how, levels: Levels::new(format), widest: pulp::Arch::new() })
     }
 
     /// The format of the result.
@@ -231,7 +233,7 @@ impl Fitting {
             }
             Scale::ZeroPoint => {
                 let (bits, scale) = half(scale)?;
-                let zero = (-offset / scale).round_ties_even();
+                let zero = whole(-offset / scale);
                 // f16 has every whole number up to there.
                 if zero.is_nan() || zero.abs() > 2048.0 {
                     return None;
@@ -266,13 +268,12 @@ impl Fitting {
         rule: Option<Stored>,
         tensor_scale: f32,
     ) -> Option<Stored> {
-        let weight = |place: usize| importance.map_or(1.0, |importance| importance[place]);
         let judged = |grid: Stored| (self.error(values, importance, grid.scale, grid.offset), grid);
         let shifted = self.is_shifted();
         // Down from a grid by least squares for the codes that it gives, as long as that helps.
         let descend = |(mut least, mut grid): (f32, Stored)| {
             for _ in 0..ROUNDS {
-                let next = self.improved(values, &weight, &grid, shifted, tensor_scale);
+                let next = self.improved(values, importance, &grid, shifted, tensor_scale);
                 match next.map(judged) {
                     Some((found, next)) if found < least => (least, grid) = (found, next),
                     _ => break,
@@ -350,8 +351,13 @@ impl Fitting {
         match &self.levels {
             Levels::Even(low, high) => {
                 let (low, high) = (*low, *high);
-                let nearest = move |value: f32| whole(value.clamp(low, high));
-                squares(values, importance, (scale, offset, inverse), nearest)
+                self.widest.dispatch(
+                    #[inline(always)]
+                    || {
+                        let nearest = even(low, high);
+                        squares(values, importance, (scale, offset, inverse), nearest)
+                    },
+                )
             }
             Levels::Listed { .. } => {
                 let nearest = |value: f32| self.levels.nearest(value);
@@ -370,22 +376,24 @@ impl Fitting {
     fn improved(
         &self,
         values: &[f32],
-        weight: &impl Fn(usize) -> f32,
+        importance: Option<&[f32]>,
         grid: &Stored,
         shifted: bool,
         tensor_scale: f32,
     ) -> Option<Stored> {
-        let inverse = 1.0 / grid.scale;
-        // Sums of w, w L, w L^2, w x, w L x.
-        let mut sums = [0.0f64; 5];
-        for (place, value) in values.iter().enumerate() {
-            let level = self.levels.nearest((value - grid.offset) * inverse);
-            let (w, x, l) = (f64::from(weight(place)), f64::from(*value), f64::from(level));
-            let (wl, wx) = (w * l, w * x);
-            for (sum, term) in sums.iter_mut().zip([w, wl, wl * l, wx, wl * x]) {
-                *sum += term;
+        let place = (grid.offset, 1.0 / grid.scale);
+        let sums = match &self.levels {
+            Levels::Even(low, high) => {
+                let (low, high) = (*low, *high);
+                self.widest.dispatch(
+                    #[inline(always)]
+                    || moments(values, importance, place, even(low, high)),
+                )
             }
-        }
+            Levels::Listed { .. } => {
+                moments(values, importance, place, |value| self.levels.nearest(value))
+            }
+        };
         let [w, wl, wll, wx, wlx] = sums;
         if !shifted {
             return self.stored((wlx / wll) as f32, 0.0, tensor_scale);
@@ -463,7 +471,77 @@ fn whole(value: f32) -> f32 {
     (value + NO_FRACTION) - NO_FRACTION
 }
 
-/// The weighted squared error of weights on a grid, in eight sums that the processor adds to side by side.
+/// The whole number from `low` to `high` that is nearest.
+#[inline(always)]
+fn even(low: f32, high: f32) -> impl Fn(f32) -> f32 {
+    #[inline(always)]
+    move |value: f32| whole(value.clamp(low, high))
+}
+
+/// Numbers that the processor computes with side by side: sums of eight are added up in the same order on any.
+type Eight = [f32; 8];
+
+/// Shows what weights count (1 without importance) and the weights, eight at a time; behind the last stand zeros that count 0.
+#[inline(always)]
+fn by_eights(values: &[f32], importance: Option<&[f32]>, mut see: impl FnMut(&Eight, &Eight)) {
+    let (full, rest) = values.as_chunks::<8>();
+    match importance {
+        None => full.iter().for_each(
+            #[inline(always)]
+            |x| see(&[1.0; 8], x),
+        ),
+        Some(importance) => {
+            let pairs = importance.as_chunks::<8>().0.iter().zip(full);
+            pairs.for_each(
+                #[inline(always)]
+                |(w, x)| see(w, x),
+            );
+        }
+    }
+    if !rest.is_empty() {
+        let (mut w, mut x) = ([0.0; 8], [0.0; 8]);
+        x[..rest.len()].copy_from_slice(rest);
+        match importance {
+            None => w[..rest.len()].fill(1.0),
+            Some(all) => w[..rest.len()].copy_from_slice(&all[values.len() - rest.len()..]),
+        }
+        see(&w, &x);
+    }
+}
+
+/// The sums of w, w L, w L^2, w x and w L x over weights x that count w, of which L is the level nearest on a grid.
+#[inline(always)]
+fn moments(
+    values: &[f32],
+    importance: Option<&[f32]>,
+    (offset, inverse): (f32, f32),
+    nearest: impl Fn(f32) -> f32,
+) -> [f64; 5] {
+    let mut sums = [[0.0f32; 8]; 5];
+    by_eights(
+        values,
+        importance,
+        #[inline(always)]
+        |w, x| {
+            let (mut level, mut wl, mut wx) = ([0.0; 8], [0.0; 8], [0.0; 8]);
+            for lane in 0..8 {
+                level[lane] = nearest((x[lane] - offset) * inverse);
+                wl[lane] = w[lane] * level[lane];
+                wx[lane] = w[lane] * x[lane];
+            }
+            for lane in 0..8 {
+                sums[0][lane] += w[lane];
+                sums[1][lane] += wl[lane];
+                sums[2][lane] += wl[lane] * level[lane];
+                sums[3][lane] += wx[lane];
+                sums[4][lane] += wx[lane] * level[lane];
+            }
+        },
+    );
+    sums.map(|sums| sums.into_iter().map(f64::from).sum())
+}
+
+/// The weighted squared error of weights on a grid.
 #[inline(always)]
 fn squares(
     values: &[f32],
@@ -471,30 +549,19 @@ fn squares(
     (scale, offset, inverse): (f32, f32, f32),
     nearest: impl Fn(f32) -> f32,
 ) -> f32 {
-    const SUMS: usize = 8;
-    let of = |value: f32| {
-        let away = value - (scale * nearest((value - offset) * inverse) + offset);
-        away * away
-    };
-    let mut sums = [0.0f32; SUMS];
-    let whole = values.len() / SUMS * SUMS;
-    let (full, rest) = values.split_at(whole);
-    match importance {
-        None => {
-            for values in full.chunks_exact(SUMS) {
-                (0..SUMS).for_each(|lane| sums[lane] += of(values[lane]));
+    let mut sums = [0.0f32; 8];
+    by_eights(
+        values,
+        importance,
+        #[inline(always)]
+        |w, x| {
+            for lane in 0..8 {
+                let value = x[lane];
+                let away = value - (scale * nearest((value - offset) * inverse) + offset);
+                sums[lane] += w[lane] * (away * away);
             }
-            sums.iter_mut().zip(rest).for_each(|(sum, value)| *sum += of(*value));
-        }
-        Some(importance) => {
-            let (much, much_of_rest) = importance.split_at(whole);
-            for (values, much) in full.chunks_exact(SUMS).zip(much.chunks_exact(SUMS)) {
-                (0..SUMS).for_each(|lane| sums[lane] += much[lane] * of(values[lane]));
-            }
-            let terms = rest.iter().zip(much_of_rest).map(|(value, much)| much * of(*value));
-            sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
-        }
-    }
+        },
+    );
     let [a, b, c, d, e, f, g, h] = sums;
     ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
