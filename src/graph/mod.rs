@@ -19,6 +19,7 @@ pub use eager::{Eager, KeyValueCache, Lazy, Tap};
 pub use linear::{Adapter, Compute, Factor, Linear, Pass, RmsNormWeight};
 pub use tape::{
     Deferred, Gradient, Node, Parameter, RopeTables, Settings, Sink, Tape, Value, Weight,
+    output_name,
 };
 pub use token_split::TokenSplit;
 

@@ -32,6 +32,8 @@ use crate::kernels::norm::rms::rms;
 use crate::kernels::norm::rms_grad::rms_grad;
 use crate::kernels::residual::add::add;
 use crate::kernels::rope::rotate::{Target, rotate};
+use crate::kernels::score::Form;
+use crate::kernels::score::rows::rows as squared_rows;
 use crate::tensor::DType;
 
 /// The gradient of a tensor of the model, or a part of it.
@@ -47,6 +49,11 @@ pub struct Gradient {
     pub weight: Parameter,
 }
 
+/// The name under which [`Parameter::Output`] of a module is asked for and handed out.
+pub fn output_name(module: &str) -> String {
+    format!("{module}.output")
+}
+
 /// A tensor of the model, on its device.
 #[derive(Clone, Debug)]
 pub enum Parameter {
@@ -54,6 +61,8 @@ pub enum Parameter {
     Matrix(Matrix),
     /// The weight of a norm or a bias, f32.
     Vector(Tensor),
+    /// None: the gradient is that of what a linear layer gives, of each of the part's tokens the sum of its squares, f32 (tokens).
+    Output,
 }
 
 /// Who gets the gradients, each part once, in the order in which they are known.
@@ -650,6 +659,16 @@ fn product_rule<'a>(
     move |back, whole| {
         let Weight { name, matrix, bias } = weight;
         let (rows, columns) = (matrix.rows(), matrix.columns());
+        // Once here and once as it is handed out: squares have the scale twice.
+        let factor = if back.settings.keeps_scale { 1.0 } else { 1.0 / back.settings.scale };
+        back.hand_out(&output_name(name), Parameter::Output, |split, part| {
+            let grad = split.part(device, &cast(device, &whole, DType::F32)?, part)?;
+            let tokens = grad.len() / rows;
+            let values = device.allocate(DType::F32, &[tokens], "squared gradients")?;
+            let grad = grad.reshaped(&[tokens, rows]);
+            squared_rows(device, Form::L2, &grad, None, None, &values, false)?;
+            scaled(device, &values, factor, DType::F32)
+        })?;
         let grad = cast(device, &whole, x.tensor.dtype())?;
         // Rows that are cut out are whole words.
         let halves = rows.is_multiple_of(2) && columns.is_multiple_of(2);

@@ -77,6 +77,7 @@ pub static TABLE: &[&Kernel] = &[
     &copy::compact::KERNEL,
     &copy::pad::KERNEL,
     &copy::planes::KERNEL,
+    &copy::scale_rows::KERNEL,
     &copy::gather_rows::KERNEL,
     &copy::transpose::KERNEL,
     &copy::ternary::KERNEL,

@@ -1,6 +1,7 @@
 //! The compression maths: a folder per verb, a file per method.
 
 pub mod calibration;
+pub mod guided;
 pub mod linalg;
 pub mod obs;
 pub mod prune;

@@ -43,6 +43,12 @@ pub trait Compressor {
         false
     }
 
+    /// What the walk's tokens count in squares and Gram matrices of a layer's inputs, by the roots ([`Statistics::with_roots`]);
+    /// none: 1.
+    fn roots(&self, _layer: usize) -> BTreeMap<Slot, &[f32]> {
+        BTreeMap::new()
+    }
+
     /// The format that it leaves a tensor in.
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat>;
 
@@ -163,7 +169,7 @@ pub fn compress(
             }
             step.advance(through, None)?;
         } else if feed == Feed::Parent {
-            let sums = run.observe(&specs, (&pass, length), |observer| {
+            let sums = run.observe(layer, &specs, (&pass, length), |observer| {
                 step.advance(through, Some(observer))
             })?;
             run.blocks.save(layer, &run.compress(&specs, &sums)?)?;
@@ -187,7 +193,8 @@ pub fn compress(
     let specs = of(layers);
     if !specs.is_empty() && !run.blocks.has(layers) {
         progress(layers, layers);
-        let sums = run.observe(&specs, (&pass, length), |observer| walk.observe_head(observer))?;
+        let sums =
+            run.observe(layers, &specs, (&pass, length), |observer| walk.observe_head(observer))?;
         run.blocks.save(layers, &run.compress(&specs, &sums)?)?;
     }
     Ok(())
@@ -215,15 +222,19 @@ impl Run<'_> {
     /// The sums over the inputs of these layers while `run` shows what goes through their block.
     fn observe(
         &self,
+        layer: usize,
         specs: &[&TensorSpec],
         (pass, length): (&Pass<'_>, usize),
         run: impl FnOnce(&mut dyn Observer) -> Result<()>,
     ) -> Result<Sums> {
+        let start = std::time::Instant::now();
         let slots = specs.iter().map(|spec| input_of(spec)).collect();
-        let sums = Statistics::new(pass.device, self.method.kinds(), length);
+        let sums = Statistics::new(pass.device, self.method.kinds(), length)
+            .with_roots(self.method.roots(layer));
         let mut observer = Only { slots, sums };
         run(&mut observer)?;
         let block = observer.sums.read(|slot| name_of(specs, slot))?;
+        tracing::debug!("{}: statistics in {:?}", specs[0].name, start.elapsed());
         Ok(Sums { block, ..Sums::default() })
     }
 
@@ -237,7 +248,9 @@ impl Run<'_> {
     ) -> Result<Sums> {
         let Some(dense) = dense else {
             let through = Through::Replaced;
-            return self.observe(specs, (pass, length), |observer| step.observe(through, observer));
+            let layer = step.layer();
+            return self
+                .observe(layer, specs, (pass, length), |observer| step.observe(through, observer));
         };
         let device = pass.device;
         let slots: BTreeSet<Slot> = specs.iter().map(|spec| input_of(spec)).collect();

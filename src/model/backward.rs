@@ -17,7 +17,7 @@ use crate::families::{
 };
 use crate::graph::{
     BlockWeights, Compute, Deferred, Gradient, Node, Parameter, Pass, RopeTables, Settings, Sink,
-    Slot, Tape, TokenSplit, Weight,
+    Slot, Tape, TokenSplit, Weight, output_name,
 };
 use crate::interrupt;
 use crate::kernels::copy::cast::{cast, scaled};
@@ -695,7 +695,9 @@ impl<'a> BackwardPass<'a> {
             return 0;
         }
         let specs = tensor_specs(config);
-        let wanted = specs.iter().filter(|s| (self.options.tensor)(&s.name));
+        let wanted = specs.iter().filter(|spec| {
+            (self.options.tensor)(&spec.name) || (self.options.tensor)(&output_name(spec.module()))
+        });
         let layers = wanted.filter_map(|spec| spec.layer);
         let adapted = match self.source {
             WeightSource::Resident(model) => model.blocks.iter().position(|block| {

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::Observer;
-use crate::device::{Device, Tensor};
+use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Slot;
+use crate::kernels::copy::scale_rows::scale_rows;
 use crate::kernels::matmul::gram;
 use crate::kernels::score::sums::{self, Term};
 use crate::kernels::score::{Form, maxima, rows};
@@ -170,6 +171,8 @@ pub struct Statistics<'a> {
     kinds: &'a [Kind],
     /// Tokens of a sequence.
     length: usize,
+    /// What a token counts in squares and Gram matrices of an input, by the root, where it is not 1: in the order of the tokens.
+    roots: BTreeMap<Slot, &'a [f32]>,
     sums: BTreeMap<(Slot, Kind), Tensor>,
     tokens: BTreeMap<Slot, u64>,
     cosines: f64,
@@ -183,11 +186,26 @@ impl<'a> Statistics<'a> {
             device,
             kinds,
             length,
+            roots: BTreeMap::new(),
             sums: BTreeMap::new(),
             tokens: BTreeMap::new(),
             cosines: 0.0,
             seen: 0,
         }
+    }
+
+    /// With tokens that count differently in squares and Gram matrices: of each of these inputs the roots of what each token, in the
+    /// order in which they are shown, counts.
+    pub fn with_roots(self, roots: BTreeMap<Slot, &'a [f32]>) -> Self {
+        Self { roots, ..self }
+    }
+
+    /// What squares and Gram matrices are summed of: `x` (tokens, width), tokens from `first` on.
+    fn counted(&self, slot: Slot, x: &Tensor, first: usize) -> Result<Tensor> {
+        let tokens = x.shape()[0];
+        let Some(roots) = self.roots.get(&slot) else { return Ok(x.clone()) };
+        let roots = HostTensor::from_f32(DType::F32, &[tokens], &roots[first..first + tokens]);
+        scale_rows(self.device, x, &self.device.upload(&roots, "what tokens count")?)
     }
 
     /// The sums so far, read back. An error if any is not finite, with what `name` calls the linear layer.
@@ -231,6 +249,8 @@ impl Observer for Statistics<'_> {
         }
         let device = self.device;
         let (tokens, width) = (x.shape()[0], x.len() / x.shape()[0]);
+        let first = self.tokens.get(&slot).copied().unwrap_or(0) as usize;
+        let counted = self.counted(slot, x, first)?;
         *self.tokens.entry(slot).or_default() += tokens as u64;
         for kind in self.kinds.iter().filter(|kind| **kind != Kind::Cosine) {
             let known = self.sums.get(&(slot, *kind)).cloned();
@@ -240,7 +260,7 @@ impl Observer for Statistics<'_> {
                 None => device.allocate(DType::F32, &kind.shape(width), "statistics")?,
             };
             match kind {
-                Kind::Squares => sums::sums(device, Term::Square, x, &sum, later)?,
+                Kind::Squares => sums::sums(device, Term::Square, &counted, &sum, later)?,
                 Kind::Values => sums::sums(device, Term::Value, x, &sum, later)?,
                 Kind::Magnitudes => sums::sums(device, Term::Magnitude, x, &sum, later)?,
                 Kind::Maxima => maxima::maxima(device, x, &sum, later)?,
@@ -248,7 +268,7 @@ impl Observer for Statistics<'_> {
                     sums::sequence_magnitudes(device, x, self.length, &sum, later)?;
                 }
                 Kind::Gram => {
-                    gram::gram(device, &x.reshaped(&[tokens, width]), &sum, later)?;
+                    gram::gram(device, &counted.reshaped(&[tokens, width]), &sum, later)?;
                 }
                 Kind::Cosine => {}
             }

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, Random};
 use lopper::graph::Slot;
+use lopper::methods::calibration::Rows;
+use lopper::methods::guided::TokenRoots;
 use lopper::methods::linalg::squared_outputs;
 use lopper::methods::obs::Gram;
 use lopper::methods::quantize::budget::{Choice, assign};
@@ -14,12 +16,13 @@ use lopper::methods::quantize::gptq::{Options, Prepared, solve};
 use lopper::methods::quantize::mixes::{Place, mix};
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
-use lopper::model::{Checkpoint, Outline, Role, TensorSpec, Weights};
+use lopper::model::{Checkpoint, Outline, Role, TensorSpec, WeightSource, Weights};
 use lopper::stages::RecipeStage;
 use lopper::tensor::{Packed, Scale, WEIGHT_TYPES, WeightFormat};
+use lopper::walk::{Through, Walk};
 
 use crate::machine::on_each;
-use crate::models::{MapWeights, pass, run_stage, speech_perplexity};
+use crate::models::{MapWeights, load, pass, run_stage, speech_perplexity};
 use crate::numbers::{Within, assert_close};
 use crate::program::{lopper, read_json, succeeds};
 
@@ -27,6 +30,7 @@ pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("rounding": by_rule, searched, super_blocks, searched_is_near_the_best, heavy_tails, columns, order, unseen,
         quality, rules, embeddings_have_no_inputs, budgets, within_a_size, mixes_by_name);
     trials.extend(on_each("rounding::on_a_device", on_a_device));
+    trials.extend(on_each("rounding::guided", guided));
     trials
 }
 
@@ -414,6 +418,81 @@ fn quality() -> Result<(), Failed> {
     Ok(())
 }
 
+/// What tokens count, beside gradients of weights: in a row of two tokens only the first foretells something, so that behind the
+/// last attention a weight's gradient is the product of that token's input and the gradient of what it gives.
+fn guided(device: &Device) -> Result<(), Failed> {
+    let weights = Checkpoint::open("embedded:nano-llama")?;
+    let model = load(device, &weights)?;
+    let pass = pass(device);
+    let rows = Rows { ids: vec![5, 77, 300, 41, 9, 260], samples: 3 };
+    let last = weights.config().layers() - 1;
+    let slots = [Slot::Gate, Slot::Up, Slot::Down];
+    let chosen: Vec<&TensorSpec> = (weights.specs().iter())
+        .filter(|spec| spec.layer == Some(last) && slots.contains(&spec.slot))
+        .collect();
+    let source = WeightSource::Resident(&model);
+    let found = TokenRoots::new(source, &pass, &chosen, &rows, &mut |_, _| {})?;
+    let mut inputs: Vec<(Slot, Vec<f32>)> = Vec::new();
+    let mut walk = Walk::new(source, pass, &rows.ids, 3, usize::MAX)?;
+    while let Some(mut step) = walk.next_block()? {
+        if step.layer() == last {
+            step.observe(Through::Parent, &mut |slot, x: &_| {
+                inputs.push((slot, device.read(x)?.to_f32()));
+                Ok(())
+            })?;
+        }
+        step.advance(Through::Parent, None)?;
+    }
+    let squared = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+    for slot in [Slot::Gate, Slot::Down] {
+        let (_, x) = inputs.iter().find(|(of, _)| *of == slot).ok_or("an input")?;
+        let width = x.len() / 6;
+        let mut expected = Vec::new();
+        for row in 0..3 {
+            let mut squares = 0.0;
+            model.gradients(&pass, &rows.ids[2 * row..2 * row + 2], 1, &mut |gradient| {
+                let own =
+                    |spec: &&TensorSpec| spec.slot.input() == slot && spec.name == gradient.name;
+                if chosen.iter().any(own) {
+                    squares += squared(&device.read(&gradient.values)?.to_f32());
+                }
+                Ok(())
+            })?;
+            expected.push(squares / squared(&x[2 * row * width..(2 * row + 1) * width]));
+        }
+        let largest = expected.iter().copied().fold(0.0, f64::max);
+        assert!(largest > 0.0, "gradients");
+        let of_layer = found.of(last);
+        let roots = of_layer[&slot];
+        for (row, expected) in expected.into_iter().enumerate() {
+            let root = f64::from(roots[2 * row]);
+            assert_close(
+                "a token's share",
+                &[root * root],
+                &[expected / largest],
+                Within::Each(2e-3),
+            );
+            assert_eq!(roots[2 * row + 1], 0.0, "the last token foretells nothing");
+        }
+    }
+    let bytes = found.to_bytes();
+    assert_eq!(TokenRoots::from_bytes(&bytes, &chosen, 6), Some(found), "as it was saved");
+    assert_eq!(TokenRoots::from_bytes(&bytes, &chosen, 5), None, "of other rows");
+    let gptq = |keys: &str| -> Result<Vec<u32>, Failed> {
+        let keys =
+            format!("method = \"gptq\"\nbits = 2\n{keys}[calibration]\nsamples = 4\nlength = 16\n");
+        let folder = tempfile::tempdir()?;
+        let quantized = run_stage(&weights, &weights, &*stage(&keys)?, folder.path())?;
+        let spec = chosen.first().ok_or("a tensor")?;
+        Ok(quantized.load(spec)?.codes)
+    };
+    assert!(
+        gptq("")? != gptq("guided = true\n")?,
+        "tokens that count differently round differently"
+    );
+    Ok(())
+}
+
 /// What a stage does to each tensor, and what it refuses.
 fn rules() -> Result<(), Failed> {
     let model = Outline::of(&Checkpoint::open("embedded:nano-llama")?)?;
@@ -439,6 +518,7 @@ fn rules() -> Result<(), Failed> {
         ("bits = 4\nmethod = \"gptq\"\ninclude = [\"x\"]", "stage.include", "match none"),
         ("type = \"f16_2of4\"\nmethod = \"gptq\"", "stage.type", "f16_2of4"),
         ("type = \"int4_2of4\"\nfit = \"search\"", "stage.type", "int4_2of4"),
+        ("bits = 4\nmethod = \"gptq\"\nguided = true\nstats = \"s\"", "stage.guided", "true"),
         ("bits = 4\nweighted = true", "stage.weighted", "true"),
         ("type = \"q4_k\"\nmethod = \"gptq\"\nfit = \"rule\"", "stage.fit", "rule"),
         ("bits = 4\ngrid = \"zero-point\"\nmethod = \"hqq\"", "stage.grid", "zero-point"),

@@ -5,5 +5,6 @@ pub mod compact;
 pub mod gather_rows;
 pub mod pad;
 pub mod planes;
+pub mod scale_rows;
 pub mod ternary;
 pub mod transpose;

@@ -258,6 +258,7 @@ fn dense(device: &Device, weight: &Parameter) -> Result<Tensor> {
     let matrix = match weight {
         Parameter::Vector(values) => return Ok(values.clone()),
         Parameter::Matrix(matrix) => matrix,
+        Parameter::Output => unreachable!("scores are asked for of weights"),
     };
     let (format, columns) = (matrix.format(), matrix.columns());
     if let [chunk] = matrix.chunks() {

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::graph::Slot;
 use crate::methods::BadField;
 use crate::methods::calibration::Feed;
+use crate::methods::guided::TokenRoots;
 use crate::methods::quantize::fit::Fitting;
 use crate::methods::quantize::gptq::{self, Prepared};
 use crate::methods::sequential::{
@@ -33,6 +34,8 @@ pub(super) struct Calibrated<'a> {
     pub solver: Solver,
     /// Where products are computed, other than the model's own.
     pub device: &'a Device,
+    /// What tokens count, where it is not 1.
+    pub roots: TokenRoots,
 }
 
 /// How grids are found, of every tensor, or of each by its name.
@@ -96,6 +99,10 @@ impl Compressor for Calibrated<'_> {
         Ok(self.fittings.of(spec).format())
     }
 
+    fn roots(&self, layer: usize) -> BTreeMap<Slot, &[f32]> {
+        self.roots.of(layer)
+    }
+
     fn compress(&self, layers: &[Layer<'_>], sums: &Sums) -> Result<Vec<Compressed>> {
         // Layers that share their input stand beside each other.
         let mut prepared: Option<(Slot, Prepared<'_>)> = None;
@@ -141,6 +148,7 @@ impl Calibrated<'_> {
             (Solver::Gptq(options), Some(gram)) => {
                 let (slot, span) = (input_of(spec), fitting.span(spec.columns));
                 let known = prepared.take().filter(|(of, known)| *of == slot && known.takes(span));
+                let start = std::time::Instant::now();
                 let known = match known {
                     Some((_, known)) => known,
                     None => Prepared::new(gram, spec.columns, span, options, self.device)?
@@ -151,7 +159,10 @@ impl Calibrated<'_> {
                             found: format!("a pivot that is not positive at input {}", bad.pivot),
                         })?,
                 };
+                let factored = start.elapsed();
                 let solved = gptq::solve(&layer.weight, &known, fitting, &spec.name)?;
+                let rounded = start.elapsed() - factored;
+                tracing::debug!("{}: factor in {factored:?}, rounded in {rounded:?}", spec.name);
                 if known.damping() > options.damping {
                     report.warning = Some(format!(
                         "{}: the Gram matrix of its inputs is not positive definite with a damping of {}; {} was taken",

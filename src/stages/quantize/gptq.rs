@@ -8,15 +8,19 @@ use serde_json::{Map, Value};
 use super::KIND;
 use super::calibrated::{Calibrated, Fittings, Solver, changed, have_inputs, report};
 use super::target::{Rule, Target};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::methods::BadField;
 use crate::methods::calibration::Source;
+use crate::methods::guided::{AT_ONCE, TokenRoots};
 use crate::methods::obs::DEVICE_COLUMNS;
+use crate::methods::prune::memory::estimate;
 use crate::methods::quantize::fit::{Fitting, How};
 use crate::methods::quantize::gptq::Options;
-use crate::model::{Config, Outline, Weights};
+use crate::model::{Compute, Config, Outline, Pass, TensorSpec, WeightSource, Weights};
 use crate::stages::method::OfMethod;
-use crate::stages::{Context, Needs, Planned, Report, Stage, StageKind, keys};
+use crate::stages::{
+    Context, Needs, Planned, Report, Stage, StageKind, keys, save_bytes, saved_bytes,
+};
 use crate::walk::Kind;
 
 /// Quantization of the weights whose names match, column by column.
@@ -47,6 +51,11 @@ pub struct Gptq {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     block_columns: Option<usize>,
+    /// Count a token as far as the end loss depends on what the layer gives for it, by the gradients of the model before anything is
+    /// rounded (GuidedQuant)
+    #[arg(long, conflicts_with = "stats")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    guided: bool,
     #[command(flatten)]
     #[serde(flatten)]
     source: Source,
@@ -64,6 +73,10 @@ impl Gptq {
     fn rule(&self) -> Result<(Rule, Fittings, Solver), BadField> {
         let rule = self.target.rule()?;
         self.source.check()?;
+        if self.guided && self.source.stats.is_some() {
+            let expected = "false beside stats: what tokens count is known while they are walked through alone";
+            return Err(BadField::new("guided", expected, true));
+        }
         let damping = self.damping.unwrap_or(0.01);
         if !(damping >= 0.0 && damping.is_finite()) {
             return Err(BadField::new("damping", "0 or more", damping));
@@ -86,7 +99,12 @@ impl Gptq {
         let grid = rule.scheme.map_or("", |scheme| scheme.grid.name());
         let mut words = format!("gptq {grid} {}", rule.format.label());
         let rule_alone = self.fit == Some(How::Rule);
-        for (is, word) in [(rule_alone, ", by rule"), (self.by_activation, ", by activation")] {
+        let said = [
+            (rule_alone, ", by rule"),
+            (self.by_activation, ", by activation"),
+            (self.guided, ", guided"),
+        ];
+        for (is, word) in said {
             words += if is { word } else { "" };
         }
         words
@@ -118,16 +136,26 @@ impl Stage for Gptq {
             None => 0,
         };
         let gram = widest * widest;
+        // Gradients of the fewest rows that go through a block at once.
+        let gradients = match self.needs().calibration.filter(|_| self.guided) {
+            Some(rows) => {
+                let length = rows.length().max(2);
+                let rows = (AT_ONCE / length).clamp(1, rows.samples().max(1));
+                estimate(model, &[], &[], Some((rows, length)), Compute::F32).streamed
+            }
+            None => 0,
+        };
         let hidden = model.config.hidden_size as u64;
         let blocks = model.config.layers().max(1) as u64;
         Ok(Planned {
             // A block's weights as they were and as they became, the residual stream, one Gram matrix of each input; then a
             // Gram matrix and its factor, and what a matrix loses.
-            peak_device_bytes: 2 * model.bytes() / blocks
+            peak_device_bytes: (2 * model.bytes() / blocks
                 + (4 * tokens as u64).saturating_mul(hidden)
                 + 8 * gram
                 + if widest >= DEVICE_COLUMNS as u64 { 8 * gram + 12 * largest } else { 0 }
-                + 4 * 4096 * (2 * widest + 8 * hidden),
+                + 4 * 4096 * (2 * widest + 8 * hidden))
+                .max(gradients),
             // Weights in f64, what they lose, the Gram matrix, its factor and what that is made in.
             peak_host_bytes: 8 * (3 * largest + 4 * gram),
             outline,
@@ -138,11 +166,47 @@ impl Stage for Gptq {
 
     fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config> {
         let (rule, fittings, solver) = self.rule().map_err(BadField::in_recipe)?;
-        let method = Calibrated { fittings, solver, device: context.pass.device };
-        method.run(model, &rule.of(model), self.source.feed(), context)
+        let chosen = rule.of(model);
+        let roots =
+            if self.guided { roots(model, &chosen, context)? } else { TokenRoots::default() };
+        let method = Calibrated { fittings, solver, device: context.pass.device, roots };
+        method.run(model, &chosen, self.source.feed(), context)
+    }
+
+    fn tidy(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(ROOTS);
+        match path.exists() {
+            true => std::fs::remove_file(&path).map_err(Error::write(&path)),
+            false => Ok(()),
+        }
     }
 
     fn report(&self, folder: &Path) -> Result<Option<Report>> {
         report(folder)
     }
+}
+
+/// What [`TokenRoots`] are saved as in the stage's folder.
+const ROOTS: &str = "roots.bin";
+
+/// What tokens count, computed or as an interrupted run has saved it.
+fn roots(
+    model: &dyn Weights,
+    chosen: &[&TensorSpec],
+    context: &mut Context<'_>,
+) -> Result<TokenRoots> {
+    let rows = context.rows.expect("a stage that needs rows is given them");
+    let saved = saved_bytes(context.folder, ROOTS)?;
+    let saved = saved.and_then(|saved| TokenRoots::from_bytes(&saved, chosen, rows.ids.len()));
+    if let Some(saved) = saved {
+        return Ok(saved);
+    }
+    let pass = Pass { compute: context.training, ..context.pass };
+    let source = WeightSource::Streamed(pass.device, model);
+    let progress = &mut *context.progress;
+    let roots = TokenRoots::new(source, &pass, chosen, rows, &mut |done, all| {
+        progress("gradients", done, all);
+    })?;
+    save_bytes(context.folder, ROOTS, &roots.to_bytes())?;
+    Ok(roots)
 }

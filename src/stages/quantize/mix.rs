@@ -18,6 +18,7 @@ use crate::kernels::matrix::Matrix;
 use crate::measure::quality::{Convention, Windows, divergence};
 use crate::methods::BadField;
 use crate::methods::calibration::Source;
+use crate::methods::guided::TokenRoots;
 use crate::methods::quantize::Scheme;
 use crate::methods::quantize::budget::{Choice, assign};
 use crate::methods::quantize::fit::{Fitting, How};
@@ -587,7 +588,8 @@ impl Stage for Mix {
         }
         save(context.folder, ASSIGNED, &told)?;
         let (fittings, device) = (Fittings::Each(fittings), context.pass.device);
-        let method = Calibrated { fittings, solver: mixing.solver, device };
+        let method =
+            Calibrated { fittings, solver: mixing.solver, device, roots: TokenRoots::default() };
         method.run(model, &mixing.chosen, self.source.feed(), context)
     }
 

@@ -13,6 +13,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::methods::BadField;
 use crate::methods::calibration::Source;
+use crate::methods::guided::TokenRoots;
 use crate::methods::quantize::fit::{Fitting, How};
 use crate::methods::quantize::kept::kept;
 use crate::methods::quantize::rtn::rtn;
@@ -147,7 +148,12 @@ impl Stage for Nearest {
         {
             let fittings = Fittings::All(fitting);
             let device = context.pass.device;
-            let method = Calibrated { fittings, solver: Solver::Nearest, device };
+            let method = Calibrated {
+                fittings,
+                solver: Solver::Nearest,
+                device,
+                roots: TokenRoots::default(),
+            };
             return method.run(model, &rule.of(model), self.source.feed(), context);
         }
         let device = context.pass.device;
