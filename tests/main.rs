@@ -52,6 +52,7 @@ mod fuzz {
 
 mod kernels {
     pub mod attention_gradients;
+    pub mod beside;
     pub mod canary;
     pub mod finite_differences;
     pub mod importance;
@@ -124,6 +125,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     layers::trials,
     numbers::trials,
     kernels::attention_gradients::trials,
+    kernels::beside::trials,
     kernels::canary::trials,
     kernels::finite_differences::trials,
     kernels::importance::trials,

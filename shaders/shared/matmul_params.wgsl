@@ -4,21 +4,40 @@
 #import params
 
 // Bits of the epilogue: a bias is added; what stands in the result is added; the result holds a gate g, and the product
-// is multiplied by activation(g), whose number stands in the bits above.
+// is multiplied by activation(g), whose number stands in the bits above; rows are those of several layers, whose results
+// stand one behind the other.
 const EPILOGUE_BIAS: u32 = 1u;
 const EPILOGUE_ADD: u32 = 2u;
 const EPILOGUE_GATE: u32 = 4u;
-const EPILOGUE_ACTIVATION: u32 = 3u;
+const EPILOGUE_APART: u32 = 8u;
+const EPILOGUE_ACTIVATION: u32 = 4u;
 #import activation
+
+// Where a result of one of several layers stands. `token` is one of all of the call.
+fn place_apart(token: u32, row: u32) -> u32 {
+    var start = 0u;
+    var end = params.second;
+    if row >= params.third {
+        start = params.third;
+        end = params.out_stride;
+    } else if row >= params.second {
+        start = params.second;
+        end = params.third;
+    }
+    return params.tokens * start + token * (end - start) + row - start;
+}
 
 fn store_result(token: u32, row: u32, sum: f32) {
     let place = params.out_offset + row;
-    let at = (params.result_start + token) * params.out_stride + place;
+    var at = (params.result_start + token) * params.out_stride + place;
     // Most products have no epilogue. With the way out here rather than behind three tests, the register tiles of f32 are 4 %
     // quicker on an H100.
     if params.epilogue == 0u {
         result[at] = out_t(sum);
         return;
+    }
+    if (params.epilogue & EPILOGUE_APART) != 0u {
+        at = place_apart(token, place);
     }
     var value = sum;
     if (params.epilogue & EPILOGUE_BIAS) != 0u {

@@ -92,6 +92,23 @@ impl Tensor {
         Tensor { shape: shape.to_vec(), ..self.clone() }
     }
 
+    /// Tensors that stand one behind the other in memory as one, of their columns. `None` where they do not: only
+    /// [`Device::allocate_parts`] makes such.
+    pub fn joined(parts: &[&Tensor]) -> Option<Tensor> {
+        let (first, rest) = parts.split_first()?;
+        let mut joined = (*first).clone();
+        for part in rest {
+            let (Storage::Gpu(before), Storage::Gpu(next)) = (&joined.storage, &part.storage)
+            else {
+                return None;
+            };
+            let alike = joined.dtype == part.dtype && joined.shape[1..] == part.shape[1..];
+            joined.storage = Storage::Gpu(Arc::new(before.with(next).filter(|_| alike)?));
+            joined.shape[0] += part.shape[0];
+        }
+        Some(joined)
+    }
+
     fn host(&self) -> Arc<RwLock<Vec<u32>>> {
         match &self.storage {
             Storage::Host(host) => Arc::clone(host),
@@ -221,6 +238,36 @@ impl Device {
             None => Storage::Host(Arc::new(RwLock::new(vec![0; bytes.div_ceil(4)]))),
         };
         Ok(Tensor { dtype, shape: shape.to_vec(), storage })
+    }
+
+    /// Tensors with undefined contents, one behind the other in memory, so that [`Tensor::joined`] gives them as one. `None` where
+    /// the device could not bind each by itself or all at once; on a processor, which gains nothing by it.
+    pub fn allocate_parts(
+        &self,
+        dtype: DType,
+        shapes: &[Vec<usize>],
+        what: &str,
+    ) -> Result<Option<Vec<Tensor>>> {
+        let Some(gpu) = self.gpu() else { return Ok(None) };
+        let bytes = |shape: &Vec<usize>| (shape.iter().product::<usize>() * dtype.size()) as u64;
+        let ends: Vec<u64> = shapes
+            .iter()
+            .scan(0, |end, shape| {
+                *end += bytes(shape);
+                Some(*end)
+            })
+            .collect();
+        let Some((whole, starts)) = ends.split_last() else { return Ok(None) };
+        let aligned = starts.iter().all(|start| start.is_multiple_of(gpu.part_alignment()));
+        if !aligned || *whole > gpu.max_binding() {
+            return Ok(None);
+        }
+        let all = gpu.allocate(*whole, what)?;
+        let part = |(shape, end): (&Vec<usize>, &u64)| {
+            let part = all.part(end - bytes(shape), bytes(shape));
+            Tensor { dtype, shape: shape.clone(), storage: Storage::Gpu(Arc::new(part)) }
+        };
+        Ok(Some(shapes.iter().zip(&ends).map(part).collect()))
     }
 
     /// A copy of a host tensor.

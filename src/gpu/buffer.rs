@@ -18,8 +18,8 @@ pub(super) struct Pool {
     limit: u64,
 }
 
-/// A layout, and the buffers bound to it with the bytes that kernels see.
-type GroupKey = (wgpu::BindGroupLayout, Vec<(wgpu::Buffer, u64)>);
+/// A layout, and the buffers bound to it with the first byte and the number of bytes that kernels see.
+type GroupKey = (wgpu::BindGroupLayout, Vec<(wgpu::Buffer, u64, u64)>);
 
 /// Bind groups that are kept. A pass over a model binds the same buffers again and again, for the pool hands them out in the
 /// same order.
@@ -103,7 +103,7 @@ impl Pool {
         layout: &wgpu::BindGroupLayout,
         buffers: &[&Buffer],
     ) -> wgpu::BindGroup {
-        let bound = |buffer: &&Buffer| (buffer.raw().clone(), buffer.bytes);
+        let bound = |buffer: &&Buffer| (buffer.raw().clone(), buffer.start, buffer.bytes);
         let key = (layout.clone(), buffers.iter().map(bound).collect());
         let mut state = self.lock();
         if let Some(group) = state.groups.get(&key) {
@@ -153,7 +153,7 @@ impl Pool {
             let mut state = self.lock();
             let held = state.held.as_mut().and_then(|held| held.get_mut(&size)?.pop());
             if let Some(inner) = held {
-                return Ok(Buffer { inner: Some(inner), bytes, size, pool: Arc::clone(self) });
+                return Ok(Buffer::whole(inner, bytes, size, self));
             }
             if state.used + size > self.budget {
                 return Err(refuse(state.used));
@@ -187,7 +187,7 @@ impl Pool {
                     refuse(state.used)
                 })?,
         };
-        Ok(Buffer { inner: Some(inner), bytes, size, pool: Arc::clone(self) })
+        Ok(Buffer::whole(inner, bytes, size, self))
     }
 }
 
@@ -206,33 +206,68 @@ fn create(device: &wgpu::Device, size: u64) -> Result<wgpu::Buffer, wgpu::Error>
     }
 }
 
-/// A storage buffer that returns to its pool when dropped.
+/// An allocation that returns to its pool when dropped.
 #[derive(Debug)]
-pub struct Buffer {
+struct Allocation {
     inner: Option<wgpu::Buffer>,
-    bytes: u64,
     size: u64,
     pool: Arc<Pool>,
 }
 
+/// A storage buffer: an allocation, or a part of one that others have parts of too. The allocation returns to its pool with the
+/// last of them.
+#[derive(Debug)]
+pub struct Buffer {
+    allocation: Arc<Allocation>,
+    /// Its first byte in the allocation.
+    start: u64,
+    bytes: u64,
+}
+
 impl Buffer {
+    fn whole(inner: wgpu::Buffer, bytes: u64, size: u64, pool: &Arc<Pool>) -> Self {
+        let allocation = Allocation { inner: Some(inner), size, pool: Arc::clone(pool) };
+        Self { allocation: Arc::new(allocation), start: 0, bytes }
+    }
+
     /// Bytes asked for; the allocation may be larger.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
+    /// `bytes` of it from `start` on. It can be bound where the allocation's byte there is a multiple of what the adapter asks for.
+    pub fn part(&self, start: u64, bytes: u64) -> Self {
+        assert!(start + bytes <= self.bytes, "a part lies within its buffer");
+        Self { allocation: Arc::clone(&self.allocation), start: self.start + start, bytes }
+    }
+
+    /// This buffer and the one behind it as one; `None` where that one does not begin in the same allocation where this ends.
+    pub fn with(&self, next: &Buffer) -> Option<Self> {
+        let follows = Arc::ptr_eq(&self.allocation, &next.allocation)
+            && self.start + self.bytes == next.start;
+        let allocation = Arc::clone(&self.allocation);
+        follows.then(|| Self { allocation, start: self.start, bytes: self.bytes + next.bytes })
+    }
+
     pub(super) fn raw(&self) -> &wgpu::Buffer {
-        self.inner.as_ref().expect("a buffer holds its allocation until it is dropped")
+        let inner = self.allocation.inner.as_ref();
+        inner.expect("an allocation is held until it is dropped")
+    }
+
+    /// Its first byte in what [`Buffer::raw`] gives.
+    pub(super) fn start(&self) -> u64 {
+        self.start
     }
 
     /// The part that kernels see: what was asked for, rounded up to a vector of four words.
     fn binding(&self) -> wgpu::BindingResource<'_> {
         let size = wgpu::BufferSize::new(self.bytes.max(4).next_multiple_of(16));
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: self.raw(), offset: 0, size })
+        let (buffer, offset) = (self.raw(), self.start);
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size })
     }
 }
 
-impl Drop for Buffer {
+impl Drop for Allocation {
     fn drop(&mut self) {
         if let Some(buffer) = self.inner.take() {
             let mut state = self.pool.lock();

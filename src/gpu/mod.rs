@@ -161,6 +161,11 @@ impl Gpu {
         adapter.min(self.options.max_binding.unwrap_or(u64::MAX)) / 256 * 256
     }
 
+    /// What the first byte of a part of a buffer is a multiple of ([`Buffer::part`]): what the adapter asks for, and whole vectors.
+    pub fn part_alignment(&self) -> u64 {
+        u64::from(self.limits.min_storage_buffer_offset_alignment).max(16)
+    }
+
     /// Storage buffers that a shader may bind.
     pub fn max_bindings(&self) -> u32 {
         self.limits.max_storage_buffers_per_shader_stage
@@ -233,7 +238,7 @@ impl Gpu {
         recorder.submit(&self.device, &self.queue);
         const CHUNK: usize = 32 << 20;
         for (index, chunk) in bytes.chunks(CHUNK).enumerate() {
-            let offset = (index * CHUNK) as u64;
+            let offset = buffer.start() + (index * CHUNK) as u64;
             let whole = chunk.len() / 4 * 4;
             self.queue.write_buffer(buffer.raw(), offset, &chunk[..whole]);
             if whole < chunk.len() {

@@ -101,6 +101,13 @@ pub struct Recording {
     held: Held,
 }
 
+impl Recording {
+    /// How many dispatches it makes.
+    pub fn dispatches(&self) -> usize {
+        self.taped.len()
+    }
+}
+
 struct Timestamps {
     queries: wgpu::QuerySet,
     resolved: wgpu::Buffer,
@@ -334,7 +341,7 @@ impl Recorder {
         self.in_flight.push_back(queue.submit([encoder.finish()]));
         if let (Some(timestamps), false) = (&mut self.timestamps, names.is_empty()) {
             let bytes = 16 * names.len() as u64;
-            let pending = Pending::start(device, queue, &timestamps.resolved, bytes);
+            let pending = Pending::start(device, queue, (&timestamps.resolved, 0), bytes);
             timestamps.pending.push_back((names, self.seconds, pending));
         }
         self.parameters.clear();
@@ -399,7 +406,8 @@ impl Recorder {
         self.submit(device, queue);
         // Work that is read back before a submit is full would otherwise never be measured, and its timestamps pile up.
         self.throttle(device)?;
-        Ok(Pending::start(device, queue, buffer.raw(), buffer.bytes()))
+        let source = (buffer.raw(), buffer.start());
+        Ok(Pending::start(device, queue, source, buffer.bytes()))
     }
 }
 
@@ -444,7 +452,7 @@ impl Pending {
     fn start(
         device: &wgpu::Device,
         queue: &wgpu::Queue,
-        source: &wgpu::Buffer,
+        (source, start): (&wgpu::Buffer, u64),
         bytes: u64,
     ) -> Self {
         let size = bytes.max(4).next_multiple_of(4);
@@ -455,7 +463,7 @@ impl Pending {
             mapped_at_creation: false,
         });
         let mut encoder = device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(source, 0, &staging, 0, size);
+        encoder.copy_buffer_to_buffer(source, start, &staging, 0, size);
         let submission = queue.submit([encoder.finish()]);
         let (send, mapped) = oneshot::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {

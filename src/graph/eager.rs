@@ -1,11 +1,11 @@
 //! The graph that computes: operations run as soon as what they are fused with is known. A norm runs with the products that
 //! take it, the second half of a gate in the product of the first, a sum in the product's epilogue, and keys are rotated on their
-//! way into the cache.
+//! way into the cache. Of few tokens, layers with the same input are one product, where their weights stand beside each other in memory.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::{Rc, Weak};
 
-use super::{Activation, Attention, BlockWeights, Graph, Pass, Slot};
+use super::{Activation, Attention, BlockWeights, Graph, Linear, Pass, Slot};
 use crate::device::Tensor;
 use crate::error::Result;
 use crate::kernels::attention::cached::cached;
@@ -45,6 +45,8 @@ pub struct Eager<'g> {
     tap: Option<&'g mut Tap<'g>>,
     /// Norms that read a residual stream and may not have run yet.
     pending: Vec<Weak<Input>>,
+    /// Products that one call computed with another's, until they are asked for.
+    beside: RefCell<Vec<(Rc<Input>, Slot, Tensor)>>,
 }
 
 /// A value that is computed, or what it will be computed from.
@@ -81,7 +83,8 @@ impl<'g> Eager<'g> {
         cache: KeyValueCache<'g>,
         tap: Option<&'g mut Tap<'g>>,
     ) -> Self {
-        Self { pass, block, cache, tap, pending: Vec::new() }
+        let (pending, beside) = (Vec::new(), RefCell::default());
+        Self { pass, block, cache, tap, pending, beside }
     }
 
     /// A value's elements, in their own type if they are known, in `dtype` if they are computed now.
@@ -92,12 +95,38 @@ impl<'g> Eager<'g> {
             Lazy::Product { input, slot, result } => match result.get() {
                 Some(result) => Ok(result.clone()),
                 None => {
-                    let linear = self.block.linear(*slot);
-                    let made = linear.apply(&self.pass, input, Destination::New(dtype))?;
+                    let new = Destination::New(dtype);
+                    let made = match self.beside(input, *slot, dtype)? {
+                        Some(made) => made,
+                        None => self.block.linear(*slot).apply(&self.pass, input, new)?,
+                    };
                     Ok(result.get_or_init(|| made).clone())
                 }
             },
         }
+    }
+
+    /// A product, computed by one call with those of the same input that will be asked for in the same type; `None` where it has to
+    /// be computed by itself.
+    fn beside(&self, input: &Rc<Input>, slot: Slot, dtype: DType) -> Result<Option<Tensor>> {
+        let mut made = self.beside.borrow_mut();
+        let is = |(of, its, _): &(Rc<Input>, Slot, Tensor)| Rc::ptr_eq(of, input) && *its == slot;
+        if let Some(place) = made.iter().position(is) {
+            return Ok(Some(made.swap_remove(place).2));
+        }
+        let (slots, linears): (Vec<Slot>, Vec<&Linear>) =
+            self.block.beside(slot, dtype, self.activation()).unzip();
+        if !slots.contains(&slot) {
+            return Ok(None);
+        }
+        let Some(results) = Linear::apply_beside(&linears, &self.pass, input, dtype)? else {
+            return Ok(None);
+        };
+        let all =
+            slots.into_iter().zip(results).map(|(slot, result)| (input.clone(), slot, result));
+        made.extend(all);
+        let place = made.iter().position(is);
+        Ok(place.map(|place| made.swap_remove(place).2))
     }
 
     /// The residual stream, whose place something else is about to take: what still has to read it as it was reads it now.
@@ -239,14 +268,25 @@ impl Graph for Eager<'_> {
             }
         };
         let mixed = cached(device, &query, (keys, values), past, *shape, bound)?;
-        Ok(self.input(mixed, shape.query * shape.dim))
+        Ok(Lazy::Input(Rc::new(self.pass.mixed(mixed, shape.query * shape.dim))))
     }
 
     fn gate(&mut self, gate: Lazy, up: Lazy, activation: Activation) -> Result<Lazy> {
-        if !FUSED_GATES.contains(&activation) || !matches!(up, Lazy::Product { .. }) {
+        // Both by one call, or the second one's product takes the first one's result for its gate.
+        let beside = match &gate {
+            Lazy::Product { input, slot, result } if result.get().is_none() => {
+                let made = self.beside(input, *slot, DType::F32)?;
+                made.map(|made| result.get_or_init(|| made)).is_some()
+            }
+            _ => false,
+        };
+        if beside || !FUSED_GATES.contains(&activation) || !matches!(up, Lazy::Product { .. }) {
             let device = self.pass.device;
             let wide = |value: &Lazy| cast(device, &self.force(value, DType::F32)?, DType::F32);
             let (gate, up) = (wide(&gate)?, wide(&up)?);
+            if beside {
+                return Ok(Lazy::Input(Rc::new(self.pass.gated(gate, up, activation))));
+            }
             let columns = gate.len() / gate.shape()[0];
             let gated = glu(device, &gate, &up, activation, self.activation())?;
             return Ok(self.input(gated, columns));

@@ -2,9 +2,11 @@
 
 use crate::device::{Device, Tensor};
 use crate::error::Result;
+use crate::kernels::activation::Activation;
+use crate::kernels::attention::cached::Mixed;
 use crate::kernels::copy::cast::scaled;
 use crate::kernels::kv::CacheType;
-use crate::kernels::matmul::{Destination, Input, Norm, linear_rows};
+use crate::kernels::matmul::{Destination, Input, Norm, linear_beside, linear_rows};
 use crate::kernels::matrix::Matrix;
 use crate::tensor::DType;
 
@@ -135,6 +137,18 @@ impl Pass<'_> {
         let (gain, epsilon) = (norm.gain.clone(), norm.epsilon);
         Input::normed(x.clone(), Norm { gain, epsilon }, activation, activation_bytes)
     }
+
+    /// activation(gate) * up, f32 both, on its way into products.
+    pub fn gated(&self, gate: Tensor, up: Tensor, activation: Activation) -> Input {
+        let Compute { activation: dtype, activation_bytes, .. } = self.compute;
+        Input::gated((gate, up), activation, dtype, activation_bytes)
+    }
+
+    /// Attention of so many columns on its way into products.
+    pub fn mixed(&self, mixed: Mixed, columns: usize) -> Input {
+        let Compute { activation, activation_bytes, .. } = self.compute;
+        Input::mixed(mixed, columns, activation, activation_bytes)
+    }
 }
 
 impl Linear {
@@ -146,6 +160,19 @@ impl Linear {
         destination: Destination<'_>,
     ) -> Result<Tensor> {
         self.apply_rows(pass, x, 0..x.tokens(), destination)
+    }
+
+    /// The products of few tokens with the weights of several layers by one call, each (tokens, output features) of that type. `None`
+    /// where they have to be computed one by one ([`linear_beside`]).
+    pub fn apply_beside(
+        linears: &[&Linear],
+        pass: &Pass<'_>,
+        x: &Input,
+        output: DType,
+    ) -> Result<Option<Vec<Tensor>>> {
+        let layers: Vec<_> =
+            linears.iter().map(|linear| (&linear.weight, linear.bias.as_ref())).collect();
+        linear_beside(pass.device, x, &layers, output)
     }
 
     /// The product of some of the tokens only.

@@ -26,6 +26,7 @@ pub use token_split::TokenSplit;
 use crate::error::Result;
 pub use crate::kernels::activation::Activation;
 pub use crate::kernels::attention::Attention;
+use crate::tensor::DType;
 
 /// A weight's place in a model: in a block, or before or after the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -186,6 +187,32 @@ impl BlockWeights {
     /// The linear layer of a slot. The family's rows list every slot that its block function uses; a test runs each.
     pub fn linear(&self, slot: Slot) -> &Linear {
         self.find(slot).expect("a family's rows list its linear layers")
+    }
+
+    /// The type in which a block asks for the product of a slot where that is fused with nothing: what is normalized or gated next is
+    /// f32, the rest is as activations are.
+    pub fn result_type(&self, slot: Slot, activation: DType) -> DType {
+        let normed = |norm: Slot| self.norms.iter().any(|(known, _)| *known == norm);
+        match slot {
+            Slot::Query if normed(Slot::QueryNorm) => DType::F32,
+            Slot::Key if normed(Slot::KeyNorm) => DType::F32,
+            Slot::Gate | Slot::Up => DType::F32,
+            _ => activation,
+        }
+    }
+
+    /// The linear layers whose products may be one with a slot's, its own among them: they have the same input and nothing beside, and
+    /// the block asks for all in that type.
+    pub fn beside(
+        &self,
+        slot: Slot,
+        output: DType,
+        activation: DType,
+    ) -> impl Iterator<Item = (Slot, &Linear)> {
+        self.linears().filter(move |(other, linear)| {
+            let alike = other.input() == slot.input() && linear.adapter.is_none();
+            alike && self.result_type(*other, activation) == output
+        })
     }
 
     /// The norm of a slot.

@@ -114,6 +114,65 @@ impl Matrix {
         Ok(Self { format, rows, columns, chunks })
     }
 
+    /// Copies matrices of as many columns to the device, so that [`Matrix::joined`] gives them as one where they are of one format
+    /// and the device can bind them so. `names` are the tensors', for errors.
+    pub fn upload_beside(device: &Device, packed: &[Packed], names: &[&str]) -> Result<Vec<Self>> {
+        let each = || {
+            let pairs = packed.iter().zip(names);
+            pairs.map(|(packed, name)| Self::upload(device, packed, name)).collect()
+        };
+        let Some((first, rest)) = packed.split_first() else { return Ok(Vec::new()) };
+        let (format, columns) = (first.format, first.columns);
+        let alike = |other: &Packed| other.format == format && other.columns == columns;
+        if rest.is_empty() || !rest.iter().all(alike) {
+            return each();
+        }
+        let shapes = |words: usize| -> Vec<Vec<usize>> {
+            packed.iter().map(|packed| vec![packed.rows, words]).collect()
+        };
+        let (code_words, scale_words) =
+            (format.code_words_per_row(columns), format.scale_words_per_row(columns));
+        let codes = device.allocate_parts(DType::U32, &shapes(code_words), names[0])?;
+        let scales = match scale_words {
+            // One unused word for all.
+            0 => Some(vec![device.upload_words(DType::U32, &[1], &[0], names[0])?; packed.len()]),
+            words => device.allocate_parts(DType::U32, &shapes(words), names[0])?,
+        };
+        let (Some(codes), Some(scales)) = (codes, scales) else { return each() };
+        let mut matrices = Vec::with_capacity(packed.len());
+        for (packed, (codes, scales)) in packed.iter().zip(codes.into_iter().zip(scales)) {
+            device.write(&codes, &packed.codes)?;
+            if scale_words > 0 {
+                device.write(&scales, &packed.scales)?;
+            }
+            let chunk = Chunk::new(0, packed.rows, codes, scales);
+            matrices.push(Self::from_chunks(format, columns, vec![chunk]));
+        }
+        Ok(matrices)
+    }
+
+    /// The rows of matrices that stand one behind the other in memory, as one matrix; `None` where they do not.
+    pub fn joined(parts: &[&Matrix]) -> Option<Matrix> {
+        let (first, rest) = parts.split_first()?;
+        let alike =
+            |other: &&Matrix| other.format == first.format && other.columns == first.columns;
+        let whole = parts.iter().all(|part| part.chunks.len() == 1);
+        if !whole || !rest.iter().all(alike) {
+            return None;
+        }
+        let of = |tensor: fn(&Chunk) -> &Tensor| -> Vec<&Tensor> {
+            parts.iter().map(|part| tensor(&part.chunks[0])).collect()
+        };
+        let codes = Tensor::joined(&of(|chunk| &chunk.codes))?;
+        let scales = match first.format.ty.scale {
+            Scale::None => first.chunks[0].scales.clone(),
+            _ => Tensor::joined(&of(|chunk| &chunk.scales))?,
+        };
+        let rows = parts.iter().map(|part| part.rows).sum();
+        let chunk = Chunk::new(0, rows, codes, scales);
+        Some(Self::from_chunks(first.format, first.columns, vec![chunk]))
+    }
+
     /// Copies the matrix back to the host.
     pub fn download(&self, device: &Device) -> Result<Packed> {
         let mut packed = Packed {

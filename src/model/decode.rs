@@ -12,8 +12,7 @@ use crate::error::Result;
 use crate::graph::Pass;
 use crate::interrupt;
 use crate::kernels::kv::advance::advance;
-use crate::kernels::loss::argmax::argmax;
-use crate::kernels::loss::logsumexp::logsumexp;
+use crate::kernels::loss::peaks::peaks;
 use crate::tensor::DType;
 
 /// Steps that are under way before the first of them is read.
@@ -27,7 +26,7 @@ pub struct Decoder<'m> {
     cache: Cache,
     /// What the next pass reads, u32 (sequences).
     ids: Tensor,
-    /// The token chosen last, and the bits of its logits' log-sum-exp, u32 (sequences, 2).
+    /// The token chosen last, and its logits' log-sum-exp, f32 (sequences, 2).
     told: Tensor,
     /// A step, for caches that hold no more than so many tokens.
     recorded: Option<(usize, Recording)>,
@@ -47,8 +46,13 @@ impl<'m> Decoder<'m> {
     pub fn new(model: &'m Model, pass: Pass<'m>, cache: Cache, next: &[u32]) -> Result<Self> {
         assert_eq!(next.len(), cache.lengths().len(), "a token a sequence");
         let ids = pass.device.upload(&HostTensor::from_u32(&[next.len()], next), "token ids")?;
-        let told = pass.device.allocate(DType::U32, &[next.len(), 2], "chosen tokens")?;
+        let told = pass.device.allocate(DType::F32, &[next.len(), 2], "chosen tokens")?;
         Ok(Self { model, pass, cache, ids, told, recorded: None })
+    }
+
+    /// Dispatches of a step, as the last one was recorded; `None` where nothing is.
+    pub fn dispatches(&self) -> Option<usize> {
+        self.recorded.as_ref().map(|(_, recording)| recording.dispatches())
     }
 
     /// The cache, with all that was decoded.
@@ -75,9 +79,9 @@ impl<'m> Decoder<'m> {
                 continue;
             }
             let Some(reading) = under_way.pop_front() else { return Ok(()) };
-            let words = self.pass.device.finish(reading)?.words;
-            let told = |pair: &[u32]| Chosen { token: pair[0], lse: f32::from_bits(pair[1]) };
-            let chosen: Vec<Chosen> = words.chunks_exact(2).map(told).collect();
+            let pairs = self.pass.device.finish(reading)?.to_f32();
+            let told = |pair: &[f32]| Chosen { token: pair[0] as u32, lse: pair[1] };
+            let chosen: Vec<Chosen> = pairs.chunks_exact(2).map(told).collect();
             if !see(&chosen)? {
                 return Ok(());
             }
@@ -104,10 +108,9 @@ impl<'m> Decoder<'m> {
     fn calls(&self) -> Result<()> {
         let (model, pass) = (self.model, &self.pass);
         let x = embed_ids(pass, model.config(), &model.embedding, &self.ids)?;
-        let normed = model.hidden_of(pass, &x, &self.cache, &mut |_, _| Ok(()))?;
-        let logits = model.head(pass, &normed, 0..self.ids.len())?;
-        let best = argmax(pass.device, &logits, self.ids.len())?;
-        let (lse, _) = logsumexp(pass.device, &logits, &best)?;
-        advance(pass.device, (&best, &lse), &self.ids, self.cache.past(), &self.told)
+        model.through(pass, &x, &self.cache, &mut |_, _| Ok(()))?;
+        let logits = model.head.logits_of(pass, &x)?;
+        let peaks = peaks(pass.device, &logits, self.ids.len())?;
+        advance(pass.device, &peaks, &self.ids, self.cache.past(), &self.told)
     }
 }

@@ -52,12 +52,66 @@ fn linear(device: &Device, weights: &dyn Weights, spec: &TensorSpec) -> Result<L
     linear_with(device, weights, spec, weight)
 }
 
+/// Linear layers with the same input: where their weights are of one format, one behind the other in memory, and so their biases,
+/// so that few tokens are multiplied with all of them at once.
+fn linears_beside(
+    device: &Device,
+    weights: &dyn Weights,
+    specs: &[&TensorSpec],
+) -> Result<Vec<Linear>> {
+    let packed = specs.iter().map(|spec| weights.load(spec)).collect::<Result<Vec<_>>>()?;
+    let names: Vec<&str> = specs.iter().map(|spec| spec.module()).collect();
+    let matrices = Matrix::upload_beside(device, &packed, &names)?;
+    let mut linears = Vec::with_capacity(specs.len());
+    for (spec, matrix) in specs.iter().zip(matrices) {
+        linears.push(linear_with(device, weights, spec, matrix)?);
+    }
+    biases_beside(device, &mut linears)?;
+    Ok(linears)
+}
+
+/// Moves the biases of layers that all have one behind each other in memory.
+fn biases_beside(device: &Device, linears: &mut [Linear]) -> Result<()> {
+    let biases: Option<Vec<Tensor>> = linears.iter().map(|linear| linear.bias.clone()).collect();
+    let Some(biases) = biases.filter(|biases| biases.len() > 1) else { return Ok(()) };
+    let shapes: Vec<Vec<usize>> = biases.iter().map(|bias| bias.shape().to_vec()).collect();
+    let Some(moved) = device.allocate_parts(DType::F32, &shapes, "biases")? else {
+        return Ok(());
+    };
+    for (linear, (bias, moved)) in linears.iter_mut().zip(biases.iter().zip(moved)) {
+        device.write(&moved, &device.read(bias)?.words)?;
+        linear.bias = Some(moved);
+    }
+    Ok(())
+}
+
 fn norm(device: &Device, weights: &dyn Weights, spec: &TensorSpec) -> Result<RmsNormWeight> {
     Ok(RmsNormWeight {
         name: spec.name.clone(),
         gain: vector(device, weights, spec)?,
         epsilon: weights.config().rms_norm_eps as f32,
     })
+}
+
+/// A block whose layers with the same input stand beside each other ([`linears_beside`]): for a model that stays on the device as it
+/// is. Where weights are replaced one by one, memory would be held until the last of a group is.
+pub(super) fn block_beside(
+    device: &Device,
+    weights: &dyn Weights,
+    layer: usize,
+) -> Result<BlockWeights> {
+    let mut block = BlockWeights::default();
+    let specs = || weights.specs().iter().filter(|spec| spec.layer == Some(layer));
+    for spec in specs().filter(|spec| spec.role == Role::Norm) {
+        block.set_norm(spec.slot, norm(device, weights, spec)?);
+    }
+    let linears: Vec<&TensorSpec> = specs().filter(|spec| spec.role == Role::Linear).collect();
+    for group in linears.chunk_by(|a, b| a.slot.input() == b.slot.input()) {
+        for (spec, linear) in group.iter().zip(linears_beside(device, weights, group)?) {
+            block.set_linear(spec.slot, linear);
+        }
+    }
+    Ok(block)
 }
 
 /// A block.

@@ -14,9 +14,8 @@ use crate::interrupt;
 use crate::kernels::copy::cast::scaled;
 use crate::kernels::embed::gather::gather;
 use crate::kernels::logits::soft_cap::soft_cap;
-use crate::kernels::matmul::Destination;
-use crate::kernels::matmul::Engine;
 use crate::kernels::matmul::product::MatmulShape;
+use crate::kernels::matmul::{Destination, Engine, FEW_TOKENS, Input};
 use crate::kernels::matrix::Matrix;
 use crate::kernels::norm::rms::rms;
 use crate::tensor::DType;
@@ -133,15 +132,27 @@ impl Head {
         tokens: std::ops::Range<usize>,
     ) -> Result<Tensor> {
         let normed = pass.input(normed.clone(), self.norm.gain.len());
+        self.logits_of_rows(pass, &normed, tokens)
+    }
+
+    /// Logits, f32 (tokens, vocabulary), from the residual stream after the last block, which is normalized on its way.
+    pub(super) fn logits_of(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
+        let normed = pass.normed(x, &self.norm);
+        self.logits_of_rows(pass, &normed, 0..normed.tokens())
+    }
+
+    fn logits_of_rows(
+        &self,
+        pass: &Pass<'_>,
+        normed: &Input,
+        tokens: std::ops::Range<usize>,
+    ) -> Result<Tensor> {
         let new = Destination::New(DType::F32);
-        let logits = self.linear.apply_rows(pass, &normed, tokens, new)?;
-        match self.soft_cap {
-            None => Ok(logits),
-            Some(cap) => {
-                soft_cap(pass.device, &logits, cap)?;
-                Ok(logits)
-            }
+        let logits = self.linear.apply_rows(pass, normed, tokens, new)?;
+        if let Some(cap) = self.soft_cap {
+            soft_cap(pass.device, &logits, cap)?;
         }
+        Ok(logits)
     }
 }
 
@@ -158,7 +169,7 @@ impl Model {
         let mut blocks = Vec::with_capacity(config.layers());
         for layer in 0..config.layers() {
             progress(layer, config.layers())?;
-            blocks.push(load::block(device, weights, layer)?);
+            blocks.push(load::block_beside(device, weights, layer)?);
         }
         let head = Head {
             norm: load::final_norm(device, weights)?,
@@ -241,20 +252,15 @@ impl Model {
     /// The products of a pass over so many tokens, one of each shape and type.
     pub fn products(&self, compute: Compute, engine: Engine, tokens: usize) -> Vec<MatmulShape> {
         let mut products: Vec<MatmulShape> = Vec::new();
-        let mut add = |linear: &Linear, stream: bool, output: ProductOutput| {
-            // What is multiplied is the stream where it changes its basis.
-            let takes = if stream { Compute::F32 } else { compute };
+        let mut add = |weight: &Matrix, takes: Compute, output: DType| {
             let product = MatmulShape {
                 activation: takes.activation,
                 bytes: takes.activation_bytes,
-                output: match output {
-                    ProductOutput::Activation => compute.activation,
-                    ProductOutput::Stream => DType::F32,
-                },
-                weight: linear.weight.format(),
+                output,
+                weight: weight.format(),
                 engine,
-                rows: linear.weight.rows(),
-                columns: linear.weight.columns(),
+                rows: weight.rows(),
+                columns: weight.columns(),
                 tokens,
             };
             if !products.contains(&product) {
@@ -264,11 +270,30 @@ impl Model {
         for (layer, block) in self.blocks.iter().enumerate() {
             let rows = |slot: Slot| block.find(slot).map_or(0, |linear| linear.weight.rows());
             for (slot, output) in counts(&self.config, layer, &rows).products {
+                // What is multiplied is the stream where it changes its basis.
                 let stream = matches!(slot, Slot::AttentionShortcut | Slot::FeedForwardShortcut);
-                add(block.linear(slot), stream, output);
+                let output = match output {
+                    ProductOutput::Activation => compute.activation,
+                    ProductOutput::Stream => DType::F32,
+                };
+                let takes = if stream { Compute::F32 } else { compute };
+                add(&block.linear(slot).weight, takes, output);
+            }
+            for (slot, _) in block.linears().filter(|_| tokens <= FEW_TOKENS) {
+                let output = block.result_type(slot, compute.activation);
+                let beside: Vec<_> = block.beside(slot, output, compute.activation).collect();
+                let weights: Vec<&Matrix> =
+                    beside.iter().map(|(_, linear)| &linear.weight).collect();
+                // Once for all of them.
+                if beside.len() > 1
+                    && beside[0].0 == slot
+                    && let Some(joined) = Matrix::joined(&weights)
+                {
+                    add(&joined, compute, output);
+                }
             }
         }
-        add(&self.head.linear, false, ProductOutput::Stream);
+        add(&self.head.linear.weight, compute, DType::F32);
         products
     }
 
@@ -318,23 +343,25 @@ impl Model {
         cache: &Cache,
         see: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        self.hidden_of(pass, &self.embed(pass, ids)?, cache, see)
+        let x = self.embed(pass, ids)?;
+        self.through(pass, &x, cache, see)?;
+        self.final_norm(pass, &x)
     }
 
-    /// The same from the residual stream before the first block, which it changes.
-    pub(super) fn hidden_of(
+    /// Takes the residual stream, f32 (tokens, hidden), from before the first block through all blocks; changes it in place.
+    pub(super) fn through(
         &self,
         pass: &Pass<'_>,
         x: &Tensor,
         cache: &Cache,
         see: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
-    ) -> Result<Tensor> {
+    ) -> Result<()> {
         for layer in 0..self.config.layers() {
             interrupt::check()?;
             self.block(pass, layer, x, cache)?;
             see(layer, x)?;
         }
-        self.final_norm(pass, x)
+        Ok(())
     }
 
     /// A whole pass with everything read back: hidden states (if wanted) `0` (embedding) to `L` (after the final norm),

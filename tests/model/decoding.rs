@@ -2,14 +2,69 @@
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::Device;
-use lopper::model::{Cache, Checkpoint, Decoder, Model, Pass, Sampling, generate};
+use lopper::gpu::Options;
+use lopper::methods::quantize::rtn::rtn;
+use lopper::methods::quantize::{Grid, Scheme};
+use lopper::model::{
+    Cache, Checkpoint, Compute, Decoder, Model, Pass, Role, Sampling, TensorSpec, generate,
+};
+use lopper::tensor::{Packed, weight_type};
 
-use crate::machine::on_each;
-use crate::models::{load, pass};
-use crate::program::NANO;
+use crate::machine::{device, gpu_trial, on_each};
+use crate::models::{MapWeights, load, pass};
+use crate::program::{NANO, TINY};
 
 pub fn trials() -> Vec<Trial> {
-    on_each("decoding::as_by_passes", as_by_passes).into()
+    let mut trials: Vec<Trial> = on_each("decoding::as_by_passes", as_by_passes).into();
+    trials.push(gpu_trial("decoding::dispatches".into(), dispatches));
+    trials
+}
+
+/// Dispatches of a token of each sequence behind a hundred others, so that attention is split over the keys.
+fn dispatches_of(model: &Model, pass: &Pass<'_>, sequences: usize) -> Result<usize, Failed> {
+    let mut cache = Cache::new(pass.device, model.config(), sequences, 128, pass.compute)?;
+    cache.hold(pass.device, &vec![100; sequences])?;
+    let mut decoder = Decoder::new(model, *pass, cache, &vec![7; sequences])?;
+    decoder.run(1, &mut |_| Ok(true))?;
+    decoder.dispatches().ok_or_else(|| "a recorded step".into())
+}
+
+/// A token takes few dispatches, each of which costs a large device as much as its work: the layers of a block with one input are one
+/// product, and what that is rounded from is computed by what rounds it. Several sequences take no more.
+fn dispatches() -> Result<(), Failed> {
+    let device = device(Options::default())?;
+    let half = device.capabilities().f16;
+    let wide = if half { Compute::F16 } else { Compute::F32 };
+    let bytes = Compute { activation_bytes: 1, ..wide };
+    let original = Checkpoint::open(TINY)?;
+    let scheme = |grid, ty| Some(Scheme { grid, bits: 4, group_size: 32, ty });
+    for (what, rounded, computes) in [
+        ("f16", None, vec![wide]),
+        ("uint4m-g32", scheme(Grid::FloatMin, None), vec![Compute::F32, wide, bytes]),
+        ("q4_k", scheme(Grid::SuperBlock, weight_type("q4_k")), vec![wide]),
+    ] {
+        let map = |spec: &TensorSpec, weight: Packed| match rounded {
+            Some(scheme) if spec.role == Role::Linear && spec.layer < Some(2) => {
+                rtn(&Device::Cpu, &weight, scheme, what)
+            }
+            _ => Ok(weight),
+        };
+        let whole = load(&device, &MapWeights(&original, &map))?;
+        let of_layers = |layers: usize| {
+            let mut config = whole.config().clone();
+            config.blocks.truncate(layers);
+            whole.with_blocks(config, whole.blocks()[..layers].to_vec())
+        };
+        for (compute, sequences) in computes.into_iter().flat_map(|c| [(c, 1), (c, 3)]) {
+            let pass = Pass { device: &device, compute };
+            let one = dispatches_of(&of_layers(1), &pass, sequences)?;
+            let each = dispatches_of(&of_layers(2), &pass, sequences)? - one;
+            let found =
+                format!("{what}, {}: {each} a block, {} beside", compute.name(), one - each);
+            assert!(each <= 10 && one - each <= 5, "{found}");
+        }
+    }
+    Ok(())
 }
 
 /// The likeliest token of each row.

@@ -7,7 +7,7 @@ use crate::cli::Global;
 use crate::cli::session::{CacheArguments, compute, load_model, open_device, open_model};
 use crate::error::{Error, Result};
 use crate::gpu::backend_name;
-use crate::measure::speed::model::{Test, speed};
+use crate::measure::speed::model::{Speed, Test, speed};
 use crate::model::{Checkpoint, Pass, Weights, check_cache};
 
 /// A row per test.
@@ -42,7 +42,7 @@ pub(super) fn rows(
     for (done, test) in tests.iter().enumerate() {
         output.progress("measuring", done, tests.len());
         let started = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-        let seconds = speed(&loaded, &pass, *test, repetitions)?;
+        let Speed { seconds, dispatches } = speed(&loaded, &pass, *test, repetitions)?;
         let ns: Vec<f64> = seconds.iter().map(|s| s * 1e9).collect();
         let ts: Vec<f64> = seconds.iter().map(|s| test.tokens() as f64 / s).collect();
         let ((avg_ns, stddev_ns), (avg_ts, stddev_ts)) = (mean(&ns), mean(&ts));
@@ -63,6 +63,7 @@ pub(super) fn rows(
             "samples_ns": ns.iter().map(|ns| ns.round() as u64).collect::<Vec<_>>(), "samples_ts": ts,
             // The first token of a prompt alone is there when its pass ends.
             "time_to_first_token_ms": (test.n_prompt > 0 && test.sequences == 0).then_some(avg_ns / 1e6),
+            "dispatches_per_token": dispatches,
             "vram_peak": device.gpu().map_or(0, |gpu| gpu.memory().1),
         });
         match row {

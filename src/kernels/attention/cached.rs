@@ -8,6 +8,15 @@ use crate::error::Result;
 use crate::kernels::kv::Cached;
 use crate::kernels::kv::decode::decode;
 
+/// Attention of some tokens.
+#[derive(Clone, Debug)]
+pub enum Mixed {
+    /// (tokens, heads * head_dim)
+    Whole(Tensor),
+    /// What [`merge`](super::merge) puts together, f32 (tokens, heads, splits, head_dim + 2).
+    Parts(Tensor),
+}
+
 /// Attention of `query`, (tokens, heads, head_dim), over a layer's cache that holds the new tokens already. `past`: tokens each
 /// sequence held before them. `bound`: keys that no token sees more of; a power of two, or the cache's capacity, so that passes
 /// one after the other ask for the same.
@@ -21,7 +30,7 @@ pub fn cached(
     past: &Tensor,
     heads: Attention,
     bound: usize,
-) -> Result<Tensor> {
+) -> Result<Mixed> {
     let plain = |cache: &Cached| {
         let found = cache.plain().filter(|(dtype, _)| *dtype == query.dtype());
         found.map(|(_, numbers)| numbers.clone())
@@ -30,9 +39,10 @@ pub fn cached(
     let few = query.shape()[0] / past.len() < MANY && split::takes(&heads);
     // The processor reads plain numbers as quickly without parts.
     if few && (both.is_none() || device.gpu().is_some() && split::pays(&heads, bound)) {
-        return split::split(device, query, (keys, values), past, heads, bound);
+        let parts = split::split(device, query, (keys, values), past, heads, bound)?;
+        return Ok(Mixed::Parts(parts));
     }
-    match both {
+    let whole = match both {
         Some((keys, values)) => {
             let capacity = keys.shape()[1];
             causal(device, query, (&keys, &values), past, heads, capacity)
@@ -42,5 +52,6 @@ pub fn cached(
             let values = decode(device, values, bound, query.dtype())?;
             causal(device, query, (&keys, &values), past, heads, bound)
         }
-    }
+    };
+    whole.map(Mixed::Whole)
 }

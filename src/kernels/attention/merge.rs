@@ -1,7 +1,7 @@
 //! `attention/merge`: the parts of attention that was [split](super::split) over the keys, put together: with m the highest of
 //! the parts' highest scores m_i, sum(exp(m_i - m) sums_i) / sum(exp(m_i - m) total_i).
 
-use super::split::MAX_SPLITS;
+pub(in crate::kernels) use super::split::MAX_SPLITS;
 use crate::kernels::prelude::*;
 
 params! {
@@ -53,24 +53,24 @@ pub static KERNEL: Kernel = Kernel {
 
 const CONSTANTS: &[(&str, u32)] = &[("MAX_SPLITS", MAX_SPLITS as u32)];
 
-/// Writes the result of some tokens, whose first is `token_start`, from parts of all, f32 (tokens, heads, splits, head_dim + 2).
-pub(super) fn merge(
-    device: &Device,
-    parts: &Tensor,
-    result: &Tensor,
-    (heads, head_dim): (usize, usize),
-    (token_start, tokens): (usize, usize),
-) -> Result<()> {
+/// Attention, (tokens, heads * head_dim) of type `output`, from its parts, f32 (tokens, heads, splits, head_dim + 2).
+pub fn merge(device: &Device, parts: &Tensor, output: DType) -> Result<Tensor> {
+    let [tokens, heads, splits, pitch] = parts.shape()[..] else {
+        unreachable!("parts have four dimensions")
+    };
+    let head_dim = pitch - 2;
+    let result = device.allocate(output, &[tokens, heads * head_dim], "attention")?;
     let params = Params {
         tokens: tokens as u32,
-        token_start: token_start as u32,
+        token_start: 0,
         heads: heads as u32,
         head_dim: head_dim as u32,
-        splits: parts.shape()[2] as u32,
+        splits: splits as u32,
     };
-    let variant = Variant { constants: CONSTANTS, ..Variant::typed(DType::F32, result.dtype()) };
+    let variant = Variant { constants: CONSTANTS, ..Variant::typed(DType::F32, output) };
     let variant = variant.with_subgroups(device.capabilities().subgroups);
-    device.call(&KERNEL, variant, &params, &[parts, result])
+    device.call(&KERNEL, variant, &params, &[parts, &result])?;
+    Ok(result)
 }
 
 /// The first number of a row's parts, and where its result stands.
@@ -87,30 +87,40 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let parts = args.tensors[0].to_f64();
     let mut expected = Expected::exact(args.tensors[1].to_f64());
     for (base, place) in rows(&p) {
-        let part = |index: usize| &parts[base + index * (head_dim + 2)..][..head_dim + 2];
-        let scores = (0..splits).map(|index| part(index)[head_dim]);
-        let highest = scores.clone().fold(f64::from(NOTHING), f64::max);
-        let factors: Vec<f64> = scores.clone().map(|score| (score - highest).exp()).collect();
-        let totals = factors.iter().enumerate().map(|(i, factor)| factor * part(i)[head_dim + 1]);
-        let total: f64 = totals.sum();
-        // exp is off by (3 + 2 |x|) ulp, once in the sums and once in the total.
-        let range = scores.map(|score| highest - score).fold(0.0, f64::max).min(100.0);
-        let relative = 2.0 * ((8.0 + 6.0 * range) * U + gamma(splits + 4));
-        let line = (0..head_dim).map(|column| {
-            let products = factors.iter().enumerate().map(|(i, factor)| factor * part(i)[column]);
-            let (sum, magnitude) = products.fold((0.0, 0.0), |(sum, magnitude), product: f64| {
-                (sum + product, magnitude + product.abs())
-            });
-            let (value, magnitude) = (sum / total, magnitude / total.abs());
-            (value, relative * magnitude + storing(args.variant.output, value))
-        });
-        expected.put(place, line);
+        let row = &parts[base..][..splits * (head_dim + 2)];
+        expected.put(place, row_reference(row, head_dim, args.variant.output));
     }
     vec![expected]
 }
 
+/// What the parts of a head of a token, (splits, head_dim + 2), come to, stored as `output`, with bounds.
+pub(in crate::kernels) fn row_reference(
+    parts: &[f64],
+    head_dim: usize,
+    output: DType,
+) -> Vec<(f64, f64)> {
+    let parts: Vec<&[f64]> = parts.chunks_exact(head_dim + 2).collect();
+    let scores = parts.iter().map(|part| part[head_dim]);
+    let highest = scores.clone().fold(f64::from(NOTHING), f64::max);
+    let factors: Vec<f64> = scores.clone().map(|score| (score - highest).exp()).collect();
+    let total: f64 =
+        factors.iter().zip(&parts).map(|(factor, part)| factor * part[head_dim + 1]).sum();
+    // exp is off by (3 + 2 |x|) ulp, once in the sums and once in the total.
+    let range = scores.map(|score| highest - score).fold(0.0, f64::max).min(100.0);
+    let relative = 2.0 * ((8.0 + 6.0 * range) * U + gamma(parts.len() + 4));
+    let of_column = |column: usize| {
+        let products = factors.iter().zip(&parts).map(|(factor, part)| factor * part[column]);
+        let (sum, magnitude) = products.fold((0.0, 0.0), |(sum, magnitude), product: f64| {
+            (sum + product, magnitude + product.abs())
+        });
+        let (value, magnitude) = (sum / total, magnitude / total.abs());
+        (value, relative * magnitude + storing(output, value))
+    };
+    (0..head_dim).map(of_column).collect()
+}
+
 /// The highest score of no keys.
-pub(super) const NOTHING: f32 = -3.0e38;
+pub(in crate::kernels) const NOTHING: f32 = -3.0e38;
 
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let p: Params = args.parameters();

@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use super::causal::{self, Place, place, random_scores};
-use super::merge::{NOTHING, merge};
+use super::merge::NOTHING;
 use super::{Attention, score, score_reference};
 use crate::kernels::kv::{self, Cached};
 use crate::kernels::matrix::Layout;
@@ -40,7 +40,7 @@ params! {
 }
 
 /// Parts at most.
-pub(super) const MAX_SPLITS: usize = 128;
+pub(in crate::kernels) const MAX_SPLITS: usize = 128;
 
 /// Keys that are worth a part.
 const LEAST: usize = 64;
@@ -119,8 +119,8 @@ fn splits(
     enough.div_ceil(workgroups).min(most)
 }
 
-/// Attention of `query`, (tokens, heads, head_dim), over caches that hold the new tokens already. `past`: tokens each sequence
-/// held before them. No token sees more than `bound` keys.
+/// The parts of attention, f32 (tokens, heads, splits, head_dim + 2), of `query`, (tokens, heads, head_dim), over caches that hold
+/// the new tokens already. `past`: tokens each sequence held before them. No token sees more than `bound` keys.
 pub(super) fn split(
     device: &Device,
     query: &Tensor,
@@ -148,7 +148,6 @@ pub(super) fn split(
     };
     let shape = [tokens, heads.query, splits, heads.dim + 2];
     let parts = device.allocate(DType::F32, &shape, "parts of attention")?;
-    let result = device.allocate(query.dtype(), query.shape(), "attention")?;
     let operations = 4.0 * (heads.query * heads.dim * heads.keys(bound)) as f64;
     let step = ((device.call_limit().operations / operations) as usize).max(1);
     let ((keys, key_scales), (values, value_scales)) = (key.words(), value.words());
@@ -171,9 +170,8 @@ pub(super) fn split(
         };
         let tensors = [query, &keys, key_scales, &values, value_scales, past, &parts];
         device.call(&KERNEL, variant.clone(), &params, &tensors)?;
-        merge(device, &parts, &result, (heads.query, heads.dim), (start, count))?;
     }
-    Ok(result)
+    Ok(parts)
 }
 
 /// Lanes that share a key of so many columns, eight of which each takes.

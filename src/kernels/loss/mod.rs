@@ -7,3 +7,4 @@ pub mod distil_top;
 pub mod divergence;
 pub mod hidden;
 pub mod logsumexp;
+pub mod peaks;

@@ -1,7 +1,9 @@
 //! Inputs to try the products on.
 
 use super::product::MatmulShape;
-use super::{EPILOGUE_ADD, EPILOGUE_BIAS, FUSED_GATES, Params, gate_epilogue, padded};
+use super::{
+    EPILOGUE_ADD, EPILOGUE_APART, EPILOGUE_BIAS, FUSED_GATES, Params, gate_epilogue, padded,
+};
 use crate::kernels::activation::Activation;
 use crate::kernels::matrix::Layout;
 use crate::kernels::prelude::*;
@@ -21,6 +23,8 @@ pub enum Special {
     Add,
     /// The result holds a gate.
     Gate(Activation),
+    /// The rows are those of three layers, whose results stand apart, with a bias each.
+    Apart,
     /// The activations are poisoned.
     Activations(Poison),
     /// One row of the weight is NaN: whoever reads beyond the end of a row meets the next.
@@ -37,6 +41,7 @@ impl Special {
             Special::Bias => ",bias".into(),
             Special::Add => ",add".into(),
             Special::Gate(activation) => format!(",gate={activation:?}"),
+            Special::Apart => ",apart".into(),
             Special::Activations(poison) => poison.label().into(),
             Special::NaNRow => ",row of NaN".into(),
             Special::Largest => ",largest".into(),
@@ -49,7 +54,16 @@ impl Special {
             Special::Bias => EPILOGUE_BIAS,
             Special::Add => EPILOGUE_ADD,
             Special::Gate(activation) => gate_epilogue(activation),
+            Special::Apart => EPILOGUE_APART | EPILOGUE_BIAS,
             _ => 0,
+        }
+    }
+
+    /// Where the rows of the second and of the third of three layers begin.
+    pub(super) fn starts(self, rows: usize) -> (usize, usize) {
+        match self {
+            Special::Apart => (rows / 2, rows - rows / 4),
+            _ => (0, 0),
         }
     }
 }
@@ -144,7 +158,8 @@ impl Shape {
             _ => {}
         }
         let epilogue = special.epilogue();
-        let biases = if epilogue == EPILOGUE_BIAS { stride } else { 1 };
+        let (second, third) = special.starts(rows);
+        let biases = if epilogue & EPILOGUE_BIAS > 0 { stride } else { 1 };
         let bias = random.values(biases, 1.0);
         let params = Params {
             rows: rows as u32,
@@ -157,6 +172,8 @@ impl Shape {
             out_offset: offset as u32,
             epilogue,
             splits: self.splits as u32,
+            second: second as u32,
+            third: third as u32,
             layout: Layout::new(packed.format, columns),
         };
         let lines = all * self.splits;
@@ -203,10 +220,10 @@ pub(super) fn special(special: Special, tokens: usize) -> Shape {
     Shape::new(37, 64, tokens, WHOLE_ROW).with(special)
 }
 
-/// Products with a bias, with what stands there added, and with a gate of each activation.
+/// Products with a bias, with what stands there added, of several layers, and with a gate of each activation.
 pub(super) fn epilogues(tokens: usize) -> impl Iterator<Item = Shape> {
     let gates = FUSED_GATES.map(Special::Gate);
-    let all = [Special::Bias, Special::Add].into_iter().chain(gates);
+    let all = [Special::Bias, Special::Add, Special::Apart].into_iter().chain(gates);
     all.map(move |one| special(one, tokens))
 }
 

@@ -140,6 +140,8 @@ fn merged(device: &Device, sums: &Tensor, result: &Tensor, accumulate: bool) -> 
         out_offset: 0,
         epilogue: if accumulate { EPILOGUE_ADD } else { 0 },
         splits: parts as u32,
+        second: 0,
+        third: 0,
         layout: Layout::new(WeightFormat::f32(), 1),
     };
     device.call(&merge::KERNEL, merge::variant(DType::F32), &params, &[sums, &unused, result])

@@ -59,7 +59,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
         let (sum, magnitude) = parts
             .fold((0.0, 0.0), |(sum, magnitude), part: f64| (sum + part, magnitude + part.abs()));
         let place = p.out_offset as usize + index % rows;
-        let at = (p.result_start as usize + index / rows) * p.out_stride as usize + place;
+        let at = p.place(index / rows, place);
         let bias = if p.epilogue & EPILOGUE_BIAS > 0 { bias[place] } else { 0.0 };
         (expected.values[at], expected.bounds[at]) =
             finish.value(sum, magnitude, bias, expected.values[at]);
@@ -73,6 +73,7 @@ fn case(tokens: usize, rows: usize, splits: usize, special: Special) -> Case {
         let mut random = Random::new(23);
         let (start, offset, stride) =
             if special == Special::Part { (2, 3, rows + 5) } else { (0, 0, rows) };
+        let (second, third) = special.starts(rows);
         let epilogue = special.epilogue();
         let sums = random.values(splits * tokens * rows, 1.0);
         let params = Params {
@@ -86,6 +87,8 @@ fn case(tokens: usize, rows: usize, splits: usize, special: Special) -> Case {
             out_offset: offset as u32,
             epilogue,
             splits: splits as u32,
+            second: second as u32,
+            third: third as u32,
             layout: Layout::new(WeightFormat::f32(), 1),
         };
         let old = random.values((start + tokens + start) * stride, 2.0);
@@ -104,9 +107,9 @@ pub fn shaped(tokens: usize, rows: usize, splits: usize) -> Case {
 
 fn random(sizes: &Sizes) -> Case {
     let gate = Special::Gate(Activation::Silu);
-    let all = [Special::Nothing, Special::Part, Special::Bias, Special::Add, gate];
+    let all = [Special::Nothing, Special::Part, Special::Bias, Special::Add, gate, Special::Apart];
     let (tokens, rows) = (sizes.between(0, 1, 20), sizes.between(1, 1, 70));
-    let special = all[sizes.between(3, 0, 4)];
+    let special = all[sizes.between(3, 0, 5)];
     case(tokens, rows, sizes.between(2, 1, 6), special)
 }
 
@@ -118,6 +121,7 @@ fn cases() -> Vec<Case> {
         case(2, 33, 3, Special::Part),
         with(Special::Bias),
         with(Special::Add),
+        with(Special::Apart),
         with(Special::Nothing).with(Poison::NaN),
         with(Special::Nothing).with(Poison::Infinity),
         shaped(64, 4096, 4).bench(),

@@ -48,7 +48,23 @@ params! {
         out_offset: u32,
         epilogue: u32,
         splits: u32,
+        /// Where the rows of the second and of the third of several layers begin ([`EPILOGUE_APART`]).
+        second: u32,
+        third: u32,
         layout: Layout,
+    }
+}
+
+impl Params {
+    /// Where the result of a token of the call and a row of the whole weight stands.
+    fn place(&self, token: usize, row: usize) -> usize {
+        if self.epilogue & EPILOGUE_APART == 0 {
+            return (self.result_start as usize + token) * self.out_stride as usize + row;
+        }
+        let ends = [self.second, self.third, self.out_stride].map(|end| end as usize);
+        let layer = ends.iter().take_while(|end| **end <= row).count();
+        let start = if layer == 0 { 0 } else { ends[layer - 1] };
+        self.tokens as usize * start + token * (ends[layer] - start) + row - start
     }
 }
 
@@ -58,7 +74,10 @@ const EPILOGUE_BIAS: u32 = 1;
 const EPILOGUE_ADD: u32 = 2;
 /// The result holds a gate, whose activation's number stands in the bits from [`EPILOGUE_ACTIVATION`] on.
 const EPILOGUE_GATE: u32 = 4;
-const EPILOGUE_ACTIVATION: u32 = 3;
+/// Rows are those of up to three layers with the same input: each layer's results, (tokens, its rows), stand behind those of the one
+/// before. A call has all tokens then.
+const EPILOGUE_APART: u32 = 8;
+const EPILOGUE_ACTIVATION: u32 = 4;
 
 const BINDINGS: &[Binding] = &[
     binding("x", Access::Read, Element::Activation),
@@ -94,7 +113,7 @@ fn formed_cost(args: &Args<'_>, code_words: f64, column_bytes: f64) -> Cost {
 }
 
 /// Up to this many tokens, reading the weight is what takes the time.
-const FEW_TOKENS: usize = 8;
+pub const FEW_TOKENS: usize = 8;
 
 /// The epilogue of a product: what its sums become.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +127,9 @@ pub enum Destination<'a> {
     /// With g what stands in this tensor, (tokens, rows), the product times activation(g) takes its place: a gated linear
     /// unit (Shazeer 2020, arXiv 2002.05202). One of [`FUSED_GATES`].
     Gate(&'a Tensor, Activation),
+    /// It takes the place of what this tensor, (tokens * rows), held: of several layers one behind the other. The first rows of the
+    /// second and of the third.
+    Apart(&'a Tensor, (usize, usize)),
 }
 
 impl Destination<'_> {
@@ -115,9 +137,10 @@ impl Destination<'_> {
     fn tensor(self, device: &Device, shape: &[usize]) -> Result<Tensor> {
         let result = match self {
             Destination::New(dtype) => device.allocate(dtype, shape, "a product")?,
-            Destination::Into(tensor) | Destination::Add(tensor) | Destination::Gate(tensor, _) => {
-                tensor.clone()
-            }
+            Destination::Into(tensor)
+            | Destination::Add(tensor)
+            | Destination::Gate(tensor, _)
+            | Destination::Apart(tensor, _) => tensor.clone(),
         };
         let len = shape.iter().product::<usize>();
         assert_eq!(result.len(), len, "a product fits its destination");
@@ -129,6 +152,15 @@ impl Destination<'_> {
             Destination::New(_) | Destination::Into(_) => 0,
             Destination::Add(_) => EPILOGUE_ADD,
             Destination::Gate(_, activation) => gate_epilogue(activation),
+            Destination::Apart(..) => EPILOGUE_APART,
+        }
+    }
+
+    /// The first rows of the second and of the third layer.
+    fn starts(self) -> (usize, usize) {
+        match self {
+            Destination::Apart(_, starts) => starts,
+            _ => (0, 0),
         }
     }
 }
@@ -152,6 +184,48 @@ pub fn linear(
     destination: Destination<'_>,
 ) -> Result<Tensor> {
     linear_rows(device, x, 0..x.tokens(), weight, bias, destination)
+}
+
+/// The products of few tokens of `x` with the weights of two or three layers, each (tokens, rows) of that type, by one call. `None`
+/// where that cannot be: the weights, or the biases that they all have or none has, do not stand one behind the other in memory;
+/// there are many tokens; or the quickest kernel takes codes in a form of its own.
+pub fn linear_beside(
+    device: &Device,
+    x: &Input,
+    layers: &[(&Matrix, Option<&Tensor>)],
+    output: DType,
+) -> Result<Option<Vec<Tensor>>> {
+    const LAYERS: std::ops::RangeInclusive<usize> = 2..=3;
+    let tokens = x.tokens();
+    if tokens > FEW_TOKENS || !LAYERS.contains(&layers.len()) {
+        return Ok(None);
+    }
+    let matrices: Vec<&Matrix> = layers.iter().map(|(matrix, _)| *matrix).collect();
+    let biases: Vec<&Tensor> = layers.iter().filter_map(|(_, bias)| *bias).collect();
+    let bias = if biases.is_empty() { Some(None) } else { Tensor::joined(&biases).map(Some) };
+    let all_or_none = biases.is_empty() || biases.len() == layers.len();
+    let (Some(weight), Some(bias), true) = (Matrix::joined(&matrices), bias, all_or_none) else {
+        return Ok(None);
+    };
+    let Some(choices) = device.runner().map(ProductChoices::of) else { return Ok(None) };
+    let shape = MatmulShape::of(x, &weight, output, choices.engine());
+    let choice = choices.choose(&shape, device.capabilities());
+    let (at_once, _) = call_tile(device, tokens, weight.rows(), weight.columns());
+    if choice.weight() != WeightForm::Codes || at_once < tokens {
+        return Ok(None);
+    }
+    let shapes: Vec<Vec<usize>> = matrices.iter().map(|part| vec![tokens, part.rows()]).collect();
+    let Some(results) = device.allocate_parts(output, &shapes, "products")? else {
+        return Ok(None);
+    };
+    let parts: Vec<Tensor> = results.iter().map(|part| part.reshaped(&[part.len()])).collect();
+    let result = Tensor::joined(&parts.iter().collect::<Vec<_>>());
+    let result = result.expect("parts were made one behind the other");
+    let second = matrices[0].rows();
+    let starts = (second, matrices.get(2).map_or(weight.rows(), |_| second + matrices[1].rows()));
+    let destination = Destination::Apart(&result, starts);
+    linear_rows(device, x, 0..tokens, &weight, bias.as_ref(), destination)?;
+    Ok(Some(results))
 }
 
 /// The same for some of the tokens only: the result has as many rows as `range`.
@@ -186,16 +260,8 @@ pub fn linear_rows(
             token_step = token_step.min(fit.max(1));
         }
         // One way for the whole product: pieces are as large as a submit has time for, which must not decide how they are summed.
-        let whole = MatmulShape {
-            activation: x.dtype(),
-            bytes: x.bytes(),
-            output: result.dtype(),
-            weight: weight.format(),
-            engine,
-            rows: chunk.rows,
-            columns,
-            tokens,
-        };
+        let of_all = MatmulShape::of(x, weight, result.dtype(), engine);
+        let whole = MatmulShape { rows: chunk.rows, tokens, ..of_all };
         let capabilities = device.capabilities();
         let choice = match &choices {
             Some(choices) => choices.choose(&whole, capabilities),
@@ -221,6 +287,8 @@ pub fn linear_rows(
                 out_offset: (chunk.start + row) as u32,
                 epilogue: destination.epilogue() | (u32::from(bias.is_some()) * EPILOGUE_BIAS),
                 splits: choice.splits,
+                second: destination.starts().0 as u32,
+                third: destination.starts().1 as u32,
                 layout: weight.layout(),
             };
             let mut operands: Vec<&Tensor> = x.iter().collect();

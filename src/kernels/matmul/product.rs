@@ -7,12 +7,13 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use super::cases::Shape;
 use super::{
-    FEW_TOKENS, Params, bits, bitserial, coop, dot4, lut, lut_i8, lut_tables, lut_tables_i8,
+    FEW_TOKENS, Input, Params, bits, bitserial, coop, dot4, lut, lut_i8, lut_tables, lut_tables_i8,
     matvec, merge, ternary, tiled,
 };
 use crate::device::Runner;
 use crate::gpu::Capabilities;
 use crate::kernels::copy::{planes, ternary as ternary_codes};
+use crate::kernels::matrix::Matrix;
 use crate::kernels::prelude::*;
 use crate::kernels::quantize::activations::{self, Rounding};
 use crate::tensor::{BLOCK, WHOLE_ROW, WeightFormat};
@@ -262,6 +263,20 @@ impl Choice {
 }
 
 impl MatmulShape {
+    /// That of all tokens of `x` with a weight.
+    pub(super) fn of(x: &Input, weight: &Matrix, output: DType, engine: Engine) -> Self {
+        Self {
+            activation: x.dtype(),
+            bytes: x.bytes(),
+            output,
+            weight: weight.format(),
+            engine,
+            rows: weight.rows(),
+            columns: weight.columns(),
+            tokens: x.tokens(),
+        }
+    }
+
     /// Products that share a winner: sizes up to the same power of two, tokens up to the same step.
     pub fn class(&self) -> String {
         const STEPS: [usize; 7] = [1, 4, 8, 16, 32, 64, 128];

@@ -1,7 +1,8 @@
 //! What the products must give, and the same in f32 for the CPU device.
 
 use super::{
-    EPILOGUE_ACTIVATION, EPILOGUE_ADD, EPILOGUE_BIAS, EPILOGUE_GATE, FEW_TOKENS, Params, padded,
+    EPILOGUE_ACTIVATION, EPILOGUE_ADD, EPILOGUE_APART, EPILOGUE_BIAS, EPILOGUE_GATE, FEW_TOKENS,
+    Params, padded,
 };
 use crate::device::View;
 use crate::kernels::activation::Activation;
@@ -116,12 +117,24 @@ pub(super) fn finished(args: &Args<'_>, sums: &[Vec<(f64, f64)>], relative: f64)
         let place = p.out_offset as usize + row;
         let bias = if p.epilogue & EPILOGUE_BIAS > 0 { bias[place] } else { 0.0 };
         for (token, (sum, magnitude)) in sums.iter().enumerate() {
-            let at = (p.result_start as usize + token) * p.out_stride as usize + place;
+            let at = p.place(token, place);
             (expected.values[at], expected.bounds[at]) =
                 finish.value(*sum, *magnitude, bias, expected.values[at]);
         }
     }
     vec![expected]
+}
+
+/// Of results in rows, (tokens, out_stride), those that stand apart.
+fn apart(p: &Params, rows: Expected) -> Expected {
+    let mut apart = Expected::exact(rows.values.clone());
+    for token in 0..p.tokens as usize {
+        for row in 0..p.out_stride as usize {
+            let (from, to) = (token * p.out_stride as usize + row, p.place(token, row));
+            (apart.values[to], apart.bounds[to]) = (rows.values[from], rows.bounds[from]);
+        }
+    }
+    apart
 }
 
 pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -177,7 +190,8 @@ pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
                 }
             });
     }
-    vec![expected]
+    // Nothing reads what stood there: layers whose results stand apart have no other epilogue but a bias.
+    vec![if p.epilogue & EPILOGUE_APART > 0 { apart(&p, expected) } else { expected }]
 }
 
 /// Rows that one task decodes and multiplies at a time: enough to reuse the activations, small enough for the cache.
@@ -224,6 +238,13 @@ pub(super) fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
                 for (value, before) in values.iter_mut().zip(outputs.load(0, first, count)) {
                     *value = if gate { *value * activation.value(before) } else { *value + before };
                 }
+            }
+            if p.epilogue & EPILOGUE_APART > 0 {
+                for (offset, value) in values.iter().enumerate() {
+                    let row = p.out_offset as usize + block * ROW_BLOCK + offset;
+                    outputs.store(0, p.place(token, row), &[*value]);
+                }
+                continue;
             }
             outputs.store(0, first, &values);
         }

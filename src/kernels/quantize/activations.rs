@@ -110,6 +110,27 @@ pub struct Integers {
     pub scales: Tensor,
 }
 
+impl Integers {
+    /// Undefined ones of so many tokens and columns.
+    pub(super) fn new(
+        device: &Device,
+        tokens: usize,
+        columns: usize,
+        rounding: Rounding,
+    ) -> Result<Self> {
+        let [codes, scales] = Self::shapes(tokens, columns, rounding);
+        let codes = device.allocate(DType::U32, &codes, "integer activations")?;
+        let scales = device.allocate(DType::F32, &scales, "scales of activations")?;
+        Ok(Self { codes, scales })
+    }
+
+    /// The shapes of both tensors.
+    pub(super) fn shapes(tokens: usize, columns: usize, rounding: Rounding) -> [Vec<usize>; 2] {
+        let blocks = columns.div_ceil(rounding.columns());
+        [vec![tokens, rounding.pieces(), blocks, 4], vec![tokens, blocks, 2]]
+    }
+}
+
 /// Tokens of `x`, whose rows are padded to whole vectors of four, as integers.
 pub fn activations(
     device: &Device,
@@ -118,14 +139,15 @@ pub fn activations(
     columns: usize,
     rounding: Rounding,
 ) -> Result<Integers> {
-    let (count, blocks) = (tokens.len(), columns.div_ceil(rounding.columns()));
-    let shape = [count, rounding.pieces(), blocks, 4];
-    let codes = device.allocate(DType::U32, &shape, "integer activations")?;
-    let scales = device.allocate(DType::F32, &[count, blocks, 2], "scales of activations")?;
-    let params =
-        Params { tokens: count as u32, token_start: tokens.start as u32, columns: columns as u32 };
-    device.call(&KERNEL, variant(x.dtype(), rounding), &params, &[x, &codes, &scales])?;
-    Ok(Integers { codes, scales })
+    let made = Integers::new(device, tokens.len(), columns, rounding)?;
+    let params = Params {
+        tokens: tokens.len() as u32,
+        token_start: tokens.start as u32,
+        columns: columns as u32,
+    };
+    let tensors = [x, &made.codes, &made.scales];
+    device.call(&KERNEL, variant(x.dtype(), rounding), &params, &tensors)?;
+    Ok(made)
 }
 
 /// The variant for activations of a type.
@@ -141,6 +163,14 @@ pub fn shaped(tokens: usize, columns: usize) -> Case {
 /// The largest integer of one, two and three signed bytes.
 const LARGEST: [f32; 3] = [127.0, 32_639.0, 8_355_711.0];
 
+/// The exponent of the scale of a block whose largest magnitude, finite, is given.
+fn exponent(largest: f32, planes: u32) -> i32 {
+    let limit = LARGEST[planes as usize - 1];
+    let above = 8 * planes as i32 - 2;
+    let exponent = ((largest.to_bits() >> 23) as i32).max(30) - 127 - above;
+    exponent + i32::from(largest * f32::powi(2.0, -exponent) > limit)
+}
+
 /// The integers of a block, and its scale.
 pub(crate) fn block(values: &[f32], planes: u32) -> (Vec<i32>, f32) {
     let mut integers = vec![0; values.len()];
@@ -148,12 +178,7 @@ pub(crate) fn block(values: &[f32], planes: u32) -> (Vec<i32>, f32) {
     if values.iter().any(|value| !value.is_finite()) {
         return (integers, f32::NAN);
     }
-    let limit = LARGEST[planes as usize - 1];
-    let above = 8 * planes as i32 - 2;
-    let mut exponent = ((largest.to_bits() >> 23) as i32).max(30) - 127 - above;
-    if largest * f32::powi(2.0, -exponent) > limit {
-        exponent += 1;
-    }
+    let exponent = exponent(largest, planes);
     for (integer, value) in integers.iter_mut().zip(values) {
         *integer = (value * f32::powi(2.0, -exponent)).round_ties_even() as i32;
     }
@@ -186,6 +211,88 @@ pub(crate) fn words(x: &[f32], columns: usize, rounding: Rounding) -> (Vec<u32>,
         }));
     }
     (words, scales)
+}
+
+/// What a kernel must give that rounds what it computes: integers and scales of rows of values that are each known to within a
+/// bound. A word of integers is exact where all values within the bounds give it, and may be anything elsewhere; so is a scale.
+pub(super) fn expected(values: &[(f64, f64)], columns: usize, rounding: Rounding) -> Vec<Expected> {
+    let x: Vec<f32> = values.iter().map(|(value, _)| *value as f32).collect();
+    let (words, scales) = words(&x, columns, rounding);
+    let exact = |values: Vec<f64>| Expected::exact(values);
+    let mut codes = exact(words.into_iter().map(f64::from).collect());
+    let mut scales = exact(scales.into_iter().map(f64::from).collect());
+    let (blocks, halves) = (columns.div_ceil(rounding.columns()), 2 * rounding.span as usize);
+    for (token, line) in values.chunks(columns).enumerate() {
+        for (index, block) in line.chunks(rounding.columns()).enumerate() {
+            let doubt = Doubt::of(block, rounding.bytes);
+            for (place, plane) in doubt.bytes {
+                let piece = token * rounding.pieces() + halves * plane + place / 16;
+                codes.bounds[4 * (piece * blocks + index) + place % 16 / 4] = u32::MAX.into();
+            }
+            let at = 2 * (token * blocks + index);
+            scales.bounds[at] = doubt.scale;
+            scales.bounds[at + 1] = doubt.sum;
+        }
+    }
+    vec![codes, scales]
+}
+
+/// What is not certain of a block whose values are known to within bounds.
+#[derive(Default)]
+struct Doubt {
+    /// Columns and planes whose byte is not.
+    bytes: Vec<(usize, usize)>,
+    /// How far off the scale may be, and the scale times the sum.
+    scale: f64,
+    sum: f64,
+}
+
+impl Doubt {
+    fn of(values: &[(f64, f64)], planes: u32) -> Self {
+        // NaN and infinity are certain.
+        if values.iter().any(|(value, _)| !(*value as f32).is_finite()) {
+            return Self::default();
+        }
+        let scale = |sign: f64| {
+            let ends = values.iter().map(|(value, bound)| value.abs() + sign * bound);
+            f64::powi(2.0, exponent(ends.fold(0.0, f64::max) as f32, planes))
+        };
+        let (least, most) = (scale(-1.0), scale(1.0));
+        let (mut bytes, mut loss) = (Vec::new(), 0.0);
+        for (place, (value, bound)) in values.iter().enumerate() {
+            let ends = [value - bound, value + bound];
+            let [low, high] = ends.map(|end| (end / most).round_ties_even() as i64);
+            let range = high - low + if least < most { 1 } else { 0 };
+            loss += range as f64;
+            let differs = |plane: &usize| {
+                least < most || range > 255 || byte(low, *plane) != byte(high, *plane)
+            };
+            bytes.extend((0..planes as usize).filter(differs).map(|plane| (place, plane)));
+        }
+        let size: f64 = values.iter().map(|(value, _)| value.abs()).sum();
+        let rounded = if loss > 0.0 { 2.0 * U * size } else { 0.0 };
+        Self { bytes, scale: most - least, sum: most * loss + rounded }
+    }
+}
+
+/// A plane's byte of an integer.
+fn byte(integer: i64, plane: usize) -> u8 {
+    (0..plane).fold(integer, |rest, _| (rest + 128) >> 8) as u8
+}
+
+/// The scale of a block, and integers that its values may be meant to be times that, for cases whose values are computed: as far from
+/// the middle between two as can be. The first is the largest, in a third of its range; the others are so small that what is lost
+/// is less than half a step.
+pub(super) fn aims(random: &mut Random, count: usize, planes: u32) -> Vec<f32> {
+    let scale = f32::powi(2.0, random.below(12) as i32 - 20);
+    let limit = LARGEST[planes as usize - 1];
+    let most = if planes == 3 { 60_000.0 } else { 0.8 * limit };
+    let value = |index: usize| {
+        let one = random.value();
+        let size = if index == 0 { (0.9 * limit).copysign(one) } else { one * most };
+        size.round() * scale
+    };
+    (0..count).map(value).collect()
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -223,14 +330,13 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             }
             _ => {}
         }
-        let rounding = Rounding::of(variant);
-        let blocks = columns.div_ceil(rounding.columns());
+        let [codes, scales] = Integers::shapes(tokens, columns, Rounding::of(variant));
         let params =
             Params { tokens: tokens as u32, token_start: before as u32, columns: columns as u32 };
         params.case(vec![
             HostTensor::from_f32(variant.activation, &[before + tokens, stride], &x),
-            HostTensor::zeros(DType::U32, &[tokens, rounding.pieces(), blocks, 4]),
-            HostTensor::zeros(DType::F32, &[tokens, blocks, 2]),
+            HostTensor::zeros(DType::U32, &codes),
+            HostTensor::zeros(DType::F32, &scales),
         ])
     })
 }

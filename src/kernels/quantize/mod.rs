@@ -8,6 +8,8 @@
 pub mod absmax;
 pub mod activations;
 pub mod clip_range;
+pub mod gated;
+pub mod merged;
 pub mod minmax;
 pub mod nearest;
 pub mod normed;

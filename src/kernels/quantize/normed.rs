@@ -54,10 +54,7 @@ pub fn normed(
 ) -> Result<Integers> {
     let (count, columns) = (tokens.len(), gain.len());
     assert!(columns.is_multiple_of(4), "the shader loads four columns at a time");
-    let blocks = columns.div_ceil(rounding.columns());
-    let shape = [count, rounding.pieces(), blocks, 4];
-    let codes = device.allocate(DType::U32, &shape, "integer activations")?;
-    let scales = device.allocate(DType::F32, &[count, blocks, 2], "scales of activations")?;
+    let made = Integers::new(device, count, columns, rounding)?;
     let params = Params {
         tokens: count as u32,
         token_start: tokens.start as u32,
@@ -72,9 +69,9 @@ pub fn normed(
             ..Variant::BASELINE
         },
         &params,
-        &[x, gain, &codes, &scales],
+        &[x, gain, &made.codes, &made.scales],
     )?;
-    Ok(Integers { codes, scales })
+    Ok(made)
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
@@ -121,14 +118,13 @@ fn case(tokens: usize, columns: usize, note: &'static str) -> Case {
             // Large beside the squares of some tokens, so that leaving it out shows.
             epsilon: 1e-3,
         };
-        let rounding = Rounding::of(variant);
-        let blocks = columns.div_ceil(rounding.columns());
+        let [codes, scales] = Integers::shapes(tokens, columns, Rounding::of(variant));
         let gain = random.values(columns, 1.5);
         params.case(vec![
             HostTensor::from_f32(DType::F32, &[before + tokens, columns], &x),
             HostTensor::from_f32(DType::F32, &[columns], &gain),
-            HostTensor::zeros(DType::U32, &[tokens, rounding.pieces(), blocks, 4]),
-            HostTensor::zeros(DType::F32, &[tokens, blocks, 2]),
+            HostTensor::zeros(DType::U32, &codes),
+            HostTensor::zeros(DType::F32, &scales),
         ])
     })
 }

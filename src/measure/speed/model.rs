@@ -42,15 +42,25 @@ impl Test {
     }
 }
 
-/// Seconds of each of `repetitions` runs, after one that is not counted. A pass ends when its last token's logits have
+/// What a test came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Speed {
+    /// Seconds of each run.
+    pub seconds: Vec<f64>,
+    /// Dispatches of a generated token; `None` where none was recorded.
+    pub dispatches: Option<usize>,
+}
+
+/// The speed of `repetitions` runs, after one that is not counted. A pass ends when its last token's logits have
 /// been read back, as a sampler needs them.
-pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Vec<f64>> {
+pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Speed> {
     if test.sequences > 0 {
-        return backward(model, pass, test, repetitions);
+        let seconds = backward(model, pass, test, repetitions)?;
+        return Ok(Speed { seconds, dispatches: None });
     }
     let capacity = test.n_depth + test.tokens();
     let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.compute)?;
-    let mut seconds = Vec::with_capacity(repetitions);
+    let (mut seconds, mut dispatches) = (Vec::with_capacity(repetitions), None);
     for repetition in 0..=repetitions {
         cache.clear(pass.device)?;
         if test.n_depth > 0 {
@@ -64,13 +74,14 @@ pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
             let next = synthetic(model, 1, test.n_depth + test.n_prompt);
             let mut decoder = Decoder::new(model, *pass, cache, &next)?;
             decoder.run(test.n_gen, &mut |_| Ok(true))?;
+            dispatches = decoder.dispatches();
             cache = decoder.into_cache();
         }
         if repetition > 0 {
             seconds.push(start.elapsed().as_secs_f64());
         }
     }
-    Ok(seconds)
+    Ok(Speed { seconds, dispatches })
 }
 
 /// Times forward and backward passes; a pass ends when the last gradient, the embedding's, has been computed.
