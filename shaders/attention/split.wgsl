@@ -77,82 +77,14 @@ fn main(place: Place, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
             value_mark{R} = value_scales[grid_place(row{R}, eight * 8u)];
         }
 #end
-        var products: array<f32, SUMS>;
 #for R in ROWS
         let key{R} = eight_values(key_codes{R}, grid_of(key_mark{R}, eight * 8u));
-#for H in HEADS
-        products[{R}u * HEADS + {H}u] = select(0.0, dot(query{H}[0], key{R}[0]) + dot(query{H}[1], key{R}[1]), member < eights);
 #end
-#end
-        var scores = lane_totals(products, place, params.sharers);
-        if params.soft_cap > 0.0 {
-#for I in SUMS
-            scores[{I}] = soft_capped(scores[{I}], params.soft_cap);
-#end
-        }
+#import split_scores
 #for R in ROWS
         let value{R} = eight_values(value_codes{R}, grid_of(value_mark{R}, eight * 8u));
 #end
-#for H in HEADS
-        {
-            var highest = highest{H};
-#for R in ROWS
-            let score{R} = scores[{R}u * HEADS + {H}u];
-            highest = select(highest, score{R}, exists{R} && score{R} > highest);
-#end
-            let correction = exp(highest{H} - highest);
-            highest{H} = highest;
-            total{H} *= correction;
-            sum{H} *= correction;
-            // NaN scores never win the maximum above; let them through here.
-#for R in ROWS
-            if exists{R} {
-                let weight = exp(score{R} - highest);
-                total{H} += weight;
-                sum{H} += weight * value{R};
-            }
-#end
-        }
-#end
+#import split_sums
     }
-    // The lanes' sums, all below the highest score of any, are one.
-    if member == 0u {
-#for H in HEADS
-        tops[{H}u * at_once + keeper] = highest{H};
-#end
-    }
-#for H in HEADS
-    workgroupBarrier();
-    {
-        var highest = NOTHING;
-        for (var other = 0u; other < at_once; other++) {
-            highest = max(highest, tops[{H}u * at_once + other]);
-        }
-        let factor = exp(highest{H} - highest);
-#for C in 8
-        memory[{C}u * PITCH + lane] = factor * sum{H}[{C}u / 4u][{C}u % 4u];
-#end
-        if member == 0u {
-            memory[8u * PITCH + keeper] = factor * total{H};
-        }
-        workgroupBarrier();
-        let base = ((token * params.heads + first_head + {H}u) * params.splits + split) * (params.head_dim + 2u);
-        // Columns, and the total behind the highest score.
-        for (var mine = lane; {H}u < present && mine < params.head_dim; mine += LANES) {
-            var whole = 0.0;
-            for (var other = 0u; other < at_once; other++) {
-                whole += memory[mine % 8u * PITCH + other * params.sharers + mine / 8u];
-            }
-            parts[base + mine] = whole;
-        }
-        if {H}u < present && lane == LANES - 1u {
-            var whole = 0.0;
-            for (var other = 0u; other < at_once; other++) {
-                whole += memory[8u * PITCH + other];
-            }
-            parts[base + params.head_dim] = highest;
-            parts[base + params.head_dim + 1u] = whole;
-        }
-    }
-#end
+#import split_end
 }

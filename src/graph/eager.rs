@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use super::{Activation, Attention, BlockWeights, Graph, Linear, Pass, Slot};
 use crate::device::Tensor;
 use crate::error::Result;
-use crate::kernels::attention::cached::cached;
+use crate::kernels::attention::cached::{cached, entering};
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::gate::glu::glu;
 use crate::kernels::kv::Cached;
@@ -231,6 +231,16 @@ impl Graph for Eager<'_> {
         let KeyValueCache { keys, values, past, bound, .. } = self.cache;
         let device = self.pass.device;
         let value = self.force(&value, self.activation())?;
+        let columns = shape.query * shape.dim;
+        if let (Lazy::Unrotated(query, rope), Lazy::Unrotated(key, of_key)) = (&query, &key)
+            && rope == of_key
+        {
+            let rope = (&self.cache.ropes[*rope], past);
+            let new = [query, key, &value];
+            if let Some(mixed) = entering(device, new, rope, (keys, values), *shape, bound)? {
+                return Ok(Lazy::Input(Rc::new(self.pass.mixed(mixed, columns))));
+            }
+        }
         let query = match (query, key) {
             (Lazy::Unrotated(query, of_query), Lazy::Unrotated(key, of_key))
                 if of_query == of_key && self.enters_at_once(&[&query, &key, &value]) =>
@@ -268,7 +278,7 @@ impl Graph for Eager<'_> {
             }
         };
         let mixed = cached(device, &query, (keys, values), past, *shape, bound)?;
-        Ok(Lazy::Input(Rc::new(self.pass.mixed(mixed, shape.query * shape.dim))))
+        Ok(Lazy::Input(Rc::new(self.pass.mixed(mixed, columns))))
     }
 
     fn gate(&mut self, gate: Lazy, up: Lazy, activation: Activation) -> Result<Lazy> {

@@ -60,6 +60,7 @@ pub static TABLE: &[&Kernel] = &[
     &kv::advance::KERNEL,
     &attention::causal::KERNEL,
     &attention::split::KERNEL,
+    &attention::step::KERNEL,
     &attention::merge::KERNEL,
     &attention::tiled::KERNEL,
     &attention::coop::KERNEL,

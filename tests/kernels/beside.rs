@@ -4,20 +4,24 @@ use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Random, Tensor};
 use lopper::gpu::Options;
 use lopper::kernels::activation::Activation;
+use lopper::kernels::attention::Attention;
+use lopper::kernels::attention::cached::{Mixed, cached, entering};
 use lopper::kernels::attention::merge::merge;
 use lopper::kernels::gate::glu::glu;
+use lopper::kernels::kv::{CacheType, Cached};
 use lopper::kernels::matmul::{Destination, Input, linear, linear_beside};
 use lopper::kernels::matrix::Matrix;
 use lopper::kernels::quantize::activations::{Integers, Rounding, activations};
 use lopper::kernels::quantize::gated::gated;
 use lopper::kernels::quantize::merged::merged;
+use lopper::kernels::rope::enter::enter;
 use lopper::kernels::weights;
 use lopper::tensor::{DType, Packed, WHOLE_ROW, weight_type};
 
 use crate::machine::device;
 
 pub fn trials() -> Vec<Trial> {
-    suite!("beside": ; gpu: products, what_is_not_beside, gates, parts)
+    suite!("beside": ; gpu: products, what_is_not_beside, gates, parts, steps)
 }
 
 const COLUMNS: usize = 256;
@@ -157,6 +161,62 @@ fn parts() -> Result<(), Failed> {
             let wanted = activations(&device, &dense, 1..3, 512, rounding)?;
             let found = merged(&device, &parts, 1..3, rounding)?;
             same(&device, &found, &wanted, &format!("{splits} parts, {rounding:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Keys and values of three sequences that hold different numbers of tokens, one of them none.
+fn cache(device: &Device, dtype: DType, heads: &Attention) -> Result<[Cached; 2], Failed> {
+    let mut random = Random::new(9);
+    let width = heads.kv * heads.dim;
+    let mut made = Vec::new();
+    for _ in 0..2 {
+        let ty = CacheType::plain(dtype);
+        let cached = Cached::new(device, ty, (3, 200), (width, heads.dim), "a cache")?;
+        let values = random.values(3 * 200 * width, 1.0);
+        let values = HostTensor::from_f32(dtype, &[3, 200, width], &values);
+        device.write(cached.numbers(), &values.words)?;
+        made.push(cached);
+    }
+    <[Cached; 2]>::try_from(made).map_err(|_| "two caches".into())
+}
+
+fn steps() -> Result<(), Failed> {
+    let device = device(Options { checked: true, ..Options::default() })?;
+    let mut random = Random::new(10);
+    let past = device.upload(&HostTensor::from_u32(&[3], &[150, 7, 0]), "past")?;
+    let half = device.capabilities().f16;
+    for dtype in [DType::F32, DType::F16].into_iter().filter(|dtype| *dtype == DType::F32 || half) {
+        for heads in [Attention::new(6, 2, 64), Attention::new(3, 3, 32).with_window(70)] {
+            let turns = upload(&device, &[200, heads.dim], &random.values(200 * heads.dim, 1.0))?;
+            let new = [heads.query, heads.kv, heads.kv].map(|count| {
+                let width = count * heads.dim;
+                let x = HostTensor::from_f32(dtype, &[3, width], &random.values(3 * width, 2.0));
+                device.upload(&x, "new")
+            });
+            let [query, key, value] = new;
+            let (query, key, value) = (query?, key?, value?);
+            let [keys, values] = cache(&device, dtype, &heads)?;
+            let rope = (&turns, &past);
+            let numbers = (keys.numbers(), values.numbers());
+            let new = (&query, &key, &value);
+            let rotated = enter(&device, new, heads.dim, rope, numbers, 200)?;
+            let wanted = cached(&device, &rotated, (&keys, &values), &past, heads, 200)?;
+            let [own_keys, own_values] = cache(&device, dtype, &heads)?;
+            let own = (&own_keys, &own_values);
+            let found = entering(&device, [&query, &key, &value], rope, own, heads, 200)?;
+            let (Some(Mixed::Parts(found)), Mixed::Parts(wanted)) = (found, wanted) else {
+                return Err("parts of both".into());
+            };
+            for (found, wanted) in [
+                (&found, &wanted),
+                (own_keys.numbers(), keys.numbers()),
+                (own_values.numbers(), values.numbers()),
+            ] {
+                let (found, wanted) = (device.read(found)?, device.read(wanted)?);
+                assert!(found.words == wanted.words, "{dtype}, {heads:?}");
+            }
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use super::causal::causal;
 use super::tiled::MANY;
-use super::{Attention, split};
+use super::{Attention, split, step};
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::kernels::kv::Cached;
@@ -15,6 +15,24 @@ pub enum Mixed {
     Whole(Tensor),
     /// What [`merge`](super::merge) puts together, f32 (tokens, heads, splits, head_dim + 2).
     Parts(Tensor),
+}
+
+/// Attention of a new token of each sequence, which enters the cache: its query, (sequences, heads * head_dim), and key are to be
+/// rotated. `None`, and nothing done, where one call does not do all of that.
+pub fn entering(
+    device: &Device,
+    new: [&Tensor; 3],
+    rope: (&Tensor, &Tensor),
+    caches: (&Cached, &Cached),
+    heads: Attention,
+    bound: usize,
+) -> Result<Option<Mixed>> {
+    let one = new[0].shape()[0] == rope.1.len();
+    let few = one && device.gpu().is_some() && split::pays(&heads, bound);
+    if !few || !step::takes(device, new, caches, &heads) {
+        return Ok(None);
+    }
+    step::step(device, new, rope, caches, heads, bound).map(|parts| Some(Mixed::Parts(parts)))
 }
 
 /// Attention of `query`, (tokens, heads, head_dim), over a layer's cache that holds the new tokens already. `past`: tokens each

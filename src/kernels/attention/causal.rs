@@ -144,6 +144,7 @@ fn cost(args: &Args<'_>) -> Cost {
 }
 
 /// One head of one token: where it is and what it sees.
+#[derive(Clone)]
 pub(super) struct Place {
     pub(super) query: usize,
     pub(super) cache: usize,

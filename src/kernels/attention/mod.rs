@@ -14,6 +14,7 @@ pub mod merge;
 pub mod query_grad;
 pub mod query_grad_coop;
 pub mod split;
+pub mod step;
 pub mod tiled;
 
 use super::activation::{soft_cap, soft_cap_reference};

@@ -75,7 +75,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 /// Query heads of a workgroup at most, the keys that a lane takes at once, and their products.
-const TILES: [&[(&str, u32)]; 3] = [
+pub(super) const TILES: [&[(&str, u32)]; 3] = [
     &[("HEADS", 1), ("ROWS", 4), ("SUMS", 4)],
     &[("HEADS", 4), ("ROWS", 4), ("SUMS", 16)],
     &[("HEADS", 8), ("ROWS", 2), ("SUMS", 16)],
@@ -119,6 +119,22 @@ fn splits(
     enough.div_ceil(workgroups).min(most)
 }
 
+/// The tile for such heads, and the parts that the keys are cut into on a device.
+pub(super) fn tile_and_splits(
+    device: &Device,
+    heads: &Attention,
+    (tokens, bound): (usize, usize),
+) -> (&'static [(&'static str, u32)], usize) {
+    let each = heads.query / heads.kv;
+    let fits = |tile: &&&[(&str, u32)]| tile[0].1 as usize >= each;
+    let constants = *TILES.iter().find(fits).unwrap_or(&TILES[TILES.len() - 1]);
+    let of_gpu = device.gpu().map(|gpu| {
+        let enough = gpu.adapter().enough_workgroups();
+        splits(heads, (tokens, bound), constants[0].1 as usize, enough)
+    });
+    (constants, of_gpu.unwrap_or(1))
+}
+
 /// The parts of attention, f32 (tokens, heads, splits, head_dim + 2), of `query`, (tokens, heads, head_dim), over caches that hold
 /// the new tokens already. `past`: tokens each sequence held before them. No token sees more than `bound` keys.
 pub(super) fn split(
@@ -130,21 +146,12 @@ pub(super) fn split(
     bound: usize,
 ) -> Result<Tensor> {
     let tokens = query.shape()[0];
-    let each = heads.query / heads.kv;
-    let fits = |tile: &&&[(&str, u32)]| tile[0].1 as usize >= each;
-    let constants = TILES.iter().find(fits).unwrap_or(&TILES[TILES.len() - 1]);
+    let (constants, splits) = tile_and_splits(device, &heads, (tokens, bound));
     let variant = Variant {
         activation: query.dtype(),
         constants,
         subgroups: device.capabilities().subgroups,
         ..weights::variant(key.weight())
-    };
-    let splits = match device.gpu() {
-        Some(gpu) => {
-            let enough = gpu.adapter().enough_workgroups();
-            splits(&heads, (tokens, bound), constants[0].1 as usize, enough)
-        }
-        None => 1,
     };
     let shape = [tokens, heads.query, splits, heads.dim + 2];
     let parts = device.allocate(DType::F32, &shape, "parts of attention")?;
@@ -175,7 +182,7 @@ pub(super) fn split(
 }
 
 /// Lanes that share a key of so many columns, eight of which each takes.
-fn sharers(head_dim: usize) -> u32 {
+pub(super) fn sharers(head_dim: usize) -> u32 {
     (head_dim / 8).next_power_of_two() as u32
 }
 
@@ -192,7 +199,8 @@ fn cost(args: &Args<'_>) -> Cost {
 }
 
 impl Params {
-    fn whole(&self) -> causal::Params {
+    /// The call of `attention/causal`.
+    pub(super) fn whole(&self) -> causal::Params {
         causal::Params {
             tokens: self.tokens,
             token_start: self.token_start,
@@ -232,6 +240,15 @@ impl Held {
     }
 }
 
+/// Keys cut into parts of one length; the last ones may be shorter, or empty.
+pub(super) fn cut(keys: &Range<usize>, splits: usize) -> impl Iterator<Item = Range<usize>> {
+    let (each, Range { start, end }) = (keys.len().div_ceil(splits), keys.clone());
+    (0..splits).map(move |split| {
+        let begin = (start + split * each).min(end);
+        begin..(begin + each).min(end)
+    })
+}
+
 /// A part of a token's head: where its numbers stand, where its token is, its sequence, and its keys.
 fn pieces(args: &Args<'_>) -> Vec<(usize, Place, usize, Range<usize>)> {
     let p: Params = args.parameters();
@@ -241,14 +258,11 @@ fn pieces(args: &Args<'_>) -> Vec<(usize, Place, usize, Range<usize>)> {
     for index in 0..rows {
         let row = p.token_start as usize * p.heads as usize + index;
         let sequence = row / p.heads as usize / p.tokens_per_sequence as usize;
-        for split in 0..splits {
-            let mut place = place(&p.whole(), past, index);
-            place.cache -= sequence * p.capacity as usize * place.pitch;
-            let keys = place.keys.len().div_ceil(splits);
-            let begin = (place.keys.start + split * keys).min(place.keys.end);
-            let range = begin..(begin + keys).min(place.keys.end);
+        let mut place = place(&p.whole(), past, index);
+        place.cache -= sequence * p.capacity as usize * place.pitch;
+        for (split, range) in cut(&place.keys, splits).enumerate() {
             let at = (row * splits + split) * (p.head_dim as usize + 2);
-            pieces.push((at, place, sequence, range));
+            pieces.push((at, place.clone(), sequence, range));
         }
     }
     pieces
@@ -261,8 +275,11 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     let lines: Vec<(usize, Vec<(f64, f64)>)> = pieces(args)
         .into_par_iter()
         .map(|(at, place, sequence, keys)| {
-            let rows = (&held.keys[sequence][..], &held.values[sequence][..]);
-            (at, piece_reference(&p, &query, rows, &place, keys))
+            let (key, value) = (&held.keys[sequence], &held.values[sequence]);
+            let query = |index: usize| (query[index], 0.0);
+            let key = |index: usize| (f64::from(key[index]), 0.0);
+            let value = |index: usize| f64::from(value[index]);
+            (at, piece_reference(&p, (query, key, value), &place, keys))
         })
         .collect();
     for (at, line) in lines {
@@ -271,11 +288,15 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
     vec![expected]
 }
 
-/// What a part must give, with bounds: as those of a whole head (see `attention/causal`), but that nothing is divided.
-fn piece_reference(
+/// What a part must give, with bounds: as those of a whole head (see `attention/causal`), but that nothing is divided. Queries and keys
+/// are known to within a bound each.
+pub(super) fn piece_reference(
     p: &Params,
-    query: &[f64],
-    (key, value): (&[f32], &[f32]),
+    (query, key, value): (
+        impl Fn(usize) -> (f64, f64),
+        impl Fn(usize) -> (f64, f64),
+        impl Fn(usize) -> f64,
+    ),
     place: &Place,
     keys: Range<usize>,
 ) -> Vec<(f64, f64)> {
@@ -283,12 +304,16 @@ fn piece_reference(
     let mut scores = Vec::with_capacity(keys.len());
     let mut score_error = 0.0f64;
     for index in keys.clone() {
-        let row = &key[place.cache + index * place.pitch..][..head_dim];
-        let products = query[place.query..].iter().zip(row).map(|(q, k)| q * scale * f64::from(*k));
-        let (sum, magnitude) = products.fold((0.0, 0.0), |(sum, magnitude), product| {
-            (sum + product, magnitude + product.abs())
-        });
-        let error = gamma(head_dim + 2) * magnitude;
+        let (mut sum, mut magnitude, mut known) = (0.0, 0.0, 0.0);
+        for column in 0..head_dim {
+            let (q, q_bound) = query(place.query + column);
+            let (k, k_bound) = key(place.cache + index * place.pitch + column);
+            let product = q * scale * k;
+            sum += product;
+            magnitude += product.abs();
+            known += scale * (q_bound * (k.abs() + k_bound) + q.abs() * k_bound);
+        }
+        let error = gamma(head_dim + 2) * magnitude + known;
         let (score, error) = score_reference(sum, error, p.soft_cap);
         scores.push(score);
         score_error = score_error.max(error);
@@ -304,7 +329,7 @@ fn piece_reference(
         .map(|column| {
             let (mut sum, mut bound) = (0.0, 0.0);
             for (index, weight) in keys.clone().zip(&weights) {
-                let value = f64::from(value[place.cache + index * place.pitch + column]);
+                let value = value(place.cache + index * place.pitch + column);
                 sum += weight * value;
                 bound += (relative * weight + lost) * value.abs() + lost;
             }
@@ -425,7 +450,7 @@ fn random(sizes: &Sizes) -> Case {
 }
 
 /// The variants that passes over groups of so many query heads take.
-fn in_use(heads: u32) -> fn(&Variant) -> bool {
+pub(super) fn in_use(heads: u32) -> fn(&Variant) -> bool {
     match heads {
         1 => |variant| variant.constant("HEADS") == 1,
         4 => |variant| variant.constant("HEADS") == 4,

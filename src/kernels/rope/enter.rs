@@ -97,7 +97,7 @@ fn places(args: &Args<'_>) -> Vec<(usize, usize)> {
     (0..p.tokens as usize).map(place).collect()
 }
 
-fn reference(args: &Args<'_>) -> Vec<Expected> {
+pub(in crate::kernels) fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
     let (head_dim, half) = (p.head_dim as usize, p.head_dim as usize / 2);
     let mut expected: Vec<Expected> =
