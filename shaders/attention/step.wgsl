@@ -19,6 +19,8 @@ const NOTHING: f32 = -3.0e38;
 const PITCH: u32 = LANES + 4u;
 var<workgroup> memory: array<f32, max(LANES * SUMS, PITCH * 8u + LANES)>;
 var<workgroup> tops: array<f32, LANES * HEADS>;
+// The newest key and value, four vectors for each eight of their columns: registers would be held by every lane throughout.
+var<workgroup> newest: array<vec4<f32>, 4u * 32u>;
 
 // Eight columns as the cache stores them.
 fn stored(columns: mat2x4<f32>) -> mat2x4<f32> {
@@ -80,27 +82,32 @@ fn main(place: Place, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
     var total{H} = 0.0;
     var sum{H} = mat2x4<f32>();
 #end
-    // The newest key and value.
-    let head = (token * params.kv_heads + kv_head) * eights;
-    let own = mat2x4(vec4<f32>(key[2u * (head + eight)]), vec4<f32>(key[2u * (head + eight) + 1u]));
-    let other = mat2x4(vec4<f32>(key[2u * (head + partner)]), vec4<f32>(key[2u * (head + partner) + 1u]));
-    let newest_key = turned(own, other, cosines, sines);
-    let newest_value = mat2x4(vec4<f32>(value[2u * (head + eight)]), vec4<f32>(value[2u * (head + eight) + 1u]));
     let row_eights = params.kv_heads * eights;
     let first_eight = token * params.capacity * row_eights + kv_head * eights + eight;
-    if begin <= position && end == position + 1u && line % shares == 0u && keeper == 0u && member < eights {
-        let at = 2u * (first_eight + position * row_eights);
-        keys[at] = vec4<act>(newest_key[0]);
-        keys[at + 1u] = vec4<act>(newest_key[1]);
-        values[at] = vec4<act>(newest_value[0]);
-        values[at + 1u] = vec4<act>(newest_value[1]);
+    if keeper == 0u && member < eights {
+        let head = 2u * (token * params.kv_heads + kv_head) * eights;
+        let own = mat2x4(vec4<f32>(key[head + 2u * eight]), vec4<f32>(key[head + 2u * eight + 1u]));
+        let other = mat2x4(vec4<f32>(key[head + 2u * partner]), vec4<f32>(key[head + 2u * partner + 1u]));
+        let rotated = turned(own, other, cosines, sines);
+        newest[4u * eight] = rotated[0];
+        newest[4u * eight + 1u] = rotated[1];
+        newest[4u * eight + 2u] = vec4<f32>(value[head + 2u * eight]);
+        newest[4u * eight + 3u] = vec4<f32>(value[head + 2u * eight + 1u]);
+        if begin <= position && end == position + 1u && line % shares == 0u {
+            let at = 2u * (first_eight + position * row_eights);
+            keys[at] = vec4<act>(rotated[0]);
+            keys[at + 1u] = vec4<act>(rotated[1]);
+            values[at] = value[head + 2u * eight];
+            values[at + 1u] = value[head + 2u * eight + 1u];
+        }
     }
+    workgroupBarrier();
     for (var start = begin; start < end; start += ROWS * at_once) {
         // Every load stands before the first use, without a branch: behind the last old key, of that; where there is none, of what
         // counts for nothing.
 #for R in ROWS
         let exists{R} = start + {R}u * at_once + keeper < end;
-        let newest{R} = start + {R}u * at_once + keeper >= position;
+        let is_newest{R} = start + {R}u * at_once + keeper >= position;
         let at{R} = 2u * (first_eight + min(start + {R}u * at_once + keeper, max(position, 1u) - 1u) * row_eights);
         let key_low{R} = vec4<f32>(keys[at{R}]);
         let key_high{R} = vec4<f32>(keys[at{R} + 1u]);
@@ -109,15 +116,15 @@ fn main(place: Place, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
 #end
 #for R in ROWS
         var key{R} = mat2x4(key_low{R}, key_high{R});
-        if newest{R} {
-            key{R} = newest_key;
+        if is_newest{R} {
+            key{R} = mat2x4(newest[4u * eight], newest[4u * eight + 1u]);
         }
 #end
 #import split_scores
 #for R in ROWS
         var value{R} = mat2x4(value_low{R}, value_high{R});
-        if newest{R} {
-            value{R} = newest_value;
+        if is_newest{R} {
+            value{R} = mat2x4(newest[4u * eight + 2u], newest[4u * eight + 3u]);
         }
 #end
 #import split_sums

@@ -27,9 +27,12 @@ pub fn entering(
     heads: Attention,
     bound: usize,
 ) -> Result<Option<Mixed>> {
-    let one = new[0].shape()[0] == rope.1.len();
-    let few = one && device.gpu().is_some() && split::pays(&heads, bound);
-    if !few || !step::takes(device, new, caches, &heads) {
+    let sequences = rope.1.len();
+    let one = new[0].shape()[0] == sequences;
+    let operations = 4.0 * (sequences * heads.query * heads.dim * heads.keys(bound)) as f64;
+    let whole = one && operations <= device.call_limit().operations;
+    let worth = device.gpu().is_some() && split::pays(&heads, bound);
+    if !whole || !worth || !step::takes(device, new, caches, &heads) {
         return Ok(None);
     }
     step::step(device, new, rope, caches, heads, bound).map(|parts| Some(Mixed::Parts(parts)))
