@@ -79,6 +79,8 @@ pub struct Settings<'a> {
     pub scale: f32,
     /// They are handed out as those, too: whoever gets them undoes it.
     pub keeps_scale: bool,
+    /// Whether gradients of what linear layers give are handed out ([`Parameter::Output`]).
+    pub outputs: bool,
     /// Which inputs of adapters are left out; `None`: none.
     pub dropout_seed: Option<u64>,
     /// The parts in which they are.
@@ -659,16 +661,18 @@ fn product_rule<'a>(
     move |back, whole| {
         let Weight { name, matrix, bias } = weight;
         let (rows, columns) = (matrix.rows(), matrix.columns());
-        // Once here and once as it is handed out: squares have the scale twice.
-        let factor = if back.settings.keeps_scale { 1.0 } else { 1.0 / back.settings.scale };
-        back.hand_out(&output_name(name), Parameter::Output, |split, part| {
-            let grad = split.part(device, &cast(device, &whole, DType::F32)?, part)?;
-            let tokens = grad.len() / rows;
-            let values = device.allocate(DType::F32, &[tokens], "squared gradients")?;
-            let grad = grad.reshaped(&[tokens, rows]);
-            squared_rows(device, Form::L2, &grad, None, None, &values, false)?;
-            scaled(device, &values, factor, DType::F32)
-        })?;
+        if back.settings.outputs {
+            // Once here and once as it is handed out: squares have the scale twice.
+            let factor = if back.settings.keeps_scale { 1.0 } else { 1.0 / back.settings.scale };
+            back.hand_out(&output_name(name), Parameter::Output, |split, part| {
+                let grad = split.part(device, &cast(device, &whole, DType::F32)?, part)?;
+                let tokens = grad.len() / rows;
+                let values = device.allocate(DType::F32, &[tokens], "squared gradients")?;
+                let grad = grad.reshaped(&[tokens, rows]);
+                squared_rows(device, Form::L2, &grad, None, None, &values, false)?;
+                scaled(device, &values, factor, DType::F32)
+            })?;
+        }
         let grad = cast(device, &whole, x.tensor.dtype())?;
         // Rows that are cut out are whole words.
         let halves = rows.is_multiple_of(2) && columns.is_multiple_of(2);

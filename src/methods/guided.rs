@@ -47,6 +47,7 @@ impl TokenRoots {
             let options = BackwardOptions {
                 tensor: &|name| of_output.contains_key(name),
                 tokens: AT_ONCE,
+                outputs: true,
                 ..BackwardOptions::ALL
             };
             let each = (AT_ONCE / length).clamp(1, count) * length;

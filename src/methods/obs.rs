@@ -9,6 +9,7 @@
 //! shows that this is GPTQ.)
 
 use std::borrow::Cow;
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
@@ -294,7 +295,12 @@ pub fn solve<C: Columns>(
 ) -> Result<()> {
     let (n, count) = (factor.n, rows.len());
     let mut changes = Changes::new(factor, count)?;
+    // Where the time goes: to what is due, the rows, what is kept.
+    let mut taken = [Duration::ZERO; 3];
     for start in (0..n).step_by(block) {
+        let mut since = Instant::now();
+        let mut lap =
+            |of: usize| taken[of] += std::mem::replace(&mut since, Instant::now()).elapsed();
         interrupt::check()?;
         let width = block.min(n - start);
         let of = |row: &[f64]| row[start..start + width].to_vec();
@@ -307,6 +313,7 @@ pub fn solve<C: Columns>(
                 row[start..start + width].iter_mut().zip(due).for_each(|(w, due)| *w -= due);
             });
         }
+        lap(0);
         columns.begin(w, start, width, rows);
         let lines = w.par_chunks_mut(n).zip(rows.par_iter_mut());
         let mut changed = vec![0.0; count * width];
@@ -324,8 +331,12 @@ pub fn solve<C: Columns>(
                 changed[at] = new - before[at];
             }
         });
+        lap(1);
         changes.keep(factor, &changed, (start, width))?;
+        lap(2);
     }
+    let [due, rows, kept] = taken;
+    tracing::debug!("{count} rows of {n}: due in {due:?}, rows in {rows:?}, kept in {kept:?}");
     Ok(())
 }
 

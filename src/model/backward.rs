@@ -160,6 +160,9 @@ pub struct BackwardOptions<'w> {
     pub scale: Option<f32>,
     /// Whether what is not finite is looked for on the way, and is an error that names the layer.
     pub checks: bool,
+    /// Whether gradients of what linear layers give are handed out, too, where `tensor` wants them by
+    /// [`output_name`](crate::graph::output_name).
+    pub outputs: bool,
     /// Which inputs of adapters are left out, where they have a rate of it.
     pub dropout_seed: Option<u64>,
 }
@@ -182,6 +185,7 @@ impl BackwardOptions<'_> {
         activation_budget: 0,
         scale: None,
         checks: true,
+        outputs: false,
         dropout_seed: None,
     };
 
@@ -505,6 +509,7 @@ impl<'a> BackwardPass<'a> {
             activation_bytes: self.pass.compute.activation_bytes,
             scale: self.scale,
             keeps_scale: self.options.scale.is_some(),
+            outputs: self.options.outputs,
             dropout_seed: self.options.dropout_seed,
             split,
         }
@@ -696,7 +701,8 @@ impl<'a> BackwardPass<'a> {
         }
         let specs = tensor_specs(config);
         let wanted = specs.iter().filter(|spec| {
-            (self.options.tensor)(&spec.name) || (self.options.tensor)(&output_name(spec.module()))
+            let output = || (self.options.tensor)(&output_name(spec.module()));
+            (self.options.tensor)(&spec.name) || (self.options.outputs && output())
         });
         let layers = wanted.filter_map(|spec| spec.layer);
         let adapted = match self.source {

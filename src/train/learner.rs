@@ -150,6 +150,7 @@ impl Learner {
             activation_budget: options.activation_budget,
             scale: Some(scale),
             checks: false,
+            outputs: false,
             dropout_seed: options.dropout_seed,
         };
         let source = WeightSource::Resident(&self.model);

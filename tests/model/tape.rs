@@ -47,6 +47,7 @@ fn adapter(device: &Device) -> Result<(), Failed> {
         activation_bytes: 3,
         scale: 1.0,
         keeps_scale: false,
+        outputs: false,
         dropout_seed: None,
         split: &split,
     };

@@ -1,6 +1,6 @@
 //! How fast a model runs: prompt tokens and generated tokens per second, as llama-bench counts them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::interrupt;
@@ -51,8 +51,27 @@ pub struct Speed {
     pub dispatches: Option<usize>,
 }
 
-/// The speed of `repetitions` runs, after one that is not counted. A pass ends when its last token's logits have
-/// been read back, as a sampler needs them.
+/// How long runs go on that are not counted, on hardware: the first pipelines that a driver makes of shaders it has not seen before may
+/// run at a quarter of the rate, until it has better ones some seconds later (NVIDIA's, with an empty cache; measured with other programs'
+/// shaders, too).
+const WARM_UP: Duration = Duration::from_secs(2);
+/// They go on while the last one took less than this share of the one before, and at most this long.
+const QUICKER: f64 = 0.95;
+const LONGEST_WARM_UP: Duration = Duration::from_secs(15);
+
+/// Whether runs are counted from now on, by when the first began and what they took.
+fn is_warm(pass: &Pass<'_>, began: Instant, seconds: &[f64]) -> bool {
+    let Some(last) = seconds.last() else { return false };
+    if pass.device.gpu().is_none_or(|_| pass.device.capabilities().processor) {
+        return true;
+    }
+    let still = seconds.len() < 2 || *last < QUICKER * seconds[seconds.len() - 2];
+    let gone = began.elapsed();
+    gone >= LONGEST_WARM_UP || (gone >= WARM_UP && !still)
+}
+
+/// The speed of `repetitions` runs, after some that are not counted: one, or on hardware as many as it takes until they get no quicker.
+/// A pass ends when its last token's logits have been read back, as a sampler needs them.
 pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Speed> {
     if test.sequences > 0 {
         let seconds = backward(model, pass, test, repetitions)?;
@@ -60,8 +79,9 @@ pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
     }
     let capacity = test.n_depth + test.tokens();
     let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.compute)?;
-    let (mut seconds, mut dispatches) = (Vec::with_capacity(repetitions), None);
-    for repetition in 0..=repetitions {
+    let (mut seconds, mut dispatches) = (Vec::new(), None);
+    let (began, mut warm) = (Instant::now(), false);
+    while seconds.len() < repetitions || !warm {
         cache.clear(pass.device)?;
         if test.n_depth > 0 {
             step(model, pass, &mut cache, &synthetic(model, test.n_depth, 0))?;
@@ -77,8 +97,9 @@ pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
             dispatches = decoder.dispatches();
             cache = decoder.into_cache();
         }
-        if repetition > 0 {
-            seconds.push(start.elapsed().as_secs_f64());
+        seconds.push(start.elapsed().as_secs_f64());
+        if !warm && is_warm(pass, began, &seconds) {
+            (seconds, warm) = (Vec::with_capacity(repetitions), true);
         }
     }
     Ok(Speed { seconds, dispatches })
@@ -87,8 +108,8 @@ pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
 /// Times forward and backward passes; a pass ends when the last gradient, the embedding's, has been computed.
 fn backward(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Vec<f64>> {
     let ids = synthetic(model, test.tokens(), 0);
-    let mut seconds = Vec::with_capacity(repetitions);
-    for repetition in 0..=repetitions {
+    let (mut seconds, began, mut warm) = (Vec::new(), Instant::now(), false);
+    while seconds.len() < repetitions || !warm {
         let (start, mut last) = (Instant::now(), None);
         model.gradients(pass, &ids, test.sequences, &mut |gradient| {
             interrupt::check()?;
@@ -101,8 +122,9 @@ fn backward(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> R
             rows(pass.device, &last, &word, 1, &Rows::upload(pass.device, &[(0, 0)])?)?;
             pass.device.read(&word)?;
         }
-        if repetition > 0 {
-            seconds.push(start.elapsed().as_secs_f64());
+        seconds.push(start.elapsed().as_secs_f64());
+        if !warm && is_warm(pass, began, &seconds) {
+            (seconds, warm) = (Vec::with_capacity(repetitions), true);
         }
     }
     Ok(seconds)
