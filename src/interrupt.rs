@@ -16,6 +16,32 @@ pub fn press(code: u8) {
     CODE.store(code, Ordering::SeqCst);
 }
 
+/// Whether an answer is under way that may be stopped by itself, and whether it is to stop.
+static ANSWER: AtomicU8 = AtomicU8::new(NO_ANSWER);
+const NO_ANSWER: u8 = 0;
+const ANSWERING: u8 = 1;
+const STOPPED: u8 = 2;
+
+/// Says that an answer begins, which the next wish to stop is about, instead of the program.
+pub fn answer_begins() {
+    ANSWER.store(ANSWERING, Ordering::SeqCst);
+}
+
+/// Says that it ended.
+pub fn answer_ends() {
+    ANSWER.store(NO_ANSWER, Ordering::SeqCst);
+}
+
+/// Asks an answer that is under way to stop; whether there was one that had not been asked.
+pub fn stop_answer() -> bool {
+    ANSWER.compare_exchange(ANSWERING, STOPPED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+}
+
+/// Whether the answer that is under way is to stop.
+pub fn answer_stopped() -> bool {
+    ANSWER.load(Ordering::SeqCst) == STOPPED
+}
+
 /// The exit code of an interrupted run.
 pub fn code() -> u8 {
     match CODE.load(Ordering::SeqCst) {

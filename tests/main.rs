@@ -25,6 +25,7 @@ mod program;
 mod cli {
     pub mod bad_input;
     pub mod cards;
+    pub mod chat;
     pub mod commands;
     pub mod inputs;
     pub mod interrupt;
@@ -71,14 +72,17 @@ mod model {
     pub mod cache_types;
     pub mod decoding;
     pub mod distilled_gradients;
+    pub mod ensembles;
     pub mod families;
     pub mod golden;
     pub mod gradients;
     pub mod learned;
     pub mod learning;
     pub mod reading;
+    pub mod sampling;
     pub mod scores;
     pub mod sliced;
+    pub mod speculative;
     pub mod synth;
     pub mod tape;
     pub mod teachers;
@@ -141,14 +145,17 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::cache_types::trials,
     model::decoding::trials,
     model::distilled_gradients::trials,
+    model::ensembles::trials,
     model::families::trials,
     model::golden::trials,
     model::gradients::trials,
     model::learned::trials,
     model::learning::trials,
     model::reading::trials,
+    model::sampling::trials,
     model::scores::trials,
     model::sliced::trials,
+    model::speculative::trials,
     model::tape::trials,
     model::teachers::trials,
     model::walk::trials,
@@ -185,6 +192,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     quality::tasks::trials,
     cli::bad_input::trials,
     cli::cards::trials,
+    cli::chat::trials,
     cli::commands::trials,
     cli::inputs::trials,
     cli::interrupt::trials,

@@ -52,6 +52,40 @@ pub enum Within {
     EachAndOne(f64),
 }
 
+/// Pearson's chi-square test, at one in 10^5: whether things were counted as often as each one's probability says. Those that are
+/// expected fewer than five times count together; what cannot be must not have been.
+pub fn chi_square_fits(counts: &[usize], exact: &[f64]) -> Result<(), String> {
+    let all: usize = counts.iter().sum();
+    let (mut statistic, mut cells, mut rare) = (0.0, 0.0, (0.0, 0.0));
+    let part = |count: f64, expected: f64| (count - expected).powi(2) / expected;
+    for (thing, (count, probability)) in counts.iter().zip(exact).enumerate() {
+        let (count, expected) = (*count as f64, probability * all as f64);
+        if expected == 0.0 && count > 0.0 {
+            return Err(format!("{thing} cannot be, and was {count} times"));
+        }
+        if expected < 5.0 {
+            rare = (rare.0 + count, rare.1 + expected);
+        } else {
+            statistic += part(count, expected);
+            cells += 1.0;
+        }
+    }
+    if rare.1 > 0.5 {
+        statistic += part(rare.0, rare.1);
+        cells += 1.0;
+    }
+    // The quantile by Wilson and Hilferty's cube, 4.26 deviations out.
+    let freedom: f64 = cells - 1.0;
+    let cube = 2.0 / (9.0 * freedom);
+    let limit = freedom * (1.0 - cube + 4.26 * cube.sqrt()).powi(3);
+    match freedom < 1.0 || statistic <= limit {
+        true => Ok(()),
+        false => Err(format!(
+            "chi-square {statistic:.1} of {freedom} degrees of freedom, more than {limit:.1}: {counts:?}"
+        )),
+    }
+}
+
 /// The length of the difference of two vectors, in lengths of the expected one; NaN if they differ in length.
 pub fn relative_error(found: &[impl Copy + Into<f64>], expected: &[impl Copy + Into<f64>]) -> f64 {
     if found.len() != expected.len() {
@@ -112,7 +146,15 @@ fn too_far(
 }
 
 pub fn trials() -> Vec<Trial> {
-    suite!("numbers": near_is_near_and_far_is_far)
+    suite!("numbers": near_is_near_and_far_is_far, counts_fit_and_do_not)
+}
+
+fn counts_fit_and_do_not() {
+    let exact = [0.5, 0.3, 0.2, 0.0];
+    let fits = |counts: [usize; 4]| chi_square_fits(&counts, &exact).is_ok();
+    // At 2 degrees of freedom and 10^-5 the limit is 23.03; these have 0, 15.4, 42.7, and what cannot be.
+    assert!(fits([10_000, 6000, 4000, 0]) && fits([10_240, 5760, 4000, 0]));
+    assert!(!fits([10_400, 5600, 4000, 0]) && !fits([10_000, 6000, 3999, 1]));
 }
 
 fn near_is_near_and_far_is_far() {

@@ -5,6 +5,7 @@ mod bench;
 mod calibrate;
 mod compress;
 mod devices;
+mod ensemble;
 mod eval;
 mod export;
 mod generate;
@@ -185,6 +186,8 @@ enum Command {
     Compare(compare::Arguments),
     /// Continue a text
     Generate(generate::Arguments),
+    /// Talk with a model, line by line
+    Chat(generate::chat::Arguments),
     /// Write a model's logits for given tokens
     Logits(logits::Arguments),
     /// Take statistics of what goes through a model, for methods that calibrate
@@ -278,14 +281,15 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
     // Wrong is wrong, whether or not the command comes to need it.
     cli.global.selector()?;
     let runs_a_model = match &cli.command {
-        Command::Eval(_) | Command::Compare(_) | Command::Generate(_) | Command::Logits(_) => true,
+        Command::Eval(_) | Command::Compare(_) | Command::Logits(_) => true,
+        Command::Generate(_) | Command::Chat(_) => true,
         Command::Bench(arguments) => arguments.runs_a_model(),
         _ => false,
     };
     if cli.global.autotune.is_some() && !runs_a_model {
         return Err(Error::Argument {
             argument: "--autotune".into(),
-            expected: "eval, compare, generate, logits or bench model".into(),
+            expected: "eval, compare, generate, chat, logits or bench model".into(),
             found: "another command; tune-device tunes by itself".into(),
         });
     }
@@ -312,6 +316,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Eval(arguments) => eval::run(&cli.global, arguments, output),
         Command::Compare(arguments) => compare::run(&cli.global, arguments, output),
         Command::Generate(arguments) => generate::run(&cli.global, arguments, output),
+        Command::Chat(arguments) => generate::chat::run(&cli.global, arguments, output),
         Command::Logits(arguments) => logits::run(&cli.global, arguments, output),
         Command::Calibrate(arguments) => calibrate::run(&cli.global, arguments, output),
         Command::Scores(arguments) => scores::run(&cli.global, arguments, output),

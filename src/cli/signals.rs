@@ -49,7 +49,15 @@ pub(super) fn listen() {
         }
     };
     let watch = move || {
-        let Ok(code) = pressed.recv() else { return };
+        let code = loop {
+            let Ok(code) = pressed.recv() else { return };
+            // The first Ctrl-C during an answer of a conversation is about that.
+            let about_answer =
+                code == 128 + Signal::SIGINT as i32 as u8 && interrupt::stop_answer();
+            if !about_answer {
+                break code;
+            }
+        };
         interrupt::press(code);
         if let Ok(code) = pressed.recv_timeout(WORK) {
             end(code);
@@ -84,6 +92,9 @@ pub(super) fn listen() {
 pub(super) fn listen() {
     let pressed = AtomicBool::new(false);
     let handler = move || {
+        if interrupt::stop_answer() {
+            return;
+        }
         if pressed.swap(true, Ordering::SeqCst) {
             end(130);
         }

@@ -5,6 +5,6 @@ pub mod speed;
 pub mod trust;
 
 pub use quality::{
-    BitsPerByte, Convention, DeltaP, Divergences, KlFigures, Losses, Perplexity, PerplexityChange,
-    Windows, divergence, losses, perplexity, perplexity_change,
+    BitsPerByte, Convention, DeltaP, Divergences, KlFigures, LogitSource, Losses, Perplexity,
+    PerplexityChange, Windows, divergence, losses, perplexity, perplexity_change,
 };

@@ -171,6 +171,12 @@ impl Cache {
         self.lengths.iter_mut().for_each(|length| *length += tokens as u32);
     }
 
+    /// Counts on the device where another cache does, which holds as many tokens of as many sequences.
+    pub(super) fn count_with(&mut self, other: &Cache) {
+        assert_eq!(self.lengths, other.lengths, "caches hold the same tokens");
+        self.past = other.past.clone();
+    }
+
     /// Where the device counts the tokens that each sequence holds, u32 (sequences).
     pub(super) fn past(&self) -> &Tensor {
         &self.past

@@ -10,6 +10,7 @@ mod from_hf;
 mod pieces;
 mod pre;
 mod spm;
+mod stop;
 mod stored;
 mod stream;
 mod to_gguf;
@@ -30,6 +31,7 @@ use crate::interrupt;
 use pieces::Cut;
 
 pub use from_hf::HfFiles;
+pub use stop::StopStrings;
 pub use stored::{FILES, StoredTokenizer};
 pub use stream::DecodeStream;
 
@@ -188,6 +190,15 @@ impl Tokenizer {
         let ids = 0..self.vocab_size.max(other.vocab_size) as u32;
         let mut ids = ids.filter(|id| self.token(*id) != other.token(*id));
         ids.next()
+    }
+
+    /// The first id that both vocabularies have and spell differently.
+    pub fn first_conflict(&self, other: &Tokenizer) -> Option<u32> {
+        let mut ids = 0..self.vocab_size.min(other.vocab_size) as u32;
+        ids.find(|id| {
+            let (own, other) = (self.token(*id), other.token(*id));
+            own.is_some() && other.is_some() && own != other
+        })
     }
 
     /// The text of token ids. Ids that the vocabulary does not have, as a padded embedding can produce, are left out.

@@ -123,7 +123,7 @@ fn same_text(device: &Device) -> Result<(), Failed> {
     let text = |compute: Compute| {
         let pass = Pass { device, compute };
         let ends = |_| false;
-        generate(&model, &pass, &prompt, 20, Sampling::Greedy, ends, |_| Ok(()))
+        generate(&model, &pass, &prompt, 20, Sampling::GREEDY, ends, |_| Ok(true))
     };
     let plain = text(Compute::F32)?.tokens;
     for name in ["f32", "f16"] {
@@ -165,8 +165,8 @@ fn recorded_steps(device: &Device) -> Result<(), Failed> {
     for ty in &CACHE_TYPES {
         let compute = Compute::F32.with_cache(Some(ty));
         let pass = Pass { device, compute };
-        let greedy = Sampling::Greedy;
-        let made = generate(&model, &pass, &ids, 24, greedy, |_| false, |_| Ok(()))?.tokens;
+        let greedy = Sampling::GREEDY;
+        let made = generate(&model, &pass, &ids, 24, greedy, |_| false, |_| Ok(true))?.tokens;
         let mut cache = Cache::new(device, model.config(), 1, ids.len() + made.len(), compute)?;
         let mut input = ids.clone();
         for (place, token) in made.iter().enumerate() {

@@ -7,6 +7,7 @@ use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Grid, Scheme};
 use lopper::model::{
     Cache, Checkpoint, Compute, Decoder, Model, Pass, Role, Sampling, TensorSpec, generate,
+    generate_batch,
 };
 use lopper::tensor::{Packed, weight_type};
 
@@ -16,6 +17,7 @@ use crate::program::{NANO, TINY};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials: Vec<Trial> = on_each("decoding::as_by_passes", as_by_passes).into();
+    trials.extend(on_each("decoding::prompts_of_unlike_lengths", unlike));
     trials.push(gpu_trial("decoding::dispatches".into(), dispatches));
     trials
 }
@@ -137,13 +139,39 @@ fn as_by_passes(device: &Device) -> Result<(), Failed> {
             }
             let all: Vec<u32> = first.iter().copied().chain(wanted.concat()).collect();
             let made = |ends: &dyn Fn(u32) -> bool| {
-                let greedy = Sampling::Greedy;
-                generate(&model, &pass, &prompt, count, greedy, ends, |_| Ok(()))
+                let greedy = Sampling::GREEDY;
+                generate(&model, &pass, &prompt, count, greedy, ends, |_| Ok(true))
             };
             assert_eq!(made(&|_| false)?.tokens, all, "{name}");
             let end = all[11];
             let place = all.iter().position(|token| *token == end).unwrap_or(0);
             assert_eq!(made(&|token| token == end)?.tokens, all[..place], "{name}");
+        }
+    }
+    Ok(())
+}
+
+/// Prompts of several lengths side by side go on as each does alone, and end when each has ended.
+fn unlike(device: &Device) -> Result<(), Failed> {
+    let pass = pass(device);
+    for name in [NANO, "assets/families/gemma3"] {
+        let model = load(device, &Checkpoint::open(name)?)?;
+        let prompt = |length: u32| (0..length).map(|id| (31 * id + length) % 290).collect();
+        let prompts: Vec<Vec<u32>> = [9, 1, 40, 23].map(prompt).into();
+        let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        for sampling in [Sampling::GREEDY, Sampling { repetition_penalty: 1.2, ..Sampling::GREEDY }]
+        {
+            let alone = rows.iter().map(|prompt| {
+                generate(&model, &pass, prompt, 12, sampling, |_| false, |_| Ok(true))
+            });
+            let alone = alone.collect::<Result<Vec<_>, _>>()?;
+            let end = alone[0].tokens[5];
+            let made =
+                generate_batch(&model, &pass, &rows, 12, sampling, |_, token| Ok(token == end))?;
+            for (row, (made, alone)) in made.iter().zip(&alone).enumerate() {
+                let place = alone.tokens.iter().position(|token| *token == end).unwrap_or(12);
+                assert_eq!(*made, alone.tokens[..place], "{name}, prompt {row}");
+            }
         }
     }
     Ok(())

@@ -238,11 +238,11 @@ fn cache_equals_whole_pass(device: &Device) -> Result<(), Failed> {
         &pass,
         &prompt,
         12,
-        Sampling::Greedy,
+        Sampling::GREEDY,
         |_| false,
         |token| {
             seen.push(token);
-            Ok(())
+            Ok(true)
         },
     )?;
     let mut text = prompt.clone();

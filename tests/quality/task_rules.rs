@@ -9,7 +9,7 @@ use lopper::measure::quality::outcome::{Asked, Form, TaskOutcome};
 use lopper::measure::quality::tasks::{
     Batching, Event, Figures, Options, Question, Setup, encode, evaluate, score,
 };
-use lopper::model::{Checkpoint, Compute, Pass, not_finite};
+use lopper::model::{Checkpoint, Compute, Ensemble, Pass, not_finite};
 
 use crate::quality::tasks::{Loaded, OPTIONS};
 
@@ -248,7 +248,8 @@ fn long_prompts() -> Result<(), Failed> {
     task.items.truncate(3);
     task.items[1].query = "The Congress of the union met again. ".repeat(context / 4) + "The";
     let pass = Pass { device: &Device::Cpu, compute: Compute::F32 };
-    let setup = Setup { model: &loaded.model, pass: &pass, tokenizer: &tokenizer };
+    let models = Ensemble::from(&loaded.model);
+    let setup = Setup { models: &models, pass: &pass, tokenizer: &tokenizer };
     let mut warnings = Vec::new();
     let outcome = evaluate(&setup, &task, &OPTIONS, &mut |event: Event<'_>| {
         warnings.extend(matches!(event, Event::Warning(_)).then(|| format!("{event:?}")));
@@ -263,7 +264,7 @@ fn long_prompts() -> Result<(), Failed> {
     assert!(over > 0 && request.inputs() == context, "{over}");
     let alone = Batching { batch: Some(1), share: false };
     let question = Question { requests: vec![request], family: 0 };
-    let want = score(&loaded.model, &pass, &[question], alone, &mut |_, _| Ok(()))?[0][0];
+    let want = score(&models, &pass, &[question], alone, &mut |_, _| Ok(()))?[0][0];
     let found = &outcome.outcomes[1];
     assert!((found.choices[0].log_likelihood - want.log_likelihood).abs() < 1e-3, "{found:?}");
     let asked = &found.asked;

@@ -10,7 +10,7 @@ use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::kv::CacheType;
 use lopper::measure::quality::outcome::{Outcome, TaskOutcome};
 use lopper::measure::quality::tasks::{Batching, Event, Options, Setup, evaluate};
-use lopper::model::{Checkpoint, Compute, Model, Pass};
+use lopper::model::{Checkpoint, Compute, Ensemble, Model, Pass};
 
 use crate::machine::{device, gpu_trial, open};
 use crate::program::read_json;
@@ -78,7 +78,8 @@ impl<'a> Loaded<'a> {
 
     pub fn answers(&self, task: &Task, options: Options) -> lopper::error::Result<TaskOutcome> {
         let tokenizer = self.checkpoint.tokenizer()?;
-        let setup = Setup { model: &self.model, pass: &self.pass, tokenizer: &tokenizer };
+        let models = Ensemble::from(&self.model);
+        let setup = Setup { models: &models, pass: &self.pass, tokenizer: &tokenizer };
         evaluate(&setup, task, &options, &mut |_: Event<'_>| Ok(()))
     }
 }

@@ -15,16 +15,17 @@ use self::pair::WindowArguments;
 use self::task_files::TaskFiles;
 use self::tasks::{Answering, TaskArguments, json_of, text_of};
 use super::Global;
+use super::ensemble::EnsembleArguments;
 use super::output::{Output, SAVE_EVERY};
 use super::session::{
     CacheArguments, Loaded, compute, load_for_windows, load_model, open_device, open_model,
     put_adapter, read_adapter, report_device,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::measure::quality::outcome::TaskOutcome;
 use crate::measure::quality::tasks::Setup;
-use crate::measure::{Losses, losses};
+use crate::measure::{LogitSource, Losses, losses};
 use crate::model::{Pass, Weights, check_cache};
 
 #[derive(Debug, clap::Args)]
@@ -44,6 +45,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     cache: CacheArguments,
     #[command(flatten)]
+    ensemble: EnsembleArguments,
+    #[command(flatten)]
     windows: WindowArguments,
     #[command(flatten)]
     tasks: TaskArguments,
@@ -60,12 +63,21 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let answering =
         Answering { arguments: &arguments.tasks, tasks: &tasks, files: &arguments.files };
     if let Some(base) = &arguments.base {
+        if !arguments.ensemble.is_empty() {
+            return Err(Error::Argument {
+                argument: "--expert, --ensemble".into(),
+                expected: "a model measured by itself".into(),
+                found: "--base".into(),
+            });
+        }
         let models = (arguments.model.as_str(), base.as_str(), arguments.cache.cache_type);
         return against_base::run(global, models, text.as_ref(), answering, output);
     }
     let checkpoint = open_model(&arguments.model, output)?;
     let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
+    let further = arguments.ensemble.open(&tokenizer, output)?;
+    let alone = arguments.ensemble.is_empty();
     let tokenized = text.as_ref().map(|text| text.tokenize(&tokenizer));
     let tokenized = tokenized.transpose()?;
     let windows = match (&text, &tokenized) {
@@ -78,7 +90,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?.with_cache(arguments.cache.cache_type);
     check_cache(checkpoint.config(), compute)?;
-    let loaded = match tasks.is_empty() && adapter.is_none() {
+    let loaded = match tasks.is_empty() && adapter.is_none() && alone {
         true => load_for_windows(global, &device, &checkpoint, compute, (ctx, 1), output)?,
         // Tasks go back to the model again and again.
         false => {
@@ -86,6 +98,11 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             put_adapter(&device, &mut model, adapter.as_ref())?;
             Loaded::Resident(Box::new(model))
         }
+    };
+    let others = further.load(global, &device, (&checkpoint, compute), output)?;
+    let source = match &loaded {
+        Loaded::Resident(model) if !alone => LogitSource::from(others.with(model)),
+        loaded => LogitSource::from(loaded.source()),
     };
     let pass = Pass { device: &device, compute };
     let start = Instant::now();
@@ -102,7 +119,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             }
             pressed
         };
-        let losses = losses(loaded.source(), &pass, windows, progress)?;
+        let losses = losses(source, &pass, windows, progress)?;
         let figure = losses.perplexity();
         let bits = losses.bits_per_byte(windows.scored_bytes(&tokenized.ends));
         let seconds = start.elapsed().as_secs_f64();
@@ -122,8 +139,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         output.line(format!("{used} tokens in {seconds:.2} s on {device}: {rate:.0} tokens/s"));
     }
     if let (Loaded::Resident(model), false) = (&loaded, tasks.is_empty()) {
-        let (pass, tokenizer) = (&pass, &tokenizer);
-        let setup = Setup { model, pass, tokenizer };
+        let (models, pass, tokenizer) = (&others.with(model), &pass, &tokenizer);
+        let setup = Setup { models, pass, tokenizer };
         let began = Instant::now();
         let mut tell = |outcomes: &[TaskOutcome]| {
             arguments.files.write(global, &arguments.model, outcomes)?;
@@ -145,6 +162,9 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
     let seconds = start.elapsed();
     let mut json = output.finish();
+    if !alone {
+        json["ensemble"] = arguments.ensemble.json();
+    }
     json["device"] = json!(device.name());
     json["seconds"] = json!(seconds.as_secs_f64());
     json["compute"] = json!(pass.compute.name());

@@ -20,7 +20,7 @@ use crate::kernels::kv::CacheType;
 use crate::measure::quality::outcome::TaskOutcome;
 use crate::measure::quality::statistics::number;
 use crate::measure::quality::tasks::{Batching, Event, Figures, Options, Setup, evaluate};
-use crate::model::{Checkpoint, Pass};
+use crate::model::{Checkpoint, Ensemble, Pass};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct TaskArguments {
@@ -72,7 +72,7 @@ impl Answering<'_> {
         // A question's choices and the questions of a batch differ in length: no one number of tokens is worth tuning.
         let model = load_model(global, device, checkpoint, compute, &[], output)?;
         let setup = Setup {
-            model: &model,
+            models: &Ensemble::from(&model),
             pass: &Pass { device, compute },
             tokenizer: &checkpoint.tokenizer()?,
         };

@@ -60,8 +60,8 @@ pub fn divergence<'p, 'c>(
         done += group.len();
     }
     found.add(pass, pending, windows)?;
-    found.parent.check(parent, &parents, windows)?;
-    found.child.check(child, pass, windows)?;
+    found.parent.check(&parent.into(), &parents, windows)?;
+    found.child.check(&child.into(), pass, windows)?;
     // An infinite divergence is a figure: the child rules out what its parent allows.
     if let Some(place) = found.kl.iter().position(|value| value.is_nan()) {
         let ids = windows.ids(place / windows.scored_each());

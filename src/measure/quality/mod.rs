@@ -14,5 +14,5 @@ mod windows;
 pub use divergence::{
     DeltaP, Divergences, KlFigures, PerplexityChange, divergence, perplexity_change,
 };
-pub use perplexity::{BitsPerByte, Losses, Perplexity, losses, perplexity};
+pub use perplexity::{BitsPerByte, LogitSource, Losses, Perplexity, losses, perplexity};
 pub use windows::{Convention, Windows};

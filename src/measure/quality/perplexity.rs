@@ -4,10 +4,61 @@ use serde::{Deserialize, Serialize};
 
 use super::statistics::{mean_and_error, nan_from_null, with_error};
 use super::windows::{Convention, Passing, Windows};
-use crate::device::{HostTensor, Reading, Tensor};
+use crate::device::{Device, HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::kernels::loss::logsumexp::logsumexp;
-use crate::model::{Pass, WeightSource, not_finite};
+use crate::model::{Ensemble, Model, Pass, WeightSource, not_finite};
+
+/// What makes logits: a model, on the device or streamed there, or several as one.
+#[derive(Clone, Debug)]
+pub enum LogitSource<'m> {
+    /// A model.
+    One(WeightSource<'m>),
+    /// Models on the device.
+    Several(Ensemble<'m>),
+}
+
+impl<'m> From<&'m Model> for LogitSource<'m> {
+    fn from(model: &'m Model) -> Self {
+        LogitSource::One(model.into())
+    }
+}
+
+impl<'m> From<WeightSource<'m>> for LogitSource<'m> {
+    fn from(source: WeightSource<'m>) -> Self {
+        LogitSource::One(source)
+    }
+}
+
+impl<'m> From<Ensemble<'m>> for LogitSource<'m> {
+    fn from(ensemble: Ensemble<'m>) -> Self {
+        LogitSource::Several(ensemble)
+    }
+}
+
+impl<'m> LogitSource<'m> {
+    fn models(&self) -> Vec<WeightSource<'m>> {
+        match self {
+            LogitSource::One(source) => vec![*source],
+            LogitSource::Several(ensemble) => ensemble.models().map(WeightSource::from).collect(),
+        }
+    }
+
+    /// The logits of each model as one.
+    fn combine(&self, device: &Device, mut logits: Vec<Tensor>) -> Result<Tensor> {
+        match self {
+            LogitSource::One(_) => Ok(logits.pop().expect("a model's logits")),
+            LogitSource::Several(ensemble) => ensemble.combine(device, logits),
+        }
+    }
+
+    fn not_finite(&self, pass: &Pass<'_>, ids: &[u32], symptom: String) -> Error {
+        match self {
+            LogitSource::One(source) => not_finite(*source, pass, ids, symptom),
+            LogitSource::Several(ensemble) => ensemble.not_finite(pass, ids, symptom),
+        }
+    }
+}
 
 /// A perplexity with everything that it depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,14 +129,14 @@ impl Losses {
     /// these. The model is run again to say where it began.
     pub(super) fn check(
         &self,
-        source: WeightSource<'_>,
+        source: &LogitSource<'_>,
         pass: &Pass<'_>,
         windows: &Windows<'_>,
     ) -> Result<()> {
         if let Some(place) = self.values.iter().position(|loss| !loss.is_finite()) {
             let symptom = format!("loss of scored token {place}");
             let ids = windows.ids(place / self.each);
-            return Err(not_finite(source, pass, &ids, symptom));
+            return Err(source.not_finite(pass, &ids, symptom));
         }
         let (mean, _) = mean_and_error(&self.values);
         if mean.exp().is_finite() {
@@ -135,7 +186,7 @@ impl Losses {
 /// The perplexity of `model` on a tokenized text. `bos` stands in for each window's first token under the llama.cpp
 /// convention. `progress` is told (windows done, windows) and may stop the rest by an error.
 pub fn perplexity<'m>(
-    model: impl Into<WeightSource<'m>>,
+    model: impl Into<LogitSource<'m>>,
     pass: &Pass<'_>,
     tokens: &[u32],
     ctx: usize,
@@ -151,7 +202,7 @@ pub fn perplexity<'m>(
 /// The losses of `model` on a text's windows. `progress` is told (losses so far, windows done, windows) and may stop the rest by
 /// an error.
 pub fn losses<'m>(
-    model: impl Into<WeightSource<'m>>,
+    model: impl Into<LogitSource<'m>>,
     pass: &Pass<'_>,
     windows: &Windows<'_>,
     mut progress: impl FnMut(&Losses, usize, usize) -> Result<()>,
@@ -159,11 +210,12 @@ pub fn losses<'m>(
     let source = model.into();
     let mut losses = Losses::new(windows);
     let mut pending: Option<Vec<PendingRows>> = None;
-    let mut passing = Passing::new(source, windows);
+    let models = source.models().into_iter();
+    let mut passing: Vec<Passing<'_>> = models.map(|one| Passing::new(one, windows)).collect();
     let mut done = 0;
     for group in windows.groups() {
         progress(&losses, done, windows.count())?;
-        let rows = record(&mut passing, pass, windows, group)?;
+        let rows = record(&source, &mut passing, pass, windows, group)?;
         // The rows of the pass before are fetched while this one runs.
         add(&mut losses, pass, pending.replace(rows), windows)?;
         if losses.values.last().is_some_and(|loss| !loss.is_finite()) {
@@ -172,7 +224,7 @@ pub fn losses<'m>(
         done += group.len();
     }
     add(&mut losses, pass, pending, windows)?;
-    losses.check(source, pass, windows)?;
+    losses.check(&source, pass, windows)?;
     progress(&losses, done, windows.count())?;
     Ok(losses)
 }
@@ -217,18 +269,29 @@ impl PendingRows {
 
 /// Records a pass over some windows and starts reading its losses back.
 fn record(
-    passing: &mut Passing<'_>,
+    source: &LogitSource<'_>,
+    passing: &mut [Passing<'_>],
     pass: &Pass<'_>,
     windows: &Windows<'_>,
     group: &[&[u32]],
 ) -> Result<Vec<PendingRows>> {
     let (ids, targets) = windows.inputs(group);
-    let normed = passing.hidden(pass, &ids)?;
+    if let LogitSource::Several(ensemble) = source {
+        ensemble.check_tokens(&ids)?;
+    }
+    let (mut normed, mut step) = (Vec::new(), usize::MAX);
+    for passing in passing.iter_mut() {
+        normed.push(passing.hidden(pass, &ids)?);
+        step = step.min(passing.head()?.rows_at_once(pass.device));
+    }
     let mut rows = Vec::new();
-    let step = passing.head()?.rows_at_once(pass.device);
     for first in (0..ids.len()).step_by(step) {
         let range = first..(first + step).min(ids.len());
-        let logits = passing.head()?.logits(pass, &normed, range.clone())?;
+        let mut logits = Vec::new();
+        for (passing, normed) in passing.iter_mut().zip(&normed) {
+            logits.push(passing.head()?.logits(pass, normed, range.clone())?);
+        }
+        let logits = source.combine(pass.device, logits)?;
         let wanted = upload_targets(pass, &targets[range])?;
         rows.push(PendingRows::start(pass, first, &logits, &wanted)?);
     }

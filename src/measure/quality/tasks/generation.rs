@@ -1,7 +1,5 @@
 //! Answers by generation: greedy, until a text that ends it, then compared with the target.
 
-use std::cell::RefCell;
-
 use serde_json::json;
 
 use super::encode::{Prompt, asked, fit};
@@ -9,9 +7,13 @@ use super::{Event, Options, Setup};
 use crate::data::{Extract, Generated, Normalize, Task};
 use crate::error::{Error, Result};
 use crate::measure::quality::outcome::{Asked, Outcome};
-use crate::model::{Sampling, generate};
+use crate::model::{Model, Sampling, generate_batch};
+use crate::text::{DecodeStream, StopStrings};
 
-/// Generates every question's answer, one after the other.
+/// Answers that are generated side by side, at most.
+const BATCH: usize = 16;
+
+/// Generates every question's answer.
 pub(super) fn answers(
     setup: &Setup<'_>,
     task: &Task,
@@ -29,7 +31,7 @@ pub(super) fn answers(
         prompts.push(setup.tokenizer.encode_with_bos(text, options.add_bos)?);
         texts.push(text.into());
     }
-    let context = setup.model.config().max_positions;
+    let context = setup.models.context();
     let asked = prompts.iter_mut().enumerate();
     let asked = asked.map(|(question, tokens)| Prompt { question, tokens, behind: how.max_tokens });
     let (cut, warning) = fit(task, options, context, asked)?;
@@ -38,9 +40,14 @@ pub(super) fn answers(
     }
     let until = json!({"until": how.stop, "max_gen_toks": how.max_tokens, "do_sample": false});
     let mut outcomes = Vec::with_capacity(items.len());
-    for (index, ((item, prompt), asked)) in items.iter().zip(&prompts).zip(texts).enumerate() {
-        tell(Event::Progress(&task.name, index, items.len()))?;
-        let text = one(setup, prompt, how)?;
+    let mut generated: Vec<String> = Vec::with_capacity(items.len());
+    let fit = rows_at_once(setup, &prompts, how)?;
+    let batch = options.batching.batch.unwrap_or(BATCH).clamp(1, BATCH);
+    for prompts in prompts.chunks(batch.min(fit)) {
+        tell(Event::Progress(&task.name, generated.len(), items.len()))?;
+        generated.extend(continuations(setup, prompts, how)?);
+    }
+    for (index, ((item, text), asked)) in items.iter().zip(generated).zip(texts).enumerate() {
         let answer = extract(&text, &how.extract)?;
         let equal = |text: &str| normalized(text, &how.normalize);
         outcomes.push(Outcome {
@@ -64,28 +71,47 @@ pub(super) fn answers(
     Ok(outcomes)
 }
 
-/// The continuation that the model generates, up to the first stop text.
-fn one(setup: &Setup<'_>, prompt: &[u32], how: &Generated) -> Result<String> {
-    let tokenizer = setup.tokenizer;
-    // A stop text may begin in one token and end in another, so all tokens so far are searched.
-    let written: RefCell<(Vec<u32>, Result<String>)> =
-        RefCell::new((Vec::new(), Ok(String::new())));
-    let ends = |token: u32| {
-        if tokenizer.is_eos(token) {
-            return true;
+/// Answers whose caches fit one binding each and a quarter of the memory that is left: at least one.
+fn rows_at_once(setup: &Setup<'_>, prompts: &[Vec<u32>], how: &Generated) -> Result<usize> {
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(1) + how.max_tokens;
+    let ty = setup.pass.compute.cache_type();
+    let (mut all, mut largest) = (0, 1);
+    for config in setup.models.models().map(Model::config) {
+        for block in &config.blocks {
+            let width = block.kv_heads * config.head_dim;
+            let bytes = longest as u64 * ty.bytes_per_token(width, config.head_dim)?;
+            (all, largest) = (all + bytes, largest.max(bytes / 2));
         }
-        let mut written = written.borrow_mut();
-        written.0.push(token);
-        written.1 = tokenizer.decode(&written.0, true);
-        let stops = |text: &str| how.stop.iter().any(|stop| text.contains(stop.as_str()));
-        written.1.as_ref().map_or(true, |text| stops(text))
+    }
+    let device = setup.pass.device;
+    let rows = (device.spare_bytes() / 4 / all.max(1)).min(device.max_tensor_bytes() / largest);
+    Ok(rows.clamp(1, BATCH as u64) as usize)
+}
+
+/// What is generated behind each prompt, up to the first stop text.
+fn continuations(setup: &Setup<'_>, prompts: &[Vec<u32>], how: &Generated) -> Result<Vec<String>> {
+    let tokenizer = setup.tokenizer;
+    let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let mut texts: Vec<(DecodeStream<'_>, StopStrings, String)> = rows
+        .iter()
+        .map(|_| (tokenizer.decode_stream(true), StopStrings::new(&how.stop), String::new()))
+        .collect();
+    let ends = |row: usize, token: u32| {
+        crate::interrupt::check()?;
+        if tokenizer.is_eos(token) {
+            return Ok(true);
+        }
+        let (stream, stops, text) = &mut texts[row];
+        text.push_str(&stops.push(&stream.push(token)?));
+        Ok(stops.found())
     };
-    generate(setup.model, setup.pass, prompt, how.max_tokens, Sampling::Greedy, ends, |_| {
-        crate::interrupt::check()
-    })?;
-    let text = written.into_inner().1?;
-    let end = how.stop.iter().filter_map(|stop| text.find(stop.as_str())).min();
-    Ok(text[..end.unwrap_or(text.len())].to_string())
+    let (models, most) = (setup.models.clone(), how.max_tokens);
+    generate_batch(models, setup.pass, &rows, most, Sampling::GREEDY, ends)?;
+    let mut whole = Vec::with_capacity(texts.len());
+    for (mut stream, mut stops, text) in texts {
+        whole.push(text + &stops.push(&stream.finish()?) + &stops.finish());
+    }
+    Ok(whole)
 }
 
 /// The answer in a generated text.

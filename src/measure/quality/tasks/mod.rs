@@ -18,17 +18,17 @@ use super::outcome::{Asked, ChoiceScore, Form, Outcome, TaskOutcome};
 use crate::data::shots::Selection;
 use crate::data::{Item, Scoring, Task};
 use crate::error::Result;
-use crate::model::{Model, Pass};
+use crate::model::{Ensemble, Pass};
 use crate::text::Tokenizer;
 
-/// The model that answers.
+/// What answers: a model, or several as one.
 #[derive(Clone, Copy)]
 pub struct Setup<'a> {
-    /// Its weights.
-    pub model: &'a Model,
-    /// Where and in what it runs.
+    /// Their weights.
+    pub models: &'a Ensemble<'a>,
+    /// Where and in what they run.
     pub pass: &'a Pass<'a>,
-    /// Its vocabulary.
+    /// Their vocabulary.
     pub tokenizer: &'a Tokenizer,
 }
 
@@ -73,7 +73,7 @@ pub fn evaluate(
         Scoring::Generated(how) => generation::answers(setup, task, how, &fronts, options, tell)?,
         scoring => {
             let mut questions = questions(setup.tokenizer, task, &fronts, options.add_bos)?;
-            let context = setup.model.config().max_positions;
+            let context = setup.models.context();
             // After the last token nothing is scored: the model does not take it in.
             let prompts = questions.iter_mut().enumerate().flat_map(|(question, asked)| {
                 asked.requests.iter_mut().map(move |request| Prompt {
@@ -88,7 +88,7 @@ pub fn evaluate(
             }
             let mut progress = |done, total| tell(Event::Progress(&task.name, done, total));
             let scores =
-                score(setup.model, setup.pass, &questions, options.batching, &mut progress)?;
+                score(setup.models, setup.pass, &questions, options.batching, &mut progress)?;
             let chosen = *scoring != Scoring::LastWord;
             let rows = items.iter().zip(&questions).zip(&scores).enumerate();
             rows.map(|(index, ((item, question), scores))| {

@@ -71,7 +71,7 @@ fn vectors(
     items: &[Item],
     tell: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Vec<Vec<f32>>> {
-    let (model, pass) = (setup.model, setup.pass);
+    let (model, pass) = (setup.models.base(), setup.pass);
     let hidden = model.config().hidden_size;
     let mut texts = Vec::with_capacity(items.len());
     for item in items {

@@ -14,7 +14,7 @@ use crate::interrupt;
 use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::loss::argmax::argmax;
 use crate::kernels::loss::logsumexp::logsumexp;
-use crate::model::{Cache, Model, Pass, not_finite};
+use crate::model::{Cache, Ensemble, Model, Pass};
 use crate::tensor::DType;
 
 /// A context and what may follow it, as tokens, at least one each.
@@ -71,7 +71,7 @@ const LEAST_PREFIX: usize = 8;
 
 /// Scores every request of every question, in their order. `progress` is told of questions done.
 pub fn score(
-    model: &Model,
+    models: &Ensemble<'_>,
     pass: &Pass<'_>,
     questions: &[Question],
     batching: Batching,
@@ -85,12 +85,23 @@ pub fn score(
         })
         .collect();
     let mut pending: Vec<PendingRows> = Vec::new();
-    let mut caches = Caches::default();
+    for question in questions {
+        for request in &question.requests {
+            models.check_tokens(&request.context)?;
+            models.check_tokens(&request.continuation)?;
+        }
+    }
+    let member = |model| Member { model, prefix: None, caches: Caches::default() };
+    let mut members: Vec<Member<'_>> = models.models().map(member).collect();
     let mut done = 0;
     for family in families(questions) {
         let prefix = if batching.share { common_prefix(questions, &family) } else { 0 };
         let prefix = if prefix < LEAST_PREFIX { 0 } else { prefix };
-        let prefix_cache = prefix_cache(model, pass, &questions[family[0]], prefix)?;
+        for member in &mut members {
+            // The old one goes before the new one comes.
+            member.prefix = None;
+            member.prefix = prefix_cache(member.model, pass, &questions[family[0]], prefix)?;
+        }
         let splits = family.iter().map(|index| {
             let question = &questions[*index];
             let stem = if batching.share { common(question.requests.iter()) } else { 0 };
@@ -104,8 +115,8 @@ pub fn score(
         while !rest.is_empty() {
             progress(done, questions.len())?;
             let group;
-            (group, rest) = rest.split_at(fitting(model, pass, rest, prefix, batching));
-            let rows = record(model, pass, group, prefix_cache.as_ref(), &mut caches)?;
+            (group, rest) = rest.split_at(fitting(models.base(), pass, rest, prefix, batching));
+            let rows = record(models, &mut members, pass, group)?;
             // The rows of the pass before are fetched while this one runs.
             collect(pass, std::mem::replace(&mut pending, rows), &mut scores)?;
             done += group.len();
@@ -117,7 +128,7 @@ pub fn score(
         if let Some(request) = wrong {
             let ids: Vec<u32> = question.requests[request].input().collect();
             let symptom = format!("log-likelihood of question {}", index + 1);
-            return Err(not_finite(model.into(), pass, &ids, symptom));
+            return Err(models.not_finite(pass, &ids, symptom));
         }
     }
     progress(done, questions.len())?;
@@ -179,14 +190,37 @@ struct Segment<'a> {
 /// A row of a pass whose next token is scored: (row of a segment, token, question, request).
 type Wanted = (u32, u32, usize, usize);
 
-/// Records a pass over some questions and starts reading their losses back.
+/// A model and its caches.
+struct Member<'m> {
+    model: &'m Model,
+    prefix: Option<Cache>,
+    caches: Caches,
+}
+
+/// Records a pass of every model over some questions and starts reading their losses back.
 fn record(
+    models: &Ensemble<'_>,
+    members: &mut [Member<'_>],
+    pass: &Pass<'_>,
+    group: &[Split<'_>],
+) -> Result<Vec<PendingRows>> {
+    let (mut normed, mut all) = (Vec::new(), Vec::new());
+    for Member { model, prefix, caches } in members.iter_mut() {
+        let (rows, wanted) = scored_rows(model, pass, group, prefix.as_ref(), caches)?;
+        normed.push(rows);
+        all = wanted;
+    }
+    losses(models, pass, &normed, &all)
+}
+
+/// A pass of a model over some questions: the head's input for each token that is scored, and which those are.
+fn scored_rows(
     model: &Model,
     pass: &Pass<'_>,
     group: &[Split<'_>],
     prefix: Option<&Cache>,
     caches: &mut Caches,
-) -> Result<Vec<PendingRows>> {
+) -> Result<(Tensor, Vec<Wanted>)> {
     let device = pass.device;
     let mut sizes = Sizes::default();
     let held = prefix.map_or(0, |cache| cache.lengths()[0] as usize);
@@ -218,7 +252,7 @@ fn record(
         }
     }
     let segments: Vec<Segment<'_>> = stems.into_iter().chain(branches).collect();
-    losses(model, pass, &segments)
+    gather(model, pass, &segments)
 }
 
 /// The tokens after the prefix that a question's choices share: a row for each question.
@@ -310,8 +344,12 @@ struct PendingRows {
     best: Reading,
 }
 
-/// The head over the wanted rows of all segments.
-fn losses(model: &Model, pass: &Pass<'_>, segments: &[Segment<'_>]) -> Result<Vec<PendingRows>> {
+/// The head's input for the wanted rows of all segments.
+fn gather(
+    model: &Model,
+    pass: &Pass<'_>,
+    segments: &[Segment<'_>],
+) -> Result<(Tensor, Vec<Wanted>)> {
     let (device, hidden) = (pass.device, model.config().hidden_size);
     let total: usize = segments.iter().map(|segment| segment.wanted.len()).sum();
     let gathered = device.allocate(DType::F32, &[total, hidden], "scored rows")?;
@@ -324,12 +362,25 @@ fn losses(model: &Model, pass: &Pass<'_>, segments: &[Segment<'_>]) -> Result<Ve
         }
         all.extend(wanted);
     }
-    let normed = model.final_norm(pass, &gathered)?;
+    Ok((model.final_norm(pass, &gathered)?, all))
+}
+
+/// The heads over the rows that are scored, as one.
+fn losses(
+    models: &Ensemble<'_>,
+    pass: &Pass<'_>,
+    normed: &[Tensor],
+    all: &[Wanted],
+) -> Result<Vec<PendingRows>> {
+    let (device, total) = (pass.device, all.len());
     let mut pending = Vec::new();
-    let step = model.head_rows(device);
+    let steps = models.models().map(|model| model.head_rows(device));
+    let step = steps.min().expect("there is a base");
     for first in (0..total).step_by(step) {
         let range = first..(first + step).min(total);
-        let logits = model.head(pass, &normed, range.clone())?;
+        let heads = models.models().zip(normed);
+        let logits = heads.map(|(model, normed)| model.head(pass, normed, range.clone()));
+        let logits = models.combine(device, logits.collect::<Result<_>>()?)?;
         let part = &all[range];
         let targets: Vec<u32> = part.iter().map(|row| row.1).collect();
         let targets = HostTensor::from_u32(&[targets.len()], &targets);

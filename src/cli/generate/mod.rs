@@ -1,10 +1,19 @@
-//! `lopper generate`: continues a text.
+//! `lopper generate` and `lopper chat`: continue a text, and a conversation.
+
+mod answer;
+pub(super) mod chat;
+mod drafts;
+mod sampling;
 
 use std::path::PathBuf;
 
 use serde_json::json;
 
+use self::answer::Answer;
+use self::drafts::{DraftArguments, acceptance_json, acceptance_text};
+use self::sampling::{SamplingArguments, reason, sampling_json};
 use super::Global;
+use super::ensemble::EnsembleArguments;
 use super::output::Output;
 use super::session::{
     CacheArguments, compute, load_model, open_device, open_model, put_adapter, read_adapter,
@@ -12,7 +21,8 @@ use super::session::{
 };
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::{Pass, Sampling, Weights, check_cache, generate};
+use crate::model::{Continuation, Ending, Pass, Weights, check_cache};
+use crate::text::Tokenizer;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -32,42 +42,24 @@ pub(super) struct Arguments {
     /// Put the prompt through the model's chat template, as a user's message
     #[arg(long)]
     chat: bool,
-    /// Draw from softmax(logits / temperature) instead of taking the likeliest token (0)
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
-    temperature: f64,
+    #[command(flatten)]
+    sampling: SamplingArguments,
+    #[command(flatten)]
+    drafts: DraftArguments,
+    #[command(flatten)]
+    ensemble: EnsembleArguments,
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
-    let sampling = match arguments.temperature {
-        0.0 => Sampling::Greedy,
-        temperature if temperature > 0.0 && temperature.is_finite() => {
-            Sampling::Temperature { temperature, seed: global.seed.unwrap_or(0) }
-        }
-        temperature => {
-            return Err(Error::Argument {
-                argument: "--temperature".into(),
-                expected: "0 or a positive number".into(),
-                found: temperature.to_string(),
-            });
-        }
-    };
+    let sampling = arguments.sampling.sampling(global, output)?;
+    let stops = arguments.sampling.stops()?;
     let checkpoint = open_model(&arguments.model, output)?;
     let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
-    let text = if arguments.chat {
-        tokenizer.render_chat(&[("user", arguments.prompt.as_str())], true)?
-    } else {
-        arguments.prompt.clone()
-    };
-    let prompt = tokenizer.encode(&text, true)?;
-    let context = checkpoint.config().max_positions;
-    if prompt.is_empty() || prompt.len() > context {
-        return Err(Error::Argument {
-            argument: "--prompt".into(),
-            expected: format!("1 to {context} tokens, the model's context"),
-            found: format!("{} tokens", prompt.len()),
-        });
-    }
+    let further = arguments.ensemble.open(&tokenizer, output)?;
+    let drafts = arguments.drafts.open(&tokenizer, output)?;
+    let context = further.context(checkpoint.config().max_positions);
+    let prompt = prompt(arguments, context, &tokenizer)?;
     let count = arguments.n.min(context - prompt.len());
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?.with_cache(arguments.cache.cache_type);
@@ -75,6 +67,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let tokens = [1, prompt.len()];
     let mut model = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
     put_adapter(&device, &mut model, adapter.as_ref())?;
+    let others = further.load(global, &device, (&checkpoint, compute), output)?;
+    let draft = drafts.load(global, &device, compute, output)?;
     let pass = Pass { device: &device, compute };
     // With the first token: a line that is open leaves no room to say that a long prompt is being read.
     let mut shown = arguments.chat;
@@ -84,34 +78,32 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         }
     };
     output.progress("reading the prompt", 0, 0);
-    let mut stream = tokenizer.decode_stream(true);
-    let mut continuation = String::new();
+    let mut answer = Answer::new(output, &tokenizer, stops);
     let start = std::time::Instant::now();
-    let result = generate(
-        &model,
-        &pass,
-        &prompt,
-        count,
-        sampling,
-        |id| tokenizer.is_eos(id),
-        |token| {
-            show_prompt();
-            let piece = stream.push(token)?;
-            output.text(&piece);
-            continuation.push_str(&piece);
-            interrupt::check()
-        },
-    );
+    let capacity = prompt.len() + count;
+    let result = Continuation::new(others.with(&model), pass, sampling, capacity)
+        .speculating(drafts.speculation(draft.as_ref()))
+        .run(
+            &prompt,
+            count,
+            |id| tokenizer.is_eos(id),
+            |token| {
+                show_prompt();
+                let more = answer.push(token)?;
+                interrupt::check()?;
+                Ok(more)
+            },
+        );
     show_prompt();
-    let rest = stream.finish()?;
-    continuation.push_str(&rest);
-    output.line(&rest);
+    let (text, stops) = answer.finish()?;
     let generation = result?;
     let rate = generation.tokens.len().saturating_sub(1) as f64 / generation.seconds.max(1e-9);
     output.json(&json!({
-        "schema": 1, "model": arguments.model, "prompt": arguments.prompt, "text": continuation,
+        "schema": 1, "model": arguments.model, "prompt": arguments.prompt, "text": text,
         "prompt_tokens": prompt, "tokens": generation.tokens, "device": device.name(), "cache_type": compute.cache_type().name,
         "prompt_seconds": generation.prompt_seconds, "tokens_per_second": rate,
+        "stop_reason": reason(generation.ending, &stops), "sampling": sampling_json(&sampling),
+        "ensemble": arguments.ensemble.json(), "speculation": acceptance_json(generation.acceptance),
     }))?;
     if global.verbose > 0 {
         output.note(format!(
@@ -120,9 +112,30 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             generation.prompt_seconds,
             device.name(),
         ));
+        if let Some(text) = acceptance_text(generation.acceptance) {
+            output.note(text);
+        }
     }
-    if count < arguments.n && generation.tokens.len() == count {
+    if count < arguments.n && generation.ending == Ending::Count {
         output.note(format!("note: stopped at the model's context of {context} tokens"));
     }
     report_device(global, &device, output, start.elapsed())
+}
+
+/// The prompt's tokens, as many as a context holds.
+fn prompt(arguments: &Arguments, context: usize, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let text = if arguments.chat {
+        tokenizer.render_chat(&[("user", arguments.prompt.as_str())], true)?
+    } else {
+        arguments.prompt.clone()
+    };
+    let prompt = tokenizer.encode(&text, true)?;
+    if prompt.is_empty() || prompt.len() > context {
+        return Err(Error::Argument {
+            argument: "--prompt".into(),
+            expected: format!("1 to {context} tokens, the model's context"),
+            found: format!("{} tokens", prompt.len()),
+        });
+    }
+    Ok(prompt)
 }
