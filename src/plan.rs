@@ -1,6 +1,6 @@
 //! Recipe and checkpoint headers to decisions: every tensor, its bytes before and after, memory, submits. Pure: it reads
 //! no weight (but to [foresee](Plan::foresee) what f16 does not hold), opens no device and prints nothing, so it can be shown
-//! (`--dry-run`) and tested as it is.
+//! (`--dry-run`) and tested as it is. Of models that a stage merges it reads the headers.
 
 use serde::{Deserialize, Serialize};
 
@@ -142,7 +142,11 @@ impl Plan {
         let mut planned: Vec<Planned> = Vec::new();
         for stage in &recipe.stage {
             let before = planned.last().map_or(&begin, |last| &last.outline);
-            let next = stage.plan(before).map_err(|error| in_round(stage, error))?;
+            let others = stage.others();
+            let others = others.iter().map(|name| Outline::of(&Checkpoint::open(name)?));
+            let others: Vec<Outline> = others.collect::<Result<_>>()?;
+            let next = stage.plan_beside(before, &others);
+            let next = next.map_err(|error| in_round(stage, error))?;
             let number = stages.len() + 1;
             let (name, title) = (stage.kind().name, stage.title());
             let in_stage = |text: &String| format!("stage {number} ({title}): {text}");

@@ -22,7 +22,7 @@ use crate::data::training::Examples;
 use crate::device::Device;
 use crate::disk::{sync, write_record};
 use crate::error::{Error, Result};
-use crate::formats::sha256;
+use crate::formats::{Source, sha256};
 use crate::interrupt;
 use crate::measure::{Convention, Perplexity, Windows, perplexity};
 use crate::methods::calibration::Rows;
@@ -129,6 +129,15 @@ pub struct StageReport {
     pub details: Option<Value>,
 }
 
+/// A further model that a result was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// As it was opened.
+    pub model: String,
+    /// A hash of its files: of weights, configuration and tokenizer.
+    pub sha256: String,
+}
+
 /// `manifest.json`: what was made from what, by what, and how good it is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
@@ -146,6 +155,9 @@ pub struct Manifest {
     pub device: String,
     /// The parent as it was opened.
     pub model: String,
+    /// Further models that were merged with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub merged: Vec<Parent>,
     /// What was read: the parent's weight files and the evaluation's text.
     pub inputs: Vec<InputFile>,
     /// The parent's figures.
@@ -230,11 +242,13 @@ struct Run<'a> {
     lessons: Vec<Lessons>,
 }
 
-/// What a stage learns from.
+/// What a stage learns from, and what it merges.
 #[derive(Default)]
 struct Lessons {
     examples: Option<Examples>,
     teacher: Option<Checkpoint>,
+    /// Further models that it merges.
+    others: Vec<Checkpoint>,
     files: Vec<PathBuf>,
 }
 
@@ -284,6 +298,7 @@ pub fn check<'a>(
         } else if let Some(rows) = rows[index].as_ref().filter(|_| kinds.contains(&Kind::Gram)) {
             warnings.extend(few_tokens(parent.config(), rows.ids.len() as u64));
         }
+        warnings.extend(stage.check_others(parent, &lessons[index].others)?);
     }
     Ok(Texts { tokenizer: stored, evaluation, rows, statistics, lessons, warnings })
 }
@@ -299,11 +314,11 @@ fn statistics(stage: &RecipeStage, parent: &Checkpoint) -> Result<Option<Stored>
     Ok(stored)
 }
 
-/// The files beside texts that stages read: what says which statistics are taken, and teachers' weights.
+/// The files beside texts that stages read: what says which statistics are taken, weights of teachers and of what is merged.
 fn taken(statistics: &[Option<Stored>], lessons: &[Lessons]) -> Vec<PathBuf> {
     let mut taken: Vec<PathBuf> = statistics.iter().flatten().map(Stored::file).collect();
-    let teachers = lessons.iter().filter_map(|lessons| lessons.teacher.as_ref());
-    for source in teachers.flat_map(Checkpoint::sources) {
+    let models = lessons.iter().flat_map(|lessons| lessons.teacher.iter().chain(&lessons.others));
+    for source in models.flat_map(Checkpoint::sources) {
         // A part of the program is no file.
         if source.path().exists() {
             taken.push(source.path().into());
@@ -360,9 +375,12 @@ fn lessons(
                 return Err(wrong(expected, of.max_positions.to_string()));
             }
         }
+        let others = stage.others();
+        let others = others.iter().map(|name| Checkpoint::open(name)).collect::<Result<_>>()?;
         Ok(Lessons {
             examples,
             teacher,
+            others,
             files: stage.files((index == 0).then(|| parent.config()))?,
         })
     };
@@ -429,6 +447,27 @@ pub fn run(
     }
 }
 
+/// A hash of a model's files: of weights, configuration and tokenizer. `inputs`: files that were hashed.
+fn model_hash(model: &Checkpoint, inputs: &[InputFile]) -> Result<String> {
+    let hash = |source: &Source| {
+        let path = source.path().display().to_string();
+        match inputs.iter().find(|file| file.path == path) {
+            Some(file) => Ok(file.sha256.clone()),
+            None => source.sha256(),
+        }
+    };
+    let weights = model.sources().into_iter().map(hash).collect::<Result<Vec<_>>>()?;
+    let files = [
+        CONFIG_FILE,
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    ];
+    hash_of_files(model, &weights, &files)
+}
+
 /// The manifest of an artifact that is there already, if it is of this run.
 fn finished(out: &Path, identity: &str) -> Option<Manifest> {
     let path = out.join("manifest.json");
@@ -477,7 +516,7 @@ impl Run<'_> {
             facts.push(Fact { what, value });
         };
         fact("version of lopper", env!("CARGO_PKG_VERSION").into());
-        fact("model", self.model_hash(inputs)?);
+        fact("model", format!("sha256 {}", model_hash(self.parent, inputs)?));
         fact("seed", self.recipe.seed.to_string());
         fact("device", describe(self.device));
         let Options { compute, calibration, training, .. } = self.options;
@@ -488,6 +527,9 @@ impl Run<'_> {
         }
         for text in &inputs[self.parent.sources().len()..] {
             fact(&format!("text {}", text.path), text.sha256.clone());
+        }
+        for other in self.merged(inputs)? {
+            fact(&format!("merged model {}", other.model), format!("sha256 {}", other.sha256));
         }
         for (index, stage) in self.recipe.stage.iter().enumerate() {
             fact(&format!("stage {}", index + 1), json(stage));
@@ -502,19 +544,24 @@ impl Run<'_> {
         self.plan.exports.iter().map(|export| export.format).collect()
     }
 
-    /// A hash of the parent's files: of weights, configuration and tokenizer.
-    fn model_hash(&self, inputs: &[InputFile]) -> Result<String> {
-        let weights = &inputs[..self.parent.sources().len()];
-        let weights: Vec<&str> = weights.iter().map(|file| file.sha256.as_str()).collect();
-        let files = [
-            CONFIG_FILE,
-            "generation_config.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "chat_template.jinja",
-        ];
-        Ok(format!("sha256 {}", hash_of_files(self.parent, &weights, &files)?))
+    /// The further models that stages merge, each once.
+    fn others(&self) -> Vec<&Checkpoint> {
+        let mut others: Vec<&Checkpoint> = Vec::new();
+        for other in self.lessons.iter().flat_map(|lessons| &lessons.others) {
+            if !others.iter().any(|known| known.path() == other.path()) {
+                others.push(other);
+            }
+        }
+        others
+    }
+
+    /// The same with their hashes.
+    fn merged(&self, inputs: &[InputFile]) -> Result<Vec<Parent>> {
+        let of = |other: &Checkpoint| {
+            let model = other.path().display().to_string();
+            Ok(Parent { model, sha256: model_hash(other, inputs)? })
+        };
+        self.others().into_iter().map(of).collect()
     }
 
     fn execute(
@@ -558,6 +605,7 @@ impl Run<'_> {
             seed: self.recipe.seed,
             device: describe(self.device),
             model: self.parent.path().display().to_string(),
+            merged: self.merged(&inputs)?,
             inputs,
             parent,
             stages,
@@ -574,6 +622,7 @@ impl Run<'_> {
         interrupt::check()?;
         let target = self.options.place.target(self.parent);
         self.parent.unchanged()?;
+        self.others().into_iter().try_for_each(Checkpoint::unchanged)?;
         target.take(&artifact, &work.path().join("replaced"))?;
         Ok(manifest)
     }
@@ -638,6 +687,9 @@ impl Run<'_> {
         let outline = Outline::of(&after)?;
         let unrounded = stage.unrounded(before, self.device, &whole)?;
         let mut rounded = self.plan.stages[index].changes.clone();
+        if !stage.loses() {
+            rounded.clear();
+        }
         if let Some(exact) = &unrounded {
             rounded.clear();
             for spec in after.specs() {
@@ -721,6 +773,7 @@ impl Run<'_> {
                 statistics: self.statistics[index].as_ref(),
                 examples: self.lessons[index].examples.as_ref(),
                 teacher: stood.as_ref().or(self.lessons[index].teacher.as_ref()),
+                others: &self.lessons[index].others,
                 training: self.options.training,
                 seed: self.recipe.seed,
                 budget: self.options.budget,
@@ -884,7 +937,10 @@ impl Run<'_> {
             }
         }
         progress(listen, total)?;
-        let cards = |formats| card::card(manifest, self.options.recipe_text, parent, formats);
+        let others = self.others();
+        let cards = |formats| {
+            card::card(manifest, self.options.recipe_text, (parent, others.clone()), formats)
+        };
         cards(&formats).write(folder)?;
         for format in formats.chunks(1).filter(|format| format[0] != ExportFormat::Gguf) {
             cards(format).write(&folder.join(format[0].path()))?;

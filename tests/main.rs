@@ -94,6 +94,7 @@ mod pipelines {
     pub mod calibrate;
     pub mod jobs;
     pub mod levels;
+    pub mod merging;
     pub mod minitron;
     pub mod patterns;
     pub mod pruning;
@@ -164,6 +165,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     pipelines::calibrate::trials,
     pipelines::jobs::trials,
     pipelines::levels::trials,
+    pipelines::merging::trials,
     pipelines::minitron::trials,
     pipelines::patterns::trials,
     pipelines::pruning::trials,

@@ -44,6 +44,8 @@ pub fn run_stage_on(
     folder: &Path,
 ) -> Result<Checkpoint, Failed> {
     std::fs::create_dir_all(folder)?;
+    let others = stage.others();
+    let others = others.iter().map(|name| Checkpoint::open(name)).collect::<Outcome<Vec<_>>>()?;
     let mut context = Context {
         parent,
         pass: pass(device),
@@ -51,6 +53,7 @@ pub fn run_stage_on(
         statistics: None,
         examples: None,
         teacher: None,
+        others: &others,
         training: Compute::F32,
         seed: 0,
         budget: None,

@@ -301,6 +301,21 @@ fn show_details(details: &Value, output: &Output) {
         output.text(&table(&rows));
         output.line("");
     }
+    if let Some(ingredients) = details["ingredients"].as_array() {
+        let head = ["model", "perplexity alone", "of the soup with it", ""];
+        let mut rows = vec![head.map(String::from).to_vec()];
+        for one in ingredients {
+            rows.push(vec![
+                one["model"].as_str().unwrap_or_default().into(),
+                number(&one["alone"], 4),
+                number(&one["soup"], 4),
+                if one["taken"] == true { "taken".into() } else { String::new() },
+            ]);
+        }
+        output.line(format!("tried on {}:", details["text"].as_str().unwrap_or_default()));
+        output.text(&table(&rows));
+        output.line("");
+    }
     if let Some(steps) = details["steps"].as_array() {
         let by = details["depth_by"].as_str().unwrap_or_default();
         for step in steps {

@@ -85,6 +85,7 @@ fn card<'a>(arguments: &'a Arguments, model: &'a Checkpoint) -> Result<Card<'a>>
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     Ok(Card {
         parent: model,
+        merged: Vec::new(),
         formats: std::slice::from_ref(&arguments.format),
         relation: quantized.then_some("quantized"),
         tags: Vec::new(),

@@ -11,6 +11,7 @@ mod export;
 mod generate;
 mod inspect;
 mod logits;
+mod merge;
 mod output;
 mod progress;
 mod prune;
@@ -180,6 +181,8 @@ enum Command {
     /// Train a model to be like another one
     #[command(alias = "distil")]
     Distill(train::Distil),
+    /// Merge models: means, arcs, what each changed of the first, blocks stacked
+    Merge(merge::Arguments),
     /// Measure a model's quality
     Eval(eval::Arguments),
     /// Put two models side by side: size, text, tasks
@@ -295,7 +298,11 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
     }
     let compresses = matches!(
         cli.command,
-        Command::Quantize(_) | Command::Prune(_) | Command::Transform(_) | Command::Compress(_)
+        Command::Quantize(_)
+            | Command::Prune(_)
+            | Command::Transform(_)
+            | Command::Merge(_)
+            | Command::Compress(_)
     );
     if cli.global.engine != EngineChoice::Auto && !runs_a_model && !compresses {
         return Err(Error::Argument {
@@ -313,6 +320,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Quantize(arguments) => quantize::run(&cli.global, arguments, output),
         Command::Tune(arguments) => train::tune(&cli.global, arguments, output),
         Command::Distill(arguments) => train::distil(&cli.global, arguments, output),
+        Command::Merge(arguments) => merge::run(&cli.global, arguments, output),
         Command::Eval(arguments) => eval::run(&cli.global, arguments, output),
         Command::Compare(arguments) => compare::run(&cli.global, arguments, output),
         Command::Generate(arguments) => generate::run(&cli.global, arguments, output),

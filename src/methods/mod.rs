@@ -3,6 +3,7 @@
 pub mod calibration;
 pub mod guided;
 pub mod linalg;
+pub mod merge;
 pub mod obs;
 pub mod prune;
 pub mod quantize;

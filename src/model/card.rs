@@ -18,6 +18,8 @@ pub const CARD_FILE: &str = "README.md";
 pub struct Card<'a> {
     /// The model it was made of: what its own card or configuration says of names and licences holds of this one too.
     pub parent: &'a Checkpoint,
+    /// Further models that it was made of.
+    pub merged: Vec<&'a Checkpoint>,
     /// What the folder holds.
     pub formats: &'a [ExportFormat],
     /// What it is to its base model, in the words of Hugging Face's hub; `None` for the same weights.
@@ -47,14 +49,25 @@ impl Card<'_> {
             [ExportFormat::Mlx] => "mlx",
             _ => "transformers",
         };
-        let mut lines = String::new();
-        let mut put = |key: &str, value: Option<&str>| {
-            // A text in JSON is one in YAML.
-            let text = value.map(|value| format!("{key}: {}\n", Value::from(value)));
-            lines.extend(text);
+        let mut bases: Vec<String> = known.base_model.iter().cloned().collect();
+        for other in &self.merged {
+            let name = Known::of(other)?.base_model;
+            bases.extend(name.filter(|name| !bases.contains(name)));
+        }
+        // A text in JSON is one in YAML.
+        let quoted = |text: &str| Value::from(text).to_string();
+        let mut lines = match &bases[..] {
+            [] => String::new(),
+            [one] => format!("base_model: {}\n", quoted(one)),
+            several => {
+                let items = several.iter().map(|name| format!("- {}\n", quoted(name)));
+                format!("base_model:\n{}", items.collect::<String>())
+            }
         };
-        put("base_model", known.base_model.as_deref());
-        put("base_model_relation", self.relation.filter(|_| known.base_model.is_some()));
+        let mut put = |key: &str, value: Option<&str>| {
+            lines.extend(value.map(|value| format!("{key}: {}\n", quoted(value))));
+        };
+        put("base_model_relation", self.relation.filter(|_| !bases.is_empty()));
         known.license.iter().for_each(|(key, value)| put(key, Some(value)));
         put("library_name", Some(library));
         put("pipeline_tag", Some("text-generation"));

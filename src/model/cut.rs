@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -443,7 +444,12 @@ pub fn column_span(
 pub fn stored(values: &[f32], format: WeightFormat, spec: &TensorSpec) -> Result<Packed> {
     let (rows, columns) = (spec.rows, spec.columns);
     let narrow = |bits: fn(f32) -> u16| {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| bits(*v).to_le_bytes()).collect();
+        let mut bytes = vec![0u8; 2 * values.len()];
+        bytes.par_chunks_mut(2 << 16).zip(values.par_chunks(1 << 16)).for_each(|(line, values)| {
+            for (place, value) in line.chunks_exact_mut(2).zip(values) {
+                place.copy_from_slice(&bits(*value).to_le_bytes());
+            }
+        });
         Packed::from_16bit(format, &bytes, rows, columns)
     };
     let packed = match format.ty.name {
@@ -454,7 +460,7 @@ pub fn stored(values: &[f32], format: WeightFormat, spec: &TensorSpec) -> Result
     match packed.first_non_finite() {
         None => Ok(packed),
         Some((row, column)) => Err(Error::Tensor {
-            path: "prune".into(),
+            path: "the result".into(),
             tensor: spec.name.clone(),
             expected: format!("values that {} holds", format.label()),
             found: values[row * columns + column].to_string(),

@@ -7,15 +7,25 @@ use crate::model::{Card, Checkpoint, ExportFormat, fenced};
 pub(super) fn card<'a>(
     manifest: &Manifest,
     recipe: &str,
-    parent: &'a Checkpoint,
+    (parent, merged): (&'a Checkpoint, Vec<&'a Checkpoint>),
     formats: &'a [ExportFormat],
 ) -> Card<'a> {
     let stages = manifest.stages.iter().map(|stage| stage.name.as_str());
     let quantized = stages.clone().any(|name| name == "quantize");
     let unchanged = manifest.stages.is_empty();
-    let relation = if quantized { "quantized" } else { "finetune" };
+    let relation = match merged.is_empty() {
+        _ if quantized => "quantized",
+        true => "finetune",
+        false => "merge",
+    };
+    let with: Vec<String> =
+        manifest.merged.iter().map(|other| format!("`{}`", other.model)).collect();
+    let with = match with.is_empty() {
+        true => String::new(),
+        false => format!(", merged with {}", with.join(", ")),
+    };
     let mut text = format!(
-        "# {}\n\nMade by Lopper {} of `{}`.\n\n",
+        "# {}\n\nMade by Lopper {} of `{}`{with}.\n\n",
         name(parent),
         manifest.lopper,
         manifest.model
@@ -44,6 +54,7 @@ pub(super) fn card<'a>(
     text.push_str(&fenced("toml", recipe));
     Card {
         parent,
+        merged,
         formats,
         relation: (!unchanged).then_some(relation),
         tags: stages.map(str::to_string).collect(),

@@ -134,7 +134,9 @@ fn union(methods: &[Method]) -> Vec<(Arg, Vec<&'static str>)> {
 /// Adds the flags of all methods to a command, as texts that [`stage`] reads again with what the method says of them. `about`: what
 /// a method decides.
 pub(super) fn flags(methods: &'static [Method], about: &str, command: Command) -> Command {
-    let lines = methods.iter().map(|method| format!("\n  {:<12} {}", method.name, method.about));
+    let width = methods.iter().map(|method| method.name.len()).max().unwrap_or(0).max(12);
+    let line = |method: &Method| format!("\n  {:<width$} {}", method.name, method.about);
+    let lines = methods.iter().map(line);
     let choice = Arg::new("method")
         .long("method")
         .value_name("METHOD")

@@ -5,6 +5,7 @@
 //! reading a weight, and runs on whatever the stage before it left: weights in, a packed folder out, tensor by tensor.
 
 pub mod fresh;
+pub mod merge;
 pub mod method;
 pub mod prune;
 pub mod quantize;
@@ -54,9 +55,16 @@ pub struct StageKind {
 
 pub(crate) use repeat::{listed, unfold};
 
-/// Every kind. Merging comes as a further row. What stands for several stages, [`repeat`], is none.
-pub static STAGES: &[StageKind] =
-    &[prune::KIND, transform::KIND, quantize::KIND, train::TUNE, train::DISTIL, fresh::KIND];
+/// Every kind. What stands for several stages, [`repeat`], is none.
+pub static STAGES: &[StageKind] = &[
+    prune::KIND,
+    transform::KIND,
+    quantize::KIND,
+    train::TUNE,
+    train::DISTIL,
+    merge::KIND,
+    fresh::KIND,
+];
 
 /// A step of a recipe.
 pub trait Stage: std::fmt::Debug + Send + Sync {
@@ -71,8 +79,20 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
     fn files(&self, _model: Option<&Config>) -> Result<Vec<PathBuf>> {
         Ok(Vec::new())
     }
+    /// Further models that it merges with the one that it runs on.
+    fn others(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// What only the files of those tell: what the user should know, or an error. `parent`: the recipe's own model.
+    fn check_others(&self, _parent: &Checkpoint, _others: &[Checkpoint]) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
     /// What it makes of a model of this outline. Pure. Errors name the recipe's key, or the tensor, that is at fault.
     fn plan(&self, model: &Outline) -> Result<Planned>;
+    /// The same with further models of these outlines: those of [`Stage::others`], in order.
+    fn plan_beside(&self, model: &Outline, _others: &[Outline]) -> Result<Planned> {
+        self.plan(model)
+    }
     /// Runs on the weights that the stage before left, and ends with [`Context::write`]. After an interruption it is called
     /// again with the same arguments and continues from what it saved. Returns the configuration of what it wrote.
     fn run(&self, model: &dyn Weights, context: &mut Context<'_>) -> Result<Config>;
@@ -85,6 +105,10 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
         _folder: &Path,
     ) -> Result<Option<Box<dyn Weights + 'a>>> {
         Ok(None)
+    }
+    /// Whether what its weights differ in from those before it, or from [`Stage::unrounded`], is lost.
+    fn loses(&self) -> bool {
+        true
     }
     /// Whether many weights are exactly 0 afterwards, so that those that are not are counted.
     fn leaves_zeros(&self) -> bool {
@@ -250,6 +274,8 @@ pub struct Context<'a> {
     pub examples: Option<&'a Examples>,
     /// The model of [`Needs::teacher`].
     pub teacher: Option<&'a Checkpoint>,
+    /// The models of [`Stage::others`], in order.
+    pub others: &'a [Checkpoint],
     /// What training computes in.
     pub training: Compute,
     /// The recipe's seed.

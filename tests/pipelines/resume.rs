@@ -23,7 +23,7 @@ pub fn trials() -> Vec<Trial> {
         files_continue, other_runs_are_refused, quantize_prune_quantize, prune_quantize_prune);
     if cfg!(unix) {
         trials.extend(suite!("resume":
-            killed_at_any_moment, killed_between_blocks, killed_between_scales, killed_between_tensors, killed_between_steps, killed_while_tidying,
+            killed_at_any_moment, killed_between_blocks, killed_between_scales, killed_between_tensors, killed_between_models, killed_between_steps, killed_while_tidying,
             interrupted_by_ctrl_c));
     }
     trials
@@ -170,6 +170,40 @@ evaluate_every = 2
 formats = ["packed"]
 "#;
 
+/// Models merged with what a stage left, after passes that look for the largest changes, and soups that are tried.
+const MERGES: &str = r#"
+model = "embedded:nano-llama"
+seed = 9
+[[stage]]
+kind = "quantize"
+bits = 3
+[[stage]]
+kind = "merge"
+method = "ties"
+trim = "model"
+with = [{ model = "embedded:nano-llama" }]
+[[stage]]
+kind = "merge"
+method = "dare_ties"
+with = [{ model = "embedded:nano-llama" }, { model = "embedded:nano-llama", weight = 0.5 }]
+[[stage]]
+kind = "merge"
+method = "passthrough"
+slice = [{ layers = [0, 2] }, { model = "embedded:nano-llama", layers = [1, 2] }]
+[[stage]]
+kind = "prune"
+method = "depth"
+layers = 2
+calibration = { text = "text.txt", samples = 3, length = 16 }
+[[stage]]
+kind = "merge"
+method = "soup"
+with = [{ model = "embedded:nano-llama" }]
+calibration = { text = "text.txt", samples = 3, length = 16 }
+[export]
+formats = ["packed"]
+"#;
+
 /// A folder with a recipe and its artifact `whole`, and the seconds that the run took.
 fn world(recipe: &str) -> Result<(TempDir, f64), Failed> {
     let folder = TempDir::new()?;
@@ -204,6 +238,11 @@ fn killed_between_scales() -> Result<(), Failed> {
 /// The same while it is measured what tensors lose.
 fn killed_between_tensors() -> Result<(), Failed> {
     killed(MIX, 20)
+}
+
+/// The same while models are merged.
+fn killed_between_models() -> Result<(), Failed> {
+    killed(MERGES, 20)
 }
 
 /// The same at 20 random steps of trainings.
