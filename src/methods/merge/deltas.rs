@@ -86,7 +86,8 @@ enum Which {
     None,
     Marked(Vec<bool>),
     From(f32),
-    Drawn(u64, f64),
+    /// A key, the number of the first value here, the share that stays.
+    Drawn(u64, u64, f64),
 }
 
 impl Kept {
@@ -96,19 +97,37 @@ impl Kept {
             Which::None => false,
             Which::Marked(marks) => marks[place],
             Which::From(least) => delta.abs() >= *least,
-            Which::Drawn(key, density) => uniform(*key, place as u64) < *density,
+            Which::Drawn(key, first, density) => uniform(*key, first + place as u64) < *density,
         }
     }
 }
 
 impl Deltas {
-    /// The merged tensor, of the base and those that came of it.
-    pub(super) fn merge(&self, tensors: &[Vec<f32>], shares: &[Share], lambda: f64) -> Vec<f32> {
+    /// Whether what becomes of a value depends on no other one, with thresholds of whole models or without.
+    pub(super) fn is_local(&self, thresholds: bool) -> bool {
+        let alone = match self.keep {
+            Keep::All | Keep::Random => true,
+            Keep::Largest => thresholds,
+            Keep::Middle => false,
+        };
+        alone && (self.keep == Keep::All || self.rescale != Rescale::L1)
+    }
+
+    /// Values of the merged tensor from the number `first` on, of the base and those that came of it.
+    pub(super) fn merge(
+        &self,
+        tensors: &[Vec<f32>],
+        shares: &[Share],
+        lambda: f64,
+        first: usize,
+    ) -> Vec<f32> {
         let (base, tuned) = (&tensors[0], &tensors[1..]);
         let parts: Vec<(&[f32], Kept, f64)> = tuned
             .iter()
             .zip(shares)
-            .map(|(tuned, share)| (tuned.as_slice(), self.kept(base, tuned, share), share.weight))
+            .map(|(tuned, share)| {
+                (tuned.as_slice(), self.kept(base, tuned, share, first), share.weight)
+            })
             .collect();
         // A model's part of a value.
         let term = |(tuned, kept, weight): &(&[f32], Kept, f64), place: usize| {
@@ -141,7 +160,7 @@ impl Deltas {
     }
 
     /// Which changes of a tensor stay.
-    fn kept(&self, base: &[f32], tuned: &[f32], share: &Share) -> Kept {
+    fn kept(&self, base: &[f32], tuned: &[f32], share: &Share, first: usize) -> Kept {
         let (count, density) = (base.len(), share.density);
         let magnitude = |place: usize| (tuned[place] - base[place]).abs();
         let largest = |count: usize| (0..count).into_par_iter().map(magnitude).collect();
@@ -149,7 +168,7 @@ impl Deltas {
             _ if self.keep == Keep::All || density >= 1.0 => Which::All,
             _ if density <= 0.0 || count == 0 => Which::None,
             Keep::All => Which::All,
-            Keep::Random => Which::Drawn(share.key, density),
+            Keep::Random => Which::Drawn(share.key, first as u64, density),
             Keep::Largest => match share.threshold {
                 Some(least) => Which::From(least),
                 None => {

@@ -1,5 +1,5 @@
 //! Several models become one: each tensor is an expression over the models' tensors of its name, computed when it is asked for, so
-//! that no more than one tensor of each model is in memory. Values are those that a checkpoint stores (norms without what their
+//! that no more than one tensor of each model is in memory, in its own format; what is merged at once is in f32 too. Values are those that a checkpoint stores (norms without what their
 //! family adds), read in f32 from whatever format; sums are in f64.
 
 mod average;
@@ -11,6 +11,7 @@ mod sums;
 mod vocabulary;
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -19,6 +20,7 @@ pub use setting::{Filtered, Setting, Values};
 pub use stack::{Slice, Stacked};
 pub use vocabulary::{Alignment, Vocabulary, alignments};
 
+use self::average::Products;
 use self::deltas::{Largest, Share, key};
 use super::BadField;
 use crate::error::{Error, Result};
@@ -261,9 +263,21 @@ impl<'a> Merged<'a> {
         self.specs.iter().map(|spec| (spec.name.clone(), words(spec))).collect()
     }
 
-    /// Host memory of a tensor of so many values: of each model in its format and in f32, ranks, the result.
-    pub fn host_bytes(&self, largest: u64) -> u64 {
-        largest.saturating_mul(8 * self.models.len() as u64 + 16)
+    /// Most bytes of host memory in use at once: of one tensor what it is in every model, what it becomes, and, where values depend on
+    /// each other, all of them in f32 with what ranks them.
+    pub fn host_bytes(&self) -> Result<u64> {
+        let mut most = 0;
+        for spec in &self.specs {
+            let mut bytes = self.formats[&spec.name].bytes(spec.rows, spec.columns);
+            for model in &self.models {
+                let own = source(model.weights, spec).expect("its tensors were looked at");
+                bytes += model.weights.format(own)?.bytes(own.rows, own.columns);
+            }
+            let at_once = (spec.columns * self.rows_at_once(spec)) as u64;
+            bytes += at_once * (4 * self.models.len() as u64 + 16);
+            most = most.max(bytes);
+        }
+        Ok(most)
     }
 
     /// What the user should know of models that were made for something else than the first.
@@ -305,10 +319,14 @@ impl<'a> Merged<'a> {
         for pass in 0..2 {
             for (done, spec) in self.specs.iter().enumerate() {
                 progress(pass * self.specs.len() + done, all)?;
-                let base = self.values(0, spec)?;
-                for (model, found) in (1..).zip(&mut found) {
-                    let tuned = self.values(model, spec)?;
-                    found.add(base.iter().zip(&tuned).map(|(base, tuned)| (tuned - base).abs()));
+                let weights = self.weights(spec, |_| true)?;
+                for rows in blocks(spec.rows, rows_of(spec)) {
+                    let base = self.values(&weights, 0, spec, rows.clone());
+                    for (model, found) in (1..).zip(&mut found) {
+                        let tuned = self.values(&weights, model, spec, rows.clone());
+                        let both = base.iter().zip(&tuned);
+                        found.add(both.map(|(base, tuned)| (tuned - base).abs()));
+                    }
                 }
             }
             for (model, found) in (1..).zip(&mut found).filter(|_| pass == 0) {
@@ -326,72 +344,146 @@ impl<'a> Merged<'a> {
         Self { thresholds, ..self }
     }
 
-    /// A tensor of one of the models as it is merged: rows of the vocabulary where the first model has them.
-    fn values(&self, model: usize, spec: &TensorSpec) -> Result<Vec<f32>> {
-        let of = |model: usize| {
-            let weights = self.models[model].weights;
-            let own = source(weights, spec).expect("its tensors were looked at");
-            // What a norm's family adds is no part of what is merged.
-            let offset = |values: Vec<f32>| match spec.offset {
-                0.0 => values,
-                offset => values.into_iter().map(|value| value - offset).collect(),
-            };
-            Ok(offset(weights.load(own)?.to_f32()))
+    /// Rows of a tensor that are merged at once.
+    fn rows_at_once(&self, spec: &TensorSpec) -> usize {
+        let local = match self.mix.rule {
+            Rule::Linear { .. } | Rule::Slerp => true,
+            Rule::Stock { filter_wise } => filter_wise,
+            Rule::Deltas(deltas) => deltas.is_local(self.trims_models()),
         };
-        let values = of(model)?;
-        let alignment = model.checked_sub(1).and_then(|further| self.alignments[further].as_ref());
-        match alignment.filter(|_| of_vocabulary(spec)) {
-            None => Ok(values),
-            Some(alignment) => Ok(alignment.rows(&values, &of(0)?, spec.columns)),
-        }
+        if local { rows_of(spec).min(spec.rows) } else { spec.rows }
     }
 
-    /// A merged tensor before it is rounded to its format.
-    pub fn exact(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
-        let place = Place::new(spec, self.config.layers());
-        let models = 0..self.models.len();
-        let mix = &self.mix;
-        let weights: Vec<f64> = models.clone().map(|model| mix.weight(model, place)).collect();
-        let unused = |model: usize| match mix.rule {
-            Rule::Linear { .. } => weights[model] == 0.0,
-            Rule::Deltas(_) => model > 0 && weights[model] == 0.0,
-            _ => false,
+    /// A tensor as the models that are `wanted` have it.
+    fn weights(
+        &self,
+        spec: &TensorSpec,
+        wanted: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Option<Packed>>> {
+        let aligned = of_vocabulary(spec) && self.alignments.iter().any(Option::is_some);
+        let of = |(model, named): (usize, &Named<'_>)| {
+            // Its rows stand in for those that others lack.
+            let wanted = wanted(model) || (model == 0 && aligned);
+            let own = source(named.weights, spec).expect("its tensors were looked at");
+            wanted.then(|| named.weights.load(own)).transpose()
         };
-        let mut tensors = Vec::new();
-        for model in models {
-            tensors.push(if unused(model) { Vec::new() } else { self.values(model, spec)? });
-        }
-        let mut values = match mix.rule {
-            Rule::Linear { normalize } => {
-                if tensors.iter().all(Vec::is_empty) {
-                    tensors[0] = vec![0.0; spec.rows * spec.columns];
-                }
-                average::linear(&tensors, &weights, normalize)
-            }
-            Rule::Slerp => average::slerp(&tensors[0], &tensors[1], mix.t(place)),
-            Rule::Stock { filter_wise } => {
-                stock::stock(&tensors, filter_wise.then_some(spec.columns))
-            }
-            Rule::Deltas(deltas) => {
-                let share = |model: usize| Share {
-                    weight: weights[model],
-                    density: mix.density(model, place),
-                    gamma: mix.own(model, |own| &own.gamma, place).unwrap_or(GAMMA),
-                    key: key(mix.seed, model, &spec.name),
-                    threshold: self.thresholds.get(model - 1).copied(),
-                };
-                let shares = (1..tensors.len()).filter(|model| !unused(*model)).map(share);
-                let shares: Vec<Share> = shares.collect();
-                tensors.retain(|tensor| !tensor.is_empty());
-                let lambda = mix.lambda.as_ref().and_then(|setting| place.of(setting));
-                deltas.merge(&tensors, &shares, lambda.unwrap_or(1.0))
-            }
-        };
-        if spec.offset != 0.0 {
-            values.par_iter_mut().for_each(|value| *value += spec.offset);
-        }
-        Ok(values)
+        self.models.iter().enumerate().map(of).collect()
     }
+
+    /// Rows of a tensor of one of the models as they are merged: those of the vocabulary where the first model has them. None of a
+    /// model that was not wanted.
+    fn values(
+        &self,
+        weights: &[Option<Packed>],
+        model: usize,
+        spec: &TensorSpec,
+        rows: Range<usize>,
+    ) -> Vec<f32> {
+        let (Some(own), first) = (&weights[model], &weights[0]) else { return Vec::new() };
+        let alignment = model.checked_sub(1).and_then(|further| self.alignments[further].as_ref());
+        let alignment = alignment.filter(|_| of_vocabulary(spec)).zip(first.as_ref());
+        let mut values = vec![0.0; rows.len() * spec.columns];
+        let lines = values.par_chunks_exact_mut(spec.columns.max(1)).enumerate();
+        lines.for_each(|(place, line)| {
+            let row = rows.start + place;
+            match alignment.map(|(alignment, first)| (alignment.row(row), first)) {
+                None => own.decode_row(row, line),
+                Some((Some(row), _)) => own.decode_row(row, line),
+                Some((None, first)) => first.decode_row(row, line),
+            }
+            // What a norm's family adds is no part of what is merged.
+            if spec.offset != 0.0 {
+                line.iter_mut().for_each(|value| *value -= spec.offset);
+            }
+        });
+        values
+    }
+
+    /// A merged tensor in a format without scales.
+    fn merged(&self, spec: &TensorSpec, format: WeightFormat) -> Result<Packed> {
+        let (mix, place) = (&self.mix, Place::new(spec, self.config.layers()));
+        let all = 0..self.models.len();
+        let shares: Vec<f64> = all.clone().map(|model| mix.weight(model, place)).collect();
+        let used = |model: usize| match mix.rule {
+            Rule::Linear { .. } => shares[model] != 0.0,
+            Rule::Deltas(_) => model == 0 || shares[model] != 0.0,
+            _ => true,
+        };
+        let weights = self.weights(spec, used)?;
+        let at_once = self.rows_at_once(spec);
+        let of_rows = |model: usize, rows: &Range<usize>| match used(model) {
+            true => self.values(&weights, model, spec, rows.clone()),
+            false => Vec::new(),
+        };
+        let mut products = Products::default();
+        if mix.rule == Rule::Slerp {
+            for rows in blocks(spec.rows, at_once) {
+                products = products.plus(&of_rows(0, &rows), &of_rows(1, &rows));
+            }
+        }
+        let of_deltas = self.shares(spec, &shares, used);
+        let lambda = mix.lambda.as_ref().and_then(|setting| place.of(setting)).unwrap_or(1.0);
+        let mut merged = Packed::zeros(format, 0, spec.columns);
+        for rows in blocks(spec.rows, at_once) {
+            let mut tensors: Vec<Vec<f32>> =
+                all.clone().map(|model| of_rows(model, &rows)).collect();
+            let mut values = match mix.rule {
+                Rule::Linear { normalize } => {
+                    let count = rows.len() * spec.columns;
+                    average::linear(&tensors, &shares, normalize, count)
+                }
+                Rule::Slerp => {
+                    average::between(&tensors[0], &tensors[1], products.arc(mix.t(place)))
+                }
+                Rule::Stock { filter_wise } => {
+                    stock::stock(&tensors, filter_wise.then_some(spec.columns))
+                }
+                Rule::Deltas(deltas) => {
+                    tensors.retain(|tensor| !tensor.is_empty());
+                    deltas.merge(&tensors, &of_deltas, lambda, rows.start * spec.columns)
+                }
+            };
+            if spec.offset != 0.0 {
+                values.par_iter_mut().for_each(|value| *value += spec.offset);
+            }
+            let part = TensorSpec { rows: rows.len(), ..spec.clone() };
+            merged.codes.extend(stored(&values, format, &part)?.codes);
+            merged.rows += rows.len();
+        }
+        Ok(merged)
+    }
+
+    /// How the changes of further models that are used enter a tensor; `weights`: of all models.
+    fn shares(
+        &self,
+        spec: &TensorSpec,
+        weights: &[f64],
+        used: impl Fn(usize) -> bool,
+    ) -> Vec<Share> {
+        let (mix, place) = (&self.mix, Place::new(spec, self.config.layers()));
+        let share = |model: usize| Share {
+            weight: weights[model],
+            density: mix.density(model, place),
+            gamma: mix.own(model, |own| &own.gamma, place).unwrap_or(GAMMA),
+            key: key(mix.seed, model, &spec.name),
+            threshold: self.thresholds.get(model - 1).copied(),
+        };
+        (1..weights.len()).filter(|model| used(*model)).map(share).collect()
+    }
+}
+
+/// Values of a tensor that are merged at once where none depends on others.
+const AT_ONCE: usize = 1 << 17;
+
+/// Rows of a tensor with about so many values.
+fn rows_of(spec: &TensorSpec) -> usize {
+    (AT_ONCE / spec.columns.max(1)).max(1)
+}
+
+/// So many rows in parts of at most `at_once`.
+fn blocks(rows: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> {
+    let at_once = at_once.max(1);
+    (0..rows).step_by(at_once).map(move |start| start..(start + at_once).min(rows))
 }
 
 impl Weights for Merged<'_> {
@@ -404,7 +496,7 @@ impl Weights for Merged<'_> {
     }
 
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
-        stored(&self.exact(spec)?, self.format(spec)?, spec)
+        self.merged(spec, self.format(spec)?)
     }
 
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {

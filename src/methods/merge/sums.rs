@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 /// Values that one thread goes through at once.
-const CHUNK: usize = 1 << 16;
+const CHUNK: usize = 1 << 13;
 
 /// Sums in f64 of what `of` gives for each of `count` places: within chunks of fixed size, then over the chunks in order.
 pub(super) fn sums<const N: usize>(

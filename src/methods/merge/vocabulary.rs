@@ -21,15 +21,9 @@ pub enum Vocabulary {
 pub struct Alignment(Vec<Option<usize>>);
 
 impl Alignment {
-    /// Rows of the other one in the first one's order; where it has none, the first one's.
-    pub(super) fn rows(&self, other: &[f32], first: &[f32], columns: usize) -> Vec<f32> {
-        let mut rows = first.to_vec();
-        for (row, place) in rows.chunks_exact_mut(columns.max(1)).zip(&self.0) {
-            if let Some(place) = place {
-                row.copy_from_slice(&other[place * columns..(place + 1) * columns]);
-            }
-        }
-        rows
+    /// The row of the other one that has the token of a row of the first one's.
+    pub(super) fn row(&self, row: usize) -> Option<usize> {
+        self.0[row]
     }
 
     /// By the tokens' spelling. Rows of the first one's padding have none.

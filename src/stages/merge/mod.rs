@@ -322,7 +322,7 @@ impl<M: Mixing> Stage for Merge<M> {
         let merged = self.merged(model, others, 0)?;
         Ok(Planned {
             peak_device_bytes: 0,
-            peak_host_bytes: merged.host_bytes(model.largest()),
+            peak_host_bytes: merged.host_bytes()?,
             changes: merged.changes(&self.method),
             outline: merged.outline(model),
             warnings: merged.warnings(),

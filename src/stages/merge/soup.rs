@@ -207,7 +207,7 @@ impl Stage for Soup {
         Ok(Planned {
             changes: outline.specs.iter().map(|s| (s.name.clone(), words.clone())).collect(),
             peak_device_bytes: memory.streamed,
-            peak_host_bytes: merged.host_bytes(model.largest()),
+            peak_host_bytes: merged.host_bytes()?,
             warnings: merged.warnings(),
             outline,
         })
