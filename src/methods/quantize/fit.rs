@@ -485,17 +485,17 @@ type Eight = [f32; 8];
 #[inline(always)]
 fn by_eights(values: &[f32], importance: Option<&[f32]>, mut see: impl FnMut(&Eight, &Eight)) {
     let (full, rest) = values.as_chunks::<8>();
+    // Loops, not `for_each`: what is not inlined is not computed in the widest vectors.
     match importance {
-        None => full.iter().for_each(
-            #[inline(always)]
-            |x| see(&[1.0; 8], x),
-        ),
+        None => {
+            for x in full {
+                see(&[1.0; 8], x);
+            }
+        }
         Some(importance) => {
-            let pairs = importance.as_chunks::<8>().0.iter().zip(full);
-            pairs.for_each(
-                #[inline(always)]
-                |(w, x)| see(w, x),
-            );
+            for (w, x) in importance.as_chunks::<8>().0.iter().zip(full) {
+                see(w, x);
+            }
         }
     }
     if !rest.is_empty() {
