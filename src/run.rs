@@ -23,6 +23,7 @@ use crate::device::Device;
 use crate::disk::{sync, write_record};
 use crate::error::{Error, Result};
 use crate::formats::{Source, sha256};
+use crate::graph::Experts;
 use crate::interrupt;
 use crate::measure::{Convention, Perplexity, Windows, perplexity};
 use crate::methods::calibration::Rows;
@@ -490,6 +491,8 @@ struct Done {
     rms_norm_eps: f64,
     tied: bool,
     shortcuts: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    experts: Option<Experts>,
     blocks: Vec<BlockDims>,
 }
 
@@ -501,6 +504,7 @@ impl Done {
             rms_norm_eps: self.rms_norm_eps,
             tied: self.tied,
             shortcuts: self.shortcuts,
+            experts: self.experts,
             blocks: self.blocks.clone(),
             ..parent.clone()
         }
@@ -789,6 +793,7 @@ impl Run<'_> {
             rms_norm_eps: config.rms_norm_eps,
             tied: config.tied,
             shortcuts: config.shortcuts,
+            experts: config.experts,
             blocks: config.blocks.clone(),
         };
         write_record(&part.join(DONE), &work::to_toml(&done))?;

@@ -73,6 +73,7 @@ mod model {
     pub mod decoding;
     pub mod distilled_gradients;
     pub mod ensembles;
+    pub mod experts;
     pub mod families;
     pub mod golden;
     pub mod gradients;
@@ -147,6 +148,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::decoding::trials,
     model::distilled_gradients::trials,
     model::ensembles::trials,
+    model::experts::trials,
     model::families::trials,
     model::golden::trials,
     model::gradients::trials,

@@ -52,6 +52,10 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         Some(_) => config.ignored_by_llama_cpp(),
         None => Vec::new(),
     };
+    if let Some(experts) = config.experts {
+        facts["experts"] = json!(experts.count);
+        facts["experts_used"] = json!(experts.used);
+    }
     facts["warnings"] = json!(warnings);
     for warning in &warnings {
         output.note(format!("warning: {warning}"));
@@ -82,6 +86,12 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         if config.tied { "tied" } else { "own" },
         config.max_positions,
     ));
+    if let Some(experts) = config.experts {
+        output.line(format!(
+            "{} experts in each layer, of which a token goes through {}",
+            experts.count, experts.used
+        ));
+    }
     output.line(format!(
         "rope theta {}, scaling {:?}\n",
         config.ropes[0].theta, config.ropes[0].scaling

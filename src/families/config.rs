@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Family;
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
-use crate::graph::{Attention, BlockShape};
+use crate::graph::{Attention, BlockShape, Experts, MAX_EXPERTS};
 use crate::kernels::attention::MAX_HEAD_DIM;
 
 /// The numbers in which blocks of one model may differ.
@@ -58,6 +58,8 @@ pub struct Config {
     pub hidden_size: usize,
     /// Every block: as many as there are layers.
     pub blocks: Vec<BlockDims>,
+    /// The experts of every block, whose feed-forward channels are those of one; `None`: a block has one feed-forward.
+    pub experts: Option<Experts>,
     /// Columns of one head.
     pub head_dim: usize,
     /// Rows of the embedding.
@@ -131,6 +133,7 @@ impl Config {
             },
             rope: block.rope,
             activation: self.family.activation,
+            experts: self.experts,
         }
     }
 
@@ -171,7 +174,9 @@ impl Config {
         let rows = self.blocks.iter().try_fold(2 * self.vocab_size as u64, |rows, block| {
             let attention = product(2, block.heads)?.checked_add(product(2, block.kv_heads)?)?;
             let attention = attention.checked_mul(self.head_dim as u64)?;
-            rows.checked_add(attention)?.checked_add(product(3, block.intermediate_size)?)
+            let experts = self.experts.map_or(1, |experts| experts.count as u64);
+            let channels = product(3, block.intermediate_size)?.checked_mul(experts)?;
+            rows.checked_add(attention)?.checked_add(channels)
         });
         rows?.checked_mul(self.hidden_size as u64)
     }
@@ -216,6 +221,14 @@ impl Config {
                     self.vocab_size
                 ),
             });
+        }
+        if let (Some(experts), Some([count, used])) = (self.experts, self.family.experts_keys) {
+            if experts.count > MAX_EXPERTS {
+                return wrong(count, format!("at most {MAX_EXPERTS}"), experts.count);
+            }
+            if experts.used > experts.count {
+                return wrong(used, format!("at most the {} experts", experts.count), experts.used);
+            }
         }
         for rope in &self.ropes {
             if let RopeScaling::Divisors(divisors) = &rope.scaling

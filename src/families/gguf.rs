@@ -12,13 +12,13 @@ use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, GgmlType, Gguf, Value as Meta};
-use crate::graph::Slot;
+use crate::graph::{Experts, Slot};
 use crate::text::StoredTokenizer;
 
 const ARCHITECTURE: &str = "general.architecture";
 
 /// What llama.cpp reads of a model's shape, behind the architecture's name.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 14] = [
     "block_count",
     "context_length",
     "embedding_length",
@@ -31,6 +31,8 @@ const KEYS: [&str; 12] = [
     "rope.dimension_count",
     "rope.freq_base",
     "vocab_size",
+    EXPERTS,
+    EXPERTS_USED,
 ];
 
 /// Keys that change nothing of what is computed here, whatever they say.
@@ -38,7 +40,7 @@ const HARMLESS: &[&str] = &[
     "tensor_data_layout",
     "rope.scaling.original_context_length",
     "rope.scaling.finetuned",
-    "expert_used_count",
+    EXPERTS_USED, // of a model without experts
     "expert_feed_forward_length",
     "leading_dense_block_count",
     "pooling_type",
@@ -61,6 +63,8 @@ const NEUTRAL: &[(&str, &[f64])] = &[
     ("use_parallel_residual", &[0.0]),
 ];
 
+const EXPERTS: &str = "expert_count";
+const EXPERTS_USED: &str = "expert_used_count";
 const EPSILON: &str = "attention.layer_norm_rms_epsilon";
 const SCALING_TYPE: &str = "rope.scaling.type";
 /// The key of the factor, and what it was called before.
@@ -184,6 +188,19 @@ impl Keys<'_> {
         self.unsupported(what, "here every layer has attention and a feed-forward")
     }
 
+    /// The experts, of a family that has some.
+    fn experts(&self, family: &Family) -> Result<Option<Experts>> {
+        if self.gguf.u64(&self.key(EXPERTS))?.unwrap_or(0) == 0 {
+            return Ok(None);
+        }
+        if family.experts_keys.is_none() {
+            let what = format!("a mixture of experts of architecture {}", self.architecture);
+            return Err(self.unsupported(what, "this version reads dense models of it"));
+        }
+        let (count, used) = (self.size(EXPERTS, None)?, self.size(EXPERTS_USED, None)?);
+        Ok(Some(Experts { count, used }))
+    }
+
     /// A size that need not be there.
     pub(super) fn optional_size(&self, name: &str) -> Result<Option<usize>> {
         match self.gguf.get(&self.key(name)) {
@@ -280,7 +297,10 @@ impl Keys<'_> {
 fn family(gguf: &Gguf, architecture: &str) -> Option<(&'static Family, bool)> {
     let marked = |family: &&&'static Family| match family.gguf_mark {
         None => true,
-        Some(mark) => gguf.get(&format!("{architecture}.{mark}")).is_some(),
+        Some(mark) => {
+            let value = gguf.get(&format!("{architecture}.{mark}"));
+            value.is_some_and(|value| value.as_u64() != Some(0))
+        }
     };
     FAMILIES.iter().filter(marked).find_map(|family| {
         let per_layer = family.gguf_per_layer == Some(architecture);
@@ -305,10 +325,7 @@ impl Config {
             });
         };
         let keys = Keys { gguf, architecture, per_layer, asked: RefCell::default() };
-        if gguf.u64(&keys.key("expert_count"))?.unwrap_or(0) > 0 {
-            let what = "a mixture of experts".into();
-            return Err(keys.unsupported(what, "this version reads dense models"));
-        }
+        let experts = keys.experts(family)?;
         let layers = keys.size("block_count", None)?;
         if layers > MAX_LAYERS {
             return Err(keys.wrong("block_count", format!("at most {MAX_LAYERS}"), layers));
@@ -337,6 +354,7 @@ impl Config {
             family,
             hidden_size,
             blocks: BlockDims::zip(heads, kv_heads, intermediate),
+            experts,
             head_dim,
             vocab_size: keys.size("vocab_size", rows)?,
             max_positions: keys.size("context_length", Some(2048))?,
@@ -455,6 +473,8 @@ impl Config {
             EPSILON => Meta::F32(self.rms_norm_eps as f32),
             "rope.freq_base" => Meta::F32(self.ropes[0].theta as f32),
             "vocab_size" => size(self.vocab_size),
+            EXPERTS => size(self.experts?.count),
+            EXPERTS_USED => size(self.experts?.used),
             _ => return None,
         })
     }
@@ -467,6 +487,7 @@ impl Config {
                 .blocks
                 .first()
                 .is_some_and(|block| self.hidden_size / block.heads == self.head_dim),
+            EXPERTS | EXPERTS_USED => self.experts.is_none(),
             _ => true,
         }
     }

@@ -130,7 +130,7 @@ impl fmt::Display for Group {
 }
 
 /// The groups of a model with these tensors, block by block, then those that go through all of it. Query heads are a group of
-/// their own beside that of the key-value heads, where several read one.
+/// their own beside that of the key-value heads, where several read one. Channels of experts are none.
 pub fn groups(config: &Config, specs: &[TensorSpec]) -> Vec<Group> {
     let mut groups = Vec::new();
     let mut add = |width: PrunableDim, layer: Option<usize>| {
@@ -162,7 +162,10 @@ pub fn groups(config: &Config, specs: &[TensorSpec]) -> Vec<Group> {
         groups.push(Group { width, layer, units, parts, members });
     };
     for layer in 0..config.layers() {
-        add(PrunableDim::FeedForward, Some(layer));
+        // One channel of every expert would be a unit, and has nothing to do with the same channel of another.
+        if config.experts.is_none() {
+            add(PrunableDim::FeedForward, Some(layer));
+        }
         add(PrunableDim::KvGroup, Some(layer));
         add(PrunableDim::Head, Some(layer));
     }

@@ -10,7 +10,7 @@ use super::names::{Role, TensorSpec, tensor_specs};
 use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family};
 use crate::error::{Error, Result};
-use crate::graph::Slot;
+use crate::graph::{Experts, Slot};
 
 /// The keys of one JSON object.
 #[derive(Debug)]
@@ -125,6 +125,13 @@ impl<'a> Reader<'a> {
             }),
             Some(None) => Err(self.wrong(SHORTCUTS, "true or false")),
         }
+    }
+
+    /// The experts of a family that has some.
+    fn experts(&self, family: &Family) -> Result<Option<Experts>> {
+        let Some([count, used]) = family.experts_keys else { return Ok(None) };
+        let (count, used) = (self.required_size(count)?, self.required_size(used)?);
+        Ok(Some(Experts { count, used }))
     }
 
     /// An object within the object.
@@ -250,6 +257,7 @@ impl Config {
             family,
             hidden_size,
             blocks: BlockDims::zip(heads, kv_heads, intermediate),
+            experts: reader.experts(family)?,
             head_dim,
             vocab_size: reader.required_size("vocab_size")?,
             max_positions: reader.size("max_position_embeddings")?.unwrap_or(2048),
@@ -341,6 +349,10 @@ impl Config {
         ] {
             parent.insert(key.into(), value);
         }
+        if let (Some(experts), Some([count, used])) = (self.experts, self.family.experts_keys) {
+            parent.insert(count.into(), json!(experts.count));
+            parent.insert(used.into(), json!(experts.used));
+        }
         parent.remove(SHORTCUTS);
         if self.shortcuts {
             parent.insert(SHORTCUTS.into(), json!(true));
@@ -431,6 +443,7 @@ impl Config {
         (self.family, self.hidden_size, self.head_dim, self.vocab_size, self.tied)
             == (other.family, other.hidden_size, other.head_dim, other.vocab_size, other.tied)
             && self.blocks == other.blocks
+            && self.experts == other.experts
             && self.shortcuts == other.shortcuts
             && near(self.rms_norm_eps, other.rms_norm_eps)
             && option(self.attention_scale, other.attention_scale)

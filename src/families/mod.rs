@@ -11,6 +11,7 @@ mod groups;
 mod json;
 mod llama;
 mod mistral;
+mod mixtral;
 mod names;
 mod qwen2;
 mod qwen3;
@@ -37,8 +38,14 @@ use crate::formats::gguf::Value as Meta;
 use crate::graph::{Activation, Blocks, Graph, Slot};
 
 /// Every family. Where two share a GGUF architecture, the first whose mark is in the file is taken.
-pub static FAMILIES: &[&Family] =
-    &[&mistral::FAMILY, &llama::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY, &gemma3::FAMILY];
+pub static FAMILIES: &[&Family] = &[
+    &mixtral::FAMILY,
+    &mistral::FAMILY,
+    &llama::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &gemma3::FAMILY,
+];
 
 /// The family of a `model_type`.
 pub fn by_name(name: &str) -> Option<&'static Family> {
@@ -54,10 +61,12 @@ pub struct Family {
     pub class: &'static str,
     /// `general.architecture` in GGUF.
     pub gguf: &'static str,
-    /// A key, behind the architecture's name, without which a GGUF file is of another family.
+    /// A key, behind the architecture's name, without which (or with which 0) a GGUF file is of another family.
     pub gguf_mark: Option<&'static str>,
     /// The architecture in GGUF whose layers may differ in width.
     pub gguf_per_layer: Option<&'static str>,
+    /// The keys of `config.json` for the number of a block's experts and of those of a token, if it has experts.
+    pub experts_keys: Option<[&'static str; 2]>,
     /// The tensors of a block, in the order they are met.
     pub rows: &'static [Row],
     /// The block function, for each kind of graph.
@@ -96,6 +105,7 @@ impl Family {
             gguf: name,
             gguf_mark: None,
             gguf_per_layer: None,
+            experts_keys: None,
             rows: &[],
             blocks,
             activation: Activation::Silu,

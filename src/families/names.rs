@@ -31,6 +31,9 @@ pub enum Role {
     Embedding,
     /// A linear layer of a block.
     Linear,
+    /// The linear layer of a block that says which experts a token goes to. It is small, and a little error changes much: no
+    /// method makes it smaller.
+    Router,
     /// The output head.
     Head,
     /// The weight of a norm.
@@ -52,6 +55,8 @@ pub enum Dim {
     KeyValue,
     /// Columns of one head.
     Head,
+    /// Experts of a block.
+    Experts,
     /// Tokens.
     Vocabulary,
 }
@@ -64,7 +69,7 @@ impl Dim {
             Dim::Intermediate => Some(PrunableDim::FeedForward),
             Dim::Query => Some(PrunableDim::Head),
             Dim::KeyValue => Some(PrunableDim::KvGroup),
-            Dim::Head | Dim::Vocabulary => None,
+            Dim::Head | Dim::Experts | Dim::Vocabulary => None,
         }
     }
 
@@ -76,6 +81,7 @@ impl Dim {
             Dim::Query => widths.heads * config.head_dim,
             Dim::KeyValue => widths.kv_heads * config.head_dim,
             Dim::Head => config.head_dim,
+            Dim::Experts => config.experts.map_or(0, |experts| experts.count),
             Dim::Vocabulary => config.vocab_size,
         }
     }
@@ -88,6 +94,8 @@ pub enum Bias {
     Optional,
     /// Always.
     Required,
+    /// Never.
+    None,
 }
 
 /// One tensor of a family's block: a linear layer with its bias, or a norm.
@@ -128,6 +136,36 @@ impl Row {
     /// A norm over a dimension.
     pub const fn norm(slot: Slot, hf: &'static str, gguf: &'static str, over: Dim) -> Self {
         Self { role: Role::Norm, ..Self::linear(slot, hf, gguf, over, over) }
+    }
+
+    /// The router of a block with experts, without a bias.
+    pub const fn router(hf: &'static str, gguf: &'static str) -> Self {
+        let row = Self::linear(Slot::Router, hf, gguf, Dim::Experts, Dim::Hidden);
+        Self { role: Role::Router, ..row }
+    }
+
+    /// A linear layer of every expert, without a bias. `{}` in its names is the expert's number.
+    pub const fn expert(
+        slot: Slot,
+        hf: &'static str,
+        gguf: &'static str,
+        rows: Dim,
+        columns: Dim,
+    ) -> Self {
+        Self { bias: Bias::None, ..Self::linear(slot, hf, gguf, rows, columns) }
+    }
+
+    /// Whether every expert has one.
+    fn is_of_experts(&self) -> bool {
+        self.slot.expert().is_some()
+    }
+
+    /// Its name in Hugging Face's checkpoints or in GGUF, of an expert.
+    fn name(name: &str, slot: Slot) -> String {
+        match slot.expert() {
+            Some(expert) => name.replace("{}", &expert.to_string()),
+            None => name.to_string(),
+        }
     }
 
     /// The same, and GGUF stores the rows of each head with pairs side by side, Hugging Face with halves apart.
@@ -206,8 +244,9 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
+    /// The tensor of a row; `slot` is the row's, of an expert's row that of the expert.
     fn new(
-        row: &Row,
+        (row, slot): (&Row, Slot),
         layer: Option<usize>,
         bias: bool,
         config: &Config,
@@ -228,9 +267,9 @@ impl TensorSpec {
             (row.rows.prunable(), row.columns.prunable())
         };
         Self {
-            name: format!("{hf}{}.{suffix}", row.hf),
-            gguf: format!("{gguf}{}.{suffix}", row.gguf),
-            slot: row.slot,
+            name: format!("{hf}{}.{suffix}", Row::name(row.hf, slot)),
+            gguf: format!("{gguf}{}.{suffix}", Row::name(row.gguf, slot)),
+            slot,
             layer,
             role: if bias { Role::Bias } else { row.role },
             rows,
@@ -249,6 +288,13 @@ impl TensorSpec {
     /// The name in GGUF of the one f32 by which a tensor of NVFP4 is multiplied.
     pub fn gguf_scale(&self) -> String {
         format!("{}.scale", self.gguf.strip_suffix(".weight").unwrap_or(&self.gguf))
+    }
+
+    /// The tensor of a GGUF file that has this one of every expert, one after the other: `blk.0.ffn_up_exps.weight`, as llama.cpp
+    /// wants them. `None` if it is no expert's. (The name of one alone is the one that llama.cpp had before.)
+    pub fn gguf_stack(&self) -> Option<String> {
+        let alone = format!(".{}.weight", self.slot.expert()?);
+        self.gguf.strip_suffix(&alone).map(|name| format!("{name}_exps.weight"))
     }
 
     /// The shape in a checkpoint.
@@ -300,20 +346,19 @@ impl TensorSpec {
 
 /// Every tensor a model of this configuration has or (optional biases) may have, in the order they are met.
 pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
-    let whole = |row: &Row| TensorSpec::new(row, None, false, config, config.widest());
+    let whole = |row: &Row| TensorSpec::new((row, row.slot), None, false, config, config.widest());
     let mut specs = vec![whole(&EMBEDDING)];
     for (layer, widths) in config.blocks.iter().enumerate() {
-        for row in config.family.rows {
-            let spec = |bias| TensorSpec::new(row, Some(layer), bias, config, *widths);
-            specs.push(spec(false));
-            if row.role == Role::Linear {
-                specs.push(spec(true));
+        for (row, slot) in block_rows(config) {
+            let spec =
+                |row, slot, bias| TensorSpec::new((row, slot), Some(layer), bias, config, *widths);
+            specs.push(spec(row, slot, false));
+            if row.role == Role::Linear && row.bias != Bias::None {
+                specs.push(spec(row, slot, true));
             }
             let shortcut =
                 SHORTCUTS.iter().find(|(after, _)| config.shortcuts && *after == row.slot);
-            specs.extend(
-                shortcut.map(|(_, row)| TensorSpec::new(row, Some(layer), false, config, *widths)),
-            );
+            specs.extend(shortcut.map(|(_, row)| spec(row, row.slot, false)));
         }
     }
     specs.push(whole(&FINAL_NORM));
@@ -323,11 +368,27 @@ pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
     specs
 }
 
+/// The rows of a block with their slots: those of experts once for each, expert by expert.
+fn block_rows(config: &Config) -> Vec<(&'static Row, Slot)> {
+    let rows = config.family.rows;
+    let experts = config.experts.map_or(0, |experts| experts.count);
+    let mut all = Vec::with_capacity(rows.len());
+    for part in rows.chunk_by(|a, b| a.is_of_experts() == b.is_of_experts()) {
+        if !part[0].is_of_experts() {
+            all.extend(part.iter().map(|row| (row, row.slot)));
+            continue;
+        }
+        let of = |expert| part.iter().map(move |row| (row, row.slot.of_expert(expert)));
+        all.extend((0..experts).flat_map(of));
+    }
+    all
+}
+
 /// The module name of a linear layer of a block.
 pub fn module_name(config: &Config, layer: usize, slot: Slot) -> String {
     let rows = config.family.rows.iter().chain(SHORTCUTS.iter().map(|(_, row)| row));
-    let found = rows.filter(|row| row.slot == slot).map(|row| row.hf).next();
-    format!("{LAYERS}{layer}.{}", found.unwrap_or_default())
+    let found = rows.filter(|row| row.slot == slot.of_expert(0)).map(|row| row.hf).next();
+    format!("{LAYERS}{layer}.{}", Row::name(found.unwrap_or_default(), slot))
 }
 
 /// The name of the embedding's table.
@@ -385,9 +446,12 @@ pub fn unread(config: &Config, name: &str) -> Unread {
     if HARMLESS.iter().any(|end| name.ends_with(end)) {
         return Unread::Harmless;
     }
-    let of = |rows: &[Row], rest: &str| {
-        rows.iter().any(|row| rest.strip_prefix(row.hf).is_some_and(|end| end.starts_with('.')))
+    // Any expert is known, also one beyond those that there are.
+    let known = |row: &Row, rest: &str| match row.hf.split_once("{}") {
+        Some((before, _)) => rest.starts_with(before),
+        None => rest.strip_prefix(row.hf).is_some_and(|end| end.starts_with('.')),
     };
+    let of = |rows: &[Row], rest: &str| rows.iter().any(|row| known(row, rest));
     let layer = name.strip_prefix(LAYERS).and_then(|rest| rest.split_once('.'));
     let known = match layer {
         Some((number, rest)) => {

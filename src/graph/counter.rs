@@ -1,7 +1,7 @@
 //! The graph that counts: the products of a block, the bytes of activations that its backward pass needs, and operations,
 //! from sizes alone.
 
-use super::{Activation, Attention, Graph, Slot};
+use super::{Activation, Attention, Experts, Graph, Slot};
 use crate::error::Result;
 use crate::tensor::DType;
 
@@ -60,6 +60,8 @@ pub struct Counter<'g> {
     /// Output features of a weight; 0 where the block has none.
     rows: &'g dyn Fn(Slot) -> usize,
     counts: Counts,
+    /// What was counted before the first expert that a token has no use for.
+    without_unused: Option<Counts>,
 }
 
 impl std::fmt::Debug for Counter<'_> {
@@ -72,7 +74,7 @@ impl<'g> Counter<'g> {
     /// A count of a block whose weights have so many output features.
     pub fn new(rows: &'g dyn Fn(Slot) -> usize) -> Self {
         let counts = Counts::default();
-        Self { rows, counts }
+        Self { rows, counts, without_unused: None }
     }
 
     /// The counts, after the block's result was used.
@@ -98,6 +100,7 @@ impl<'g> Counter<'g> {
 
 impl Graph for Counter<'_> {
     type Value = Width;
+    type Routing = Experts;
 
     fn norm(&mut self, x: &Width, slot: Slot) -> Result<Width> {
         self.used(x, Output::Stream);
@@ -162,6 +165,41 @@ impl Graph for Counter<'_> {
     fn add(&mut self, stream: Width, x: Width) -> Result<Width> {
         self.used(&stream, Output::Stream);
         self.used(&x, Output::Stream);
+        self.counts.kept_f32 += stream.columns;
+        Ok(self.made(stream.columns))
+    }
+    fn route(&mut self, logits: Width, experts: Experts) -> Result<Experts> {
+        self.used(&logits, Output::Stream);
+        self.counts.kept_f32 += logits.columns;
+        self.made(logits.columns);
+        Ok(experts)
+    }
+
+    fn to_expert(&mut self, x: &Width, experts: &Experts, expert: usize) -> Result<Option<Width>> {
+        // A token goes through as many as it uses; the products of the others are told all the same.
+        if expert >= experts.used {
+            self.without_unused.get_or_insert_with(|| self.counts.clone());
+        }
+        self.counts.kept_activations += x.columns;
+        Ok(Some(self.made(x.columns)))
+    }
+
+    fn add_experts(
+        &mut self,
+        stream: Width,
+        experts: Experts,
+        results: Vec<(usize, Width)>,
+    ) -> Result<Width> {
+        if let Some(before) = self.without_unused.take() {
+            let products = std::mem::take(&mut self.counts.products);
+            self.counts = Counts { products, ..before };
+        }
+        self.used(&stream, Output::Stream);
+        for (expert, result) in results {
+            self.used(&result, Output::Stream);
+            // The result is kept for the gradient of its share.
+            self.counts.kept_f32 += if expert < experts.used { result.columns } else { 0 };
+        }
         self.counts.kept_f32 += stream.columns;
         Ok(self.made(stream.columns))
     }

@@ -5,11 +5,14 @@
 use std::cell::{OnceCell, RefCell};
 use std::rc::{Rc, Weak};
 
-use super::{Activation, Attention, BlockWeights, Graph, Linear, Pass, Slot};
+use super::routed::Routed;
+use super::{Activation, Attention, BlockWeights, Experts, Graph, Linear, Pass, Slot};
 use crate::device::Tensor;
 use crate::error::Result;
 use crate::kernels::attention::cached::{cached, entering};
 use crate::kernels::copy::cast::{cast, scaled};
+use crate::kernels::experts::Share;
+use crate::kernels::experts::product::{Outcome, product};
 use crate::kernels::gate::glu::glu;
 use crate::kernels::kv::Cached;
 use crate::kernels::matmul::{Destination, FUSED_GATES, Input};
@@ -18,6 +21,10 @@ use crate::kernels::residual::add::add;
 use crate::kernels::rope::enter::{BINDINGS, enter};
 use crate::kernels::rope::rotate::{Target, rotate};
 use crate::tensor::DType;
+
+/// Up to so many tokens every expert is given all of them: which ones are its own only the device knows, and leaves the others out;
+/// nothing waits for the processor to read it. So the calls of a token are the same each time, and can be recorded.
+pub const ROUTED_WITHOUT_READING: usize = 8;
 
 /// Who is shown the input of a linear layer, (tokens, input features): as the product takes it.
 pub type Tap<'t> = dyn FnMut(Slot, &Tensor) -> Result<()> + 't;
@@ -67,6 +74,25 @@ pub enum Lazy {
     },
     /// Queries or keys that have not been rotated.
     Unrotated(Tensor, usize),
+    /// Activations on their way into an expert. Of tokens that do not go there they may be anything.
+    OfExpert(Rc<Input>, Chosen),
+    /// An expert's product that has not run: it has a result of the tokens that go there.
+    ExpertProduct {
+        /// Its input.
+        input: Rc<Input>,
+        /// Its weight.
+        slot: Slot,
+        /// The tokens.
+        chosen: Chosen,
+    },
+}
+
+/// The tokens that go to an expert, as the device knows them.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// The shares of experts, f32 (tokens, experts).
+    shares: Tensor,
+    expert: usize,
 }
 
 impl std::fmt::Debug for Eager<'_> {
@@ -91,7 +117,10 @@ impl<'g> Eager<'g> {
     fn force(&self, value: &Lazy, dtype: DType) -> Result<Tensor> {
         match value {
             Lazy::Ready(tensor) | Lazy::Unrotated(tensor, _) => Ok(tensor.clone()),
-            Lazy::Input(input) => input.values(self.pass.device),
+            Lazy::Input(input) | Lazy::OfExpert(input, _) => input.values(self.pass.device),
+            Lazy::ExpertProduct { input, slot, .. } => {
+                self.block.linear(*slot).apply(&self.pass, input, Destination::New(dtype))
+            }
             Lazy::Product { input, slot, result } => match result.get() {
                 Some(result) => Ok(result.clone()),
                 None => {
@@ -138,6 +167,18 @@ impl<'g> Eager<'g> {
         Ok(stream)
     }
 
+    /// An expert's product, of the tokens that go there.
+    fn expert_product(
+        &self,
+        (input, slot, chosen): (&Input, Slot, &Chosen),
+        outcome: Outcome,
+        result: &Tensor,
+    ) -> Result<()> {
+        let share = Share { shares: &chosen.shares, expert: chosen.expert };
+        let weight = &self.block.linear(slot).weight;
+        product(self.pass.device, input, weight, share, outcome, result)
+    }
+
     fn activation(&self) -> DType {
         self.pass.compute.activation
     }
@@ -172,6 +213,7 @@ impl<'g> Eager<'g> {
 
 impl Graph for Eager<'_> {
     type Value = Lazy;
+    type Routing = Routed;
 
     fn norm(&mut self, x: &Lazy, slot: Slot) -> Result<Lazy> {
         let norm = self.block.norm(slot);
@@ -192,7 +234,7 @@ impl Graph for Eager<'_> {
 
     fn linear(&mut self, x: &Lazy, slot: Slot) -> Result<Lazy> {
         let input = match x {
-            Lazy::Input(input) => input.clone(),
+            Lazy::Input(input) | Lazy::OfExpert(input, _) => input.clone(),
             other => {
                 let x = self.force(other, self.activation())?;
                 let x = cast(self.pass.device, &x, self.activation())?;
@@ -208,10 +250,16 @@ impl Graph for Eager<'_> {
             let result = linear.apply(&self.pass, &input, Destination::New(DType::F32))?;
             adapter.apply(&self.pass, &input, &result)?;
             // What goes to the residual stream stays as it is, the rest goes on as activations.
-            return Ok(Lazy::Ready(match slot {
-                Slot::Output | Slot::Down => result,
-                _ => cast(self.pass.device, &result, self.activation())?,
+            return Ok(Lazy::Ready(match slot.feeds_stream() {
+                true => result,
+                false => cast(self.pass.device, &result, self.activation())?,
             }));
+        }
+        if let Lazy::OfExpert(_, chosen) = x
+            && linear.bias.is_none()
+        {
+            let chosen = chosen.clone();
+            return Ok(Lazy::ExpertProduct { input, slot, chosen });
         }
         let result = OnceCell::new();
         Ok(Lazy::Product { input, slot, result })
@@ -282,6 +330,20 @@ impl Graph for Eager<'_> {
     }
 
     fn gate(&mut self, gate: Lazy, up: Lazy, activation: Activation) -> Result<Lazy> {
+        if let (
+            Lazy::ExpertProduct { input, slot, chosen },
+            Lazy::ExpertProduct { input: x, slot: up, .. },
+        ) = (&gate, &up)
+            && FUSED_GATES.contains(&activation)
+        {
+            let columns = self.block.linear(*slot).weight.rows();
+            let shape = [input.tokens(), columns];
+            let gated = self.pass.device.allocate(self.activation(), &shape, "an expert's gate")?;
+            self.expert_product((input, *slot, chosen), Outcome::Stored, &gated)?;
+            self.expert_product((x, *up, chosen), Outcome::Gated(activation), &gated)?;
+            let gated = Rc::new(self.pass.input(gated, columns));
+            return Ok(Lazy::OfExpert(gated, chosen.clone()));
+        }
         // Both by one call, or the second one's product takes the first one's result for its gate.
         let beside = match &gate {
             Lazy::Product { input, slot, result } if result.get().is_none() => {
@@ -336,6 +398,51 @@ impl Graph for Eager<'_> {
                 let x = self.force(&other, DType::F32)?;
                 add(device, &cast(device, &x, DType::F32)?, &stream)?;
             }
+        }
+        Ok(Lazy::Ready(stream))
+    }
+    fn route(&mut self, logits: Lazy, experts: Experts) -> Result<Routed> {
+        let device = self.pass.device;
+        let logits = cast(device, &self.force(&logits, DType::F32)?, DType::F32)?;
+        // Who is shown inputs of an expert is shown those of its own tokens.
+        let few = logits.shape()[0] <= ROUTED_WITHOUT_READING && self.tap.is_none();
+        match few {
+            true => Routed::everywhere(device, &logits, experts.used),
+            false => Routed::by_expert(device, &logits, experts.used, false),
+        }
+    }
+
+    fn to_expert(&mut self, x: &Lazy, routing: &Routed, expert: usize) -> Result<Option<Lazy>> {
+        let device = self.pass.device;
+        if let (true, Lazy::Input(input)) = (routing.is_everywhere(), x) {
+            let chosen = Chosen { shares: routing.shares().clone(), expert };
+            return Ok(Some(Lazy::OfExpert(input.clone(), chosen)));
+        }
+        let x = cast(device, &self.force(x, self.activation())?, self.activation())?;
+        if routing.is_everywhere() {
+            return Ok(Some(Lazy::Ready(x)));
+        }
+        let own = routing.gather(device, &x, expert)?;
+        Ok(own.map(|own| {
+            let columns = own.shape()[1];
+            self.input(own, columns)
+        }))
+    }
+
+    fn add_experts(
+        &mut self,
+        stream: Lazy,
+        routing: Routed,
+        results: Vec<(usize, Lazy)>,
+    ) -> Result<Lazy> {
+        let stream = self.overwritten(&stream)?;
+        for (expert, result) in results {
+            if let Lazy::ExpertProduct { input, slot, chosen } = &result {
+                self.expert_product((input, *slot, chosen), Outcome::Added, &stream)?;
+                continue;
+            }
+            let branch = self.force(&result, DType::F32)?;
+            routing.add(self.pass.device, expert, &branch, &stream)?;
         }
         Ok(Lazy::Ready(stream))
     }

@@ -11,17 +11,21 @@
 mod counter;
 mod eager;
 mod linear;
+mod routed;
 mod tape;
 mod token_split;
 
 pub use counter::{Counter, Counts, Output as ProductOutput, Width as CountedWidth};
-pub use eager::{Eager, KeyValueCache, Lazy, Tap};
+pub use eager::{Eager, KeyValueCache, Lazy, ROUTED_WITHOUT_READING, Tap};
 pub use linear::{Adapter, Compute, Factor, Linear, Pass, RmsNormWeight};
+pub use routed::Routed;
 pub use tape::{
-    Deferred, Gradient, Node, Parameter, RopeTables, Settings, Sink, Tape, Value, Weight,
+    Deferred, Gradient, Node, Parameter, RopeTables, Routing, Settings, Sink, Tape, Value, Weight,
     output_name,
 };
 pub use token_split::TokenSplit;
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 pub use crate::kernels::activation::Activation;
@@ -62,6 +66,14 @@ pub enum Slot {
     Down,
     /// What turns the residual stream into the basis that the feed-forward's result is in.
     FeedForwardShortcut,
+    /// The projection that says which experts a token goes to.
+    Router,
+    /// The gate projection of an expert's feed-forward.
+    ExpertGate(u16),
+    /// The up projection of an expert.
+    ExpertUp(u16),
+    /// The down projection of an expert.
+    ExpertDown(u16),
     /// The norm of the feed-forward's result.
     PostFeedForwardNorm,
     /// The norm after the last block.
@@ -83,10 +95,49 @@ impl Slot {
         match self {
             Slot::Key | Slot::Value => Slot::Query,
             Slot::Up => Slot::Gate,
+            Slot::ExpertUp(expert) => Slot::ExpertGate(expert),
             slot => slot,
         }
     }
+
+    /// The expert that it is a part of, if it is one's.
+    pub fn expert(self) -> Option<usize> {
+        match self {
+            Slot::ExpertGate(expert) | Slot::ExpertUp(expert) | Slot::ExpertDown(expert) => {
+                Some(usize::from(expert))
+            }
+            _ => None,
+        }
+    }
+
+    /// The same slot of another expert; itself if it is no expert's.
+    pub fn of_expert(self, expert: usize) -> Slot {
+        let number = expert as u16;
+        match self {
+            Slot::ExpertGate(_) => Slot::ExpertGate(number),
+            Slot::ExpertUp(_) => Slot::ExpertUp(number),
+            Slot::ExpertDown(_) => Slot::ExpertDown(number),
+            slot => slot,
+        }
+    }
+
+    /// Whether its result is added to the residual stream, and so stays f32.
+    pub fn feeds_stream(self) -> bool {
+        matches!(self, Slot::Output | Slot::Down | Slot::ExpertDown(_))
+    }
 }
+
+/// A mixture of experts: how many a block has, and how many of them each token goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Experts {
+    /// Experts of a block: 1 to [`MAX_EXPERTS`].
+    pub count: usize,
+    /// Those of a token: at most all.
+    pub used: usize,
+}
+
+/// Most experts of a block.
+pub const MAX_EXPERTS: usize = 1024;
 
 /// A layer's shape and numbers: all that a block function needs beside the weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,16 +148,20 @@ pub struct BlockShape {
     pub rope: usize,
     /// The activation that gates its feed-forward.
     pub activation: Activation,
+    /// Its experts, if it has some.
+    pub experts: Option<Experts>,
 }
 
 /// The operations of a block. Values have (tokens, width) elements; a slot names a weight of the block.
 ///
 /// Families still to come add operations, not another shape: encoders a mask in [`Attention`], decoders with
 /// cross-attention keys and values of another stream (which [`Graph::attention`] takes as values already), LayerNorm another
-/// kind of weight in a norm's slot, experts a `route` beside [`Graph::linear`].
+/// kind of weight in a norm's slot.
 pub trait Graph {
     /// A value, computed or not yet.
     type Value;
+    /// Which experts the tokens go to, and what each counts.
+    type Routing;
 
     /// `x` / sqrt(mean(x^2) + epsilon) * weight, over as many columns at a time as the weight has: the whole width, or each
     /// head's.
@@ -141,6 +196,28 @@ pub trait Graph {
 
     /// The residual stream with `x` added. A graph may reuse the stream's memory.
     fn add(&mut self, stream: Self::Value, x: Self::Value) -> Result<Self::Value>;
+
+    /// The experts that each token goes to, by the router's result, (tokens, experts): the largest few, with shares that are the
+    /// softmax of theirs.
+    fn route(&mut self, logits: Self::Value, experts: Experts) -> Result<Self::Routing>;
+
+    /// The tokens of `x` that go to an expert; `None` where there are none. A graph may give all of them: what comes of those
+    /// that do not go there counts nothing.
+    fn to_expert(
+        &mut self,
+        x: &Self::Value,
+        routing: &Self::Routing,
+        expert: usize,
+    ) -> Result<Option<Self::Value>>;
+
+    /// The residual stream with what experts made of their tokens added, each result times its share. A graph may reuse the
+    /// stream's memory.
+    fn add_experts(
+        &mut self,
+        stream: Self::Value,
+        routing: Self::Routing,
+        results: Vec<(usize, Self::Value)>,
+    ) -> Result<Self::Value>;
 }
 
 /// The weights of a block on a device, by slot.
@@ -196,7 +273,7 @@ impl BlockWeights {
         match slot {
             Slot::Query if normed(Slot::QueryNorm) => DType::F32,
             Slot::Key if normed(Slot::KeyNorm) => DType::F32,
-            Slot::Gate | Slot::Up => DType::F32,
+            Slot::Gate | Slot::Up | Slot::ExpertGate(_) | Slot::ExpertUp(_) => DType::F32,
             _ => activation,
         }
     }

@@ -11,10 +11,13 @@
 //! that is recomputed only for its gradients never runs.
 
 use std::cell::OnceCell;
+use std::rc::Rc;
 
+use super::routed::Routed;
 use super::token_split::TokenSplit;
 use super::{
-    Activation, Adapter, Attention, BlockWeights, Factor, Graph, Linear, RmsNormWeight, Slot,
+    Activation, Adapter, Attention, BlockWeights, Experts, Factor, Graph, Linear, RmsNormWeight,
+    Slot,
 };
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
@@ -22,6 +25,9 @@ use crate::kernels::attention::backward as attention;
 use crate::kernels::attention::causal::forward as attention_forward;
 use crate::kernels::attention::coop;
 use crate::kernels::copy::cast::{cast, scaled};
+use crate::kernels::experts::combine::combine;
+use crate::kernels::experts::combine_grad::combine_grad;
+use crate::kernels::experts::route_grad::route_grad;
 use crate::kernels::gate::glu::glu;
 use crate::kernels::gate::glu_grad::glu_grad;
 use crate::kernels::mask::dropout::dropout;
@@ -173,6 +179,13 @@ impl RopeTables {
             past: device.upload(&HostTensor::zeros(DType::U32, &[sequences]), "lengths")?,
         })
     }
+}
+
+/// Which experts the tokens go to, and the place of the shares' gradient.
+#[derive(Debug)]
+pub struct Routing {
+    routed: Rc<Routed>,
+    shares: Node,
 }
 
 type Rule<'a> = Box<dyn FnOnce(&mut Backward<'_, '_>, Tensor) -> Result<()> + 'a>;
@@ -487,6 +500,68 @@ impl<'a> Tape<'a> {
         }))
     }
 
+    /// The experts of each token, by the router's result, f32 (tokens, experts). Every expert takes its own tokens, but where
+    /// gradients are handed out in parts, which are of all tokens alike.
+    fn routed(&mut self, logits: &Value, used: usize) -> Result<Routing> {
+        let device = self.device;
+        let routed = Rc::new(match self.settings.split.count() {
+            1 => Routed::by_expert(device, &logits.tensor, used, true)?,
+            _ => Routed::everywhere(device, &logits.tensor, used)?,
+        });
+        let (of, node) = (routed.clone(), logits.node);
+        let shares = self.record(routed.shares().clone(), move |back, grad| {
+            back.add(node, route_grad(device, of.shares(), &grad)?)
+        });
+        Ok(Routing { routed, shares: shares.node })
+    }
+
+    /// The tokens of `x` that an expert takes.
+    fn taken(&mut self, x: &Value, routed: &Rc<Routed>, expert: usize) -> Result<Option<Value>> {
+        if routed.is_everywhere() {
+            return Ok(Some(x.clone()));
+        }
+        let device = self.device;
+        let Some(own) = routed.gather(device, &x.tensor, expert)? else { return Ok(None) };
+        let (routed, x) = (routed.clone(), x.clone());
+        Ok(Some(self.record(own, move |back, grad| {
+            let sum = match back.sums[x.node.0].take() {
+                Some(sum) => sum,
+                None => zeros_like(device, &x.tensor)?,
+            };
+            combine(device, &grad, None, routed.tokens(expert), &sum)?;
+            back.sums[x.node.0] = Some(sum);
+            Ok(())
+        })))
+    }
+
+    /// The residual stream, f32 (tokens, columns), and what experts made of the tokens they took, f32 (rows, columns), each times
+    /// its share.
+    fn sum_of_experts(
+        &mut self,
+        stream: &Value,
+        routing: Routing,
+        results: Vec<(usize, Value)>,
+    ) -> Result<Value> {
+        let device = self.device;
+        let sum = scaled(device, &stream.tensor, 1.0, DType::F32)?;
+        for (expert, result) in &results {
+            routing.routed.add(device, *expert, &result.tensor, &sum)?;
+        }
+        let node = stream.node;
+        Ok(self.record(sum, move |back, grad| {
+            let Routing { routed, shares } = routing;
+            let of_shares = zeros_like(device, routed.shares())?;
+            for (expert, result) in &results {
+                let (share, tokens) = (routed.share(*expert), routed.tokens(*expert));
+                let of_result =
+                    combine_grad(device, &grad, &result.tensor, share, tokens, &of_shares)?;
+                back.add(result.node, of_result)?;
+            }
+            back.add(shares, of_shares)?;
+            back.add(node, grad)
+        }))
+    }
+
     /// A value, computed now if it was not.
     pub fn force(&mut self, value: &Deferred<'a>) -> Result<Value> {
         self.force_in(value, DType::F32)
@@ -558,6 +633,7 @@ impl<'a> Tape<'a> {
 
 impl<'a> Graph for Tape<'a> {
     type Value = Deferred<'a>;
+    type Routing = Routing;
 
     fn norm(&mut self, x: &Deferred<'a>, slot: Slot) -> Result<Deferred<'a>> {
         let output = match slot.feeds_products() {
@@ -642,6 +718,38 @@ impl<'a> Graph for Tape<'a> {
             }
         }
     }
+
+    fn route(&mut self, logits: Deferred<'a>, experts: Experts) -> Result<Routing> {
+        let logits = self.force(&logits)?;
+        self.routed(&logits, experts.used)
+    }
+
+    fn to_expert(
+        &mut self,
+        x: &Deferred<'a>,
+        routing: &Routing,
+        expert: usize,
+    ) -> Result<Option<Deferred<'a>>> {
+        let x = self.force(x)?;
+        Ok(self.taken(&x, &routing.routed, expert)?.map(Deferred::Known))
+    }
+
+    fn add_experts(
+        &mut self,
+        stream: Deferred<'a>,
+        routing: Routing,
+        results: Vec<(usize, Deferred<'a>)>,
+    ) -> Result<Deferred<'a>> {
+        let stream = self.force(&stream)?;
+        let force = |(expert, result): &(usize, Deferred<'a>)| Ok((*expert, self.force(result)?));
+        let results = results.iter().map(force).collect::<Result<_>>()?;
+        self.sum_of_experts(&stream, routing, results).map(Deferred::Known)
+    }
+}
+
+/// Zeros in f32, of a tensor's shape.
+fn zeros_like(device: &Device, x: &Tensor) -> Result<Tensor> {
+    scaled(device, x, 0.0, DType::F32)
 }
 
 /// A number that follows from a name (FNV-1a, Fowler, Noll and Vo 1991).

@@ -9,6 +9,7 @@ pub mod copy;
 pub mod dequantize;
 mod elementwise;
 pub mod embed;
+pub mod experts;
 pub mod gate;
 pub mod kv;
 pub mod logits;
@@ -73,6 +74,11 @@ pub static TABLE: &[&Kernel] = &[
     &attention::group_sum::KERNEL,
     &gate::glu::KERNEL,
     &gate::glu_grad::KERNEL,
+    &experts::route::KERNEL,
+    &experts::route_grad::KERNEL,
+    &experts::product::KERNEL,
+    &experts::combine::KERNEL,
+    &experts::combine_grad::KERNEL,
     &residual::add::KERNEL,
     &copy::cast::KERNEL,
     &copy::compact::KERNEL,

@@ -62,7 +62,8 @@ pub struct Sums {
     /// Sums over the inputs X (tokens, input features) that the layers get.
     pub block: BlockSums,
     /// A^T X (input features, input features) of those and the inputs A that the dense model has there, by the slot of the
-    /// input: outputs W A^T are to W (A^T X) what outputs W X^T are to W (X^T X).
+    /// input: outputs W A^T are to W (A^T X) what outputs W X^T are to W (X^T X). Not of experts, to which the dense model may
+    /// send other tokens.
     pub cross: BTreeMap<Slot, Vec<f32>>,
 }
 
@@ -211,7 +212,9 @@ impl Run<'_> {
     fn grouped<'s>(&self, specs: &[&'s TensorSpec]) -> Vec<Vec<&'s TensorSpec>> {
         let groups = self.method.groups();
         let place = |spec: &TensorSpec| {
-            let found = groups.iter().position(|group| group.contains(&spec.slot.input()));
+            // Experts stand beside each other: one stands for all.
+            let slot = spec.slot.input().of_expert(0);
+            let found = groups.iter().position(|group| group.contains(&slot));
             found.unwrap_or(groups.len())
         };
         let grouped = (0..=groups.len())
@@ -233,7 +236,8 @@ impl Run<'_> {
             .with_roots(self.method.roots(layer));
         let mut observer = Only { slots, sums };
         run(&mut observer)?;
-        let block = observer.sums.read(|slot| name_of(specs, slot))?;
+        let mut block = observer.sums.read(|slot| name_of(specs, slot))?;
+        fill_unreached(specs.iter().copied(), self.method.kinds(), &mut block);
         tracing::debug!("{}: statistics in {:?}", specs[0].name, start.elapsed());
         Ok(Sums { block, ..Sums::default() })
     }
@@ -256,7 +260,8 @@ impl Run<'_> {
         let slots: BTreeSet<Slot> = specs.iter().map(|spec| input_of(spec)).collect();
         let seen: RefCell<BTreeMap<Slot, Tensor>> = RefCell::default();
         let mut keep = |slot: Slot, x: &Tensor| {
-            if slots.contains(&slot) {
+            // The dense model may send other tokens to an expert.
+            if slots.contains(&slot) && slot.expert().is_none() {
                 // The graph may use the memory again.
                 seen.borrow_mut().insert(slot, scaled(device, x, 1.0, x.dtype())?);
             }
@@ -284,7 +289,8 @@ impl Run<'_> {
             dense.observe_one(index, Through::Parent, &mut keep)?;
             step.observe_one(index, Through::Replaced, &mut pair)?;
         }
-        let block = only.sums.read(|slot| name_of(specs, slot))?;
+        let mut block = only.sums.read(|slot| name_of(specs, slot))?;
+        fill_unreached(specs.iter().copied(), self.method.kinds(), &mut block);
         let mut read = BTreeMap::new();
         for (slot, sum) in cross {
             let values = device.read(&sum)?.to_f32();
@@ -309,6 +315,15 @@ impl Run<'_> {
         let compressed = self.method.compress(&layers, sums)?;
         Ok(specs.iter().copied().zip(compressed).collect())
     }
+}
+
+/// Gives inputs of these tensors that no token reached sums of zero.
+pub fn fill_unreached<'s>(
+    specs: impl Iterator<Item = &'s TensorSpec>,
+    kinds: &[Kind],
+    block: &mut BlockSums,
+) {
+    specs.for_each(|spec| block.fill_unreached(spec.slot, spec.columns, kinds));
 }
 
 /// The name of a tensor with this input.
@@ -560,7 +575,10 @@ pub fn survey(
         }
         let mut sums = Statistics::new(pass.device, kinds, length);
         step.advance(Through::Parent, Some(&mut sums))?;
-        see(layer, &sums.read(|slot| format!("{slot:?} of layer {layer}"))?)?;
+        let mut block = sums.read(|slot| format!("{slot:?} of layer {layer}"))?;
+        let specs = model.specs().iter().filter(|spec| spec.layer == Some(layer));
+        fill_unreached(specs, kinds, &mut block);
+        see(layer, &block)?;
         if layer + 1 == blocks.end {
             return Ok(());
         }

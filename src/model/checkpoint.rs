@@ -149,8 +149,9 @@ impl Checkpoint {
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
-        let gguf = Gguf::open_set(path)?;
+        let mut gguf = Gguf::open_set(path)?;
         let (config, unknown) = Config::from_gguf(&gguf)?;
+        take_experts_apart(&mut gguf, &config)?;
         let store = Store::Gguf(Box::new(gguf));
         let mut model = Self::new(path.into(), store, config, None);
         if !unknown.is_empty() {
@@ -653,6 +654,19 @@ impl Weights for Checkpoint {
             None => Some(CopyOf { tensor: spec.name.clone(), rows: None }),
         }
     }
+}
+
+/// Takes a GGUF file's tensors of all experts apart: here every expert has its own.
+fn take_experts_apart(gguf: &mut Gguf, config: &Config) -> Result<()> {
+    let mut stacks: Vec<(String, Vec<String>)> = Vec::new();
+    for spec in tensor_specs(config) {
+        let Some(stack) = spec.gguf_stack() else { continue };
+        match stacks.iter_mut().rev().find(|(name, _)| *name == stack) {
+            Some((_, parts)) => parts.push(spec.gguf),
+            None => stacks.push((stack, vec![spec.gguf])),
+        }
+    }
+    stacks.iter().try_for_each(|(stack, parts)| gguf.take_apart(stack, parts))
 }
 
 /// A weight as another tool's methods know it.

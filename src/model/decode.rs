@@ -10,7 +10,7 @@ use super::generate::{Caches, Ensemble, Sampler, Sampling};
 use super::resident::Model;
 use crate::device::{HostTensor, Reading, Recording, Tensor};
 use crate::error::Result;
-use crate::graph::Pass;
+use crate::graph::{Pass, ROUTED_WITHOUT_READING};
 use crate::interrupt;
 use crate::kernels::kv::advance::advance;
 use crate::tensor::DType;
@@ -161,6 +161,7 @@ impl<'m> Decoder<'m> {
         let device = self.pass.device;
         match &self.recorded {
             Some((of, recording)) if *of == bound => device.replay(recording)?,
+            _ if !self.is_recordable() => self.drawn_by = self.calls()?,
             _ => {
                 // The old one's buffers first, so that they are there for the new one.
                 (self.recorded, self.drawn_by) = (None, None);
@@ -171,6 +172,13 @@ impl<'m> Decoder<'m> {
         }
         self.caches.count(1);
         Ok(())
+    }
+
+    /// Whether the calls of a step are the same each time. Where many tokens go to experts of their own, they are not: the processor
+    /// reads which tokens an expert has, and calls accordingly.
+    fn is_recordable(&self) -> bool {
+        let few = self.ids.len() <= ROUTED_WITHOUT_READING;
+        few || !self.ensemble.models().any(|model| model.config().experts.is_some())
     }
 
     /// The calls of a step; what its tokens were drawn by.

@@ -105,7 +105,8 @@ pub(super) fn block_beside(
     for spec in specs().filter(|spec| spec.role == Role::Norm) {
         block.set_norm(spec.slot, norm(device, weights, spec)?);
     }
-    let linears: Vec<&TensorSpec> = specs().filter(|spec| spec.role == Role::Linear).collect();
+    let is_linear = |spec: &&TensorSpec| matches!(spec.role, Role::Linear | Role::Router);
+    let linears: Vec<&TensorSpec> = specs().filter(is_linear).collect();
     for group in linears.chunk_by(|a, b| a.slot.input() == b.slot.input()) {
         for (spec, linear) in group.iter().zip(linears_beside(device, weights, group)?) {
             block.set_linear(spec.slot, linear);
@@ -120,7 +121,9 @@ pub fn block(device: &Device, weights: &dyn Weights, layer: usize) -> Result<Blo
     for spec in weights.specs().iter().filter(|s| s.layer == Some(layer)) {
         match spec.role {
             Role::Norm => block.set_norm(spec.slot, norm(device, weights, spec)?),
-            Role::Linear => block.set_linear(spec.slot, linear(device, weights, spec)?),
+            Role::Linear | Role::Router => {
+                block.set_linear(spec.slot, linear(device, weights, spec)?)
+            }
             _ => {}
         }
     }

@@ -113,10 +113,13 @@ impl Outline {
         Ok((2048.max(ctx) as u64).saturating_mul(each))
     }
 
-    /// Operations of the products with weights for one token: 2 for each weight of the linear layers and the head.
+    /// Operations of the products with weights for one token: 2 for each weight of the linear layers and the head, of experts those
+    /// of as many as a token uses.
     pub fn flops_per_token(&self) -> u64 {
+        let used = self.config.experts.map_or(0, |experts| experts.used);
         let in_product = |spec: &&TensorSpec| match spec.role {
-            Role::Linear | Role::Head => true,
+            Role::Linear => spec.slot.expert().is_none_or(|expert| expert < used),
+            Role::Router | Role::Head => true,
             Role::Embedding => self.config.tied,
             Role::Norm | Role::Bias => false,
         };

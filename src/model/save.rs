@@ -39,9 +39,14 @@ pub fn gguf_type(
     if let Some(ty) = weights.copy_of(spec).and_then(|copy| parent.block_type(&copy)) {
         return Ok((ty, true));
     }
+    // As llama.cpp's converter writes it.
+    if spec.role == Role::Router {
+        return Ok((GgmlType::F32, true));
+    }
     let holds = gguf::holds(weights.format(spec)?, spec.columns);
-    // llama.cpp multiplies results by NVFP4's scale of the tensor: what is no product has none.
-    let holds = holds.filter(|ty| *ty != GgmlType::Nvfp4 || spec.role != Role::Embedding);
+    // llama.cpp multiplies results by NVFP4's scale of the tensor: what is no product has none, and stacked experts several.
+    let scaled = spec.role != Role::Embedding && spec.slot.expert().is_none();
+    let holds = holds.filter(|ty| *ty != GgmlType::Nvfp4 || scaled);
     Ok(holds.map_or((GgmlType::F16, false), |ty| (ty, true)))
 }
 
@@ -91,6 +96,16 @@ impl Wide {
             }
         }
         Ok(wide)
+    }
+
+    /// Whether a tensor of a GGUF file is written in f32: it, or the same of another expert, which stand in one tensor there.
+    fn holds(&self, weights: &dyn Weights, spec: &TensorSpec) -> bool {
+        let Some(stack) = spec.gguf_stack() else { return self.tensors.contains(&spec.name) };
+        let mut specs = weights.specs().iter();
+        !self.tensors.is_empty()
+            && specs.any(|other| {
+                self.tensors.contains(&other.name) && other.gguf_stack().as_ref() == Some(&stack)
+            })
     }
 
     /// That in words, for whoever gets the files.
@@ -534,9 +549,10 @@ fn gguf_file<'a>(
 ) -> Result<GgufFile<'a>> {
     let mut tensors = Vec::new();
     let mut matrices = Vec::new();
+    let mut stacks = Stacks::default();
     for spec in weights.specs() {
         let (ty, exact) = gguf_type(parent, weights, spec)?;
-        let ty = if wide.tensors.contains(&spec.name) { GgmlType::F32 } else { ty };
+        let ty = if wide.holds(weights, spec) { GgmlType::F32 } else { ty };
         let vector = matches!(spec.role, Role::Norm | Role::Bias);
         if !vector {
             matrices.push(ty);
@@ -563,13 +579,14 @@ fn gguf_file<'a>(
                 (_, false) => narrowed(&packed, DType::F16, spec, beyond)?,
             })
         };
-        tensors.push(NewGgufTensor {
-            name: spec.gguf.clone(),
-            ty,
-            shape: spec.shape(),
-            data: Box::new(data),
-        });
+        let (name, shape, data) = (spec.gguf.clone(), spec.shape(), Box::new(data));
+        let alone = NewGgufTensor { name, ty, shape, data };
+        match spec.gguf_stack() {
+            None => tensors.push(alone),
+            Some(stack) => stacks.add(parent, &mut tensors, stack, alone)?,
+        }
     }
+    stacks.finish(&mut tensors);
     let head_dim = weights.config().head_dim;
     if let Some(divisors) = weights.config().ropes[0].divisors(head_dim) {
         let bytes = move || Ok(bytemuck::cast_slice::<f32, u8>(&divisors).to_vec());
@@ -585,6 +602,57 @@ fn gguf_file<'a>(
     };
     let metadata = metadata(origin, weights.config(), (weights_in_all, main))?;
     Ok(GgufFile { metadata, tensors })
+}
+
+/// The tensors of experts that a GGUF file has in one: of each such tensor its name, and what it is made of.
+#[derive(Default)]
+struct Stacks<'a>(Vec<(String, Vec<LazyBytes<'a>>)>);
+
+impl<'a> Stacks<'a> {
+    /// Puts a tensor of an expert behind those of the experts before it, in the stack of that name. An error if they are of several
+    /// types.
+    fn add(
+        &mut self,
+        parent: &Checkpoint,
+        tensors: &mut Vec<NewGgufTensor<'a>>,
+        name: String,
+        alone: NewGgufTensor<'a>,
+    ) -> Result<()> {
+        let unused: LazyBytes<'a> = Box::new(|| Ok(Vec::new()));
+        let Some(stack) = tensors.iter_mut().rev().find(|tensor| tensor.name == name) else {
+            let shape = [&[1], &alone.shape[..]].concat();
+            tensors.push(NewGgufTensor { name: name.clone(), ty: alone.ty, shape, data: unused });
+            self.0.push((name, vec![alone.data]));
+            return Ok(());
+        };
+        if stack.ty != alone.ty {
+            let (expected, found) = (stack.ty, alone.ty);
+            return Err(Error::Tensor {
+                path: parent.path().into(),
+                tensor: name,
+                expected: format!(
+                    "experts of one type, because a GGUF file has them in one tensor: {expected}, as the first"
+                ),
+                found: format!("{found} of {}; use packed", alone.name),
+            });
+        }
+        stack.shape[0] += 1;
+        let parts = self.0.iter_mut().rev().find(|(known, _)| *known == name);
+        parts.expect("a stack has parts").1.push(alone.data);
+        Ok(())
+    }
+
+    /// Gives the stacks among these tensors what they are made of.
+    fn finish(self, tensors: &mut [NewGgufTensor<'a>]) {
+        for (name, parts) in self.0 {
+            let found = tensors.iter_mut().find(|tensor| tensor.name == name);
+            let data = move || {
+                let parts: Vec<Vec<u8>> = parts.iter().map(|part| part()).collect::<Result<_>>()?;
+                Ok(parts.concat())
+            };
+            found.expect("a stack is a tensor").data = Box::new(data);
+        }
+    }
 }
 
 /// A tensor as Hugging Face's checkpoints store it: the weight of a norm without what its family adds.

@@ -20,6 +20,7 @@ use crate::interrupt;
 use crate::methods::calibration::Rows;
 use crate::methods::prune::memory::Residency;
 use crate::methods::prune::score::AT_ONCE;
+use crate::methods::sequential::fill_unreached;
 use crate::model::{
     Checkpoint, Compute, Model, Outline, Pass, WeightSource, Weights, block_counts, identity_of,
 };
@@ -349,7 +350,9 @@ impl Calibrating<'_> {
             }
             let mut statistics = Statistics::new(pass.device, self.kinds, rows.length());
             step.advance(Through::Parent, Some(&mut statistics))?;
-            let sums = statistics.read(|slot| module_of(config, layer, slot))?;
+            let mut sums = statistics.read(|slot| module_of(config, layer, slot))?;
+            let specs = self.model.specs().iter().filter(|spec| spec.layer == Some(layer));
+            fill_unreached(specs, self.kinds, &mut sums);
             let start = Instant::now();
             write_block(&folder, config, layer, &sums)?;
             write_seconds += start.elapsed().as_secs_f64();

@@ -11,7 +11,6 @@ use serde_json::{Map, Value};
 use super::{Context, Planned, Stage, StageKind, keys, parse};
 use crate::device::{Device, Random};
 use crate::error::Result;
-use crate::graph::Slot;
 use crate::methods::BadField;
 use crate::methods::prune::left_specs;
 use crate::model::{BlockDims, Config, Outline, Role, TensorSpec, Weights, stored};
@@ -166,9 +165,9 @@ impl Stage for Fresh {
 /// The deviation of a matrix in a model of so many layers: what is added to the residual stream, twice a layer, is less, so that
 /// the stream is not wider for more layers (Radford et al. 2019, GPT-2, section 2.3).
 fn deviation(spec: &TensorSpec, layers: usize) -> f64 {
-    match spec.slot {
-        Slot::Output | Slot::Down => DEVIATION / (2.0 * layers as f64).sqrt(),
-        _ => DEVIATION,
+    match spec.slot.feeds_stream() {
+        true => DEVIATION / (2.0 * layers as f64).sqrt(),
+        false => DEVIATION,
     }
 }
 
@@ -196,7 +195,7 @@ impl Weights for Drawn {
         match spec.role {
             Role::Bias => {}
             Role::Norm => values.fill(1.0),
-            Role::Embedding | Role::Linear | Role::Head => {
+            Role::Embedding | Role::Linear | Role::Router | Role::Head => {
                 let deviation = deviation(spec, self.outline.config.layers()) as f32;
                 let first = Random::seed_of(self.seed, &spec.name);
                 values.par_chunks_mut(spec.columns).enumerate().for_each(|(row, line)| {

@@ -65,6 +65,11 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// Whether there is such a sum over an expert's inputs: these are no whole sequences.
+    fn is_of_experts(self) -> bool {
+        !matches!(self, Kind::SequenceMagnitudes | Kind::Cosine)
+    }
+
     /// What two parts of a text have together.
     pub fn joined(self, a: f32, b: f32) -> f32 {
         match self {
@@ -144,6 +149,18 @@ impl BlockSums {
         self.cosines += other.cosines;
         self.tokens += other.tokens;
         Ok(())
+    }
+
+    /// Gives an input that no token reached, as happens to experts', sums of these kinds over its features: zeros.
+    pub fn fill_unreached(&mut self, slot: Slot, features: usize, kinds: &[Kind]) {
+        let unreached = slot.expert().is_some() && !self.inputs.contains_key(&slot.input());
+        if !unreached {
+            return;
+        }
+        let kinds = kinds.iter().filter(|kind| kind.is_of_experts());
+        let zeros = |kind: &Kind| (*kind, vec![0.0; kind.shape(features).iter().product()]);
+        let sums = kinds.map(zeros).collect();
+        self.inputs.insert(slot.input(), InputSums { sums, ..InputSums::default() });
     }
 
     /// What sums these are, input, kind and length; and whether there are cosines.
@@ -244,15 +261,18 @@ impl<'a> Statistics<'a> {
 
 impl Observer for Statistics<'_> {
     fn input(&mut self, slot: Slot, x: &Tensor) -> Result<()> {
-        if slot != slot.input() {
+        // What is known of the router's input is known of its experts', token by token.
+        if slot != slot.input() || slot == Slot::Router {
             return Ok(());
         }
+        let of_expert = slot.expert().is_some();
         let device = self.device;
         let (tokens, width) = (x.shape()[0], x.len() / x.shape()[0]);
         let first = self.tokens.get(&slot).copied().unwrap_or(0) as usize;
         let counted = self.counted(slot, x, first)?;
         *self.tokens.entry(slot).or_default() += tokens as u64;
-        for kind in self.kinds.iter().filter(|kind| **kind != Kind::Cosine) {
+        let kinds = self.kinds.iter().filter(|kind| **kind != Kind::Cosine);
+        for kind in kinds.filter(|kind| !of_expert || kind.is_of_experts()) {
             let known = self.sums.get(&(slot, *kind)).cloned();
             let later = known.is_some();
             let sum = match known {

@@ -8,6 +8,9 @@ use lopper::kernels::TABLE;
 use lopper::kernels::activation::Activation;
 use lopper::kernels::copy::cast::scaled;
 use lopper::kernels::embed::{gather::gather, scatter::scatter};
+use lopper::kernels::experts::{
+    Share, combine::combine, combine_grad::combine_grad, route::route, route_grad::route_grad,
+};
 use lopper::kernels::gate::{glu::glu, glu_grad::glu_grad};
 use lopper::kernels::logits::{soft_cap::soft_cap, soft_cap_grad::soft_cap_grad};
 use lopper::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
@@ -44,7 +47,7 @@ struct Operation {
     backward: fn(&Device, &[Tensor]) -> Result<Vec<Tensor>>,
 }
 
-const OPERATIONS: [Operation; 16] = [
+const OPERATIONS: [Operation; 18] = [
     Operation {
         name: "norm/rms",
         kernels: &["norm/rms_grad", "norm/gain_grad"],
@@ -92,6 +95,36 @@ const OPERATIONS: [Operation; 16] = [
             let grad = upstream(device, inputs[0].shape())?;
             soft_cap_grad(device, &capped(device, &inputs[0])?, &grad, CAP)?;
             Ok(vec![grad])
+        },
+    },
+    Operation {
+        name: "experts/route",
+        kernels: &["experts/route_grad"],
+        inputs: &[[3, 5]],
+        forward: |device, inputs| weighed(device, &route(device, &inputs[0], 3)?),
+        backward: |device, inputs| {
+            let grad = upstream(device, inputs[0].shape())?;
+            Ok(vec![route_grad(device, &route(device, &inputs[0], 3)?, &grad)?])
+        },
+    },
+    Operation {
+        name: "experts/combine",
+        kernels: &["experts/combine_grad"],
+        inputs: &[[3, 7], [5, 2]],
+        forward: |device, inputs| {
+            let (branch, shares) = (&inputs[0], &inputs[1]);
+            let sum = device.upload(&HostTensor::zeros(DType::F32, &[5, 7]), "a stream")?;
+            let share = Share { shares, expert: 1 };
+            combine(device, branch, Some(share), Some(&expert_tokens(device)?), &sum)?;
+            weighed(device, &sum)
+        },
+        backward: |device, inputs| {
+            let (branch, shares) = (&inputs[0], &inputs[1]);
+            let of_shares = device.upload(&HostTensor::zeros(DType::F32, &[5, 2]), "shares'")?;
+            let (grad, share) = (upstream(device, &[5, 7])?, Share { shares, expert: 1 });
+            let tokens = expert_tokens(device)?;
+            let of_branch = combine_grad(device, &grad, branch, share, Some(&tokens), &of_shares)?;
+            Ok(vec![of_branch, of_shares])
         },
     },
     Operation {
@@ -341,6 +374,11 @@ fn gated_back(device: &Device, inputs: &[Tensor], activation: Activation) -> Res
     let (gate, up) = (&inputs[0], &inputs[1]);
     let (of_gate, of_up) = glu_grad(device, gate, up, &grad, activation, DType::F32)?;
     Ok(vec![of_gate, of_up])
+}
+
+/// The tokens of an expert, of five.
+fn expert_tokens(device: &Device) -> Result<Tensor> {
+    device.upload(&HostTensor::from_u32(&[3], &[0, 2, 4]), "an expert's tokens")
 }
 
 /// A copy of logits behind their soft cap.

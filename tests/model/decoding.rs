@@ -116,7 +116,7 @@ fn by_passes(
 /// stops where it is told to.
 fn as_by_passes(device: &Device) -> Result<(), Failed> {
     let pass = pass(device);
-    for name in [NANO, "assets/families/gemma3"] {
+    for name in [NANO, "assets/families/gemma3", "embedded:tiny-mixtral"] {
         let model = load(device, &Checkpoint::open(name)?)?;
         for sequences in [1, 3] {
             let prompt: Vec<u32> = (0..7 * sequences as u32).map(|id| 31 * id % 290).collect();

@@ -18,6 +18,7 @@ use crate::numbers::{Known, Within, assert_close};
 const MODELS: &[(&str, &str)] = &[
     ("embedded:tiny-llama", "assets/golden/tiny-llama.safetensors"),
     ("embedded:nano-llama", "assets/golden/nano-llama.safetensors"),
+    ("embedded:tiny-mixtral", "assets/golden/tiny-mixtral.safetensors"),
     ("assets/fixtures/llama3-rope", "assets/fixtures/llama3-rope/expected.safetensors"),
     ("assets/fixtures/llama3-rope/model.gguf", "assets/fixtures/llama3-rope/expected.safetensors"),
     ("assets/fixtures/biased", "assets/fixtures/biased/expected.safetensors"),

@@ -91,7 +91,7 @@ fn with_gains(model: &dyn Weights, spec: &TensorSpec, weight: Packed) -> Packed 
     Packed::from_f32(&values, spec.rows, spec.columns)
 }
 
-const MODELS: [&str; 7] = [
+const MODELS: [&str; 8] = [
     "embedded:nano-llama",
     "assets/families/qwen2",
     "assets/families/qwen3",
@@ -99,6 +99,7 @@ const MODELS: [&str; 7] = [
     "assets/families/gemma3",
     "assets/families/gemma3-capped",
     "assets/fixtures/biased",
+    "embedded:tiny-mixtral",
 ];
 
 const ALL: [&str; 7] = [

@@ -157,6 +157,41 @@ impl Gguf {
         self.info(name).map(|info| info.ty)
     }
 
+    /// Takes a tensor apart along its outermost dimension, if the file has it: into as many as there are names. An error if that
+    /// is not its length.
+    pub fn take_apart(&mut self, name: &str, parts: &[String]) -> Result<()> {
+        let Some(place) = self.tensors.iter().position(|info| info.name == name) else {
+            return Ok(());
+        };
+        let whole = &self.tensors[place];
+        if whole.shape.len() < 2 || whole.shape[0] != parts.len() {
+            return Err(Error::Tensor {
+                path: self.sources[whole.source].path().to_path_buf(),
+                tensor: name.to_string(),
+                expected: format!("{} matrices", parts.len()),
+                found: format!("shape {:?}", whole.shape),
+            });
+        }
+        // Rows are whole blocks, so that each part has as many bytes.
+        let bytes = whole.range.len() / parts.len();
+        let part = |(index, name): (usize, &String)| {
+            let start = whole.range.start + index * bytes;
+            TensorInfo {
+                name: name.clone(),
+                ty: whole.ty,
+                shape: whole.shape[1..].to_vec(),
+                source: whole.source,
+                range: start..start + bytes,
+            }
+        };
+        let apart: Vec<TensorInfo> = parts.iter().enumerate().map(part).collect();
+        self.tensors.splice(place..=place, apart);
+        let path = self.source().path().to_path_buf();
+        let names = self.tensors.iter().map(|info| &info.name);
+        self.by_name = read::reject_duplicates(&path, "tensor name", names)?;
+        Ok(())
+    }
+
     fn info(&self, name: &str) -> Option<&TensorInfo> {
         let by_name = |&index: &usize| self.tensors[index].name.as_str().cmp(name);
         let place = self.by_name.binary_search_by(by_name).ok()?;

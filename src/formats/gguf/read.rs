@@ -356,7 +356,7 @@ impl Reader<'_> {
 }
 
 /// The indices of `names` in sorted order, if no two are equal.
-fn reject_duplicates<'s>(
+pub(super) fn reject_duplicates<'s>(
     path: &Path,
     what: &str,
     names: impl Iterator<Item = &'s String>,

@@ -55,6 +55,11 @@ impl Rows {
         };
         Ok(Self { from: list(&from, "rows to copy")?, to: list(&to, "rows to copy to")? })
     }
+
+    /// The rows of the source, u32 (rows).
+    pub fn origin(&self) -> &Tensor {
+        &self.from
+    }
 }
 
 /// Copies rows of `width` elements of `source` to `result`; both have one type, and rows of whole words.

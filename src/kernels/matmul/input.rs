@@ -162,7 +162,7 @@ impl Input {
     }
 
     /// As they are, in rows padded to whole vectors of four.
-    pub(super) fn plain(&self, device: &Device) -> Result<Tensor> {
+    pub fn plain(&self, device: &Device) -> Result<Tensor> {
         let (mut tensors, _) = self.form(device, InputForm::Plain, 0..self.tokens())?;
         Ok(tensors.remove(0))
     }

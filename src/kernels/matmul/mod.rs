@@ -337,7 +337,7 @@ fn tiles(
 }
 
 /// Every weight type with every pair of activation and output that a model asks for.
-fn typed_variants() -> Vec<Variant> {
+pub(super) fn typed_variants() -> Vec<Variant> {
     let pairs = [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F16, DType::F32)];
     let typed = |(activation, output)| {
         let typed = weights::one_per_type().into_iter();

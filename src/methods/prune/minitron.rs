@@ -41,6 +41,13 @@ impl Importance {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         let (config, length) = (source.config(), rows.length());
+        if config.experts.is_some() {
+            return Err(Error::Unsupported {
+                path: "minitron".into(),
+                what: format!("importance of a model of the family {}", config.family.name),
+                why: "tokens of an expert are no sequences, of which it takes means".into(),
+            });
+        }
         let mut walk = Walk::new(source, *pass, &rows.ids, rows.samples, AT_ONCE)?;
         let mut found = Self::default();
         while let Some(step) = walk.next_block()? {

@@ -1,6 +1,7 @@
 //! Pruning: what matters least goes.
 
 pub mod depth;
+pub mod experts;
 pub mod llm_pruner;
 pub mod memory;
 pub mod minitron;

@@ -103,6 +103,7 @@ fn norm_before(slot: Slot) -> Option<Slot> {
     match slot {
         Slot::Query | Slot::Key | Slot::Value => Some(Slot::AttentionNorm),
         Slot::Gate | Slot::Up => Some(Slot::FeedForwardNorm),
+        Slot::Router | Slot::ExpertGate(_) | Slot::ExpertUp(_) => Some(Slot::FeedForwardNorm),
         Slot::Head => Some(Slot::FinalNorm),
         _ => None,
     }
@@ -363,7 +364,7 @@ pub fn is_shortcut(spec: &TensorSpec) -> bool {
 
 /// Whether a tensor is rotated: it reads or writes the residual stream, and is no norm.
 pub fn is_rotated(spec: &TensorSpec) -> bool {
-    let writes = matches!(spec.slot, Slot::Embedding | Slot::Output | Slot::Down);
+    let writes = spec.slot == Slot::Embedding || spec.slot.feeds_stream();
     is_shortcut(spec) || writes || (norm_before(spec.slot).is_some() && spec.role != Role::Bias)
 }
 
@@ -421,7 +422,7 @@ impl<'a> Sliced<'a> {
         let values =
             self.folded.values(&TensorSpec { columns: whole.columns, ..spec.clone() }, rest)?;
         let values = match spec.slot {
-            Slot::Output | Slot::Down if spec.role != Role::Bias => {
+            slot if slot.feeds_stream() && spec.role != Role::Bias => {
                 // Its columns are vectors of the stream.
                 let turned = transposed(&values, whole.rows, whole.columns);
                 transposed(&basis.coordinates(device, &turned)?, columns, rows)

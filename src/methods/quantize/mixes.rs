@@ -109,7 +109,7 @@ impl Mix {
         let own = match slot {
             Slot::Value => (self.value)(place),
             Slot::Output => self.output,
-            Slot::Down => (self.down)(place),
+            Slot::Down | Slot::ExpertDown(_) => (self.down)(place),
             _ => None,
         };
         let ty = own.unwrap_or(self.base);

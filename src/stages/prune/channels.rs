@@ -50,7 +50,8 @@ pub struct Prune {
     #[arg(long, value_delimiter = ',', default_values_t = default_widths())]
     #[serde(default = "default_widths")]
     pub widths: Vec<String>,
-    /// How channels are scored: l1, l2, vectorize, param_first, param_second, param_mix, random
+    /// How channels are scored: l1, l2, vectorize, param_first, param_second, param_mix, random; how experts are: usage (their
+    /// tokens), gate-norm (the sum over them of the share times the length of the result), reap (their mean of it), random
     #[arg(long, default_value_t = default_score())]
     #[serde(default = "default_score")]
     pub score: String,
@@ -230,6 +231,7 @@ impl Prune {
             ));
         }
         let widths = cut_widths(self.scope, &self.widths)?;
+        channels_of_experts_stay(&widths, config)?;
         let blocks = self.scope == Scope::Block;
         let global = self.ranking == Ranking::Global;
         if !blocks && global {
@@ -305,6 +307,20 @@ pub(super) fn unmet(
                 )
             })
         }
+    }
+}
+
+/// An error if channels of experts are to be cut.
+fn channels_of_experts_stay(widths: &[PrunableDim], config: &Config) -> Result<(), BadField> {
+    match config.experts {
+        Some(_) if widths.contains(&PrunableDim::FeedForward) => {
+            let expected = format!(
+                "kvgroup or head: channels of experts, which a {} has, are not cut by this version",
+                config.family.name
+            );
+            Err(BadField::new("widths", expected, PrunableDim::FeedForward.name()))
+        }
+        _ => Ok(()),
     }
 }
 

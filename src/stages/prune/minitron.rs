@@ -160,6 +160,10 @@ impl Minitron {
     /// Checks the stage against a model of this outline.
     fn goal(&self, model: &Outline, first: &Config) -> Result<Goal, BadField> {
         let config = &model.config;
+        if config.experts.is_some() {
+            let expected = "llm-pruner, depth or a method of single weights: tokens of an expert are no sequences, of which it takes means";
+            return Err(BadField::new("method", expected, "minitron"));
+        }
         for (field, value) in [("steps", self.steps), ("multiple", self.multiple)] {
             if value == 0 {
                 return Err(BadField::new(field, "1 or more", 0));

@@ -3,6 +3,7 @@
 pub mod channels;
 mod cut;
 pub mod depth;
+pub mod experts;
 pub mod minitron;
 pub mod slicegpt;
 pub mod sparse;
@@ -13,6 +14,7 @@ use super::{RecipeStage, StageKind};
 pub use channels::{Prune, PruneMethod, Ranking, RatioOf, ReductionName, Scope};
 pub use cut::{Requantize, kept};
 pub use depth::Depth;
+pub use experts::Experts;
 pub use minitron::Minitron;
 pub use slicegpt::{Form, SliceGpt, SliceMethod};
 pub use sparse::{Allocate, SparseMethod, Sparsify};
@@ -38,6 +40,11 @@ pub static METHODS: &[Method] = &[
         "channels, heads, hidden width and blocks by activations, to a ratio, shape or size"
     ),
     method!(Depth, "depth", "blocks left out, by cosine or perplexity, or merged"),
+    method!(
+        Experts,
+        "experts",
+        "whole experts of a mixture, by use or by what they give their tokens (gate-norm, REAP)"
+    ),
     method!(
         SliceGpt,
         "slicegpt",

@@ -116,6 +116,13 @@ impl Stage for SliceGpt {
             return Err(BadField::new("feed", expected, "compressed").in_recipe());
         }
         check(&model.config, &model.specs)?;
+        if model.config.experts.is_some() {
+            return Err(Error::Unsupported {
+                path: "slicegpt".into(),
+                what: format!("a model of the family {}", model.config.family.name),
+                why: "directions of the residual stream are found behind one feed-forward, not behind experts".into(),
+            });
+        }
         let blocks = self.form == Form::Blocks;
         let config = left(&model.config, kept, blocks);
         let mut outline = Outline {

@@ -451,7 +451,12 @@ struct MaskReport<'a> {
 }
 
 /// The layers of a block in the order in which a refit observes them.
-const APART: &[&[Slot]] = &[&[Slot::Query], &[Slot::Output], &[Slot::Gate], &[Slot::Down]];
+const APART: &[&[Slot]] = &[
+    &[Slot::Query],
+    &[Slot::Output],
+    &[Slot::Gate, Slot::ExpertGate(0)],
+    &[Slot::Down, Slot::ExpertDown(0)],
+];
 
 impl Compressor for Sparsifier<'_> {
     fn kinds(&self) -> &[Kind] {
@@ -494,6 +499,16 @@ impl Sparsifier<'_> {
         let (rule, spec) = (self.rule, layer.spec);
         let (share, columns) = (self.shares[&spec.name], spec.columns);
         let weights = layer.weight.to_f32();
+        // Nothing is known of the inputs of an expert that no token reached.
+        let reached = match self.kinds() {
+            [] => true,
+            _ => {
+                spec.slot.expert().is_none() || {
+                    squares(spec, &sums.block, gram)?.iter().any(|square| *square > 0.0)
+                }
+            }
+        };
+        let gram = gram.filter(|_| reached);
         let exact: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
         let whole = gram.map(|gram| squared_outputs(&exact, columns, gram));
         drop(exact);
@@ -528,7 +543,7 @@ impl Sparsifier<'_> {
             }
             _ => {
                 let squares = match rule.method {
-                    SparseMethod::Wanda => Some(squares(spec, &sums.block, gram)?),
+                    SparseMethod::Wanda if reached => Some(squares(spec, &sums.block, gram)?),
                     _ => None,
                 };
                 let scores = scores(&weights, columns, squares.as_deref());
@@ -554,6 +569,12 @@ impl Sparsifier<'_> {
             new = solved;
             report.damping = Some(damping.max(report.damping.unwrap_or(0.0)));
             report.error_refitted = error(&new);
+        }
+        if !reached {
+            report.warning = Some(format!(
+                "{}: no token of the calibration reached its expert; its weights went by their magnitudes",
+                spec.name
+            ));
         }
         if let Some(damping) = report.damping.filter(|damping| *damping > rule.damping) {
             report.warning = Some(format!(

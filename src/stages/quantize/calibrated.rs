@@ -80,7 +80,12 @@ struct TensorReport<'a> {
 }
 
 /// The layers of a block in the order in which they are rounded: each is calibrated on what the ones before it became.
-const APART: &[&[Slot]] = &[&[Slot::Query], &[Slot::Output], &[Slot::Gate], &[Slot::Down]];
+const APART: &[&[Slot]] = &[
+    &[Slot::Query],
+    &[Slot::Output],
+    &[Slot::Gate, Slot::ExpertGate(0)],
+    &[Slot::Down, Slot::ExpertDown(0)],
+];
 
 impl Compressor for Calibrated<'_> {
     fn kinds(&self) -> &[Kind] {

@@ -127,6 +127,10 @@ impl Stage for Gptq {
     fn plan(&self, model: &Outline) -> Result<Planned> {
         let (rule, ..) = self.rule().map_err(BadField::in_recipe)?;
         have_inputs(rule.of(model), &model.config).map_err(BadField::in_recipe)?;
+        if self.guided && model.config.experts.is_some() {
+            let expected = "false for a model with experts: which tokens an expert gets changes as blocks are rounded";
+            return Err(BadField::new("guided", expected, true).in_recipe());
+        }
         let (outline, changes, largest) =
             changed(model, &rule, &self.target.include, &self.words(&rule))?;
         let widest = outline.specs.iter().filter(|spec| rule.modules.have(spec));

@@ -33,9 +33,14 @@ pub fn write_imatrix(folder: &Path, about: &About, config: &Config, path: &Path)
         let block = read_block(folder, config, layer, &kinds)?;
         let linear = |spec: &&TensorSpec| spec.layer == Some(layer) && spec.role == Role::Linear;
         for spec in specs.iter().filter(linear) {
-            if let Some(input) = block.input(spec.slot) {
-                imatrix.entries.insert(spec.gguf.clone(), entry(input));
-            }
+            let Some(input) = block.input(spec.slot) else { continue };
+            let (name, Entry { sums, counts }) =
+                (spec.gguf_stack().unwrap_or_else(|| spec.gguf.clone()), entry(input));
+            // Of experts one matrix behind the other, in their order.
+            let empty = || Entry { sums: Vec::new(), counts: Vec::new() };
+            let all = imatrix.entries.entry(name).or_insert_with(empty);
+            all.sums.extend(sums);
+            all.counts.extend(counts);
         }
     }
     if let (Some(head), Some(spec)) = (read_head(folder, config, &kinds)?, head_spec(config)) {
@@ -63,29 +68,41 @@ pub(super) fn check(imatrix: &Imatrix, config: &Config) -> Result<()> {
 pub(super) fn block(imatrix: &Imatrix, config: &Config, layer: usize) -> Result<BlockSums> {
     let mut block = BlockSums::default();
     for spec in inputs(config, layer) {
-        block.inputs.insert(spec.slot, sums(imatrix, entry(imatrix, &spec)?));
+        block.inputs.insert(spec.slot, sums(imatrix, &entry(imatrix, &spec)?));
     }
     Ok(block)
 }
 
 pub(super) fn head(imatrix: &Imatrix, config: &Config) -> Result<Option<InputSums>> {
     let spec = head_spec(config).filter(|spec| imatrix.entries.contains_key(&spec.gguf));
-    spec.map(|spec| Ok(sums(imatrix, entry(imatrix, &spec)?))).transpose()
+    spec.map(|spec| Ok(sums(imatrix, &entry(imatrix, &spec)?))).transpose()
 }
 
-/// The entry of a tensor, of its width and of one matrix.
-fn entry<'i>(imatrix: &'i Imatrix, spec: &TensorSpec) -> Result<&'i Entry> {
+/// The entry of a tensor, of its width and of one matrix: of an expert's tensor its own of those of all.
+fn entry(imatrix: &Imatrix, spec: &TensorSpec) -> Result<Entry> {
+    let name = spec.gguf_stack().unwrap_or_else(|| spec.gguf.clone());
     let wrong = |found: String| Error::Tensor {
         path: imatrix.path.clone(),
-        tensor: spec.gguf.clone(),
+        tensor: name.clone(),
         expected: format!("sums over {} input channels", spec.columns),
         found,
     };
-    let entry = imatrix.entries.get(&spec.gguf).ok_or_else(|| wrong("none".into()))?;
+    let entry = imatrix.entries.get(&name).ok_or_else(|| wrong("none".into()))?;
+    let (matrices, channels) = (entry.counts.len(), entry.sums.len());
+    if let Some(expert) = spec.slot.expert() {
+        // No token may have reached it.
+        return match entry.counts.get(expert) {
+            Some(count) if channels == matrices * spec.columns => Ok(Entry {
+                sums: entry.sums[expert * spec.columns..][..spec.columns].to_vec(),
+                counts: vec![*count],
+            }),
+            _ => Err(wrong(format!("{channels} channels of {matrices} experts"))),
+        };
+    }
     match entry.counts[..] {
-        [count] if entry.sums.len() == spec.columns && count > 0.0 => Ok(entry),
-        [_] => Err(wrong(format!("{} channels, {} tokens", entry.sums.len(), entry.counts[0]))),
-        _ => Err(wrong(format!("{} matrices", entry.counts.len()))),
+        [count] if channels == spec.columns && count > 0.0 => Ok(entry.clone()),
+        [count] => Err(wrong(format!("{channels} channels, {count} tokens"))),
+        _ => Err(wrong(format!("{matrices} matrices"))),
     }
 }
 
