@@ -39,8 +39,6 @@ pub struct Fitting {
     format: WeightFormat,
     how: How,
     levels: Levels,
-    /// The widest vectors of this processor: what is dispatched to them gives the same numbers on all.
-    widest: pulp::Arch,
 }
 
 /// The levels of a type.
@@ -120,7 +118,7 @@ impl Fitting {
             let expected = format!("search, as {} has no rule", format.ty.name);
             return Err(BadField::new("fit", expected, "rule"));
         }
-        Ok(Self { scheme, format, how, levels: Levels::new(format), widest: pulp::Arch::new() })
+        Ok(Self { scheme, format, how, levels: Levels::new(format) })
     }
 
     /// The format of the result.
@@ -350,14 +348,8 @@ impl Fitting {
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         match &self.levels {
             Levels::Even(low, high) => {
-                let (low, high) = (*low, *high);
-                self.widest.dispatch(
-                    #[inline(always)]
-                    || {
-                        let nearest = even(low, high);
-                        squares(values, importance, (scale, offset, inverse), nearest)
-                    },
-                )
+                let nearest = even(*low, *high);
+                squares(values, importance, (scale, offset, inverse), nearest)
             }
             Levels::Listed { .. } => {
                 let nearest = |value: f32| self.levels.nearest(value);
@@ -383,13 +375,7 @@ impl Fitting {
     ) -> Option<Stored> {
         let place = (grid.offset, 1.0 / grid.scale);
         let sums = match &self.levels {
-            Levels::Even(low, high) => {
-                let (low, high) = (*low, *high);
-                self.widest.dispatch(
-                    #[inline(always)]
-                    || moments(values, importance, place, even(low, high)),
-                )
-            }
+            Levels::Even(low, high) => moments(values, importance, place, even(*low, *high)),
             Levels::Listed { .. } => {
                 moments(values, importance, place, |value| self.levels.nearest(value))
             }
@@ -485,7 +471,7 @@ type Eight = [f32; 8];
 #[inline(always)]
 fn by_eights(values: &[f32], importance: Option<&[f32]>, mut see: impl FnMut(&Eight, &Eight)) {
     let (full, rest) = values.as_chunks::<8>();
-    // Loops, not `for_each`: what is not inlined is not computed in the widest vectors.
+    // Loops, not `for_each`: what is not inlined is not computed side by side.
     match importance {
         None => {
             for x in full {
