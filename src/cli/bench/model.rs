@@ -39,10 +39,11 @@ pub(super) fn rows(
     let loaded = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
     let pass = Pass { device: &device, compute };
     let adapter = device.gpu().map(|gpu| gpu.adapter());
+    let began = std::time::Instant::now();
     for (done, test) in tests.iter().enumerate() {
         output.progress("measuring", done, tests.len());
         let started = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-        let Speed { seconds, dispatches } = speed(&loaded, &pass, *test, repetitions)?;
+        let Speed { seconds, dispatches } = speed(&loaded, &pass, *test, repetitions, began)?;
         let ns: Vec<f64> = seconds.iter().map(|s| s * 1e9).collect();
         let ts: Vec<f64> = seconds.iter().map(|s| test.tokens() as f64 / s).collect();
         let ((avg_ns, stddev_ns), (avg_ts, stddev_ts)) = (mean(&ns), mean(&ts));

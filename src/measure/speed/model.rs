@@ -51,15 +51,15 @@ pub struct Speed {
     pub dispatches: Option<usize>,
 }
 
-/// How long runs go on that are not counted, on hardware: the first pipelines that a driver makes of shaders it has not seen before may
-/// run at a quarter of the rate, until it has better ones some seconds later (NVIDIA's, with an empty cache; measured with other programs'
-/// shaders, too).
-const WARM_UP: Duration = Duration::from_secs(2);
+/// How long after a model's first run its runs are not counted, on hardware: the first pipelines that a driver makes of shaders it has not
+/// seen before may run at a quarter of the rate, until it has better ones some seconds later (NVIDIA's, with an empty cache; measured
+/// with other programs' shaders, too; two seconds were too few).
+const WARM_UP: Duration = Duration::from_secs(8);
 /// They go on while the last one took less than this share of the one before, and at most this long.
 const QUICKER: f64 = 0.95;
-const LONGEST_WARM_UP: Duration = Duration::from_secs(15);
+const LONGEST_WARM_UP: Duration = Duration::from_secs(20);
 
-/// Whether runs are counted from now on, by when the first began and what they took.
+/// Whether runs are counted from now on, by when the model's first began and what a test's took.
 fn is_warm(pass: &Pass<'_>, began: Instant, seconds: &[f64]) -> bool {
     let Some(last) = seconds.last() else { return false };
     if pass.device.gpu().is_none_or(|_| pass.device.capabilities().processor) {
@@ -70,17 +70,24 @@ fn is_warm(pass: &Pass<'_>, began: Instant, seconds: &[f64]) -> bool {
     gone >= LONGEST_WARM_UP || (gone >= WARM_UP && !still)
 }
 
-/// The speed of `repetitions` runs, after some that are not counted: one, or on hardware as many as it takes until they get no quicker.
+/// The speed of `repetitions` runs, after some that are not counted: one, or on hardware as many as it takes until they get no quicker
+/// and some seconds are over since `began`, when the model's first test did.
 /// A pass ends when its last token's logits have been read back, as a sampler needs them.
-pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Speed> {
+pub fn speed(
+    model: &Model,
+    pass: &Pass<'_>,
+    test: Test,
+    repetitions: usize,
+    began: Instant,
+) -> Result<Speed> {
     if test.sequences > 0 {
-        let seconds = backward(model, pass, test, repetitions)?;
+        let seconds = backward(model, pass, test, repetitions, began)?;
         return Ok(Speed { seconds, dispatches: None });
     }
     let capacity = test.n_depth + test.tokens();
     let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.compute)?;
     let (mut seconds, mut dispatches) = (Vec::new(), None);
-    let (began, mut warm) = (Instant::now(), false);
+    let mut warm = false;
     while seconds.len() < repetitions || !warm {
         cache.clear(pass.device)?;
         if test.n_depth > 0 {
@@ -106,9 +113,15 @@ pub fn speed(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> 
 }
 
 /// Times forward and backward passes; a pass ends when the last gradient, the embedding's, has been computed.
-fn backward(model: &Model, pass: &Pass<'_>, test: Test, repetitions: usize) -> Result<Vec<f64>> {
+fn backward(
+    model: &Model,
+    pass: &Pass<'_>,
+    test: Test,
+    repetitions: usize,
+    began: Instant,
+) -> Result<Vec<f64>> {
     let ids = synthetic(model, test.tokens(), 0);
-    let (mut seconds, began, mut warm) = (Vec::new(), Instant::now(), false);
+    let (mut seconds, mut warm) = (Vec::new(), false);
     while seconds.len() < repetitions || !warm {
         let (start, mut last) = (Instant::now(), None);
         model.gradients(pass, &ids, test.sequences, &mut |gradient| {
