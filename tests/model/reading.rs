@@ -135,13 +135,15 @@ fn gguf_keys_of_arithmetic() -> Result<(), Failed> {
         ("llama.attention.clamp_kqv", Meta::F32(8.0), "clamp_kqv"),
         ("llama.use_parallel_residual", Meta::Bool(true), "use_parallel_residual"),
         ("llama.attention.value_length", Meta::U32(8), "value_length 8"),
-        ("llama.expert_count", Meta::U32(4), "mixture of experts"),
     ] {
         says(
             &parts.with("m.gguf", &[(key, value)])?,
             &["m.gguf", said, "not supported"][..if said == "positive number" { 2 } else { 3 }],
         );
     }
+    // Experts are read, and so is how many of them a token goes through.
+    let experts = [("llama.expert_count", Meta::U32(4))];
+    says(&parts.with("m.gguf", &experts)?, &["m.gguf", "llama.expert_used_count", "nothing"]);
     for (key, value) in [
         ("llama.attention.causal", Meta::Bool(true)),
         ("llama.attention.scale", Meta::F32(0.25)), // 1 / sqrt(16)
