@@ -51,9 +51,9 @@ pub struct Speed {
     pub dispatches: Option<usize>,
 }
 
-/// How long after a model's first run its runs are not counted, on hardware: the first pipelines that a driver makes of shaders it has not
-/// seen before may run at a quarter of the rate, until it has better ones some seconds later (NVIDIA's, with an empty cache; measured
-/// with other programs' shaders, too; two seconds were too few).
+/// How long after a model's first run its runs are not counted, on hardware: the first model on a machine runs at a third of its rate for some
+/// seconds, other programs' models likewise, most likely as long as the driver has only its first pipelines of shaders that are new to it
+/// (NVIDIA's; two seconds were too few).
 const WARM_UP: Duration = Duration::from_secs(8);
 /// They go on while the last one took less than this share of the one before, and at most this long.
 const QUICKER: f64 = 0.95;
