@@ -69,6 +69,7 @@ mod kernels {
 
 mod model {
     pub mod adapters;
+    pub mod batches;
     pub mod cache_types;
     pub mod decoding;
     pub mod distilled_gradients;
@@ -144,6 +145,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     kernels::trits::trials,
     kernels::tuning::trials,
     model::adapters::trials,
+    model::batches::trials,
     model::cache_types::trials,
     model::decoding::trials,
     model::distilled_gradients::trials,

@@ -1,7 +1,8 @@
 // What tokens are drawn by: the softmax of logits over a temperature, of the likeliest tokens alone. One workgroup: one row.
 @group(0) @binding(0) var<storage, read> scores: array<f32>;           // (rows, columns) logits
-@group(0) @binding(1) var<storage, read_write> result: array<f32>;     // (rows, columns)
-@group(0) @binding(2) var<storage, read_write> peaks: array<f32>;      // (rows, 2) the largest over the temperature, and the sum
+@group(0) @binding(1) var<storage, read> filters: array<vec4<u32>>;    // (rows) 1 / temperature, top-k, top-p, log(min-p)
+@group(0) @binding(2) var<storage, read_write> result: array<f32>;     // (rows, columns)
+@group(0) @binding(3) var<storage, read_write> peaks: array<f32>;      // (rows, 2) the largest over the temperature, and the sum
 #import params
 override WORKGROUP: u32;
 #import reduce
@@ -17,6 +18,11 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
         return;
     }
     let base = row * params.columns;
+    let filter_of_row = filters[row];
+    let scale = bitcast<f32>(filter_of_row.x);
+    let keep = filter_of_row.y;
+    let mass = filter_of_row.z;
+    let floor_of_row = bitcast<f32>(filter_of_row.w);
     var highest = -3.4e38;
     for (var column = lane.index; column < params.columns; column += WORKGROUP) {
         // A device may take the maximum with NaN for either.
@@ -29,54 +35,62 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     var sum = 0.0;
     for (var column = lane.index; column < params.columns; column += WORKGROUP) {
         // A device may take exp of NaN for anything.
-        let below = (scores[base + column] - highest) * params.scale;
+        let below = (scores[base + column] - highest) * scale;
         sum += select(exp(below), below, is_nan(below));
     }
     sum = reduce_sum(sum, lane);
     if lane.index == 0u {
-        peaks[2u * row] = highest * params.scale;
+        peaks[2u * row] = highest * scale;
         peaks[2u * row + 1u] = sum;
     }
 
     // The key of the least logit that is kept.
     var least = 0u;
-    if params.keep < params.columns {
-        radix_select(base, params.columns, params.keep, lane.index);
+    if keep < params.columns {
+        radix_select(base, params.columns, keep, lane.index);
         least = sought;
     }
-    if params.mass < WHOLE {
+    if mass < WHOLE {
         var kept = 0.0;
         for (var column = lane.index; column < params.columns; column += WORKGROUP) {
             let score = scores[base + column];
-            kept += select(0.0, exp((score - highest) * params.scale), order_key(score) >= least);
+            kept += select(0.0, exp((score - highest) * scale), order_key(score) >= least);
         }
         kept = reduce_sum(kept, lane);
-        mass_select(base, least, highest, f32(WHOLE) / kept, lane.index);
+        mass_select(base, least, Masses(highest, scale, f32(WHOLE) / kept, mass), lane.index);
         least = max(least, sought);
     }
     var kept = 0.0;
     for (var column = lane.index; column < params.columns; column += WORKGROUP) {
         let score = scores[base + column];
-        let below = (score - highest) * params.scale;
-        kept += select(0.0, exp(below), order_key(score) >= least && below >= params.floor);
+        let below = (score - highest) * scale;
+        kept += select(0.0, exp(below), order_key(score) >= least && below >= floor_of_row);
     }
     kept = reduce_sum(kept, lane);
     // Of a row that is not finite nothing is drawn.
     let whole = (bitcast<u32>(sum) & 0x7f800000u) != 0x7f800000u;
     for (var column = lane.index; column < params.columns; column += WORKGROUP) {
         let score = scores[base + column];
-        let below = (score - highest) * params.scale;
-        let stays = whole && order_key(score) >= least && below >= params.floor;
+        let below = (score - highest) * scale;
+        let stays = whole && order_key(score) >= least && below >= floor_of_row;
         result[base + column] = select(0.0, exp(below) / kept, stays);
     }
 }
 
-// Finds the key `sought` down to which keys from `least` on are kept, so that the mass of the larger ones is less than `params.mass`: as
+// A row's largest logit, 1 / temperature, what makes integers of its masses, and the mass that is kept.
+struct Masses {
+    highest: f32,
+    scale: f32,
+    factor: f32,
+    wanted: u32,
+}
+
+// Finds the key `sought` down to which keys from `least` on are kept, so that the mass of the larger ones is less than `wanted`: as
 // radix_select, but counting masses. Integers have one sum, in whatever order lanes add.
-fn mass_select(base: u32, least: u32, highest: f32, factor: f32, lane: u32) {
+fn mass_select(base: u32, least: u32, masses: Masses, lane: u32) {
     if lane == 0u {
         sought = 0u;
-        wanted = params.mass;
+        wanted = masses.wanted;
     }
     for (var done = 0u; done < 32u; done += 8u) {
         atomicStore(&histogram[lane], 0u);
@@ -88,7 +102,7 @@ fn mass_select(base: u32, least: u32, highest: f32, factor: f32, lane: u32) {
             let score = scores[base + i];
             let key = order_key(score);
             if key >= least && (key & known) == beginning {
-                let mass = exp((score - highest) * params.scale) * factor;
+                let mass = exp((score - masses.highest) * masses.scale) * masses.factor;
                 atomicAdd(&histogram[(key >> shift) & 255u], u32(mass + 0.5));
             }
         }

@@ -117,6 +117,20 @@ impl Cache {
         (key, value)
     }
 
+    /// The first sequences of these, one for each of `lengths`, which says how many tokens they hold: in the same memory, counted apart.
+    pub(super) fn leading(&self, device: &Device, lengths: &[u32]) -> Result<Self> {
+        assert!(lengths.len() <= self.lengths.len(), "sequences of this cache");
+        let past = HostTensor::from_u32(&[lengths.len()], lengths);
+        Ok(Self {
+            stores: self.stores.clone(),
+            places: self.places.clone(),
+            past: device.upload(&past, "cache lengths")?,
+            ropes: self.ropes.clone(),
+            lengths: lengths.to_vec(),
+            capacity: self.capacity,
+        })
+    }
+
     /// Says how many tokens each sequence holds: what was copied there, or those of its tokens that count where sequences
     /// of several lengths were passed as rows of one. What stands behind them is never read before it is replaced.
     pub fn hold(&mut self, device: &Device, lengths: &[u32]) -> Result<()> {

@@ -16,7 +16,7 @@ use crate::kernels::kv::advance::advance;
 use crate::tensor::DType;
 
 /// Steps that are under way before the first of them is read.
-const AHEAD: usize = 4;
+pub(super) const AHEAD: usize = 4;
 
 /// A batch of sequences that grow token by token.
 #[derive(Debug)]

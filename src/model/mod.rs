@@ -42,8 +42,8 @@ pub use embedded::EMBEDDED;
 pub use export::ExportFormat;
 pub use finite::not_finite;
 pub use generate::{
-    Acceptance, Caches, Continuation, Draft, Ending, Ensemble, Generation, Sampler, Sampling,
-    Speculation, Steering, generate, generate_batch,
+    Acceptance, Audience, Batch, Caches, Continuation, Draft, Ending, Ensemble, Generation,
+    Sampler, Sampling, Speculation, Start, Steering, generate, generate_batch,
 };
 pub use identity::{CONFIG_FILE, hash_of_files, identity, identity_of};
 pub use load::block as load_block;

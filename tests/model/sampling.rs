@@ -3,8 +3,8 @@
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Random};
-use lopper::kernels::logits::draw::draw;
-use lopper::kernels::logits::probabilities::{Filter, probabilities};
+use lopper::kernels::logits::draw::{Chances, draw};
+use lopper::kernels::logits::probabilities::{Filter, Filters, probabilities};
 use lopper::model::{
     Cache, Caches, Checkpoint, Decoder, Ensemble, Model, Sampler, Sampling, generate,
 };
@@ -66,7 +66,8 @@ fn follow(device: &Device) -> Result<(), Failed> {
     ];
     for (seed, filter) in filters.iter().enumerate() {
         let one = HostTensor::from_f32(DType::F32, &[1, logits.len()], &logits);
-        let (row, _) = probabilities(device, &device.upload(&one, "logits")?, 1, filter)?;
+        let filters = Filters::upload(device, &[*filter], logits.len())?;
+        let (row, _) = probabilities(device, &device.upload(&one, "logits")?, &filters)?;
         let row = device.read(&row)?.to_f32();
         let exact = filtered(&logits, filter);
         for (token, (found, exact)) in row.iter().zip(&exact).enumerate() {
@@ -77,7 +78,8 @@ fn follow(device: &Device) -> Result<(), Failed> {
         let rows = HostTensor::from_f32(DType::F32, &[DRAWS, logits.len()], &row.repeat(DRAWS));
         let rows = device.upload(&rows, "probabilities")?;
         let places = device.upload(&HostTensor::from_u32(&[DRAWS], &vec![9; DRAWS]), "places")?;
-        let drawn = device.read(&draw(device, &rows, &places, seed as u64)?)?;
+        let chances = Chances::consecutive(device, seed as u64, DRAWS)?;
+        let drawn = device.read(&draw(device, &rows, &places, &chances)?)?;
         let mut counts = vec![0; logits.len()];
         drawn.view().u32s().iter().for_each(|token| counts[*token as usize] += 1);
         chi_square_fits(&counts, &exact).map_err(|found| format!("{filter:?}: {found}"))?;
@@ -94,7 +96,8 @@ fn independent(device: &Device) -> Result<(), Failed> {
     let drawn = |place: u32, seed: u64| -> Result<Vec<u32>, Failed> {
         let places = HostTensor::from_u32(&[ROWS], &vec![place; ROWS]);
         let places = device.upload(&places, "places")?;
-        Ok(device.read(&draw(device, &rows, &places, seed)?)?.words)
+        let chances = Chances::consecutive(device, seed, ROWS)?;
+        Ok(device.read(&draw(device, &rows, &places, &chances)?)?.words)
     };
     let first = drawn(100, 3)?;
     let (place, seed) = (drawn(101, 3)?, drawn(100, 4)?);

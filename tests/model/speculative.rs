@@ -6,7 +6,7 @@ use lopper::data::read_text;
 use lopper::device::{Device, HostTensor};
 use lopper::gpu::Options;
 use lopper::kernels::logits::accept::{Drafted, accept};
-use lopper::kernels::logits::draw::draw;
+use lopper::kernels::logits::draw::{Chances, draw};
 use lopper::kernels::logits::probabilities::Filter;
 use lopper::model::{
     Acceptance, Checkpoint, Continuation, Draft, Ensemble, Generation, Model, Pass, Sampling,
@@ -109,7 +109,8 @@ fn accepted(device: &Device, rounds: usize) -> Result<(), Failed> {
         let rows = HostTensor::from_f32(DType::F32, &[rounds, 4], &by.repeat(rounds));
         let places = HostTensor::from_u32(&[rounds], &vec![place as u32; rounds]);
         let (rows, places) = (device.upload(&rows, "rows")?, device.upload(&places, "places")?);
-        first.push(device.read(&draw(device, &rows, &places, 77)?)?.words);
+        let chances = Chances::consecutive(device, 77, rounds)?;
+        first.push(device.read(&draw(device, &rows, &places, &chances)?)?.words);
     }
     for certain in [false, true] {
         let mut counts = vec![0; 25];

@@ -10,10 +10,23 @@ params! {
         columns: u32,
         /// Of 32 tokens each, for all columns.
         words: u32,
-        penalty: f32,
-        /// 1 / penalty.
-        inverse: f32,
     }
+}
+
+/// The penalty of each row, f32 of (rows, 2): a number above zero, and 1 over it.
+#[derive(Clone, Debug)]
+pub struct Penalties(Tensor);
+
+impl Penalties {
+    /// Of rows with these penalties, above zero; 1 leaves a row as it is.
+    pub fn upload(device: &Device, penalties: &[f32]) -> Result<Self> {
+        device.upload(&with_inverses(penalties), "repetition penalties").map(Self)
+    }
+}
+
+fn with_inverses(penalties: &[f32]) -> HostTensor {
+    let pairs: Vec<f32> = penalties.iter().flat_map(|penalty| [*penalty, 1.0 / penalty]).collect();
+    HostTensor::from_f32(DType::F32, &[penalties.len(), 2], &pairs)
 }
 
 /// The row of the kernel table.
@@ -23,13 +36,14 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[
         binding("read_now", Access::Read, Element::Is(DType::U32)),
         binding("seen", Access::ReadWrite, Element::Is(DType::U32)),
+        binding("penalties", Access::Read, Element::Is(DType::F32)),
         binding("result", Access::ReadWrite, Element::Is(DType::F32)),
     ],
     parameters: Params::LAYOUT,
     overrides: &[("WORKGROUP", 64.0)],
     groups: |args| fold(args.tensors[1].len().div_ceil(64)),
     // As if an eighth of the tokens had been read.
-    cost: |args| Cost::new(args.tensors[2].len() as f64, 2.0 * args.tensors[2].len() as f64),
+    cost: |args| Cost::new(args.tensors[3].len() as f64, 2.0 * args.tensors[3].len() as f64),
     reference,
     cpu: Some(cpu),
     cases,
@@ -43,23 +57,23 @@ pub fn words(columns: usize) -> usize {
 }
 
 /// Penalizes `logits`, f32 of (rows, columns), in place. `seen`, u32 of (rows, [`words`]), has a bit for each token that a row has read,
-/// the lowest of a word first; `read_now`, u32 of (rows), are those that it has read since. `penalty` is above zero.
+/// the lowest of a word first; `read_now`, u32 of (rows), are those that it has read since.
 pub fn penalize(
     device: &Device,
     logits: &Tensor,
     read_now: &Tensor,
     seen: &Tensor,
-    penalty: f32,
+    Penalties(penalties): &Penalties,
 ) -> Result<()> {
     let rows = read_now.len();
-    let params = Params::new(rows, logits.len() / rows, penalty);
-    device.call(&KERNEL, Variant::BASELINE, &params, &[read_now, seen, logits])
+    let params = Params::new(rows, logits.len() / rows);
+    device.call(&KERNEL, Variant::BASELINE, &params, &[read_now, seen, penalties, logits])
 }
 
 impl Params {
-    fn new(rows: usize, columns: usize, penalty: f32) -> Self {
+    fn new(rows: usize, columns: usize) -> Self {
         let [rows, columns, words] = [rows, columns, words(columns)].map(|count| count as u32);
-        Self { rows, columns, words, penalty, inverse: 1.0 / penalty }
+        Self { rows, columns, words }
     }
 }
 
@@ -82,10 +96,11 @@ fn marked(p: &Params, read_now: &[u32], seen: &[u32]) -> (Vec<u32>, Vec<usize>) 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
     let (seen, places) = marked(&p, args.tensors[0].u32s(), args.tensors[1].u32s());
-    let mut logits = Expected::exact(args.tensors[2].to_f64());
+    let penalties = args.tensors[2].to_f64();
+    let mut logits = Expected::exact(args.tensors[3].to_f64());
     for place in places {
         let logit = logits.values[place];
-        let penalty = f64::from(p.penalty);
+        let penalty = penalties[2 * (place / p.columns as usize)];
         let value = if logit < 0.0 { logit * penalty } else { logit / penalty };
         logits.put(place, [(value, storing(DType::F32, value) + 2.0 * U * value.abs())]);
     }
@@ -97,9 +112,11 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let count = (p.rows * p.words) as usize;
     let (seen, places) = marked(&p, args.tensors[0].u32s(), &outputs.words(0)[..count]);
     outputs.words(0)[..count].copy_from_slice(&seen);
+    let penalties = args.tensors[2].to_f32();
     let logits: &mut [f32] = bytemuck::cast_slice_mut(outputs.words(1));
     for place in places {
-        let factor = if logits[place] < 0.0 { p.penalty } else { p.inverse };
+        let row = 2 * (place / p.columns as usize);
+        let factor = penalties[row + usize::from(logits[place] >= 0.0)];
         logits[place] *= factor;
     }
 }
@@ -119,9 +136,13 @@ fn case(rows: usize, columns: usize, penalty: f32, note: &'static str) -> Case {
             ",last" => read_now.fill(columns as u32 - 1),
             _ => {}
         }
-        Params::new(rows, columns, penalty).case(vec![
+        // Each row has its own.
+        let penalties: Vec<f32> =
+            (0..rows).map(|row| penalty * (1.0 + 0.25 * row as f32)).collect();
+        Params::new(rows, columns).case(vec![
             HostTensor::from_u32(&[rows], &read_now),
             HostTensor::from_u32(&[rows, words], &seen),
+            with_inverses(&penalties),
             HostTensor::from_f32(
                 DType::F32,
                 &[rows, columns],
@@ -144,8 +165,8 @@ fn cases() -> Vec<Case> {
         case(2, 97, 0.5, ",last"),
         case(5, 777, 1.3, ",all"),
         case(4, 4096, 1.1, ",none"),
-        case(2, 97, 1.3, ",all").poisoned(2, Poison::NaN),
-        case(2, 97, 1.3, ",all").poisoned(2, Poison::NegativeInfinity),
+        case(2, 97, 1.3, ",all").poisoned(3, Poison::NaN),
+        case(2, 97, 1.3, ",all").poisoned(3, Poison::NegativeInfinity),
         case(32, 128_256, 1.1, "").bench(),
     ]
 }

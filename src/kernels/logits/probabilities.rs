@@ -14,14 +14,6 @@ params! {
     struct Params {
         rows: u32,
         columns: u32,
-        /// 1 / temperature.
-        scale: f32,
-        /// Top-k, from 1; all at the number of columns.
-        keep: u32,
-        /// Top-p in parts of 2^31, from 1; all at 2^31.
-        mass: u32,
-        /// log(min-p), below zero.
-        floor: f32,
     }
 }
 
@@ -31,6 +23,7 @@ pub static KERNEL: Kernel = Kernel {
     source: include_str!("../../../shaders/logits/probabilities.wgsl"),
     bindings: &[
         binding("scores", Access::Read, Element::Is(DType::F32)),
+        binding("filters", Access::Read, Element::Is(DType::U32)),
         binding("result", Access::Write, Element::Is(DType::F32)),
         binding("peaks", Access::Write, Element::Is(DType::F32)),
     ],
@@ -62,36 +55,75 @@ pub struct Filter {
     pub min_p: f64,
 }
 
-/// For `logits` of `rows` rows: the probabilities that tokens are drawn with, f32 of (rows, columns), and the largest logit over the
-/// temperature with the sum of exp(logit / temperature - largest), before any filter, f32 of (rows, 2), as
-/// [`loss/peaks`](crate::kernels::loss::peaks) has them. The sum is NaN where a logit is NaN or above every number; the probabilities of
-/// such a row are 0.
-pub fn probabilities(
-    device: &Device,
-    logits: &Tensor,
-    rows: usize,
-    filter: &Filter,
-) -> Result<(Tensor, Tensor)> {
-    let columns = logits.len() / rows;
-    let result = device.allocate(DType::F32, &[rows, columns], "probabilities")?;
-    let peaks = device.allocate(DType::F32, &[rows, 2], "largest logits")?;
-    let params = Params::new((rows, columns), filter);
-    device.call(&KERNEL, Variant::BASELINE, &params, &[logits, &result, &peaks])?;
-    Ok((result, peaks))
+/// A filter as the kernel takes it.
+#[derive(Clone, Copy, Debug)]
+struct RowFilter {
+    /// 1 / temperature.
+    scale: f32,
+    /// Top-k, from 1; all at the number of columns.
+    keep: u32,
+    /// Top-p in parts of 2^31, from 1; all at 2^31.
+    mass: u32,
+    /// log(min-p), below zero.
+    floor: f32,
 }
 
-impl Params {
-    fn new((rows, columns): (usize, usize), filter: &Filter) -> Self {
+/// Words of a row's filter.
+const WORDS: usize = 4;
+
+impl RowFilter {
+    fn new(filter: &Filter, columns: usize) -> Self {
         let mass = (filter.top_p * f64::from(WHOLE)).round() as u32;
         Self {
-            rows: rows as u32,
-            columns: columns as u32,
             scale: (1.0 / filter.temperature) as f32,
             keep: filter.top_k.clamp(1, columns) as u32,
             mass: mass.clamp(1, WHOLE),
             floor: filter.min_p.ln().max(f64::from(f32::MIN)) as f32,
         }
     }
+
+    fn words(self) -> [u32; WORDS] {
+        [self.scale.to_bits(), self.keep, self.mass, self.floor.to_bits()]
+    }
+
+    fn of_words(words: &[u32]) -> Self {
+        let [scale, floor] = [words[0], words[3]].map(f32::from_bits);
+        Self { scale, keep: words[1], mass: words[2], floor }
+    }
+}
+
+/// The filter of each row of logits, u32 of (rows, 4).
+#[derive(Clone, Debug)]
+pub struct Filters(Tensor);
+
+impl Filters {
+    /// Of rows of so many columns.
+    pub fn upload(device: &Device, filters: &[Filter], columns: usize) -> Result<Self> {
+        device.upload(&filter_words(filters, columns), "filters of tokens").map(Self)
+    }
+}
+
+fn filter_words(filters: &[Filter], columns: usize) -> HostTensor {
+    let words = filters.iter().flat_map(|filter| RowFilter::new(filter, columns).words());
+    HostTensor::from_u32(&[filters.len(), WORDS], &words.collect::<Vec<_>>())
+}
+
+/// For `logits` of a row for each filter: the probabilities that tokens are drawn with, f32 of (rows, columns), and the largest logit over the
+/// temperature with the sum of exp(logit / temperature - largest), before any filter, f32 of (rows, 2), as
+/// [`loss/peaks`](crate::kernels::loss::peaks) has them. The sum is NaN where a logit is NaN or above every number; the probabilities of
+/// such a row are 0.
+pub fn probabilities(
+    device: &Device,
+    logits: &Tensor,
+    Filters(filters): &Filters,
+) -> Result<(Tensor, Tensor)> {
+    let rows = filters.shape()[0];
+    let columns = logits.len() / rows;
+    let result = device.allocate(DType::F32, &[rows, columns], "probabilities")?;
+    let peaks = device.allocate(DType::F32, &[rows, 2], "largest logits")?;
+    let params = Params { rows: rows as u32, columns: columns as u32 };
+    device.call(&KERNEL, Variant::BASELINE, &params, &[logits, filters, &result, &peaks])?;
+    Ok((result, peaks))
 }
 
 /// A row's probabilities, and its largest logit and sum, each with its bound.
@@ -100,8 +132,9 @@ type RowReference = (Vec<(f64, f64)>, [(f64, f64); 2]);
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
     let logits = args.tensors[0].to_f64();
-    let lines = logits.par_chunks_exact(p.columns as usize);
-    let rows: Vec<RowReference> = lines.map(|line| row_reference(&p, line)).collect();
+    let filters = args.tensors[1].u32s().par_chunks_exact(WORDS).map(RowFilter::of_words);
+    let lines = logits.par_chunks_exact(p.columns as usize).zip(filters);
+    let rows: Vec<RowReference> = lines.map(|(line, p)| row_reference(&p, line)).collect();
     let (mut probabilities, mut peaks) = (Expected::default(), Expected::default());
     for (row, pair) in rows {
         row.into_iter().for_each(|(value, bound)| probabilities.push(value, bound));
@@ -112,7 +145,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 
 /// A token whose mass above it, or whose own, is within roundings of a threshold may stay or go: it has any probability from 0 to what
 /// it has if it stays, and the others have from what they have with such tokens to what they have without.
-fn row_reference(p: &Params, line: &[f64]) -> RowReference {
+fn row_reference(p: &RowFilter, line: &[f64]) -> RowReference {
     // The largest that is a number.
     let highest = line.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let scale = f64::from(p.scale);
@@ -178,8 +211,9 @@ fn row_reference(p: &Params, line: &[f64]) -> RowReference {
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let p: Params = args.parameters();
     let logits = args.tensors[0].to_f32();
-    let lines = logits.par_chunks(p.columns as usize);
-    let rows: Vec<(Vec<f32>, [f32; 2])> = lines.map(|line| cpu_row(&p, line)).collect();
+    let filters = args.tensors[1].u32s().par_chunks_exact(WORDS).map(RowFilter::of_words);
+    let lines = logits.par_chunks_exact(p.columns as usize).zip(filters);
+    let rows: Vec<(Vec<f32>, [f32; 2])> = lines.map(|(line, p)| cpu_row(&p, line)).collect();
     for (row, (probabilities, peaks)) in rows.iter().enumerate() {
         outputs.store(0, row * p.columns as usize, probabilities);
         outputs.store(1, 2 * row, peaks);
@@ -187,7 +221,7 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
 }
 
 /// A row's probabilities, and its largest logit and sum: filters raise the logit that a token needs.
-fn cpu_row(p: &Params, line: &[f32]) -> (Vec<f32>, [f32; 2]) {
+fn cpu_row(p: &RowFilter, line: &[f32]) -> (Vec<f32>, [f32; 2]) {
     let highest = line.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if line.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
         return (vec![0.0; line.len()], [highest * p.scale, f32::NAN]);
@@ -197,7 +231,7 @@ fn cpu_row(p: &Params, line: &[f32]) -> (Vec<f32>, [f32; 2]) {
     let sum: f64 = line.iter().map(|logit| weight(*logit)).sum();
     let peaks = [highest * p.scale, sum as f32];
     let mut least = f32::NEG_INFINITY;
-    if p.keep < p.columns {
+    if (p.keep as usize) < line.len() {
         let mut order = line.to_vec();
         let largest_first = |a: &f32, b: &f32| b.total_cmp(a);
         least = *order.select_nth_unstable_by(p.keep as usize - 1, largest_first).1;
@@ -252,8 +286,16 @@ fn case((rows, columns): (usize, usize), scale: f32, filter: Filter, note: &'sta
                 .for_each(|(i, v)| *v += 500.0 * (i / columns) as f32 - 2000.0),
             _ => {}
         }
-        Params::new((rows, columns), &filter).case(vec![
+        // Each row has the next one where they are mixed.
+        let of_row = |row: usize| match note {
+            ",mixed" => FILTERS[row % FILTERS.len()],
+            _ => filter,
+        };
+        let filters: Vec<Filter> = (0..rows).map(of_row).collect();
+        let params = Params { rows: rows as u32, columns: columns as u32 };
+        params.case(vec![
             HostTensor::from_f32(DType::F32, &[rows, columns], &logits),
+            filter_words(&filters, columns),
             HostTensor::zeros(DType::F32, &[rows, columns]),
             HostTensor::zeros(DType::F32, &[rows, 2]),
         ])
@@ -286,6 +328,7 @@ fn cases() -> Vec<Case> {
         case((5, 400), 10.0, together, ",levels"),
         case((2, 500), 300.0, Filter { top_p: 0.999, ..all }, ""),
         case((1, 32_000), 12.0, Filter { top_k: usize::MAX, ..together }, ""),
+        case((12, 400), 6.0, all, ",mixed"),
         case((2, 97), 1.0, together, "").with(Poison::Zeros),
         case((2, 97), 1.0, top_p, "").with(Poison::NegativeInfinity),
         case((2, 97), 1.0, all, "").with(Poison::Infinity),

@@ -191,13 +191,37 @@ impl Caches {
         length: usize,
     ) -> Result<Self> {
         let grown = Self::new(ensemble, pass, 1, capacity)?;
-        for ((model, from), to) in ensemble.models().zip(&self.0).zip(&grown.0) {
-            let Some(rows) = to.copies(pass.device, from, &[(0, length)])? else { continue };
+        grown.put(ensemble, pass, 0, (self, length))?;
+        Ok(grown)
+    }
+
+    /// Copies the first `length` tokens of the one sequence of `from` to a sequence here. It is not counted.
+    pub(super) fn put(
+        &self,
+        ensemble: &Ensemble<'_>,
+        pass: &Pass<'_>,
+        sequence: usize,
+        (from, length): (&Self, usize),
+    ) -> Result<()> {
+        let mut sources = vec![(0, 0); self.lengths().len()];
+        sources[sequence].1 = length;
+        for ((model, from), to) in ensemble.models().zip(&from.0).zip(&self.0) {
+            let Some(rows) = to.copies(pass.device, from, &sources)? else { continue };
             for layer in 0..model.config().layers() {
                 to.copy(pass.device, layer, from, &rows)?;
             }
         }
-        Ok(grown)
+        Ok(())
+    }
+
+    /// The first sequences of these, one for each of `lengths`, as [`Cache::leading`] gives them.
+    pub(super) fn leading(&self, device: &Device, lengths: &[u32]) -> Result<Self> {
+        let caches = self.0.iter().map(|cache| cache.leading(device, lengths));
+        let mut caches = caches.collect::<Result<Vec<_>>>()?;
+        if let Some((first, others)) = caches.split_first_mut() {
+            others.iter_mut().for_each(|cache| cache.count_with(first));
+        }
+        Ok(Self(caches))
     }
 
     fn first(&self) -> &Cache {

@@ -1,9 +1,11 @@
 //! Continuing a text, token by token, with key-value caches.
 
+mod batch;
 mod ensemble;
 mod sampling;
 mod speculative;
 
+pub use batch::{Audience, Batch, Start};
 pub use ensemble::{Caches, Ensemble, Steering};
 pub use sampling::{Sampler, Sampling};
 pub use speculative::{Acceptance, Draft, Speculation};

@@ -2,10 +2,13 @@
 
 use crate::device::{Device, HostTensor, Random, Tensor};
 use crate::error::{Error, Result};
-use crate::kernels::logits::draw::draw;
-use crate::kernels::logits::penalize::{penalize, words};
-use crate::kernels::logits::probabilities::{Filter, probabilities};
+use crate::kernels::logits::draw::{Chances, consecutive, draw};
+use crate::kernels::logits::penalize::{Penalties, penalize, words};
+use crate::kernels::logits::probabilities::{Filter, Filters, probabilities};
 use crate::kernels::loss::peaks::{Peaks, peaks};
+
+/// The kind of draw of ordinary tokens.
+const DRAW: &str = "draw";
 
 /// How the next token is chosen: the repetition penalty first, then the temperature, top-k, top-p and min-p in the order of Hugging
 /// Face transformers ([`probabilities`]).
@@ -69,8 +72,11 @@ impl Sampling {
         self.temperature == 0.0
     }
 
-    /// The filter of tokens that are drawn.
+    /// The filter of tokens that are drawn; of the likeliest, where nothing is.
     pub(super) fn filter(&self) -> Filter {
+        if self.is_greedy() {
+            return Filter { temperature: 1.0, top_k: 1, top_p: 1.0, min_p: 0.0 };
+        }
         Filter {
             temperature: self.temperature,
             top_k: if self.top_k == 0 { usize::MAX } else { self.top_k },
@@ -85,14 +91,27 @@ impl Sampling {
     }
 }
 
-/// What chooses tokens on a device, for some sequences.
+/// What chooses tokens on a device, for some sequences, each in its own way.
 #[derive(Debug)]
 pub struct Sampler {
-    sampling: Sampling,
-    seed: u64,
     columns: usize,
-    /// A bit for each token that a sequence has, u32 (sequences, words), where they are penalized.
-    seen: Option<Tensor>,
+    /// Where any sequence's tokens are drawn.
+    drawing: Option<Drawing>,
+    /// Where any sequence's tokens are penalized.
+    penalizing: Option<Penalizing>,
+}
+
+#[derive(Debug)]
+struct Drawing {
+    filters: Filters,
+    chances: Chances,
+}
+
+#[derive(Debug)]
+struct Penalizing {
+    /// A bit for each token that a sequence has, u32 (sequences, words).
+    seen: Tensor,
+    penalties: Penalties,
 }
 
 /// Tokens that were chosen.
@@ -105,33 +124,76 @@ pub(in crate::model) struct Choice {
 }
 
 impl Sampler {
-    /// One for logits of so many `columns`, that has seen the tokens of each sequence's text so far.
+    /// One for logits of so many `columns`, that has seen the tokens of each sequence's text so far. Row r draws with the seed plus
+    /// r 2^32.
     pub fn new(
         device: &Device,
         sampling: Sampling,
         columns: usize,
         texts: &[&[u32]],
     ) -> Result<Self> {
-        let seed = sampling.seed_of("draw");
-        let penalizes = sampling.repetition_penalty != 1.0;
-        let bits = penalizes.then(|| seen(columns, texts));
-        let upload = |bits: Vec<u32>| {
-            let bits = HostTensor::from_u32(&[texts.len(), words(columns)], &bits);
-            device.upload(&bits, "tokens seen")
-        };
-        Ok(Self { sampling, seed, columns, seen: bits.map(upload).transpose()? })
+        Self::for_kind(device, sampling, columns, texts, DRAW)
     }
 
     /// The same for draws of another kind, which are of other numbers.
-    pub(super) fn for_kind(self, kind: &str) -> Self {
-        Self { seed: self.sampling.seed_of(kind), ..self }
+    pub(super) fn for_kind(
+        device: &Device,
+        sampling: Sampling,
+        columns: usize,
+        texts: &[&[u32]],
+        kind: &str,
+    ) -> Result<Self> {
+        let seeds: Vec<u64> = consecutive(sampling.seed_of(kind), texts.len()).collect();
+        Self::of_rows(device, &vec![sampling; texts.len()], &seeds, columns, texts)
+    }
+
+    /// One for sequences each of which draws as it would alone.
+    pub fn each(
+        device: &Device,
+        samplings: &[Sampling],
+        columns: usize,
+        texts: &[&[u32]],
+    ) -> Result<Self> {
+        let seeds: Vec<u64> = samplings.iter().map(|sampling| sampling.seed_of(DRAW)).collect();
+        Self::of_rows(device, samplings, &seeds, columns, texts)
+    }
+
+    fn of_rows(
+        device: &Device,
+        samplings: &[Sampling],
+        seeds: &[u64],
+        columns: usize,
+        texts: &[&[u32]],
+    ) -> Result<Self> {
+        assert_eq!(samplings.len(), texts.len(), "a way to choose for each text");
+        let (mut drawing, mut penalizing) = (None, None);
+        if !samplings.iter().all(Sampling::is_greedy) {
+            let filters: Vec<Filter> = samplings.iter().map(Sampling::filter).collect();
+            let draws = samplings.iter().zip(seeds);
+            let draws: Vec<Option<u64>> =
+                draws.map(|(sampling, seed)| (!sampling.is_greedy()).then_some(*seed)).collect();
+            drawing = Some(Drawing {
+                filters: Filters::upload(device, &filters, columns)?,
+                chances: Chances::upload(device, &draws)?,
+            });
+        }
+        let penalties: Vec<f32> =
+            samplings.iter().map(|sampling| sampling.repetition_penalty as f32).collect();
+        if penalties.iter().any(|penalty| *penalty != 1.0) {
+            let bits = HostTensor::from_u32(&[texts.len(), words(columns)], &seen(columns, texts));
+            penalizing = Some(Penalizing {
+                seen: device.upload(&bits, "tokens seen")?,
+                penalties: Penalties::upload(device, &penalties)?,
+            });
+        }
+        Ok(Self { columns, drawing, penalizing })
     }
 
     /// Says what each sequence's text is now.
     pub(in crate::model) fn see(&self, device: &Device, texts: &[&[u32]]) -> Result<()> {
-        match &self.seen {
+        match &self.penalizing {
             None => Ok(()),
-            Some(bits) => device.write(bits, &seen(self.columns, texts)),
+            Some(Penalizing { seen: bits, .. }) => device.write(bits, &seen(self.columns, texts)),
         }
     }
 
@@ -146,11 +208,11 @@ impl Sampler {
     ) -> Result<Choice> {
         let rows = read_now.len();
         self.penalize(device, logits, read_now)?;
-        if self.sampling.is_greedy() {
+        let Some(Drawing { filters, chances }) = &self.drawing else {
             return Ok(Choice { peaks: peaks(device, logits, rows)?, drawn_by: None });
-        }
-        let (weights, peaks) = probabilities(device, logits, rows, &self.sampling.filter())?;
-        let places = draw(device, &weights, places, self.seed)?;
+        };
+        let (weights, peaks) = probabilities(device, logits, filters)?;
+        let places = draw(device, &weights, places, chances)?;
         Ok(Choice { peaks: Peaks { peaks, places }, drawn_by: Some(weights) })
     }
 
@@ -161,11 +223,10 @@ impl Sampler {
         logits: &Tensor,
         read_now: &Tensor,
     ) -> Result<()> {
-        match &self.seen {
+        match &self.penalizing {
             None => Ok(()),
-            Some(bits) => {
-                let penalty = self.sampling.repetition_penalty as f32;
-                penalize(device, logits, read_now, bits, penalty)
+            Some(Penalizing { seen, penalties }) => {
+                penalize(device, logits, read_now, seen, penalties)
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::graph::Pass;
 use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::logits::accept::{Drafted, accept};
-use crate::kernels::logits::probabilities::probabilities;
+use crate::kernels::logits::probabilities::{Filters, probabilities};
 use crate::kernels::loss::argmax::argmax;
 use crate::kernels::loss::logsumexp::logsumexp;
 use crate::model::decode::{Chosen, Decoder};
@@ -101,8 +101,8 @@ impl<'m> Drafter<'m> {
                     false => Some(room(&pass, most, ensemble.columns())?),
                 };
                 let caches = Caches::new(&ensemble, &pass, 1, capacity)?;
-                let sampler = Sampler::new(pass.device, sampling, ensemble.columns(), &[&[]])?;
-                let sampler = sampler.for_kind("draft");
+                let (device, columns) = (pass.device, ensemble.columns());
+                let sampler = Sampler::for_kind(device, sampling, columns, &[&[]], "draft")?;
                 let decoder = Decoder::sampling(ensemble, pass, caches, sampler, &[0])?;
                 let held = Vec::new();
                 Source::Model(Box::new(DraftModel { model, pass, decoder, held, drawn_by }))
@@ -224,7 +224,9 @@ pub(super) fn round(
         let accepted = same.count();
         (all_finite(&lse, accepted + 1), accepted, best[accepted])
     } else {
-        let (likely, peaks) = probabilities(device, &logits, rows, &sampling.filter())?;
+        let filters = vec![sampling.filter(); rows];
+        let filters = Filters::upload(device, &filters, logits.len() / rows)?;
+        let (likely, peaks) = probabilities(device, &logits, &filters)?;
         let tokens = device.upload(&HostTensor::from_u32(&[count], &proposal.tokens), "drafts")?;
         let drafted = Drafted { tokens: &tokens, count, by: proposal.drawn_by };
         let (place, seed) = (text.len() - 1, sampling.seed_of("accept"));
