@@ -36,6 +36,8 @@
 //! - [`methods`]: the compression maths, without wgpu.
 //! - [`train`]: what is learned, how a step changes it, the loop around it.
 //! - [`stages`], [`recipe`], [`plan`], [`run`]: what the user asks for, decided, and executed over work folders.
+//! - [`serve`]: models over HTTP. A thread has connections; the caller's has the device, and a batch that requests enter and leave
+//!   ([`model::Batch`]).
 //! - [`cli`]: arguments and printing; the only place that prints.
 //!
 //! # Invariants
@@ -79,6 +81,7 @@ pub mod plan;
 pub mod plot;
 pub mod recipe;
 pub mod run;
+pub mod serve;
 pub mod stages;
 pub mod tensor;
 pub mod text;

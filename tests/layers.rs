@@ -8,6 +8,7 @@ use libtest_mimic::{Failed, Trial};
 const ORDER: &[&str] = &[
     "main",
     "cli",
+    "serve",
     "run",
     "plan",
     "recipe",

@@ -33,6 +33,7 @@ mod cli {
     pub mod outputs;
     pub mod pages;
     pub mod pruning;
+    pub mod serve;
     pub mod sizes;
     pub mod tasks;
     pub mod verify;
@@ -206,6 +207,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     cli::outputs::trials,
     cli::pages::trials,
     cli::pruning::trials,
+    cli::serve::trials,
     cli::sizes::trials,
     cli::tasks::trials,
     cli::verify::trials,

@@ -17,6 +17,7 @@ mod progress;
 mod prune;
 mod quantize;
 mod scores;
+mod serve;
 mod session;
 mod shell;
 mod signals;
@@ -191,6 +192,8 @@ enum Command {
     Generate(generate::Arguments),
     /// Talk with a model, line by line
     Chat(generate::chat::Arguments),
+    /// Serve a model over HTTP, with OpenAI's paths and a page to talk with it
+    Serve(serve::Arguments),
     /// Write a model's logits for given tokens
     Logits(logits::Arguments),
     /// Take statistics of what goes through a model, for methods that calibrate
@@ -285,14 +288,14 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
     cli.global.selector()?;
     let runs_a_model = match &cli.command {
         Command::Eval(_) | Command::Compare(_) | Command::Logits(_) => true,
-        Command::Generate(_) | Command::Chat(_) => true,
+        Command::Generate(_) | Command::Chat(_) | Command::Serve(_) => true,
         Command::Bench(arguments) => arguments.runs_a_model(),
         _ => false,
     };
     if cli.global.autotune.is_some() && !runs_a_model {
         return Err(Error::Argument {
             argument: "--autotune".into(),
-            expected: "eval, compare, generate, chat, logits or bench model".into(),
+            expected: "eval, compare, generate, chat, serve, logits or bench model".into(),
             found: "another command; tune-device tunes by itself".into(),
         });
     }
@@ -325,6 +328,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Compare(arguments) => compare::run(&cli.global, arguments, output),
         Command::Generate(arguments) => generate::run(&cli.global, arguments, output),
         Command::Chat(arguments) => generate::chat::run(&cli.global, arguments, output),
+        Command::Serve(arguments) => serve::run(&cli.global, arguments, output),
         Command::Logits(arguments) => logits::run(&cli.global, arguments, output),
         Command::Calibrate(arguments) => calibrate::run(&cli.global, arguments, output),
         Command::Scores(arguments) => scores::run(&cli.global, arguments, output),

@@ -31,7 +31,7 @@ use crate::interrupt;
 use pieces::Cut;
 
 pub use from_hf::HfFiles;
-pub use stop::StopStrings;
+pub use stop::{AnswerStream, StopStrings};
 pub use stored::{FILES, StoredTokenizer};
 pub use stream::DecodeStream;
 

@@ -1,5 +1,8 @@
 //! Stop strings in text that arrives in pieces.
 
+use super::{DecodeStream, Tokenizer};
+use crate::error::Result;
+
 /// Lets text through up to the first of some stop strings, whichever pieces it lies in. What may yet become one is held back.
 #[derive(Clone, Debug)]
 pub struct StopStrings {
@@ -39,6 +42,35 @@ impl StopStrings {
     /// What is still held back at the end of the text.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
+    }
+}
+
+/// The text of tokens as they arrive: whole characters, up to a stop string.
+pub struct AnswerStream<'a> {
+    stream: DecodeStream<'a>,
+    stops: StopStrings,
+}
+
+impl<'a> AnswerStream<'a> {
+    /// Of a tokenizer's tokens; special ones have no text.
+    pub fn new(tokenizer: &'a Tokenizer, stops: StopStrings) -> Self {
+        Self { stream: tokenizer.decode_stream(true), stops }
+    }
+
+    /// Takes a token and returns the text that is certain now, sometimes nothing.
+    pub fn push(&mut self, token: u32) -> Result<String> {
+        Ok(self.stops.push(&self.stream.push(token)?))
+    }
+
+    /// Whether a stop string was there.
+    pub fn stopped(&self) -> bool {
+        self.stops.found()
+    }
+
+    /// What was held back, and the stop strings that may have ended the text.
+    pub fn finish(mut self) -> Result<(String, StopStrings)> {
+        let rest = self.stops.push(&self.stream.finish()?) + &self.stops.finish();
+        Ok((rest, self.stops))
     }
 }
 

@@ -24,7 +24,7 @@ pub fn trials() -> Vec<Trial> {
 const TEMPLATE: &str = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
 
 /// A folder with an embedded model, `m`, and a chat template.
-fn world(name: &str) -> Result<TempDir, Failed> {
+pub fn world(name: &str) -> Result<TempDir, Failed> {
     let folder = TempDir::new()?;
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(name);
     std::fs::create_dir(folder.path().join("m"))?;

@@ -3,7 +3,7 @@
 mod answer;
 pub(super) mod chat;
 mod drafts;
-mod sampling;
+pub(super) mod sampling;
 
 use std::path::PathBuf;
 

@@ -9,7 +9,7 @@ use crate::model::{Ending, Sampling};
 use crate::text::StopStrings;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct SamplingArguments {
+pub(in crate::cli) struct SamplingArguments {
     /// Draw from softmax(logits / temperature) instead of taking the likeliest token (0)
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f64,
@@ -32,7 +32,7 @@ pub(super) struct SamplingArguments {
 
 impl SamplingArguments {
     /// How tokens are chosen.
-    pub(super) fn sampling(&self, global: &Global, output: &Output) -> Result<Sampling> {
+    pub(in crate::cli) fn sampling(&self, global: &Global, output: &Output) -> Result<Sampling> {
         let top_k = usize::try_from(self.top_k).map_err(|_| Error::Argument {
             argument: "--top-k".into(),
             expected: "0 or a number of tokens".into(),
@@ -58,7 +58,7 @@ impl SamplingArguments {
     }
 
     /// Where a text ends.
-    pub(super) fn stops(&self) -> Result<StopStrings> {
+    pub(in crate::cli) fn stops(&self) -> Result<StopStrings> {
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::Argument {
                 argument: "--stop".into(),
