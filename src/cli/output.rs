@@ -190,6 +190,11 @@ impl Output {
     pub(super) fn progress(&self, step: &str, done: usize, total: usize) {
         progress::set(step, done, total);
     }
+
+    /// Says no more what is being done.
+    pub(super) fn end_progress(&self) {
+        progress::end();
+    }
 }
 
 /// JSON with the mark by which its file may be replaced later: first in an object, in each row of an array.

@@ -84,6 +84,12 @@ pub(super) fn set(name: &str, done: usize, total: usize) {
     line.step = (!ended).then(|| Step { name: name.into(), done, total, from });
 }
 
+/// Shows nothing any more, of a command that waits for others from now on.
+pub(super) fn end() {
+    clear(false);
+    *line() = None;
+}
+
 /// Takes the line away, for other text. `open`: that is standard output's, and ends in the middle of a line.
 pub(super) fn clear(open: bool) {
     if let Some(line) = &mut *line() {

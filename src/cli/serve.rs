@@ -130,6 +130,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         "cache_type": compute.cache_type().name, "ensemble": arguments.ensemble.json(), "parallel": parallel,
     });
     serve(listener, &models, Pass { device: &device, compute }, options, || {
+        output.end_progress();
         output.json(&report)?;
         output.line(format!("listening on {url}"));
         output.note("Ctrl-C ends");

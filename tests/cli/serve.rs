@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::chat::world;
-use crate::program::{NANO, TINY, command, has_fields, lopper, succeeds};
+use crate::program::{NANO, TINY, command, has_fields, lopper, read_json, succeeds};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("cli_serve":
-        same_text, conversations, refusals, tokens, other_names, side_by_side, queue_is_bounded, ports);
+        same_text, flags, conversations, refusals, tokens, other_names, side_by_side, queue_is_bounded, ports);
     if cfg!(unix) {
         trials.extend(suite!("cli_serve": stopped));
     }
@@ -204,6 +204,34 @@ fn same_text() -> Result<(), Failed> {
     let page = server.ask("GET /", "", "")?;
     let alone = !page.body.contains("https://") && !page.body.contains("src=\"");
     assert!(page.status == 200 && page.head.contains("text/html") && alone, "{}", page.head);
+    Ok(())
+}
+
+/// What a request does not say is as the server's flags have it; models that steer, and a smaller cache, are as in `generate`.
+fn flags() -> Result<(), Failed> {
+    let folder = TempDir::new()?;
+    let steered =
+        format!("{NANO} --expert {TINY} --anti-expert {NANO} --alpha 0.7 --cache-type q8_0");
+    let drawn = "--temperature 0.8 --top-k 50 --seed 3 --stop ;";
+    let server =
+        Server::start(folder.path(), &format!("{steered} {drawn} --max-tokens 9 --json=s"))?;
+    let expected = generated(&folder, &format!("{steered} {drawn} --prompt Once -n 9"))?;
+    let ask = |more: Value| -> Result<Value, Failed> {
+        let mut body = json!({"prompt": "Once", "max_tokens": 20});
+        for (name, value) in more.as_object().into_iter().flatten() {
+            body[name] = value.clone();
+        }
+        Ok(server.complete(&body)?["choices"][0]["text"].clone())
+    };
+    assert_eq!(ask(json!({}))?, expected["text"], "the first request has the seed itself");
+    assert_ne!(ask(json!({}))?, expected["text"], "the next one has another");
+    assert_eq!(ask(json!({"seed": 3}))?, expected["text"]);
+    let greedy = generated(&folder, &format!("{steered} --prompt Once -n 9"))?;
+    assert_eq!(ask(json!({"temperature": 0}))?, greedy["text"]);
+    let report = read_json(folder.path().join("s"))?;
+    has_fields(&report, "url port models device cache_type ensemble parallel");
+    assert_eq!((&report["port"], &report["ensemble"]["alpha"]), (&server.port.into(), &json!(0.7)));
+    lopper(&folder, &format!("serve {NANO} --draft {NANO}"))?.refused(2, "'--draft'");
     Ok(())
 }
 
