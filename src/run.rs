@@ -17,8 +17,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::data::read_text;
 use crate::data::training::Examples;
+use crate::data::{mark_gaps, read_text};
 use crate::device::Device;
 use crate::disk::{sync, write_record};
 use crate::error::{Error, Result};
@@ -868,7 +868,7 @@ impl Run<'_> {
             listen(Event::Progress { step: &step, done, total });
             interrupt::check()
         };
-        let convention = Convention::AllButFirst;
+        let convention = Convention::usual(weights.config().encoder.is_some());
         let ctx = evaluate.ctx;
         let perplexity = perplexity(source, &pass, tokens, ctx, convention, None, progress)?;
         listen(Event::Measured { whose: &titled(whose, round), perplexity: &perplexity });
@@ -1022,8 +1022,9 @@ fn tokens(
         });
     };
     let most = evaluate.max_tokens.unwrap_or(usize::MAX);
-    let tokens = tokenizer.encode_first(&read_text(&evaluate.text)?, false, most)?;
+    let mut tokens = tokenizer.encode_first(&read_text(&evaluate.text)?, false, most)?;
     Windows::check_length(tokens.len(), evaluate.ctx, evaluate.max_tokens)?;
+    mark_gaps(&mut tokens, evaluate.ctx, tokenizer.gap());
     Ok(tokens)
 }
 

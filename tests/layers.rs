@@ -46,7 +46,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// What is published is what the program is built from; compressed it takes two thirds.
+/// What is published is what the program is built from; compressed it takes two thirds, and most of that are the embedded models.
 fn the_package_is_small() -> Result<(), Failed> {
     let list = ["package", "--list", "--allow-dirty", "--offline"];
     let list = std::process::Command::new(env!("CARGO")).args(list).output()?;
@@ -54,7 +54,7 @@ fn the_package_is_small() -> Result<(), Failed> {
     let files = String::from_utf8(list.stdout)?;
     let bytes = |name: &str| Path::new(name).metadata().map_or(0, |about| about.len());
     let total: u64 = files.lines().map(bytes).sum();
-    assert!(total > 5_000_000 && total < 15_900_000, "{total} bytes");
+    assert!(total > 5_000_000 && total < 21_600_000, "{total} bytes");
     assert!(!files.lines().any(|name| name.starts_with("tests/")), "{files}");
     Ok(())
 }

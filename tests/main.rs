@@ -74,6 +74,7 @@ mod model {
     pub mod cache_types;
     pub mod decoding;
     pub mod distilled_gradients;
+    pub mod encoders;
     pub mod ensembles;
     pub mod experts;
     pub mod families;
@@ -150,6 +151,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::cache_types::trials,
     model::decoding::trials,
     model::distilled_gradients::trials,
+    model::encoders::trials,
     model::ensembles::trials,
     model::experts::trials,
     model::families::trials,

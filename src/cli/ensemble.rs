@@ -47,6 +47,13 @@ impl EnsembleArguments {
                 found: self.alpha.to_string(),
             });
         }
+        if !self.is_empty() && base.decoder_start.is_some() {
+            return Err(Error::Argument {
+                argument: "--expert, --ensemble".into(),
+                expected: "a model without an encoder: logits are of one text's next tokens".into(),
+                found: "one with an encoder".into(),
+            });
+        }
         let averaged = self.ensemble.iter().map(|name| ("--ensemble", name));
         let steering =
             [("--expert", &self.expert), ("--anti-expert", &self.anti_expert)].into_iter();
@@ -80,6 +87,8 @@ pub(super) fn open_with_tokens(
     output: &Output,
 ) -> Result<Checkpoint> {
     let checkpoint = open_model(name, output)?;
+    let why = "it goes on from another model's text";
+    checkpoint.config().without_encoder(flag, why)?;
     let tokenizer = checkpoint.tokenizer()?;
     if let Some(token) = base.first_conflict(&tokenizer) {
         let shown = |tokenizer: &Tokenizer| format!("{:?}", tokenizer.token(token));

@@ -8,7 +8,7 @@ use super::calibrate::described;
 use super::output::{Output, bytes, table};
 use super::session::open_model;
 use crate::error::Result;
-use crate::families::without_layer;
+use crate::families::{Encoder, without_layer};
 use crate::model::{BlockDims, Config, Group, Weights, groups};
 use crate::walk::stored::{FILE as STATISTICS, read_about};
 
@@ -45,7 +45,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         "hidden_size": config.hidden_size, "intermediate_size": stated(config, |w| w.intermediate_size),
         "layers": config.layers(),
         "heads": stated(config, |w| w.heads), "kv_heads": stated(config, |w| w.kv_heads), "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size, "max_positions": config.max_positions, "rope_theta": config.ropes[0].theta,
+        "vocab_size": config.vocab_size, "max_positions": config.max_positions, "rope_theta": config.ropes.first().map(|rope| rope.theta),
         "rms_norm_eps": config.rms_norm_eps, "tied": config.tied, "tensors": tensors,
     });
     let warnings = match model.gguf() {
@@ -55,6 +55,10 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     if let Some(experts) = config.experts {
         facts["experts"] = json!(experts.count);
         facts["experts_used"] = json!(experts.used);
+    }
+    if let Some(encoder) = config.encoder {
+        facts["encoder_layers"] = json!(encoder.layers);
+        facts["decoder_start"] = json!(encoder.start);
     }
     facts["warnings"] = json!(warnings);
     for warning in &warnings {
@@ -92,10 +96,18 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
             experts.count, experts.used
         ));
     }
-    output.line(format!(
-        "rope theta {}, scaling {:?}\n",
-        config.ropes[0].theta, config.ropes[0].scaling
-    ));
+    if let Some(Encoder { layers, buckets, start }) = config.encoder {
+        output.line(format!(
+            "{layers} layers are the encoder's, {} the decoder's, which begins with token {start}; scores have a bias by distance, of \
+             {} buckets up to {}\n",
+            config.decoder_layers(),
+            buckets.count,
+            buckets.far,
+        ));
+    }
+    if let Some(rope) = config.ropes.first() {
+        output.line(format!("rope theta {}, scaling {:?}\n", rope.theta, rope.scaling));
+    }
     if arguments.groups {
         output.text(&group_table(&found));
         return Ok(());

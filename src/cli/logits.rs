@@ -11,7 +11,7 @@ use crate::device::HostTensor;
 use crate::disk::Target;
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{NewTensor, write_file};
-use crate::model::{Pass, Weights, not_finite};
+use crate::model::{Pass, Weights, not_finite, paired_row};
 use crate::tensor::DType;
 
 #[derive(Debug, clap::Args)]
@@ -32,6 +32,9 @@ pub(super) struct Arguments {
     /// A text instead
     #[arg(long)]
     prompt: Option<String>,
+    /// Of a model with an encoder, which reads those tokens or that text: what the decoder has written, without its start
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
+    target: Vec<u32>,
     /// The safetensors file to write: input_ids (1, T), logits (1, T, vocabulary)
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
@@ -50,11 +53,22 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         model: checkpoint.path(),
     };
     target.check()?;
+    let config = checkpoint.config();
+    if config.encoder.is_none() && !arguments.target.is_empty() {
+        return Err(Error::Argument {
+            argument: "--target".into(),
+            expected: "a model with an encoder".into(),
+            found: format!("one of the family {}", config.family.name),
+        });
+    }
     let ids = match &arguments.prompt {
+        Some(prompt) if config.encoder.is_some() => {
+            checkpoint.tokenizer()?.encode_source(prompt)?
+        }
         Some(prompt) => checkpoint.tokenizer()?.encode(prompt, true)?,
         None => arguments.tokens.clone(),
     };
-    let context = checkpoint.config().max_positions;
+    let context = config.max_positions;
     if ids.is_empty() || ids.len() > context {
         let given = if arguments.prompt.is_some() { "--prompt" } else { "--tokens" };
         return Err(Error::Argument {
@@ -63,6 +77,14 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             found: if ids.is_empty() { "none".into() } else { format!("{} tokens", ids.len()) },
         });
     }
+    // The decoder's tokens are those whose logits are written.
+    let (ids, first) = match config.encoder {
+        None => (ids, 0),
+        Some(_) => {
+            let place = ids.len() + 1;
+            (paired_row(config, &ids, &arguments.target, place), place)
+        }
+    };
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?;
     let mut model = load_model(global, &device, &checkpoint, compute, &[ids.len()], output)?;
@@ -72,30 +94,32 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     if logits.to_f32().iter().any(|logit| !logit.is_finite()) {
         return Err(not_finite((&model).into(), &pass, &ids, "logits"));
     }
-    let wide: Vec<u8> = ids.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect();
+    let own = &ids[first..];
+    let wide: Vec<u8> = own.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect();
     let tensor = |name: String, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>| NewTensor {
         name,
         dtype,
         shape,
         data: Box::new(move || Ok(bytes.clone())),
     };
-    let length = ids.len();
+    let length = own.len();
     let mut tensors = vec![tensor("input_ids".into(), DType::I64, vec![1, length], wide)];
     let widths = model.config();
     tensors.push(tensor(
         "logits".into(),
         DType::F32,
         vec![1, length, widths.vocab_size],
-        f32_bytes(&logits),
+        f32_bytes(&logits, first * widths.vocab_size),
     ));
     for (index, state) in hidden.iter().enumerate() {
-        let shape = vec![1, length, widths.hidden_size];
-        tensors.push(tensor(format!("hidden.{index}"), DType::F32, shape, f32_bytes(state)));
+        // Of a model with an encoder the streams of the source, too: each row's parts behind each other.
+        let shape = vec![1, ids.len(), widths.hidden_size];
+        tensors.push(tensor(format!("hidden.{index}"), DType::F32, shape, f32_bytes(state, 0)));
     }
     checkpoint.unchanged()?;
     target.write(|path| write_file(path, tensors))?;
     output.json(&json!({
-        "schema": 1, "model": arguments.model, "input_ids": ids, "out": arguments.out, "device": device.name(),
+        "schema": 1, "model": arguments.model, "input_ids": own, "out": arguments.out, "device": device.name(),
     }))?;
     output.line(format!(
         "{}: logits of {length} tokens, on {}",
@@ -105,6 +129,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     Ok(())
 }
 
-fn f32_bytes(tensor: &HostTensor) -> Vec<u8> {
-    bytemuck::cast_slice::<f32, u8>(&tensor.view().to_f32()).to_vec()
+/// The bytes of a tensor's elements from one on.
+fn f32_bytes(tensor: &HostTensor, first: usize) -> Vec<u8> {
+    bytemuck::cast_slice::<f32, u8>(&tensor.view().to_f32()[first..]).to_vec()
 }

@@ -79,6 +79,10 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let tokenizer = checkpoint.tokenizer()?;
     let further = arguments.ensemble.open(&tokenizer, output)?;
     let other = arguments.compare.as_deref().map(|name| open_model(name, output)).transpose()?;
+    for model in [Some(&checkpoint), other.as_ref()].into_iter().flatten() {
+        let why = "sequences that grow side by side are one text each";
+        model.config().without_encoder("lopper serve", why)?;
+    }
     let context = further.context(checkpoint.config().max_positions);
     let context = of_context(arguments, "the model", context)?;
     let device = open_device(global, output)?;

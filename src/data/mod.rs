@@ -42,6 +42,32 @@ pub fn read_text(source: &str) -> Result<String> {
     disk::read_string(Path::new(source), disk::TEXT)
 }
 
+/// What stands in a row of tokens between a source, which an encoder reads, and its target, which a decoder writes; also what fills
+/// sources up to one length. No vocabulary has it.
+pub const BETWEEN: u32 = u32::MAX;
+
+/// Where the target begins in rows of plain text of so many tokens, for a model with an encoder.
+pub fn text_target_place(length: usize) -> usize {
+    length / 2
+}
+
+/// Puts the token for a gap into rows of plain text of so many tokens, whose first half an encoder reads: at the first half's end,
+/// and behind the token that gives its place to the decoder's start. So the second half is what the gap stands for, as T5 was trained
+/// (Raffel et al. 2020, arXiv 1910.10683, section 3.1.4). Nothing where `gap` is none.
+pub fn mark_gaps(ids: &mut [u32], length: usize, gap: Option<u32>) {
+    let place = text_target_place(length);
+    let Some(gap) = gap.filter(|_| place > 1 && place + 2 < length) else { return };
+    for row in ids.chunks_exact_mut(length) {
+        row[place - 1] = gap;
+        row[place + 1] = gap;
+    }
+}
+
+/// The first place of such a row that the decoder foretells.
+pub fn first_foretold(length: usize) -> usize {
+    text_target_place(length) + 2
+}
+
 /// Non-overlapping windows of `ctx` tokens; the last partial one is dropped.
 pub fn windows(tokens: &[u32], ctx: usize) -> Vec<&[u32]> {
     tokens.chunks_exact(ctx).collect()

@@ -18,6 +18,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "append_plain"
     "attention_coop"
     "attention_owners"
+    "attention_row"
     "attention_scores"
     "attention_tile"
     "block_bytes_1"

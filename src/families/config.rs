@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Family;
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
-use crate::graph::{Attention, BlockShape, Experts, MAX_EXPERTS};
+use crate::graph::{Attention, BlockShape, DistanceBuckets, Experts, MAX_EXPERTS, Part};
 use crate::kernels::attention::MAX_HEAD_DIM;
 
 /// The numbers in which blocks of one model may differ.
@@ -49,6 +49,17 @@ impl BlockDims {
     }
 }
 
+/// What a model with an encoder has beside its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoder {
+    /// The encoder's blocks: the model's first. The others are the decoder's, at least one.
+    pub layers: usize,
+    /// The buckets of both stacks' biases of scores by distance.
+    pub buckets: DistanceBuckets,
+    /// The token that the decoder begins with.
+    pub start: u32,
+}
+
 /// The shape of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -58,6 +69,8 @@ pub struct Config {
     pub hidden_size: usize,
     /// Every block: as many as there are layers.
     pub blocks: Vec<BlockDims>,
+    /// The encoder, of a model that has one.
+    pub encoder: Option<Encoder>,
     /// The experts of every block, whose feed-forward channels are those of one; `None`: a block has one feed-forward.
     pub experts: Option<Experts>,
     /// Columns of one head.
@@ -103,6 +116,36 @@ impl Config {
         self.blocks.len()
     }
 
+    /// Blocks but for those of an encoder.
+    pub fn decoder_layers(&self) -> usize {
+        self.layers() - self.encoder.map_or(0, |encoder| encoder.layers)
+    }
+
+    /// The part of a row of tokens that a block takes, of a model with an encoder.
+    pub fn part(&self, layer: usize) -> Option<Part> {
+        self.encoder.map(|encoder| match layer < encoder.layers {
+            true => Part::Source,
+            false => Part::Target,
+        })
+    }
+
+    /// The first block of a block's stack.
+    pub fn first_of_stack(&self, layer: usize) -> usize {
+        self.encoder.filter(|encoder| layer >= encoder.layers).map_or(0, |encoder| encoder.layers)
+    }
+
+    /// An error that names the family, if it has an encoder: `what` is made for decoders only, for that reason.
+    pub fn without_encoder(&self, what: &str, why: &str) -> Result<()> {
+        match self.encoder {
+            None => Ok(()),
+            Some(_) => Err(Error::Argument {
+                argument: what.into(),
+                expected: format!("a model without an encoder: {why}"),
+                found: format!("one of the family {}", self.family.name),
+            }),
+        }
+    }
+
     /// The widths of every block, if all are alike. Windows and rotary encodings may differ.
     pub fn uniform(&self) -> Option<BlockDims> {
         let first = *self.blocks.first()?;
@@ -134,6 +177,7 @@ impl Config {
             rope: block.rope,
             activation: self.family.activation,
             experts: self.experts,
+            part: self.part(layer),
         }
     }
 
@@ -173,6 +217,8 @@ impl Config {
         let product = |a: usize, b: usize| (a as u64).checked_mul(b as u64);
         let rows = self.blocks.iter().try_fold(2 * self.vocab_size as u64, |rows, block| {
             let attention = product(2, block.heads)?.checked_add(product(2, block.kv_heads)?)?;
+            // The decoder's blocks have it twice; that all do is no harm.
+            let attention = attention.checked_mul(if self.encoder.is_some() { 2 } else { 1 })?;
             let attention = attention.checked_mul(self.head_dim as u64)?;
             let experts = self.experts.map_or(1, |experts| experts.count as u64);
             let channels = product(3, block.intermediate_size)?.checked_mul(experts)?;
@@ -228,6 +274,36 @@ impl Config {
             }
             if experts.used > experts.count {
                 return wrong(used, format!("at most the {} experts", experts.count), experts.used);
+            }
+        }
+        if let Some(Encoder { layers, buckets: DistanceBuckets { count, far }, start }) =
+            self.encoder
+        {
+            if layers == 0 || layers >= self.layers() {
+                let expected = "blocks of an encoder and of a decoder".into();
+                return wrong("layers", expected, layers);
+            }
+            let most = DistanceBuckets::MOST;
+            if !(4..=most).contains(&count) || !count.is_multiple_of(2) {
+                let expected = format!("an even number of buckets from 4 to {most}");
+                return wrong("relative_attention_num_buckets", expected, count);
+            }
+            if far <= count / 2 || far > most {
+                let expected = format!("more than half of the {count} buckets, at most {most}");
+                return wrong("relative_attention_max_distance", expected, far);
+            }
+            if start as usize >= self.vocab_size {
+                let expected = format!("a token of the vocabulary's {}", self.vocab_size);
+                return wrong("decoder_start_token_id", expected, start as usize);
+            }
+            if let Some(block) = self.blocks.iter().find(|block| block.heads != block.kv_heads) {
+                let expected = format!("as many as the {} query heads", block.heads);
+                return wrong(kv_heads, expected, block.kv_heads);
+            }
+            let heads = self.blocks[0].heads;
+            if let Some(block) = self.blocks.iter().find(|block| block.heads != heads) {
+                let expected = format!("{heads} in every layer, whose bias of scores they share");
+                return wrong(kv_heads, expected, block.heads);
             }
         }
         for rope in &self.ropes {

@@ -9,7 +9,7 @@ use std::path::Path;
 use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE};
 use super::names::TensorSpec;
 use super::rope::{Rope, RopeScaling};
-use super::{FAMILIES, Family};
+use super::{FAMILIES, Family, t5};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, GgmlType, Gguf, Value as Meta};
 use crate::graph::{Experts, Slot};
@@ -134,7 +134,7 @@ impl Keys<'_> {
         }
     }
 
-    fn unsupported(&self, what: String, why: impl Into<String>) -> Error {
+    pub(super) fn unsupported(&self, what: String, why: impl Into<String>) -> Error {
         Error::Unsupported { path: self.gguf.source().path().into(), what, why: why.into() }
     }
 
@@ -206,6 +206,17 @@ impl Keys<'_> {
         match self.gguf.get(&self.key(name)) {
             None => Ok(None),
             Some(_) => self.size(name, None).map(Some),
+        }
+    }
+
+    /// A token that need not be there.
+    pub(super) fn token(&self, name: &str) -> Result<Option<u32>> {
+        match self.gguf.u64(&self.key(name))? {
+            None => Ok(None),
+            Some(token) => match u32::try_from(token) {
+                Ok(token) => Ok(Some(token)),
+                Err(_) => Err(self.wrong(name, "a token", token)),
+            },
         }
     }
 
@@ -326,7 +337,15 @@ impl Config {
         };
         let keys = Keys { gguf, architecture, per_layer, asked: RefCell::default() };
         let experts = keys.experts(family)?;
-        let layers = keys.size("block_count", None)?;
+        let mut layers = keys.size("block_count", None)?;
+        let encoder = match family.decoder_layers_keys {
+            None => None,
+            Some([_, key]) => {
+                let encoder = layers;
+                layers += keys.optional_size(key)?.unwrap_or(encoder);
+                Some(t5::encoder(encoder))
+            }
+        };
         if layers > MAX_LAYERS {
             return Err(keys.wrong("block_count", format!("at most {MAX_LAYERS}"), layers));
         }
@@ -354,15 +373,19 @@ impl Config {
             family,
             hidden_size,
             blocks: BlockDims::zip(heads, kv_heads, intermediate),
+            encoder,
             experts,
             head_dim,
             vocab_size: keys.size("vocab_size", rows)?,
             max_positions: keys.size("context_length", Some(2048))?,
             rms_norm_eps: keys.positive(EPSILON, None)?,
-            ropes: vec![Rope {
-                theta: keys.positive("rope.freq_base", Some(10_000.0))?,
-                scaling: keys.scaling()?,
-            }],
+            ropes: match encoder {
+                Some(_) => Vec::new(),
+                None => vec![Rope {
+                    theta: keys.positive("rope.freq_base", Some(10_000.0))?,
+                    scaling: keys.scaling()?,
+                }],
+            },
             tied: gguf.tensor("output.weight").is_none(),
             shortcuts: false,
             attention_scale: None,
@@ -378,6 +401,7 @@ impl Config {
     /// The architecture that states the widths; an error if the family has none that does.
     pub fn architecture(&self, path: &Path) -> Result<&'static str> {
         self.without_shortcuts(path, "a GGUF file")?;
+        self.check_gguf_buckets(path)?;
         let windows = self.blocks.iter().any(|block| block.window.is_some());
         let says = |(name, _): &(&str, Meta)| name.contains("sliding_window");
         if windows && !(self.family.write_gguf)(self).iter().any(says) {
@@ -442,9 +466,9 @@ impl Config {
             value.map(|value| (name, Meta::F32(value as f32)))
         };
         let mut further: Vec<_> = numbers.into_iter().filter_map(number).collect();
-        if let RopeScaling::Linear { factor } = self.ropes[0].scaling {
+        if let Some(RopeScaling::Linear { factor }) = self.ropes.first().map(|rope| &rope.scaling) {
             further.push((SCALING_TYPE, Meta::String("linear".into())));
-            further.push((SCALING_FACTOR[0], Meta::F32(factor as f32)));
+            further.push((SCALING_FACTOR[0], Meta::F32(*factor as f32)));
         }
         further.extend((self.family.write_gguf)(self));
         further
@@ -461,17 +485,17 @@ impl Config {
             )),
         };
         Some(match name {
-            "block_count" => size(self.layers()),
+            // What other families call the number of blocks is that of the encoder's where there is one.
+            "block_count" => size(self.encoder.map_or(self.layers(), |encoder| encoder.layers)),
             "context_length" => size(self.max_positions),
             "embedding_length" => size(self.hidden_size),
             "feed_forward_length" => widths(|block| block.intermediate_size),
             "attention.head_count" => widths(|block| block.heads),
             "attention.head_count_kv" => widths(|block| block.kv_heads),
-            "attention.key_length" | "attention.value_length" | "rope.dimension_count" => {
-                size(self.head_dim)
-            }
+            "attention.key_length" | "attention.value_length" => size(self.head_dim),
+            "rope.dimension_count" => self.ropes.first().map(|_| size(self.head_dim))?,
             EPSILON => Meta::F32(self.rms_norm_eps as f32),
-            "rope.freq_base" => Meta::F32(self.ropes[0].theta as f32),
+            "rope.freq_base" => Meta::F32(self.ropes.first()?.theta as f32),
             "vocab_size" => size(self.vocab_size),
             EXPERTS => size(self.experts?.count),
             EXPERTS_USED => size(self.experts?.used),
@@ -639,7 +663,8 @@ fn updated(gguf: &Gguf, config: &Config) -> Result<Vec<(String, Meta)>> {
     let from = gguf.require_str(ARCHITECTURE)?;
     let to = config.architecture(gguf.source().path())?;
     let prefix = format!("{from}.");
-    let divided = matches!(config.ropes[0].scaling, RopeScaling::Divisors(_));
+    let divisors = |rope: &Rope| matches!(rope.scaling, RopeScaling::Divisors(_));
+    let divided = config.ropes.first().is_some_and(divisors);
     let pair = |(key, value): &(String, Meta)| {
         if key == ARCHITECTURE {
             return Some((key.clone(), Meta::String(to.into())));

@@ -130,7 +130,8 @@ impl fmt::Display for Group {
 }
 
 /// The groups of a model with these tensors, block by block, then those that go through all of it. Query heads are a group of
-/// their own beside that of the key-value heads, where several read one. Channels of experts are none.
+/// their own beside that of the key-value heads, where several read one. Channels of experts are none, nor are heads and blocks of
+/// a model with an encoder.
 pub fn groups(config: &Config, specs: &[TensorSpec]) -> Vec<Group> {
     let mut groups = Vec::new();
     let mut add = |width: PrunableDim, layer: Option<usize>| {
@@ -166,11 +167,16 @@ pub fn groups(config: &Config, specs: &[TensorSpec]) -> Vec<Group> {
         if config.experts.is_none() {
             add(PrunableDim::FeedForward, Some(layer));
         }
-        add(PrunableDim::KvGroup, Some(layer));
-        add(PrunableDim::Head, Some(layer));
+        // All blocks of a stack share the biases of its heads, and the first block has them.
+        if config.encoder.is_none() {
+            add(PrunableDim::KvGroup, Some(layer));
+            add(PrunableDim::Head, Some(layer));
+        }
     }
     add(PrunableDim::Hidden, None);
-    add(PrunableDim::Layers, None);
+    if config.encoder.is_none() {
+        add(PrunableDim::Layers, None);
+    }
     groups
 }
 

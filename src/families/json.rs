@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE};
 use super::names::{Role, TensorSpec, tensor_specs};
 use super::rope::{Rope, RopeScaling};
-use super::{FAMILIES, Family};
+use super::{FAMILIES, Family, t5};
 use crate::error::{Error, Result};
 use crate::graph::{Experts, Slot};
 
@@ -87,7 +87,7 @@ impl<'a> Reader<'a> {
     }
 
     /// An error if a key is there with another value than the one that this program computes by.
-    fn only(&self, key: &str, value: &Value) -> Result<()> {
+    pub(super) fn only(&self, key: &str, value: &Value) -> Result<()> {
         let same = |given: &Value| {
             given == value || given.as_f64().is_some_and(|n| Some(n) == value.as_f64())
         };
@@ -236,32 +236,46 @@ impl Config {
             Some(Some(name)) if names.contains(&name) => {}
             Some(_) => return Err(reader.wrong(key, &format!("{names:?}"))),
         }
-        let hidden_size = reader.required_size("hidden_size")?;
-        let layers = reader.required_size("num_hidden_layers")?;
+        let own = |key: &'static str| family.json_name(key).unwrap_or(key);
+        let hidden_size = reader.required_size(own("hidden_size"))?;
+        let mut layers = reader.required_size(own("num_hidden_layers"))?;
+        let encoder = match family.decoder_layers_keys {
+            None => None,
+            Some([key, _]) => {
+                let encoder = layers;
+                layers += reader.size(key)?.unwrap_or(encoder);
+                Some(t5::encoder(encoder))
+            }
+        };
         if layers > MAX_LAYERS {
-            return Err(reader.wrong("num_hidden_layers", &format!("at most {MAX_LAYERS}")));
+            let key = own("num_hidden_layers");
+            return Err(reader.wrong(key, &format!("at most {MAX_LAYERS}")));
         }
-        let heads = reader.widths("num_attention_heads", layers, None)?;
-        let kv_heads = reader.widths("num_key_value_heads", layers, Some(&heads))?;
-        let intermediate = reader.widths("intermediate_size", layers, None)?;
-        let head_dim = match (reader.size("head_dim")?, family.head_dim) {
+        let heads = reader.widths(own("num_attention_heads"), layers, None)?;
+        let kv_heads = reader.widths(own("num_key_value_heads"), layers, Some(&heads))?;
+        let intermediate = reader.widths(own("intermediate_size"), layers, None)?;
+        let head_dim = match (reader.size(own("head_dim"))?, family.head_dim) {
             (Some(head_dim), _) | (None, Some(head_dim)) => head_dim,
-            _ if reader.given("num_attention_heads").is_some_and(Value::is_array) => {
-                return Err(reader.wrong("head_dim", "a positive integer"));
+            _ if reader.given(own("num_attention_heads")).is_some_and(Value::is_array) => {
+                return Err(reader.wrong(own("head_dim"), "a positive integer"));
             }
             _ if hidden_size % heads[0] == 0 => hidden_size / heads[0],
-            _ => return Err(reader.wrong("hidden_size", "a multiple of num_attention_heads")),
+            _ => {
+                let expected = format!("a multiple of {}", own("num_attention_heads"));
+                return Err(reader.wrong(own("hidden_size"), &expected));
+            }
         };
         let tied = reader.given("tie_word_embeddings").and_then(Value::as_bool);
         let mut config = Self {
             family,
             hidden_size,
             blocks: BlockDims::zip(heads, kv_heads, intermediate),
+            encoder,
             experts: reader.experts(family)?,
             head_dim,
             vocab_size: reader.required_size("vocab_size")?,
-            max_positions: reader.size("max_position_embeddings")?.unwrap_or(2048),
-            rms_norm_eps: reader.number("rms_norm_eps")?.unwrap_or(1e-6),
+            max_positions: reader.size(own("max_position_embeddings"))?.unwrap_or(2048),
+            rms_norm_eps: reader.number(own("rms_norm_eps"))?.unwrap_or(1e-6),
             ropes: Vec::new(),
             tied: tied.unwrap_or(family.tied),
             shortcuts: reader.shortcuts()?,
@@ -271,7 +285,7 @@ impl Config {
         };
         (family.read_json)(&reader, &mut config)?;
         reader.only("use_bidirectional_attention", &json!(false))?;
-        if config.ropes.is_empty() {
+        if config.ropes.is_empty() && encoder.is_none() {
             // Where both are there, transformers takes the older key.
             let rope = match reader.object("rope_scaling")? {
                 Some(rope) if !rope.object.is_empty() => Some(rope),
@@ -279,12 +293,13 @@ impl Config {
             };
             config.ropes.push(reader.rope(rope.as_ref(), "rope_theta", 10_000.0)?);
         }
-        config.check(path, "num_key_value_heads")
+        config.check(path, own("num_key_value_heads"))
     }
 
     /// A `config.json` for transformers, of a model that came without one and has these tensors.
     pub fn to_json(&self, path: &Path, specs: &[TensorSpec]) -> Result<Map<String, Value>> {
-        let rope = match self.ropes[0].portable_scaling(self.head_dim, path)? {
+        let scaling = self.ropes.first().map(|rope| rope.portable_scaling(self.head_dim, path));
+        let rope = match scaling.transpose()?.unwrap_or(RopeScaling::None) {
             RopeScaling::Linear { factor } => {
                 json!({"rope_type": "linear", "factor": shortest(factor)})
             }
@@ -310,12 +325,18 @@ impl Config {
             // f32 epsilons such as 1e-5 widen to 9.99999974e-06; their shortest decimal is what was meant.
             "rms_norm_eps": shortest(self.rms_norm_eps),
             "rope_scaling": rope,
-            "rope_theta": shortest(self.ropes[0].theta),
+            "rope_theta": self.ropes.first().map(|rope| shortest(rope.theta)),
             "vocab_size": self.vocab_size,
         });
         let Value::Object(mut map) = object else {
             unreachable!("an object literal is an object");
         };
+        for (known, own) in self.family.json_names {
+            let value = map.remove(*known);
+            if !own.is_empty() {
+                map.insert((*own).into(), value.unwrap_or_default());
+            }
+        }
         map.insert(key.into(), json!(names[0]));
         (self.family.write_json)(self, &mut map);
         Ok(self.updated_json(map, specs))
@@ -335,19 +356,27 @@ impl Config {
             None => json!(self.blocks.iter().map(width).collect::<Vec<_>>()),
         };
         let whole = |widths: BlockDims| widths.heads * self.head_dim == self.hidden_size;
-        if parent.contains_key("head_dim") || !uniform.is_some_and(whole) {
-            parent.insert("head_dim".into(), json!(self.head_dim));
+        let head_dim = self.family.json_name("head_dim").unwrap_or("head_dim");
+        if parent.contains_key(head_dim) || !uniform.is_some_and(whole) {
+            parent.insert(head_dim.into(), json!(self.head_dim));
         }
+        // What other families call the number of blocks is that of the encoder's where there is one.
+        let layers = self.encoder.map_or(self.layers(), |encoder| encoder.layers);
         for (key, value) in [
             ("hidden_size", json!(self.hidden_size)),
             ("intermediate_size", widths(|widths| widths.intermediate_size)),
             ("num_attention_heads", widths(|widths| widths.heads)),
-            ("num_hidden_layers", json!(self.layers())),
+            ("num_hidden_layers", json!(layers)),
             ("num_key_value_heads", widths(|widths| widths.kv_heads)),
             ("tie_word_embeddings", json!(self.tied)),
             ("vocab_size", json!(self.vocab_size)),
         ] {
-            parent.insert(key.into(), value);
+            if let Some(key) = self.family.json_name(key) {
+                parent.insert(key.into(), value);
+            }
+        }
+        if let Some([key, _]) = self.family.decoder_layers_keys {
+            parent.insert(key.into(), json!(self.decoder_layers()));
         }
         if let (Some(experts), Some([count, used])) = (self.experts, self.family.experts_keys) {
             parent.insert(count.into(), json!(experts.count));
@@ -358,9 +387,10 @@ impl Config {
             parent.insert(SHORTCUTS.into(), json!(true));
         }
         // The decimals of a parent that says the same stay as they are.
-        let epsilon = parent.get("rms_norm_eps").and_then(Value::as_f64).unwrap_or(1e-6);
+        let key = self.family.json_name("rms_norm_eps").unwrap_or("rms_norm_eps");
+        let epsilon = parent.get(key).and_then(Value::as_f64).unwrap_or(1e-6);
         if (epsilon - self.rms_norm_eps).abs() > 1e-5 * self.rms_norm_eps {
-            parent.insert("rms_norm_eps".into(), json!(shortest(self.rms_norm_eps)));
+            parent.insert(key.into(), json!(shortest(self.rms_norm_eps)));
         }
         let has =
             |slot: &Slot| specs.iter().any(|spec| (spec.role, spec.slot) == (Role::Bias, *slot));
@@ -443,6 +473,7 @@ impl Config {
         (self.family, self.hidden_size, self.head_dim, self.vocab_size, self.tied)
             == (other.family, other.hidden_size, other.head_dim, other.vocab_size, other.tied)
             && self.blocks == other.blocks
+            && self.encoder == other.encoder
             && self.experts == other.experts
             && self.shortcuts == other.shortcuts
             && near(self.rms_norm_eps, other.rms_norm_eps)

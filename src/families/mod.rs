@@ -17,13 +17,15 @@ mod qwen2;
 mod qwen3;
 mod rope;
 mod shapes;
+mod t5;
 
-pub use config::{BlockDims, Config};
+pub use config::{BlockDims, Config, Encoder};
 pub use gguf::{Origin, factor as gguf_factor, main_type, metadata};
 pub use groups::{Axis, Group, Member, PrunableDim, Side, groups};
 pub use names::{
-    LAYERS, Role, TensorSpec, Unread, canonical, embedding_name, final_norm_name, head_name,
-    layer_name, module_name, tensor_specs, unread, without_layer,
+    Role, TensorSpec, Unread, block_patterns, canonical, embedding_name, final_norm_name,
+    head_name, is_of_block, layer_name, module_name, shared_slots, tensor_specs, unread,
+    without_layer,
 };
 pub use rope::{Rope, RopeScaling};
 pub use shapes::{SHAPES, Shape};
@@ -32,7 +34,7 @@ use serde_json::{Map, Value};
 
 use self::gguf::Keys;
 use self::json::Reader;
-use self::names::Row;
+use self::names::{DECODER, Names, Row};
 use crate::error::Result;
 use crate::formats::gguf::Value as Meta;
 use crate::graph::{Activation, Blocks, Graph, Slot};
@@ -45,6 +47,7 @@ pub static FAMILIES: &[&Family] = &[
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &gemma3::FAMILY,
+    &t5::FAMILY,
 ];
 
 /// The family of a `model_type`.
@@ -67,8 +70,18 @@ pub struct Family {
     pub gguf_per_layer: Option<&'static str>,
     /// The keys of `config.json` for the number of a block's experts and of those of a token, if it has experts.
     pub experts_keys: Option<[&'static str; 2]>,
-    /// The tensors of a block, in the order they are met.
+    /// What `config.json` calls sizes that it does not call as Llama does: (Llama's key, this family's). An empty name: it has no
+    /// such key.
+    pub json_names: &'static [(&'static str, &'static str)],
+    /// The keys of `config.json` and of GGUF for the number of the decoder's blocks, of a family with an encoder: what other families
+    /// call the number of blocks is that of the encoder's. Where they are missing, both have as many.
+    pub decoder_layers_keys: Option<[&'static str; 2]>,
+    /// What names begin with, and those of what stands outside blocks.
+    pub names: &'static Names,
+    /// The tensors of a block, in the order they are met; of the decoder, where there is an encoder.
     pub rows: &'static [Row],
+    /// The tensors of a block of the encoder.
+    pub encoder_rows: &'static [Row],
     /// The block function, for each kind of graph.
     pub blocks: Blocks,
     /// What gates the feed-forward.
@@ -106,7 +119,11 @@ impl Family {
             gguf_mark: None,
             gguf_per_layer: None,
             experts_keys: None,
+            json_names: &[],
+            decoder_layers_keys: None,
+            names: &DECODER,
             rows: &[],
+            encoder_rows: &[],
             blocks,
             activation: Activation::Silu,
             activation_key: ("hidden_act", &["silu", "swish"]),
@@ -120,6 +137,14 @@ impl Family {
             read_gguf: |_, _| Ok(()),
             write_gguf: |_| Vec::new(),
         }
+    }
+}
+
+impl Family {
+    /// What `config.json` calls what Llama calls so; `None` if it has no such key.
+    pub fn json_name(&self, key: &'static str) -> Option<&'static str> {
+        let own = self.json_names.iter().find(|(known, _)| *known == key);
+        own.map_or(Some(key), |(_, name)| Some(*name).filter(|name| !name.is_empty()))
     }
 }
 

@@ -1,25 +1,95 @@
 //! Tensor names: what each tensor of a model is called, what it is for, what shape it has.
 //!
 //! The names of Hugging Face's checkpoints are Lopper's own; GGUF's are translated at the border. A family lists the tensors
-//! of its block as [`Row`]s; what stands before and after the blocks is common to all decoders.
+//! of its block as [`Row`]s; what stands before and after the blocks is common to all decoders ([`DECODER`]), and a family with an
+//! encoder has names of its own for it.
 
 use super::config::{BlockDims, Config};
 use super::groups::PrunableDim;
-use crate::graph::Slot;
+use super::{FAMILIES, Family};
+use crate::graph::{Part, Slot};
 
-/// What module names of blocks begin with, before the layer's number.
-pub const LAYERS: &str = "model.layers.";
+/// The names of what stands outside blocks, and what names of blocks begin with, before their number.
+#[derive(Debug)]
+pub struct Names {
+    /// Blocks, in Hugging Face's checkpoints and in GGUF; of a model with an encoder those of the decoder.
+    blocks: [&'static str; 2],
+    /// Blocks of the encoder.
+    encoder_blocks: Option<[&'static str; 2]>,
+    embedding: Row,
+    final_norm: Row,
+    head: Row,
+}
+
+impl Names {
+    /// What names of a block begin with, and its number.
+    fn block(&self, config: &Config, layer: usize) -> ([&'static str; 2], usize) {
+        match (&config.encoder, self.encoder_blocks) {
+            (Some(encoder), Some(names)) if layer < encoder.layers => (names, layer),
+            (Some(encoder), _) => (self.blocks, layer - encoder.layers),
+            (None, _) => (self.blocks, layer),
+        }
+    }
+}
+
+/// What Llama calls them, and GGUF every decoder.
+pub static DECODER: Names = Names {
+    blocks: ["model.layers.", "blk."],
+    encoder_blocks: None,
+    embedding: EMBEDDING,
+    final_norm: FINAL_NORM,
+    head: HEAD,
+};
+
+/// T5's.
+pub static ENCODER_DECODER: Names = Names {
+    blocks: ["decoder.block.", "dec.blk."],
+    encoder_blocks: Some(["encoder.block.", "enc.blk."]),
+    embedding: Row { hf: "shared", ..EMBEDDING },
+    final_norm: Row { hf: "decoder.final_layer_norm", gguf: "dec.output_norm", ..FINAL_NORM },
+    head: HEAD,
+};
+
+/// What module names of blocks begin with in any family, before the layer's number.
+fn beginnings() -> impl Iterator<Item = &'static str> {
+    let names = FAMILIES.iter().map(|family| family.names);
+    names
+        .flat_map(|names| [Some(names.blocks[0]), names.encoder_blocks.map(|names| names[0])])
+        .flatten()
+}
+
+/// Whether a tensor, or a module, of that name is of a block.
+pub fn is_of_block(name: &str) -> bool {
+    beginnings().any(|begin| name.starts_with(begin))
+}
+
+/// Patterns of the names of all tensors of blocks, in any family.
+pub fn block_patterns() -> Vec<String> {
+    let mut patterns: Vec<String> = Vec::new();
+    for begin in beginnings() {
+        let pattern = format!("{begin}*");
+        if !patterns.contains(&pattern) {
+            patterns.push(pattern);
+        }
+    }
+    patterns
+}
 
 /// The module name of a layer.
-pub fn layer_name(layer: usize) -> String {
-    format!("{LAYERS}{layer}")
+pub fn layer_name(config: &Config, layer: usize) -> String {
+    let (names, number) = config.family.names.block(config, layer);
+    format!("{}{number}", names[0])
 }
 
 /// A tensor's name, or a module's, without its layer: equal for the same tensor of every layer.
 pub fn without_layer(name: &str) -> String {
-    let split = name.strip_prefix(LAYERS).and_then(|rest| rest.split_once('.'));
+    let split = beginnings().find_map(|begin| {
+        name.strip_prefix(begin)
+            .and_then(|rest| rest.split_once('.'))
+            .map(|(_, rest)| (begin, rest))
+    });
     match split {
-        Some((_, rest)) => format!("{LAYERS}*.{rest}"),
+        Some((begin, rest)) => format!("{begin}*.{rest}"),
         None => name.to_string(),
     }
 }
@@ -40,6 +110,8 @@ pub enum Role {
     Norm,
     /// A bias of a linear layer.
     Bias,
+    /// A table of what is added to scores of attention by distance.
+    PositionBias,
 }
 
 /// A dimension of a tensor, in terms of the configuration.
@@ -57,6 +129,10 @@ pub enum Dim {
     Head,
     /// Experts of a block.
     Experts,
+    /// Query heads of all blocks of a stack together: one block's cannot be cut.
+    Heads,
+    /// Buckets of distances.
+    Buckets,
     /// Tokens.
     Vocabulary,
 }
@@ -69,7 +145,7 @@ impl Dim {
             Dim::Intermediate => Some(PrunableDim::FeedForward),
             Dim::Query => Some(PrunableDim::Head),
             Dim::KeyValue => Some(PrunableDim::KvGroup),
-            Dim::Head | Dim::Experts | Dim::Vocabulary => None,
+            Dim::Head | Dim::Experts | Dim::Heads | Dim::Buckets | Dim::Vocabulary => None,
         }
     }
 
@@ -82,6 +158,8 @@ impl Dim {
             Dim::KeyValue => widths.kv_heads * config.head_dim,
             Dim::Head => config.head_dim,
             Dim::Experts => config.experts.map_or(0, |experts| experts.count),
+            Dim::Heads => widths.heads,
+            Dim::Buckets => config.encoder.map_or(0, |encoder| encoder.buckets.count),
             Dim::Vocabulary => config.vocab_size,
         }
     }
@@ -109,6 +187,18 @@ pub struct Row {
     columns: Dim,
     bias: Bias,
     interleaved: bool,
+    stack: Stack,
+}
+
+/// Which blocks of a stack have a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stack {
+    /// Every block one of its own.
+    Each,
+    /// The first has one, which is that of all.
+    First,
+    /// The same, and its name is that of no block.
+    Outside,
 }
 
 impl Row {
@@ -130,6 +220,7 @@ impl Row {
             columns,
             bias: Bias::Optional,
             interleaved: false,
+            stack: Stack::Each,
         }
     }
 
@@ -176,6 +267,22 @@ impl Row {
     /// The same, with a bias that is always there.
     pub const fn biased(self) -> Self {
         Self { bias: Bias::Required, ..self }
+    }
+
+    /// The same, without a bias.
+    pub const fn unbiased(self) -> Self {
+        Self { bias: Bias::None, ..self }
+    }
+
+    /// A bias of scores by distance, which all blocks of a stack take from the first one's tensors.
+    pub const fn position_bias(hf: &'static str, gguf: &'static str) -> Self {
+        let row = Self::linear(Slot::PositionBias, hf, gguf, Dim::Buckets, Dim::Heads);
+        Self { role: Role::PositionBias, stack: Stack::First, ..row }
+    }
+
+    /// The same of a norm whose name is that of no block: all blocks of a stack take it.
+    pub const fn of_stack(self) -> Self {
+        Self { stack: Stack::Outside, ..self }
     }
 
     const fn of_role(self, role: Role) -> Self {
@@ -253,8 +360,11 @@ impl TensorSpec {
         widths: BlockDims,
     ) -> Self {
         let suffix = if bias { "bias" } else { "weight" };
-        let (hf, gguf) = match layer {
-            Some(layer) => (format!("{LAYERS}{layer}."), format!("blk.{layer}.")),
+        let (hf, gguf) = match layer.filter(|_| row.stack != Stack::Outside) {
+            Some(layer) => {
+                let ([hf, gguf], number) = config.family.names.block(config, layer);
+                (format!("{hf}{number}."), format!("{gguf}{number}."))
+            }
             None => Default::default(),
         };
         let vector = bias || row.role == Role::Norm;
@@ -310,6 +420,11 @@ impl TensorSpec {
         self.layer
     }
 
+    /// Whether it is no weight of a product or an embedding: kept in plain numbers whatever becomes of those.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.role, Role::Norm | Role::Bias | Role::PositionBias)
+    }
+
     /// Output features: rows of a matrix, values of a bias.
     pub fn features(&self) -> usize {
         if self.role == Role::Bias { self.columns } else { self.rows }
@@ -347,9 +462,14 @@ impl TensorSpec {
 /// Every tensor a model of this configuration has or (optional biases) may have, in the order they are met.
 pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
     let whole = |row: &Row| TensorSpec::new((row, row.slot), None, false, config, config.widest());
-    let mut specs = vec![whole(&EMBEDDING)];
+    let names = config.family.names;
+    let mut specs = vec![whole(&names.embedding)];
     for (layer, widths) in config.blocks.iter().enumerate() {
-        for (row, slot) in block_rows(config) {
+        let first = config.first_of_stack(layer) == layer;
+        for (row, slot) in block_rows(config, layer) {
+            if row.stack != Stack::Each && !first {
+                continue;
+            }
             let spec =
                 |row, slot, bias| TensorSpec::new((row, slot), Some(layer), bias, config, *widths);
             specs.push(spec(row, slot, false));
@@ -361,16 +481,22 @@ pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
             specs.extend(shortcut.map(|(_, row)| spec(row, row.slot, false)));
         }
     }
-    specs.push(whole(&FINAL_NORM));
+    specs.push(whole(&names.final_norm));
     if !config.tied {
-        specs.push(whole(&HEAD));
+        specs.push(whole(&names.head));
     }
     specs
 }
 
+/// The slots of tensors that all blocks of a layer's stack have from the first of them.
+pub fn shared_slots(config: &Config, layer: usize) -> Vec<Slot> {
+    let rows = config.family.rows_of(config.part(layer)).iter();
+    rows.filter(|row| row.stack != Stack::Each).map(|row| row.slot).collect()
+}
+
 /// The rows of a block with their slots: those of experts once for each, expert by expert.
-fn block_rows(config: &Config) -> Vec<(&'static Row, Slot)> {
-    let rows = config.family.rows;
+fn block_rows(config: &Config, layer: usize) -> Vec<(&'static Row, Slot)> {
+    let rows = config.family.rows_of(config.part(layer));
     let experts = config.experts.map_or(0, |experts| experts.count);
     let mut all = Vec::with_capacity(rows.len());
     for part in rows.chunk_by(|a, b| a.is_of_experts() == b.is_of_experts()) {
@@ -386,24 +512,42 @@ fn block_rows(config: &Config) -> Vec<(&'static Row, Slot)> {
 
 /// The module name of a linear layer of a block.
 pub fn module_name(config: &Config, layer: usize, slot: Slot) -> String {
-    let rows = config.family.rows.iter().chain(SHORTCUTS.iter().map(|(_, row)| row));
-    let found = rows.filter(|row| row.slot == slot.of_expert(0)).map(|row| row.hf).next();
-    format!("{LAYERS}{layer}.{}", Row::name(found.unwrap_or_default(), slot))
+    let rows = config.family.rows_of(config.part(layer)).iter();
+    let mut rows = rows.chain(SHORTCUTS.iter().map(|(_, row)| row));
+    let found = rows.find(|row| row.slot == slot.of_expert(0));
+    let name = Row::name(found.map_or("", |row| row.hf), slot);
+    match found {
+        Some(row) if row.stack == Stack::Outside => name,
+        Some(row) if row.stack == Stack::First => {
+            format!("{}.{name}", layer_name(config, config.first_of_stack(layer)))
+        }
+        _ => format!("{}.{name}", layer_name(config, layer)),
+    }
 }
 
 /// The name of the embedding's table.
-pub fn embedding_name() -> String {
-    format!("{}.weight", EMBEDDING.hf)
+pub fn embedding_name(config: &Config) -> String {
+    format!("{}.weight", config.family.names.embedding.hf)
 }
 
 /// The name of the final norm's weight.
-pub fn final_norm_name() -> String {
-    format!("{}.weight", FINAL_NORM.hf)
+pub fn final_norm_name(config: &Config) -> String {
+    format!("{}.weight", config.family.names.final_norm.hf)
 }
 
 /// The module name of the head.
-pub fn head_name() -> &'static str {
-    HEAD.hf
+pub fn head_name(config: &Config) -> &'static str {
+    config.family.names.head.hf
+}
+
+impl Family {
+    /// The tensors of a block.
+    fn rows_of(&self, part: Option<Part>) -> &'static [Row] {
+        match part {
+            Some(Part::Source) => self.encoder_rows,
+            _ => self.rows,
+        }
+    }
 }
 
 /// What savers put in front of all names: compiled or parallel modules, adapters, models with further parts.
@@ -434,6 +578,9 @@ pub enum Unread {
 
 /// Tensors that old programs stored beside the weights, by the ends of their names.
 const HARMLESS: &[&str] = &[
+    // The embedding again, under the names of its users.
+    "encoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
     "rotary_emb.inv_freq",
     ".attn_rot_embd",
     ".attn_rot_embd.weight",
@@ -452,15 +599,31 @@ pub fn unread(config: &Config, name: &str) -> Unread {
         None => rest.strip_prefix(row.hf).is_some_and(|end| end.starts_with('.')),
     };
     let of = |rows: &[Row], rest: &str| rows.iter().any(|row| known(row, rest));
-    let layer = name.strip_prefix(LAYERS).and_then(|rest| rest.split_once('.'));
+    let names = config.family.names;
+    let stacks = [
+        (Some(names.blocks), config.family.rows, config.decoder_layers()),
+        (
+            names.encoder_blocks,
+            config.family.encoder_rows,
+            config.layers() - config.decoder_layers(),
+        ),
+    ];
+    let layer = stacks.into_iter().find_map(|(names, rows, layers)| {
+        let (number, rest) = name.strip_prefix(names?[0])?.split_once('.')?;
+        Some((number, rest, rows, layers))
+    });
     let known = match layer {
-        Some((number, rest)) => {
-            number.parse().is_ok_and(|number: usize| number < config.layers())
-                && (of(config.family.rows, rest)
+        Some((number, rest, rows, layers)) => {
+            number.parse().is_ok_and(|number: usize| number < layers)
+                && (of(rows, rest)
                     || of(&SHORTCUTS.map(|(_, row)| row), rest)
                     || rest.contains("norm"))
         }
-        None => of(&[EMBEDDING, FINAL_NORM, HEAD], name),
+        None => {
+            let outside = |row: &&Row| row.stack == Stack::Outside;
+            let of_stacks = config.family.rows.iter().filter(outside).any(|row| known(row, name));
+            of_stacks || of(&[names.embedding, names.final_norm, names.head], name)
+        }
     };
     if known { Unread::Changes } else { Unread::Ignored }
 }

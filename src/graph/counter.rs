@@ -1,7 +1,7 @@
 //! The graph that counts: the products of a block, the bytes of activations that its backward pass needs, and operations,
 //! from sizes alone.
 
-use super::{Activation, Attention, Experts, Graph, Slot};
+use super::{Activation, Attention, Experts, Graph, Part, Slot};
 use crate::error::Result;
 use crate::tensor::DType;
 
@@ -139,6 +139,45 @@ impl Graph for Counter<'_> {
         }
         // The result, also as the next product takes it.
         self.counts.kept_f32 += query.columns;
+        self.counts.kept_casts += query.columns;
+        Ok(self.made(query.columns))
+    }
+
+    /// Every token is counted as if it were of the part.
+    fn take(&mut self, stream: &Width, _: Part) -> Result<Option<Width>> {
+        self.used(stream, Output::Stream);
+        self.counts.kept_f32 += stream.columns;
+        Ok(Some(self.made(stream.columns)))
+    }
+
+    fn put(&mut self, stream: Width, _: Part, own: Width) -> Result<Width> {
+        self.used(&own, Output::Stream);
+        self.counts.kept_f32 += stream.columns;
+        Ok(self.made(stream.columns))
+    }
+
+    fn attention_within(
+        &mut self,
+        query: Width,
+        key: Width,
+        value: Width,
+        shape: &Attention,
+        _: Part,
+    ) -> Result<Width> {
+        self.attention(query, key, value, shape)
+    }
+
+    fn remember(&mut self, key: Width, value: Width) -> Result<()> {
+        for value in [key, value] {
+            self.used(&value, Output::Activation);
+            self.counts.kept_f32 += value.columns;
+        }
+        Ok(())
+    }
+
+    fn recall(&mut self, query: Width, _: &Attention) -> Result<Width> {
+        self.used(&query, Output::Activation);
+        self.counts.kept_f32 += 2 * query.columns;
         self.counts.kept_casts += query.columns;
         Ok(self.made(query.columns))
     }

@@ -6,15 +6,19 @@ use std::cell::{OnceCell, RefCell};
 use std::rc::{Rc, Weak};
 
 use super::routed::Routed;
-use super::{Activation, Attention, BlockWeights, Experts, Graph, Linear, Pass, Slot};
+use super::{
+    Activation, Attention, BlockWeights, Experts, Graph, Linear, PairedRows, Part, Pass, Slot,
+};
 use crate::device::Tensor;
 use crate::error::Result;
 use crate::kernels::attention::cached::{cached, entering};
+use crate::kernels::attention::stored::{self, Bias, Layer, Seen};
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::experts::Share;
 use crate::kernels::experts::product::{Outcome, product};
 use crate::kernels::gate::glu::glu;
 use crate::kernels::kv::Cached;
+use crate::kernels::kv::decode::decode;
 use crate::kernels::matmul::{Destination, FUSED_GATES, Input};
 use crate::kernels::norm::rms::rms;
 use crate::kernels::residual::add::add;
@@ -42,6 +46,18 @@ pub struct KeyValueCache<'a> {
     pub bound: usize,
     /// Cosines and sines of each rotary encoding, f32 (positions, head_dim / 2, 2).
     pub ropes: &'a [Tensor],
+    /// Rows of a source and a target, where the model's are. A layer's cache holds the keys and values for the target: of the source
+    /// in the source's places, then the target's own.
+    pub paired: Option<Paired<'a>>,
+}
+
+/// Rows of a source and a target in a pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Paired<'a> {
+    /// The rows.
+    pub rows: &'a PairedRows,
+    /// Whether the pass begins with the sources; otherwise it goes on with the targets, whose sources the cache remembers.
+    pub begins: bool,
 }
 
 /// Runs one block over new tokens of a batch.
@@ -181,6 +197,37 @@ impl<'g> Eager<'g> {
 
     fn activation(&self) -> DType {
         self.pass.compute.activation
+    }
+
+    fn paired(&self) -> Paired<'g> {
+        self.cache.paired.expect("the cache of a model whose rows have two parts knows them")
+    }
+
+    /// The block's bias by distance in a part.
+    fn bias(&self, part: Part) -> Option<Bias> {
+        self.block.position().map(|bias| Bias {
+            table: bias.table.clone(),
+            distances: self.paired().rows.distances(part).clone(),
+        })
+    }
+
+    /// Attention over what the cache holds. Weights of the scores are stored, so that they may have a bias.
+    fn over_cache(
+        &self,
+        query: &Tensor,
+        shape: &Attention,
+        bias: Option<&Bias>,
+        seen: Seen<'_>,
+    ) -> Result<Lazy> {
+        let (device, dtype) = (self.pass.device, query.dtype());
+        let numbers = |cache: &Cached| match cache.plain() {
+            Some((known, numbers)) if known == dtype => Ok(numbers.clone()),
+            _ => decode(device, cache, seen.first + seen.columns, dtype),
+        };
+        let (keys, values) = (numbers(self.cache.keys)?, numbers(self.cache.values)?);
+        let layer = Layer { heads: *shape, bias, seen };
+        let mixed = stored::forward(device, query, (&keys, &values), layer, dtype)?;
+        Ok(self.input(mixed, shape.query * shape.dim))
     }
 
     /// The activations (tokens, columns) as products take them.
@@ -327,6 +374,71 @@ impl Graph for Eager<'_> {
         };
         let mixed = cached(device, &query, (keys, values), past, *shape, bound)?;
         Ok(Lazy::Input(Rc::new(self.pass.mixed(mixed, columns))))
+    }
+
+    fn take(&mut self, stream: &Lazy, part: Part) -> Result<Option<Lazy>> {
+        let Paired { rows, begins } = self.paired();
+        if !begins {
+            let stream = self.force(stream, DType::F32)?;
+            return Ok((part == Part::Target).then_some(Lazy::Ready(stream)));
+        }
+        let stream = self.force(stream, DType::F32)?;
+        Ok(rows.take(self.pass.device, &stream, part)?.map(Lazy::Ready))
+    }
+
+    fn put(&mut self, stream: Lazy, part: Part, own: Lazy) -> Result<Lazy> {
+        let Paired { rows, begins } = self.paired();
+        if !begins {
+            // It was the stream itself.
+            return Ok(own);
+        }
+        let stream = self.overwritten(&stream)?;
+        rows.put(self.pass.device, &self.force(&own, DType::F32)?, &stream, part)?;
+        Ok(Lazy::Ready(stream))
+    }
+
+    fn attention_within(
+        &mut self,
+        query: Lazy,
+        key: Lazy,
+        value: Lazy,
+        shape: &Attention,
+        part: Part,
+    ) -> Result<Lazy> {
+        let Paired { rows, begins } = self.paired();
+        let KeyValueCache { keys, values, past, bound, .. } = self.cache;
+        let (device, dtype) = (self.pass.device, self.activation());
+        let [query, key, value] = [&query, &key, &value].map(|value| self.force(value, dtype));
+        let (query, key, value) = (query?, key?, value?);
+        let bias = self.bias(part);
+        if part == Part::Source {
+            let (ends, columns) = (rows.ends(), rows.width());
+            let seen = Seen { ends, causal: false, first: 0, columns };
+            let layer = Layer { heads: *shape, bias: bias.as_ref(), seen };
+            let mixed = stored::forward(device, &query, (&key, &value), layer, dtype)?;
+            return Ok(self.input(mixed, shape.query * shape.dim));
+        }
+        let ends = if begins { rows.starts() } else { past };
+        keys.append(device, &key, ends)?;
+        values.append(device, &value, ends)?;
+        let first = rows.width();
+        let seen = Seen { ends, causal: true, first, columns: bound - first };
+        self.over_cache(&query, shape, bias.as_ref(), seen)
+    }
+
+    fn remember(&mut self, key: Lazy, value: Lazy) -> Result<()> {
+        let KeyValueCache { keys, values, past, .. } = self.cache;
+        let device = self.pass.device;
+        keys.append(device, &self.force(&key, self.activation())?, past)?;
+        values.append(device, &self.force(&value, self.activation())?, past)
+    }
+
+    fn recall(&mut self, query: Lazy, shape: &Attention) -> Result<Lazy> {
+        let query = self.force(&query, self.activation())?;
+        let rows = self.paired().rows;
+        let (ends, columns) = (rows.ends(), rows.width());
+        let seen = Seen { ends, causal: false, first: 0, columns };
+        self.over_cache(&query, shape, None, seen)
     }
 
     fn gate(&mut self, gate: Lazy, up: Lazy, activation: Activation) -> Result<Lazy> {

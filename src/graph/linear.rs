@@ -75,6 +75,15 @@ pub struct RmsNormWeight {
     pub epsilon: f32,
 }
 
+/// A bias of attention's scores by the distance from a token to a key, on a device.
+#[derive(Clone, Debug)]
+pub struct PositionBias {
+    /// The tensor's name in the checkpoint.
+    pub name: String,
+    /// f32 (buckets, heads)
+    pub table: Tensor,
+}
+
 /// The device and settings of a forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<'a> {

@@ -11,13 +11,15 @@
 mod counter;
 mod eager;
 mod linear;
+mod paired;
 mod routed;
 mod tape;
 mod token_split;
 
 pub use counter::{Counter, Counts, Output as ProductOutput, Width as CountedWidth};
-pub use eager::{Eager, KeyValueCache, Lazy, ROUTED_WITHOUT_READING, Tap};
-pub use linear::{Adapter, Compute, Factor, Linear, Pass, RmsNormWeight};
+pub use eager::{Eager, KeyValueCache, Lazy, Paired, ROUTED_WITHOUT_READING, Tap};
+pub use linear::{Adapter, Compute, Factor, Linear, Pass, PositionBias, RmsNormWeight};
+pub use paired::{DistanceBuckets, PairedRows, Part};
 pub use routed::Routed;
 pub use tape::{
     Deferred, Gradient, Node, Parameter, RopeTables, Routing, Settings, Sink, Tape, Value, Weight,
@@ -56,6 +58,16 @@ pub enum Slot {
     AttentionShortcut,
     /// The norm of attention's result.
     PostAttentionNorm,
+    /// The norm before attention over the source.
+    CrossNorm,
+    /// The query projection of attention over the source.
+    CrossQuery,
+    /// Its key projection, of what the encoder made of the source.
+    CrossKey,
+    /// Its value projection.
+    CrossValue,
+    /// Its output projection.
+    CrossOutput,
     /// The norm before the feed-forward.
     FeedForwardNorm,
     /// The gate projection of the feed-forward.
@@ -76,6 +88,10 @@ pub enum Slot {
     ExpertDown(u16),
     /// The norm of the feed-forward's result.
     PostFeedForwardNorm,
+    /// The bias of scores by the distance between two tokens, which all blocks of a stack have.
+    PositionBias,
+    /// The norm of what the encoder made of the source, which all blocks of the decoder have.
+    SourceNorm,
     /// The norm after the last block.
     FinalNorm,
     /// The output head.
@@ -86,7 +102,14 @@ impl Slot {
     /// Whether what this norm gives is an input of products only, and so comes in their type. What is added to the residual
     /// stream, or rotated, stays f32.
     pub fn feeds_products(self) -> bool {
-        matches!(self, Slot::AttentionNorm | Slot::FeedForwardNorm | Slot::FinalNorm)
+        matches!(
+            self,
+            Slot::AttentionNorm
+                | Slot::CrossNorm
+                | Slot::SourceNorm
+                | Slot::FeedForwardNorm
+                | Slot::FinalNorm
+        )
     }
 
     /// The slot that stands for all linear layers with the same input: its own, but the queries' for keys and values, and the
@@ -94,6 +117,7 @@ impl Slot {
     pub fn input(self) -> Slot {
         match self {
             Slot::Key | Slot::Value => Slot::Query,
+            Slot::CrossValue => Slot::CrossKey,
             Slot::Up => Slot::Gate,
             Slot::ExpertUp(expert) => Slot::ExpertGate(expert),
             slot => slot,
@@ -123,7 +147,7 @@ impl Slot {
 
     /// Whether its result is added to the residual stream, and so stays f32.
     pub fn feeds_stream(self) -> bool {
-        matches!(self, Slot::Output | Slot::Down | Slot::ExpertDown(_))
+        matches!(self, Slot::Output | Slot::CrossOutput | Slot::Down | Slot::ExpertDown(_))
     }
 }
 
@@ -150,13 +174,13 @@ pub struct BlockShape {
     pub activation: Activation,
     /// Its experts, if it has some.
     pub experts: Option<Experts>,
+    /// The tokens that it takes, of a model whose rows have two parts.
+    pub part: Option<Part>,
 }
 
 /// The operations of a block. Values have (tokens, width) elements; a slot names a weight of the block.
 ///
-/// Families still to come add operations, not another shape: encoders a mask in [`Attention`], decoders with
-/// cross-attention keys and values of another stream (which [`Graph::attention`] takes as values already), LayerNorm another
-/// kind of weight in a norm's slot.
+/// Families still to come add operations, not another shape: LayerNorm another kind of weight in a norm's slot.
 pub trait Graph {
     /// A value, computed or not yet.
     type Value;
@@ -181,6 +205,29 @@ pub trait Graph {
         value: Self::Value,
         shape: &Attention,
     ) -> Result<Self::Value>;
+
+    /// The residual stream of a part's tokens; `None` where the pass has none. A graph may give the stream itself.
+    fn take(&mut self, stream: &Self::Value, part: Part) -> Result<Option<Self::Value>>;
+
+    /// The residual stream with what became of a part's tokens in their places. A graph may reuse the stream's memory.
+    fn put(&mut self, stream: Self::Value, part: Part, own: Self::Value) -> Result<Self::Value>;
+
+    /// Attention within a part, with the block's bias by distance: of the source over all of it, of the target over what is before
+    /// a token; in a graph with a cache, over what that holds too.
+    fn attention_within(
+        &mut self,
+        query: Self::Value,
+        key: Self::Value,
+        value: Self::Value,
+        shape: &Attention,
+        part: Part,
+    ) -> Result<Self::Value>;
+
+    /// Keys and values of the source for the target, in this pass and in those that go on from it.
+    fn remember(&mut self, key: Self::Value, value: Self::Value) -> Result<()>;
+
+    /// Attention of the target over what is remembered.
+    fn recall(&mut self, query: Self::Value, shape: &Attention) -> Result<Self::Value>;
 
     /// activation(gate) * up
     fn gate(
@@ -225,6 +272,7 @@ pub trait Graph {
 pub struct BlockWeights {
     linears: Vec<(Slot, Linear)>,
     norms: Vec<(Slot, RmsNormWeight)>,
+    position: Option<PositionBias>,
 }
 
 impl BlockWeights {
@@ -244,6 +292,16 @@ impl BlockWeights {
     /// The norms.
     pub fn norms(&self) -> impl Iterator<Item = &RmsNormWeight> {
         self.norms.iter().map(|(_, norm)| norm)
+    }
+
+    /// The bias of its scores, if it has one.
+    pub fn position(&self) -> Option<&PositionBias> {
+        self.position.as_ref()
+    }
+
+    /// Gives it a bias of scores.
+    pub fn set_position(&mut self, bias: PositionBias) {
+        self.position = Some(bias);
     }
 
     /// Puts a norm in a slot that has none.

@@ -16,14 +16,15 @@ use std::rc::Rc;
 use super::routed::Routed;
 use super::token_split::TokenSplit;
 use super::{
-    Activation, Adapter, Attention, BlockWeights, Experts, Factor, Graph, Linear, RmsNormWeight,
-    Slot,
+    Activation, Adapter, Attention, BlockWeights, Experts, Factor, Graph, Linear, PairedRows, Part,
+    PositionBias, RmsNormWeight, Slot,
 };
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::kernels::attention::backward as attention;
 use crate::kernels::attention::causal::forward as attention_forward;
 use crate::kernels::attention::coop;
+use crate::kernels::attention::stored::{self, Bias, Layer, Seen};
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::experts::combine::combine;
 use crate::kernels::experts::combine_grad::combine_grad;
@@ -196,6 +197,9 @@ pub struct Tape<'a> {
     settings: Settings<'a>,
     block: Option<&'a BlockWeights>,
     ropes: &'a [RopeTables],
+    paired: Option<&'a PairedRows>,
+    /// Keys and values of the source.
+    remembered: Option<(Value, Value)>,
     nodes: usize,
     rules: Vec<(Node, Rule<'a>)>,
 }
@@ -261,17 +265,31 @@ impl Backward<'_, '_> {
 impl<'a> Tape<'a> {
     /// An empty tape.
     pub fn new(device: &'a Device, settings: Settings<'a>) -> Self {
-        Self { device, settings, block: None, ropes: &[], nodes: 0, rules: Vec::new() }
+        Self {
+            device,
+            settings,
+            block: None,
+            ropes: &[],
+            paired: None,
+            remembered: None,
+            nodes: 0,
+            rules: Vec::new(),
+        }
     }
 
-    /// An empty tape for a block, with the model's rotary encodings.
+    /// An empty tape for a block, with the model's rotary encodings and, where its rows have two parts, those.
     pub fn for_block(
         device: &'a Device,
         settings: Settings<'a>,
         block: &'a BlockWeights,
         ropes: &'a [RopeTables],
+        paired: Option<&'a PairedRows>,
     ) -> Self {
-        Self { block: Some(block), ropes, ..Self::new(device, settings) }
+        Self { block: Some(block), ropes, paired, ..Self::new(device, settings) }
+    }
+
+    fn paired(&self) -> &'a PairedRows {
+        self.paired.expect("the tape of a model whose rows have two parts knows them")
     }
 
     fn block(&self) -> &'a BlockWeights {
@@ -500,6 +518,47 @@ impl<'a> Tape<'a> {
         }))
     }
 
+    /// Attention with stored weights of `query`, f32 (tokens, heads, head_dim), over `key` and `value`, f32 of as many sequences each,
+    /// with a bias by distance in a part.
+    fn attend_stored(
+        &mut self,
+        query: &Value,
+        (key, value): (&Value, &Value),
+        shape: &Attention,
+        (ends, causal): (&'a Tensor, bool),
+        bias: Option<(&'a PositionBias, Part)>,
+    ) -> Result<Value> {
+        let (device, paired, heads) = (self.device, self.paired(), *shape);
+        let (query, key, value) = (query.clone(), key.clone(), value.clone());
+        let columns = key.tensor.shape()[0] / ends.len();
+        let seen = Seen { ends, causal, first: 0, columns };
+        let with = bias.map(|(bias, part)| Bias {
+            table: bias.table.clone(),
+            distances: paired.distances(part).clone(),
+        });
+        let layer = Layer { heads, bias: with.as_ref(), seen };
+        let both = (&key.tensor, &value.tensor);
+        let result = stored::forward(device, &query.tensor, both, layer, DType::F32)?;
+        Ok(self.record(result, move |back, grad| {
+            let grad = cast(device, &grad, DType::F32)?;
+            let layer = Layer { heads, bias: with.as_ref(), seen };
+            let both = (&key.tensor, &value.tensor);
+            let (of, of_table) = stored::backward(device, &query.tensor, both, layer, &grad)?;
+            let [of_query, of_key, of_value] = of;
+            back.add(query.node, of_query)?;
+            back.add(key.node, of_key)?;
+            back.add(value.node, of_value)?;
+            if let (Some((bias, _)), Some(of_table)) = (bias, of_table) {
+                let parameter = Parameter::Vector(bias.table.clone());
+                back.hand_out(&bias.name, parameter, |split, _| {
+                    assert_eq!(split.count(), 1, "a bias' gradient is that of all tokens");
+                    Ok(of_table.clone())
+                })?;
+            }
+            Ok(())
+        }))
+    }
+
     /// The experts of each token, by the router's result, f32 (tokens, experts). Every expert takes its own tokens, but where
     /// gradients are handed out in parts, which are of all tokens alike.
     fn routed(&mut self, logits: &Value, used: usize) -> Result<Routing> {
@@ -676,6 +735,60 @@ impl<'a> Graph for Tape<'a> {
         let value = self.force_in(&value, self.attention_type(shape.dim))?;
         let past = &self.ropes[0].past;
         self.attend(&query, (&key, &value), past, shape).map(Deferred::Known)
+    }
+
+    fn take(&mut self, stream: &Deferred<'a>, part: Part) -> Result<Option<Deferred<'a>>> {
+        let (device, paired, stream) = (self.device, self.paired(), self.force(stream)?);
+        let Some(own) = paired.take(device, &stream.tensor, part)? else { return Ok(None) };
+        let own = self.record(own, move |back, grad| {
+            let whole = zeros_like(device, &stream.tensor)?;
+            paired.put(device, &grad, &whole, part)?;
+            back.add(stream.node, whole)
+        });
+        Ok(Some(Deferred::Known(own)))
+    }
+
+    fn put(&mut self, stream: Deferred<'a>, part: Part, own: Deferred<'a>) -> Result<Deferred<'a>> {
+        let (device, paired) = (self.device, self.paired());
+        let (stream, own) = (self.force(&stream)?, self.force(&own)?);
+        let whole = scaled(device, &stream.tensor, 1.0, DType::F32)?;
+        paired.put(device, &own.tensor, &whole, part)?;
+        Ok(Deferred::Known(self.record(whole, move |back, grad| {
+            let of_own = paired.take(device, &grad, part)?.expect("what was put has rows");
+            paired.put(device, &zeros_like(device, &of_own)?, &grad, part)?;
+            back.add(own.node, of_own)?;
+            back.add(stream.node, grad)
+        })))
+    }
+
+    fn attention_within(
+        &mut self,
+        query: Deferred<'a>,
+        key: Deferred<'a>,
+        value: Deferred<'a>,
+        shape: &Attention,
+        part: Part,
+    ) -> Result<Deferred<'a>> {
+        let (query, key, value) = (self.force(&query)?, self.force(&key)?, self.force(&value)?);
+        let bias = self.block().position().map(|bias| (bias, part));
+        let paired = self.paired();
+        let sees = match part {
+            Part::Source => (paired.ends(), false),
+            Part::Target => (paired.nothing_before(), true),
+        };
+        self.attend_stored(&query, (&key, &value), shape, sees, bias).map(Deferred::Known)
+    }
+
+    fn remember(&mut self, key: Deferred<'a>, value: Deferred<'a>) -> Result<()> {
+        self.remembered = Some((self.force(&key)?, self.force(&value)?));
+        Ok(())
+    }
+
+    fn recall(&mut self, query: Deferred<'a>, shape: &Attention) -> Result<Deferred<'a>> {
+        let query = self.force(&query)?;
+        let (key, value) = self.remembered.take().expect("a block remembers before it recalls");
+        let sees = (self.paired().ends(), false);
+        self.attend_stored(&query, (&key, &value), shape, sees, None).map(Deferred::Known)
     }
 
     fn gate(

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::BadField;
-use crate::data::read_text;
+use crate::data::{mark_gaps, read_text};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
@@ -161,7 +161,8 @@ impl Rows {
                 found: format!("{} tokens in all", tokens.len()),
             });
         };
-        let ids = ids.to_vec();
+        let mut ids = ids.to_vec();
+        mark_gaps(&mut ids, length, tokenizer.gap());
         Ok(Self { ids, samples })
     }
 

@@ -6,18 +6,20 @@
 //! come to the device layer by layer, and never more than a layer's gradients are in flight.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::ops::Range;
 
+use super::pairs::{LaidOut, lay_out};
 use super::resident::{Head, Model, block_counts};
 use super::source::WeightSource;
 use crate::device::{Device, HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::families::{
-    embedding_name, final_norm_name, head_name, layer_name, module_name, tensor_specs,
+    embedding_name, final_norm_name, head_name, layer_name, module_name, shared_slots, tensor_specs,
 };
 use crate::graph::{
-    BlockWeights, Compute, Deferred, Gradient, Node, Parameter, Pass, RopeTables, Settings, Sink,
-    Slot, Tape, TokenSplit, Weight, output_name,
+    BlockWeights, Compute, Deferred, Gradient, Node, PairedRows, Parameter, Pass, RopeTables,
+    Settings, Sink, Slot, Tape, TokenSplit, Weight, output_name,
 };
 use crate::interrupt;
 use crate::kernels::copy::cast::{cast, scaled};
@@ -346,18 +348,22 @@ pub fn gradients_later(
                 run.block_backward(layer, recording, grad, &mut readings, sink)?;
             }
         }
+        if layer == source.config().first_of_stack(layer) {
+            // The last of the stack to be run back.
+            run.shared.take().into_iter().try_for_each(&mut *sink)?;
+        }
         outputs = inputs;
         // A layer's are looked at when the next one's are on their way.
         for (layer, reading) in checks.drain(..) {
             finite(&layer, &pass.device.finish(reading)?)?;
         }
-        let name = layer_name(layer);
+        let name = layer_name(source.config(), layer);
         checks.extend(readings.into_iter().map(|r| (name.clone(), r)));
     }
     for (layer, reading) in checks {
         finite(&layer, &pass.device.finish(reading)?)?;
     }
-    if (options.tensor)(&embedding_name()) {
+    if (options.tensor)(&embedding_name(source.config())) {
         run.embedding(&grads, &tied, sink)?;
     }
     Ok(pending)
@@ -388,6 +394,7 @@ pub fn block_gradients(
         let mut readings = Vec::new();
         run.block_backward(layer, recording, &mut grad, &mut readings, sink)?;
     }
+    run.shared.take().into_iter().try_for_each(sink)?;
     Ok(pending)
 }
 
@@ -395,6 +402,8 @@ pub fn block_gradients(
 struct Microbatch {
     sequences: Range<usize>,
     ropes: Vec<RopeTables>,
+    /// The parts of its rows, of a model with an encoder.
+    paired: Option<PairedRows>,
     split: TokenSplit,
 }
 
@@ -443,8 +452,13 @@ struct BackwardPass<'a> {
     source: WeightSource<'a>,
     pass: &'a Pass<'a>,
     options: BackwardOptions<'a>,
-    ids: &'a [u32],
+    /// As the model embeds them.
+    ids: Cow<'a, [u32]>,
     length: usize,
+    /// Of each token whether it counts, where that is not said of all.
+    scored_places: Option<Cow<'a, [bool]>>,
+    /// Gradients of tensors that several blocks have, until the last of those is done.
+    shared: RefCell<Vec<Gradient>>,
     batches: Vec<Microbatch>,
     /// Tokens whose loss counts.
     scored: usize,
@@ -468,10 +482,25 @@ impl<'a> BackwardPass<'a> {
                 found: format!("{} tokens in {sequences} rows", ids.len()),
             });
         }
-        let scored = options.loss.count(sequences, length)?;
+        let config = source.config();
+        let LaidOut { ids, paired } = lay_out(config, ids, sequences)?;
+        let scored_places = match (options.loss.scored, &paired) {
+            (Some(scored), _) => Some(Cow::Borrowed(scored)),
+            (None, None) => None,
+            // Of rows with a source those of the target alone.
+            (None, Some(parts)) => {
+                let counts = |at: usize| at >= parts.width && at + 1 < length;
+                Some((0..ids.len()).map(|at| counts(at % length)).collect())
+            }
+        };
+        if paired.is_some() && options.by_sequence && sequences > 1 {
+            let why = "gradients of each row apart are not made of rows with a source";
+            config.without_encoder("scores by single rows", why)?;
+        }
+        let loss = Loss { scored: scored_places.as_deref(), ..options.loss };
+        let scored = loss.count(sequences, length)?;
         let safe = || BackwardOptions::safe_scale(pass.compute, scored);
         let scale = options.scale.unwrap_or_else(safe);
-        let config = source.config();
         let tables = config.ropes.iter().map(|r| r.table(config.head_dim, length));
         let tables: Vec<_> = tables.collect();
         let at_once = options.at_once(sequences, length);
@@ -486,6 +515,10 @@ impl<'a> BackwardPass<'a> {
                 |table: &Vec<f32>| RopeTables::upload(pass.device, table, length, sequences.len());
             Ok(Microbatch {
                 ropes: tables.iter().map(upload).collect::<Result<_>>()?,
+                paired: match &paired {
+                    Some(parts) => Some(parts.upload(pass.device, sequences.clone())?),
+                    None => None,
+                },
                 sequences,
                 split,
             })
@@ -498,6 +531,8 @@ impl<'a> BackwardPass<'a> {
             options,
             ids,
             length,
+            scored_places,
+            shared: RefCell::default(),
             scored,
             scale,
         })
@@ -550,7 +585,7 @@ impl<'a> BackwardPass<'a> {
         kept: &mut Vec<Vec<Recording<'t>>>,
         see: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Vec<Tensor>> {
-        let embedded = self.source.embed(self.pass, self.ids)?;
+        let embedded = self.source.embed(self.pass, &self.ids)?;
         let mut streams = Vec::with_capacity(self.batches.len());
         for batch in &self.batches {
             streams.push(self.cut(&embedded, self.tokens(batch))?);
@@ -586,7 +621,8 @@ impl<'a> BackwardPass<'a> {
     ) -> Result<(Tape<'t>, Node, Deferred<'t>)> {
         let config = self.source.config();
         let settings = self.settings(&batch.split);
-        let mut tape = Tape::for_block(self.pass.device, settings, block, &batch.ropes);
+        let paired = batch.paired.as_ref();
+        let mut tape = Tape::for_block(self.pass.device, settings, block, &batch.ropes, paired);
         let x = tape.input(input);
         let node = x.node;
         let shape = config.block_shape(layer);
@@ -670,10 +706,14 @@ impl<'a> BackwardPass<'a> {
         readings: &mut Vec<Reading>,
         sink: &mut Sink<'_>,
     ) -> Result<()> {
-        let norm = module_name(self.source.config(), layer, Slot::AttentionNorm);
+        let config = self.source.config();
+        let norm = module_name(config, layer, Slot::AttentionNorm);
         let first = format!("{norm}.weight");
         let wants =
             |name: &str| (self.options.checks && name == first) || (self.options.tensor)(name);
+        let slots = shared_slots(config, layer).into_iter();
+        let shared: Vec<String> =
+            slots.map(|slot| format!("{}.weight", module_name(config, layer, slot))).collect();
         let Recording { tape, input, output } = recording;
         let results = vec![(output, grad.clone())];
         let found = tape.backward(results, &[input], &wants, &mut |gradient| {
@@ -681,11 +721,12 @@ impl<'a> BackwardPass<'a> {
             if self.options.checks && gradient.name == first {
                 readings.push(self.pass.device.read_later(&gradient.values)?);
             }
-            if (self.options.tensor)(&gradient.name) {
-                sink(gradient)?;
+            if !(self.options.tensor)(&gradient.name) {
+                return Ok(());
             }
-            Ok(())
+            if shared.contains(&gradient.name) { self.hold(gradient) } else { sink(gradient) }
         })?;
+
         let [Some(of_input)] = &found[..] else {
             unreachable!("a block's output depends on its input");
         };
@@ -693,10 +734,23 @@ impl<'a> BackwardPass<'a> {
         Ok(())
     }
 
+    /// Adds up gradients of a tensor that several blocks have.
+    fn hold(&self, gradient: Gradient) -> Result<()> {
+        let mut held = self.shared.borrow_mut();
+        let same = |sum: &&Gradient| (&sum.name, sum.part) == (&gradient.name, gradient.part);
+        match held.iter().find(same) {
+            Some(sum) => add(self.pass.device, &gradient.values, &sum.values),
+            None => {
+                held.push(gradient);
+                Ok(())
+            }
+        }
+    }
+
     /// The lowest layer to run back to: below it nothing is wanted.
     fn lowest(&self) -> usize {
         let config = self.source.config();
-        if (self.options.tensor)(&embedding_name()) {
+        if (self.options.tensor)(&embedding_name(config)) {
             return 0;
         }
         let specs = tensor_specs(config);
@@ -718,13 +772,14 @@ impl<'a> BackwardPass<'a> {
 
     /// Why a loss is not finite: the first block whose output is not. `streams`: each block's inputs, and the last's outputs.
     fn first_non_finite_layer(&self, streams: &[Vec<Tensor>]) -> Result<Error> {
+        let config = self.source.config();
         for (place, streams) in streams.iter().enumerate() {
             for stream in streams {
                 let values = self.pass.device.read(stream)?.to_f32();
                 if let Some(value) = values.iter().find(|value| !value.is_finite()) {
                     let module = match place {
-                        0 => embedding_name().trim_end_matches(".weight").to_string(),
-                        _ => layer_name(place - 1),
+                        0 => embedding_name(config).trim_end_matches(".weight").to_string(),
+                        _ => layer_name(config, place - 1),
                     };
                     return Ok(Error::NotFinite {
                         what: format!("output of {module}"),
@@ -740,7 +795,7 @@ impl<'a> BackwardPass<'a> {
     fn head_tokens(&self, batch: &Microbatch) -> Vec<u32> {
         let tokens = self.tokens(batch);
         let places = 0..tokens.len();
-        match self.options.loss.scored {
+        match &self.scored_places {
             None => places.map(|place| place as u32).collect(),
             Some(scored) => {
                 let scored = &scored[tokens];
@@ -766,9 +821,10 @@ impl<'a> BackwardPass<'a> {
     ) -> Result<Tensor> {
         let (device, config) = (self.pass.device, self.source.config());
         let (width, tied) = (config.hidden_size, config.tied);
-        let (norm_name, head_weight) = (final_norm_name(), format!("{}.weight", head_name()));
+        let (norm_name, head_weight) =
+            (final_norm_name(config), format!("{}.weight", head_name(config)));
         let asked = |name: &str| (self.options.tensor)(name) && !(tied && name == head_weight);
-        let keep = tied && asked(&embedding_name());
+        let keep = tied && asked(&embedding_name(config));
         let places = self.head_tokens(batch);
         let all = self.tokens(batch).len();
         let tokens = places.len();
@@ -965,7 +1021,7 @@ impl<'a> BackwardPass<'a> {
     ) -> Result<()> {
         let (device, config) = (self.pass.device, self.source.config());
         let table = self.source.embedding()?;
-        let name = embedding_name();
+        let name = embedding_name(config);
         let factor = config.embedding_scale();
         for (batch, grad) in self.batches.iter().zip(grads) {
             let parts = if self.options.by_sequence {

@@ -1,9 +1,12 @@
 //! The key-value cache of a batch of sequences. How much each holds stands in a buffer, not in a recording.
 
+use std::cell::OnceCell;
+
+use super::pairs::Parts;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::families::{Config, Rope};
-use crate::graph::{Compute, KeyValueCache};
+use crate::graph::{Compute, KeyValueCache, Paired, PairedRows};
 use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::kv::{CacheType, Cached};
 use crate::tensor::DType;
@@ -17,6 +20,8 @@ pub struct Cache {
     ropes: Vec<Tensor>,
     lengths: Vec<u32>,
     capacity: usize,
+    /// The parts of the rows that it holds, of a model with an encoder: known from the pass that begins with the sources.
+    parts: OnceCell<(Parts, PairedRows)>,
 }
 
 impl Cache {
@@ -85,6 +90,7 @@ impl Cache {
             ropes: config.ropes.iter().map(table).collect::<Result<_>>()?,
             lengths: vec![0; sequences],
             capacity,
+            parts: OnceCell::new(),
         })
     }
 
@@ -109,6 +115,28 @@ impl Cache {
             past: &self.past,
             bound: self.bound(tokens),
             ropes: &self.ropes,
+            paired: self.parts.get().map(|(_, rows)| Paired { rows, begins: held == 0 }),
+        }
+    }
+
+    /// Takes the parts of the rows that the next pass begins with.
+    pub(super) fn begin(&self, device: &Device, parts: Option<Parts>) -> Result<()> {
+        let Some(parts) = parts else { return Ok(()) };
+        if let Some((known, _)) = self.parts.get() {
+            assert_eq!(*known, parts, "a cache is cleared before it begins with other rows");
+            return Ok(());
+        }
+        let rows = parts.upload(device, 0..self.lengths.len())?;
+        let set = self.parts.set((parts, rows));
+        assert!(set.is_ok(), "nobody else sets it");
+        Ok(())
+    }
+
+    /// Takes the parts of another cache's rows, from which this one goes on.
+    pub(super) fn go_on_from(&self, other: &Cache) {
+        if let Some(parts) = other.parts.get() {
+            let set = self.parts.set(parts.clone());
+            assert!(set.is_ok(), "a cache that goes on from another holds nothing");
         }
     }
 
@@ -128,6 +156,7 @@ impl Cache {
             ropes: self.ropes.clone(),
             lengths: lengths.to_vec(),
             capacity: self.capacity,
+            parts: OnceCell::new(),
         })
     }
 
@@ -136,6 +165,9 @@ impl Cache {
     pub fn hold(&mut self, device: &Device, lengths: &[u32]) -> Result<()> {
         assert_eq!(lengths.len(), self.lengths.len(), "a length a sequence");
         self.lengths.copy_from_slice(lengths);
+        if lengths.iter().all(|length| *length == 0) {
+            self.parts.take();
+        }
         device.write(&self.past, &self.lengths)
     }
 
@@ -199,6 +231,7 @@ impl Cache {
     /// Forgets everything, so that the next pass begins at position 0.
     pub fn clear(&mut self, device: &Device) -> Result<()> {
         self.lengths.fill(0);
+        self.parts.take();
         device.write(&self.past, &self.lengths)
     }
 }

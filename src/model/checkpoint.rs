@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::embedded::{EMBEDDED, EmbeddedModel, PROMISED};
+use super::embedded::{EMBEDDED, EmbeddedModel};
 use super::formats::packed_formats;
 use super::locate::{Place, locate, without_weights};
 use crate::disk;
@@ -128,11 +128,6 @@ impl Checkpoint {
         let Some(model) = EMBEDDED.iter().find(|model| model.name == name) else {
             let names: Vec<_> =
                 EMBEDDED.iter().map(|model| format!("embedded:{}", model.name)).collect();
-            let path = PathBuf::from(format!("embedded:{name}"));
-            if PROMISED.contains(&name) {
-                let why = "its family comes with a later version".into();
-                return Err(Error::Unsupported { path, what: "this model".into(), why });
-            }
             return Err(Error::Argument {
                 argument: "MODEL".into(),
                 expected: format!("one of {}", names.join(", ")),
@@ -175,7 +170,7 @@ impl Checkpoint {
         let mut notes = tensors.notes().to_vec();
         let own =
             config_json.get("quantization_config").filter(|own| own["quant_method"] == "lopper");
-        let plain = |tensors: Safetensors| match tensors.get(&embedding_name()) {
+        let plain = |tensors: Safetensors| match tensors.get(&embedding_name(&config)) {
             Some(_) => tensors,
             None => tensors.renamed(canonical),
         };
@@ -185,8 +180,7 @@ impl Checkpoint {
                 None => Store::Safetensors(plain(tensors)),
                 Some(quantization) => {
                     let specs = tensor_specs(&config);
-                    let matrices =
-                        specs.iter().filter(|spec| !matches!(spec.role, Role::Norm | Role::Bias));
+                    let matrices = specs.iter().filter(|spec| !spec.is_plain());
                     let modules: Vec<Module<'_>> = matrices.map(quantizable).collect();
                     let quantized = quantization.open(plain(tensors), &modules)?;
                     notes.extend(quantized.notes());
@@ -261,7 +255,7 @@ impl Checkpoint {
                 }
                 Unread::Ignored if !gguf => ignored.push(name),
                 // A tied head may be stored all the same.
-                Unread::Changes if name == format!("{}.weight", head_name()) => {
+                Unread::Changes if name == format!("{}.weight", head_name(&self.config)) => {
                     notes.extend(self.stored_head(name));
                 }
                 _ => {
@@ -301,7 +295,7 @@ impl Checkpoint {
             Store::Quantized(quantized) => quantized.tensors(),
             _ => return None,
         };
-        let [head, embedding] = [name, &embedding_name()]
+        let [head, embedding] = [name, &embedding_name(&self.config)]
             .map(|name| tensors.get(name).and_then(|t| Some((t.ty, t.bytes().ok()?))));
         (head != embedding).then(|| {
             format!(
@@ -671,7 +665,7 @@ fn take_experts_apart(gguf: &mut Gguf, config: &Config) -> Result<()> {
 
 /// A weight as another tool's methods know it.
 pub(super) fn quantizable(spec: &TensorSpec) -> Module<'_> {
-    let embedding = spec.name == embedding_name();
+    let embedding = spec.role == Role::Embedding;
     Module { name: spec.module(), rows: spec.rows, columns: spec.columns, embedding }
 }
 

@@ -229,9 +229,18 @@ impl<'a> Pruned<'a> {
     pub fn whole(&self, spec: &TensorSpec) -> Option<&'a TensorSpec> {
         let name = match spec.layer() {
             None => Cow::Borrowed(spec.name.as_str()),
-            Some(place) => Cow::Owned(renamed(&spec.name, place, self.cut.layers[place])),
+            Some(place) => {
+                let layer = self.cut.layers[place];
+                Cow::Owned(self.renamed(&spec.name, place, layer))
+            }
         };
         self.parent.specs().iter().find(|spec| spec.name == name)
+    }
+
+    /// The name of the tensor of another layer of the parent that is what `name` is in its own.
+    fn renamed(&self, name: &str, own: usize, other: usize) -> String {
+        let parent = self.parent.config();
+        name.replacen(&layer_name(parent, own), &layer_name(parent, other), 1)
     }
 
     /// Consecutive columns of a tensor here, one of what is left, that go or stay together; of a merged one, whose every value is
@@ -267,7 +276,7 @@ impl<'a> Pruned<'a> {
         };
         let mut sum = vec![0f64; whole.rows * whole.columns];
         for (layer, share) in shares {
-            let name = renamed(&whole.name, whole.layer().unwrap_or(0), layer);
+            let name = self.renamed(&whole.name, whole.layer().unwrap_or(0), layer);
             let found = self.parent.specs().iter().find(|spec| spec.name == name);
             let Some(its) = found.filter(|its| its.shape() == whole.shape()) else {
                 return Err(Error::Tensor {
@@ -402,11 +411,6 @@ impl Weights for Pruned<'_> {
         }
         Some(copy)
     }
-}
-
-/// The name of the tensor of another layer that is what `name` is in its own.
-fn renamed(name: &str, own: usize, other: usize) -> String {
-    name.replacen(&layer_name(own), &layer_name(other), 1)
 }
 
 /// Whether what is left of a matrix keeps its codes when columns go in runs of `span`: groups that share a scale must go or stay

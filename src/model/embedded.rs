@@ -52,8 +52,9 @@ macro_rules! embedded {
 }
 
 /// Every embedded model.
-pub static EMBEDDED: &[EmbeddedModel] =
-    &[embedded!("tiny-llama"), embedded!("nano-llama"), embedded!("tiny-mixtral")];
-
-/// Names that the command contract promises once their families exist.
-pub const PROMISED: &[&str] = &["tiny-t5"];
+pub static EMBEDDED: &[EmbeddedModel] = &[
+    embedded!("tiny-llama"),
+    embedded!("nano-llama"),
+    embedded!("tiny-mixtral"),
+    embedded!("tiny-t5"),
+];

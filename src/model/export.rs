@@ -10,7 +10,7 @@ use super::save::{
     packed_files, quantized_files,
 };
 use crate::error::{Error, Result};
-use crate::families::{Role, TensorSpec};
+use crate::families::TensorSpec;
 use crate::formats::gguf;
 use crate::formats::quantized::{self, Method, Module};
 use crate::tensor::WeightFormat;
@@ -102,7 +102,7 @@ impl ExportFormat {
     /// The matrices that a folder as another tool quantizes does not hold exactly.
     pub fn unheld(self, weights: &dyn Weights) -> Result<Vec<&TensorSpec>> {
         let mut unheld = Vec::new();
-        for spec in weights.specs().iter().filter(|s| !matches!(s.role, Role::Norm | Role::Bias)) {
+        for spec in weights.specs().iter().filter(|s| !s.is_plain()) {
             if !self.holds_weight(&quantizable(spec), weights.format(spec)?) {
                 unheld.push(spec);
             }

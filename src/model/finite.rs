@@ -1,6 +1,7 @@
 //! Where a pass first has a value that is infinite or no number.
 
 use super::cache::Cache;
+use super::pairs::lay_out;
 use super::resident::run_block;
 use super::source::WeightSource;
 use crate::device::{Device, Tensor};
@@ -35,12 +36,14 @@ pub fn not_finite(
 /// The first place, and the value there.
 fn first(source: WeightSource<'_>, pass: &Pass<'_>, ids: &[u32]) -> Result<Option<(String, f32)>> {
     let (device, config) = (pass.device, source.config());
-    let x = source.embed(pass, ids)?;
+    let rows = lay_out(config, ids, 1)?;
+    let x = source.embed(pass, &rows.ids)?;
     if let Some((row, value)) = bad(device, &x)? {
-        let module = embedding_name().trim_end_matches(".weight").to_string();
+        let module = embedding_name(config).trim_end_matches(".weight").to_string();
         return Ok(Some((format!("output of {module}, token {row}"), value)));
     }
     let cache = Cache::single_layer(device, config, 1, ids.len(), pass.compute)?;
+    cache.begin(device, rows.paired)?;
     for layer in 0..config.layers() {
         crate::interrupt::check()?;
         let mut found = None;
@@ -58,7 +61,7 @@ fn first(source: WeightSource<'_>, pass: &Pass<'_>, ids: &[u32]) -> Result<Optio
         if found.is_none()
             && let Some((row, value)) = bad(device, &x)?
         {
-            found = Some((format!("output of {}, token {row}", layer_name(layer)), value));
+            found = Some((format!("output of {}, token {row}", layer_name(config, layer)), value));
         }
         if found.is_some() {
             return Ok(found);
@@ -67,13 +70,13 @@ fn first(source: WeightSource<'_>, pass: &Pass<'_>, ids: &[u32]) -> Result<Optio
     let head = source.head()?;
     let normed = head.norm(pass, &x)?;
     if let Some((row, value)) = bad(device, &normed)? {
-        let module = final_norm_name().trim_end_matches(".weight").to_string();
+        let module = final_norm_name(config).trim_end_matches(".weight").to_string();
         return Ok(Some((format!("output of {module}, token {row}"), value)));
     }
     for row in 0..ids.len() {
         let logits = head.logits(pass, &normed, row..row + 1)?;
         if let Some((_, value)) = bad(device, &logits)? {
-            return Ok(Some((format!("output of {}, token {row}", head_name()), value)));
+            return Ok(Some((format!("output of {}, token {row}", head_name(config)), value)));
         }
     }
     Ok(None)

@@ -3,8 +3,8 @@
 use super::checkpoint::Weights;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
-use crate::families::{Role, TensorSpec, head_name};
-use crate::graph::{BlockWeights, Linear, RmsNormWeight, Slot};
+use crate::families::{Role, TensorSpec, head_name, shared_slots};
+use crate::graph::{BlockWeights, Linear, PositionBias, RmsNormWeight, Slot};
 use crate::kernels::matrix::Matrix;
 use crate::tensor::{DType, Packed};
 
@@ -24,7 +24,7 @@ pub(super) fn matrix(device: &Device, packed: &Packed, name: &str) -> Result<Mat
 /// A vector in f32.
 fn vector(device: &Device, weights: &dyn Weights, spec: &TensorSpec) -> Result<Tensor> {
     let values = weights.load(spec)?.to_f32();
-    let values = HostTensor::from_f32(DType::F32, &[values.len()], &values);
+    let values = HostTensor::from_f32(DType::F32, &spec.shape(), &values);
     device.upload(&values, &spec.name)
 }
 
@@ -93,18 +93,61 @@ fn norm(device: &Device, weights: &dyn Weights, spec: &TensorSpec) -> Result<Rms
     })
 }
 
+/// The specs of a block's own tensors, and of those that all of its stack have from the first of them.
+fn specs_of(weights: &dyn Weights, layer: usize) -> Vec<&TensorSpec> {
+    let config = weights.config();
+    let (first, shared) = (config.first_of_stack(layer), shared_slots(config, layer));
+    let owner = |slot: Slot| if shared.contains(&slot) { first } else { layer };
+    let is = |spec: &&TensorSpec| spec.layer == Some(owner(spec.slot));
+    weights.specs().iter().filter(is).collect()
+}
+
+/// What a block has beside its linear layers: norms and a bias of scores. Those that all of a stack have are taken from `before`,
+/// another block of it, if there is one: they are on the device once.
+fn set_plain(
+    device: &Device,
+    weights: &dyn Weights,
+    layer: usize,
+    before: Option<&BlockWeights>,
+    block: &mut BlockWeights,
+) -> Result<()> {
+    let shared = shared_slots(weights.config(), layer);
+    let same = |slot: Slot| before.filter(|_| shared.contains(&slot));
+    for spec in specs_of(weights, layer) {
+        match (spec.role, same(spec.slot)) {
+            (Role::Norm, Some(before)) => {
+                block.set_norm(spec.slot, before.norm(spec.slot).clone());
+            }
+            (Role::Norm, None) => block.set_norm(spec.slot, norm(device, weights, spec)?),
+            (Role::PositionBias, before) => {
+                let bias = match before.and_then(BlockWeights::position) {
+                    Some(bias) => bias.clone(),
+                    None => {
+                        let (name, table) = (spec.name.clone(), vector(device, weights, spec)?);
+                        PositionBias { name, table }
+                    }
+                };
+                block.set_position(bias);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// A block whose layers with the same input stand beside each other ([`linears_beside`]): for a model that stays on the device as it
 /// is. Where weights are replaced one by one, memory would be held until the last of a group is.
+///
+/// `before`: another block of its stack, if there is one, whose tensors of the whole stack it takes.
 pub(super) fn block_beside(
     device: &Device,
     weights: &dyn Weights,
     layer: usize,
+    before: Option<&BlockWeights>,
 ) -> Result<BlockWeights> {
     let mut block = BlockWeights::default();
     let specs = || weights.specs().iter().filter(|spec| spec.layer == Some(layer));
-    for spec in specs().filter(|spec| spec.role == Role::Norm) {
-        block.set_norm(spec.slot, norm(device, weights, spec)?);
-    }
+    set_plain(device, weights, layer, before, &mut block)?;
     let is_linear = |spec: &&TensorSpec| matches!(spec.role, Role::Linear | Role::Router);
     let linears: Vec<&TensorSpec> = specs().filter(is_linear).collect();
     for group in linears.chunk_by(|a, b| a.slot.input() == b.slot.input()) {
@@ -118,13 +161,10 @@ pub(super) fn block_beside(
 /// A block.
 pub fn block(device: &Device, weights: &dyn Weights, layer: usize) -> Result<BlockWeights> {
     let mut block = BlockWeights::default();
+    set_plain(device, weights, layer, None, &mut block)?;
     for spec in weights.specs().iter().filter(|s| s.layer == Some(layer)) {
-        match spec.role {
-            Role::Norm => block.set_norm(spec.slot, norm(device, weights, spec)?),
-            Role::Linear | Role::Router => {
-                block.set_linear(spec.slot, linear(device, weights, spec)?)
-            }
-            _ => {}
+        if matches!(spec.role, Role::Linear | Role::Router) {
+            block.set_linear(spec.slot, linear(device, weights, spec)?);
         }
     }
     Ok(block)
@@ -150,5 +190,10 @@ pub(super) fn head(
     if !weights.config().tied {
         return linear(device, weights, spec(weights, None, Slot::Head));
     }
-    Ok(Linear { name: head_name().into(), weight: embedding()?, bias: None, adapter: None })
+    Ok(Linear {
+        name: head_name(weights.config()).into(),
+        weight: embedding()?,
+        bias: None,
+        adapter: None,
+    })
 }

@@ -17,6 +17,7 @@ mod identity;
 mod load;
 mod locate;
 mod outline;
+mod pairs;
 mod resident;
 mod save;
 mod source;
@@ -48,6 +49,8 @@ pub use generate::{
 pub use identity::{CONFIG_FILE, hash_of_files, identity, identity_of};
 pub use load::block as load_block;
 pub use outline::Outline;
+pub(crate) use pairs::lay_out;
+pub use pairs::paired_row;
 pub use resident::{Head, Model, block_counts, embed, run_block};
 pub use save::{
     Wide, continue_packed, export_gguf, export_hf, export_packed, export_quantized, gguf_type,

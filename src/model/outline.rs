@@ -121,7 +121,7 @@ impl Outline {
             Role::Linear => spec.slot.expert().is_none_or(|expert| expert < used),
             Role::Router | Role::Head => true,
             Role::Embedding => self.config.tied,
-            Role::Norm | Role::Bias => false,
+            Role::Norm | Role::Bias | Role::PositionBias => false,
         };
         2 * self.specs.iter().filter(in_product).map(values).sum::<u64>()
     }

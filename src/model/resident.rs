@@ -3,6 +3,7 @@
 use super::cache::Cache;
 use super::checkpoint::Weights;
 use super::load;
+use super::pairs::lay_out;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::families::{Config, TensorSpec, embedding_name};
@@ -169,7 +170,9 @@ impl Model {
         let mut blocks = Vec::with_capacity(config.layers());
         for layer in 0..config.layers() {
             progress(layer, config.layers())?;
-            blocks.push(load::block_beside(device, weights, layer)?);
+            // The stack's first block has what all of it share.
+            let first: Option<&BlockWeights> = blocks.get(config.first_of_stack(layer));
+            blocks.push(load::block_beside(device, weights, layer, first)?);
         }
         let head = Head {
             norm: load::final_norm(device, weights)?,
@@ -197,7 +200,7 @@ impl Model {
 
     /// A matrix, norm or bias, by the tensor's name; of an adapter too.
     pub fn tensor(&self, name: &str) -> Option<Parameter> {
-        if name == embedding_name() {
+        if name == embedding_name(&self.config) {
             return Some(Parameter::Matrix(self.embedding.clone()));
         }
         let linears = self.blocks.iter().flat_map(|block| block.linears().map(|(_, l)| l));
@@ -210,6 +213,10 @@ impl Model {
                 }
             }
         }
+        let mut biases = self.blocks.iter().filter_map(BlockWeights::position);
+        if let Some(bias) = biases.find(|bias| bias.name == name) {
+            return Some(Parameter::Vector(bias.table.clone()));
+        }
         let norms = self.blocks.iter().flat_map(BlockWeights::norms).chain([&self.head.norm]);
         let norm = norms.into_iter().find(|norm| norm.name == name);
         norm.map(|norm| Parameter::Vector(norm.gain.clone()))
@@ -218,7 +225,7 @@ impl Model {
     /// Puts another matrix in the place of a linear layer's, an adapter's factor or the embedding (and of a head that is the
     /// embedding), by the tensor's name. Vectors are changed where they stand.
     pub fn set(&mut self, name: &str, matrix: Matrix) {
-        if name == embedding_name() {
+        if name == embedding_name(&self.config) {
             if self.config.tied {
                 self.head.linear.weight = matrix.clone();
             }
@@ -302,6 +309,17 @@ impl Model {
         embed(pass, &self.config, &self.embedding, ids)
     }
 
+    /// The residual stream of the first tokens that a cache will hold, whose sequences have one length: with an encoder, the cache
+    /// takes the parts of the rows. Tokens that go on from what it holds are the decoder's.
+    pub fn begin(&self, pass: &Pass<'_>, ids: &[u32], cache: &Cache) -> Result<Tensor> {
+        if cache.lengths().iter().any(|length| *length > 0) {
+            return self.embed(pass, ids);
+        }
+        let rows = lay_out(&self.config, ids, cache.lengths().len())?;
+        cache.begin(pass.device, rows.paired)?;
+        self.embed(pass, &rows.ids)
+    }
+
     /// Block `layer`: changes the residual stream `x` in place and appends to the cache's layer.
     pub fn block(&self, pass: &Pass<'_>, layer: usize, x: &Tensor, cache: &Cache) -> Result<()> {
         let tokens = x.shape()[0] / cache.lengths().len();
@@ -343,7 +361,7 @@ impl Model {
         cache: &Cache,
         see: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        let x = self.embed(pass, ids)?;
+        let x = self.begin(pass, ids, cache)?;
         self.through(pass, &x, cache, see)?;
         self.final_norm(pass, &x)
     }
@@ -376,7 +394,7 @@ impl Model {
         let length = ids.len() / sequences;
         let cache =
             Cache::single_layer(pass.device, &self.config, sequences, length, pass.compute)?;
-        let x = self.embed(pass, ids)?;
+        let x = self.begin(pass, ids, &cache)?;
         let mut states = Vec::new();
         for layer in 0..self.config.layers() {
             interrupt::check()?;

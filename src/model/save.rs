@@ -33,7 +33,7 @@ pub fn gguf_type(
     spec: &TensorSpec,
 ) -> Result<(GgmlType, bool)> {
     // llama.cpp wants vectors in f32, which holds every type that vectors come in.
-    if matches!(spec.role, Role::Norm | Role::Bias) {
+    if spec.is_plain() {
         return Ok((GgmlType::F32, true));
     }
     if let Some(ty) = weights.copy_of(spec).and_then(|copy| parent.block_type(&copy)) {
@@ -176,7 +176,7 @@ fn hf_tensors<'a>(
         tensors.push(NewTensor { shape: spec.shape(), name: spec.name, dtype, data });
     }
     for spec in weights.specs() {
-        let keep = matches!(spec.role, Role::Norm | Role::Bias);
+        let keep = spec.is_plain();
         let own = if keep { vector_dtype(weights.format(spec)?) } else { dtype };
         let data = move || {
             let packed = as_stored(weights, spec)?;
@@ -195,7 +195,7 @@ fn hf_tensors<'a>(
 
 /// The type of a folder that f16 is too narrow for: bf16 if that is what all matrices are in, or else f32.
 fn wider(weights: &dyn Weights) -> Result<DType> {
-    for spec in weights.specs().iter().filter(|s| !matches!(s.role, Role::Norm | Role::Bias)) {
+    for spec in weights.specs().iter().filter(|s| !s.is_plain()) {
         if weights.format(spec)? != WeightFormat::bf16() {
             return Ok(DType::F32);
         }
@@ -411,7 +411,7 @@ pub fn quantized_files(
 }
 
 fn arranged(method: &'static Method, weights: &dyn Weights) -> Result<Writer> {
-    let matrices = weights.specs().iter().filter(|s| !matches!(s.role, Role::Norm | Role::Bias));
+    let matrices = weights.specs().iter().filter(|s| !s.is_plain());
     let matrices = matrices.map(|spec| Ok((quantizable(spec), weights.format(spec)?)));
     let matrices: Vec<(Module<'_>, WeightFormat)> = matrices.collect::<Result<_>>()?;
     method.arrange(&matrices)
@@ -553,7 +553,7 @@ fn gguf_file<'a>(
     for spec in weights.specs() {
         let (ty, exact) = gguf_type(parent, weights, spec)?;
         let ty = if wide.holds(weights, spec) { GgmlType::F32 } else { ty };
-        let vector = matches!(spec.role, Role::Norm | Role::Bias);
+        let vector = spec.is_plain();
         if !vector {
             matrices.push(ty);
         }
@@ -588,7 +588,8 @@ fn gguf_file<'a>(
     }
     stacks.finish(&mut tensors);
     let head_dim = weights.config().head_dim;
-    if let Some(divisors) = weights.config().ropes[0].divisors(head_dim) {
+    if let Some(divisors) = weights.config().ropes.first().and_then(|rope| rope.divisors(head_dim))
+    {
         let bytes = move || Ok(bytemuck::cast_slice::<f32, u8>(&divisors).to_vec());
         let shape = vec![head_dim / 2];
         let name = "rope_freqs.weight".to_string();

@@ -303,7 +303,8 @@ impl Sweeper<'_> {
         let sources = (self.source(base, self.parent), self.source(&child, result));
         let mut texts = Vec::new();
         for (evaluate, tokens) in &self.texts {
-            let windows = Windows::new(tokens, evaluate.ctx, Convention::AllButFirst, None)?;
+            let convention = Convention::usual(self.parent.config().encoder.is_some());
+            let windows = Windows::new(tokens, evaluate.ctx, convention, None)?;
             let found = divergence(sources.0, sources.1, &pass, &windows, |done, total| {
                 listen(Event::Progress { step: "measuring", done, total });
                 interrupt::check()

@@ -126,7 +126,7 @@ impl Stage for Fresh {
             .map(|spec| {
                 let text = match spec.role {
                     Role::Norm => "1".into(),
-                    Role::Bias => "0".into(),
+                    Role::Bias | Role::PositionBias => "0".into(),
                     _ => format!("drawn, deviation {:.4}", deviation(spec, layers)),
                 };
                 (spec.name.clone(), text)
@@ -193,7 +193,7 @@ impl Weights for Drawn {
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
         let mut values = vec![0.0; spec.rows * spec.columns];
         match spec.role {
-            Role::Bias => {}
+            Role::Bias | Role::PositionBias => {}
             Role::Norm => values.fill(1.0),
             Role::Embedding | Role::Linear | Role::Router | Role::Head => {
                 let deviation = deviation(spec, self.outline.config.layers()) as f32;

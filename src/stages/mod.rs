@@ -168,6 +168,23 @@ pub struct Learned {
     pub held_out: Option<f64>,
 }
 
+/// An error that names the family, if a model has an encoder: a field's value is for decoders only, for that reason.
+pub(crate) fn without_encoder(
+    config: &Config,
+    field: &'static str,
+    value: &str,
+    why: &str,
+) -> Result<(), BadField> {
+    match config.encoder {
+        None => Ok(()),
+        Some(_) => {
+            let expected =
+                format!("another one for a model of the family {}: {why}", config.family.name);
+            Err(BadField::new(field, expected, value))
+        }
+    }
+}
+
 /// Which weights a stage is for, by patterns of their modules' names.
 #[derive(Clone, Debug)]
 pub(crate) struct Modules {

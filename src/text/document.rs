@@ -344,6 +344,27 @@ pub(super) fn begins_with(post_processor: &Json, token: u32) -> bool {
     first_added(post_processor) == Some(token)
 }
 
+/// Whether a post-processor puts this token behind a text.
+pub(super) fn ends_with(post_processor: &Json, token: u32) -> bool {
+    last_added(post_processor) == Some(token)
+}
+
+/// The token that a post-processor puts behind a text.
+fn last_added(post_processor: &Json) -> Option<u32> {
+    let id = |id: &Json| id.as_u64().and_then(|id| u32::try_from(id).ok());
+    match post_processor["type"].as_str()? {
+        // The later of two stands behind the earlier.
+        "Sequence" => post_processor["processors"].as_array()?.iter().rev().find_map(last_added),
+        "TemplateProcessing" => {
+            let last =
+                post_processor["single"].as_array()?.last()?["SpecialToken"]["id"].as_str()?;
+            id(&post_processor["special_tokens"][last]["ids"][0])
+        }
+        "RobertaProcessing" | "BertProcessing" => id(&post_processor["sep"][1]),
+        _ => None,
+    }
+}
+
 /// The token that a post-processor puts in front of a text.
 fn first_added(post_processor: &Json) -> Option<u32> {
     let id = |id: &Json| id.as_u64().and_then(|id| u32::try_from(id).ok());

@@ -357,24 +357,33 @@ fn read_specials(keys: &Keys<'_>, vocab: &Vocab<'_>, defaults: Specials) -> Resu
         unk: id("unknown")?.or(defaults.unk),
         pad: id("padding")?,
         add_bos,
+        add_eos: keys.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(defaults.add_eos),
+        decoder_start: None,
         chat_template: keys.text("tokenizer.chat_template")?.map(str::to_string),
     })
 }
 
-/// The post-processor by which other readers of the `tokenizer.json` add BOS; this program adds it itself.
+/// The post-processor by which other readers of the `tokenizer.json` add BOS and EOS; this program adds them itself.
 fn post_processor(vocab: &Vocab<'_>, specials: &Specials) -> Json {
-    let Some(bos) = specials.bos.filter(|_| specials.add_bos) else {
+    let bos = specials.bos.filter(|_| specials.add_bos);
+    let eos = specials.main_eos.filter(|_| specials.add_eos);
+    if bos.or(eos).is_none() {
         return Json::Null;
+    }
+    let text = |id: u32| vocab.tokens[id as usize].as_ref();
+    let added = |id: Option<u32>, kind: u32| {
+        id.map(|id| json!({"SpecialToken": {"id": text(id), "type_id": kind}}))
     };
-    let token = vocab.tokens[bos as usize].as_ref();
-    let first = json!({"SpecialToken": {"id": token, "type_id": 0}});
-    let sequence = |id: &str, kind: u32| json!({"Sequence": {"id": id, "type_id": kind}});
-    let table: HashMap<&str, Json> =
-        [(token, json!({"id": token, "ids": [bos], "tokens": [token]}))].into();
+    let sequence = |id: &str, kind: u32| {
+        [Some(json!({"Sequence": {"id": id, "type_id": kind}})), added(eos, kind)]
+    };
+    let single = || [added(bos, 0)].into_iter().chain(sequence("A", 0)).flatten();
+    let entry = |id: u32| (text(id), json!({"id": text(id), "ids": [id], "tokens": [text(id)]}));
+    let table: HashMap<&str, Json> = bos.into_iter().chain(eos).map(entry).collect();
     json!({
         "type": "TemplateProcessing",
-        "single": [first, sequence("A", 0)],
-        "pair": [first, sequence("A", 0), sequence("B", 1)],
+        "single": single().collect::<Vec<_>>(),
+        "pair": single().chain(sequence("B", 1).into_iter().flatten()).collect::<Vec<_>>(),
         "special_tokens": table,
     })
 }

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
 
-use super::document::{self, Document, begins_with};
+use super::document::{self, Document, begins_with, ends_with};
 use super::{Specials, StoredTokenizer, Tokenizer};
 use super::{
     add_tokens, assemble, bad_key, load_engine, makes_token, malformed, one_line, unsupported,
@@ -265,7 +265,25 @@ impl Reader<'_> {
         };
         let unk = self.token("unk_token")?;
         let chat_template = self.chat_template()?;
-        Ok(Specials { bos, eos, main_eos, unk, pad, add_bos, chat_template })
+        let add_eos = main_eos.is_some_and(|eos| ends_with(&self.post_processor, eos));
+        let decoder_start = match self.declared.config["is_encoder_decoder"] == true {
+            false => None,
+            true => match self.configured("decoder_start_token_id")? {
+                Some(start) => Some(start),
+                None => pad,
+            },
+        };
+        Ok(Specials {
+            bos,
+            eos,
+            main_eos,
+            unk,
+            pad,
+            add_bos,
+            add_eos,
+            decoder_start,
+            chat_template,
+        })
     }
 
     /// A special token by its role, given as text or as an object with `content`.

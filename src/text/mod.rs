@@ -51,6 +51,10 @@ pub struct Tokenizer {
     pub pad: Option<u32>,
     /// Whether this vocabulary wants BOS in front of a text. Never true without a `bos`.
     pub add_bos: bool,
+    /// Whether it wants its EOS behind what an encoder reads.
+    pub add_eos: bool,
+    /// The token that the decoder begins with, of a model whose encoder reads prompts.
+    pub decoder_start: Option<u32>,
     /// The Jinja source of the chat template.
     pub chat_template: Option<String>,
     inner: tokenizers::Tokenizer,
@@ -129,7 +133,7 @@ impl Tokenizer {
     /// the context's end belong to the continuation; both are encoded together, and the continuation's tokens are what follows
     /// as many tokens as the context alone has. A token over the boundary so changes the context, not what is scored. An empty
     /// context is BOS, or the first token that ends a text where the vocabulary has no BOS. `add_bos`: begin with BOS though the
-    /// vocabulary does not ask for it.
+    /// vocabulary does not ask for it. Of a model with an encoder the context is what that reads, and both are encoded apart.
     pub fn encode_continuation(
         &self,
         context: &str,
@@ -143,7 +147,9 @@ impl Tokenizer {
         };
         let trimmed = context.trim_end();
         let continuation = format!("{}{continuation}", &context[trimmed.len()..]);
-        let (context, continuation) = if trimmed.is_empty() {
+        let (context, continuation) = if self.decoder_start.is_some() {
+            (self.encode_source(trimmed)?, self.encode(&continuation, false)?)
+        } else if trimmed.is_empty() {
             let front = self.bos.or(self.eos.first().copied());
             let front = front.ok_or_else(|| {
                 wrong("a context, since the vocabulary has no BOS", "an empty one".into())
@@ -160,6 +166,19 @@ impl Tokenizer {
             return Err(wrong("a context and a continuation of a token each", found));
         }
         Ok((context, continuation))
+    }
+
+    /// The token that stands for a gap in what an encoder reads, if there is one: T5's first.
+    pub fn gap(&self) -> Option<u32> {
+        self.decoder_start.and_then(|_| self.token_id("<extra_id_0>"))
+    }
+
+    /// What an encoder reads of a text: its tokens, and EOS behind them where the vocabulary wants it.
+    pub fn encode_source(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text, true)?;
+        let eos = self.main_eos.filter(|eos| self.add_eos && ids.last() != Some(eos));
+        ids.extend(eos);
+        Ok(ids)
     }
 
     /// Gives each piece of a text with its place in it, until `take` says that it is enough.
@@ -266,6 +285,8 @@ struct Specials {
     unk: Option<u32>,
     pad: Option<u32>,
     add_bos: bool,
+    add_eos: bool,
+    decoder_start: Option<u32>,
     chat_template: Option<String>,
 }
 
@@ -298,6 +319,8 @@ fn assemble(
         unk: specials.unk,
         pad: specials.pad,
         add_bos: specials.add_bos && specials.bos.is_some(),
+        add_eos: specials.add_eos,
+        decoder_start: specials.decoder_start,
         chat_template: specials.chat_template,
         cut: Cut::of(parts, &inner),
         inner,

@@ -27,6 +27,8 @@ pub const FILES: &[&str] = &[
 pub struct StoredTokenizer {
     path: PathBuf,
     form: Form,
+    /// The token that the decoder begins with, where a GGUF says so outside the vocabulary.
+    decoder_start: Option<u32>,
 }
 
 #[derive(Clone)]
@@ -45,19 +47,28 @@ impl std::fmt::Debug for StoredTokenizer {
 impl StoredTokenizer {
     /// One from the contents of those of a folder's [`FILES`] that are there; `path` is for messages.
     pub fn of_folder(path: &Path, files: Vec<(&'static str, Vec<u8>)>) -> Self {
-        Self { path: path.into(), form: Form::Hf(files) }
+        Self { path: path.into(), form: Form::Hf(files), decoder_start: None }
     }
 
-    /// One from a GGUF's metadata; keys outside `tokenizer.` are not looked at.
+    /// One from a GGUF's metadata; of keys outside `tokenizer.` only the decoder's first token is looked at.
     pub fn of_gguf(path: &Path, metadata: &[(String, Value)]) -> Self {
         let pairs = metadata.iter().filter(|(key, _)| key.starts_with("tokenizer."));
-        Self { path: path.into(), form: Form::Gguf(pairs.cloned().collect()) }
+        let start = metadata.iter().find(|(key, _)| key.ends_with(".decoder_start_token_id"));
+        let start = start.and_then(|(_, value)| value.as_u64());
+        Self {
+            path: path.into(),
+            form: Form::Gguf(pairs.cloned().collect()),
+            decoder_start: start.and_then(|start| u32::try_from(start).ok()),
+        }
     }
 
     /// Reads it.
     pub fn read(&self) -> Result<Tokenizer> {
         let files = match &self.form {
-            Form::Gguf(pairs) => return Tokenizer::from_gguf(&self.path, pairs),
+            Form::Gguf(pairs) => {
+                let decoder_start = self.decoder_start;
+                return Ok(Tokenizer { decoder_start, ..Tokenizer::from_gguf(&self.path, pairs)? });
+            }
             Form::Hf(files) => files,
         };
         let bytes = |name: &str| {

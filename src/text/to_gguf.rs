@@ -182,6 +182,9 @@ impl Tokenizer {
             }
         }
         pairs.add("tokenizer.ggml.add_bos_token", Value::Bool(self.add_bos));
+        if self.add_eos {
+            pairs.add("tokenizer.ggml.add_eos_token", Value::Bool(true));
+        }
         if let Some(template) = &self.chat_template {
             pairs.text("tokenizer.chat_template", template);
         }

@@ -7,7 +7,7 @@ use super::parameter::{Learned, Parameter};
 use crate::data::training::Batch;
 use crate::device::{Device, HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
-use crate::families::layer_name;
+use crate::families::{Config, layer_name};
 use crate::graph::{Pass, Sink};
 use crate::interrupt;
 use crate::kernels::copy::cast::cast_into;
@@ -191,7 +191,8 @@ impl Learner {
 
     /// Whether something is learned of a block.
     pub fn learns_of(&self, layer: usize) -> bool {
-        self.parameters.iter().any(|parameter| is_of(&**parameter, layer))
+        let config = self.model.config();
+        self.parameters.iter().any(|parameter| is_of(&**parameter, config, layer))
     }
 
     /// A new optimizer of what is learned of a block.
@@ -201,7 +202,9 @@ impl Learner {
         layer: usize,
         settings: AdamW,
     ) -> Result<Optimizer> {
-        Optimizer::new(device, settings, &learned_of(&self.parameters, &|p| is_of(p, layer)))
+        let config = self.model.config();
+        let of_block = |parameter: &dyn Parameter| is_of(parameter, config, layer);
+        Optimizer::new(device, settings, &learned_of(&self.parameters, &of_block))
     }
 
     /// A step of one block alone, whose input is `input`, f32 (tokens, hidden), of the batch's tokens, towards a `loss` of its
@@ -231,7 +234,8 @@ impl Learner {
         let (loss, sums) = self.collect(device, &mut |sink| {
             block_gradients(source, pass, layer, (input, batch.sequences), loss, wanted, sink)
         })?;
-        let of_block = |parameter: &dyn Parameter| is_of(parameter, layer);
+        let config = self.model.config().clone();
+        let of_block = |parameter: &dyn Parameter| is_of(parameter, &config, layer);
         let gradients = in_order(&self.parameters, sums, &of_block);
         let learned = learned_of(&self.parameters, &of_block);
         let norm = optimizer.step(device, &learned, &gradients, rate, 1.0 / scale)?;
@@ -316,8 +320,8 @@ fn in_order(
 }
 
 /// Whether a parameter is of a block.
-fn is_of(parameter: &dyn Parameter, layer: usize) -> bool {
-    let rest = parameter.tensor().strip_prefix(&layer_name(layer));
+fn is_of(parameter: &dyn Parameter, config: &Config, layer: usize) -> bool {
+    let rest = parameter.tensor().strip_prefix(&layer_name(config, layer));
     rest.is_some_and(|rest| rest.starts_with('.'))
 }
 

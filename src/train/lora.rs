@@ -7,7 +7,7 @@ use super::dense::Dense;
 use super::parameter::Parameter;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::families::LAYERS;
+use crate::families::is_of_block;
 use crate::formats::peft::Pair;
 use crate::graph::{Adapter, Factor};
 use crate::model::{Adapters, Model};
@@ -53,7 +53,7 @@ pub fn adapt(
 
 /// Refuses adapters of anything but the linear layers of blocks, where the graphs have them.
 pub fn expect_of_blocks(adapters: &Adapters, folder: &Path) -> Result<()> {
-    let outside = adapters.pairs.iter().find(|pair| !pair.module.starts_with(LAYERS));
+    let outside = adapters.pairs.iter().find(|pair| !is_of_block(&pair.module));
     outside.map_or(Ok(()), |pair| {
         Err(Error::Unsupported {
             path: folder.into(),

@@ -13,11 +13,11 @@ use std::borrow::Cow;
 
 use crate::device::Tensor;
 use crate::error::{Error, Result};
-use crate::graph::{BlockWeights, Pass, Slot};
+use crate::graph::{BlockWeights, KeyValueCache, Paired, PairedRows, Pass, Slot};
 use crate::interrupt;
 use crate::kernels::copy::cast::scaled;
 use crate::kernels::matrix::Matrix;
-use crate::model::{Cache, WeightSource, embed, run_block};
+use crate::model::{Cache, WeightSource, embed, lay_out, run_block};
 use crate::tensor::{DType, Packed};
 
 /// A walk through a model's blocks with some sequences of tokens.
@@ -27,6 +27,8 @@ pub struct Walk<'a> {
     pass: Pass<'a>,
     /// The residual stream of each microbatch, f32 (tokens, hidden).
     streams: Vec<Tensor>,
+    /// The parts of each one's rows, of a model with an encoder.
+    paired: Vec<Option<PairedRows>>,
     /// One for each size of microbatch: sequences, and the cache of one layer.
     caches: Vec<(usize, Cache)>,
     /// Tokens of a sequence.
@@ -96,16 +98,20 @@ impl<'a> Walk<'a> {
         let config = source.config();
         let table = source.embedding()?;
         let (mut streams, mut caches) = (Vec::new(), Vec::<(usize, Cache)>::new());
+        let (rows, mut paired) = (lay_out(config, ids, sequences)?, Vec::new());
         for first in (0..sequences).step_by(at_once) {
             let count = at_once.min(sequences - first);
-            let ids = &ids[first * length..(first + count) * length];
+            let ids = &rows.ids[first * length..(first + count) * length];
+            let parts = rows.paired.as_ref();
+            let upload = parts.map(|parts| parts.upload(pass.device, first..first + count));
+            paired.push(upload.transpose()?);
             streams.push(embed(&pass, config, &table, ids)?);
             if !caches.iter().any(|(size, _)| *size == count) {
                 let cache = Cache::single_layer(pass.device, config, count, length, pass.compute)?;
                 caches.push((count, cache));
             }
         }
-        Ok(Self { source, pass, streams, caches, length, layer: 0 })
+        Ok(Self { source, pass, streams, paired, caches, length, layer: 0 })
     }
 
     /// The next block, with its weights on the device; `None` after the last.
@@ -215,7 +221,7 @@ impl Step<'_, '_> {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let x = copied(&self.walk.pass, &self.walk.streams[index])?;
-        self.run(through, &x, Some(observer))
+        self.run(index, through, &x, Some(observer))
     }
 
     /// Takes the streams through the block, and shows what goes through it.
@@ -223,8 +229,8 @@ impl Step<'_, '_> {
         for index in 0..self.walk.streams.len() {
             let x = self.walk.streams[index].clone();
             match &mut observer {
-                Some(observer) => self.run(through, &x, Some(&mut **observer))?,
-                None => self.run(through, &x, None)?,
+                Some(observer) => self.run(index, through, &x, Some(&mut **observer))?,
+                None => self.run(index, through, &x, None)?,
             }
         }
         self.walk.layer += 1;
@@ -233,6 +239,7 @@ impl Step<'_, '_> {
 
     fn run(
         &self,
+        index: usize,
         through: Through,
         x: &Tensor,
         observer: Option<&mut (dyn Observer + '_)>,
@@ -245,7 +252,8 @@ impl Step<'_, '_> {
         let sequences = x.shape()[0] / walk.length;
         let cache = walk.caches.iter().find(|(size, _)| *size == sequences);
         let (_, cache) = cache.expect("every size of microbatch has a cache");
-        let cache = cache.layer_for(walk.layer, walk.length);
+        let paired = walk.paired[index].as_ref().map(|rows| Paired { rows, begins: true });
+        let cache = KeyValueCache { paired, ..cache.layer_for(walk.layer, walk.length) };
         let (pass, config) = (&walk.pass, walk.source.config());
         let Some(observer) = observer else {
             return run_block(pass, config, walk.layer, block, x, cache, None);

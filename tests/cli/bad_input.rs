@@ -76,7 +76,6 @@ fn models() -> Result<(), Failed> {
     std::fs::create_dir(world.path("empty"))?;
     world.refuses_model("empty", "empty & is an empty folder & config.json")?;
     world.refuses_model("embedded:nobody", "embedded:nobody & embedded:tiny-llama")?;
-    world.refuses_model("embedded:tiny-t5", "embedded:tiny-t5 & not supported")?;
     world.refuses_model("hub:some/body", "hub:some/body & not supported")?;
     world
         .refuses_model("m/tokenizer.json", "m/tokenizer.json & one file of & give the folder, m")?;

@@ -6,9 +6,10 @@ use lopper::gpu::Options as GpuOptions;
 use lopper::kernels::attention::Attention;
 use lopper::kernels::attention::backward::backward;
 use lopper::kernels::attention::causal::forward;
+use lopper::kernels::attention::stored::{self, Bias, Distances, Layer, Seen};
 use lopper::tensor::DType;
 
-use crate::machine::{device, gpu_trial};
+use crate::machine::{device, gpu_trial, on_each};
 
 const SEQUENCES: usize = 2;
 // Two tiles of tokens, and two of places.
@@ -32,7 +33,13 @@ pub fn trials() -> Vec<Trial> {
     let window = plain.with_window(7);
     let cap = plain.with_soft_cap(1.5);
     let both = Attention { scale: 0.7, ..window.with_soft_cap(1.5) };
-    vec![
+    let mut trials = Vec::from(on_each("gradients::attention/stored", stored_differences));
+    // A call for every sequence.
+    trials.push(gpu_trial("gradients::attention/stored::split".into(), || {
+        let options = GpuOptions { max_operations: Some(1.0), ..GpuOptions::default() };
+        stored_differences(&device(options)?)
+    }));
+    trials.extend([
         cpu("cpu", DType::F32, plain),
         cpu("cpu_in_f16", DType::F16, plain),
         cpu("cpu_window", DType::F32, window),
@@ -51,7 +58,8 @@ pub fn trials() -> Vec<Trial> {
             let options = GpuOptions { max_operations: Some(1.0), ..GpuOptions::default() };
             differences(&device(options)?, DType::F32, plain)
         }),
-    ]
+    ]);
+    trials
 }
 
 /// Every gradient of sum(attention * r) against a central difference. What rounds a result to f16 moves delta, and through
@@ -132,4 +140,87 @@ fn loss([query, key, value]: &[Vec<f64>; 3], r: &[f64], attention: Attention) ->
         }
     }
     loss
+}
+
+/// Attention with stored weights: sources with a bias of both sides, targets with one of what is before them, and without a bias
+/// over the keys of another text. Of each its inputs' gradients and the table's.
+fn stored_differences(device: &Device) -> Result<(), Failed> {
+    const DIM: usize = 5;
+    let bucket = |distance: i64| (distance + 4) as u32 / 2;
+    let places: Vec<u32> = (-4..=4).map(bucket).collect();
+    for (causal, biased, keys) in [(false, true, 9), (true, true, 9), (false, false, 6)] {
+        let (each, ends) = (9, if causal { [0, 0] } else { [keys as u32, 4] });
+        let (width, rows) = (HEADS * DIM, [SEQUENCES * each, SEQUENCES * keys]);
+        let mut random = Random::new(31);
+        let mut make = |rows: usize, width: usize, scale: f32| {
+            HostTensor::from_f32(DType::F32, &[rows, width], &random.values(rows * width, scale))
+        };
+        let inputs = [
+            make(rows[0], width, 1.0),
+            make(rows[1], width, 1.0),
+            make(rows[1], width, 1.0),
+            make(5, HEADS, 1.0),
+        ];
+        let grad = make(rows[0], width, 1.0);
+        let on_device = |host: &HostTensor| device.upload(host, "values");
+        let [query, key, value, table] = inputs.each_ref().map(on_device);
+        let (query, key, value, table) = (query?, key?, value?, table?);
+        let ends_there = on_device(&HostTensor::from_u32(&[SEQUENCES], &ends))?;
+        let bias = Bias { table, distances: Distances::upload(device, &places, 5)? };
+        let layer = Layer {
+            heads: Attention { scale: 0.7, ..Attention::new(HEADS, HEADS, DIM) },
+            bias: biased.then_some(&bias),
+            seen: Seen { ends: &ends_there, causal, first: 0, columns: keys },
+        };
+        let result = stored::forward(device, &query, (&key, &value), layer, DType::F32)?;
+        let (grads, of_table) =
+            stored::backward(device, &query, (&key, &value), layer, &on_device(&grad)?)?;
+        assert_eq!(of_table.is_some(), biased);
+        let wide = |host: &HostTensor| host.view().to_f64();
+        let (r, mut numbers) = (wide(&grad), inputs.each_ref().map(wide));
+        // sum(attention * r), in f64.
+        let loss = |numbers: &[Vec<f64>; 4]| {
+            let [query, key, value, table] = numbers;
+            let mut loss = 0.0;
+            for token in 0..rows[0] {
+                let (sequence, order) = (token / each, token % each);
+                let end = if causal { order + 1 } else { ends[sequence] as usize };
+                for head in 0..HEADS {
+                    let at = (token * HEADS + head) * DIM;
+                    let (mut total, mut sum) = (0.0, 0.0);
+                    for place in 0..end {
+                        let there = ((sequence * keys + place) * HEADS + head) * DIM;
+                        let dot = |a: &[f64], b: &[f64]| -> f64 {
+                            (0..DIM).map(|c| a[at + c] * b[there + c]).sum()
+                        };
+                        let distance = (place as i64 - order as i64).clamp(-4, 4);
+                        let bias = table[bucket(distance) as usize * HEADS + head];
+                        let score =
+                            0.7f32 as f64 * dot(query, key) + if biased { bias } else { 0.0 };
+                        total += score.exp();
+                        sum += score.exp() * dot(&r, value);
+                    }
+                    loss += sum / total;
+                }
+            }
+            loss
+        };
+        let whole: f64 = wide(&device.read(&result)?).iter().zip(&r).map(|(a, b)| a * b).sum();
+        assert!((whole - loss(&numbers)).abs() < 1e-4, "the forward pass itself");
+        let step = 1e-5;
+        for (which, found) in grads.iter().chain(&of_table).enumerate() {
+            for (index, found) in wide(&device.read(found)?).into_iter().enumerate() {
+                let middle = numbers[which][index];
+                let [high, low] = [middle + step, middle - step].map(|moved| {
+                    numbers[which][index] = moved;
+                    loss(&numbers)
+                });
+                numbers[which][index] = middle;
+                let expected = (high - low) / (2.0 * step);
+                let near = (found - expected).abs() <= 1e-5 * (1.0 + expected.abs());
+                assert!(near, "{which}, {index}: {expected} expected, {found} found");
+            }
+        }
+    }
+    Ok(())
 }

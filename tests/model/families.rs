@@ -73,11 +73,11 @@ fn checked(tier: Tier) -> Result<Device, Failed> {
     device(Options { tier, checked: true, ..Options::default() })
 }
 
-/// A family without a model here would be claimed, not shown. The embedded models are of the plainest one and of experts; `golden`
-/// and `gradients` look at them.
+/// A family without a model here would be claimed, not shown. The embedded models are of the plainest one, of experts and with an
+/// encoder; `golden`, `gradients` and `encoders` look at them.
 fn each_has_a_fixture() -> Result<(), Failed> {
     let mut shown = Vec::new();
-    for name in ["nano-llama", "tiny-mixtral"] {
+    for name in ["nano-llama", "tiny-mixtral", "tiny-t5"] {
         shown.push(Checkpoint::open(&format!("embedded:{name}"))?.config().family.name);
     }
     for name in MODELS {

@@ -20,6 +20,8 @@ pub(super) fn rows(
 ) -> Result<()> {
     let output = rows.output;
     let checkpoint = open_model(model, output)?;
+    let why = "prompts and new tokens are measured in one text";
+    checkpoint.config().without_encoder("bench model", why)?;
     let limit = checkpoint.config().max_positions;
     if let Some(test) = tests.iter().find(|test| test.n_depth + test.n_prompt + test.n_gen > limit)
     {

@@ -7,9 +7,9 @@ use clap::ValueEnum;
 use crate::cli::Global;
 use crate::cli::output::Output;
 use crate::cli::session::{compute, load_for_windows};
-use crate::data::read_text;
+use crate::data::{mark_gaps, read_text};
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::kernels::kv::CacheType;
 use crate::measure::quality::statistics::Bootstrap;
@@ -76,15 +76,31 @@ impl Text<'_> {
     pub(super) fn tokenize(&self, tokenizer: &Tokenizer) -> Result<TokenizedText> {
         // llama-perplexity cuts its windows from a text that begins with BOS, where the vocabulary asks for it.
         let special = self.convention == Convention::SecondHalf;
+        if special && tokenizer.decoder_start.is_some() {
+            return Err(Error::Argument {
+                argument: "--convention".into(),
+                expected:
+                    "lopper for a model with an encoder, which reads each window's first half"
+                        .into(),
+                found: "llama.cpp".into(),
+            });
+        }
+        let convention = match tokenizer.decoder_start {
+            Some(_) => Convention::Prefix,
+            None => self.convention,
+        };
         // And special tokens that stand in it are text to it.
         let plain = special.then(|| tokenizer.without_specials_in_text());
         let engine = plain.as_ref().unwrap_or(tokenizer);
         let most = self.max_tokens.unwrap_or(usize::MAX);
-        let (tokens, ends) = engine.encode_with_ends(&read_text(self.source)?, special, most)?;
+        let (mut tokens, ends) =
+            engine.encode_with_ends(&read_text(self.source)?, special, most)?;
         Windows::check_length(tokens.len(), self.ctx, self.max_tokens)?;
+        mark_gaps(&mut tokens, self.ctx, tokenizer.gap());
         Ok(TokenizedText {
             tokens,
             ends,
+            convention,
             bos: tokenizer.bos.filter(|_| tokenizer.add_bos && special),
         })
     }
@@ -94,12 +110,13 @@ impl Text<'_> {
 pub(super) struct TokenizedText {
     pub(super) tokens: Vec<u32>,
     pub(super) ends: Vec<usize>,
+    convention: Convention,
     bos: Option<u32>,
 }
 
 impl TokenizedText {
     pub(super) fn windows(&self, text: &Text<'_>) -> Result<Windows<'_>> {
-        Windows::new(&self.tokens, text.ctx, text.convention, self.bos)
+        Windows::new(&self.tokens, text.ctx, self.convention, self.bos)
     }
 }
 

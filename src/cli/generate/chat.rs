@@ -52,6 +52,9 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     let checkpoint = open_model(&arguments.model, output)?;
     let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
+    checkpoint
+        .config()
+        .without_encoder("MODEL", "a conversation goes on, and an encoder reads anew")?;
     let mut talk = Talk::new(&tokenizer, arguments.system.as_deref());
     // A template that is not there, or wrong, is told of before anything is loaded.
     talk.prompt("")?;

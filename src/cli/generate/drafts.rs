@@ -43,6 +43,13 @@ impl DraftArguments {
             expected: "a number from 1 to 64".into(),
             found: self.draft_tokens.to_string(),
         })?;
+        if (self.draft.is_some() || self.lookup) && tokenizer.decoder_start.is_some() {
+            return Err(Error::Argument {
+                argument: "--draft, --lookup".into(),
+                expected: "a model without an encoder: what is proposed goes on from the prompt's own text".into(),
+                found: "one with an encoder".into(),
+            });
+        }
         let draft = self.draft.as_deref();
         let draft = draft.map(|name| open_with_tokens("--draft", name, tokenizer, output));
         Ok(Opened { draft: draft.transpose()?, lookup: self.lookup, most })

@@ -21,7 +21,7 @@ use super::session::{
 };
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::{Continuation, Ending, Pass, Weights, check_cache};
+use crate::model::{Continuation, Ending, Pass, Weights, check_cache, paired_row};
 use crate::text::Tokenizer;
 
 #[derive(Debug, clap::Args)]
@@ -59,8 +59,13 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let further = arguments.ensemble.open(&tokenizer, output)?;
     let drafts = arguments.drafts.open(&tokenizer, output)?;
     let context = further.context(checkpoint.config().max_positions);
-    let prompt = prompt(arguments, context, &tokenizer)?;
-    let count = arguments.n.min(context - prompt.len());
+    let config = checkpoint.config();
+    let read = prompt(arguments, context, &tokenizer)?;
+    // What an encoder reads takes nothing of the decoder's context.
+    let (prompt, count) = match config.encoder {
+        None => (read.clone(), arguments.n.min(context - read.len())),
+        Some(_) => (paired_row(config, &read, &[], read.len() + 1), arguments.n.min(context)),
+    };
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?.with_cache(arguments.cache.cache_type);
     check_cache(checkpoint.config(), compute)?;
@@ -71,7 +76,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let draft = drafts.load(global, &device, compute, output)?;
     let pass = Pass { device: &device, compute };
     // With the first token: a line that is open leaves no room to say that a long prompt is being read.
-    let mut shown = arguments.chat;
+    let mut shown = arguments.chat || config.encoder.is_some();
     let mut show_prompt = || {
         if !std::mem::replace(&mut shown, true) {
             output.text(&arguments.prompt);
@@ -100,7 +105,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let rate = generation.tokens.len().saturating_sub(1) as f64 / generation.seconds.max(1e-9);
     output.json(&json!({
         "schema": 1, "model": arguments.model, "prompt": arguments.prompt, "text": text,
-        "prompt_tokens": prompt, "tokens": generation.tokens, "device": device.name(), "cache_type": compute.cache_type().name,
+        "prompt_tokens": read, "tokens": generation.tokens, "device": device.name(), "cache_type": compute.cache_type().name,
         "prompt_seconds": generation.prompt_seconds, "tokens_per_second": rate,
         "stop_reason": reason(generation.ending, &stops), "sampling": sampling_json(&sampling),
         "ensemble": arguments.ensemble.json(), "speculation": acceptance_json(generation.acceptance),
@@ -108,7 +113,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     if global.verbose > 0 {
         output.note(format!(
             "{} prompt tokens in {:.3} s, then {rate:.1} tokens/s on {}",
-            prompt.len(),
+            read.len(),
             generation.prompt_seconds,
             device.name(),
         ));
@@ -129,7 +134,10 @@ fn prompt(arguments: &Arguments, context: usize, tokenizer: &Tokenizer) -> Resul
     } else {
         arguments.prompt.clone()
     };
-    let prompt = tokenizer.encode(&text, true)?;
+    let prompt = match tokenizer.decoder_start {
+        None => tokenizer.encode(&text, true)?,
+        Some(_) => tokenizer.encode_source(&text)?,
+    };
     if prompt.is_empty() || prompt.len() > context {
         return Err(Error::Argument {
             argument: "--prompt".into(),

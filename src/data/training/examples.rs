@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::super::layouts::{Layout, headline};
 use super::super::source::Source;
 use super::super::task::{Item, Record, wrong};
-use super::super::{EMBEDDED_TASKS, TEXTS, embedded, read_task, read_text};
+use super::super::{BETWEEN, EMBEDDED_TASKS, TEXTS, embedded, mark_gaps, read_task, read_text};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::jinja::{Dialect, Renderer};
@@ -60,6 +60,8 @@ pub(super) struct Read {
     pub kind: Kind,
     /// The token that fills rows.
     pub fill: u32,
+    /// Whether rows are a source and a target each, for a model with an encoder.
+    pub paired: bool,
 }
 
 /// A row of a file.
@@ -81,17 +83,24 @@ enum Plain {
 }
 
 impl Read {
-    /// Reads a source; with `mask` only responses are scored, else all but an example's first token.
-    pub fn source(name: &str, mask: bool, tokenizer: &Tokenizer) -> Result<Self> {
+    /// Reads a source for rows of `length` tokens; with `mask` only responses are scored, else all but an example's first token.
+    pub fn source(
+        name: &str,
+        (mask, length): (bool, usize),
+        tokenizer: &Tokenizer,
+    ) -> Result<Self> {
         let Some(raws) = raws(name)? else {
-            let ids = tokenizer.encode(&text_of(name)?, false)?;
-            return Ok(Self { kind: Kind::Text(ids), fill: 0 });
+            let mut ids = tokenizer.encode(&text_of(name)?, false)?;
+            mark_gaps(&mut ids, length, tokenizer.gap());
+            let paired = tokenizer.decoder_start.is_some();
+            return Ok(Self { kind: Kind::Text(ids), fill: 0, paired });
         };
         let eos = tokenizer.eos.first().copied().ok_or_else(|| Error::Argument {
             argument: format!("training data {name}"),
             expected: "a vocabulary with a token that ends a text, to stand behind examples".into(),
             found: "none".into(),
         })?;
+        let paired = tokenizer.decoder_start.is_some();
         let texts = rendered(name, raws, tokenizer)?;
         let mut examples = Vec::with_capacity(texts.len());
         for part in texts.chunks(AT_ONCE) {
@@ -101,7 +110,8 @@ impl Read {
             // Whichever is found first: the error is that of the first line.
             for example in part.par_iter().map(encode).collect::<Vec<_>>() {
                 let mut example = example?;
-                if !mask {
+                // An encoder's tokens are not foretold.
+                if !mask && !paired {
                     example.scored[1..].fill(true);
                 }
                 examples.push(example);
@@ -110,7 +120,8 @@ impl Read {
         if examples.is_empty() {
             return Err(wrong(name.as_ref(), 1, "an example", "none"));
         }
-        Ok(Self { kind: Kind::Examples(examples), fill: tokenizer.pad.unwrap_or(eos) })
+        let fill = tokenizer.pad.unwrap_or(eos);
+        Ok(Self { kind: Kind::Examples(examples), fill, paired })
     }
 }
 
@@ -363,6 +374,16 @@ fn encoded(
     };
     if ids.is_empty() {
         return Err(short("none".into()));
+    }
+    if let Some(start) = tokenizer.decoder_start {
+        // What is scored is the decoder's, the rest the encoder's.
+        let Plain::Pair(..) = plain else {
+            let expected = "a prompt and its response, for a model whose encoder reads the prompt";
+            return Err(wrong(name.as_ref(), line, expected, "another form of example"));
+        };
+        let source = scored.iter().take_while(|scored| !**scored).count();
+        ids.splice(source..source, [BETWEEN, start]);
+        scored.splice(source..source, [false, false]);
     }
     if !ended {
         ids.push(eos);

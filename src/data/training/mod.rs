@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use self::examples::{Example, Kind, Read};
-use self::pack::{Rows, cut, pack};
+use self::pack::{Rows, cut, pack, pairs};
 use super::shots::shuffled;
 use crate::error::{Error, Result};
 use crate::formats::hex;
@@ -234,15 +234,16 @@ impl Examples {
         let mut sources = Vec::new();
         let mut figures = Vec::new();
         for (place, name) in names.iter().enumerate() {
-            let read = Read::source(name, dataset.mask_prompt, tokenizer)?;
+            let read = Read::source(name, (dataset.mask_prompt, dataset.length), tokenizer)?;
             let (rows, held_out, examples) = match read.kind {
                 Kind::Text(ids) => {
-                    let (rows, held_out) = halves_of_text(dataset, name, &ids)?;
+                    let (rows, held_out) = halves_of_text(dataset, name, &ids, read.paired)?;
                     (rows, held_out, 1)
                 }
                 Kind::Examples(examples) => {
                     let order = shuffled(examples.len(), seed_of(seed, Purpose::HeldOut, place, 0));
-                    halves_of_examples(dataset, name, examples, &order, read.fill)?
+                    let fill = (read.fill, read.paired);
+                    halves_of_examples(dataset, name, examples, &order, fill)?
                 }
             };
             figures.push(SourceFigures {
@@ -436,7 +437,12 @@ impl Examples {
 }
 
 /// A text's rows, the last ones kept apart; tokens behind the last whole row are left out.
-fn halves_of_text(dataset: &Dataset, name: &str, ids: &[u32]) -> Result<(Rows, Rows)> {
+fn halves_of_text(
+    dataset: &Dataset,
+    name: &str,
+    ids: &[u32],
+    paired: bool,
+) -> Result<(Rows, Rows)> {
     let length = dataset.length;
     let rows = ids.len() / length;
     let held = dataset.held(rows);
@@ -450,7 +456,7 @@ fn halves_of_text(dataset: &Dataset, name: &str, ids: &[u32]) -> Result<(Rows, R
         });
     }
     let (learned, rest) = ids.split_at((rows - held) * length);
-    Ok((cut(learned, length), cut(&rest[..held * length], length)))
+    Ok((cut(learned, length, paired), cut(&rest[..held * length], length, paired)))
 }
 
 /// Rows of examples, others of those that are kept apart, and how many examples are to be learned from: none that says the same
@@ -460,7 +466,7 @@ fn halves_of_examples(
     name: &str,
     examples: Vec<Example>,
     order: &[usize],
-    fill: u32,
+    (fill, paired): (u32, bool),
 ) -> Result<(Rows, Rows, usize)> {
     let held = dataset.held(examples.len()).min(examples.len());
     let texts: HashSet<&[u32]> =
@@ -475,7 +481,10 @@ fn halves_of_examples(
     let count = learned.len();
     let packed = |places: &[usize]| {
         let examples: Vec<_> = places.iter().map(|place| &examples[*place]).collect();
-        pack(name, &examples, dataset, fill)
+        match paired {
+            true => pairs(name, &examples, dataset.length, fill),
+            false => pack(name, &examples, dataset, fill),
+        }
     };
     let (rows, held_out) = (packed(&learned)?, packed(&kept)?);
     if rows.count() == 0 {

@@ -8,6 +8,7 @@
 //! does not tell it. A row in which nothing is scored is left out.
 
 use super::super::task::wrong;
+use super::super::{BETWEEN, first_foretold};
 use super::examples::Example;
 use super::{Batch, Dataset};
 use crate::error::Result;
@@ -67,10 +68,40 @@ impl Rows {
     }
 }
 
-/// A text's tokens as rows, whole ones; all of each is scored but its first.
-pub(super) fn cut(ids: &[u32], length: usize) -> Rows {
-    let scored = vec![true; ids.len()];
+/// A text's tokens as rows, whole ones; all of each is scored but its first; of rows whose first half an encoder reads, what the
+/// decoder foretells.
+pub(super) fn cut(ids: &[u32], length: usize, paired: bool) -> Rows {
+    let first = if paired { first_foretold(length) } else { 1 };
+    let scored = (0..ids.len()).map(|at| at % length >= first).collect();
     Rows { ids: ids.to_vec(), scored, length, ..Rows::default() }.finish()
+}
+
+/// Examples of a source and a target each as rows of one length, a row each: targets begin at one place in all of them, behind three
+/// quarters of a row.
+pub(super) fn pairs(name: &str, examples: &[&Example], length: usize, fill: u32) -> Result<Rows> {
+    let place = length - length / 4;
+    let mut rows = Rows { length, ..Rows::default() };
+    for example in examples {
+        let source = example.ids.iter().position(|id| *id == BETWEEN).unwrap_or(0);
+        let target = source + 1;
+        let (sources, targets) = (place.saturating_sub(1), length - place);
+        if source > sources || example.ids.len() - target > targets {
+            let expected = format!(
+                "a prompt of at most {sources} tokens and a response of at most {}, in rows of {length}",
+                targets.saturating_sub(1)
+            );
+            let found = format!("{source} and {}", example.ids.len() - target - 1);
+            return Err(wrong(name.as_ref(), example.line, expected, found));
+        }
+        let end = rows.ids.len() + place;
+        rows.ids.extend_from_slice(&example.ids[..source]);
+        rows.ids.resize(end, BETWEEN);
+        rows.scored.resize(end, false);
+        rows.ids.extend_from_slice(&example.ids[target..]);
+        rows.scored.extend_from_slice(&example.scored[target..]);
+        rows.fill(fill);
+    }
+    Ok(rows.finish())
 }
 
 /// Examples as rows.

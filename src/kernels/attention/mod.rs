@@ -1,6 +1,8 @@
-//! Attention: causal, with grouped key-value heads over a KV cache, sliding windows and soft caps of the scores.
+//! Attention: causal, with grouped key-value heads over a KV cache, sliding windows and soft caps of the scores; and, with stored
+//! weights ([`stored`]), in both directions, over the keys of another text, with a bias by distance.
 
 pub mod backward;
+pub mod bias_grad;
 pub mod cached;
 pub mod causal;
 pub mod coop;
@@ -11,11 +13,16 @@ pub mod key_value_grad;
 pub mod key_value_grad_coop;
 pub mod lse_delta;
 pub mod merge;
+pub mod mix;
+pub mod mix_grad;
 pub mod query_grad;
 pub mod query_grad_coop;
 pub mod split;
 pub mod step;
+pub mod stored;
 pub mod tiled;
+pub mod weights;
+pub mod weights_grad;
 
 use super::activation::{soft_cap, soft_cap_reference};
 use crate::device::Variant;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data;
+use crate::data::{self, first_foretold};
 use crate::device::Tensor;
 use crate::error::{Error, Result};
 use crate::model::{Cache, Head, Pass, WeightSource};
@@ -20,14 +20,24 @@ pub enum Convention {
     /// each window's first token.
     #[serde(rename = "llama.cpp")]
     SecondHalf,
+    /// Of a model with an encoder: it reads a window's first half, with a token for a gap at its end; every token of the second half is
+    /// scored but its first two, which give their places to the decoder's start and that token again.
+    #[serde(rename = "prefix")]
+    Prefix,
 }
 
 impl Convention {
+    /// Lopper's own for a model.
+    pub fn usual(with_encoder: bool) -> Self {
+        if with_encoder { Convention::Prefix } else { Convention::AllButFirst }
+    }
+
     /// The name in the command contract.
     pub fn name(self) -> &'static str {
         match self {
             Convention::AllButFirst => "lopper",
             Convention::SecondHalf => "llama.cpp",
+            Convention::Prefix => "prefix",
         }
     }
 
@@ -36,6 +46,7 @@ impl Convention {
         match self {
             Convention::AllButFirst => 0..ctx - 1,
             Convention::SecondHalf => ctx / 2..ctx - 1,
+            Convention::Prefix => (first_foretold(ctx) - 1).min(ctx - 1)..ctx - 1,
         }
     }
 }
@@ -63,7 +74,8 @@ impl<'a> Windows<'a> {
         if ctx < 2 || convention.scored(ctx).is_empty() {
             return Err(Error::Argument {
                 argument: "--ctx".into(),
-                expected: "at least 2 tokens (4 under the llama.cpp convention)".into(),
+                expected: "at least 2 tokens (4 under the llama.cpp convention, 6 with an encoder)"
+                    .into(),
                 found: ctx.to_string(),
             });
         }

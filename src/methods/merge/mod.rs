@@ -203,7 +203,7 @@ impl<'a> Merged<'a> {
         for spec in &specs {
             let own = source(first.weights, spec).expect("its tensors were looked at");
             let own = left_format(first.weights.format(own)?);
-            let matrix = !matches!(spec.role, Role::Norm | Role::Bias);
+            let matrix = !spec.is_plain();
             formats.insert(spec.name.clone(), mix.format.filter(|_| matrix).unwrap_or(own));
             let place = Place::new(spec, config.layers());
             mix.check_weights(place, models.len()).map_err(BadField::in_recipe)?;

@@ -45,6 +45,10 @@ impl<'a> Stacked<'a> {
     /// Checks slices and models: of headers alone.
     pub fn new(models: Vec<Named<'a>>, slices: &[Slice]) -> Result<Self> {
         let own = models[0].weights.config();
+        for model in &models {
+            let why = "slices of its two stacks are none of one row";
+            model.weights.config().without_encoder("passthrough", why)?;
+        }
         for slice in slices {
             check(&models, slice)?;
         }

@@ -148,7 +148,7 @@ impl<'a> Trials<'a> {
 /// The perplexity of some rows, in windows of a row each.
 pub fn rows_perplexity(source: WeightSource<'_>, pass: &Pass<'_>, rows: &Rows) -> Result<f64> {
     let check = |_: usize, _: usize| interrupt::check();
-    let all = Convention::AllButFirst;
+    let all = Convention::usual(source.config().encoder.is_some());
     Ok(perplexity(source, pass, &rows.ids, rows.length(), all, None, check)?.value)
 }
 

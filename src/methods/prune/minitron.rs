@@ -41,6 +41,8 @@ impl Importance {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         let (config, length) = (source.config(), rows.length());
+        let why = "tokens of its two stacks are no sequences of one length";
+        config.without_encoder("minitron", why)?;
         if config.experts.is_some() {
             return Err(Error::Unsupported {
                 path: "minitron".into(),

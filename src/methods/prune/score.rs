@@ -104,6 +104,8 @@ pub const AT_ONCE: usize = 8192;
 #[derive(Debug, Default)]
 pub struct Sums {
     sums: HashMap<(Score, String, Axis), Vec<f32>>,
+    /// The module names of blocks.
+    blocks: Vec<String>,
     /// The calibration's mean loss, where gradients were taken.
     pub loss: Option<f64>,
 }
@@ -188,7 +190,9 @@ pub fn sums(
         }
         sums.insert(key, values);
     }
-    Ok(Sums { sums, loss })
+    let config = layers.config();
+    let blocks = (0..config.layers()).map(|layer| layer_name(config, layer)).collect();
+    Ok(Sums { sums, blocks, loss })
 }
 
 /// The sums over a tensor's gradients so far, until the last microbatch of them is there.
@@ -350,7 +354,7 @@ impl Sums {
         if group.width == PrunableDim::Layers {
             // Tensors of a block in their order, each a member: its whole sum.
             for layer in 0..group.units {
-                let prefix = format!("{}.", layer_name(layer));
+                let prefix = format!("{}.", self.blocks[layer]);
                 let mut names: Vec<_> = self.sums.keys().collect();
                 names.retain(|key| key.0 == score && key.1.starts_with(&prefix));
                 names.sort_by(|a, b| (&a.1, a.2 as u8).cmp(&(&b.1, b.2 as u8)));

@@ -40,6 +40,7 @@ impl Rotates {
 
     /// An error if a model of these tensors cannot be rotated so.
     pub fn check(self, config: &Config, specs: &[TensorSpec]) -> Result<()> {
+        config.without_encoder("rotate", "its two stacks have streams of their own")?;
         match obstacle(config, specs).filter(|_| self.stream) {
             None => Ok(()),
             Some(why) => Err(Error::Unsupported {

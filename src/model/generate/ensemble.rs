@@ -1,5 +1,6 @@
 //! One or several models that make the logits of one text, and their caches, which hold the same tokens.
 
+use crate::data::BETWEEN;
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Pass;
@@ -129,7 +130,11 @@ impl<'m> Ensemble<'m> {
 
     /// That every model has these tokens.
     pub fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
-        match tokens.iter().find(|token| **token as usize >= self.columns) {
+        // What stands between a source and its target is in no vocabulary.
+        let encoder = self.base().config().encoder.is_some();
+        let wrong =
+            |token: &&u32| **token as usize >= self.columns && !(encoder && **token == BETWEEN);
+        match tokens.iter().find(wrong) {
             None => Ok(()),
             Some(token) => Err(Error::Argument {
                 argument: "token id".into(),
@@ -191,6 +196,9 @@ impl Caches {
         length: usize,
     ) -> Result<Self> {
         let grown = Self::new(ensemble, pass, 1, capacity)?;
+        for (from, to) in self.0.iter().zip(&grown.0) {
+            to.go_on_from(from);
+        }
         grown.put(ensemble, pass, 0, (self, length))?;
         Ok(grown)
     }
@@ -252,7 +260,7 @@ impl Caches {
     ) -> Result<()> {
         let each = tokens.len() / self.lengths().len();
         for (model, cache) in ensemble.models().zip(&mut self.0) {
-            let x = model.embed(pass, tokens)?;
+            let x = model.begin(pass, tokens, cache)?;
             model.through(pass, &x, cache, &mut |_, _| Ok(()))?;
         }
         self.0.iter_mut().try_for_each(|cache| cache.advance(pass.device, each))

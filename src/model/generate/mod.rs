@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use self::speculative::{Checked, Drafter, round};
 use super::decode::{Chosen, Decoder};
+use crate::data::BETWEEN;
 use crate::error::{Error, Result};
 use crate::graph::Pass;
 use crate::interrupt;
@@ -96,7 +97,8 @@ pub fn generate_batch<'m>(
         caches.hold(device, &lengths)?;
     }
     let next: Vec<u32> = parts.iter().map(|(last, _)| **last).collect();
-    let sampler = Sampler::new(device, sampling, ensemble.columns(), prompts)?;
+    let texts: Vec<&[u32]> = prompts.iter().map(|prompt| own_text(prompt)).collect();
+    let sampler = Sampler::new(device, sampling, ensemble.columns(), &texts)?;
     let mut decoder = Decoder::sampling(ensemble.clone(), *pass, caches, sampler, &next)?;
     let mut made = vec![Vec::new(); prompts.len()];
     let mut goes_on = vec![true; prompts.len()];
@@ -186,7 +188,8 @@ impl<'m> Continuation<'m> {
         let mut taking =
             Taking { prompt, count, start, ends: &ends, arrived: &mut arrived, generation };
         let (ensemble, pass) = (self.ensemble.clone(), self.pass);
-        let sampler = Sampler::new(pass.device, self.sampling, ensemble.columns(), &[prompt])?;
+        let own = own_text(prompt);
+        let sampler = Sampler::new(pass.device, self.sampling, ensemble.columns(), &[own])?;
         let mut decoder = Decoder::sampling(ensemble, pass, caches, sampler, &[*last])?;
         let found = match self.speculation {
             None => self.decode(&mut decoder, &mut taking),
@@ -257,6 +260,9 @@ impl<'m> Continuation<'m> {
             self.held.clear();
         }
         let same = self.held.iter().zip(text).take_while(|(held, new)| held == new).count();
+        // A source is read as a whole, or not again.
+        let source = text.len() - own_text(text).len();
+        let same = if same < source { 0 } else { same };
         let mut caches = match self.caches.take() {
             Some(caches) if caches.capacity() >= room => caches,
             known => {
@@ -282,6 +288,12 @@ impl<'m> Continuation<'m> {
         (self.held, self.caches) = (text, Some(caches));
         Ok(())
     }
+}
+
+/// What of a prompt is the decoder's: all of it, but for a source in front.
+fn own_text(prompt: &[u32]) -> &[u32] {
+    let end = prompt.iter().rposition(|id| *id == BETWEEN).map_or(0, |last| last + 1);
+    &prompt[end..]
 }
 
 /// Tokens as they arrive.

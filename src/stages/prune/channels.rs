@@ -20,7 +20,7 @@ use crate::model::{
     Compute, Config, KeptChannels, Outline, PrunableDim, TensorSpec, Weights, groups,
 };
 use crate::stages::method::OfMethod;
-use crate::stages::{Context, Needs, Planned, Stage, StageKind, keys, save};
+use crate::stages::{Context, Needs, Planned, Stage, StageKind, keys, save, without_encoder};
 
 /// Structured pruning: what the scores say matters least goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -232,6 +232,13 @@ impl Prune {
         }
         let widths = cut_widths(self.scope, &self.widths)?;
         channels_of_experts_stay(&widths, config)?;
+        if let Some(width) = widths.iter().find(|width| {
+            matches!(width, PrunableDim::KvGroup | PrunableDim::Head | PrunableDim::Layers)
+        }) {
+            let why =
+                "all blocks of a stack share the biases of its heads; --widths ffn cuts channels";
+            without_encoder(config, "widths", width.name(), why)?;
+        }
         let blocks = self.scope == Scope::Block;
         let global = self.ranking == Ranking::Global;
         if !blocks && global {

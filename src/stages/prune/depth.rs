@@ -16,7 +16,9 @@ use crate::methods::prune::depth::{DepthBy, DepthSpec, DepthStep, Trials, unlike
 use crate::methods::prune::memory::forward_estimate;
 use crate::model::{Compute, Config, KeptChannels, Outline, Weights};
 use crate::stages::method::OfMethod;
-use crate::stages::{Context, DETAILS, Needs, Planned, Stage, StageKind, keys, save};
+use crate::stages::{
+    Context, DETAILS, Needs, Planned, Stage, StageKind, keys, save, without_encoder,
+};
 
 /// Depth pruning: blocks go, or become one, until so many are left.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -72,6 +74,8 @@ fn two() -> usize {
 impl Depth {
     /// Checks the stage against a model of this outline.
     fn spec(&self, model: &Outline, first: &Config) -> Result<DepthSpec, BadField> {
+        let why = "blocks of its two stacks are none of one row, and share the first one's bias of scores";
+        without_encoder(&model.config, "method", "depth", why)?;
         let layers = model.config.layers();
         // Those that the ratio is of.
         let all = if self.of_first { first.layers() } else { layers };

@@ -26,7 +26,9 @@ use crate::model::{
     WeightSource, Weights,
 };
 use crate::stages::method::OfMethod;
-use crate::stages::{Context, DETAILS, Needs, Planned, Stage, StageKind, keys, save};
+use crate::stages::{
+    Context, DETAILS, Needs, Planned, Stage, StageKind, keys, save, without_encoder,
+};
 
 /// Structured pruning by importance from a forward pass (Minitron): to a share of widths, to a shape, or to a size, for which
 /// shapes are tried.
@@ -160,6 +162,8 @@ impl Minitron {
     /// Checks the stage against a model of this outline.
     fn goal(&self, model: &Outline, first: &Config) -> Result<Goal, BadField> {
         let config = &model.config;
+        let why = "tokens of its two stacks are no sequences of one length";
+        without_encoder(config, "method", "minitron", why)?;
         if config.experts.is_some() {
             let expected = "llm-pruner, depth or a method of single weights: tokens of an expert are no sequences, of which it takes means";
             return Err(BadField::new("method", expected, "minitron"));

@@ -20,7 +20,9 @@ use crate::methods::prune::slice::{
 };
 use crate::model::{Config, Outline, Role, TensorSpec, Weights};
 use crate::stages::method::OfMethod;
-use crate::stages::{Context, Needs, Planned, Stage, StageKind, keys, save_bytes, saved_bytes};
+use crate::stages::{
+    Context, Needs, Planned, Stage, StageKind, keys, save_bytes, saved_bytes, without_encoder,
+};
 use crate::tensor::WeightFormat;
 
 /// The residual stream's principal components, and the least of them cut.
@@ -116,6 +118,8 @@ impl Stage for SliceGpt {
             return Err(BadField::new("feed", expected, "compressed").in_recipe());
         }
         check(&model.config, &model.specs)?;
+        let why = "directions of the residual stream are found in one stack of blocks";
+        without_encoder(&model.config, "method", "slicegpt", why).map_err(BadField::in_recipe)?;
         if model.config.experts.is_some() {
             return Err(Error::Unsupported {
                 path: "slicegpt".into(),

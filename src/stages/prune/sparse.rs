@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::KIND;
 use super::channels::share;
 use crate::error::{Error, Result};
-use crate::families::LAYERS;
+use crate::families::block_patterns;
 use crate::graph::Slot;
 use crate::methods::BadField;
 use crate::methods::calibration::{Feed, Source};
@@ -125,7 +125,7 @@ pub enum Allocate {
 }
 
 fn default_include() -> Vec<String> {
-    vec![format!("{LAYERS}*")]
+    block_patterns()
 }
 
 /// Shares of tensors, once they are found.
@@ -452,8 +452,11 @@ struct MaskReport<'a> {
 
 /// The layers of a block in the order in which a refit observes them.
 const APART: &[&[Slot]] = &[
+    &[Slot::CrossKey],
     &[Slot::Query],
     &[Slot::Output],
+    &[Slot::CrossQuery],
+    &[Slot::CrossOutput],
     &[Slot::Gate, Slot::ExpertGate(0)],
     &[Slot::Down, Slot::ExpertDown(0)],
 ];

@@ -20,6 +20,7 @@ use crate::model::{Compute, Config, Outline, Pass, TensorSpec, WeightSource, Wei
 use crate::stages::method::OfMethod;
 use crate::stages::{
     Context, Needs, Planned, Report, Stage, StageKind, keys, save_bytes, saved_bytes,
+    without_encoder,
 };
 use crate::walk::Kind;
 
@@ -127,6 +128,10 @@ impl Stage for Gptq {
     fn plan(&self, model: &Outline) -> Result<Planned> {
         let (rule, ..) = self.rule().map_err(BadField::in_recipe)?;
         have_inputs(rule.of(model), &model.config).map_err(BadField::in_recipe)?;
+        if self.guided {
+            let why = "tokens of its two stacks are weighed apart";
+            without_encoder(&model.config, "guided", "true", why).map_err(BadField::in_recipe)?;
+        }
         if self.guided && model.config.experts.is_some() {
             let expected = "false for a model with experts: which tokens an expert gets changes as blocks are rounded";
             return Err(BadField::new("guided", expected, true).in_recipe());

@@ -12,7 +12,7 @@ use super::calibrated::{Calibrated, Fittings, ROUNDING, Solver, have_inputs, rep
 use super::target::Target;
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::families::LAYERS;
+use crate::families::block_patterns;
 use crate::graph::Slot;
 use crate::kernels::matrix::Matrix;
 use crate::measure::quality::{Convention, Windows, divergence};
@@ -101,7 +101,7 @@ fn eight() -> usize {
 }
 
 fn default_include() -> Vec<String> {
-    vec![format!("{LAYERS}*")]
+    block_patterns()
 }
 
 /// In the stage's folder and in the artifact: what was measured.
@@ -402,7 +402,8 @@ impl Mix {
         })?;
         let length = rows.length();
         let ids = &rows.ids[..self.measure_rows.min(rows.samples) * length];
-        let windows = Windows::new(ids, length, Convention::AllButFirst, None)?;
+        let convention = Convention::usual(model.config().encoder.is_some());
+        let windows = Windows::new(ids, length, convention, None)?;
         let (pass, device) = (context.pass, context.pass.device);
         let progress = &mut *context.progress;
         let parent = Model::load(device, model, |done, total| {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::families::LAYERS;
+use crate::families::block_patterns;
 use crate::methods::BadField;
 use crate::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
 use crate::model::{TensorSpec, Weights};
@@ -91,7 +91,7 @@ fn gguf_blocks(name: &str) -> Option<(&'static str, u32)> {
 
 fn default_include() -> Vec<String> {
     // The linear layers of the blocks; the embedding and the head stay as they are unless they are named.
-    vec![format!("{LAYERS}*")]
+    block_patterns()
 }
 
 impl Target {

@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::graph;
 use crate::methods::BadField;
-use crate::model::{Role, TensorSpec, Weights};
+use crate::model::{TensorSpec, Weights};
 use crate::stages::Modules;
 use crate::tensor::WeightFormat;
 use crate::train::dense::{Dense, Vector};
@@ -52,7 +52,7 @@ pub(super) fn learn(
 ) -> Result<Box<dyn Parameter>> {
     let device = preparing.pass.device;
     let saved = plain(preparing.weights.format(spec)?);
-    if matches!(spec.role, Role::Norm | Role::Bias) {
+    if spec.is_plain() {
         let Some(graph::Parameter::Vector(values)) = preparing.model.tensor(&spec.name) else {
             unreachable!("a model has every tensor of its checkpoint");
         };

@@ -8,7 +8,7 @@ use super::full::plain;
 use super::{Change, Learn, Preparing};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::families::LAYERS;
+use crate::families::block_patterns;
 use crate::formats::peft::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE};
 use crate::methods::BadField;
 use crate::methods::tune::merged::{Exact, Merged, Widened, no_room};
@@ -63,7 +63,7 @@ pub enum MergeAs {
 }
 
 fn layers() -> Vec<String> {
-    vec![format!("{LAYERS}*")]
+    block_patterns()
 }
 
 impl Default for Lora {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Change, Learn, Preparing, Trained};
 use crate::device::Device;
 use crate::error::Result;
-use crate::families::LAYERS;
+use crate::families::block_patterns;
 use crate::methods::BadField;
 use crate::methods::prune::sparse::Pattern;
 use crate::model::{TensorSpec, Weights};
@@ -36,7 +36,7 @@ pub struct Mask {
 }
 
 fn layers() -> Vec<String> {
-    vec![format!("{LAYERS}*")]
+    block_patterns()
 }
 
 impl Default for Mask {

@@ -603,6 +603,10 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             let others = context.teacher.unwrap_or(context.parent);
             let model = load_teacher(device, others, progress)?;
             let own = learner.model().config();
+            if options.blockwise > 0 {
+                let why = "a block alone knows nothing of where sources end";
+                own.without_encoder("--blockwise", why)?;
+            }
             if options.hidden > 0.0 || options.blockwise > 0 {
                 pairs = Some(Pairs::new(options.hidden_map, own, model.config())?);
             }

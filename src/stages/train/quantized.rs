@@ -9,7 +9,7 @@ use super::scales::is_norm;
 use super::{Change, Learn, Preparing, Trained};
 use crate::device::Device;
 use crate::error::Result;
-use crate::families::LAYERS;
+use crate::families::block_patterns;
 use crate::kernels::quantize::scale_grad::has_real_scales;
 use crate::methods::BadField;
 use crate::methods::quantize::rtn::rtn;
@@ -53,7 +53,7 @@ pub struct Quantized {
 }
 
 fn layers() -> Vec<String> {
-    vec![format!("{LAYERS}*")]
+    block_patterns()
 }
 
 impl Default for Quantized {

@@ -8,7 +8,7 @@ use super::quantized::Quantized;
 use super::{Change, Learn, Preparing, Trained};
 use crate::device::Device;
 use crate::error::Result;
-use crate::families::LAYERS;
+use crate::families::block_patterns;
 use crate::methods::BadField;
 use crate::methods::quantize::rtn::rtn;
 use crate::methods::quantize::{Grid, Scheme};
@@ -47,7 +47,7 @@ pub struct Rounding {
 }
 
 fn layers() -> Vec<String> {
-    vec![format!("{LAYERS}*")]
+    block_patterns()
 }
 
 impl Default for Rounding {

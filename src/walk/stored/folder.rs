@@ -163,7 +163,7 @@ pub fn write_block(folder: &Path, config: &Config, layer: usize, sums: &BlockSum
         add(&mut tensors, &module_name(config, layer, *slot), input);
     }
     if sums.tokens > 0 {
-        let name = layer_name(layer);
+        let name = layer_name(config, layer);
         tensors.push(number(format!("{name}.cosine"), DType::F64, sums.cosines.to_le_bytes()));
         tensors.push(count(format!("{name}.tokens"), sums.tokens));
     }
@@ -241,7 +241,7 @@ pub(super) fn read_block(
         block.inputs.insert(spec.slot, read_input(&file, spec.module(), spec.columns, kinds)?);
     }
     if kinds.contains(&Kind::Cosine) {
-        let name = layer_name(layer);
+        let name = layer_name(config, layer);
         let cosines = get(&file, &format!("{name}.cosine"))?;
         block.cosines = f64::from_le_bytes(eight(&cosines, StoredType::F64)?);
         block.tokens =

@@ -224,7 +224,7 @@ pub fn input_widths(config: &Config, layer: usize) -> Vec<usize> {
 /// The module's name of a linear layer of a block, or of the head.
 pub fn module_of(config: &Config, layer: usize, slot: Slot) -> String {
     match slot {
-        Slot::Head => head_name().into(),
+        Slot::Head => head_name(config).into(),
         slot => module_name(config, layer, slot),
     }
 }
@@ -232,7 +232,7 @@ pub fn module_of(config: &Config, layer: usize, slot: Slot) -> String {
 /// The linear layer that stands for the head's input: its module and input features. There is one too where the head is the
 /// embedding.
 fn head_input(config: &Config) -> (&'static str, Slot, usize) {
-    (head_name(), Slot::Head, config.hidden_size)
+    (head_name(config), Slot::Head, config.hidden_size)
 }
 
 /// The name of a sum.

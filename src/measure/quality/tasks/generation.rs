@@ -7,7 +7,7 @@ use super::{Event, Options, Setup};
 use crate::data::{Extract, Generated, Normalize, Task};
 use crate::error::{Error, Result};
 use crate::measure::quality::outcome::{Asked, Outcome};
-use crate::model::{Model, Sampling, generate_batch};
+use crate::model::{Model, Sampling, generate_batch, paired_row};
 use crate::text::{DecodeStream, StopStrings};
 
 /// Answers that are generated side by side, at most.
@@ -28,7 +28,10 @@ pub(super) fn answers(
         // A space in front of the answer is the model's to give, as in encoding a continuation.
         let text = format!("{front}{}", item.query);
         let text = text.trim_end_matches(' ');
-        prompts.push(setup.tokenizer.encode_with_bos(text, options.add_bos)?);
+        prompts.push(match setup.tokenizer.decoder_start {
+            None => setup.tokenizer.encode_with_bos(text, options.add_bos)?,
+            Some(_) => setup.tokenizer.encode_source(text)?,
+        });
         texts.push(text.into());
     }
     let context = setup.models.context();
@@ -91,7 +94,12 @@ fn rows_at_once(setup: &Setup<'_>, prompts: &[Vec<u32>], how: &Generated) -> Res
 /// What is generated behind each prompt, up to the first stop text.
 fn continuations(setup: &Setup<'_>, prompts: &[Vec<u32>], how: &Generated) -> Result<Vec<String>> {
     let tokenizer = setup.tokenizer;
-    let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let config = setup.models.base().config();
+    // What an encoder reads, and the token that the decoder begins with.
+    let width = prompts.iter().map(Vec::len).max().unwrap_or(0) + 1;
+    let pairs = prompts.iter().map(|prompt| paired_row(config, prompt, &[], width));
+    let pairs: Option<Vec<Vec<u32>>> = config.encoder.map(|_| pairs.collect());
+    let rows: Vec<&[u32]> = pairs.as_deref().unwrap_or(prompts).iter().map(Vec::as_slice).collect();
     let mut texts: Vec<(DecodeStream<'_>, StopStrings, String)> = rows
         .iter()
         .map(|_| (tokenizer.decode_stream(true), StopStrings::new(&how.stop), String::new()))

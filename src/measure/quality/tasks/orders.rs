@@ -72,6 +72,9 @@ fn vectors(
     tell: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Vec<Vec<f32>>> {
     let (model, pass) = (setup.models.base(), setup.pass);
+    let why =
+        "examples are likened by what a decoder makes of them; choose --shot-selection otherwise";
+    model.config().without_encoder("--shot-selection", why)?;
     let hidden = model.config().hidden_size;
     let mut texts = Vec::with_capacity(items.len());
     for item in items {

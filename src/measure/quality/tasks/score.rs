@@ -14,7 +14,7 @@ use crate::interrupt;
 use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::loss::argmax::argmax;
 use crate::kernels::loss::logsumexp::logsumexp;
-use crate::model::{Cache, Ensemble, Model, Pass};
+use crate::model::{Cache, Ensemble, Model, Pass, paired_row};
 use crate::tensor::DType;
 
 /// A context and what may follow it, as tokens, at least one each.
@@ -93,9 +93,11 @@ pub fn score(
     }
     let member = |model| Member { model, prefix: None, caches: Caches::default() };
     let mut members: Vec<Member<'_>> = models.models().map(member).collect();
+    // What an encoder reads it reads as a whole.
+    let share = batching.share && models.models().all(|model| model.config().encoder.is_none());
     let mut done = 0;
     for family in families(questions) {
-        let prefix = if batching.share { common_prefix(questions, &family) } else { 0 };
+        let prefix = if share { common_prefix(questions, &family) } else { 0 };
         let prefix = if prefix < LEAST_PREFIX { 0 } else { prefix };
         for member in &mut members {
             // The old one goes before the new one comes.
@@ -104,7 +106,7 @@ pub fn score(
         }
         let splits = family.iter().map(|index| {
             let question = &questions[*index];
-            let stem = if batching.share { common(question.requests.iter()) } else { 0 };
+            let stem = if share { common(question.requests.iter()) } else { 0 };
             Split { index: *index, question, stem }
         });
         let mut splits: Vec<Split<'_>> = splits.collect();
@@ -126,7 +128,15 @@ pub fn score(
     for (index, (question, scores)) in questions.iter().zip(&scores).enumerate() {
         let wrong = scores.iter().position(|score| !score.log_likelihood.is_finite());
         if let Some(request) = wrong {
-            let ids: Vec<u32> = question.requests[request].input().collect();
+            let request = &question.requests[request];
+            let config = models.base().config();
+            let ids: Vec<u32> = match config.encoder {
+                None => request.input().collect(),
+                Some(_) => {
+                    let read = &request.continuation[..request.continuation.len() - 1];
+                    paired_row(config, &request.context, read, request.context.len() + 1)
+                }
+            };
             let symptom = format!("log-likelihood of question {}", index + 1);
             return Err(models.not_finite(pass, &ids, symptom));
         }
@@ -221,6 +231,9 @@ fn scored_rows(
     prefix: Option<&Cache>,
     caches: &mut Caches,
 ) -> Result<(Tensor, Vec<Wanted>)> {
+    if model.config().encoder.is_some() {
+        return paired_rows(model, pass, group, caches);
+    }
     let device = pass.device;
     let mut sizes = Sizes::default();
     let held = prefix.map_or(0, |cache| cache.lengths()[0] as usize);
@@ -253,6 +266,55 @@ fn scored_rows(
     }
     let segments: Vec<Segment<'_>> = stems.into_iter().chain(branches).collect();
     gather(model, pass, &segments)
+}
+
+/// The same of a model with an encoder, which reads the contexts: a row for each continuation, but for those of one question that
+/// differ in their last token only.
+fn paired_rows(
+    model: &Model,
+    pass: &Pass<'_>,
+    group: &[Split<'_>],
+    caches: &mut Caches,
+) -> Result<(Tensor, Vec<Wanted>)> {
+    let config = model.config();
+    /// A question's place in the group, its source, and the tokens of the target that are read.
+    type Row<'a> = (usize, &'a [u32], &'a [u32]);
+    let mut rows: Vec<Row<'_>> = Vec::new();
+    let mut scored = Vec::new();
+    for (place, split) in group.iter().enumerate() {
+        for (number, request) in split.question.requests.iter().enumerate() {
+            let read = &request.continuation[..request.continuation.len() - 1];
+            let row = (place, request.context.as_slice(), read);
+            let known = rows.iter().position(|known| *known == row);
+            let row = known.unwrap_or_else(|| {
+                rows.push(row);
+                rows.len() - 1
+            });
+            scored.push((row, split.index, number, request));
+        }
+    }
+    let most = |of: fn(&Row<'_>) -> usize| rows.iter().map(of).max().unwrap_or(0);
+    let width = most(|(_, source, _)| source.len()) + 1;
+    let length = width + 1 + most(|(.., read)| read.len());
+    let mut ids = Vec::with_capacity(rows.len() * length);
+    for (row, (_, source, read)) in rows.iter().enumerate() {
+        ids.extend(paired_row(config, source, read, width));
+        ids.resize((row + 1) * length, 0);
+    }
+    let mut wanted = Vec::new();
+    for (row, question, number, request) in scored {
+        let first = row * length + width;
+        let tokens = (first..).zip(&request.continuation);
+        wanted.extend(tokens.map(|(at, token)| (at as u32, *token, question, number)));
+    }
+    let cache = ready(&mut caches.branches, model, pass, rows.len(), length)?;
+    cache.clear(pass.device)?;
+    let x = model.begin(pass, &ids, cache)?;
+    for layer in 0..config.layers() {
+        interrupt::check()?;
+        model.block(pass, layer, &x, cache)?;
+    }
+    gather(model, pass, &[Segment { x, cache, copies: None, wanted }])
 }
 
 /// The tokens after the prefix that a question's choices share: a row for each question.
