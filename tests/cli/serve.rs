@@ -214,8 +214,8 @@ fn flags() -> Result<(), Failed> {
         format!("{NANO} --expert {TINY} --anti-expert {NANO} --alpha 0.7 --cache-type q8_0");
     let drawn = "--temperature 0.8 --top-k 50 --seed 3 --stop ;";
     let server =
-        Server::start(folder.path(), &format!("{steered} {drawn} --max-tokens 9 --json=s"))?;
-    let expected = generated(&folder, &format!("{steered} {drawn} --prompt Once -n 9"))?;
+        Server::start(folder.path(), &format!("{steered} {drawn} --max-tokens 4 --json=s"))?;
+    let expected = generated(&folder, &format!("{steered} {drawn} --prompt Once -n 4"))?;
     let ask = |more: Value| -> Result<Value, Failed> {
         let mut body = json!({"prompt": "Once", "max_tokens": 20});
         for (name, value) in more.as_object().into_iter().flatten() {
@@ -226,7 +226,7 @@ fn flags() -> Result<(), Failed> {
     assert_eq!(ask(json!({}))?, expected["text"], "the first request has the seed itself");
     assert_ne!(ask(json!({}))?, expected["text"], "the next one has another");
     assert_eq!(ask(json!({"seed": 3}))?, expected["text"]);
-    let greedy = generated(&folder, &format!("{steered} --prompt Once -n 9"))?;
+    let greedy = generated(&folder, &format!("{steered} --prompt Once -n 4"))?;
     assert_eq!(ask(json!({"temperature": 0}))?, greedy["text"]);
     let report = read_json(folder.path().join("s"))?;
     has_fields(&report, "url port models device cache_type ensemble parallel");
@@ -386,26 +386,30 @@ fn side_by_side() -> Result<(), Failed> {
 /// One runs, one waits, a third is told to come again; whoever goes away gives the place back at once.
 fn queue_is_bounded() -> Result<(), Failed> {
     let folder = TempDir::new()?;
-    let server = Server::start(folder.path(), &format!("{NANO} --parallel 1 --queue 1"))?;
-    // All that the context has room for: seconds.
+    let server = Server::start(folder.path(), &format!("{TINY} --parallel 1 --queue 1"))?;
+    // All that the context has room for, by the slower model: it goes on for as long as this takes.
     let long = json!({"prompt": "Once", "max_tokens": 10_000, "stream": true, "temperature": 3, "seed": 1});
     let running = server.begin(&long)?;
-    let waiting = server.open("POST /v1/completions", "", &json!({"prompt": "A"}).to_string())?;
-    server.waits_for("lopper_waiting{model=\"nano-llama\"} 1")?;
+    let waiting = server.open(
+        "POST /v1/completions",
+        "",
+        &json!({"prompt": "A", "max_tokens": 2}).to_string(),
+    )?;
+    server.waits_for("lopper_waiting{model=\"tiny-llama\"} 1")?;
     let refused = server.post("/v1/completions", &json!({"prompt": "B"}))?;
     let said = refused.head.contains("retry-after: 1") && refused.body.contains("queue_full");
     assert!(refused.status == 429 && said, "{refused:?}");
     drop(running);
     let reply = read(waiting)?;
     assert!(reply.status == 200, "{reply:?}");
-    server.waits_for("lopper_sequences_total{model=\"nano-llama\",end=\"cancelled\"} 1")?;
-    server.waits_for("lopper_running{model=\"nano-llama\"} 0")?;
+    server.waits_for("lopper_sequences_total{model=\"tiny-llama\",end=\"cancelled\"} 1")?;
+    server.waits_for("lopper_running{model=\"tiny-llama\"} 0")?;
     // One that is whole goes away while it waits for no one.
     let whole = json!({"prompt": "Once", "max_tokens": 10_000, "temperature": 3, "seed": 2});
     let gone = server.open("POST /v1/completions", "", &whole.to_string())?;
-    server.waits_for("lopper_running{model=\"nano-llama\"} 1")?;
+    server.waits_for("lopper_running{model=\"tiny-llama\"} 1")?;
     drop(gone);
-    server.waits_for("lopper_sequences_total{model=\"nano-llama\",end=\"cancelled\"} 2")
+    server.waits_for("lopper_sequences_total{model=\"tiny-llama\",end=\"cancelled\"} 2")
 }
 
 /// A port that is in use is said in a line.
@@ -426,9 +430,8 @@ fn ports() -> Result<(), Failed> {
 fn stopped() -> Result<(), Failed> {
     let folder = TempDir::new()?;
     for (signal, code) in [("TERM", 143), ("INT", 130)] {
-        let mut server = Server::start(folder.path(), NANO)?;
-        let long =
-            json!({"prompt": "Once", "max_tokens": 10_000, "stream": true, "temperature": 3});
+        let mut server = Server::start(folder.path(), TINY)?;
+        let long = json!({"prompt": "Once", "max_tokens": 10_000, "stream": true, "temperature": 3, "seed": 1});
         let mut running = server.begin(&long)?;
         let id = server.child.id().to_string();
         std::process::Command::new("kill").args([&format!("-{signal}"), &id]).status()?;
