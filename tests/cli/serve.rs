@@ -232,6 +232,7 @@ fn flags() -> Result<(), Failed> {
     has_fields(&report, "url port models device cache_type ensemble parallel");
     assert_eq!((&report["port"], &report["ensemble"]["alpha"]), (&server.port.into(), &json!(0.7)));
     lopper(&folder, &format!("serve {NANO} --draft {NANO}"))?.refused(2, "'--draft'");
+    lopper(&folder, "serve embedded:tiny-t5 --port 0")?.refused(2, "a model without an encoder");
     Ok(())
 }
 

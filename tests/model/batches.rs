@@ -137,6 +137,8 @@ fn entering_is_checked() -> Result<(), Failed> {
         assert!(error.contains(said), "{error}");
         assert!(batch.has_room() && batch.is_empty());
     }
+    let paired = load(&Device::Cpu, &Checkpoint::open("embedded:tiny-t5")?)?;
+    assert!(Batch::new((&paired).into(), pass(&Device::Cpu), 1, 16).is_err(), "it has an encoder");
     let mut told = Told::default();
     batch.enter(start(&[5; 12], 4, 0.0))?;
     assert!(!batch.has_room());

@@ -83,12 +83,18 @@ pub trait Audience {
 
 impl<'m> Batch<'m> {
     /// Room for so many `sequences` of at most `capacity` tokens each.
+    ///
+    /// Errors: a model with an encoder; memory.
     pub fn new(
         ensemble: Ensemble<'m>,
         pass: Pass<'m>,
         sequences: usize,
         capacity: usize,
     ) -> Result<Self> {
+        for model in ensemble.models() {
+            let why = "sequences that enter one by one are one text each";
+            model.config().without_encoder("a batch that sequences enter", why)?;
+        }
         let caches = Caches::new(&ensemble, &pass, sequences, capacity)?;
         let prompt = Caches::new(&ensemble, &pass, 1, capacity)?;
         Ok(Self {
