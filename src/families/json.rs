@@ -331,12 +331,7 @@ impl Config {
         let Value::Object(mut map) = object else {
             unreachable!("an object literal is an object");
         };
-        for (known, own) in self.family.json_names {
-            let value = map.remove(*known);
-            if !own.is_empty() {
-                map.insert((*own).into(), value.unwrap_or_default());
-            }
-        }
+        self.family.rename_json(&mut map);
         map.insert(key.into(), json!(names[0]));
         (self.family.write_json)(self, &mut map);
         Ok(self.updated_json(map, specs))

@@ -146,6 +146,16 @@ impl Family {
         let own = self.json_names.iter().find(|(known, _)| *known == key);
         own.map_or(Some(key), |(_, name)| Some(*name).filter(|name| !name.is_empty()))
     }
+
+    /// Gives keys that are Llama's this family's names, and takes those out that it has not.
+    fn rename_json(&self, map: &mut Map<String, Value>) {
+        for (known, own) in self.json_names {
+            let value = map.remove(*known);
+            if let (false, Some(value)) = (own.is_empty(), value) {
+                map.insert((*own).into(), value);
+            }
+        }
+    }
 }
 
 /// The key that Llama and its kin have for all biases of attention.

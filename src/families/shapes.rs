@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Family, llama};
+use super::{Family, llama, t5};
 
 /// The shape of a published model.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct Shape {
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
-    /// Blocks.
+    /// Blocks; of each stack, where there is an encoder.
     pub layers: usize,
     /// Query heads, key and value heads.
     heads: (usize, usize),
@@ -39,6 +39,19 @@ const LLAMA: Shape = Shape {
     rope_theta: 10_000.0,
     tied: false,
     context: 2048,
+};
+
+/// The base one (Chung et al. 2022, arXiv 2210.11416). Layers are those of each stack.
+const T5: Shape = Shape {
+    family: &t5::FAMILY,
+    vocab_size: 32_128,
+    hidden_size: 768,
+    intermediate_size: 2048,
+    layers: 12,
+    heads: (12, 12),
+    head_dim: 64,
+    context: 512,
+    ..LLAMA
 };
 
 /// The shapes, as the models' `config.json` has them.
@@ -130,6 +143,25 @@ pub const SHAPES: &[Shape] = &[
         context: 1024,
         ..LLAMA
     },
+    Shape { name: "flan-t5-base", short: "flan-t5", ..T5 },
+    Shape {
+        name: "flan-t5-large",
+        short: "flan-t5-large",
+        hidden_size: 1024,
+        intermediate_size: 2816,
+        layers: 24,
+        heads: (16, 16),
+        ..T5
+    },
+    Shape {
+        name: "flan-t5-xl",
+        short: "flan-t5-xl",
+        hidden_size: 2048,
+        intermediate_size: 5120,
+        layers: 24,
+        heads: (32, 32),
+        ..T5
+    },
 ];
 
 impl Shape {
@@ -137,7 +169,7 @@ impl Shape {
     pub fn config_json(&self, layers: usize) -> Map<String, Value> {
         let (heads, kv_heads) = self.heads;
         let value = json!({
-            "architectures": [self.family.class], "model_type": self.family.name, "hidden_act": "silu",
+            "architectures": [self.family.class], "model_type": self.family.name,
             "vocab_size": self.vocab_size, "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size, "num_hidden_layers": layers,
             "num_attention_heads": heads, "num_key_value_heads": kv_heads,
@@ -145,9 +177,15 @@ impl Shape {
             "rms_norm_eps": 1e-5, "rope_theta": self.rope_theta, "tie_word_embeddings": self.tied,
             "attention_bias": false, "mlp_bias": false, "bos_token_id": 256, "eos_token_id": 257, "dtype": "float16",
         });
-        match value {
-            Value::Object(map) => map,
-            _ => Map::new(),
+        let Value::Object(mut map) = value else { return Map::new() };
+        let (key, names) = self.family.activation_key;
+        map.insert(key.into(), json!(names[0]));
+        if let Some([key, _]) = self.family.decoder_layers_keys {
+            map.insert(key.into(), json!(layers));
+            map.insert("is_encoder_decoder".into(), json!(true));
+            map.insert("decoder_start_token_id".into(), json!(256));
         }
+        self.family.rename_json(&mut map);
+        map
     }
 }

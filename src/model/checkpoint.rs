@@ -514,7 +514,10 @@ impl Checkpoint {
     pub fn has_tokenizer(&self) -> bool {
         match &self.store {
             Store::Gguf(gguf) => gguf.get("tokenizer.ggml.model").is_some(),
-            _ => self.embedded.is_some() || self.path.join("tokenizer.json").exists(),
+            _ => {
+                let there = |name: &str| self.path.join(name).exists();
+                self.embedded.is_some() || there("tokenizer.json") || there("spiece.model")
+            }
         }
     }
 

@@ -9,6 +9,7 @@ mod from_gguf;
 mod from_hf;
 mod pieces;
 mod pre;
+mod spiece;
 mod spm;
 mod stop;
 mod stored;

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{HfFiles, Tokenizer, malformed};
+use super::{HfFiles, Tokenizer, malformed, spiece};
 use crate::error::{Error, Result};
 use crate::formats::gguf::Value;
 
@@ -19,8 +19,12 @@ pub const FILES: &[&str] = &[
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    super::spiece::FILE,
     "config.json",
 ];
+
+/// Most tokens for gaps.
+const MOST_GAPS: u64 = 10_000;
 
 /// A tokenizer that was not read yet, and the way back to what it was read from.
 #[derive(Clone)]
@@ -74,7 +78,11 @@ impl StoredTokenizer {
         let bytes = |name: &str| {
             files.iter().find(|(file, _)| *file == name).map(|(_, bytes)| bytes.as_slice())
         };
-        let Some(tokenizer_json) = bytes("tokenizer.json") else {
+        let made = match (bytes("tokenizer.json"), bytes(spiece::FILE)) {
+            (None, Some(pieces)) => Some(self.of_pieces(pieces, &bytes)?),
+            _ => None,
+        };
+        let Some(tokenizer_json) = bytes("tokenizer.json").or(made.as_deref()) else {
             let why = "text needs the model's tokenizer";
             let missing = std::io::Error::new(std::io::ErrorKind::NotFound, why);
             return Err(Error::read(self.path.join("tokenizer.json"))(missing));
@@ -91,6 +99,24 @@ impl StoredTokenizer {
                 chat_template_jinja: bytes("chat_template.jinja"),
             },
         )
+    }
+
+    /// The `tokenizer.json` of a folder that has a `spiece.model` instead. T5 has 100 tokens for gaps behind the pieces where
+    /// `tokenizer_config.json` does not say how many, and ends what its encoder reads.
+    fn of_pieces<'f>(
+        &self,
+        pieces: &[u8],
+        file: &dyn Fn(&str) -> Option<&'f [u8]>,
+    ) -> Result<Vec<u8>> {
+        let json = |name: &str| {
+            let bytes = file(name)?;
+            serde_json::from_slice::<serde_json::Value>(bytes).ok()
+        };
+        let pairs = json("config.json").is_some_and(|config| config["is_encoder_decoder"] == true);
+        let stated = json("tokenizer_config.json").and_then(|config| config["extra_ids"].as_u64());
+        let gaps = stated.unwrap_or(if pairs { 100 } else { 0 }).min(MOST_GAPS) as usize;
+        let document = spiece::document(&self.path, pieces, gaps, pairs)?;
+        Ok(document.to_string().into_bytes())
     }
 
     /// The files of a model folder as name and bytes. What came from a folder is given as it was, read or not.
@@ -125,6 +151,14 @@ impl StoredTokenizer {
             Form::Hf(files) => files.as_slice(),
             Form::Gguf(_) => &[],
         };
+        let bytes = |name: &str| {
+            files.iter().find(|(file, _)| *file == name).map(|(_, bytes)| bytes.as_slice())
+        };
+        if let (None, Some(pieces)) = (bytes("tokenizer.json"), bytes(spiece::FILE)) {
+            let made = self.of_pieces(pieces, &bytes)?;
+            return crate::formats::json::lenient(&made)
+                .map_err(|e| malformed(&self.path, spiece::FILE, "a tokenizer", e));
+        }
         let document = files.iter().find(|(name, _)| *name == "tokenizer.json");
         crate::formats::json::lenient(document.map_or(&[], |(_, bytes)| bytes))
             .map_err(|e| malformed(&self.path, "tokenizer.json", "a JSON document", e))

@@ -4,13 +4,15 @@ use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
 use lopper::data::BETWEEN;
+use lopper::data::training::{Dataset, Examples};
 use lopper::device::{Device, Random};
 use lopper::formats::gguf::Gguf;
 use lopper::gpu::{Options, Tier};
 use lopper::graph::Slot;
+use lopper::measure::quality::tasks::{Batching, Question, Request, score};
 use lopper::model::{
-    BackwardOptions, Cache, Checkpoint, Compute, Decoder, Pass, TensorSpec, WeightSource, Weights,
-    export_gguf, export_hf, gradients, paired_row,
+    BackwardOptions, Cache, Checkpoint, Compute, Decoder, Ensemble, Pass, TensorSpec, WeightSource,
+    Weights, export_gguf, export_hf, gradients, paired_row,
 };
 use lopper::tensor::{DType, Packed};
 use lopper::walk::{Through, Walk};
@@ -19,13 +21,15 @@ use serde_json::{Value, json};
 use crate::machine::{device, gpu_trial, on_each};
 use crate::models::{MapWeights, checkpoint, load, pass, read_folder, write_model};
 use crate::numbers::{Known, Within, assert_close};
+use crate::program::{lopper, read_json, succeeds};
 
 const T5: &str = "embedded:tiny-t5";
 const FOLDER: &str = "assets/tiny-t5";
 const GOLDEN: &str = "assets/golden/tiny-t5.safetensors";
 
 pub fn trials() -> Vec<Trial> {
-    let mut trials = suite!("encoders": round_trip, wrong_files, wrong_rows, differences);
+    let mut trials = suite!("encoders": round_trip, wrong_files, wrong_rows, differences,
+        rows_to_learn, answers, commands, refused);
     trials.extend(on_each("encoders::padding", padding));
     trials.extend(on_each("encoders::steps", steps));
     trials.extend(on_each("encoders::parts", parts));
@@ -486,4 +490,175 @@ fn wrong_files() -> Result<(), Failed> {
     refused("decoder_start_token_id", json!(4096), "", &["decoder_start_token_id", "4096"])?;
     let name = "encoder.final_layer_norm.weight";
     refused("d_ff", json!(256), name, &[name, "no such tensor"])
+}
+
+/// Examples are rows of a source and a target that begins at one place in all of them; of a text, halves around a gap.
+fn rows_to_learn() -> Result<(), Failed> {
+    let tokenizer = Checkpoint::open(T5)?.tokenizer()?;
+    let (start, gap) = (tokenizer.decoder_start, tokenizer.gap());
+    assert_eq!((start, gap), (Some(3), Some(3996)));
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("pairs.jsonl");
+    let lines = [
+        json!({"prompt": "One and one", "completion": " two"}),
+        json!({"prompt": "A longer prompt than that", "completion": " and a longer answer"}),
+    ];
+    std::fs::write(&file, lines.each_ref().map(|line| format!("{line}\n")).concat())?;
+    let (length, held_out) = (24, 0.0);
+    let data = vec![file.to_string_lossy().into_owned()];
+    let shuffle = false;
+    let dataset = Dataset { data, length, held_out, shuffle, ..Dataset::default() };
+    let rows = Examples::read(&dataset, &tokenizer, 0)?.rows(0..2);
+    let place = rows.ids[..length].iter().rposition(|id| *id == BETWEEN).ok_or("a gap")? + 1;
+    for (line, (ids, scored)) in
+        lines.iter().zip(rows.ids.chunks(length).zip(rows.scored.chunks(length)))
+    {
+        let text = |key: &str| line[key].as_str().unwrap_or_default();
+        let source = tokenizer.encode(text("prompt"), false)?;
+        let mut target = tokenizer.encode(text("completion"), false)?;
+        target.push(2);
+        assert_eq!(ids[..source.len()], source);
+        assert!(ids[source.len()..place].iter().all(|id| *id == BETWEEN));
+        assert_eq!((ids[place], &ids[place + 1..][..target.len()]), (3, &target[..]));
+        let first = place + 1..place + 1 + target.len();
+        assert!((0..length).all(|at| scored[at] == first.contains(&at)), "{scored:?}");
+    }
+    // One token less than the second prompt, what parts it from its response, and that.
+    let long = tokenizer.encode(lines[1]["prompt"].as_str().unwrap_or_default(), false)?;
+    let short = Dataset { length: long.len() + (length - place), ..dataset };
+    let error = Examples::read(&short, &tokenizer, 0).err().ok_or("a row too short")?.to_string();
+    assert!(error.contains("line 2") && error.contains("a prompt of at most"), "{error}");
+    std::fs::write(&file, "{\"text\": \"One text alone\"}\n")?;
+    let error = Examples::read(&short, &tokenizer, 0).err().ok_or("no pair")?.to_string();
+    assert!(error.contains("a prompt and its response"), "{error}");
+    let text = Dataset { data: vec!["embedded:calibration".into()], length, ..short };
+    let rows = Examples::read(&text, &tokenizer, 0)?.rows(0..2);
+    for (ids, scored) in rows.ids.chunks(length).zip(rows.scored.chunks(length)) {
+        assert_eq!((ids[11], ids[13]), (3996, 3996));
+        assert!((0..length).all(|at| scored[at] == (at >= 14)), "{scored:?}");
+    }
+    Ok(())
+}
+
+/// Answers are scored as a pass over each alone says, whatever stands beside them.
+fn answers() -> Result<(), Failed> {
+    let weights = Checkpoint::open(T5)?;
+    let (device, config) = (Device::Cpu, weights.config());
+    let (model, pass) = (load(&device, &weights)?, pass(&device));
+    let request = |seed: u64, context: usize, continuation: usize| Request {
+        context: random_ids(context, seed),
+        continuation: random_ids(continuation, seed + 1),
+    };
+    let alike =
+        |context: &Request, last: u32| Request { continuation: vec![last], ..context.clone() };
+    let first = request(70, 9, 1);
+    let questions = [
+        Question { requests: vec![first.clone(), alike(&first, 77)], family: 0 },
+        Question { requests: vec![request(80, 4, 3), request(90, 12, 2)], family: 1 },
+    ];
+    let batching = Batching { batch: None, share: true };
+    let models = Ensemble::from(&model);
+    let found = score(&models, &pass, &questions, batching, &mut |_, _| Ok(()))?;
+    for (question, found) in questions.iter().zip(&found) {
+        for (request, found) in question.requests.iter().zip(found) {
+            let width = request.context.len() + 1;
+            let row = paired_row(config, &request.context, &request.continuation, width);
+            let (_, logits) = model.trace(&pass, &row, 1, false)?;
+            let logits = logits.to_f32();
+            let mut sum = 0.0;
+            for (place, token) in (width..).zip(&request.continuation) {
+                let line = target_logits(&logits, 0, place, row.len());
+                let most = line.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let total: f64 = line.iter().map(|logit| f64::from(logit - most).exp()).sum();
+                sum += f64::from(line[*token as usize] - most) - total.ln();
+            }
+            assert!((found.log_likelihood - sum).abs() < 1e-4 * sum.abs(), "{found:?}, {sum}");
+        }
+    }
+    Ok(())
+}
+
+/// Every command that takes one: what it writes opens again.
+fn commands() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let shown = succeeds(folder, "inspect embedded:tiny-t5 --groups")?.out;
+    for text in ["t5", "4 layers are the encoder's", "ffn.7", "hidden"] {
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    assert!(!shown.contains("kvgroup"), "{shown}");
+    let generated = lopper(folder, "generate embedded:tiny-t5 --prompt The -n 5 --json=-")?;
+    let generated = generated.json()?;
+    assert_eq!(generated["tokens"].as_array().map(Vec::len), Some(5), "{generated}");
+    let prompt = generated["prompt_tokens"].as_array().ok_or("tokens")?;
+    assert!(prompt.iter().all(|token| token.as_u64() < Some(4096)), "{generated}");
+    let logits = "logits embedded:tiny-t5 --tokens 5,6,7 --target 8,9 --out l.safetensors";
+    succeeds(folder, logits)?;
+    let logits = Known::open(&folder.join("l.safetensors").to_string_lossy())?;
+    assert_eq!(logits.shape("logits")?, [1, 3, 4096]);
+    assert_eq!(logits.words("input_ids")?, [3, 8, 9]);
+    let rounded =
+        "quantize embedded:tiny-t5 --method hqq --bits 4 --no-eval --formats packed,gguf --out q";
+    succeeds(folder, rounded)?;
+    std::fs::write(
+        folder.join("pairs.jsonl"),
+        "{\"prompt\": \"One\", \"completion\": \" two\"}\n{\"prompt\": \"Two\", \"completion\": \" one\"}\n",
+    )?;
+    let tuned = |model: &str, method: &str, out: &str| {
+        let data = "--data pairs.jsonl --held-out 0 --steps 1 --batch 2 --length 16 --rate 0.01";
+        let rest = "--no-eval --formats packed";
+        succeeds(folder, &format!("tune {model} --method {method} {data} {rest} --out {out}"))
+    };
+    // Low-rank factors beside rounded weights, and every weight.
+    tuned("q/packed", "lora", "t")?;
+    tuned("embedded:tiny-t5", "full", "u")?;
+    let (before, after) = (Checkpoint::open(T5)?, checkpoint(&folder.join("u/packed"))?);
+    let specs = before
+        .specs()
+        .iter()
+        .filter(|spec| matches!(spec.slot, Slot::PositionBias | Slot::SourceNorm));
+    let mut changed = 0;
+    for spec in specs {
+        assert!(before.load(spec)?.to_f32() != after.load(spec)?.to_f32(), "{}", spec.name);
+        changed += 1;
+    }
+    assert_eq!(changed, 3, "what a stack shares is learned");
+    let pruned =
+        "prune embedded:tiny-t5 --widths ffn --ratio 0.5 --score l2 --no-eval --formats hf --out p";
+    succeeds(folder, pruned)?;
+    let config = read_json(folder.join("p/hf/config.json"))?;
+    assert_eq!((&config["d_ff"], &config["num_decoder_layers"]), (&json!(128), &json!(4)));
+    for model in ["q/model.gguf", "p/hf", "u/packed"] {
+        succeeds(folder, &format!("eval {model} --task headlines --limit 2"))?;
+    }
+    Ok(())
+}
+
+/// What is not done with an encoder says so, and why.
+fn refused() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    for (arguments, said) in [
+        ("prune embedded:tiny-t5 --ratio 0.2 --out o", "widths & t5 & --widths ffn"),
+        ("prune embedded:tiny-t5 --method depth --layers 4 --out o", "method & depth & t5"),
+        ("prune embedded:tiny-t5 --method minitron --ratio 0.2 --out o", "method & minitron & t5"),
+        ("prune embedded:tiny-t5 --method slicegpt --ratio 0.2 --out o", "method & slicegpt & t5"),
+        ("quantize embedded:tiny-t5 --method gptq --guided --out o", "guided & t5"),
+        ("transform embedded:tiny-t5 --method rotate --out o", "rotate & t5"),
+        ("chat embedded:tiny-t5", "encoder & t5"),
+        ("generate embedded:tiny-t5 --prompt a --lookup", "--lookup & encoder"),
+        (
+            "generate embedded:tiny-t5 --prompt a --ensemble embedded:tiny-t5",
+            "--ensemble & encoder",
+        ),
+        ("generate embedded:tiny-llama --prompt a --draft embedded:tiny-t5", "--draft & t5"),
+        ("logits embedded:tiny-llama --tokens 1 --target 2 --out l", "--target & llama"),
+        (
+            "eval embedded:tiny-t5 --ppl embedded:heldout-2026 --convention llama.cpp",
+            "--convention",
+        ),
+        ("bench model embedded:tiny-t5", "bench model & t5"),
+    ] {
+        lopper(folder.path(), &format!("{arguments} --device cpu"))?.refused(2, said);
+    }
+    Ok(())
 }

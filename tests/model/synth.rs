@@ -41,6 +41,9 @@ fn parameters_of_the_shapes() -> Result<(), Failed> {
         ("minitron-4b-width", 4_512_746_496),
         ("minitron-4b-depth", 4_540_469_248),
         ("litellama-460m", 454_214_656),
+        ("flan-t5-base", 247_577_856),
+        ("flan-t5-large", 783_150_080),
+        ("flan-t5-xl", 2_849_757_184),
     ] {
         let model = Synth::new(shape, WeightFormat::f16(), None, 0)?;
         let sizes = model.specs().iter().map(|spec| spec.rows as u64 * spec.columns as u64);

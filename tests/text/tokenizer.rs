@@ -14,7 +14,7 @@ pub fn trials() -> Vec<Trial> {
         decode_gives_text_back, stream_equals_decode, stream_of_broken_bytes, bos_once, eos_lists,
         special_token_forms, declared_elsewhere, python_json, every_pre_kind, cuts_as_llama_cpp, unknown_kind_passes_through, byte_fallback_forms,
         pieces_equal_the_whole, first_tokens_only, special_tokens_as_text, tiny_llama_to_gguf, padded_vocabulary, originals_unchanged, gguf_to_hf_files,
-        spelled_kinds)
+        spelled_kinds, unigram_pieces, wrong_pieces)
 }
 
 const BYTE_LEVEL: [&str; 5] = ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"];
@@ -696,4 +696,74 @@ fn gguf_to_hf_files() {
     assert_eq!(json(1)["chat_template"], "{{ messages }}");
     assert_eq!(files[2].0, "generation_config.json");
     assert_eq!(json(2)["eos_token_id"], serde_json::json!([2, 3]));
+}
+
+/// The tokenizer of a folder with a `spiece.model` and a `config.json`.
+fn from_pieces(pieces: Vec<u8>, config: &Json) -> Result<Tokenizer, Error> {
+    let settings =
+        serde_json::json!({"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"});
+    let files = vec![
+        ("spiece.model", pieces),
+        ("tokenizer_config.json", settings.to_string().into_bytes()),
+        ("config.json", config.to_string().into_bytes()),
+    ];
+    StoredTokenizer::of_folder(Path::new("fixture"), files).read()
+}
+
+/// A Unigram vocabulary gives the ids that sentencepiece gives, T5's tokens for gaps stand behind it, and EOS behind what an encoder
+/// reads.
+fn unigram_pieces() {
+    let pieces = read("tokenizers/spiece.model");
+    let plain = from_pieces(pieces.clone(), &serde_json::json!({})).unwrap();
+    let fixture = fixture("spiece");
+    for (text, ids) in cases(&fixture) {
+        assert_eq!(plain.encode(&text, true).unwrap(), ids, "{text:?}");
+    }
+    let spelled: Vec<(String, f32)> = serde_json::from_value(fixture["pieces"].clone()).unwrap();
+    assert_eq!(plain.vocab_size, spelled.len());
+    for (id, (piece, _)) in (0..).zip(&spelled) {
+        assert_eq!(plain.token(id).as_ref(), Some(piece));
+    }
+    assert_eq!((plain.decoder_start, plain.gap(), plain.add_eos), (None, None, false));
+    let config = serde_json::json!({"is_encoder_decoder": true, "decoder_start_token_id": 0});
+    let paired = from_pieces(pieces, &config).unwrap();
+    let last = spelled.len() as u32 + 99;
+    assert_eq!((paired.decoder_start, paired.gap()), (Some(0), Some(last)));
+    assert_eq!(paired.token(last - 99).as_deref(), Some("<extra_id_99>"));
+    let union = plain.encode("the union", true).unwrap();
+    assert_eq!(paired.encode_source("the union").unwrap(), [&union[..], &[1]].concat());
+    assert_eq!(paired.encode_source("the union</s>").unwrap(), [&union[..], &[1]].concat());
+    assert_eq!(paired.encode("<extra_id_0>", true).unwrap(), [last]);
+    assert_eq!(paired.decode(&union, true).unwrap(), "the union");
+    let (context, behind) = paired.encode_continuation("the union ", "is", false).unwrap();
+    assert_eq!((context, behind), ([&union[..], &[1]].concat(), plain.encode("is", true).unwrap()));
+}
+
+/// Any end of the file, and any byte in front, is an error or a vocabulary, and no panic.
+fn wrong_pieces() {
+    let pieces = read("tokenizers/spiece.model");
+    let refused = |bytes: Vec<u8>, said: &str| {
+        let text = match from_pieces(bytes, &serde_json::json!({})) {
+            Ok(_) => "it was read".to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert!(text.contains(said), "{text}");
+    };
+    refused(Vec::new(), "0 pieces");
+    refused(b"no model at all".to_vec(), "spiece.model");
+    refused(vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f], "bytes");
+    refused(vec![0xff; 20], "64 bits");
+    refused(vec![0x0a, 2, 0x12, 1], "spiece.model");
+    // A piece without a type for what is unknown.
+    refused(vec![0x0a, 3, 0x0a, 1, b'a'], "unknown");
+    // Byte-pair encoding.
+    refused([&[0x12, 2, 0x18, 2][..], &pieces[..20]].concat(), "spiece.model");
+    for end in (0..400).step_by(7) {
+        let _ = from_pieces(pieces[..end].to_vec(), &serde_json::json!({}));
+    }
+    for place in 0..60 {
+        let mut bytes = pieces[..pieces.len().min(6000)].to_vec();
+        bytes[place] ^= 0x55;
+        let _ = from_pieces(bytes, &serde_json::json!({}));
+    }
 }

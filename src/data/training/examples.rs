@@ -48,6 +48,13 @@ pub(super) struct Example {
     pub scored: Vec<bool>,
 }
 
+impl Example {
+    /// The place of the target's first token, of an example of a source and a target.
+    pub fn target(&self) -> Option<usize> {
+        self.ids.iter().position(|id| *id == BETWEEN).map(|place| place + 1)
+    }
+}
+
 /// What a source has.
 pub(super) enum Kind {
     /// One text, to be cut anywhere.

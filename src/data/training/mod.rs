@@ -233,8 +233,11 @@ impl Examples {
         let (names, weights) = dataset.weights()?;
         let mut sources = Vec::new();
         let mut figures = Vec::new();
-        for (place, name) in names.iter().enumerate() {
-            let read = Read::source(name, (dataset.mask_prompt, dataset.length), tokenizer)?;
+        let read =
+            |name: &&str| Read::source(name, (dataset.mask_prompt, dataset.length), tokenizer);
+        let reads = names.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let target = target_place(&reads, dataset.length);
+        for ((place, name), read) in names.iter().enumerate().zip(reads) {
             let (rows, held_out, examples) = match read.kind {
                 Kind::Text(ids) => {
                     let (rows, held_out) = halves_of_text(dataset, name, &ids, read.paired)?;
@@ -242,8 +245,8 @@ impl Examples {
                 }
                 Kind::Examples(examples) => {
                     let order = shuffled(examples.len(), seed_of(seed, Purpose::HeldOut, place, 0));
-                    let fill = (read.fill, read.paired);
-                    halves_of_examples(dataset, name, examples, &order, fill)?
+                    let rows = (read.fill, target.filter(|_| read.paired));
+                    halves_of_examples(dataset, name, examples, &order, rows)?
                 }
             };
             figures.push(SourceFigures {
@@ -436,6 +439,17 @@ impl Examples {
     }
 }
 
+/// The place in rows of so many tokens where the targets of all examples begin, if they have some: as far back as the longest of them
+/// fits.
+fn target_place(reads: &[Read], length: usize) -> Option<usize> {
+    let examples = reads.iter().filter_map(|read| match &read.kind {
+        Kind::Examples(examples) => Some(examples),
+        Kind::Text(_) => None,
+    });
+    let longest = examples.flatten().filter_map(|one| Some(one.ids.len() - one.target()?)).max();
+    longest.map(|longest| length.saturating_sub(longest))
+}
+
 /// A text's rows, the last ones kept apart; tokens behind the last whole row are left out.
 fn halves_of_text(
     dataset: &Dataset,
@@ -466,7 +480,7 @@ fn halves_of_examples(
     name: &str,
     examples: Vec<Example>,
     order: &[usize],
-    (fill, paired): (u32, bool),
+    (fill, target): (u32, Option<usize>),
 ) -> Result<(Rows, Rows, usize)> {
     let held = dataset.held(examples.len()).min(examples.len());
     let texts: HashSet<&[u32]> =
@@ -481,9 +495,9 @@ fn halves_of_examples(
     let count = learned.len();
     let packed = |places: &[usize]| {
         let examples: Vec<_> = places.iter().map(|place| &examples[*place]).collect();
-        match paired {
-            true => pairs(name, &examples, dataset.length, fill),
-            false => pack(name, &examples, dataset, fill),
+        match target {
+            Some(target) => pairs(name, &examples, (dataset.length, target), fill),
+            None => pack(name, &examples, dataset, fill),
         }
     };
     let (rows, held_out) = (packed(&learned)?, packed(&kept)?);

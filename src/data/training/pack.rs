@@ -76,22 +76,24 @@ pub(super) fn cut(ids: &[u32], length: usize, paired: bool) -> Rows {
     Rows { ids: ids.to_vec(), scored, length, ..Rows::default() }.finish()
 }
 
-/// Examples of a source and a target each as rows of one length, a row each: targets begin at one place in all of them, behind three
-/// quarters of a row.
-pub(super) fn pairs(name: &str, examples: &[&Example], length: usize, fill: u32) -> Result<Rows> {
-    let place = length - length / 4;
+/// Examples of a source and a target each as rows of one length, a row each: targets begin at one place in all of them.
+pub(super) fn pairs(
+    name: &str,
+    examples: &[&Example],
+    (length, place): (usize, usize),
+    fill: u32,
+) -> Result<Rows> {
     let mut rows = Rows { length, ..Rows::default() };
     for example in examples {
-        let source = example.ids.iter().position(|id| *id == BETWEEN).unwrap_or(0);
-        let target = source + 1;
-        let (sources, targets) = (place.saturating_sub(1), length - place);
-        if source > sources || example.ids.len() - target > targets {
+        let target = example.target().unwrap_or(0);
+        let source = target.saturating_sub(1);
+        if source >= place {
             let expected = format!(
-                "a prompt of at most {sources} tokens and a response of at most {}, in rows of {length}",
-                targets.saturating_sub(1)
+                "a prompt of at most {} tokens, in rows of {length} of which the longest response takes {}",
+                place.saturating_sub(1),
+                length - place
             );
-            let found = format!("{source} and {}", example.ids.len() - target - 1);
-            return Err(wrong(name.as_ref(), example.line, expected, found));
+            return Err(wrong(name.as_ref(), example.line, expected, format!("{source} tokens")));
         }
         let end = rows.ids.len() + place;
         rows.ids.extend_from_slice(&example.ids[..source]);
