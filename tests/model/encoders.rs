@@ -525,9 +525,14 @@ fn rows_to_learn() -> Result<(), Failed> {
     }
     // One token less than the second prompt, what parts it from its response, and that.
     let long = tokenizer.encode(lines[1]["prompt"].as_str().unwrap_or_default(), false)?;
-    let short = Dataset { length: long.len() + (length - place), ..dataset };
+    let short = Dataset { length: long.len() + (length - place), pack: false, ..dataset };
     let error = Examples::read(&short, &tokenizer, 0).err().ok_or("a row too short")?.to_string();
     assert!(error.contains("line 2") && error.contains("a prompt of at most"), "{error}");
+    // It loses its beginning where it may.
+    let packed = Dataset { pack: true, ..short.clone() };
+    let rows = Examples::read(&packed, &tokenizer, 0)?.rows(1..2);
+    assert_eq!(rows.ids[..long.len() - 1], long[1..]);
+    assert_eq!((rows.ids[long.len() - 1], rows.ids[long.len()]), (BETWEEN, 3));
     std::fs::write(&file, "{\"text\": \"One text alone\"}\n")?;
     let error = Examples::read(&short, &tokenizer, 0).err().ok_or("no pair")?.to_string();
     assert!(error.contains("a prompt and its response"), "{error}");

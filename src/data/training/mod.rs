@@ -496,7 +496,7 @@ fn halves_of_examples(
     let packed = |places: &[usize]| {
         let examples: Vec<_> = places.iter().map(|place| &examples[*place]).collect();
         match target {
-            Some(target) => pairs(name, &examples, (dataset.length, target), fill),
+            Some(target) => pairs(name, &examples, (dataset, target), fill),
             None => pack(name, &examples, dataset, fill),
         }
     };

@@ -76,32 +76,41 @@ pub(super) fn cut(ids: &[u32], length: usize, paired: bool) -> Rows {
     Rows { ids: ids.to_vec(), scored, length, ..Rows::default() }.finish()
 }
 
-/// Examples of a source and a target each as rows of one length, a row each: targets begin at one place in all of them.
+/// Examples of a source and a target each as rows of one length, a row each: targets begin at one place in all of them. A source that
+/// is too long loses its beginning, as questions do in evaluation; without `pack` it is an error.
 pub(super) fn pairs(
     name: &str,
     examples: &[&Example],
-    (length, place): (usize, usize),
+    (dataset, place): (&Dataset, usize),
     fill: u32,
 ) -> Result<Rows> {
-    let mut rows = Rows { length, ..Rows::default() };
+    let length = dataset.length;
+    let room = place.saturating_sub(1);
+    let (mut rows, mut cut) = (Rows { length, ..Rows::default() }, 0);
     for example in examples {
         let target = example.target().unwrap_or(0);
         let source = target.saturating_sub(1);
-        if source >= place {
+        if room == 0 || (source > room && !dataset.pack) {
             let expected = format!(
-                "a prompt of at most {} tokens, in rows of {length} of which the longest response takes {}",
-                place.saturating_sub(1),
+                "a prompt of at most {room} tokens, in rows of {length} of which the longest response takes {}",
                 length - place
             );
             return Err(wrong(name.as_ref(), example.line, expected, format!("{source} tokens")));
         }
+        let first = source.saturating_sub(room);
+        cut += usize::from(first > 0);
         let end = rows.ids.len() + place;
-        rows.ids.extend_from_slice(&example.ids[..source]);
+        rows.ids.extend_from_slice(&example.ids[first..source]);
         rows.ids.resize(end, BETWEEN);
         rows.scored.resize(end, false);
         rows.ids.extend_from_slice(&example.ids[target..]);
         rows.scored.extend_from_slice(&example.scored[target..]);
         rows.fill(fill);
+    }
+    if cut > 0 {
+        tracing::warn!(
+            "{name}: {cut} prompts are longer than {room} tokens and lose their beginning"
+        );
     }
     Ok(rows.finish())
 }
