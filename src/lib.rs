@@ -13,6 +13,10 @@
 //! [`model::WeightSource`]: resident, or streamed one at a time where memory is short. [`walk::Walk`] goes through a model block by
 //! block with all calibration tokens, and lets weights be replaced on the way.
 //!
+//! A pass takes rows of tokens of one length and has one residual stream. A model with an encoder keeps that: a row is a source and a
+//! target ([`data::BETWEEN`] parts them), its blocks are numbered through, and each takes its part of the rows out of the stream and puts
+//! it back ([`graph::Part`]). What nobody but its block function has to know of it nobody does.
+//!
 //! # Where a thing lives
 //!
 //! Decided by what it knows. The modules from what knows least to what knows most; a module imports only from those above it in
