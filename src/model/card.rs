@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Weights};
 use super::export::ExportFormat;
 use crate::disk;
 use crate::error::{Error, Result};
@@ -70,7 +70,9 @@ impl Card<'_> {
         put("base_model_relation", self.relation.filter(|_| !bases.is_empty()));
         known.license.iter().for_each(|(key, value)| put(key, Some(value)));
         put("library_name", Some(library));
-        put("pipeline_tag", Some("text-generation"));
+        // An encoder reads one text and the decoder writes another.
+        let encoder = self.parent.config().encoder.is_some();
+        put("pipeline_tag", Some(if encoder { "text2text-generation" } else { "text-generation" }));
         let formats = self.formats.iter().map(|format| format.name().to_string());
         let mut tags: Vec<String> =
             ["lopper".to_string()].into_iter().chain(formats).chain(self.tags.clone()).collect();

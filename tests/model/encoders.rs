@@ -631,6 +631,8 @@ fn commands() -> Result<(), Failed> {
     let pruned =
         "prune embedded:tiny-t5 --widths ffn --ratio 0.5 --score l2 --no-eval --formats hf --out p";
     succeeds(folder, pruned)?;
+    let card = std::fs::read_to_string(folder.join("p/README.md"))?;
+    assert!(card.contains("\"text2text-generation\""), "{card}");
     let config = read_json(folder.join("p/hf/config.json"))?;
     assert_eq!((&config["d_ff"], &config["num_decoder_layers"]), (&json!(128), &json!(4)));
     for model in ["q/model.gguf", "p/hf", "u/packed"] {
