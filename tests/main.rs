@@ -62,6 +62,7 @@ mod kernels {
     pub mod lut;
     pub mod moments;
     pub mod optimize;
+    pub mod rows;
     pub mod shaders;
     pub mod table;
     pub mod trits;
@@ -142,6 +143,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     kernels::lut::trials,
     kernels::moments::trials,
     kernels::optimize::trials,
+    kernels::rows::trials,
     kernels::shaders::trials,
     kernels::table::trials,
     kernels::trits::trials,

@@ -5,7 +5,7 @@ use half::f16;
 use crate::kernels::matrix::Layout;
 use crate::kernels::prelude::*;
 use crate::tensor::{
-    BLOCK, Packed, Scale, Sparsity, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType,
+    BLOCK, Line, Packed, Scale, Sparsity, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType,
 };
 
 /// The f32 variant that decodes this type.
@@ -55,15 +55,24 @@ pub fn decode_row(
     layout: Layout,
     out: &mut [f32],
 ) {
+    line(args, (codes, scales), row, layout, out.len()).decode(out);
+}
+
+/// A row of a call's weight, whose bindings are `(codes, scales)`.
+pub fn line<'a>(
+    args: &Args<'a>,
+    (codes, scales): (usize, usize),
+    row: usize,
+    layout: Layout,
+    columns: usize,
+) -> Line<'a> {
     let (code_words, scale_words) = (layout.code_words as usize, layout.scale_words as usize);
-    let line = Packed {
+    Line {
         format: format(args, layout),
-        rows: 1,
-        columns: out.len(),
-        codes: args.tensors[codes].words[row * code_words..(row + 1) * code_words].to_vec(),
-        scales: args.tensors[scales].words[row * scale_words..(row + 1) * scale_words].to_vec(),
-    };
-    line.decode_row(0, out);
+        columns,
+        codes: &args.tensors[codes].words[row * code_words..(row + 1) * code_words],
+        scales: &args.tensors[scales].words[row * scale_words..(row + 1) * scale_words],
+    }
 }
 
 /// The words of a packed matrix as bindings: codes and scales (one unused word where there are none).

@@ -120,7 +120,7 @@ impl Adapters {
     pub fn merged(&self, pair: &Pair, weight: &[f32]) -> Vec<f64> {
         assert_eq!(weight.len(), pair.outputs * pair.inputs, "the adapters were checked");
         let scale = self.config.scale_of(&pair.module);
-        let mut sum: Vec<f64> = weight.iter().map(|value| f64::from(*value)).collect();
+        let mut sum: Vec<f64> = weight.par_iter().map(|value| f64::from(*value)).collect();
         let rows = sum.par_chunks_mut(pair.inputs).zip(pair.b.par_chunks(pair.rank));
         rows.for_each(|(row, b)| {
             for (b, a) in b.iter().zip(pair.a.chunks(pair.inputs)) {

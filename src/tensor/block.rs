@@ -47,7 +47,12 @@ pub(super) fn set(bits: usize, words: &mut [u32], place: usize, code: u32) {
 }
 
 /// All codes of a block of `bits` words.
+#[inline(always)]
 pub fn unpack(bits: usize, words: &[u32]) -> [u8; BLOCK] {
+    if bits == 8 {
+        // A byte each, in order.
+        return std::array::from_fn(|code| (words[code / 4] >> (8 * (code % 4))) as u8);
+    }
     let mut codes = [0; BLOCK];
     for (part, low) in parts(bits) {
         let per_word = 8 / part;

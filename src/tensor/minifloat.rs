@@ -38,3 +38,34 @@ pub fn encode_magnitude(value: f32, exponent_bits: u32, mantissa_bits: u32) -> u
     });
     best
 }
+
+/// The value of f16 bits: its digits under an exponent 112 too small, times 2^112. Unlike the crate's conversion it does not ask
+/// at each call which instructions there are, and so can be computed side by side with others.
+#[inline(always)]
+pub fn half_value(bits: u16) -> f32 {
+    let (magnitude, sign) = (u32::from(bits & 0x7fff) << 13, u32::from(bits & 0x8000) << 16);
+    let value = if bits & 0x7c00 == 0x7c00 {
+        magnitude | 0x7f80_0000
+    } else {
+        (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits()
+    };
+    f32::from_bits(value | sign)
+}
+
+/// The bits of the nearest f16, of two the even one; infinity from 65520 on.
+#[inline(always)]
+pub fn half_bits(value: f32) -> u16 {
+    let (magnitude, sign) = (value.to_bits() & 0x7fff_ffff, value.to_bits() >> 16 & 0x8000);
+    let bits = if magnitude > 0x7f80_0000 {
+        0x7e00 | (magnitude >> 13 & 0x3ff)
+    } else if magnitude >= 0x477f_f000 {
+        0x7c00
+    } else if magnitude < 0x3880_0000 {
+        // Below 2^-14: added to 1/2, f32 keeps what f16 does.
+        (f32::from_bits(magnitude) + 0.5).to_bits() - 0.5f32.to_bits()
+    } else {
+        let odd = magnitude >> 13 & 1;
+        (magnitude - (112 << 23) + 0xfff + odd) >> 13
+    };
+    (sign | bits) as u16
+}

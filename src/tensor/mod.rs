@@ -2,6 +2,7 @@
 
 pub mod block;
 mod dtype;
+mod line;
 /// Floats of few bits.
 pub mod minifloat;
 mod packed;
@@ -9,6 +10,7 @@ mod super_block;
 mod weight;
 
 pub use dtype::DType;
+pub use line::Line;
 pub use packed::Packed;
 pub use super_block::{SUPER_BLOCK, SUPER_WORDS, SuperBlock};
 pub use weight::{

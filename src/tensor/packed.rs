@@ -10,12 +10,9 @@
 //! which for widths that are powers of two fill its first words. Both parts are padded to vectors of four words. A group
 //! of columns is counted with those that are not kept.
 
-use half::f16;
 use rayon::prelude::*;
 
-use super::{
-    BLOCK, Levels, SUPER_BLOCK, SUPER_WORDS, Scale, Sparsity, WeightFormat, block, minifloat,
-};
+use super::{BLOCK, Levels, Line, SUPER_BLOCK, SUPER_WORDS, Scale, Sparsity, WeightFormat, block};
 
 /// A matrix of shape (rows, columns) in a weight format.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,34 +121,6 @@ impl Packed {
         block::set(bits, words, column % BLOCK, code);
     }
 
-    /// The codes of a row, of columns that are not kept too.
-    fn row_codes(&self, row: usize) -> Vec<u32> {
-        let (format, bits) = (self.format, self.format.ty.bits as usize);
-        let words = format.code_words_per_row(self.columns);
-        let line = &self.codes[row * words..(row + 1) * words];
-        let Some(pattern) = format.ty.sparsity else {
-            return match bits {
-                9.. => (0..self.columns).map(|column| wide(line, bits, column)).collect(),
-                _ => {
-                    let blocks = line.chunks(bits).flat_map(|words| block::unpack(bits, words));
-                    blocks.map(u32::from).take(self.columns).collect()
-                }
-            };
-        };
-        let mut codes = vec![format.ty.zero_code(); self.columns];
-        let kept = format.kept_words_per_row(self.columns);
-        let blocks = line[kept..].chunks(format.code_words_per_block());
-        for (index, (codes, words)) in codes.chunks_mut(BLOCK).zip(blocks).enumerate() {
-            for (place, code) in codes.iter_mut().enumerate() {
-                let (is_kept, slot) = kept_slot(line, pattern, index * BLOCK + place);
-                if is_kept {
-                    *code = slot_code(words, bits, slot);
-                }
-            }
-        }
-        codes
-    }
-
     /// The same values with only the codes that a pattern keeps: the row of the table with the same codes, or else the first
     /// (row, column) whose value, other than 0, is one more than the pattern keeps. -0.0 becomes 0.0. The table must have
     /// the row.
@@ -243,36 +212,34 @@ impl Packed {
         (0..self.rows).into_par_iter().find_map_first(in_row)
     }
 
-    /// The bits of a group's scale (f16, a byte, or, where it has a super-block, an integer: signed if there are no minima) and
-    /// of its second number (zero point or offset, f16; the integer of a minimum; 0 where there is none).
-    pub fn group(&self, row: usize, group: usize) -> (u16, u16) {
-        let line = row * self.format.scale_words_per_row(self.columns);
-        match self.format.ty.scale {
-            Scale::None => (0, 0),
-            Scale::Symmetric | Scale::Level => {
-                ((self.scales[line + group / 2] >> (16 * (group % 2))) as u16, 0)
-            }
-            Scale::ZeroPoint | Scale::Offset => {
-                let word = self.scales[line + group];
-                (word as u16, (word >> 16) as u16)
-            }
-            Scale::PowerOfTwo => (u16::from(byte(&self.scales[line..], group)), 0),
-            Scale::TwoLevel => (u16::from(byte(&self.scales[line + 1..], group)), 0),
-            Scale::SuperOffset(of) => {
-                let (field, half) = (of.field(&self.scales[line..], group), of.width() / 2);
-                ((field & ((1 << half) - 1)) as u16, (field >> half) as u16)
-            }
-            Scale::SuperSymmetric(of) => {
-                (of.signed(of.field(&self.scales[line..], group)) as u16, 0)
-            }
+    /// A row, to be read.
+    #[inline]
+    pub fn line(&self, row: usize) -> Line<'_> {
+        let (codes, scales) = (
+            self.format.code_words_per_row(self.columns),
+            self.format.scale_words_per_row(self.columns),
+        );
+        Line {
+            format: self.format,
+            columns: self.columns,
+            codes: &self.codes[row * codes..(row + 1) * codes],
+            scales: &self.scales[row * scales..(row + 1) * scales],
         }
+    }
+
+    /// The codes of a row, of columns that are not kept too.
+    fn row_codes(&self, row: usize) -> Vec<u32> {
+        row_codes(self.format, self.line(row).codes, self.columns)
+    }
+
+    /// The bits of a group's scale and second number ([`Line::group`]).
+    pub fn group(&self, row: usize, group: usize) -> (u16, u16) {
+        self.line(row).group(group)
     }
 
     /// The f16 bits of a super-block's scale, and of that of its minima.
     pub fn super_scales(&self, row: usize, index: usize) -> (u16, u16) {
-        let line = row * self.format.scale_words_per_row(self.columns);
-        let word = self.scales[line + SUPER_WORDS * index];
-        (word as u16, (word >> 16) as u16)
+        self.line(row).super_scales(index)
     }
 
     /// Stores the f16 bits of a super-block's scale, and of that of its minima (0 where there are none).
@@ -284,23 +251,7 @@ impl Packed {
 
     /// A group's scale and second number as [`WeightType::decode`](super::WeightType::decode) wants them.
     pub fn grid(&self, row: usize, group: usize) -> (f32, f32) {
-        let (scale, second) = self.group(row, group);
-        let wide = |bits: u16| f16::from_bits(bits).to_f32();
-        match self.format.ty.scale {
-            Scale::PowerOfTwo if scale == 0xff => (f32::NAN, 0.0),
-            Scale::PowerOfTwo => (f32::powi(2.0, i32::from(scale) - 127), 0.0),
-            Scale::TwoLevel => (self.row_scale(row) * minifloat::decode(scale.into(), 4, 3), 0.0),
-            // Products of f16 and integers of a byte: exact.
-            Scale::SuperOffset(of) => {
-                let (d, of_minima) = self.super_scales(row, group / of.groups());
-                (wide(d) * f32::from(scale), -(wide(of_minima) * f32::from(second)))
-            }
-            Scale::SuperSymmetric(of) => {
-                let (d, _) = self.super_scales(row, group / of.groups());
-                (wide(d) * f32::from(scale as i16), 0.0)
-            }
-            _ => (wide(scale), wide(second)),
-        }
+        self.line(row).grid(group)
     }
 
     /// Whether the f16 scale of a group, or of its super-block, is below f16's normal numbers, where it loses digits, or all of
@@ -367,58 +318,9 @@ impl Packed {
         self.format.ty.decode(self.code(row, column), scale, second)
     }
 
-    /// Decodes one row into `out`, which has `columns` places. The same values as [`Packed::value`], quicker: the kind of
-    /// decoding is chosen once per group, not per code.
+    /// Decodes one row into `out`, which has `columns` places: the values of [`Packed::value`], quicker.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
-        let (ty, columns) = (self.format.ty, self.columns);
-        let words = self.format.code_words_per_row(columns);
-        let line = &self.codes[row * words..(row + 1) * words];
-        let bits = ty.bits as usize;
-        if ty.is_sparse() {
-            let group_columns = self.format.group_columns(columns);
-            let codes = self.row_codes(row);
-            let groups = out[..columns].chunks_mut(group_columns).zip(codes.chunks(group_columns));
-            for (group, (values, codes)) in groups.enumerate() {
-                let (scale, second) = self.grid(row, group);
-                for (value, code) in values.iter_mut().zip(codes) {
-                    *value = ty.decode(*code, scale, second);
-                }
-            }
-            return;
-        }
-        if bits > 8 {
-            for (column, value) in out[..columns].iter_mut().enumerate() {
-                *value = ty.level(wide(line, bits, column));
-            }
-            return;
-        }
-        let group_columns = self.format.group_columns(columns);
-        let half = (1u64 << (bits - 1)) as f32;
-        let blocks = out[..columns].chunks_mut(BLOCK).zip(line.chunks(bits));
-        for (index, (values, words)) in blocks.enumerate() {
-            let codes = block::unpack(bits, words);
-            let (first, mut done) = (index * BLOCK, 0);
-            while done < values.len() {
-                let group = (first + done) / group_columns;
-                let end = ((group + 1) * group_columns - first).min(values.len());
-                let (scale, second) = self.grid(row, group);
-                let places = values[done..end].iter_mut().zip(&codes[done..end]);
-                match ty.scale {
-                    Scale::Symmetric | Scale::SuperSymmetric(_) if ty.is_affine() => {
-                        places.for_each(|(value, code)| *value = scale * (f32::from(*code) - half))
-                    }
-                    Scale::ZeroPoint => places
-                        .for_each(|(value, code)| *value = scale * (f32::from(*code) - second)),
-                    Scale::Offset | Scale::SuperOffset(_) => {
-                        places.for_each(|(value, code)| *value = scale * f32::from(*code) + second)
-                    }
-                    _ => places.for_each(|(value, code)| {
-                        *value = ty.decode(u32::from(*code), scale, second)
-                    }),
-                }
-                done = end;
-            }
-        }
+        self.line(row).decode(out);
     }
 
     /// All values, row-major.
@@ -530,9 +432,30 @@ impl Packed {
     }
 }
 
-/// A byte of a string of words.
-fn byte(words: &[u32], index: usize) -> u8 {
-    (words[index / 4] >> (8 * (index % 4))) as u8
+/// The codes of a row, of columns that are not kept too.
+pub(super) fn row_codes(format: WeightFormat, line: &[u32], columns: usize) -> Vec<u32> {
+    let bits = format.ty.bits as usize;
+    let Some(pattern) = format.ty.sparsity else {
+        return match bits {
+            9.. => (0..columns).map(|column| wide(line, bits, column)).collect(),
+            _ => {
+                let blocks = line.chunks(bits).flat_map(|words| block::unpack(bits, words));
+                blocks.map(u32::from).take(columns).collect()
+            }
+        };
+    };
+    let mut codes = vec![format.ty.zero_code(); columns];
+    let kept = format.kept_words_per_row(columns);
+    let blocks = line[kept..].chunks(format.code_words_per_block());
+    for (index, (codes, words)) in codes.chunks_mut(BLOCK).zip(blocks).enumerate() {
+        for (place, code) in codes.iter_mut().enumerate() {
+            let (is_kept, slot) = kept_slot(line, pattern, index * BLOCK + place);
+            if is_kept {
+                *code = slot_code(words, bits, slot);
+            }
+        }
+    }
+    codes
 }
 
 /// A code of 16 or 32 bits of a row.

@@ -164,7 +164,7 @@ fn best_of_sizes(timings: Vec<Timing>) -> Vec<Timing> {
     let mut best: Vec<Timing> = Vec::new();
     for timing in timings {
         let same =
-            |known: &&mut Timing| known.kernel == timing.kernel && known.variant == timing.variant;
+            |known: &&mut Timing| known.kernel == timing.kernel && known.dtype == timing.dtype;
         match best.iter_mut().find(same) {
             Some(known) if known.verified && timing.gbps > known.gbps && timing.verified => {
                 *known = timing;

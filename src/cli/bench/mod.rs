@@ -11,12 +11,13 @@ pub(super) mod tune;
 mod types;
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use self::hardware::Devices;
-use self::rows::{Rows, device_columns, round, timings};
+use self::rows::{Rows, device_columns, round, timings, timings_until};
 use super::output::Output;
 use super::session::{CacheArguments, replacement};
 use super::{DeviceChoice, Global};
@@ -66,6 +67,9 @@ enum What {
         /// Do not measure the device's own rates first: quicker, for trying one kernel after another
         #[arg(long)]
         no_ceilings: bool,
+        /// Begin no further case after this time (90s, 5m); what was measured is shown, and how much was not
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        time: Option<Duration>,
         /// How the table is written
         #[arg(short, long, default_value = "md")]
         output: Format,
@@ -155,7 +159,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             write_page(arguments, output, || html::hardware(rows.all()))?;
             rows.finish()
         }
-        What::Kernels { kernel, shape, variant, shader, no_ceilings, output: format } => {
+        What::Kernels { kernel, shape, variant, shader, no_ceilings, time, output: format } => {
+            let until = time.map(|time| Instant::now() + time);
             if *no_ceilings && arguments.html.is_some() {
                 return Err(Error::Argument {
                     argument: "--no-ceilings".into(),
@@ -177,7 +182,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             };
             let mut rows = Rows::new(*format, output);
             let asked = [shape.as_deref(), variant.as_deref()];
-            let timings = kernels(&runner, &selection, asked, ceilings, &mut rows)?;
+            let timings = kernels(&runner, &selection, asked, (ceilings, until), &mut rows)?;
             write_page(arguments, output, || {
                 let right = timings.iter().filter(|timing| timing.verified);
                 let right: Vec<Timing> = right.cloned().collect();
@@ -294,7 +299,7 @@ fn kernels(
     runner: &Runner,
     selection: &Selection,
     [shape, variant]: [Option<&str>; 2],
-    ceilings: Option<Ceilings>,
+    (ceilings, until): (Option<Ceilings>, Option<Instant>),
     rows: &mut Rows<'_>,
 ) -> Result<Vec<Timing>> {
     let output = rows.output;
@@ -305,7 +310,7 @@ fn kernels(
             && variant.is_none_or(|variant| of.label().contains(variant))
     };
     let mut tell = |timing: &Timing| rows.push(row(runner, timing));
-    let timings = timings(runner, selected, ceilings, output, &mut tell)?;
+    let timings = timings_until(runner, selected, (ceilings, until), output, &mut tell)?;
     if timings.is_empty() {
         return Err(Error::Argument {
             argument: "--kernel / --shape / --variant".into(),

@@ -1,5 +1,7 @@
 //! Rows of a bench: the timings they are made of, and the columns that all have.
 
+use std::time::Instant;
+
 use serde_json::{Map, Value};
 
 use super::{Format, model};
@@ -136,6 +138,17 @@ pub(super) fn timings(
     output: &Output,
     tell: &mut dyn FnMut(&Timing) -> Result<()>,
 ) -> Result<Vec<Timing>> {
+    timings_until(runner, selected, (ceilings, None), output, tell)
+}
+
+/// The same; none is begun after `until`, but the first always is.
+pub(super) fn timings_until(
+    runner: &Runner,
+    selected: impl Fn(&str, &str, &Variant) -> bool,
+    (ceilings, until): (Option<Ceilings>, Option<Instant>),
+    output: &Output,
+    tell: &mut dyn FnMut(&Timing) -> Result<()>,
+) -> Result<Vec<Timing>> {
     let mut work = Vec::new();
     for kernel in TABLE.iter().copied() {
         for variant in (kernel.variants)() {
@@ -151,6 +164,14 @@ pub(super) fn timings(
     }
     let mut rows = Vec::new();
     for (done, (kernel, variant, case)) in work.iter().enumerate() {
+        if done > 0 && until.is_some_and(|until| Instant::now() >= until) {
+            output.note(format!(
+                "the time is up: {done} of {} were measured, up to {}",
+                work.len(),
+                work[done - 1].0.name
+            ));
+            break;
+        }
         output.progress(&format!("timing {}", kernel.name), done, work.len());
         let timing = time(runner, kernel, variant, case, ceilings)?;
         timing.iter().try_for_each(&mut *tell)?;

@@ -206,16 +206,25 @@ pub(super) fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
         .map(|block| {
             let first = block * ROW_BLOCK;
             let count = ROW_BLOCK.min(rows - first);
-            let mut weight = vec![0.0f32; count * columns];
-            for (offset, line) in weight.chunks_exact_mut(columns).enumerate() {
-                weights::decode_row(
-                    args,
-                    (1, 2),
-                    p.row_start as usize + first + offset,
-                    p.layout,
-                    line,
-                );
+            let line = |offset: usize| {
+                let row = p.row_start as usize + first + offset;
+                weights::line(args, (1, 2), row, p.layout, columns)
+            };
+            if tokens <= FEW_TOKENS {
+                // Too few for blocks of both operands: each row is used at once for all of them.
+                let (mut result, mut scratch) = (vec![0.0; tokens * count], Vec::new());
+                let mut of_row = [0.0; FEW_TOKENS];
+                for offset in 0..count {
+                    line(offset).products(&x, &mut scratch, &mut of_row[..tokens]);
+                    for (token, product) in of_row[..tokens].iter().enumerate() {
+                        result[token * count + offset] = *product;
+                    }
+                }
+                return result;
             }
+            let mut weight = vec![0.0f32; count * columns];
+            let lines = weight.chunks_exact_mut(columns).enumerate();
+            lines.for_each(|(offset, values)| line(offset).decode(values));
             multiply(&x, &weight, tokens, columns, count)
         })
         .collect();
@@ -258,15 +267,6 @@ fn multiply(x: &[f32], weight: &[f32], tokens: usize, columns: usize, rows: usiz
         "operands have the shapes they say"
     );
     let mut result = vec![0.0; tokens * rows];
-    if tokens <= FEW_TOKENS {
-        // Too few for blocks of both operands: each weight is read once and used at once.
-        for (row, weight) in weight.chunks_exact(columns).enumerate() {
-            for (token, x) in x.chunks_exact(columns).enumerate() {
-                result[token * rows + row] = dot(x, weight);
-            }
-        }
-        return result;
-    }
     #[expect(unsafe_code, reason = "matrixmultiply takes raw pointers and strides")]
     // SAFETY: the strides describe row-major matrices of exactly the lengths asserted above.
     unsafe {
@@ -288,18 +288,4 @@ fn multiply(x: &[f32], weight: &[f32], tokens: usize, columns: usize, rows: usiz
         );
     }
     result
-}
-
-/// A dot product in f32 with sixteen running sums.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..16 {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
 }

@@ -5,6 +5,7 @@
 //! a table), s the scale, m the offset or -s times the zero point, 0 where the type has neither.
 
 use half::f16;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -214,10 +215,11 @@ impl Fitting {
     }
 
     /// A grid rounded as the type stores it; `None` where it cannot.
+    #[inline(always)]
     fn stored(&self, scale: f32, offset: f32, tensor_scale: f32) -> Option<Stored> {
         let half = |value: f32| {
-            let half = f16::from_f32(value);
-            half.is_finite().then_some((half.to_bits(), half.to_f32()))
+            let bits = minifloat::half_bits(value);
+            (bits & 0x7c00 != 0x7c00).then(|| (bits, minifloat::half_value(bits)))
         };
         let found = match self.format.ty.scale {
             Scale::None => return None,
@@ -266,19 +268,41 @@ impl Fitting {
         rule: Option<Stored>,
         tensor_scale: f32,
     ) -> Option<Stored> {
+        Arch::new().dispatch(Searching { fitting: self, values, importance, rule, tensor_scale })
+    }
+
+    /// Down from a grid with its error by least squares for the codes that it gives, as long as that helps.
+    #[inline(always)]
+    fn descend(
+        &self,
+        values: &[f32],
+        importance: Option<&[f32]>,
+        (mut least, mut grid): (f32, Stored),
+        tensor_scale: f32,
+    ) -> (f32, Stored) {
+        for _ in 0..ROUNDS {
+            let next = self.improved(values, importance, &grid, self.is_shifted(), tensor_scale);
+            let Some(next) = next else { break };
+            let found = self.error(values, importance, next.scale, next.offset);
+            if found >= least || found.is_nan() {
+                break;
+            }
+            (least, grid) = (found, next);
+        }
+        (least, grid)
+    }
+
+    /// [`Fitting::search`] itself.
+    #[inline(always)]
+    fn searched(
+        &self,
+        values: &[f32],
+        importance: Option<&[f32]>,
+        rule: Option<Stored>,
+        tensor_scale: f32,
+    ) -> Option<Stored> {
         let judged = |grid: Stored| (self.error(values, importance, grid.scale, grid.offset), grid);
         let shifted = self.is_shifted();
-        // Down from a grid by least squares for the codes that it gives, as long as that helps.
-        let descend = |(mut least, mut grid): (f32, Stored)| {
-            for _ in 0..ROUNDS {
-                let next = self.improved(values, importance, &grid, shifted, tensor_scale);
-                match next.map(judged) {
-                    Some((found, next)) if found < least => (least, grid) = (found, next),
-                    _ => break,
-                }
-            }
-            (least, grid)
-        };
         let (first, last) = self.levels.range();
         let (low, high) = extremes(values);
         let (low, high) = match self.format.ty.scale {
@@ -307,8 +331,13 @@ impl Fitting {
             }
         }
         tried.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let ends = tried.into_iter().take(IMPROVED).map(descend);
-        let mut best = ends.reduce(|best, end| if end.0 < best.0 { end } else { best })?;
+        let mut best = *tried.first()?;
+        for (place, begin) in tried.into_iter().take(IMPROVED).enumerate() {
+            let end = self.descend(values, importance, begin, tensor_scale);
+            if place == 0 || end.0 < best.0 {
+                best = end;
+            }
+        }
         for _ in 0..PERTURBED {
             let (before, grid) = best;
             for factor in FACTORS {
@@ -319,7 +348,7 @@ impl Fitting {
                     let Some(end) = self.stored(scale, offset, tensor_scale).map(judged) else {
                         continue;
                     };
-                    let end = descend(end);
+                    let end = self.descend(values, importance, end, tensor_scale);
                     if end.0 < best.0 {
                         best = end;
                     }
@@ -338,6 +367,7 @@ impl Fitting {
     }
 
     /// The weighted squared error of weights at the nearest points of a grid.
+    #[inline(always)]
     pub(super) fn error(
         &self,
         values: &[f32],
@@ -365,6 +395,7 @@ impl Fitting {
     }
 
     /// The grid with the least squared error for the levels that a grid gives.
+    #[inline(always)]
     fn improved(
         &self,
         values: &[f32],
@@ -394,7 +425,7 @@ impl Fitting {
             return Some(found);
         }
         // For this zero point the scale again.
-        let zero = f64::from(f16::from_bits(found.bits.1).to_f32());
+        let zero = f64::from(minifloat::half_value(found.bits.1));
         let scale = (wlx - zero * wx) / (wll - 2.0 * zero * wl + zero * zero * w);
         self.stored(scale as f32, (-scale * zero) as f32, tensor_scale)
     }
@@ -446,6 +477,26 @@ impl Fitting {
                 found: format!("others at row {row}, column {column}"),
             }),
         }
+    }
+}
+
+/// The search for a group's grid: a type of its own, so that all of it ends up in the function that has the machine's vectors. One
+/// call of it is some hundred sums over the group.
+struct Searching<'a> {
+    fitting: &'a Fitting,
+    values: &'a [f32],
+    importance: Option<&'a [f32]>,
+    rule: Option<Stored>,
+    tensor_scale: f32,
+}
+
+impl WithSimd for Searching<'_> {
+    type Output = Option<Stored>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Option<Stored> {
+        let Self { fitting, values, importance, rule, tensor_scale } = self;
+        fitting.searched(values, importance, rule, tensor_scale)
     }
 }
 

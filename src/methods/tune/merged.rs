@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::device::Device;
@@ -107,12 +108,11 @@ impl Weights for Merged<'_> {
         let stored = match Scheme::of(weight.format) {
             None => dense(&exact, &weight, &spec.name)?,
             Some(scheme) => {
-                let values: Vec<f32> = exact.iter().map(|value| *value as f32).collect();
-                let values = Packed::from_f32(&values, weight.rows, weight.columns);
+                let values = Packed::from_f32(&narrowed(&exact), weight.rows, weight.columns);
                 rtn(self.device, &values, scheme, &spec.name)?
             }
         };
-        let loss = loss(&exact, &before, &stored.to_f32());
+        let loss = loss(&exact, &before, &stored.to_f32(), weight.columns);
         let mut losses = self.losses.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         losses.insert(spec.name.clone(), loss);
         Ok(stored)
@@ -157,8 +157,7 @@ impl Weights for Exact<'_> {
         let weight = self.model.load(spec)?;
         let Some(pair) = pair(&self.adapters, spec) else { return Ok(weight) };
         let exact = self.adapters.merged(pair, &weight.to_f32());
-        let values: Vec<f32> = exact.iter().map(|value| *value as f32).collect();
-        Ok(Packed::from_f32(&values, weight.rows, weight.columns))
+        Ok(Packed::from_f32(&narrowed(&exact), weight.rows, weight.columns))
     }
 
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
@@ -219,17 +218,14 @@ impl Weights for Widened<'_> {
 /// Values in the format of a dense weight, each rounded once; an error where one becomes infinite.
 fn dense(exact: &[f64], like: &Packed, name: &str) -> Result<Packed> {
     let (rows, columns) = (like.rows, like.columns);
-    let bytes: Vec<u8> = match like.format.ty.levels {
-        Levels::F16 => exact.iter().flat_map(|v| f16::from_f64(*v).to_le_bytes()).collect(),
-        Levels::Bf16 => exact.iter().flat_map(|v| bf16::from_f64(*v).to_le_bytes()).collect(),
-        _ => Vec::new(),
+    let of_16_bits = |rounded: fn(f64) -> u16| {
+        let halves: Vec<u16> = exact.par_iter().map(|value| rounded(*value)).collect();
+        Packed::from_16bit(like.format, bytemuck::cast_slice(&halves), rows, columns)
     };
-    let packed = match bytes.is_empty() {
-        true => {
-            let values: Vec<f32> = exact.iter().map(|value| *value as f32).collect();
-            Packed::from_f32(&values, rows, columns)
-        }
-        false => Packed::from_16bit(like.format, &bytes, rows, columns),
+    let packed = match like.format.ty.levels {
+        Levels::F16 => of_16_bits(|value| f16::from_f64(value).to_bits()),
+        Levels::Bf16 => of_16_bits(|value| bf16::from_f64(value).to_bits()),
+        _ => Packed::from_f32(&narrowed(exact), rows, columns),
     };
     match packed.first_non_finite() {
         None => Ok(packed),
@@ -242,11 +238,28 @@ fn dense(exact: &[f64], like: &Packed, name: &str) -> Result<Packed> {
     }
 }
 
-fn loss(exact: &[f64], before: &[f32], stored: &[f32]) -> MergeLoss {
-    let norm = |squares: &mut dyn Iterator<Item = f64>| squares.map(|d| d * d).sum::<f64>().sqrt();
-    let lost = norm(&mut exact.iter().zip(stored).map(|(e, s)| f64::from(*s) - e));
-    let weight = norm(&mut exact.iter().copied());
-    let change = norm(&mut exact.iter().zip(before).map(|(e, b)| e - f64::from(*b)));
+/// The same in f32.
+fn narrowed(exact: &[f64]) -> Vec<f32> {
+    exact.par_iter().map(|value| *value as f32).collect()
+}
+
+/// What rows of so many columns lost. Summed row by row, and the rows in order: the figure is the same every time.
+fn loss(exact: &[f64], before: &[f32], stored: &[f32], columns: usize) -> MergeLoss {
+    let lines = exact.par_chunks(columns).zip(before.par_chunks(columns));
+    let squares: Vec<[f64; 3]> = lines
+        .zip(stored.par_chunks(columns))
+        .map(|((exact, before), stored)| {
+            let mut squares = [0.0; 3];
+            for ((exact, before), stored) in exact.iter().zip(before).zip(stored) {
+                squares[0] += (f64::from(*stored) - exact).powi(2);
+                squares[1] += exact.powi(2);
+                squares[2] += (exact - f64::from(*before)).powi(2);
+            }
+            squares
+        })
+        .collect();
+    let sum = |kind: usize| squares.iter().map(|row| row[kind]).sum::<f64>().sqrt();
+    let (lost, weight, change) = (sum(0), sum(1), sum(2));
     let share = |whole: f64| if whole > 0.0 { lost / whole } else { 0.0 };
     MergeLoss { of_weight: share(weight), of_change: share(change) }
 }
