@@ -117,13 +117,12 @@ impl Line<'_> {
         }
     }
 
-    /// Whether its codes become vectors of numbers without a table: whole numbers of less than a byte, in groups of half a block or
-    /// more.
+    /// Whether its codes become vectors of numbers without a table: whole numbers, in groups of half a block or more.
     #[inline(always)]
     fn in_vectors(&self) -> bool {
         let (ty, group) = (self.format.ty, self.format.group_columns(self.columns));
         let groups = group == 16 || group.is_multiple_of(BLOCK) || group >= self.columns;
-        ty.is_affine() && ty.bits < 8 && groups && !ty.is_sparse()
+        ty.is_affine() && groups && !ty.is_sparse()
     }
 
     /// Of a type with a pattern: the places that are not kept hold zero's code.
@@ -149,7 +148,8 @@ impl Line<'_> {
             4 => self.vectors_of::<S, 4>(simd, see),
             5 => self.vectors_of::<S, 5>(simd, see),
             6 => self.vectors_of::<S, 6>(simd, see),
-            _ => self.vectors_of::<S, 7>(simd, see),
+            7 => self.vectors_of::<S, 7>(simd, see),
+            _ => self.vectors_of::<S, 8>(simd, see),
         }
     }
 
@@ -212,7 +212,7 @@ impl Line<'_> {
         values
     }
 
-    /// The values of codes of a type whose numbers are looked up, or of whole bytes, in order.
+    /// The values of codes of a type whose numbers are looked up, or whose groups are odd, in order.
     #[inline(always)]
     fn decode_blocks<const BITS: usize>(&self, out: &mut [f32]) {
         let ty = self.format.ty;
@@ -295,6 +295,7 @@ static PLACES: [u32; BLOCK] = {
     places
 };
 
+static SHIFTS_OF_8: [u32; BLOCK] = shifts(8);
 static SHIFTS_OF_4: [u32; BLOCK] = shifts(4);
 static SHIFTS_OF_2: [u32; BLOCK] = shifts(2);
 static SHIFTS_OF_1: [u32; BLOCK] = shifts(1);
@@ -306,9 +307,13 @@ fn codes_of<S: Simd, const BITS: usize>(simd: S, words: &[u32; BITS], place: usi
     let mut bits = simd.splat_u32s(EXPONENT.to_bits());
     let mut low = 0;
     // Written out, so that every width is a constant.
+    if BITS & 8 != 0 {
+        let part = part_of(simd, words, 8, &SHIFTS_OF_8, place);
+        (bits, low) = (simd.or_u32s(bits, part), 8);
+    }
     if BITS & 4 != 0 {
         let part = part_of(simd, &words[low..], 4, &SHIFTS_OF_4, place);
-        (bits, low) = (simd.or_u32s(bits, part), 4);
+        (bits, low) = (simd.or_u32s(bits, part), low + 4);
     }
     if BITS & 2 != 0 {
         let part = part_of(simd, &words[low..], 2, &SHIFTS_OF_2, place);
@@ -335,12 +340,15 @@ fn part_of<S: Simd>(
     let (lanes, a_word) = (S::U32_LANES, BLOCK / part);
     let words = if lanes <= a_word {
         simd.splat_u32s(words[place * lanes / a_word])
-    } else {
-        // The wider vectors are of two words.
+    } else if lanes == 2 * a_word {
+        // Wider vectors are of two words.
         let [low, high] = [0, 1].map(|half| words[(2 * place + half) * lanes / 2 / a_word]);
         let place_in_vector = S::as_simd_u32s(&PLACES).0[0];
         let first = simd.less_than_u32s(place_in_vector, simd.splat_u32s(lanes as u32 / 2));
         simd.select_u32s(first, simd.splat_u32s(low), simd.splat_u32s(high))
+    } else {
+        let each: [u32; BLOCK] = std::array::from_fn(|code| words[code / a_word]);
+        S::as_simd_u32s(&each).0[place]
     };
     let shift = S::as_simd_u32s(shifts).0[place];
     let field = simd.wrapping_dyn_shr_u32s(words, shift);

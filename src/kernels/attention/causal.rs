@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use pulp::{Arch, Simd, WithSimd};
+
 use super::backward::half_factor;
 use super::tiled::tiled;
 use super::{Attention, on_matrix_units, score, score_reference, sum_slack};
@@ -257,33 +259,68 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let (query, key, value) =
         (args.tensors[0].to_f32(), args.tensors[1].to_f32(), args.tensors[2].to_f32());
     let past = args.tensors[3].u32s();
+    let arch = Arch::new();
     let lines: Vec<(usize, Vec<f32>)> = (0..p.tokens as usize * p.heads as usize)
         .into_par_iter()
         .map(|index| {
             let place = place(&p, past, index);
             let head = &query[place.query..place.query + head_dim];
-            let row = |index: usize| {
-                place.cache + index * place.pitch..place.cache + index * place.pitch + head_dim
-            };
-            let keys = place.keys.clone();
-            let scores = keys.map(|index| {
-                let products = head.iter().zip(&key[row(index)]).map(|(q, k)| q * k);
-                score(products.sum::<f32>() * p.scale, p.soft_cap)
-            });
-            let mut scores: Vec<f32> = scores.collect();
-            let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            scores.iter_mut().for_each(|score| *score = (*score - maximum).exp());
-            let total: f32 = scores.iter().sum();
-            let mut sums = vec![0.0; head_dim];
-            for (index, weight) in place.keys.clone().zip(&scores) {
-                sums.iter_mut().zip(&value[row(index)]).for_each(|(sum, v)| *sum += weight * v);
-            }
-            sums.iter_mut().for_each(|sum| *sum /= total);
-            (place.query, sums)
+            let start = place.query;
+            let sums = arch.dispatch(OneHead { p: &p, head, key: &key, value: &value, place });
+            (start, sums)
         })
         .collect();
     for (start, line) in lines {
         outputs.store(0, start, &line);
+    }
+}
+
+/// Attention of one head of one token, in the vectors that the processor has.
+struct OneHead<'a> {
+    p: &'a Params,
+    head: &'a [f32],
+    key: &'a [f32],
+    value: &'a [f32],
+    place: Place,
+}
+
+impl WithSimd for OneHead<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let Self { p, head, key, value, place } = self;
+        let row = |index: usize| {
+            let start = place.cache + index * place.pitch;
+            start..start + head.len()
+        };
+        let (head_vectors, head_rest) = S::as_simd_f32s(head);
+        let mut scores = Vec::with_capacity(place.keys.len());
+        for index in place.keys.clone() {
+            let (key_vectors, key_rest) = S::as_simd_f32s(&key[row(index)]);
+            let mut sums = [simd.splat_f32s(0.0); 2];
+            for (lane, (q, k)) in head_vectors.iter().zip(key_vectors).enumerate() {
+                sums[lane % 2] = simd.mul_add_e_f32s(*q, *k, sums[lane % 2]);
+            }
+            let rest: f32 = head_rest.iter().zip(key_rest).map(|(q, k)| q * k).sum();
+            let product = simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1])) + rest;
+            scores.push(score(product * p.scale, p.soft_cap));
+        }
+        let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        scores.iter_mut().for_each(|score| *score = (*score - maximum).exp());
+        let total: f32 = scores.iter().sum();
+        let mut mixed = vec![0.0; head.len()];
+        let (vectors, rest) = S::as_mut_simd_f32s(&mut mixed);
+        for (index, weight) in place.keys.clone().zip(&scores) {
+            let (value_vectors, value_rest) = S::as_simd_f32s(&value[row(index)]);
+            let factor = simd.splat_f32s(*weight);
+            for (sum, v) in vectors.iter_mut().zip(value_vectors) {
+                *sum = simd.mul_add_e_f32s(factor, *v, *sum);
+            }
+            rest.iter_mut().zip(value_rest).for_each(|(sum, v)| *sum += weight * v);
+        }
+        mixed.iter_mut().for_each(|sum| *sum /= total);
+        mixed
     }
 }
 

@@ -70,16 +70,17 @@ fn words(args: &Args<'_>) -> Vec<u32> {
     let p: Params = args.parameters();
     let weight = args.tensors[0].to_f32();
     let mut words = vec![0u32; (p.rows * p.scale_words) as usize];
-    for (row, line) in weight.chunks_exact(p.columns as usize).enumerate() {
+    let lines = weight.par_chunks_exact(p.columns as usize);
+    words.par_chunks_exact_mut(p.scale_words as usize).zip(lines).for_each(|(words, line)| {
         for (index, group) in line.chunks(p.group_columns as usize).enumerate() {
             let extreme = group
                 .iter()
                 .fold(0.0f32, |most, value| if value.abs() > most.abs() { *value } else { most });
             let extreme = if p.signed_max == 1 { extreme } else { extreme.abs() };
             let bits = u32::from(f16::from_f32(extreme * p.factor).to_bits());
-            words[row * p.scale_words as usize + index / 2] |= bits << (16 * (index % 2));
+            words[index / 2] |= bits << (16 * (index % 2));
         }
-    }
+    });
     words
 }
 

@@ -1,6 +1,8 @@
 //! `quantize/round`: the code whose value is nearest to each weight, on the grid its group's scales span. A tie goes to
 //! the lower code. Exact: distances are compared, not quotients rounded.
 
+use std::ops::RangeInclusive;
+
 use glam::UVec3;
 use half::f16;
 
@@ -8,7 +10,9 @@ use super::SHAPES;
 use crate::kernels::matrix::Layout;
 use crate::kernels::prelude::*;
 use crate::kernels::weights;
-use crate::tensor::{BLOCK, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType};
+use crate::tensor::{
+    BLOCK, Packed, Scale, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType, block,
+};
 
 params! {
     struct Params {
@@ -76,46 +80,72 @@ fn nearest(
     value: f32,
     format: WeightFormat,
     (scale, second): (f32, f32),
-    candidates: std::ops::RangeInclusive<u32>,
+    candidates: RangeInclusive<u32>,
 ) -> u32 {
     let ty = format.ty;
     if scale == 0.0 {
-        return if ty.scale == Scale::Symmetric { 1 << (ty.bits - 1) } else { 0 };
+        return zero_code(ty);
     }
-    let distance = |code: u32| (value - ty.decode(code, scale, second)).abs();
+    nearest_by(value, |code| ty.decode(code, scale, second), candidates)
+}
+
+/// The code where a group's scale is 0.
+#[inline(always)]
+fn zero_code(ty: &WeightType) -> u32 {
+    if ty.scale == Scale::Symmetric { 1 << (ty.bits - 1) } else { 0 }
+}
+
+#[inline(always)]
+fn nearest_by(value: f32, decode: impl Fn(u32) -> f32, candidates: RangeInclusive<u32>) -> u32 {
+    let distance = |code: u32| (value - decode(code)).abs();
     let mut best = *candidates.start();
-    for code in candidates {
-        if distance(code) < distance(best) {
-            best = code;
+    let mut least = distance(best);
+    for code in best + 1..=*candidates.end() {
+        let away = distance(code);
+        if away < least {
+            (best, least) = (code, away);
         }
     }
     // Where the grid is finer than f32 at this value, several codes stand equally near, the lowest perhaps before the
     // first candidate.
-    while best > 0 && distance(best - 1) <= distance(best) {
+    while best > 0 && distance(best - 1) <= least {
         best -= 1;
+        least = distance(best);
     }
     best
 }
 
-/// Fills in the codes of one row, looking among the codes that `candidates` names for a value.
-fn encode(
-    weight: &[f32],
-    mut row: Packed,
-    candidates: impl Fn(f32, (f32, f32)) -> std::ops::RangeInclusive<u32>,
-) -> Vec<u32> {
-    let group_columns = row.format.group_columns(row.columns);
-    for (column, value) in weight.iter().enumerate() {
-        let line = row.grid(0, column / group_columns);
-        let code = nearest(*value, row.format, line, candidates(*value, line));
-        row.set_code(0, column, code);
+/// The words of codes of one row, each found by `code` for its value and its group's grid.
+#[inline(always)]
+fn encode(weight: &[f32], row: &Packed, code: impl Fn(f32, (f32, f32)) -> u32) -> Vec<u32> {
+    let (bits, group_columns) =
+        (row.format.ty.bits as usize, row.format.group_columns(row.columns));
+    let mut words = vec![0; row.codes.len()];
+    let (mut codes, mut place) = ([0u8; BLOCK], 0);
+    let mut blocks = words.chunks_exact_mut(bits);
+    let mut store = |codes: &mut [u8; BLOCK]| {
+        let words = blocks.next().expect("a row has words for all of its columns");
+        block::pack(bits, codes, words);
+        codes.fill(0);
+    };
+    for (group, values) in weight.chunks(group_columns).enumerate() {
+        let grid = row.grid(0, group);
+        for value in values {
+            codes[place] = code(*value, grid) as u8;
+            place += 1;
+            if place == BLOCK {
+                store(&mut codes);
+                place = 0;
+            }
+        }
     }
-    row.codes
+    if place > 0 {
+        store(&mut codes);
+    }
+    words
 }
 
-fn encode_all(
-    args: &Args<'_>,
-    candidates: impl Fn(f32, (f32, f32), WeightFormat) -> std::ops::RangeInclusive<u32> + Sync,
-) -> Vec<u32> {
+fn encode_all(args: &Args<'_>, encode: impl Fn(&[f32], &Packed) -> Vec<u32> + Sync) -> Vec<u32> {
     let p: Params = args.parameters();
     let (columns, scale_words) = (p.columns as usize, p.layout.scale_words as usize);
     let ty = args.variant.weight.expect("a variant of a kernel with a weight names its type");
@@ -129,7 +159,7 @@ fn encode_all(
         .map(|(row, line)| {
             let mut packed = Packed::zeros(format, 1, columns);
             packed.scales.copy_from_slice(&scales[row * scale_words..(row + 1) * scale_words]);
-            encode(line, packed, |value, grid| candidates(value, grid, format))
+            encode(line, &packed)
         })
         .collect();
     lines.concat()
@@ -137,7 +167,9 @@ fn encode_all(
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
     // Every code is tried: nothing is assumed about where the nearest is.
-    let words = encode_all(args, |_, _, format| 0..=(1 << format.ty.bits) - 1);
+    let words = encode_all(args, |line, row| {
+        encode(line, row, |value, grid| nearest_of_all(value, row.format, grid))
+    });
     vec![Expected::exact(words.into_iter().map(f64::from).collect())]
 }
 
@@ -151,28 +183,38 @@ pub(in crate::kernels) fn nearest_of_all(
 }
 
 /// The code nearest to a value on a grid of its group: what the kernel finds, in the type's codes near the quotient alone.
-pub fn code(value: f32, format: WeightFormat, grid: (f32, f32)) -> u32 {
-    nearest(value, format, grid, near(value, format, grid))
-}
-
-/// Codes among which the nearest is.
-fn near(
-    value: f32,
-    format: WeightFormat,
-    (scale, second): (f32, f32),
-) -> std::ops::RangeInclusive<u32> {
-    let last = (1u32 << format.ty.bits) - 1;
-    let guess = match format.ty.scale {
-        Scale::Offset | Scale::SuperOffset(_) => (value - second) / scale,
-        Scale::ZeroPoint => value / scale + second,
-        _ => value / scale + (1u32 << (format.ty.bits - 1)) as f32,
+#[inline(always)]
+pub fn code(value: f32, format: WeightFormat, (scale, second): (f32, f32)) -> u32 {
+    let ty = format.ty;
+    let (last, middle) = ((1u32 << ty.bits) - 1, (1u32 << (ty.bits - 1)) as f32);
+    if scale == 0.0 {
+        return zero_code(ty);
+    }
+    let near = |guess: f32| {
+        // Near enough to round: the neighbours are tried too.
+        let guess = (guess.clamp(0.0, last as f32) + 0.5) as u32;
+        guess.saturating_sub(1)..=(guess + 1).min(last)
     };
-    let guess = guess.clamp(0.0, last as f32).round() as u32;
-    guess.saturating_sub(1)..=(guess + 1).min(last)
+    match ty.scale {
+        Scale::Offset | Scale::SuperOffset(_) => {
+            let decode = |code: u32| scale * code as f32 + second;
+            nearest_by(value, decode, near((value - second) / scale))
+        }
+        Scale::ZeroPoint => {
+            let decode = |code: u32| scale * (code as f32 - second);
+            nearest_by(value, decode, near(value / scale + second))
+        }
+        _ => {
+            let decode = |code: u32| scale * (code as f32 - middle);
+            nearest_by(value, decode, near(value / scale + middle))
+        }
+    }
 }
 
 fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
-    let words = encode_all(args, |value, grid, format| near(value, format, grid));
+    let words = encode_all(args, |line, row| {
+        encode(line, row, |value, grid| code(value, row.format, grid))
+    });
     outputs.words(0).copy_from_slice(&words);
 }
 
