@@ -8,7 +8,7 @@ use lopper::tensor::minifloat::{half_bits, half_value};
 use lopper::tensor::{WEIGHT_TYPES, WHOLE_ROW};
 
 pub fn trials() -> Vec<Trial> {
-    suite!("rows": decoded_at_once, halves)
+    suite!("rows": decoded_at_once, products_of_tokens, halves)
 }
 
 /// Every type, in groups of less than a block, of whole ones and of a row, in rows that end within a block and within a group.
@@ -28,6 +28,40 @@ fn decoded_at_once() -> Result<(), Failed> {
                         let place = format!("{} in groups of {group}: {row}, {column}", ty.name);
                         return Err(format!("{place}: {value}, alone {alone}").into());
                     }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A token's product with a row is the same alone, where the row is never decoded whole, and beside others; and it is as near to
+/// the exact one as sums in f32 are.
+fn products_of_tokens() -> Result<(), Failed> {
+    let mut random = Random::new(84);
+    for ty in WEIGHT_TYPES.iter() {
+        for (columns, group) in [(31, 32), (96, 16), (300, 64), (576, 32)] {
+            let packed = weights::random(&mut random, &weights::variant(ty), 1, columns, group);
+            let x = random.values(3 * columns, 1.0);
+            let (line, mut scratch) = (packed.line(0), Vec::new());
+            let mut together = [f32::NAN; 3];
+            line.products(&x, &mut scratch, &mut together);
+            for (token, x) in x.chunks_exact(columns).enumerate() {
+                let mut alone = [f32::NAN];
+                line.products(x, &mut scratch, &mut alone);
+                let terms = x
+                    .iter()
+                    .enumerate()
+                    .map(|(column, x)| f64::from(*x) * f64::from(packed.value(0, column)));
+                let (exact, size) =
+                    terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                let far = (f64::from(alone[0]) - exact).abs();
+                let bound = columns as f64 * f64::from(f32::EPSILON) * size;
+                let same = alone[0].to_bits() == together[token].to_bits();
+                if !same || far.is_nan() || far > bound {
+                    let what = format!("{} in groups of {group}, {columns} columns", ty.name);
+                    let found = format!("{} beside others {}", alone[0], together[token]);
+                    return Err(format!("{what}: {exact}, found {found}").into());
                 }
             }
         }
