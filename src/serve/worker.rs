@@ -73,7 +73,11 @@ pub(super) fn work(
 ) -> Result<()> {
     let mut engines = Vec::with_capacity(models.len());
     for model in models {
-        let batch = Batch::new(model.ensemble.clone(), pass, parallel, model.context)?;
+        let mut batch = Batch::new(model.ensemble.clone(), pass, parallel, model.context)?;
+        if pass.device.gpu().is_some() {
+            // The first client need not wait for the driver's compiler.
+            batch.warm()?;
+        }
         let (name, tokenizer) = (model.name.as_str(), &*model.tokenizer);
         let talks = Talks { name, tokenizer, metrics, open: HashMap::new() };
         metrics.of_model(name, |_| {});

@@ -68,11 +68,14 @@ fn alone(model: &Model, device: &Device, start: &Start) -> Result<Vec<u32>, Fail
     Ok(generate(model, &pass(device), prompt, *count, *sampling, never, |_| Ok(true))?.tokens)
 }
 
-/// Six sequences through three slots: each has the tokens that it has alone, whoever runs beside it, and one that leaves, or has
+/// Six sequences through three slots of a batch that was warmed: each has the tokens that it has alone, whoever runs beside it, and one that leaves, or has
 /// enough, changes nothing for the others. What a prompt begins with is not read twice where the last prompt began so.
 fn as_alone(device: &Device) -> Result<(), Failed> {
     let model = load(device, &Checkpoint::open(NANO)?)?;
     let mut batch = Batch::new((&model).into(), pass(device), 3, 64)?;
+    // What it was warmed with leaves nothing behind.
+    batch.warm()?;
+    assert!(batch.is_empty() && batch.has_room());
     let starts = starts();
     let mut told = Told::default();
     told.enough.insert(2, 4);

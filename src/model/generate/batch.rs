@@ -18,6 +18,9 @@ use crate::model::decode::{AHEAD, Chosen, Decoder};
 /// Tokens of a prompt that are read between two steps of the others.
 const PROMPT_PART: usize = 512;
 
+/// Tokens of the prompt that a batch is warmed with: as many as most kernels for prompts are for.
+const WARMING: usize = 64;
+
 /// A batch that sequences enter and leave.
 #[derive(Debug)]
 pub struct Batch<'m> {
@@ -81,6 +84,19 @@ pub trait Audience {
     fn failed(&mut self, id: u64, error: Error);
 }
 
+/// Who hears of nothing.
+struct Nobody;
+
+impl Audience for Nobody {
+    fn entered(&mut self, _: u64, _: usize) {}
+
+    fn token(&mut self, _: u64, _: u32) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn failed(&mut self, _: u64, _: Error) {}
+}
+
 impl<'m> Batch<'m> {
     /// Room for so many `sequences` of at most `capacity` tokens each.
     ///
@@ -109,6 +125,25 @@ impl<'m> Batch<'m> {
             under_way: VecDeque::new(),
             changed: false,
         })
+    }
+
+    /// Makes what the first sequence would wait for, as pipelines are: a short text goes through an empty batch, and nobody is told.
+    ///
+    /// Errors: the device's.
+    pub fn warm(&mut self) -> Result<()> {
+        assert!(self.is_empty(), "only an empty batch is warmed");
+        let tokens = WARMING.min(self.caches.capacity().saturating_sub(2));
+        if tokens > 0 {
+            let (prompt, sampling) = (vec![0; tokens], Sampling::GREEDY);
+            self.enter(Start { id: 0, prompt, count: 2, sampling })?;
+            while !self.is_empty() {
+                self.advance(&mut Nobody)?;
+            }
+            self.settle(&mut Nobody)?;
+            // Of the next prompt nothing is known.
+            self.held.clear();
+        }
+        Ok(())
     }
 
     /// Whether a sequence may enter now.
