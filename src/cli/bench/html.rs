@@ -55,7 +55,7 @@ svg text { fill: var(--soft); font: 12px system-ui, sans-serif; } svg .name { fi
 th, td { text-align: left; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; }
 @media (max-width: 640px) {
-  body { padding: 16px; } svg text { font-size: 25px; }
+  body { padding: 16px; } svg text { font-size: 21px; }
   .bars { grid-template-columns: 1fr max-content; } .bars .label { grid-column: 1 / -1; text-align: left; margin-top: 8px; }
 }
 ";
@@ -291,7 +291,7 @@ const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 520.0;
 const LEFT: f64 = 150.0;
 const BOTTOM: f64 = 70.0;
-const MARGIN: f64 = 24.0;
+const MARGIN: f64 = 30.0;
 
 impl Axes {
     fn around(points: &[(f64, f64)]) -> Self {
