@@ -73,6 +73,8 @@ pub struct Config {
     pub encoder: Option<Encoder>,
     /// The experts of every block, whose feed-forward channels are those of one; `None`: a block has one feed-forward.
     pub experts: Option<Experts>,
+    /// The factor that the load-balancing loss of experts has in training, unless another is asked for.
+    pub balance: f64,
     /// Columns of one head.
     pub head_dim: usize,
     /// Rows of the embedding.
@@ -101,6 +103,9 @@ pub(super) const MAX_SIZE: u64 = 1 << 28;
 pub(super) const MAX_LAYERS: usize = 10_000;
 /// And more weights in all: with fewer, no product of sizes or count of bytes leaves 64 bits, in whatever format.
 const MAX_WEIGHTS: u64 = 1 << 48;
+
+/// What transformers takes for the factor of the load-balancing loss where a configuration is silent.
+pub(super) const USUAL_BALANCE: f64 = 0.001;
 
 impl Config {
     /// A warning for windows longer than the model was made for.

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE};
+use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE, USUAL_BALANCE};
 use super::names::TensorSpec;
 use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family, t5};
@@ -375,6 +375,7 @@ impl Config {
             blocks: BlockDims::zip(heads, kv_heads, intermediate),
             encoder,
             experts,
+            balance: if experts.is_some() { USUAL_BALANCE } else { 0.0 },
             head_dim,
             vocab_size: keys.size("vocab_size", rows)?,
             max_positions: keys.size("context_length", Some(2048))?,

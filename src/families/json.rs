@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE};
+use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE, USUAL_BALANCE};
 use super::names::{Role, TensorSpec, tensor_specs};
 use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family, t5};
@@ -134,6 +134,16 @@ impl<'a> Reader<'a> {
         Ok(Some(Experts { count, used }))
     }
 
+    /// The factor of the load-balancing loss, of a family with experts.
+    fn balance(&self, family: &Family) -> Result<f64> {
+        match (family.experts_keys, self.given(BALANCE).map(Value::as_f64)) {
+            (None, _) => Ok(0.0),
+            (_, None) => Ok(USUAL_BALANCE),
+            (_, Some(Some(factor))) if factor >= 0.0 && factor.is_finite() => Ok(factor),
+            _ => Err(self.wrong(BALANCE, "a number of 0 or more")),
+        }
+    }
+
     /// An object within the object.
     pub(super) fn object(&self, key: &str) -> Result<Option<Reader<'a>>> {
         match self.given(key) {
@@ -196,6 +206,9 @@ impl<'a> Reader<'a> {
 
 /// The key of a packed folder that says that a block's halves have bases of the residual stream of their own.
 const SHORTCUTS: &str = "residual_shortcuts";
+
+/// The key of the factor of the load-balancing loss.
+const BALANCE: &str = "router_aux_loss_coef";
 
 const SLIDING: &str = "sliding_attention";
 const FULL: &str = "full_attention";
@@ -272,6 +285,7 @@ impl Config {
             blocks: BlockDims::zip(heads, kv_heads, intermediate),
             encoder,
             experts: reader.experts(family)?,
+            balance: reader.balance(family)?,
             head_dim,
             vocab_size: reader.required_size("vocab_size")?,
             max_positions: reader.size(own("max_position_embeddings"))?.unwrap_or(2048),
@@ -333,6 +347,9 @@ impl Config {
         };
         self.family.rename_json(&mut map);
         map.insert(key.into(), json!(names[0]));
+        if self.experts.is_some() {
+            map.insert(BALANCE.into(), json!(self.balance));
+        }
         (self.family.write_json)(self, &mut map);
         Ok(self.updated_json(map, specs))
     }

@@ -22,8 +22,8 @@ pub use linear::{Adapter, Compute, Factor, Linear, Pass, PositionBias, RmsNormWe
 pub use paired::{DistanceBuckets, PairedRows, Part};
 pub use routed::Routed;
 pub use tape::{
-    Deferred, Gradient, Node, Parameter, RopeTables, Routing, Settings, Sink, Tape, Value, Weight,
-    output_name,
+    Balance, Deferred, Gradient, Node, Parameter, RopeTables, Routing, Settings, Sink, Tape, Value,
+    Weight, output_name,
 };
 pub use token_split::TokenSplit;
 

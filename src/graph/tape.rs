@@ -26,6 +26,8 @@ use crate::kernels::attention::causal::forward as attention_forward;
 use crate::kernels::attention::coop;
 use crate::kernels::attention::stored::{self, Bias, Layer, Seen};
 use crate::kernels::copy::cast::{cast, scaled};
+use crate::kernels::experts::balance::balance;
+use crate::kernels::experts::balance_grad::balance_grad;
 use crate::kernels::experts::combine::combine;
 use crate::kernels::experts::combine_grad::combine_grad;
 use crate::kernels::experts::route_grad::route_grad;
@@ -92,6 +94,22 @@ pub struct Settings<'a> {
     pub dropout_seed: Option<u64>,
     /// The parts in which they are.
     pub split: &'a TokenSplit,
+    /// The load-balancing loss of experts, where there is one.
+    pub balance: Option<Balance<'a>>,
+}
+
+/// The load-balancing loss of experts on a tape ([`kernels::experts::balance`](crate::kernels::experts::balance)). It is of all
+/// layers' tokens together, so its gradient is known when all have gone forward.
+#[derive(Clone, Copy, Debug)]
+pub struct Balance<'a> {
+    /// f32 (2, experts): tokens of each expert, and its probabilities.
+    pub sums: &'a Tensor,
+    /// The tokens that they are of, those of all layers together.
+    pub tokens: usize,
+    /// The factor of the loss.
+    pub factor: f32,
+    /// Whether this tape's tokens are added to the sums: those of a block that is recomputed are there.
+    pub counts: bool,
 }
 
 /// A place on the tape whose gradient can be asked for.
@@ -567,9 +585,16 @@ impl<'a> Tape<'a> {
             1 => Routed::by_expert(device, &logits.tensor, used, true)?,
             _ => Routed::everywhere(device, &logits.tensor, used)?,
         });
-        let (of, node) = (routed.clone(), logits.node);
+        let balanced = self.settings.balance;
+        if let Some(Balance { sums, counts: true, .. }) = balanced {
+            balance(device, &logits.tensor, routed.shares(), sums)?;
+        }
+        let (of, logits) = (routed.clone(), logits.clone());
         let shares = self.record(routed.shares().clone(), move |back, grad| {
-            back.add(node, route_grad(device, of.shares(), &grad)?)
+            back.add(logits.node, route_grad(device, of.shares(), &grad)?)?;
+            let Some(Balance { sums, tokens, factor, .. }) = balanced else { return Ok(()) };
+            let factor = factor * back.settings.scale;
+            back.add(logits.node, balance_grad(device, &logits.tensor, sums, tokens, factor)?)
         });
         Ok(Routing { routed, shares: shares.node })
     }

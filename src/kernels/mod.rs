@@ -84,6 +84,8 @@ pub static TABLE: &[&Kernel] = &[
     &experts::product::KERNEL,
     &experts::combine::KERNEL,
     &experts::combine_grad::KERNEL,
+    &experts::balance::KERNEL,
+    &experts::balance_grad::KERNEL,
     &residual::add::KERNEL,
     &copy::cast::KERNEL,
     &copy::compact::KERNEL,

@@ -18,13 +18,14 @@ use crate::families::{
     embedding_name, final_norm_name, head_name, layer_name, module_name, shared_slots, tensor_specs,
 };
 use crate::graph::{
-    BlockWeights, Compute, Deferred, Gradient, Node, PairedRows, Parameter, Pass, RopeTables,
-    Settings, Sink, Slot, Tape, TokenSplit, Weight, output_name,
+    Balance, BlockWeights, Compute, Deferred, Gradient, Node, PairedRows, Parameter, Pass,
+    RopeTables, Settings, Sink, Slot, Tape, TokenSplit, Weight, output_name,
 };
 use crate::interrupt;
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::embed::scatter::scatter;
+use crate::kernels::experts::balance;
 use crate::kernels::logits::soft_cap::soft_cap;
 use crate::kernels::logits::soft_cap_grad::soft_cap_grad;
 use crate::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
@@ -147,6 +148,8 @@ pub struct BackwardOptions<'w> {
     pub loss: Loss<'w>,
     /// A loss of hidden states beside it.
     pub hidden: Option<&'w HiddenLoss<'w>>,
+    /// The factor of the load-balancing loss of experts, which is added too; 0: none. A model without experts has none.
+    pub balance: f32,
     /// Whether a tensor's gradient, by its name, is wanted. Others are not computed; a tied head is its embedding's.
     pub tensor: &'w dyn Fn(&str) -> bool,
     /// Whether each sequence's part of a gradient is handed out apart, numbered as the sequences are. Otherwise a part is a
@@ -181,6 +184,7 @@ impl BackwardOptions<'_> {
     pub const ALL: BackwardOptions<'static> = BackwardOptions {
         loss: Loss::NEXT_TOKENS,
         hidden: None,
+        balance: 0.0,
         tensor: &|_| true,
         by_sequence: false,
         tokens: usize::MAX,
@@ -262,6 +266,8 @@ pub struct PendingLoss {
     parts: Vec<Losses>,
     /// Of hidden states, each with its factor.
     hidden: Vec<(Reading, f64)>,
+    /// What the load-balancing loss of experts is made of: its sums, their tokens and its factor.
+    balance: Option<(Reading, usize, f32)>,
     known: f64,
     scored: usize,
 }
@@ -269,6 +275,11 @@ pub struct PendingLoss {
 impl PendingLoss {
     /// Waits for it.
     pub fn finish(self, device: &Device) -> Result<f64> {
+        self.finish_parts(device).map(|(loss, _)| loss)
+    }
+
+    /// The same, and how evenly experts are used: the load-balancing loss, without the factor with which it is a part of the first.
+    pub fn finish_parts(self, device: &Device) -> Result<(f64, Option<f64>)> {
         let mut sum = 0.0;
         for part in self.parts {
             sum += part.sum(device)?;
@@ -278,7 +289,9 @@ impl PendingLoss {
             let losses = device.finish(losses)?.to_f32();
             sum += factor * losses.into_iter().map(f64::from).sum::<f64>();
         }
-        Ok(sum)
+        let Some((sums, tokens, factor)) = self.balance else { return Ok((sum, None)) };
+        let balance = balance::loss(&device.finish(sums)?.to_f32(), tokens);
+        Ok((sum + f64::from(factor) * balance, Some(balance)))
     }
 }
 
@@ -317,8 +330,12 @@ pub fn gradients_later(
         grads.push(run.head(&head, batch, x, (&mut tied, &mut losses, &mut checks), sink)?);
     }
     drop(head);
-    let mut pending =
-        PendingLoss { parts: losses, hidden: Vec::new(), known: 0.0, scored: run.scored };
+    let balance = match run.balance(false) {
+        Some(of) => Some((pass.device.read_later(of.sums)?, of.tokens, of.factor)),
+        None => None,
+    };
+    let (hidden, known, scored) = (Vec::new(), 0.0, run.scored);
+    let mut pending = PendingLoss { parts: losses, hidden, balance, known, scored };
     if options.checks {
         let mut loss = 0.0;
         for part in pending.parts.drain(..) {
@@ -384,7 +401,8 @@ pub fn block_gradients(
     let ids = vec![0; input.shape()[0]];
     let run = BackwardPass::new(source, pass, &ids, sequences, options)?;
     let block = source.block(layer)?;
-    let mut pending = PendingLoss { parts: Vec::new(), hidden: Vec::new(), known: 0.0, scored: 1 };
+    let (parts, hidden) = (Vec::new(), Vec::new());
+    let mut pending = PendingLoss { parts, hidden, balance: None, known: 0.0, scored: 1 };
     for batch in &run.batches {
         let mut x = run.cut(input, run.tokens(batch))?;
         let recording = run.through(&block, layer, batch, &mut x)?;
@@ -464,6 +482,8 @@ struct BackwardPass<'a> {
     scored: usize,
     /// The factor of the loss, so that gradients in f16 do not underflow.
     scale: f32,
+    /// What the load-balancing loss is made of, f32 (2, experts), where it is asked for.
+    balance: Option<Tensor>,
 }
 
 impl<'a> BackwardPass<'a> {
@@ -524,6 +544,13 @@ impl<'a> BackwardPass<'a> {
             })
         };
         let batches = (0..sequences).step_by(at_once).map(batch);
+        let balance = match config.experts.filter(|_| options.balance != 0.0) {
+            Some(experts) => {
+                let sums = HostTensor::zeros(DType::F32, &[2, experts.count]);
+                Some(pass.device.upload(&sums, "the balance of experts")?)
+            }
+            None => None,
+        };
         Ok(Self {
             batches: batches.collect::<Result<_>>()?,
             source,
@@ -535,10 +562,18 @@ impl<'a> BackwardPass<'a> {
             shared: RefCell::default(),
             scored,
             scale,
+            balance,
         })
     }
 
-    fn settings<'s>(&self, split: &'s TokenSplit) -> Settings<'s> {
+    /// The load-balancing loss, if it is asked for; `counts`: whether tokens are added to its sums.
+    fn balance(&self, counts: bool) -> Option<Balance<'_>> {
+        let (tokens, factor) =
+            (self.ids.len() * self.source.config().layers(), self.options.balance);
+        self.balance.as_ref().map(|sums| Balance { sums, tokens, factor, counts })
+    }
+
+    fn settings<'s>(&'s self, split: &'s TokenSplit, counts: bool) -> Settings<'s> {
         Settings {
             activation: self.pass.compute.activation,
             activation_bytes: self.pass.compute.activation_bytes,
@@ -547,6 +582,7 @@ impl<'a> BackwardPass<'a> {
             outputs: self.options.outputs,
             dropout_seed: self.options.dropout_seed,
             split,
+            balance: self.balance(counts),
         }
     }
 
@@ -618,9 +654,10 @@ impl<'a> BackwardPass<'a> {
         layer: usize,
         batch: &'t Microbatch,
         input: &Tensor,
+        counts: bool,
     ) -> Result<(Tape<'t>, Node, Deferred<'t>)> {
         let config = self.source.config();
-        let settings = self.settings(&batch.split);
+        let settings = self.settings(&batch.split, counts);
         let paired = batch.paired.as_ref();
         let mut tape = Tape::for_block(self.pass.device, settings, block, &batch.ropes, paired);
         let x = tape.input(input);
@@ -638,7 +675,7 @@ impl<'a> BackwardPass<'a> {
         batch: &'t Microbatch,
         x: &mut Tensor,
     ) -> Result<Recording<'t>> {
-        let (mut tape, input, output) = self.record(block, layer, batch, x)?;
+        let (mut tape, input, output) = self.record(block, layer, batch, x, true)?;
         let output = tape.force(&output)?;
         *x = output.tensor;
         let output = output.node;
@@ -653,7 +690,7 @@ impl<'a> BackwardPass<'a> {
         batch: &'t Microbatch,
         input: &Tensor,
     ) -> Result<Recording<'t>> {
-        let (mut tape, input, output) = self.record(block, layer, batch, input)?;
+        let (mut tape, input, output) = self.record(block, layer, batch, input, false)?;
         let output = tape.place(&output)?;
         Ok(Recording { tape, input, output })
     }
@@ -850,7 +887,7 @@ impl<'a> BackwardPass<'a> {
                 let split = TokenSplit::whole(part);
                 // The final norm's gradient tells whether all is finite.
                 let wants = |name: &str| (self.options.checks && name == norm_name) || asked(name);
-                let mut tape = Tape::new(device, self.settings(&split));
+                let mut tape = Tape::new(device, self.settings(&split, false));
                 let some = if here.len() == all { x.clone() } else { self.pick(x, here)? };
                 let some = tape.input(&some);
                 let activation = self.pass.compute.activation;

@@ -41,6 +41,8 @@ pub struct Aim<'a> {
     pub next_tokens: f32,
     /// A teacher to be near to.
     pub teacher: Option<Near<'a>>,
+    /// The factor of the load-balancing loss of experts.
+    pub balance: f32,
 }
 
 /// A teacher to be near to.
@@ -95,6 +97,9 @@ pub struct Record {
     pub tokens: u64,
     /// The mean loss before it.
     pub loss: f64,
+    /// The load-balancing loss of experts, which is a part of that but for its factor: the experts of a token, if all are used alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<f64>,
     /// The rate.
     pub rate: f64,
     /// The norm of all gradients.
@@ -157,6 +162,8 @@ pub struct Standing {
     pub steps: u64,
     /// The last loss that is known.
     pub loss: Option<f64>,
+    /// The last load-balancing loss.
+    pub balance: Option<f64>,
     /// The rate.
     pub rate: f64,
     /// Tokens a second since this run began.
@@ -172,6 +179,9 @@ impl std::fmt::Display for Standing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if let Some(loss) = self.loss {
             write!(f, "loss {loss:.3} ")?;
+        }
+        if let Some(balance) = self.balance {
+            write!(f, "balance {balance:.2} ")?;
         }
         if let Some(loss) = self.held_out {
             write!(f, "held out {loss:.3} ")?;
@@ -240,8 +250,15 @@ impl Course<'_> {
             let step = self.step(learner, (&batch, &state.position), rate, number)?;
             state.position = position;
             let tokens = (number + 1) * (rows * length) as u64;
-            let record =
-                Record { step: number + 1, tokens, loss: 0.0, rate, norm: 0.0, seconds: 0.0 };
+            let record = Record {
+                step: number + 1,
+                tokens,
+                loss: 0.0,
+                balance: None,
+                rate,
+                norm: 0.0,
+                seconds: 0.0,
+            };
             state.pending.push_back((record, step));
             if state.pending.len() > LATE {
                 self.settle(learner, &mut state)?;
@@ -252,6 +269,7 @@ impl Course<'_> {
                 step: done,
                 steps,
                 loss: state.told.steps.last().map(|record| record.loss),
+                balance: state.told.steps.last().and_then(|record| record.balance),
                 rate,
                 tokens_per_second: taken / state.began.elapsed().as_secs_f64().max(1e-9),
                 held_out: state.told.looks.last().map(|look| look.loss),
@@ -329,6 +347,7 @@ impl Course<'_> {
                 next_tokens: self.aim.next_tokens,
                 teacher,
                 hidden: states.as_ref().map(|states| states as &HiddenLoss<'_>),
+                balance: self.aim.balance,
                 tokens: self.settings.tokens_at_once(),
                 activation_budget: pass.device.spare_bytes() / 2,
                 dropout_seed: Some(self.seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
@@ -339,8 +358,9 @@ impl Course<'_> {
     /// Takes up the outcome of the oldest step that is on its way.
     fn settle(&self, learner: &mut Learner, state: &mut State) -> Result<()> {
         let Some((mut record, step)) = state.pending.pop_front() else { return Ok(()) };
-        let Outcome { loss, norm, finite } = step.finish(self.pass.device)?;
+        let Outcome { loss, balance, norm, finite } = step.finish(self.pass.device)?;
         record.loss = loss;
+        record.balance = balance;
         record.norm = norm;
         record.seconds = state.seconds + state.began.elapsed().as_secs_f64();
         let number = record.step;

@@ -29,6 +29,8 @@ pub struct StepOptions<'s> {
     pub teacher: Option<Teacher<'s>>,
     /// A loss of hidden states.
     pub hidden: Option<&'s HiddenLoss<'s>>,
+    /// The factor of the load-balancing loss of experts.
+    pub balance: f32,
     /// Tokens that go through a layer at once.
     pub tokens: usize,
     /// Bytes of activations that may be kept.
@@ -47,8 +49,10 @@ pub struct Step {
 /// What a step came to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
-    /// The mean loss before it.
+    /// The mean loss before it, of all its parts.
     pub loss: f64,
+    /// The load-balancing loss of experts, without its factor, where it is a part.
+    pub balance: Option<f64>,
     /// The norm of all gradients before they were clipped.
     pub norm: f64,
     /// Whether all gradients are finite; otherwise nothing was changed.
@@ -58,9 +62,9 @@ pub struct Outcome {
 impl Step {
     /// Waits for it.
     pub fn finish(self, device: &Device) -> Result<Outcome> {
-        let loss = self.loss.finish(device)?;
+        let (loss, balance) = self.loss.finish_parts(device)?;
         let state = device.finish(self.norm)?.to_f32();
-        Ok(Outcome { loss, norm: f64::from(state[0]), finite: state[2] != 0.0 })
+        Ok(Outcome { loss, balance, norm: f64::from(state[0]), finite: state[2] != 0.0 })
     }
 }
 
@@ -144,6 +148,7 @@ impl Learner {
         let wanted = BackwardOptions {
             loss,
             hidden: options.hidden,
+            balance: options.balance,
             tensor: &|name| self.places.contains_key(name),
             by_sequence: false,
             tokens: options.tokens,

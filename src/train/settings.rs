@@ -75,6 +75,10 @@ pub struct Settings {
     /// The norm that all gradients together have at most; 0: any
     #[arg(long, default_value_t = Self::default().clip)]
     pub clip: f64,
+    /// Add so many times the load-balancing loss of experts [default: the model's router_aux_loss_coef]
+    #[arg(long, value_name = "WEIGHT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balance: Option<f64>,
     /// Bits of the optimizer's state: 32 or 8
     #[arg(long, value_name = "BITS", default_value_t = Self::default().optimizer_bits)]
     pub optimizer_bits: u32,
@@ -109,6 +113,7 @@ impl Default for Settings {
             beta2: 0.999,
             epsilon: 1e-8,
             clip: 1.0,
+            balance: None,
             optimizer_bits: 32,
             evaluate_every: None,
             patience: None,
@@ -178,8 +183,9 @@ impl Settings {
         if self.clip > 0.0 && !(self.clip as f32).is_normal() {
             return Err(BadField::new("clip", "0, or a number that f32 holds", self.clip));
         }
-        for (field, value) in [("decay", self.decay), ("clip", self.clip)] {
-            if !(value >= 0.0 && value.is_finite()) {
+        let balance = ("balance", self.balance.unwrap_or(0.0));
+        for (field, value) in [("decay", self.decay), ("clip", self.clip), balance] {
+            if !(value >= 0.0 && (value as f32).is_finite()) {
                 return Err(BadField::new(field, "0 or more", value));
             }
         }

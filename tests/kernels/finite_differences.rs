@@ -9,7 +9,8 @@ use lopper::kernels::activation::Activation;
 use lopper::kernels::copy::cast::scaled;
 use lopper::kernels::embed::{gather::gather, scatter::scatter};
 use lopper::kernels::experts::{
-    Share, combine::combine, combine_grad::combine_grad, route::route, route_grad::route_grad,
+    Share, balance, balance_grad::balance_grad, combine::combine, combine_grad::combine_grad,
+    route::route, route_grad::route_grad,
 };
 use lopper::kernels::gate::{glu::glu, glu_grad::glu_grad};
 use lopper::kernels::logits::{soft_cap::soft_cap, soft_cap_grad::soft_cap_grad};
@@ -47,7 +48,7 @@ struct Operation {
     backward: fn(&Device, &[Tensor]) -> Result<Vec<Tensor>>,
 }
 
-const OPERATIONS: [Operation; 18] = [
+const OPERATIONS: [Operation; 19] = [
     Operation {
         name: "norm/rms",
         kernels: &["norm/rms_grad", "norm/gain_grad"],
@@ -105,6 +106,20 @@ const OPERATIONS: [Operation; 18] = [
         backward: |device, inputs| {
             let grad = upstream(device, inputs[0].shape())?;
             Ok(vec![route_grad(device, &route(device, &inputs[0], 3)?, &grad)?])
+        },
+    },
+    Operation {
+        name: "experts/balance",
+        kernels: &["experts/balance_grad"],
+        inputs: &[[6, 5]],
+        // The counts have no slope, and so are those of shares that stay.
+        forward: |device, inputs| {
+            let sums = device.read(&balanced(device, &inputs[0])?)?.to_f32();
+            Ok(64.0 * balance::loss(&sums, 6))
+        },
+        backward: |device, inputs| {
+            let sums = balanced(device, &inputs[0])?;
+            Ok(vec![balance_grad(device, &inputs[0], &sums, 6, 64.0)?])
         },
     },
     Operation {
@@ -347,6 +362,16 @@ fn weighed(device: &Device, result: &Tensor) -> Result<f64> {
     let weights = weights(result.len());
     let pairs = result.iter().zip(&weights);
     Ok(pairs.map(|(value, weight)| value * f64::from(*weight)).sum())
+}
+
+/// What the balance loss is made of, by shares that are not the logits' own.
+fn balanced(device: &Device, logits: &Tensor) -> Result<Tensor> {
+    let share = |place: usize| if [0, 2, 3].contains(&(place % 7)) { 0.5 } else { 0.0 };
+    let shares: Vec<f32> = (0..30).map(share).collect();
+    let shares = HostTensor::from_f32(DType::F32, &[6, 5], &shares);
+    let sums = device.upload(&HostTensor::zeros(DType::F32, &[2, 5]), "sums")?;
+    balance::balance(device, logits, &device.upload(&shares, "shares")?, &sums)?;
+    Ok(sums)
 }
 
 fn upstream(device: &Device, shape: &[usize]) -> Result<Tensor> {

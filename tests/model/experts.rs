@@ -1,6 +1,7 @@
 //! Mixtures of experts: files, both ways to route, experts that no token reaches, and what is refused. That the arithmetic is
 //! right `golden` and `gradients` say.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
@@ -14,8 +15,8 @@ use lopper::methods::prune::experts::{ExpertScore, FewerExperts, kept, uses};
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Grid, Scheme};
 use lopper::model::{
-    Cache, Checkpoint, Decoder, Role, Sampling, TensorSpec, WeightSource, Weights, export_gguf,
-    export_hf, generate, tensor_specs,
+    BackwardOptions, Cache, Checkpoint, Decoder, Role, Sampling, TensorSpec, WeightSource, Weights,
+    export_gguf, export_hf, generate, gradients_later, tensor_specs,
 };
 use lopper::tensor::Packed;
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ use crate::machine::on_each;
 use crate::models::{
     MapWeights, checkpoint, load, pass, read_folder, speech_perplexity, write_model,
 };
-use crate::numbers::{Within, assert_close};
+use crate::numbers::{Known, Within, assert_close};
 use crate::program::{lopper, read_json, succeeds};
 
 const MIXTRAL: &str = "embedded:tiny-mixtral";
@@ -35,6 +36,7 @@ pub fn trials() -> Vec<Trial> {
         round_trip, older_names, wrong_files, four_bits, unreached, scores, fewer, commands, refused);
     trials.extend(on_each("experts::few_as_many", few_as_many));
     trials.extend(on_each("experts::batches", batches));
+    trials.extend(on_each("experts::balance", balance));
     trials
 }
 
@@ -172,6 +174,61 @@ fn few_as_many(device: &Device) -> Result<(), Failed> {
     for step in [1, 3, 8, 9] {
         assert_close(&format!("{step} at once"), &logits(step)?, &many, Within::Norm(1e-5));
     }
+    Ok(())
+}
+
+/// The load-balancing loss and the gradients of the whole loss with it are those of transformers, however a pass is cut.
+fn balance(device: &Device) -> Result<(), Failed> {
+    let known = Known::open("assets/fixtures/balance/expected.safetensors")?;
+    let (ids, factor) = (known.words("input_ids")?, known.floats("factor")?[0]);
+    let weights = Checkpoint::open(MIXTRAL)?;
+    let model = load(device, &weights)?;
+    let (resident, streamed) =
+        (WeightSource::Resident(&model), WeightSource::Streamed(device, &weights));
+    let pass = pass(device);
+    let number = |name: &str| -> Result<f64, Failed> { Ok(f64::from(known.floats(name)?[0])) };
+    let (loss, of_experts) = (number("loss")?, number("balance")?);
+    for (source, tokens, activation_budget) in [(resident, usize::MAX, 1 << 30), (streamed, 48, 0)]
+    {
+        let options =
+            BackwardOptions { balance: factor, tokens, activation_budget, ..BackwardOptions::ALL };
+        let mut sums: HashMap<String, Vec<f32>> = HashMap::new();
+        let found =
+            gradients_later(source, &pass, &ids, 2, options, &mut |_, _| {}, &mut |part| {
+                let values = device.read(&part.values)?.to_f32();
+                let sum = sums.entry(part.name).or_insert_with(|| vec![0.0; values.len()]);
+                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                Ok(())
+            })?;
+        let (all, balance) = found.finish_parts(device)?;
+        let balance = balance.ok_or("a balance loss")?;
+        assert!((balance - of_experts).abs() < 1e-5 * of_experts, "{balance} of {of_experts}");
+        let whole = loss + f64::from(factor) * of_experts;
+        assert!((all - whole).abs() < 1e-5 * whole, "{all} of {whole}");
+        for name in known.names() {
+            if let Some(tensor) = name.strip_prefix("grad.") {
+                assert_close(&name, &sums[tensor], &known.floats(&name)?, Within::Norm(1e-5));
+            } else if let Some(tensor) = name.strip_prefix("gradnorm.") {
+                let squares = sums[tensor].iter().map(|value| f64::from(*value).powi(2));
+                let (norm, known) = (squares.sum::<f64>().sqrt(), number(&name)?);
+                assert!((norm - known).abs() < 1e-5 * known, "{name}: {norm} of {known}");
+            }
+        }
+    }
+    // Without it the routers' gradients are others.
+    let router = "model.layers.2.block_sparse_moe.gate.weight";
+    let options = BackwardOptions { tensor: &|name| name == router, ..BackwardOptions::ALL };
+    let mut without = Vec::new();
+    let pending =
+        gradients_later(resident, &pass, &ids, 2, options, &mut |_, _| {}, &mut |part| {
+            without = device.read(&part.values)?.to_f32();
+            Ok(())
+        })?;
+    assert_eq!(pending.finish_parts(device)?.1, None);
+    let with = known.floats(&format!("grad.{router}"))?;
+    let length = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
+    let apart = length(&mut with.iter().zip(&without).map(|(a, b)| a - b));
+    assert!(apart > 0.1 * length(&mut with.iter().copied()), "{apart}");
     Ok(())
 }
 
@@ -409,6 +466,13 @@ fn commands() -> Result<(), Failed> {
     let tuned = "tune embedded:tiny-mixtral --method lora --rank 2 --steps 2 --batch 2 --length 32 --no-eval \
                  --formats packed --out t";
     succeeds(folder, tuned)?;
+    let told = read_json(folder.join("t/training.json"))?;
+    let text = told["loss"].as_str().ok_or("a text")?;
+    assert!(text.ends_with(", 0.001 x balance of experts"), "{text}");
+    let balance = told["steps"][1]["balance"].as_f64().ok_or("a number")?;
+    assert!((1.9..2.6).contains(&balance), "{balance}");
+    let dense = tuned.replace("mixtral", "llama").replace("--out t", "--balance 0.1 --out v");
+    lopper(folder, &dense)?.refused(2, "balance & a model with experts");
     let pruned = "prune embedded:tiny-mixtral --widths kvgroup --ratio 0.5 --score l2 --no-eval --formats hf,gguf --out p";
     succeeds(folder, pruned)?;
     succeeds(folder, "generate p/model.gguf --prompt The -n 4")?;

@@ -62,6 +62,7 @@ fn options(rate: f64) -> StepOptions<'static> {
         next_tokens: 1.0,
         teacher: None,
         hidden: None,
+        balance: 0.0,
         tokens: usize::MAX,
         activation_budget: 0,
         dropout_seed: None,

@@ -88,6 +88,7 @@ fn options(rate: f64, tokens: usize) -> StepOptions<'static> {
         next_tokens: 1.0,
         teacher: None,
         hidden: None,
+        balance: 0.0,
         tokens,
         activation_budget: 1 << 30,
         dropout_seed: None,

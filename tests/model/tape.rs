@@ -50,6 +50,7 @@ fn adapter(device: &Device) -> Result<(), Failed> {
         outputs: false,
         dropout_seed: None,
         split: &split,
+        balance: None,
     };
     let run = |inputs: &[Vec<f32>; 5], back: bool| -> Outcome<(f64, Vec<Vec<f32>>)> {
         let mut tape = Tape::new(device, settings);

@@ -1,6 +1,8 @@
 //! Mixtures of experts: which of several feed-forwards each token goes to, and their results brought together (Shazeer et al.
 //! 2017, arXiv 1701.06538; Jiang et al. 2024, Mixtral, arXiv 2401.04088, section 2.1).
 
+pub mod balance;
+pub mod balance_grad;
 pub mod combine;
 pub mod combine_grad;
 pub mod product;

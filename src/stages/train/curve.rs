@@ -43,6 +43,14 @@ pub(super) fn svg(told: &Told, loss: &str, same: bool) -> String {
         let title = format!("held out: {held_out}");
         panels.push(panel(&title, Axis::Logarithmic, 260.0, vec![looks]));
     }
+    let balance =
+        told.steps.iter().filter_map(|step| Some((step.tokens as f64, step.balance?, 0.0)));
+    let balance: Vec<Point> = balance.collect();
+    if !balance.is_empty() {
+        let title = "balance of experts: those of a token where all are used alike";
+        let lines = vec![line("each step", Mark::Raw, balance)];
+        panels.push(panel(title, Axis::Linear, 180.0, lines));
+    }
     let rate = line("rate", Mark::Smooth, steps(|step| step.rate));
     panels.push(panel("learning rate", Axis::Linear, 180.0, vec![rate]));
     plot(&panels)

@@ -535,6 +535,10 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             return Err(self.learn.no_match().in_recipe());
         }
         let config = &model.config;
+        if let (Some(_), None) = (self.settings.balance, config.experts) {
+            let found = format!("one of the family {}", config.family.name);
+            return Err(BadField::new("balance", "a model with experts", found).in_recipe());
+        }
         let length = self.dataset.length;
         if length > config.max_positions {
             let expected = format!("at most {}, the model's context", config.max_positions);
@@ -578,6 +582,7 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             found: "none".into(),
         })?;
         let settings = self.settings();
+        let balance = settings.balance.unwrap_or(weights.config().balance);
         let seed = context.seed;
         let options = self.aim.teacher();
         // What is stored is there before the model takes its place.
@@ -631,7 +636,7 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             settings: &settings,
             usual_rate: L::USUAL_RATE,
             examples,
-            aim: Aim { next_tokens: self.aim.next_tokens(), teacher },
+            aim: Aim { next_tokens: self.aim.next_tokens(), teacher, balance: balance as f32 },
             pass,
             seed,
             folder: &folder,
@@ -675,7 +680,10 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         });
         let account = Account {
             learned: numbers,
-            loss: self.aim.loss(),
+            loss: match balance {
+                0.0 => self.aim.loss(),
+                factor => format!("{}, {factor} x balance of experts", self.aim.loss()),
+            },
             blocks,
             sources: sources.collect(),
             told,
