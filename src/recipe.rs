@@ -1,6 +1,7 @@
 //! What the user asks for: a TOML file in strict types. Unknown keys are errors. No I/O but reading the text.
 
 pub mod mergekit;
+pub mod mergekit_moe;
 
 use std::path::Path;
 

@@ -499,6 +499,10 @@ struct Done {
 impl Done {
     /// The configuration of the result, of a run on a model of configuration `parent`.
     fn config(&self, parent: &Config) -> Config {
+        // Experts that the parent had not make it another family.
+        let experts = self.experts.filter(|_| parent.experts.is_none());
+        let other = experts.and_then(|experts| parent.with_experts(experts));
+        let parent = other.as_ref().unwrap_or(parent);
         Config {
             hidden_size: self.hidden_size,
             rms_norm_eps: self.rms_norm_eps,

@@ -111,6 +111,7 @@ mod pipelines {
     pub mod sweep;
     pub mod training;
     pub mod transforming;
+    pub mod upcycling;
 }
 
 mod quality {
@@ -186,6 +187,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     pipelines::sweep::trials,
     pipelines::training::trials,
     pipelines::transforming::trials,
+    pipelines::upcycling::trials,
     formats::gguf::trials,
     formats::hostile_gguf::trials,
     formats::hostile_safetensors::trials,

@@ -73,6 +73,7 @@ pub(super) fn execute_stage(
     common: &Common,
     output: &Output,
 ) -> Result<()> {
+    stage.iter().try_for_each(check_numbers)?;
     let recipe = Recipe {
         model: model.into(),
         seed: global.seed.unwrap_or(0),
@@ -81,6 +82,26 @@ pub(super) fn execute_stage(
         export: Export { formats: measuring.formats.clone() },
     };
     execute(global, &recipe, &recipe.to_toml(), common, output).map_err(of_flag)
+}
+
+/// An error that names the flag of a number that no recipe can hold: JSON has nothing in its place.
+fn check_numbers(stage: &RecipeStage) -> Result<()> {
+    fn lacks(value: &Value) -> bool {
+        match value {
+            Value::Null => true,
+            Value::Array(values) => values.iter().any(lacks),
+            Value::Object(map) => map.values().any(lacks),
+            _ => false,
+        }
+    }
+    match stage.keys().iter().find(|(_, value)| lacks(value)) {
+        None => Ok(()),
+        Some((key, _)) => Err(Error::Argument {
+            argument: format!("--{}", key.replace('_', "-")),
+            expected: "a finite number".into(),
+            found: "one that is not".into(),
+        }),
+    }
 }
 
 /// An error of a recipe that was made of flags names the flag.

@@ -27,6 +27,7 @@ mod tasks;
 mod train;
 mod transform;
 mod trust;
+mod upcycle;
 mod version;
 
 use std::ffi::OsString;
@@ -184,6 +185,8 @@ enum Command {
     Distill(train::Distil),
     /// Merge models: means, arcs, what each changed of the first, blocks stacked
     Merge(merge::Arguments),
+    /// Make a model with experts of one without, or of several
+    Upcycle(upcycle::Arguments),
     /// Measure a model's quality
     Eval(eval::Arguments),
     /// Put two models side by side: size, text, tasks
@@ -305,6 +308,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
             | Command::Prune(_)
             | Command::Transform(_)
             | Command::Merge(_)
+            | Command::Upcycle(_)
             | Command::Compress(_)
     );
     if cli.global.engine != EngineChoice::Auto && !runs_a_model && !compresses {
@@ -324,6 +328,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Tune(arguments) => train::tune(&cli.global, arguments, output),
         Command::Distill(arguments) => train::distil(&cli.global, arguments, output),
         Command::Merge(arguments) => merge::run(&cli.global, arguments, output),
+        Command::Upcycle(arguments) => upcycle::run(&cli.global, arguments, output),
         Command::Eval(arguments) => eval::run(&cli.global, arguments, output),
         Command::Compare(arguments) => compare::run(&cli.global, arguments, output),
         Command::Generate(arguments) => generate::run(&cli.global, arguments, output),

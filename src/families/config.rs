@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::Family;
 use super::rope::{Rope, RopeScaling};
+use super::{FAMILIES, Family};
 use crate::error::{Error, Result};
 use crate::graph::{Attention, BlockShape, DistanceBuckets, Experts, MAX_EXPERTS, Part};
 use crate::kernels::attention::MAX_HEAD_DIM;
@@ -114,6 +114,14 @@ impl Config {
         (ctx > context).then(|| {
             format!("windows of {ctx} tokens are longer than the model's context of {context}")
         })
+    }
+
+    /// The configuration of a model with experts whose blocks are these but for their feed-forwards; `None` if no family has such, or
+    /// these have experts.
+    pub fn with_experts(&self, experts: Experts) -> Option<Config> {
+        let family = FAMILIES.iter().find(|family| family.dense.contains(&self.family.name))?;
+        let (experts, balance) = (Some(experts), USUAL_BALANCE);
+        Some(Config { family, experts, balance, ..self.clone() })
     }
 
     /// Blocks.

@@ -347,10 +347,7 @@ impl Config {
         };
         self.family.rename_json(&mut map);
         map.insert(key.into(), json!(names[0]));
-        if self.experts.is_some() {
-            map.insert(BALANCE.into(), json!(self.balance));
-        }
-        (self.family.write_json)(self, &mut map);
+        self.write_own(&mut map);
         Ok(self.updated_json(map, specs))
     }
 
@@ -362,6 +359,7 @@ impl Config {
         mut parent: Map<String, Value>,
         specs: &[TensorSpec],
     ) -> Map<String, Value> {
+        self.rename(&mut parent);
         let uniform = self.uniform();
         let widths = |width: fn(&BlockDims) -> usize| match &uniform {
             Some(widths) => json!(width(widths)),
@@ -417,6 +415,29 @@ impl Config {
             parent.insert("layer_types".into(), layer_types(self));
         }
         parent
+    }
+
+    /// Makes a parent's `config.json` that of this family, where it is of another.
+    fn rename(&self, parent: &mut Map<String, Value>) {
+        let name = json!(self.family.name);
+        if parent.get("model_type").is_none_or(|own| *own == name) {
+            return;
+        }
+        parent.insert("model_type".into(), name);
+        parent.insert("architectures".into(), json!([self.family.class]));
+        let (key, names) = self.family.activation_key;
+        parent.insert(key.into(), json!(names[0]));
+        let biases = FAMILIES.iter().flat_map(|family| family.bias_keys);
+        biases.for_each(|(key, _)| _ = parent.remove(*key));
+        self.write_own(parent);
+    }
+
+    /// Writes what not every family has.
+    fn write_own(&self, map: &mut Map<String, Value>) {
+        if self.experts.is_some() {
+            map.insert(BALANCE.into(), json!(self.balance));
+        }
+        (self.family.write_json)(self, map);
     }
 
     /// The biases that a Hugging Face folder needs beside those in `specs`, all of them zero: its configuration has one word for

@@ -70,6 +70,8 @@ pub struct Family {
     pub gguf_per_layer: Option<&'static str>,
     /// The keys of `config.json` for the number of a block's experts and of those of a token, if it has experts.
     pub experts_keys: Option<[&'static str; 2]>,
+    /// Families without experts that have its blocks but for those.
+    pub dense: &'static [&'static str],
     /// What `config.json` calls sizes that it does not call as Llama does: (Llama's key, this family's). An empty name: it has no
     /// such key.
     pub json_names: &'static [(&'static str, &'static str)],
@@ -119,6 +121,7 @@ impl Family {
             gguf_mark: None,
             gguf_per_layer: None,
             experts_keys: None,
+            dense: &[],
             json_names: &[],
             decoder_layers_keys: None,
             names: &DECODER,

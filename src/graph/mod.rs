@@ -134,6 +134,16 @@ impl Slot {
         }
     }
 
+    /// The slot that an expert's has in a block with one feed-forward; itself if it is no expert's.
+    pub fn of_no_expert(self) -> Slot {
+        match self {
+            Slot::ExpertGate(_) => Slot::Gate,
+            Slot::ExpertUp(_) => Slot::Up,
+            Slot::ExpertDown(_) => Slot::Down,
+            slot => slot,
+        }
+    }
+
     /// The same slot of another expert; itself if it is no expert's.
     pub fn of_expert(self, expert: usize) -> Slot {
         let number = expert as u16;

@@ -12,6 +12,7 @@ pub mod quantize;
 mod repeat;
 pub mod train;
 pub mod transform;
+pub mod upcycle;
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -63,6 +64,7 @@ pub static STAGES: &[StageKind] = &[
     train::TUNE,
     train::DISTIL,
     merge::KIND,
+    upcycle::KIND,
     fresh::KIND,
 ];
 

@@ -4,6 +4,7 @@
 
 mod average;
 mod deltas;
+mod experts;
 mod setting;
 mod stack;
 mod stock;
@@ -16,6 +17,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 pub use deltas::{Deltas, Keep, Rescale, Trim};
+pub use experts::{Assembled, Expert, Parts, Routers};
 pub use setting::{Filtered, Setting, Values};
 pub use stack::{Slice, Stacked};
 pub use vocabulary::{Alignment, Vocabulary, alignments};

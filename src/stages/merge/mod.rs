@@ -159,7 +159,7 @@ pub enum Plain {
 }
 
 impl Plain {
-    fn format(self) -> WeightFormat {
+    pub(super) fn format(self) -> WeightFormat {
         match self {
             Plain::F16 => WeightFormat::f16(),
             Plain::Bf16 => WeightFormat::bf16(),
@@ -182,7 +182,7 @@ impl Inputs {
 }
 
 /// The name of the model that the stage runs on, in messages.
-const OWN: &str = "the stage's model";
+pub(super) const OWN: &str = "the stage's model";
 
 /// A way to merge.
 pub trait Mixing:
