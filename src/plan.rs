@@ -205,6 +205,11 @@ impl Plan {
             let (resident, streamed) = begin.evaluation_bytes(evaluate.ctx);
             evaluated = (resident.saturating_add(grown), streamed.saturating_add(grown));
             warnings.extend(begin.config.beyond_context(evaluate.ctx));
+            if end.config.readout.is_some() {
+                let text =
+                    "a model that scores texts has no perplexity: eval --preferences measures it";
+                warnings.push(text.into());
+            }
         }
         let apart = parent.gguf().is_none() && formats.contains(&ExportFormat::Gguf);
         let tokenizer = apart.then(|| parent.stored_tokenizer()).transpose()?;

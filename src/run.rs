@@ -29,7 +29,7 @@ use crate::measure::{Convention, Perplexity, Windows, perplexity};
 use crate::methods::calibration::Rows;
 use crate::model::{
     BlockDims, CONFIG_FILE, Checkpoint, Compute, Config, ExportFormat, KeptChannels, Model,
-    Outline, Pass, WeightSource, Weights, hash_of_files, identity,
+    Outline, Pass, Readout, WeightSource, Weights, hash_of_files, identity,
 };
 use crate::plan::{Plan, Written, in_f16};
 use crate::recipe::{Evaluate, Recipe};
@@ -337,15 +337,21 @@ fn lessons(
     parent: &Checkpoint,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Vec<Lessons>> {
+    let mut readout = parent.config().readout.clone();
     let of = |(index, stage): (usize, &RecipeStage)| {
         let needs = stage.needs();
+        readout = stage.new_head().or(readout.take());
         let examples = needs.data.map(|dataset| {
             let tokenizer = tokenizer.ok_or_else(|| Error::Argument {
                 argument: "training data".into(),
                 expected: "a model with a tokenizer".into(),
                 found: "none".into(),
             })?;
-            Examples::read(dataset, tokenizer, recipe.seed)
+            // What the head learns is known by what it is.
+            match &readout {
+                None => Examples::read(dataset, tokenizer, recipe.seed),
+                Some(readout) => Examples::texts(dataset, &readout.labels, tokenizer, recipe.seed),
+            }
         });
         let examples = examples.transpose()?;
         if let Some(examples) = examples.as_ref().filter(|e| e.rows_per_epoch() < needs.batch) {
@@ -493,6 +499,8 @@ struct Done {
     shortcuts: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     experts: Option<Experts>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    readout: Option<Readout>,
     blocks: Vec<BlockDims>,
 }
 
@@ -509,6 +517,7 @@ impl Done {
             tied: self.tied,
             shortcuts: self.shortcuts,
             experts: self.experts,
+            readout: self.readout.clone(),
             blocks: self.blocks.clone(),
             ..parent.clone()
         }
@@ -798,6 +807,7 @@ impl Run<'_> {
             tied: config.tied,
             shortcuts: config.shortcuts,
             experts: config.experts,
+            readout: config.readout.clone(),
             blocks: config.blocks.clone(),
         };
         write_record(&part.join(DONE), &work::to_toml(&done))?;
@@ -855,7 +865,10 @@ impl Run<'_> {
         weights: &dyn Weights,
         listen: Listener<'_>,
     ) -> Result<Option<Perplexity>> {
-        let Some((evaluate, tokens)) = &self.evaluation else {
+        // What scores texts has no perplexity; the plan said so.
+        let evaluation = self.evaluation.as_ref();
+        let Some((evaluate, tokens)) = evaluation.filter(|_| weights.config().readout.is_none())
+        else {
             return Ok(None);
         };
         let pass = Pass { device: self.device, compute: self.options.compute };
@@ -907,7 +920,10 @@ impl Run<'_> {
                 // A second one of a recipe has its stage's name before its own.
                 let own = folder.join(part).exists();
                 let target = if own { format!("{name}.{part}") } else { part.to_string() };
-                copy_files(&work.path().join(&name).join(part), &folder.join(target))?;
+                let left = work.path().join(&name).join(part);
+                if left.exists() {
+                    copy_files(&left, &folder.join(target))?;
+                }
             }
             if let Some(report) = stage.report(&work.path().join(&name))? {
                 // A second one of a recipe has its stage's name before its own.

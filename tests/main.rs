@@ -84,6 +84,7 @@ mod model {
     pub mod learned;
     pub mod learning;
     pub mod reading;
+    pub mod rewards;
     pub mod sampling;
     pub mod scores;
     pub mod sliced;
@@ -163,6 +164,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::learned::trials,
     model::learning::trials,
     model::reading::trials,
+    model::rewards::trials,
     model::sampling::trials,
     model::scores::trials,
     model::sliced::trials,

@@ -2,7 +2,7 @@
 
 use super::Global;
 use super::output::Output;
-use super::session::{load_model, open_model};
+use super::session::{load_model, open_language_model};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Compute, Ensemble, Model, Steering, Weights, check_cache};
@@ -20,7 +20,7 @@ pub(super) struct EnsembleArguments {
     /// How much of the difference is added: logits + alpha (expert - anti-expert)
     #[arg(long, default_value_t = 1.0, requires = "expert", allow_negative_numbers = true)]
     alpha: f64,
-    /// Average the logits with this model's; may be given several times
+    /// Average the logits, or scores of texts, with this model's; may be given several times
     #[arg(long, value_name = "MODEL")]
     ensemble: Vec<String>,
 }
@@ -70,6 +70,11 @@ impl EnsembleArguments {
         self.expert.is_none() && self.ensemble.is_empty()
     }
 
+    /// The models that are averaged with the one that the command names.
+    pub(super) fn averaged(&self) -> &[String] {
+        &self.ensemble
+    }
+
     /// The models that a result depends on, as JSON says them.
     pub(super) fn json(&self) -> serde_json::Value {
         let alpha = self.expert.as_ref().map(|_| self.alpha);
@@ -86,7 +91,7 @@ pub(super) fn open_with_tokens(
     base: &Tokenizer,
     output: &Output,
 ) -> Result<Checkpoint> {
-    let checkpoint = open_model(name, output)?;
+    let checkpoint = open_language_model(flag, name, output)?;
     let why = "it goes on from another model's text";
     checkpoint.config().without_encoder(flag, why)?;
     let tokenizer = checkpoint.tokenizer()?;

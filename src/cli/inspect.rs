@@ -56,6 +56,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         facts["experts"] = json!(experts.count);
         facts["experts_used"] = json!(experts.used);
     }
+    if let Some(readout) = &config.readout {
+        facts["labels"] = json!(readout.labels);
+    }
     if let Some(encoder) = config.encoder {
         facts["encoder_layers"] = json!(encoder.layers);
         facts["decoder_start"] = json!(encoder.start);
@@ -79,7 +82,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         bytes(f16),
     ));
     output.line(format!(
-        "{} layers, hidden {}, feed-forward {}, heads {} / {} key-value of {}, vocabulary {}, {} head, context {}",
+        "{} layers, hidden {}, feed-forward {}, heads {} / {} key-value of {}, vocabulary {}, {}, context {}",
         config.layers(),
         config.hidden_size,
         range(config, |w| w.intermediate_size),
@@ -87,7 +90,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         range(config, |w| w.kv_heads),
         config.head_dim,
         config.vocab_size,
-        if config.tied { "tied" } else { "own" },
+        head(config),
         config.max_positions,
     ));
     if let Some(experts) = config.experts {
@@ -142,6 +145,15 @@ fn stated(config: &Config, width: fn(&BlockDims) -> usize) -> Value {
     match &config.uniform() {
         Some(widths) => json!(width(widths)),
         None => json!(config.blocks.iter().map(width).collect::<Vec<_>>()),
+    }
+}
+
+/// The head in words.
+fn head(config: &Config) -> String {
+    match &config.readout {
+        Some(readout) => format!("a head that scores {}", readout.labels.join(", ")),
+        None if config.tied => "tied head".into(),
+        None => "own head".into(),
     }
 }
 

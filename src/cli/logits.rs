@@ -35,7 +35,8 @@ pub(super) struct Arguments {
     /// Of a model with an encoder, which reads those tokens or that text: what the decoder has written, without its start
     #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
     target: Vec<u32>,
-    /// The safetensors file to write: input_ids (1, T), logits (1, T, vocabulary)
+    /// The safetensors file to write: input_ids (1, T), logits (1, T, vocabulary); of a model that scores texts, scores of the
+    /// text up to each token (1, T, labels)
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
     /// Write hidden.0 (the embedding) to hidden.L (after the final norm) too
@@ -108,8 +109,8 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     tensors.push(tensor(
         "logits".into(),
         DType::F32,
-        vec![1, length, widths.vocab_size],
-        f32_bytes(&logits, first * widths.vocab_size),
+        vec![1, length, widths.head_rows()],
+        f32_bytes(&logits, first * widths.head_rows()),
     ));
     for (index, state) in hidden.iter().enumerate() {
         // Of a model with an encoder the streams of the source, too: each row's parts behind each other.

@@ -16,6 +16,7 @@ mod output;
 mod progress;
 mod prune;
 mod quantize;
+mod rewards;
 mod scores;
 mod serve;
 mod session;

@@ -11,7 +11,8 @@ use super::ensemble::EnsembleArguments;
 use super::generate::sampling::SamplingArguments;
 use super::output::Output;
 use super::session::{
-    CacheArguments, compute, load_model, open_device, open_model, put_adapter, read_adapter,
+    CacheArguments, compute, load_model, open_device, open_language_model, put_adapter,
+    read_adapter,
 };
 use crate::error::{Error, Result};
 use crate::model::{Ensemble, Pass, Weights, check_cache};
@@ -74,11 +75,12 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let token = token(arguments)?;
     // Before a model is loaded, which takes longer.
     let (listener, address) = listen(arguments, token.is_some())?;
-    let checkpoint = open_model(&arguments.model, output)?;
+    let checkpoint = open_language_model("MODEL", &arguments.model, output)?;
     let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let further = arguments.ensemble.open(&tokenizer, output)?;
-    let other = arguments.compare.as_deref().map(|name| open_model(name, output)).transpose()?;
+    let other = arguments.compare.as_deref();
+    let other = other.map(|name| open_language_model("--compare", name, output)).transpose()?;
     for model in [Some(&checkpoint), other.as_ref()].into_iter().flatten() {
         let why = "sequences that grow side by side are one text each";
         model.config().without_encoder("lopper serve", why)?;

@@ -44,6 +44,17 @@ pub(super) fn open_model(name: &str, output: &Output) -> Result<Checkpoint> {
     Ok(model)
 }
 
+/// Opens a model that foretells tokens, which an argument names.
+pub(super) fn open_language_model(
+    argument: &str,
+    name: &str,
+    output: &Output,
+) -> Result<Checkpoint> {
+    let model = open_model(name, output)?;
+    model.config().foretells(argument)?;
+    Ok(model)
+}
+
 /// Opens the device, saying in one line where `auto` landed if that may surprise.
 pub(super) fn open_device(global: &Global, output: &Output) -> Result<Device> {
     if global.device == DeviceChoice::Cpu {

@@ -60,6 +60,36 @@ pub struct Encoder {
     pub start: u32,
 }
 
+/// Which of a text's tokens stand for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pooling {
+    /// The last one, which has seen all of it where attention is causal.
+    Last,
+}
+
+/// What is read of a text as a whole, behind the last block and the final norm, by a model that does not foretell tokens: a
+/// classifier, or a reward model, which is one of a single label.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readout {
+    /// Which tokens it is read of.
+    pub pooling: Pooling,
+    /// The labels that the head scores, one at least.
+    pub labels: Vec<String>,
+}
+
+impl Readout {
+    /// A head that scores how good a text is: transformers' name for its one label.
+    pub fn reward() -> Self {
+        Self { pooling: Pooling::Last, labels: vec![label(0)] }
+    }
+}
+
+/// What transformers calls a label that has no name.
+pub(super) fn label(place: usize) -> String {
+    format!("LABEL_{place}")
+}
+
 /// The shape of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -95,6 +125,8 @@ pub struct Config {
     pub attention_soft_cap: Option<f64>,
     /// c of c tanh(logit / c) behind the head.
     pub logit_soft_cap: Option<f64>,
+    /// What its head reads of a text; `None`: it foretells each next token, over the vocabulary.
+    pub readout: Option<Readout>,
 }
 
 /// Sizes above this are taken for damage: no model has them, and products of two still fit 64 bits.
@@ -155,6 +187,54 @@ impl Config {
                 argument: what.into(),
                 expected: format!("a model without an encoder: {why}"),
                 found: format!("one of the family {}", self.family.name),
+            }),
+        }
+    }
+
+    /// Numbers that the head gives for a token: the vocabulary's, or those of labels.
+    pub fn head_rows(&self) -> usize {
+        self.readout.as_ref().map_or(self.vocab_size, |readout| readout.labels.len())
+    }
+
+    /// c of c tanh(x / c) behind the head. Scores have none, as in transformers.
+    pub fn head_soft_cap(&self) -> Option<f32> {
+        let cap = self.logit_soft_cap.filter(|_| self.readout.is_none());
+        cap.map(|cap| cap as f32)
+    }
+
+    /// An error if its head scores texts: `what` is for models that foretell tokens.
+    pub fn foretells(&self, what: &str) -> Result<()> {
+        match &self.readout {
+            None => Ok(()),
+            Some(readout) => Err(Error::Argument {
+                argument: what.into(),
+                expected: "a model that foretells tokens, with a head over the vocabulary".into(),
+                found: format!(
+                    "one that scores texts ({}); eval --preferences measures it",
+                    readout.labels.join(", ")
+                ),
+            }),
+        }
+    }
+
+    /// What it reads of texts; an error if it has no head that scores them.
+    pub fn reads_out(&self, what: &str) -> Result<&Readout> {
+        self.readout.as_ref().ok_or_else(|| Error::Argument {
+            argument: what.into(),
+            expected: "a model that scores texts, as a reward model does".into(),
+            found: "one that foretells tokens; tune --score-head puts such a head on it".into(),
+        })
+    }
+
+    /// The same for a reward model: one score a text.
+    pub fn rewards(&self, what: &str) -> Result<()> {
+        let labels = &self.reads_out(what)?.labels;
+        match labels.len() {
+            1 => Ok(()),
+            count => Err(Error::Argument {
+                argument: what.into(),
+                expected: "a reward model, whose head has one label".into(),
+                found: format!("one of {count} labels ({})", labels.join(", ")),
             }),
         }
     }

@@ -392,6 +392,7 @@ impl Config {
             attention_scale: None,
             attention_soft_cap: keys.optional_number(ATTENTION_CAP)?,
             logit_soft_cap: keys.optional_number(LOGIT_CAP)?,
+            readout: None,
         };
         (family.read_gguf)(&keys, &mut config)?;
         let config = config.check(path, &keys.key("attention.head_count_kv"))?;
@@ -402,6 +403,16 @@ impl Config {
     /// The architecture that states the widths; an error if the family has none that does.
     pub fn architecture(&self, path: &Path) -> Result<&'static str> {
         self.without_shortcuts(path, "a GGUF file")?;
+        if self.readout.is_some() {
+            return Err(Error::Unsupported {
+                path: path.into(),
+                what: format!(
+                    "a GGUF file of a model of the family {} that scores texts",
+                    self.family.name
+                ),
+                why: "llama.cpp's architecture has no place for its head; use hf or packed".into(),
+            });
+        }
         self.check_gguf_buckets(path)?;
         let windows = self.blocks.iter().any(|block| block.window.is_some());
         let says = |(name, _): &(&str, Meta)| name.contains("sliding_window");

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE, USUAL_BALANCE};
+use super::config::{
+    BlockDims, Config, MAX_LAYERS, MAX_SIZE, Pooling, Readout, USUAL_BALANCE, label,
+};
 use super::names::{Role, TensorSpec, tensor_specs};
 use super::rope::{Rope, RopeScaling};
-use super::{FAMILIES, Family, t5};
+use super::{FAMILIES, Family, SCORING, t5};
 use crate::error::{Error, Result};
 use crate::graph::{Experts, Slot};
 
@@ -144,6 +146,36 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// What the head reads of a text, of a class that scores labels.
+    fn readout(&self, family: &Family) -> Result<Option<Readout>> {
+        let class = self.given(ARCHITECTURES).and_then(|list| list.get(0)).and_then(Value::as_str);
+        let Some(class) = class.filter(|class| class.ends_with(SCORING)) else { return Ok(None) };
+        if family.scoring_class().is_none() {
+            return Err(Error::Unsupported {
+                path: self.path.into(),
+                what: class.into(),
+                why: format!("this version reads {} of the family {}", family.class, family.name),
+            });
+        }
+        let wrong = || self.wrong(ID_LABEL, "a name for each label, numbered from 0");
+        let labels = match self.given(ID_LABEL) {
+            // transformers' own number where nothing is said.
+            None => {
+                (0..self.size("num_labels")?.unwrap_or(2).min(MAX_LABELS + 1)).map(label).collect()
+            }
+            Some(Value::Object(names)) => {
+                let name = |place: usize| names.get(&place.to_string()).and_then(Value::as_str);
+                let names = (0..names.len()).map(|place| name(place).map(str::to_string));
+                names.collect::<Option<Vec<_>>>().ok_or_else(wrong)?
+            }
+            Some(_) => return Err(wrong()),
+        };
+        match labels.len() {
+            1..=MAX_LABELS => Ok(Some(Readout { pooling: Pooling::Last, labels })),
+            _ => Err(self.wrong(ID_LABEL, &format!("1 to {MAX_LABELS} labels"))),
+        }
+    }
+
     /// An object within the object.
     pub(super) fn object(&self, key: &str) -> Result<Option<Reader<'a>>> {
         match self.given(key) {
@@ -203,6 +235,11 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 }
+
+const ARCHITECTURES: &str = "architectures";
+const ID_LABEL: &str = "id2label";
+/// More labels are taken for damage.
+const MAX_LABELS: usize = 1 << 16;
 
 /// The key of a packed folder that says that a block's halves have bases of the residual stream of their own.
 const SHORTCUTS: &str = "residual_shortcuts";
@@ -279,6 +316,7 @@ impl Config {
             }
         };
         let tied = reader.given("tie_word_embeddings").and_then(Value::as_bool);
+        let readout = reader.readout(family)?;
         let mut config = Self {
             family,
             hidden_size,
@@ -291,11 +329,13 @@ impl Config {
             max_positions: reader.size(own("max_position_embeddings"))?.unwrap_or(2048),
             rms_norm_eps: reader.number(own("rms_norm_eps"))?.unwrap_or(1e-6),
             ropes: Vec::new(),
-            tied: tied.unwrap_or(family.tied),
+            // What scores labels is no embedding.
+            tied: readout.is_none() && tied.unwrap_or(family.tied),
             shortcuts: reader.shortcuts()?,
             attention_scale: None,
             attention_soft_cap: None,
             logit_soft_cap: None,
+            readout,
         };
         (family.read_json)(&reader, &mut config)?;
         reader.only("use_bidirectional_attention", &json!(false))?;
@@ -391,6 +431,15 @@ impl Config {
         if let (Some(experts), Some([count, used])) = (self.experts, self.family.experts_keys) {
             parent.insert(count.into(), json!(experts.count));
             parent.insert(used.into(), json!(experts.used));
+        }
+        if let (Some(readout), Some(class)) = (&self.readout, self.family.scoring_class()) {
+            let labels = || readout.labels.iter().enumerate();
+            let by_id = labels().map(|(id, name)| (id.to_string(), json!(name))).collect();
+            let by_name = labels().map(|(id, name)| (name.clone(), json!(id))).collect();
+            parent.insert(ARCHITECTURES.into(), json!([class]));
+            parent.insert(ID_LABEL.into(), Value::Object(by_id));
+            parent.insert("label2id".into(), Value::Object(by_name));
+            parent.remove("num_labels");
         }
         parent.remove(SHORTCUTS);
         if self.shortcuts {
@@ -509,6 +558,7 @@ impl Config {
             && self.encoder == other.encoder
             && self.experts == other.experts
             && self.shortcuts == other.shortcuts
+            && self.readout == other.readout
             && near(self.rms_norm_eps, other.rms_norm_eps)
             && option(self.attention_scale, other.attention_scale)
             && option(self.attention_soft_cap, other.attention_soft_cap)

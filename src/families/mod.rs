@@ -19,7 +19,7 @@ mod rope;
 mod shapes;
 mod t5;
 
-pub use config::{BlockDims, Config, Encoder};
+pub use config::{BlockDims, Config, Encoder, Pooling, Readout};
 pub use gguf::{Origin, factor as gguf_factor, main_type, metadata};
 pub use groups::{Axis, Group, Member, PrunableDim, Side, groups};
 pub use names::{
@@ -150,6 +150,11 @@ impl Family {
         own.map_or(Some(key), |(_, name)| Some(*name).filter(|name| !name.is_empty()))
     }
 
+    /// The class that transformers opens it with where its head scores labels; `None`: it has none that stands on the last token.
+    pub fn scoring_class(&self) -> Option<String> {
+        self.class.strip_suffix("ForCausalLM").map(|base| format!("{base}{SCORING}"))
+    }
+
     /// Gives keys that are Llama's this family's names, and takes those out that it has not.
     fn rename_json(&self, map: &mut Map<String, Value>) {
         for (known, own) in self.json_names {
@@ -160,6 +165,9 @@ impl Family {
         }
     }
 }
+
+/// What transformers' classes end with whose head scores labels.
+const SCORING: &str = "ForSequenceClassification";
 
 /// The key that Llama and its kin have for all biases of attention.
 const ATTENTION_BIAS: (&str, &[Slot]) =

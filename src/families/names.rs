@@ -19,6 +19,7 @@ pub struct Names {
     embedding: Row,
     final_norm: Row,
     head: Row,
+    score: Row,
 }
 
 impl Names {
@@ -39,6 +40,7 @@ pub static DECODER: Names = Names {
     embedding: EMBEDDING,
     final_norm: FINAL_NORM,
     head: HEAD,
+    score: SCORE,
 };
 
 /// T5's.
@@ -48,6 +50,7 @@ pub static ENCODER_DECODER: Names = Names {
     embedding: Row { hf: "shared", ..EMBEDDING },
     final_norm: Row { hf: "decoder.final_layer_norm", gguf: "dec.output_norm", ..FINAL_NORM },
     head: HEAD,
+    score: SCORE,
 };
 
 /// What module names of blocks begin with in any family, before the layer's number.
@@ -106,6 +109,8 @@ pub enum Role {
     Router,
     /// The output head.
     Head,
+    /// The head that scores labels of a text. It is small, and its errors are those of the scores: no method makes it smaller.
+    Score,
     /// The weight of a norm.
     Norm,
     /// A bias of a linear layer.
@@ -135,6 +140,8 @@ pub enum Dim {
     Buckets,
     /// Tokens.
     Vocabulary,
+    /// Labels of a head that scores texts.
+    Labels,
 }
 
 impl Dim {
@@ -145,7 +152,12 @@ impl Dim {
             Dim::Intermediate => Some(PrunableDim::FeedForward),
             Dim::Query => Some(PrunableDim::Head),
             Dim::KeyValue => Some(PrunableDim::KvGroup),
-            Dim::Head | Dim::Experts | Dim::Heads | Dim::Buckets | Dim::Vocabulary => None,
+            Dim::Head
+            | Dim::Experts
+            | Dim::Heads
+            | Dim::Buckets
+            | Dim::Vocabulary
+            | Dim::Labels => None,
         }
     }
 
@@ -161,6 +173,7 @@ impl Dim {
             Dim::Heads => widths.heads,
             Dim::Buckets => config.encoder.map_or(0, |encoder| encoder.buckets.count),
             Dim::Vocabulary => config.vocab_size,
+            Dim::Labels => config.head_rows(),
         }
     }
 }
@@ -296,6 +309,12 @@ const EMBEDDING: Row =
 const FINAL_NORM: Row = Row::norm(Slot::FinalNorm, "model.norm", "output_norm", Dim::Hidden);
 const HEAD: Row =
     Row::linear(Slot::Head, "lm_head", "output", Dim::Vocabulary, Dim::Hidden).of_role(Role::Head);
+
+/// What transformers' classes for sequence classification have in the head's place. (llama.cpp's name; its architectures of
+/// decoders do not read it.)
+const SCORE: Row = Row::linear(Slot::Head, "score", "cls.output", Dim::Labels, Dim::Hidden)
+    .unbiased()
+    .of_role(Role::Score);
 
 /// The products that a residual stream of several bases goes through, each behind the layer whose result is added then.
 const SHORTCUTS: [(Slot, Row); 2] = [
@@ -483,7 +502,7 @@ pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
     }
     specs.push(whole(&names.final_norm));
     if !config.tied {
-        specs.push(whole(&names.head));
+        specs.push(whole(head_row(config)));
     }
     specs
 }
@@ -537,7 +556,15 @@ pub fn final_norm_name(config: &Config) -> String {
 
 /// The module name of the head.
 pub fn head_name(config: &Config) -> &'static str {
-    config.family.names.head.hf
+    head_row(config).hf
+}
+
+/// The head over the vocabulary, or the one that scores labels.
+fn head_row(config: &Config) -> &'static Row {
+    match config.readout {
+        None => &config.family.names.head,
+        Some(_) => &config.family.names.score,
+    }
 }
 
 impl Family {
@@ -622,7 +649,7 @@ pub fn unread(config: &Config, name: &str) -> Unread {
         None => {
             let outside = |row: &&Row| row.stack == Stack::Outside;
             let of_stacks = config.family.rows.iter().filter(outside).any(|row| known(row, name));
-            of_stacks || of(&[names.embedding, names.final_norm, names.head], name)
+            of_stacks || of(&[names.embedding, names.final_norm, *head_row(config)], name)
         }
     };
     if known { Unread::Changes } else { Unread::Ignored }

@@ -47,6 +47,29 @@ pub struct Loss<'l> {
     pub next_tokens: f32,
     /// A teacher to be near to.
     pub teacher: Option<Teacher<'l>>,
+    /// What scores of texts are to be, of a model whose head gives them: then what counts are the tokens that a text is read of,
+    /// one of each row, and the loss is this alone.
+    pub scores: Option<ScoreLoss<'l>>,
+}
+
+/// A loss of scores of texts, one text a row.
+#[derive(Clone, Copy, Debug)]
+pub enum ScoreLoss<'l> {
+    /// Rows come in pairs, and of each the first is to have the higher score: -log sigmoid(first - second), the mean over pairs
+    /// (Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, equation 1).
+    Preferences,
+    /// The cross-entropy of each row's label, the mean over rows.
+    Labels(&'l [u32]),
+}
+
+impl ScoreLoss<'_> {
+    /// Rows that its terms are made of.
+    fn together(&self) -> usize {
+        match self {
+            ScoreLoss::Preferences => 2,
+            ScoreLoss::Labels(_) => 1,
+        }
+    }
 }
 
 /// A model whose distribution of next tokens another one is to have.
@@ -87,13 +110,19 @@ impl std::fmt::Debug for Loss<'_> {
 
 impl<'l> Loss<'l> {
     /// The cross-entropy of every next token within its sequence.
-    pub const NEXT_TOKENS: Loss<'static> = Loss { scored: None, next_tokens: 1.0, teacher: None };
+    pub const NEXT_TOKENS: Loss<'static> =
+        Loss { scored: None, next_tokens: 1.0, teacher: None, scores: None };
 
     /// The divergence from a teacher at every token.
     pub fn teacher(says: &'l dyn Fn(&[u32]) -> Result<Taught>, temperature: f32) -> Self {
         let divergence = Divergence::Forward;
         let teacher = Teacher { says, divergence, temperature, weight: 1.0 };
-        Self { scored: None, next_tokens: 0.0, teacher: Some(teacher) }
+        Self { scored: None, next_tokens: 0.0, teacher: Some(teacher), scores: None }
+    }
+
+    /// A loss of scores of texts, each read at the one place of its row that `read` marks.
+    pub fn scores(scores: ScoreLoss<'l>, read: &'l [bool]) -> Self {
+        Self { scored: Some(read), next_tokens: 0.0, teacher: None, scores: Some(scores) }
     }
 
     /// Tokens that count, in `sequences` of one length.
@@ -121,7 +150,36 @@ impl<'l> Loss<'l> {
         }
         match scored.iter().filter(|counts| **counts).count() {
             0 => wrong("tokens that count", "one or more".into(), "none".into()),
-            count => Ok(count),
+            count => match self.scores {
+                None => Ok(count),
+                Some(scores) => scores.count(scored, sequences),
+            },
+        }
+    }
+}
+
+impl ScoreLoss<'_> {
+    /// Its terms, for rows that are read at these places.
+    fn count(&self, read: &[bool], sequences: usize) -> Result<usize> {
+        let wrong = |argument: &str, expected: String, found: String| {
+            Err(Error::Argument { argument: argument.into(), expected, found })
+        };
+        let once = |row: &[bool]| row.iter().filter(|read| **read).count() == 1;
+        if let Some(row) = read.chunks(read.len() / sequences).position(|row| !once(row)) {
+            let found = format!("another number in row {row}");
+            return wrong("tokens that are read", "one of each row".into(), found);
+        }
+        match self {
+            ScoreLoss::Preferences if !sequences.is_multiple_of(2) => {
+                wrong("preferences", "rows in pairs".into(), format!("{sequences} rows"))
+            }
+            ScoreLoss::Preferences => Ok(sequences / 2),
+            ScoreLoss::Labels(labels) if labels.len() != sequences => wrong(
+                "labels",
+                format!("one for each of {sequences} rows"),
+                labels.len().to_string(),
+            ),
+            ScoreLoss::Labels(_) => Ok(sequences),
         }
     }
 }
@@ -212,9 +270,10 @@ impl BackwardOptions<'_> {
         sequences.div_ceil(self.at_once(sequences, length))
     }
 
-    /// Sequences of a microbatch.
+    /// Sequences of a microbatch, those of a loss's term together.
     fn at_once(&self, sequences: usize, length: usize) -> usize {
-        (self.tokens / length.max(1)).clamp(1, sequences.max(1))
+        let together = self.loss.scores.map_or(1, |scores| scores.together());
+        (self.tokens / length.max(1)).clamp(1, sequences.max(1)).next_multiple_of(together)
     }
 }
 
@@ -436,7 +495,7 @@ struct Recording<'t> {
 #[derive(Debug)]
 enum Losses {
     /// The rows that count, log-sum-exps and the targets' logits, and what each difference is multiplied by.
-    NextTokens(Vec<usize>, Reading, Reading, f64),
+    CrossEntropies(Vec<usize>, Reading, Reading, f64),
     /// Each row's, and what each is multiplied by.
     Divergences(Reading, f64),
 }
@@ -444,7 +503,7 @@ enum Losses {
 impl Losses {
     fn sum(self, device: &Device) -> Result<f64> {
         match self {
-            Losses::NextTokens(scored, lse, picked, factor) => {
+            Losses::CrossEntropies(scored, lse, picked, factor) => {
                 let lse = device.finish(lse)?.to_f32();
                 let picked = device.finish(picked)?.to_f32();
                 let loss = |row: usize| f64::from(lse[row]) - f64::from(picked[row]);
@@ -503,6 +562,20 @@ impl<'a> BackwardPass<'a> {
             });
         }
         let config = source.config();
+        match options.loss.scores {
+            None => config.foretells("a loss of next tokens")?,
+            Some(ScoreLoss::Preferences) => config.rewards("a loss of preferences")?,
+            Some(ScoreLoss::Labels(labels)) => {
+                let count = config.reads_out("a loss of labels")?.labels.len();
+                if let Some(label) = labels.iter().find(|label| **label as usize >= count) {
+                    return Err(Error::Argument {
+                        argument: "label".into(),
+                        expected: format!("one of the head's {count}, from 0"),
+                        found: label.to_string(),
+                    });
+                }
+            }
+        }
         let LaidOut { ids, paired } = lay_out(config, ids, sequences)?;
         let scored_places = match (options.loss.scored, &paired) {
             (Some(scored), _) => Some(Cow::Borrowed(scored)),
@@ -516,6 +589,13 @@ impl<'a> BackwardPass<'a> {
         if paired.is_some() && options.by_sequence && sequences > 1 {
             let why = "gradients of each row apart are not made of rows with a source";
             config.without_encoder("scores by single rows", why)?;
+        }
+        if options.by_sequence && options.loss.scores.is_some() {
+            return Err(Error::Argument {
+                argument: "gradients of each row apart".into(),
+                expected: "a loss of next tokens".into(),
+                found: "one of scores of texts".into(),
+            });
         }
         let loss = Loss { scored: scored_places.as_deref(), ..options.loss };
         let scored = loss.count(sequences, length)?;
@@ -868,7 +948,8 @@ impl<'a> BackwardPass<'a> {
         let apart = self.options.by_sequence && (keep || asked(&norm_name) || asked(&head_weight));
         assert!(!apart || tokens == all, "parts are those of whole sequences");
         let part_tokens = if apart { self.length } else { tokens.max(1) };
-        let step = head.rows_at_once(device).min(part_tokens);
+        let together = self.options.loss.scores.map_or(1, |scores| scores.together());
+        let step = head.rows_at_once(device).min(part_tokens).next_multiple_of(together);
         let mut grad = None;
         if tokens < all {
             // What does not count has no gradient.
@@ -947,8 +1028,11 @@ impl<'a> BackwardPass<'a> {
         losses: &mut Vec<Losses>,
     ) -> Result<Tensor> {
         let (device, output) = (self.pass.device, self.pass.compute.activation);
-        let Loss { next_tokens, teacher, .. } = self.options.loss;
+        let Loss { next_tokens, teacher, scores, .. } = self.options.loss;
         let first = self.tokens(batch).start;
+        if let Some(scores) = scores {
+            return self.scores(scores, first, places, logits, losses);
+        }
         // The sum of two parts is rounded once.
         let both = next_tokens != 0.0 && teacher.is_some();
         let each = if both { DType::F32 } else { output };
@@ -1022,12 +1106,54 @@ impl<'a> BackwardPass<'a> {
         output: DType,
         losses: &mut Vec<Losses>,
     ) -> Result<Tensor> {
-        let (device, factor) = (self.pass.device, self.options.loss.next_tokens);
+        let factor = self.options.loss.next_tokens;
         let target = |place: &u32| match (*place as usize + 1) % self.length {
             0 => UNSCORED,
             _ => self.ids[first + *place as usize + 1],
         };
         let targets: Vec<u32> = places.iter().map(target).collect();
+        self.cross_entropies(logits, &targets, (factor, output), losses)
+    }
+
+    /// The gradient of scores of the rows that are read at some places.
+    fn scores(
+        &self,
+        loss: ScoreLoss<'_>,
+        first: usize,
+        places: &[u32],
+        scores: &Tensor,
+        losses: &mut Vec<Losses>,
+    ) -> Result<Tensor> {
+        let as_products = (1.0, self.pass.compute.activation);
+        match loss {
+            // Of two scores, the first is the one to be chosen: the cross-entropy of that is the loss.
+            ScoreLoss::Preferences => {
+                let pairs = places.len() / 2;
+                let grad = self.cross_entropies(
+                    &scores.reshaped(&[pairs, 2]),
+                    &vec![0; pairs],
+                    as_products,
+                    losses,
+                )?;
+                Ok(grad.reshaped(scores.shape()))
+            }
+            ScoreLoss::Labels(labels) => {
+                let label = |place: &u32| labels[(first + *place as usize) / self.length];
+                let labels: Vec<u32> = places.iter().map(label).collect();
+                self.cross_entropies(scores, &labels, as_products, losses)
+            }
+        }
+    }
+
+    /// The gradient of `factor` times the mean cross-entropy of a target column in each row, in type `output`.
+    fn cross_entropies(
+        &self,
+        logits: &Tensor,
+        targets: &[u32],
+        (factor, output): (f32, DType),
+        losses: &mut Vec<Losses>,
+    ) -> Result<Tensor> {
+        let device = self.pass.device;
         let scored = (0..targets.len()).filter(|row| targets[*row] != UNSCORED);
         // Every row needs a column to pick; what rows without a target pick is left out.
         let picks: Vec<u32> = targets.iter().map(|t| if *t == UNSCORED { 0 } else { *t }).collect();
@@ -1040,12 +1166,12 @@ impl<'a> BackwardPass<'a> {
             device,
             logits,
             &lse,
-            &on_device(&targets)?,
+            &on_device(targets)?,
             factor * self.scale / self.scored as f32,
             output,
         )?;
         let (lse, picked) = (device.read_later(&lse)?, device.read_later(&picked)?);
-        losses.push(Losses::NextTokens(scored.collect(), lse, picked, f64::from(factor)));
+        losses.push(Losses::CrossEntropies(scored.collect(), lse, picked, f64::from(factor)));
         Ok(grad)
     }
 

@@ -18,21 +18,22 @@ mod load;
 mod locate;
 mod outline;
 mod pairs;
+mod readout;
 mod resident;
 mod save;
 mod source;
 mod synth;
 
 pub use crate::families::{
-    Axis, BlockDims, Config, Group, Member, PrunableDim, Role, Rope, RopeScaling, Side, TensorSpec,
-    groups, tensor_specs,
+    Axis, BlockDims, Config, Group, Member, Pooling, PrunableDim, Readout, Role, Rope, RopeScaling,
+    Side, TensorSpec, groups, tensor_specs,
 };
 pub use crate::formats::peft::{AdapterConfig, Pair, Targets};
 pub use crate::graph::{Compute, Linear, Pass};
 pub use adapter::Adapters;
 pub use backward::{
-    BackwardOptions, Divergence, HiddenLoss, HiddenPart, Loss, PendingLoss, Taught, Teacher,
-    block_gradients, gradients, gradients_later,
+    BackwardOptions, Divergence, HiddenLoss, HiddenPart, Loss, PendingLoss, ScoreLoss, Taught,
+    Teacher, block_gradients, gradients, gradients_later,
 };
 pub use cache::{Cache, check as check_cache};
 pub use card::{CARD_FILE, Card, fenced};
@@ -51,6 +52,7 @@ pub use load::block as load_block;
 pub use outline::Outline;
 pub(crate) use pairs::lay_out;
 pub use pairs::paired_row;
+pub use readout::{FreshHead, Headed};
 pub use resident::{Head, Model, block_counts, embed, run_block};
 pub use save::{
     Wide, continue_packed, export_gguf, export_hf, export_packed, export_quantized, gguf_type,

@@ -119,7 +119,7 @@ impl Outline {
         let used = self.config.experts.map_or(0, |experts| experts.used);
         let in_product = |spec: &&TensorSpec| match spec.role {
             Role::Linear => spec.slot.expert().is_none_or(|expert| expert < used),
-            Role::Router | Role::Head => true,
+            Role::Router | Role::Head | Role::Score => true,
             Role::Embedding => self.config.tied,
             Role::Norm | Role::Bias | Role::PositionBias => false,
         };

@@ -177,7 +177,7 @@ impl Model {
         let head = Head {
             norm: load::final_norm(device, weights)?,
             linear,
-            soft_cap: config.logit_soft_cap.map(|cap| cap as f32),
+            soft_cap: config.head_soft_cap(),
         };
         Ok(Self { config, embedding, blocks, head })
     }
@@ -383,7 +383,7 @@ impl Model {
     }
 
     /// A whole pass with everything read back: hidden states (if wanted) `0` (embedding) to `L` (after the final norm),
-    /// each f32 (tokens, hidden), and logits, f32 (tokens, vocabulary). `ids` holds `sequences` rows of one length.
+    /// each f32 (tokens, hidden), and logits, f32 (tokens, vocabulary or labels). `ids` holds `sequences` rows of one length.
     pub fn trace(
         &self,
         pass: &Pass<'_>,
@@ -414,7 +414,7 @@ impl Model {
             let some = pass.device.read(&self.head(pass, &normed, range)?)?;
             logits.extend(some.view().to_f32());
         }
-        let shape = [ids.len(), self.config.vocab_size];
+        let shape = [ids.len(), self.config.head_rows()];
         Ok((states, HostTensor::from_f32(DType::F32, &shape, &logits)))
     }
 }

@@ -75,7 +75,7 @@ impl<'a> WeightSource<'a> {
             WeightSource::Streamed(device, weights) => Ok(Head {
                 norm: load::final_norm(device, *weights)?,
                 linear: load::head(device, *weights, || self.embedding())?,
-                soft_cap: weights.config().logit_soft_cap.map(|cap| cap as f32),
+                soft_cap: weights.config().head_soft_cap(),
             }),
         }
     }

@@ -34,7 +34,7 @@ use crate::methods::BadField;
 use crate::methods::calibration::{Calibration, Feed, Rows, Source};
 use crate::methods::sequential::Inputs;
 use crate::model::{
-    Checkpoint, Compute, Config, Outline, Pass, Role, TensorSpec, Weights, continue_packed,
+    Checkpoint, Compute, Config, Outline, Pass, Readout, Role, TensorSpec, Weights, continue_packed,
 };
 use crate::walk::Kind;
 use crate::walk::stored::Stored;
@@ -80,6 +80,10 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
     /// is computed. `model`: what it runs on, where that is known already.
     fn files(&self, _model: Option<&Config>) -> Result<Vec<PathBuf>> {
         Ok(Vec::new())
+    }
+    /// The head that it puts on a model, which scores texts; `None`: the one that the model has stays.
+    fn new_head(&self) -> Option<Readout> {
+        None
     }
     /// Further models that it merges with the one that it runs on.
     fn others(&self) -> Vec<String> {
@@ -165,9 +169,12 @@ impl Report {
 pub struct Learned {
     /// Tokens that it was trained on.
     pub tokens: u64,
-    /// The mean cross-entropy, in nats a token, of what was held out, with the weights that it left.
+    /// The mean loss, in nats a token (or a pair, or a text), of what was held out, with the weights that it left.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out: Option<f64>,
+    /// Of scores, the share of pairs or of texts that are told right there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
 }
 
 /// An error that names the family, if a model has an encoder: a field's value is for decoders only, for that reason.

@@ -12,7 +12,9 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::hidden::Pairs;
-use super::learner::{Learner, Outcome, Step, StepOptions, mean_loss, scored_places};
+use super::learner::{
+    HeldOut, Learner, Outcome, Step, StepOptions, held_out as measured, scored_places,
+};
 use super::settings::Settings;
 use super::teacher::TeacherModel;
 use crate::data::training::{Batch, Examples, Position};
@@ -115,8 +117,11 @@ pub struct Look {
     pub step: u64,
     /// Tokens of training up to it.
     pub tokens: u64,
-    /// The mean cross-entropy of next tokens.
+    /// The mean loss: the cross-entropy of next tokens, or that of scores.
     pub loss: f64,
+    /// Of scores, the share of pairs, or of texts, that are told right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
 }
 
 /// What a course came to.
@@ -126,7 +131,7 @@ pub struct Told {
     pub steps: Vec<Record>,
     /// Every look.
     pub looks: Vec<Look>,
-    /// Tokens of what is held out that are scored.
+    /// Tokens of what is held out that are scored; of scores, pairs or texts.
     pub held_out_tokens: usize,
     /// Steps that were not finite and changed nothing.
     pub lost: u64,
@@ -170,6 +175,8 @@ pub struct Standing {
     pub tokens_per_second: f64,
     /// The last look's loss.
     pub held_out: Option<f64>,
+    /// And its accuracy.
+    pub accuracy: Option<f64>,
     /// Most bytes of device buffers in use so far, of a GPU.
     pub memory: Option<u64>,
 }
@@ -185,6 +192,9 @@ impl std::fmt::Display for Standing {
         }
         if let Some(loss) = self.held_out {
             write!(f, "held out {loss:.3} ")?;
+        }
+        if let Some(accuracy) = self.accuracy {
+            write!(f, "{:.1} % right ", 100.0 * accuracy)?;
         }
         write!(f, "lr {:.1e} ", self.rate)?;
         match self.tokens_per_second {
@@ -273,6 +283,7 @@ impl Course<'_> {
                 rate,
                 tokens_per_second: taken / state.began.elapsed().as_secs_f64().max(1e-9),
                 held_out: state.told.looks.last().map(|look| look.loss),
+                accuracy: state.told.looks.last().and_then(|look| look.accuracy),
                 memory: self.pass.device.gpu().map(|gpu| gpu.memory().1),
             })?;
             let end = done == steps;
@@ -415,7 +426,7 @@ impl Course<'_> {
         if held_out.is_empty() {
             return Ok(false);
         }
-        let (loss, count) = mean_loss(learner.model(), &self.pass, held_out)?;
+        let HeldOut { loss, count, accuracy } = measured(learner.model(), &self.pass, held_out)?;
         state.told.held_out_tokens = count;
         if !loss.is_finite() {
             return Err(self.diverged(learner.steps(), loss, state));
@@ -425,7 +436,7 @@ impl Course<'_> {
         let best =
             |looks: &[Look]| looks.iter().map(|look| look.loss).fold(f64::INFINITY, f64::min);
         let better = loss < best(&state.told.looks);
-        state.told.looks.push(Look { step, tokens, loss });
+        state.told.looks.push(Look { step, tokens, loss, accuracy });
         let Some(patience) = self.settings.patience else { return Ok(false) };
         if better {
             self.write(learner, &self.folder.join(BEST), false)?;

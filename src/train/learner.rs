@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::optimizer::{AdamW, Optimizer};
 use super::parameter::{Learned, Parameter};
-use crate::data::training::Batch;
+use crate::data::training::{Batch, Goal};
 use crate::device::{Device, HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
 use crate::families::{Config, layer_name};
@@ -14,7 +14,7 @@ use crate::kernels::copy::cast::cast_into;
 use crate::kernels::loss::logsumexp::logsumexp;
 use crate::kernels::residual::add::add;
 use crate::model::{
-    BackwardOptions, Cache, HiddenLoss, Loss, Model, PendingLoss, Teacher, WeightSource,
+    BackwardOptions, Cache, HiddenLoss, Loss, Model, PendingLoss, ScoreLoss, Teacher, WeightSource,
     block_gradients, gradients_later,
 };
 
@@ -140,10 +140,11 @@ impl Learner {
         let scale =
             *self.scale.get_or_insert_with(|| BackwardOptions::safe_scale(pass.compute, counted));
         let places = scored_places(batch);
-        let loss = Loss {
-            scored: Some(&places),
-            next_tokens: options.next_tokens,
-            teacher: options.teacher,
+        let (next_tokens, teacher) = (options.next_tokens, options.teacher);
+        let loss = match &batch.goal {
+            Goal::NextTokens => Loss { scored: Some(&places), next_tokens, teacher, scores: None },
+            Goal::Preferences => Loss::scores(ScoreLoss::Preferences, &places),
+            Goal::Labels(labels) => Loss::scores(ScoreLoss::Labels(labels), &places),
         };
         let wanted = BackwardOptions {
             loss,
@@ -288,8 +289,11 @@ impl Learner {
     }
 }
 
-/// Of each token, whether the one behind it is scored as a target: where the head is asked.
+/// Of each token, whether the head is asked there: where the one behind it is scored as a target, or where a text is read.
 pub(super) fn scored_places(batch: &Batch) -> Vec<bool> {
+    if batch.goal != Goal::NextTokens {
+        return batch.scored.clone();
+    }
     let length = batch.length;
     let next = |at: usize| !(at + 1).is_multiple_of(length) && batch.scored[at + 1];
     (0..batch.ids.len()).map(next).collect()
@@ -328,6 +332,54 @@ fn in_order(
 fn is_of(parameter: &dyn Parameter, config: &Config, layer: usize) -> bool {
     let rest = parameter.tensor().strip_prefix(&layer_name(config, layer));
     rest.is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// How good a model is on what it does not learn from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeldOut {
+    /// The mean loss, in nats.
+    pub loss: f64,
+    /// What it is the mean of: tokens that are to be foretold, pairs of texts, or texts.
+    pub count: usize,
+    /// Of pairs, the share whose preferred text has the higher score; of texts with labels, that whose label has the highest.
+    pub accuracy: Option<f64>,
+}
+
+/// The mean loss of some batches, of what they teach.
+pub fn held_out(model: &Model, pass: &Pass<'_>, batches: &[Batch]) -> Result<HeldOut> {
+    if batches.iter().all(|batch| batch.goal == Goal::NextTokens) {
+        let (loss, count) = mean_loss(model, pass, batches)?;
+        return Ok(HeldOut { loss, count, accuracy: None });
+    }
+    let (mut loss, mut right, mut count) = (0.0, 0, 0);
+    for batch in batches {
+        let rows =
+            batch.ids.chunks_exact(batch.length).zip(batch.scored.chunks_exact(batch.length));
+        let read = |(ids, scored): (&'_ [u32], &[bool])| {
+            let last = scored.iter().position(|read| *read).unwrap_or(batch.length - 1);
+            ids[..=last].to_vec()
+        };
+        let texts: Vec<Vec<u32>> = rows.map(read).collect();
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let scores = model.scores(pass, &texts, &mut |_, _| {})?;
+        // Two scores are those of two choices, of which the first is right.
+        let (choices, answers) = match &batch.goal {
+            Goal::Labels(labels) => (scores.len() / texts.len().max(1), labels.clone()),
+            _ => (2, vec![0; texts.len() / 2]),
+        };
+        for (scores, answer) in scores.chunks_exact(choices).zip(answers) {
+            let score = |choice: usize| f64::from(scores[choice]);
+            let most = (0..choices).map(score).fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = (0..choices).map(|choice| (score(choice) - most).exp()).sum();
+            let own = score(answer as usize);
+            loss += most + sum.ln() - own;
+            let others = (0..choices).filter(|choice| *choice != answer as usize);
+            right += usize::from(others.map(score).all(|other| own > other));
+            count += 1;
+        }
+    }
+    let all = count.max(1) as f64;
+    Ok(HeldOut { loss: loss / all, count, accuracy: Some(right as f64 / all) })
 }
 
 /// The mean cross-entropy of next tokens, in nats, over the tokens of some batches that are to be foretold, and how many those

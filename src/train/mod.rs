@@ -25,7 +25,7 @@ pub mod stored_teacher;
 mod teacher;
 
 pub use course::{Aim, Course, Hidden, Look, Near, Record, Standing, Told};
-pub use learner::{Learner, Outcome, Step, StepOptions, mean_loss};
+pub use learner::{HeldOut, Learner, Outcome, Step, StepOptions, held_out, mean_loss};
 pub use optimizer::{AdamW, Optimizer, StateBits};
 pub use parameter::{Learned, Parameter};
 pub use schedule::{Schedule, Shape};

@@ -46,6 +46,7 @@ struct Read {
 impl TeacherModel {
     /// A teacher for a student of this vocabulary.
     pub fn new(model: Model, vocabulary: usize) -> Result<Self> {
+        model.config().foretells("teacher")?;
         let own = model.config().vocab_size;
         if own != vocabulary {
             return Err(Error::Argument {

@@ -641,6 +641,8 @@ fn training(base: &Base, random: &mut Random) {
         "{\"instruction\": \"Add.\", \"input\": \"1\", \"output\": \"2\"}\n{\"prompt\": \"a \", \"completion\": \" b\"}\n\n",
         "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": \"ho</s>\"}]}\n",
         "{\"question\": \"Why?\", \"answer\": \"So\"}\n{\"prompt\": \"<s>\", \"response\": \"</s></s>\"}\n",
+        "{\"prompt\": \"One\", \"chosen\": \" two\", \"rejected\": \"\"}\n{\"chosen\": \"a\", \"rejected\": [{\"role\": \"user\"}]}\n",
+        "{\"text\": \"Stocks rose\", \"label\": 1}\n{\"text\": \"fell\", \"label\": \"b\"}\n",
     ];
     let table = "question,answer\n\"1, 2\",x\n3,y\n";
     let folder = base.folder.join("training");
@@ -669,6 +671,8 @@ fn training(base: &Base, random: &mut Random) {
         mask_prompt: random.once_in(2),
         held_out: *random.pick(&[0.0, 0.3, 0.99, 1.0, 5.0]),
         shuffle: random.once_in(2),
+        label_noise: 0.0,
+        noise_seed: None,
     };
     static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
     let nano = || Checkpoint::open("embedded:nano-llama").and_then(|model| model.tokenizer());
@@ -676,7 +680,19 @@ fn training(base: &Base, random: &mut Random) {
     // A process for each conversation would be most of the time.
     tokenizer.chat_template =
         random.once_in(20).then(|| "{% for m in messages %}{{ m.content }}{% endfor %}".into());
-    let Ok(examples) = Examples::read(&dataset, &tokenizer, random.below(9) as u64) else { return };
+    let seed = random.below(9) as u64;
+    let labels = ["a", "b"].map(String::from);
+    let noisy = Dataset { label_noise: 0.5, ..dataset.clone() };
+    let labels = if random.once_in(2) { &labels[..1] } else { &labels[..] };
+    if let Ok(examples) = Examples::texts(&noisy, labels, &tokenizer, seed) {
+        let (batch, _) = examples.batch(&examples.start(), 1).expect("a batch");
+        assert_eq!(batch.ids.len(), batch.sequences * dataset.length);
+        for row in batch.scored.chunks(dataset.length) {
+            assert_eq!(row.iter().filter(|read| **read).count(), 1, "{row:?}");
+        }
+        let _ = examples.held_out(3);
+    }
+    let Ok(examples) = Examples::read(&dataset, &tokenizer, seed) else { return };
     let mut position = examples.start();
     for _ in 0..4 {
         let sequences = 1 + random.below(examples.rows_per_epoch());

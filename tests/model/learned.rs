@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use libtest_mimic::{Failed, Trial};
-use lopper::data::training::Batch;
+use lopper::data::training::{Batch, Goal};
 use lopper::device::{Device, Random};
 use lopper::graph::Parameter as Value;
 use lopper::methods::prune::sparse::{Pattern, count};
@@ -53,7 +53,7 @@ fn batch(vocabulary: usize) -> Batch {
     let mut random = Random::new(5);
     let ids: Vec<u32> = (0..sequences * length).map(|_| random.below(vocabulary as u32)).collect();
     let scored = (0..ids.len()).map(|at| at % length != 0).collect();
-    Batch { ids, scored, sequences, length }
+    Batch { ids, scored, sequences, length, goal: Goal::NextTokens }
 }
 
 fn options(rate: f64) -> StepOptions<'static> {

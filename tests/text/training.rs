@@ -464,7 +464,8 @@ fn flags() {
     };
     assert_eq!(parse("").ok(), Some(Dataset::default()));
     let found = parse(
-        "--data a.jsonl@2 --data b.txt --length 32 --pack false --mask-prompt false --held-out 8 --shuffle false",
+        "--data a.jsonl@2 --data b.txt --length 32 --pack false --mask-prompt false --held-out 8 --shuffle false \
+         --label-noise 0.25 --noise-seed 3",
     );
     let wanted = Dataset {
         data: vec!["a.jsonl@2".into(), "b.txt".into()],
@@ -473,6 +474,8 @@ fn flags() {
         mask_prompt: false,
         held_out: 8.0,
         shuffle: false,
+        label_noise: 0.25,
+        noise_seed: Some(3),
     };
     assert_eq!(found.ok(), Some(wanted.clone()));
     let text = toml::to_string(&wanted).expect("TOML");

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::rows::Rows;
 use crate::cli::Global;
-use crate::cli::session::{CacheArguments, compute, load_model, open_device, open_model};
+use crate::cli::session::{CacheArguments, compute, load_model, open_device, open_language_model};
 use crate::error::{Error, Result};
 use crate::gpu::backend_name;
 use crate::measure::speed::model::{Speed, Test, speed};
@@ -19,7 +19,7 @@ pub(super) fn rows(
     rows: &mut Rows<'_>,
 ) -> Result<()> {
     let output = rows.output;
-    let checkpoint = open_model(model, output)?;
+    let checkpoint = open_language_model("MODEL", model, output)?;
     let why = "prompts and new tokens are measured in one text";
     checkpoint.config().without_encoder("bench model", why)?;
     let limit = checkpoint.config().max_positions;

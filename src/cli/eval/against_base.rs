@@ -10,7 +10,7 @@ use super::so_far;
 use super::tasks::{Answering, json_of};
 use crate::cli::Global;
 use crate::cli::output::Output;
-use crate::cli::session::{compute, open_device, open_model, report_device};
+use crate::cli::session::{compute, open_device, open_language_model, report_device};
 use crate::error::Result;
 use crate::kernels::kv::CacheType;
 use crate::measure::quality::comparison::compare_tasks;
@@ -26,7 +26,8 @@ pub(super) fn run(
     answering: Answering<'_>,
     output: &Output,
 ) -> Result<()> {
-    let (parent, child) = (open_model(base, output)?, open_model(model, output)?);
+    let parent = open_language_model("--base", base, output)?;
+    let child = open_language_model("MODEL", model, output)?;
     let pair = match text {
         Some(text) => Some((text, Pair::new(&parent, &child, text, output)?)),
         None => None,

@@ -10,7 +10,7 @@ use super::task_files::TaskFiles;
 use super::tasks::{Answering, TaskArguments};
 use crate::cli::Global;
 use crate::cli::output::{Output, bytes, table};
-use crate::cli::session::{open_device, open_model, report_device};
+use crate::cli::session::{open_device, open_language_model, report_device};
 use crate::data::read_text;
 use crate::error::{Error, Result};
 use crate::measure::quality::comparison::{Paired, TasksComparison, compare_tasks};
@@ -53,7 +53,7 @@ impl Side {
     fn open(name: &str, output: &Output) -> Result<Self> {
         let path = Path::new(name);
         if path.extension().is_none_or(|end| end != "jsonl") {
-            let model = open_model(name, output)?;
+            let model = open_language_model("MODEL", name, output)?;
             return Ok(Side::Model(Box::new(model)));
         }
         read_samples(path, &read_text(name)?).map(Side::Answers)

@@ -3,6 +3,7 @@
 mod against_base;
 pub(super) mod compare;
 mod pair;
+mod preferences;
 mod task_files;
 mod tasks;
 
@@ -12,14 +13,15 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use self::pair::WindowArguments;
+use self::preferences::PreferenceArguments;
 use self::task_files::TaskFiles;
 use self::tasks::{Answering, TaskArguments, json_of, text_of};
 use super::Global;
 use super::ensemble::EnsembleArguments;
 use super::output::{Output, SAVE_EVERY};
 use super::session::{
-    CacheArguments, Loaded, compute, load_for_windows, load_model, open_device, open_model,
-    put_adapter, read_adapter, report_device,
+    CacheArguments, Loaded, compute, load_for_windows, load_model, open_device,
+    open_language_model, put_adapter, read_adapter, report_device,
 };
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -29,7 +31,7 @@ use crate::measure::{LogitSource, Losses, losses};
 use crate::model::{Pass, Weights, check_cache};
 
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("measured").args(["ppl", "task"]).required(true).multiple(true)))]
+#[command(group(clap::ArgGroup::new("measured").args(["ppl", "task", "preferences", "candidates"]).required(true).multiple(true)))]
 pub(super) struct Arguments {
     /// A Hugging Face folder, a .gguf file, or embedded:NAME
     model: String,
@@ -43,6 +45,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     ppl: Option<String>,
     #[command(flatten)]
+    preferences: PreferenceArguments,
+    #[command(flatten)]
     cache: CacheArguments,
     #[command(flatten)]
     ensemble: EnsembleArguments,
@@ -55,6 +59,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
+    if arguments.preferences.are_given() {
+        return preferences::run(global, arguments, output);
+    }
     let tasks = arguments.tasks.read()?;
     arguments.files.check(!tasks.is_empty(), output)?;
     let ctx = arguments.windows.ctx;
@@ -73,7 +80,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         let models = (arguments.model.as_str(), base.as_str(), arguments.cache.cache_type);
         return against_base::run(global, models, text.as_ref(), answering, output);
     }
-    let checkpoint = open_model(&arguments.model, output)?;
+    let checkpoint = open_language_model("MODEL", &arguments.model, output)?;
     let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let further = arguments.ensemble.open(&tokenizer, output)?;

@@ -12,8 +12,8 @@ use crate::cli::Global;
 use crate::cli::ensemble::EnsembleArguments;
 use crate::cli::output::Output;
 use crate::cli::session::{
-    CacheArguments, compute, load_model, open_device, open_model, put_adapter, read_adapter,
-    report_device,
+    CacheArguments, compute, load_model, open_device, open_language_model, put_adapter,
+    read_adapter, report_device,
 };
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -49,7 +49,7 @@ pub(in crate::cli) struct Arguments {
 pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let sampling = arguments.sampling.sampling(global, output)?;
     let stops = arguments.sampling.stops()?;
-    let checkpoint = open_model(&arguments.model, output)?;
+    let checkpoint = open_language_model("MODEL", &arguments.model, output)?;
     let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     checkpoint

@@ -35,6 +35,11 @@ pub(super) struct Opened {
 }
 
 impl DraftArguments {
+    /// Whether something is asked to propose tokens.
+    pub(super) fn is_given(&self) -> bool {
+        self.draft.is_some() || self.lookup
+    }
+
     /// Opens a draft, which must have the tokens of the model.
     pub(super) fn open(&self, tokenizer: &Tokenizer, output: &Output) -> Result<Opened> {
         let most = usize::try_from(self.draft_tokens).ok().filter(|most| (1..=64).contains(most));

@@ -1,6 +1,7 @@
 //! `lopper generate` and `lopper chat`: continue a text, and a conversation.
 
 mod answer;
+mod best;
 pub(super) mod chat;
 mod drafts;
 pub(super) mod sampling;
@@ -10,14 +11,15 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use self::answer::Answer;
+use self::best::BestArguments;
 use self::drafts::{DraftArguments, acceptance_json, acceptance_text};
 use self::sampling::{SamplingArguments, reason, sampling_json};
 use super::Global;
 use super::ensemble::EnsembleArguments;
 use super::output::Output;
 use super::session::{
-    CacheArguments, compute, load_model, open_device, open_model, put_adapter, read_adapter,
-    report_device,
+    CacheArguments, compute, load_model, open_device, open_language_model, put_adapter,
+    read_adapter, report_device,
 };
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -34,8 +36,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     cache: CacheArguments,
     /// The text to continue
-    #[arg(long, allow_hyphen_values = true)]
-    prompt: String,
+    #[arg(long, allow_hyphen_values = true, required_unless_present = "prompts")]
+    prompt: Option<String>,
     /// New tokens at most; the model's context is the other limit
     #[arg(short, default_value_t = 128)]
     n: usize,
@@ -48,19 +50,25 @@ pub(super) struct Arguments {
     drafts: DraftArguments,
     #[command(flatten)]
     ensemble: EnsembleArguments,
+    #[command(flatten)]
+    best: BestArguments,
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let sampling = arguments.sampling.sampling(global, output)?;
     let stops = arguments.sampling.stops()?;
-    let checkpoint = open_model(&arguments.model, output)?;
+    if arguments.best.is_given() {
+        return best::run(global, arguments, output);
+    }
+    let text = arguments.prompt.as_deref().unwrap_or_default();
+    let checkpoint = open_language_model("MODEL", &arguments.model, output)?;
     let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let further = arguments.ensemble.open(&tokenizer, output)?;
     let drafts = arguments.drafts.open(&tokenizer, output)?;
     let context = further.context(checkpoint.config().max_positions);
     let config = checkpoint.config();
-    let read = prompt(arguments, context, &tokenizer)?;
+    let read = prompt(text, arguments.chat, context, &tokenizer)?;
     // What an encoder reads takes nothing of the decoder's context.
     let (prompt, count) = match config.encoder {
         None => (read.clone(), arguments.n.min(context - read.len())),
@@ -79,7 +87,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let mut shown = arguments.chat || config.encoder.is_some();
     let mut show_prompt = || {
         if !std::mem::replace(&mut shown, true) {
-            output.text(&arguments.prompt);
+            output.text(text);
         }
     };
     output.progress("reading the prompt", 0, 0);
@@ -128,11 +136,10 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
 }
 
 /// The prompt's tokens, as many as a context holds.
-fn prompt(arguments: &Arguments, context: usize, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let text = if arguments.chat {
-        tokenizer.render_chat(&[("user", arguments.prompt.as_str())], true)?
-    } else {
-        arguments.prompt.clone()
+fn prompt(text: &str, chat: bool, context: usize, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let text = match chat {
+        true => tokenizer.render_chat(&[("user", text)], true)?,
+        false => text.to_string(),
     };
     let prompt = match tokenizer.decoder_start {
         None => tokenizer.encode(&text, true)?,

@@ -72,7 +72,7 @@ pub(super) struct Read {
 }
 
 /// A row of a file.
-enum Raw {
+pub(super) enum Raw {
     /// A text to be encoded.
     Text(Plain),
     /// Turns of a role and a content each, which a chat template makes a text of.
@@ -80,7 +80,7 @@ enum Raw {
 }
 
 /// An example as text.
-enum Plain {
+pub(super) enum Plain {
     /// A text throughout.
     Whole(String),
     /// A prompt and its response.
@@ -102,11 +102,7 @@ impl Read {
             let paired = tokenizer.decoder_start.is_some();
             return Ok(Self { kind: Kind::Text(ids), fill: 0, paired });
         };
-        let eos = tokenizer.eos.first().copied().ok_or_else(|| Error::Argument {
-            argument: format!("training data {name}"),
-            expected: "a vocabulary with a token that ends a text, to stand behind examples".into(),
-            found: "none".into(),
-        })?;
+        let eos = end_of(name, tokenizer)?;
         let paired = tokenizer.decoder_start.is_some();
         let texts = rendered(name, raws, tokenizer)?;
         let mut examples = Vec::with_capacity(texts.len());
@@ -130,6 +126,15 @@ impl Read {
         let fill = tokenizer.pad.unwrap_or(eos);
         Ok(Self { kind: Kind::Examples(examples), fill, paired })
     }
+}
+
+/// The token that ends a text.
+pub(super) fn end_of(name: &str, tokenizer: &Tokenizer) -> Result<u32> {
+    tokenizer.eos.first().copied().ok_or_else(|| Error::Argument {
+        argument: format!("training data {name}"),
+        expected: "a vocabulary with a token that ends a text, to stand behind examples".into(),
+        found: "none".into(),
+    })
 }
 
 /// The examples of a source, with their lines; `None` if it is one text.
@@ -184,7 +189,7 @@ fn text_of(name: &str) -> Result<String> {
 }
 
 /// The records of JSON lines. A blank line is one without a record, but for blank lines at the end.
-fn lines(source: &Source) -> Result<Vec<Record<'_>>> {
+pub(super) fn lines(source: &Source) -> Result<Vec<Record<'_>>> {
     let mut blank = None;
     for (line, text) in source.text.lines().enumerate() {
         match (text.trim().is_empty(), blank) {
@@ -268,10 +273,20 @@ fn labelled(record: &Record<'_>) -> Result<Raw> {
 }
 
 fn conversation(record: &Record<'_>) -> Result<Raw> {
+    let turns = turns_of(record, "messages")?;
+    if !turns.iter().any(|(role, _)| role == ASSISTANT) {
+        return Err(record.wrong("a message by `assistant` to learn from", "none"));
+    }
+    Ok(Raw::Turns(turns))
+}
+
+/// The messages in a field: roles and contents.
+pub(super) fn turns_of(record: &Record<'_>, key: &str) -> Result<Vec<(String, String)>> {
     let wrong = |found: String| {
-        record.wrong("a list of messages, each a text in `role` and one in `content`", found)
+        let expected = "a list of messages, each a text in `role` and one in `content`";
+        record.wrong(format!("{expected}, in `{key}`"), found)
     };
-    let value = record.value("messages")?;
+    let value = record.value(key)?;
     let list = value.as_array().ok_or_else(|| wrong(value.to_string()))?;
     let mut turns = Vec::with_capacity(list.len());
     for message in list {
@@ -285,16 +300,13 @@ fn conversation(record: &Record<'_>) -> Result<Raw> {
         }
         turns.push((role.to_string(), content.to_string()));
     }
-    if !turns.iter().any(|(role, _)| role == ASSISTANT) {
-        return Err(record.wrong("a message by `assistant` to learn from", "none"));
-    }
-    Ok(Raw::Turns(turns))
+    Ok(turns)
 }
 
 const ASSISTANT: &str = "assistant";
 
 /// Conversations through the vocabulary's chat template, one process for all of them.
-fn rendered(
+pub(super) fn rendered(
     name: &str,
     raws: Vec<(usize, Raw)>,
     tokenizer: &Tokenizer,
@@ -339,7 +351,7 @@ fn turns_as_text(
 }
 
 /// An example's tokens, EOS at their end.
-fn encoded(
+pub(super) fn encoded(
     name: &str,
     line: usize,
     plain: &Plain,

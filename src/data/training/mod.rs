@@ -1,12 +1,15 @@
 //! Texts that a model learns from: rows of tokens with a mark on each that is scored, from one source or a mix of several, in a
 //! seeded order that goes on from any position.
 //!
+//! For a model whose head scores texts, rows are whole texts: pairs of which one is preferred, or texts with a label ([`texts`]).
+//!
 //! A *source* is a text or a file of examples ([`examples`]); an *example* is a prompt and its response, a conversation, or a text
 //! of its own, and ends with EOS. A *row* is what the model sees at once ([`pack`]). Rows of several sources are drawn in turn by
 //! their weights. All of it is integers: nothing that decides an order is a float.
 
 mod examples;
 mod pack;
+mod texts;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +21,8 @@ use sha2::{Digest, Sha256};
 
 use self::examples::{Example, Kind, Read};
 use self::pack::{Rows, cut, pack, pairs};
+use self::texts::Texts;
+pub use self::texts::{Candidates, Preference, candidates, preferences, prompts, whole_text};
 use super::shots::shuffled;
 use crate::error::{Error, Result};
 use crate::formats::hex;
@@ -46,6 +51,18 @@ pub struct Dataset {
     /// Whether rows come in another order in every epoch
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = Self::default().shuffle)]
     pub shuffle: bool,
+    /// Of a head that scores texts: the share of preferences that are turned around, or of labels that become the next one
+    #[arg(long, value_name = "SHARE", default_value_t = Self::default().label_noise)]
+    #[serde(skip_serializing_if = "is_zero")]
+    pub label_noise: f64,
+    /// What decides which of them [default: the seed]
+    #[arg(long, value_name = "SEED")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise_seed: Option<u64>,
+}
+
+fn is_zero(share: &f64) -> bool {
+    *share == 0.0
 }
 
 impl Default for Dataset {
@@ -57,6 +74,8 @@ impl Default for Dataset {
             mask_prompt: true,
             held_out: 0.05,
             shuffle: true,
+            label_noise: 0.0,
+            noise_seed: None,
         }
     }
 }
@@ -81,6 +100,9 @@ impl Dataset {
                 "a share from 0 to below 1, or a whole number",
                 held.to_string(),
             );
+        }
+        if !(0.0..=1.0).contains(&self.label_noise) {
+            return wrong("label_noise", "a share from 0 to 1", self.label_noise.to_string());
         }
         self.weights().map(|_| ())
     }
@@ -160,6 +182,19 @@ pub struct Batch {
     pub sequences: usize,
     /// Tokens of a row.
     pub length: usize,
+    /// What they teach.
+    pub goal: Goal,
+}
+
+/// What rows teach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// The tokens that are scored.
+    NextTokens,
+    /// Of each two rows the first is preferred; each is read at the one token that is marked as scored.
+    Preferences,
+    /// A row, read at the token that is marked, has a label: of each its number.
+    Labels(Vec<u32>),
 }
 
 impl Batch {
@@ -184,6 +219,8 @@ pub struct SourceFigures {
     pub padding: usize,
     /// Rows that are kept apart.
     pub held_out: usize,
+    /// Of texts that a head scores: those to learn from that are taught wrongly.
+    pub noisy: usize,
     /// Its share of the rows that are drawn.
     pub share: f64,
 }
@@ -194,6 +231,8 @@ pub struct Examples {
     length: usize,
     seed: u64,
     shuffle: bool,
+    /// What batches teach; labels are theirs.
+    goal: Goal,
     sources: Vec<Source>,
     figures: Vec<SourceFigures>,
     digest: String,
@@ -214,6 +253,7 @@ struct Source {
 enum Purpose {
     HeldOut,
     Pass,
+    Noise,
 }
 
 /// A seed of its own for each purpose, source and pass.
@@ -230,9 +270,15 @@ impl Examples {
     /// Reads every source of a dataset and makes rows of it. What is kept apart, and the order of everything, follow from `seed`.
     pub fn read(dataset: &Dataset, tokenizer: &Tokenizer, seed: u64) -> Result<Self> {
         dataset.check()?;
-        let (names, weights) = dataset.weights()?;
-        let mut sources = Vec::new();
-        let mut figures = Vec::new();
+        if dataset.label_noise > 0.0 {
+            return Err(Error::Argument {
+                argument: "training data, label_noise".into(),
+                expected: "0, but for a model whose head scores texts".into(),
+                found: dataset.label_noise.to_string(),
+            });
+        }
+        let (names, _) = dataset.weights()?;
+        let mut made = Vec::new();
         let read =
             |name: &&str| Read::source(name, (dataset.mask_prompt, dataset.length), tokenizer);
         let reads = names.iter().map(read).collect::<Result<Vec<_>>>()?;
@@ -249,6 +295,48 @@ impl Examples {
                     halves_of_examples(dataset, name, examples, &order, rows)?
                 }
             };
+            made.push((rows, held_out, examples, 0));
+        }
+        Self::of_rows(dataset, Goal::NextTokens, made, seed)
+    }
+
+    /// Reads every source for a model whose head scores texts by these labels: preferences where there is one, or else texts with
+    /// a label each.
+    pub fn texts(
+        dataset: &Dataset,
+        labels: &[String],
+        tokenizer: &Tokenizer,
+        seed: u64,
+    ) -> Result<Self> {
+        dataset.check()?;
+        if tokenizer.decoder_start.is_some() {
+            return Err(Error::Argument {
+                argument: "training data".into(),
+                expected: "a model without an encoder, whose last token has seen the text".into(),
+                found: "one with an encoder".into(),
+            });
+        }
+        let (names, _) = dataset.weights()?;
+        let read = |source: (usize, &&str)| {
+            let source = (source.0, *source.1);
+            Texts::read(dataset, source, labels, tokenizer, seed)?.halves(dataset, source, seed)
+        };
+        let made = names.iter().enumerate().map(read).collect::<Result<_>>()?;
+        let goal = if labels.len() == 1 { Goal::Preferences } else { Goal::Labels(Vec::new()) };
+        Self::of_rows(dataset, goal, made, seed)
+    }
+
+    /// Of every source its rows, those kept apart, its examples, and how many of these are taught wrongly.
+    fn of_rows(
+        dataset: &Dataset,
+        goal: Goal,
+        made: Vec<(Rows, Rows, usize, usize)>,
+        seed: u64,
+    ) -> Result<Self> {
+        let (names, weights) = dataset.weights()?;
+        let (mut sources, mut figures) = (Vec::new(), Vec::new());
+        for ((place, name), (rows, held_out, examples, noisy)) in names.iter().enumerate().zip(made)
+        {
             figures.push(SourceFigures {
                 source: name.to_string(),
                 examples,
@@ -256,6 +344,7 @@ impl Examples {
                 scored: rows.scored.iter().filter(|scored| **scored).count(),
                 padding: rows.padding,
                 held_out: held_out.count(),
+                noisy,
                 share: 0.0,
             });
             let weight = weights.as_ref().map_or(rows.count() as u64, |weights| weights[place]);
@@ -267,7 +356,7 @@ impl Examples {
         }
         let digest = digest(dataset, seed, &sources);
         let (length, shuffle) = (dataset.length, dataset.shuffle);
-        Ok(Self { length, seed, shuffle, sources, figures, digest })
+        Ok(Self { length, seed, shuffle, goal, sources, figures, digest })
     }
 
     /// What each source gives.
@@ -287,7 +376,8 @@ impl Examples {
 
     /// Tokens of these.
     pub fn tokens_per_epoch(&self) -> usize {
-        self.rows_per_epoch() * self.length
+        let tokens = |source: &Source| source.rows.count() * source.rows.together() * self.length;
+        self.sources.iter().map(tokens).sum()
     }
 
     /// The position before the first row.
@@ -310,17 +400,18 @@ impl Examples {
             });
         }
         let mut next = position.clone();
-        let mut batch = Batch {
-            ids: Vec::with_capacity(sequences * self.length),
-            scored: Vec::with_capacity(sequences * self.length),
-            sequences,
-            length: self.length,
-        };
+        let mut batch = self.no_rows();
         for _ in 0..sequences {
             let (place, row) = self.draw(&mut next);
             self.sources[place].rows.append(row, &mut batch);
         }
         Ok((batch, next))
+    }
+
+    /// A batch to be filled.
+    fn no_rows(&self) -> Batch {
+        let (ids, scored) = (Vec::new(), Vec::new());
+        Batch { ids, scored, sequences: 0, length: self.length, goal: self.goal.clone() }
     }
 
     /// The source whose turn it is at a position, and which of its rows; the position goes behind it.
@@ -353,8 +444,7 @@ impl Examples {
 
     /// Some of all rows, which are those of the first source, of the second and so on, whatever the order that they are drawn in.
     pub fn rows(&self, rows: std::ops::Range<usize>) -> Batch {
-        let (ids, scored) = (Vec::new(), Vec::new());
-        let mut batch = Batch { ids, scored, sequences: rows.len(), length: self.length };
+        let mut batch = self.no_rows();
         let mut first = 0;
         for source in &self.sources {
             let end = first + source.rows.count();
@@ -372,8 +462,7 @@ impl Examples {
         for source in &self.sources {
             let rows: Vec<usize> = (0..source.held_out.count()).collect();
             for rows in rows.chunks(sequences.max(1)) {
-                let (ids, scored) = (Vec::new(), Vec::new());
-                let mut batch = Batch { ids, scored, sequences: rows.len(), length: self.length };
+                let mut batch = self.no_rows();
                 rows.iter().for_each(|row| source.held_out.append(*row, &mut batch));
                 batches.push(batch);
             }
@@ -525,6 +614,7 @@ fn digest(dataset: &Dataset, seed: u64, sources: &[Source]) -> String {
                 hash.update(id.to_le_bytes());
                 hash.update([u8::from(*scored)]);
             }
+            rows.labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
         }
     }
     hex(&hash.finalize())

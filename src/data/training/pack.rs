@@ -10,7 +10,7 @@
 use super::super::task::wrong;
 use super::super::{BETWEEN, first_foretold};
 use super::examples::Example;
-use super::{Batch, Dataset};
+use super::{Batch, Dataset, Goal};
 use crate::error::Result;
 
 /// Rows of one length.
@@ -24,19 +24,52 @@ pub(super) struct Rows {
     pub padding: usize,
     /// Where filling begins in each row that has any: the place of its first token.
     filled: Vec<usize>,
+    /// Labels of texts, where they have some.
+    pub labels: Vec<u32>,
     length: usize,
+    /// Rows that stand together, as those of a pair do; 0: each alone.
+    together: usize,
+    /// The token that fills rows of texts.
+    filling: u32,
 }
 
 impl Rows {
-    pub fn count(&self) -> usize {
-        self.ids.len() / self.length.max(1)
+    /// No rows yet, of texts that are read as a whole: those of so many stand together.
+    pub fn of_texts(length: usize, together: usize, filling: u32) -> Self {
+        Self { length, together, filling, ..Self::default() }
     }
 
-    /// Adds a row to a batch.
+    /// Adds a row of a text of at most as many tokens, marked where it is read: at its last.
+    pub fn push_text(&mut self, text: &[u32]) {
+        self.ids.extend_from_slice(text);
+        self.scored.resize(self.ids.len(), false);
+        if let Some(last) = self.scored.last_mut() {
+            *last = true;
+        }
+        self.padding += self.length - text.len();
+        self.fill(self.filling);
+    }
+
+    /// Rows that stand together.
+    pub fn together(&self) -> usize {
+        self.together.max(1)
+    }
+
+    /// Rows, those that stand together counted once.
+    pub fn count(&self) -> usize {
+        self.ids.len() / (self.together() * self.length).max(1)
+    }
+
+    /// Adds a row, or those that stand together, to a batch.
     pub fn append(&self, row: usize, batch: &mut Batch) {
-        let range = row * self.length..(row + 1) * self.length;
+        let all = self.together() * self.length;
+        let range = row * all..(row + 1) * all;
         batch.ids.extend_from_slice(&self.ids[range.clone()]);
         batch.scored.extend_from_slice(&self.scored[range]);
+        batch.sequences += self.together();
+        if let Goal::Labels(labels) = &mut batch.goal {
+            labels.push(self.labels[row]);
+        }
     }
 
     fn fill(&mut self, fill: u32) {

@@ -34,6 +34,7 @@ pub fn divergence<'p, 'c>(
     mut progress: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Divergences> {
     let (parent, child) = (parent.into(), child.into());
+    [parent, child].iter().try_for_each(|model| model.config().foretells("divergence"))?;
     let sizes = [parent, child].map(|model| model.config().vocab_size);
     if sizes[0] != sizes[1] {
         return Err(Error::Argument {

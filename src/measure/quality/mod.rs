@@ -6,6 +6,7 @@ pub mod harness;
 pub mod outcome;
 mod perplexity;
 pub mod predictions;
+pub mod rewards;
 pub mod statistics;
 pub mod summary;
 pub mod tasks;

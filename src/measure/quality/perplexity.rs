@@ -208,6 +208,7 @@ pub fn losses<'m>(
     mut progress: impl FnMut(&Losses, usize, usize) -> Result<()>,
 ) -> Result<Losses> {
     let source = model.into();
+    source.models().iter().try_for_each(|model| model.config().foretells("perplexity"))?;
     let mut losses = Losses::new(windows);
     let mut pending: Option<Vec<PendingRows>> = None;
     let models = source.models().into_iter();

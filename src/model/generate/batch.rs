@@ -110,6 +110,7 @@ impl<'m> Batch<'m> {
         for model in ensemble.models() {
             let why = "sequences that enter one by one are one text each";
             model.config().without_encoder("a batch that sequences enter", why)?;
+            model.config().foretells("a batch that sequences enter")?;
         }
         let caches = Caches::new(&ensemble, &pass, sequences, capacity)?;
         let prompt = Caches::new(&ensemble, &pass, 1, capacity)?;

@@ -130,6 +130,7 @@ impl<'m> Ensemble<'m> {
 
     /// That every model has these tokens.
     pub fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        self.models().try_for_each(|model| model.config().foretells("generation"))?;
         // What stands between a source and its target is in no vocabulary.
         let encoder = self.base().config().encoder.is_some();
         let wrong =

@@ -64,7 +64,13 @@ pub(super) fn jsonl(told: &Told) -> String {
         lines += &value.to_string();
         lines.push('\n');
     };
-    let look = |look: &crate::train::Look| json!({"step": look.step, "tokens": look.tokens, "held_out": look.loss});
+    let look = |look: &crate::train::Look| {
+        let mut line = json!({"step": look.step, "tokens": look.tokens, "held_out": look.loss});
+        if let Some(accuracy) = look.accuracy {
+            line["accuracy"] = json!(accuracy);
+        }
+        line
+    };
     for step in &told.steps {
         while let Some(before) = looks.next_if(|look| look.step < step.step) {
             push(look(before));

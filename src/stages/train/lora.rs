@@ -1,10 +1,11 @@
-//! Low-rank factors are learned beside frozen layers, and merged into them in the end.
+//! Low-rank factors are learned beside frozen layers, and merged into them in the end. A head that scores texts is small and may be
+//! fresh: it is learned itself.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::full::plain;
+use super::full::{learn, plain};
 use super::{Change, Learn, Preparing};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -12,9 +13,9 @@ use crate::families::block_patterns;
 use crate::formats::peft::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE};
 use crate::methods::BadField;
 use crate::methods::tune::merged::{Exact, Merged, Widened, no_room};
-use crate::model::{Adapters, Config, Role, TensorSpec, Weights};
+use crate::model::{Adapters, Config, CopyOf, Role, TensorSpec, Weights};
 use crate::stages::Modules;
-use crate::tensor::WeightFormat;
+use crate::tensor::{Packed, WeightFormat};
 use crate::train::lora::{adapt, expect_of_blocks, learned};
 use crate::train::{Learner, Parameter};
 
@@ -148,6 +149,10 @@ impl Learn for Lora {
     }
 
     fn plan(&self, spec: &TensorSpec, format: WeightFormat) -> Result<Option<Change>, BadField> {
+        if spec.role == Role::Score {
+            let numbers = (spec.rows * spec.columns) as u64;
+            return Ok(Some(Change { format: plain(format), numbers, text: "learned".into() }));
+        }
         // Which layers an adapter is beside is known when it is read.
         let has = match self.adapter {
             Some(_) => spec.role == Role::Linear,
@@ -168,13 +173,16 @@ impl Learn for Lora {
         BadField::new("include", "patterns that match a linear layer of a block", found)
     }
 
-    fn prepare(&self, preparing: Preparing<'_>) -> Result<Vec<Box<dyn Parameter>>> {
+    fn prepare(&self, mut preparing: Preparing<'_>) -> Result<Vec<Box<dyn Parameter>>> {
         let adapters = self.begin(preparing.weights, preparing.seed)?;
         let mut parameters: Vec<Box<dyn Parameter>> = Vec::new();
         let device = preparing.pass.device;
         for pair in &adapters.pairs {
             let dropout = adapters.config.dropout as f32;
             parameters.extend(adapt(device, preparing.model, &adapters, pair, dropout)?);
+        }
+        if let Some(spec) = score(preparing.weights) {
+            parameters.push(learn(&mut preparing, spec)?);
         }
         Ok(parameters)
     }
@@ -184,6 +192,10 @@ impl Learn for Lora {
         weights: &'a dyn Weights,
         folder: &Path,
     ) -> Result<Option<Box<dyn Weights + 'a>>> {
+        // The factors alone are not what was learned where a head was, too.
+        if !folder.join(ADAPTER).exists() {
+            return Ok(None);
+        }
         let adapters = Adapters::read(&folder.join(ADAPTER))?;
         Ok(Some(Box::new(Exact::new(weights, adapters)?)))
     }
@@ -210,12 +222,57 @@ impl Learn for Lora {
             let both = ["A", "B"].map(|ab| parameter(format!("{}.lora_{ab}.weight", pair.module)));
             learned(device, both, pair)?;
         }
-        let folder = folder.join(ADAPTER);
-        std::fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
-        adapters.write(&folder)?;
-        Ok(match self.merge {
+        let score = score(weights);
+        if score.is_none() {
+            let folder = folder.join(ADAPTER);
+            std::fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
+            adapters.write(&folder)?;
+        }
+        let merged: Box<dyn Weights + 'a> = match self.merge {
             MergeAs::Own => Box::new(Merged::new(weights, adapters, device)?),
             MergeAs::F16 => Box::new(Widened::new(weights, adapters, device)?),
-        })
+        };
+        let Some(score) = score else { return Ok(merged) };
+        let learned = parameter(score.name.clone()).packed(device, score)?;
+        Ok(Box::new(WithScore { merged, learned }))
+    }
+}
+
+/// The head that scores texts, of a model that has one.
+fn score(weights: &dyn Weights) -> Option<&TensorSpec> {
+    weights.specs().iter().find(|spec| spec.role == Role::Score)
+}
+
+/// A merged model with a head that was learned.
+struct WithScore<'a> {
+    merged: Box<dyn Weights + 'a>,
+    learned: Packed,
+}
+
+impl Weights for WithScore<'_> {
+    fn config(&self) -> &Config {
+        self.merged.config()
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        self.merged.specs()
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        match spec.role {
+            Role::Score => Ok(self.learned.clone()),
+            _ => self.merged.load(spec),
+        }
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        match spec.role {
+            Role::Score => Ok(self.learned.format),
+            _ => self.merged.format(spec),
+        }
+    }
+
+    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
+        self.merged.copy_of(spec).filter(|_| spec.role != Role::Score)
     }
 }

@@ -26,7 +26,8 @@ use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::methods::BadField;
 use crate::model::{
-    Config, CopyOf, Divergence, Model, Outline, Pass, Role, TensorSpec, Weights, identity,
+    Config, CopyOf, Divergence, FreshHead, Headed, Model, Outline, Pass, Pooling, Readout, Role,
+    TensorSpec, Weights, identity,
 };
 use crate::tensor::{Packed, WeightFormat};
 use crate::train::blockwise::{BlockTold, Blockwise};
@@ -43,7 +44,7 @@ pub use quantized::Quantized;
 pub use rounding::Rounding;
 pub use scales::Scales;
 
-/// The kind that learns next tokens.
+/// The kind that learns what the model's head is for: next tokens, or scores of texts.
 pub(super) const TUNE: StageKind = StageKind {
     name: "tune",
     result: "tuned",
@@ -105,12 +106,12 @@ macro_rules! row {
 
 /// Every method of [`TUNE`].
 pub static TUNE_METHODS: &[Method] = &[
-    row!(lora, NextTokens),
-    row!(full, NextTokens),
-    row!(scales, NextTokens),
-    row!(quantized, NextTokens),
-    row!(rounding, NextTokens),
-    row!(mask, NextTokens),
+    row!(lora, OwnHead),
+    row!(full, OwnHead),
+    row!(scales, OwnHead),
+    row!(quantized, OwnHead),
+    row!(rounding, OwnHead),
+    row!(mask, OwnHead),
 ];
 
 /// Every method of [`DISTIL`].
@@ -131,8 +132,14 @@ pub trait Aimed: clap::Args + Serialize + DeserializeOwned + Default + Fields {
     fn next_tokens(&self) -> f32;
     /// The teacher, if there is one.
     fn teacher(&self) -> Option<TeacherOptions<'_>>;
-    /// What the loss is, in words.
-    fn loss(&self) -> String;
+    /// A head that scores texts, to be put on the model first, and how it begins.
+    fn new_head(&self) -> Option<(Readout, FreshHead)> {
+        None
+    }
+    /// An error if it cannot be made small of such a model.
+    fn check_model(&self, config: &Config) -> Result<()>;
+    /// What the loss is, in words, of such a model.
+    fn loss(&self, config: &Config) -> String;
     /// An error if a number has no sense.
     fn check(&self) -> Result<(), BadField>;
 }
@@ -164,12 +171,35 @@ pub struct TeacherOptions<'a> {
     pub blockwise: u64,
 }
 
-/// Next tokens alone.
+/// What the model's head is for: next tokens, or scores of texts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
-pub struct NextTokens {}
+#[serde(default)]
+pub struct OwnHead {
+    /// Put a head on the model first that scores texts, and learn that: preferences, or with --labels which label a text has
+    #[arg(long, value_name = "HOW", value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_head: Option<FreshHead>,
+    /// The labels that it scores, instead of how good a text is
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "score_head")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+}
 
-impl Aimed for NextTokens {
+impl Aimed for OwnHead {
     const KIND: &'static StageKind = &TUNE;
+
+    fn new_head(&self) -> Option<(Readout, FreshHead)> {
+        let labels = self.labels.clone();
+        let readout = match labels.is_empty() {
+            true => Readout::reward(),
+            false => Readout { pooling: Pooling::Last, labels },
+        };
+        self.score_head.map(|fresh| (readout, fresh))
+    }
+
+    fn check_model(&self, _: &Config) -> Result<()> {
+        Ok(())
+    }
 
     fn next_tokens(&self) -> f32 {
         1.0
@@ -179,12 +209,26 @@ impl Aimed for NextTokens {
         None
     }
 
-    fn loss(&self) -> String {
-        "cross-entropy of next tokens, nats a token".into()
+    fn loss(&self, config: &Config) -> String {
+        match config.readout.as_ref().map(|readout| readout.labels.len()) {
+            None => "cross-entropy of next tokens, nats a token".into(),
+            Some(1) => "-log sigmoid(chosen - rejected), nats a pair".into(),
+            Some(_) => "cross-entropy of labels, nats a text".into(),
+        }
     }
 
     fn check(&self) -> Result<(), BadField> {
-        Ok(())
+        let twice = |at: &usize| self.labels[..*at].contains(&self.labels[*at]);
+        if !self.labels.is_empty() && self.score_head.is_none() {
+            return Err(BadField::new("score_head", "zero or normal, beside labels", "none"));
+        }
+        match (self.labels.len(), (0..self.labels.len()).find(twice)) {
+            (1, _) => Err(BadField::new("labels", "two or more, or none", "one")),
+            (_, Some(at)) => {
+                Err(BadField::new("labels", "each once", format!("{} twice", self.labels[at])))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -292,7 +336,11 @@ impl Aimed for FromTeacher {
         })
     }
 
-    fn loss(&self) -> String {
+    fn check_model(&self, config: &Config) -> Result<()> {
+        config.foretells("distil")
+    }
+
+    fn loss(&self, _: &Config) -> String {
         let far = match self.divergence {
             Far::Forward => "KL from the teacher",
             Far::Reverse => "reverse KL from the teacher",
@@ -516,8 +564,18 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         self.learn.files(model)
     }
 
+    fn new_head(&self) -> Option<Readout> {
+        self.aim.new_head().map(|(readout, _)| readout)
+    }
+
     fn plan(&self, model: &Outline) -> Result<Planned> {
         self.check()?;
+        let headed = match self.aim.new_head() {
+            None => model.clone(),
+            Some((readout, _)) => Headed::outline(model, &readout)?,
+        };
+        let model = &headed;
+        self.aim.check_model(&model.config)?;
         let mut outline = model.clone();
         let mut changes = HashMap::new();
         let mut numbers = 0;
@@ -533,6 +591,14 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         let mut roles = learned.map(|spec| spec.role);
         if !roles.any(|role| !L::OF_MATRICES || role != Role::Norm) {
             return Err(self.learn.no_match().in_recipe());
+        }
+        let score = model.specs.iter().find(|spec| spec.role == Role::Score);
+        if let (Some(_), Some(spec)) = (self.aim.new_head(), score)
+            && !changes.contains_key(&spec.name)
+        {
+            let expected =
+                format!("a method and modules that learn the fresh head `{}`", spec.module());
+            return Err(BadField::new("score_head", expected, &self.method).in_recipe());
         }
         let config = &model.config;
         if let (Some(_), None) = (self.settings.balance, config.experts) {
@@ -584,6 +650,12 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         let settings = self.settings();
         let balance = settings.balance.unwrap_or(weights.config().balance);
         let seed = context.seed;
+        let headed = match self.aim.new_head() {
+            None => None,
+            Some((readout, fresh)) => Some(Headed::new(weights, &readout, fresh, seed)?),
+        };
+        let weights = headed.as_ref().map_or(weights, |headed| headed as &dyn Weights);
+        self.aim.check_model(weights.config())?;
         let options = self.aim.teacher();
         // What is stored is there before the model takes its place.
         let stored = match options {
@@ -675,14 +747,14 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         let sources = examples.figures().iter().map(|figures| {
             json!({
                 "source": figures.source, "examples": figures.examples, "rows": figures.rows,
-                "scored": figures.scored, "held_out": figures.held_out, "share": figures.share,
+                "scored": figures.scored, "held_out": figures.held_out, "share": figures.share, "noisy": figures.noisy,
             })
         });
         let account = Account {
             learned: numbers,
-            loss: match balance {
-                0.0 => self.aim.loss(),
-                factor => format!("{}, {factor} x balance of experts", self.aim.loss()),
+            loss: match (balance, self.aim.loss(weights.config())) {
+                (0.0, loss) => loss,
+                (factor, loss) => format!("{loss}, {factor} x balance of experts"),
             },
             blocks,
             sources: sources.collect(),
@@ -738,6 +810,7 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             learned: Some(Learned {
                 tokens: told.steps.last().map_or(0, |step| step.tokens),
                 held_out: taken.map(|look| look.loss),
+                accuracy: taken.and_then(|look| look.accuracy),
             }),
             warnings,
             ..Report::new(TOLD, value)

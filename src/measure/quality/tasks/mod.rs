@@ -66,6 +66,7 @@ pub fn evaluate(
     options: &Options,
     tell: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<TaskOutcome> {
+    setup.models.models().try_for_each(|model| model.config().foretells("a task"))?;
     let orders = Orders::new(setup, task, options, tell)?;
     let fronts = fronts(task, &orders, options)?;
     let items = asked(task, options);

@@ -1,0 +1,184 @@
+//! Scores of whole texts: what a head over labels says of them, and such a head put on a model that foretells tokens.
+
+use super::cache::Cache;
+use super::checkpoint::{CopyOf, Weights};
+use super::resident::Model;
+use crate::device::Random;
+use crate::error::{Error, Result};
+use crate::families::{Config, Pooling, Readout, Role, TensorSpec, tensor_specs};
+use crate::graph::Pass;
+use crate::interrupt;
+use crate::kernels::copy::gather_rows::{Rows, rows};
+use crate::model::Outline;
+use crate::tensor::{DType, Packed, WeightFormat};
+
+/// Tokens of texts that are scored at once, their filling included.
+const AT_ONCE: usize = 8192;
+
+impl Model {
+    /// What the head says of each text, of one token at least: as many numbers as it has labels, text after text. Texts go through
+    /// the model beside others of about their length. `progress` is told of texts done.
+    ///
+    /// Errors: a model that foretells tokens; a text that is empty or longer than its context; a score that is not finite.
+    pub fn scores(
+        &self,
+        pass: &Pass<'_>,
+        texts: &[&[u32]],
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<f32>> {
+        let config = self.config();
+        let Readout { pooling: Pooling::Last, labels } = config.reads_out("scores of texts")?;
+        let context = config.max_positions;
+        if let Some(text) = texts.iter().find(|text| text.is_empty() || text.len() > context) {
+            return Err(Error::Argument {
+                argument: "a text to be scored".into(),
+                expected: format!("1 to {context} tokens, the model's context"),
+                found: format!("{} tokens", text.len()),
+            });
+        }
+        let mut order: Vec<usize> = (0..texts.len()).collect();
+        order.sort_by_key(|place| texts[*place].len());
+        let (mut scores, mut left) = (vec![0.0; texts.len() * labels.len()], &order[..]);
+        while !left.is_empty() {
+            interrupt::check()?;
+            progress(texts.len() - left.len(), texts.len());
+            // As many as the longest of them leaves room for.
+            let fits = |count: &usize| count * texts[left[count - 1]].len() <= AT_ONCE;
+            let count = (1..=left.len()).take_while(fits).last().unwrap_or(1);
+            let (now, rest) = left.split_at(count);
+            let some: Vec<&[u32]> = now.iter().map(|place| texts[*place]).collect();
+            let found = self.scores_at_once(pass, &some)?;
+            for (place, found) in now.iter().zip(found.chunks_exact(labels.len())) {
+                scores[place * labels.len()..][..labels.len()].copy_from_slice(found);
+            }
+            left = rest;
+        }
+        match scores.iter().find(|score| !score.is_finite()) {
+            None => Ok(scores),
+            Some(score) => {
+                Err(Error::NotFinite { what: "score of a text".into(), found: score.to_string() })
+            }
+        }
+    }
+
+    /// The same in one pass: what fills rows behind shorter texts is seen by none of their tokens.
+    fn scores_at_once(&self, pass: &Pass<'_>, texts: &[&[u32]]) -> Result<Vec<f32>> {
+        let (device, width) = (pass.device, self.config().hidden_size);
+        let length = texts.iter().map(|text| text.len()).max().unwrap_or(0);
+        let mut ids = Vec::with_capacity(texts.len() * length);
+        for text in texts {
+            ids.extend_from_slice(text);
+            ids.resize(ids.len().next_multiple_of(length), 0);
+        }
+        let cache = Cache::single_layer(device, self.config(), texts.len(), length, pass.compute)?;
+        let x = self.begin(pass, &ids, &cache)?;
+        self.through(pass, &x, &cache, &mut |_, _| Ok(()))?;
+        let last = |(row, text): (usize, &&[u32])| (row * length + text.len() - 1) as u32;
+        let pairs: Vec<(u32, u32)> = texts.iter().enumerate().map(last).zip(0..).collect();
+        let read = device.allocate(DType::F32, &[texts.len(), width], "what texts are read of")?;
+        rows(device, &x, &read, width, &Rows::upload(device, &pairs)?)?;
+        Ok(device.read(&self.head.logits_of(pass, &read)?)?.to_f32())
+    }
+}
+
+/// How a head begins that no model has had.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum FreshHead {
+    /// Of zeros: every text begins with the same score
+    Zero,
+    /// Drawn by the seed, normal of variance 1 / (width + 1) (Stiennon et al. 2020, arXiv 2009.01325, appendix B.1)
+    Normal,
+}
+
+/// A model with a fresh head that scores labels, in the place of the one that it has.
+pub struct Headed<'a> {
+    weights: &'a dyn Weights,
+    outline: Outline,
+    fresh: FreshHead,
+    seed: u64,
+}
+
+impl std::fmt::Debug for Headed<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Headed").field("fresh", &self.fresh).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Headed<'a> {
+    /// `weights` with a head for `readout`; `seed`: of what is drawn. An error if the family has no class with such a head.
+    pub fn new(
+        weights: &'a dyn Weights,
+        readout: &Readout,
+        fresh: FreshHead,
+        seed: u64,
+    ) -> Result<Self> {
+        let outline = Self::outline(&Outline::of(weights)?, readout)?;
+        Ok(Self { weights, outline, fresh, seed })
+    }
+
+    /// The outline of that.
+    pub fn outline(before: &Outline, readout: &Readout) -> Result<Outline> {
+        let mut after = before.clone();
+        let Config { family, .. } = before.config;
+        if family.scoring_class().is_none() {
+            return Err(Error::Argument {
+                argument: "a head that scores texts".into(),
+                expected: "a model of one stack of causal blocks".into(),
+                found: format!("one of the family {}", family.name),
+            });
+        }
+        (after.config.readout, after.config.tied) = (Some(readout.clone()), false);
+        let gone = before.specs.iter().map(|spec| matches!(spec.role, Role::Head | Role::Score));
+        let stays: Vec<bool> = gone.map(|gone| !gone).collect();
+        fn keep<T>(list: &mut Vec<T>, stays: &[bool]) {
+            let mut stays = stays.iter();
+            list.retain(|_| stays.next() == Some(&true));
+        }
+        keep(&mut after.specs, &stays);
+        keep(&mut after.formats, &stays);
+        keep(&mut after.copies, &stays);
+        let mut specs = tensor_specs(&after.config).into_iter();
+        let score = specs.find(|spec| spec.role == Role::Score);
+        after.specs.push(score.expect("a configuration with labels has their head"));
+        after.formats.push(WeightFormat::f32());
+        after.copies.push(None);
+        Ok(after)
+    }
+}
+
+impl Weights for Headed<'_> {
+    fn config(&self) -> &Config {
+        &self.outline.config
+    }
+
+    fn specs(&self) -> &[TensorSpec] {
+        &self.outline.specs
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Packed> {
+        if spec.role != Role::Score {
+            return self.weights.load(spec);
+        }
+        let mut values = vec![0.0; spec.rows * spec.columns];
+        if self.fresh == FreshHead::Normal {
+            let deviation = (1.0 / (spec.columns as f64 + 1.0)).sqrt() as f32;
+            let mut random = Random::new(Random::seed_of(self.seed, &spec.name));
+            values.fill_with(|| deviation * random.normal());
+        }
+        Ok(Packed::from_f32(&values, spec.rows, spec.columns))
+    }
+
+    fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
+        match spec.role {
+            Role::Score => Ok(WeightFormat::f32()),
+            _ => self.weights.format(spec),
+        }
+    }
+
+    fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
+        self.weights.copy_of(spec).filter(|_| spec.role != Role::Score)
+    }
+}
