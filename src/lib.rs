@@ -17,6 +17,9 @@
 //! target ([`data::BETWEEN`] parts them), its blocks are numbered through, and each takes its part of the rows out of the stream and puts
 //! it back ([`graph::Part`]). What nobody but its block function has to know of it nobody does.
 //!
+//! Behind the last block stands a head: over the vocabulary, at every token, or over labels, at the one token that stands for a text
+//! ([`families::Readout`]): a reward model is that with one label. What a training makes small follows from which of them a model has.
+//!
 //! # Where a thing lives
 //!
 //! Decided by what it knows. The modules from what knows least to what knows most; a module imports only from those above it in

@@ -964,7 +964,8 @@ impl Run<'_> {
         progress(listen, total)?;
         let others = self.others();
         let cards = |formats| {
-            card::card(manifest, self.options.recipe_text, (parent, others.clone()), formats)
+            let made = (&self.plan.left.config, parent, others.clone());
+            card::card(manifest, self.options.recipe_text, made, formats)
         };
         cards(&formats).write(folder)?;
         for format in formats.chunks(1).filter(|format| format[0] != ExportFormat::Gguf) {

@@ -84,6 +84,7 @@ fn card<'a>(arguments: &'a Arguments, model: &'a Checkpoint) -> Result<Card<'a>>
     let path = model.path();
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     Ok(Card {
+        config: model.config(),
         parent: model,
         merged: Vec::new(),
         formats: std::slice::from_ref(&arguments.format),

@@ -191,6 +191,15 @@ impl Config {
         }
     }
 
+    /// What hubs call what it does. An encoder reads one text and the decoder writes another.
+    pub fn task(&self) -> &'static str {
+        match (&self.readout, self.encoder) {
+            (Some(_), _) => "text-classification",
+            (None, Some(_)) => "text2text-generation",
+            (None, None) => "text-generation",
+        }
+    }
+
     /// Numbers that the head gives for a token: the vocabulary's, or those of labels.
     pub fn head_rows(&self) -> usize {
         self.readout.as_ref().map_or(self.vocab_size, |readout| readout.labels.len())

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::checkpoint::{Checkpoint, Weights};
+use super::checkpoint::Checkpoint;
 use super::export::ExportFormat;
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::families::Config;
 
 /// A card's file.
 pub const CARD_FILE: &str = "README.md";
@@ -20,6 +21,8 @@ pub struct Card<'a> {
     pub parent: &'a Checkpoint,
     /// Further models that it was made of.
     pub merged: Vec<&'a Checkpoint>,
+    /// The configuration of what was made.
+    pub config: &'a Config,
     /// What the folder holds.
     pub formats: &'a [ExportFormat],
     /// What it is to its base model, in the words of Hugging Face's hub; `None` for the same weights.
@@ -70,9 +73,7 @@ impl Card<'_> {
         put("base_model_relation", self.relation.filter(|_| !bases.is_empty()));
         known.license.iter().for_each(|(key, value)| put(key, Some(value)));
         put("library_name", Some(library));
-        // An encoder reads one text and the decoder writes another.
-        let encoder = self.parent.config().encoder.is_some();
-        put("pipeline_tag", Some(if encoder { "text2text-generation" } else { "text-generation" }));
+        put("pipeline_tag", Some(self.config.task()));
         let formats = self.formats.iter().map(|format| format.name().to_string());
         let mut tags: Vec<String> =
             ["lopper".to_string()].into_iter().chain(formats).chain(self.tags.clone()).collect();

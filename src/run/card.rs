@@ -1,13 +1,13 @@
 //! What the cards of an artifact's folders say of a run: what was made of what, the measured figures, the recipe.
 
 use super::{Figures, Manifest};
-use crate::model::{Card, Checkpoint, ExportFormat, fenced};
+use crate::model::{Card, Checkpoint, Config, ExportFormat, fenced};
 
 /// The card of a folder with models in these formats. It says nothing that another run of the same recipe would not: no times.
 pub(super) fn card<'a>(
     manifest: &Manifest,
     recipe: &str,
-    (parent, merged): (&'a Checkpoint, Vec<&'a Checkpoint>),
+    (config, parent, merged): (&'a Config, &'a Checkpoint, Vec<&'a Checkpoint>),
     formats: &'a [ExportFormat],
 ) -> Card<'a> {
     let stages = manifest.stages.iter().map(|stage| stage.name.as_str());
@@ -53,6 +53,7 @@ pub(super) fn card<'a>(
     text.push_str("\n## Recipe\n\n");
     text.push_str(&fenced("toml", recipe));
     Card {
+        config,
         parent,
         merged,
         formats,

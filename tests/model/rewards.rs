@@ -532,6 +532,8 @@ fn commands() -> Result<(), Failed> {
             (row["reward"].as_f64().ok_or("worth")?, row["own"].as_f64().ok_or("own")?);
         assert!((reward - own).abs() < 1e-5 * own.abs().max(1.0), "{row}");
     }
+    let card = std::fs::read_to_string(folder.join("a/README.md"))?;
+    assert!(card.contains("pipeline_tag: \"text-classification\""), "{card}");
     let shown = succeeds(folder, "inspect a/hf")?.out;
     assert!(shown.contains("a head that scores LABEL_0"), "{shown}");
     succeeds(folder, "quantize a/packed --bits 4 --no-eval --formats packed --out q")?;
