@@ -39,7 +39,7 @@ def random_weights(model, generator, ones):
         elif "embed" in name:
             v = 0.5 * r
         else:
-            v = r * 1.5 / p.shape[1] ** 0.5 * (2 if normalized and ("q_proj" in name or "k_proj" in name) else 1)
+            v = r * 1.5 / p.shape[-1] ** 0.5 * (2 if normalized and ("q_proj" in name or "k_proj" in name) else 1)
         v = v.to(torch.bfloat16).double()
         p.data.copy_((v * 2**24).round() / 2**24)
 
@@ -55,10 +55,24 @@ def capped(config):
     return {"softcap": cap} if cap else {}
 
 
+# PyTorch's grouped products take no float64.
+PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
+
+
+def apart(name, tensor):
+    """A parameter under the names of checkpoints: transformers has experts in one tensor, gate and up in one."""
+    begin, experts, end = name.partition(".mlp.experts.")
+    if not experts:
+        return {name: tensor}
+    parts = {"gate_up_proj": ["gate_proj", "up_proj"], "down_proj": ["down_proj"]}[end]
+    halves = [(part, e, t) for e in range(len(tensor)) for part, t in zip(parts, tensor[e].chunk(len(parts)))]
+    return {f"{begin}{experts}{e}.{part}.weight": t for part, e, t in halves}
+
+
 def run(config, state, ids):
     """The model and what it gives in float64."""
     with float64():
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float64)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64, **PLAIN)
         missing = model.load_state_dict({k: v.double() for k, v in state.items()}, strict=False)
         assert not missing.unexpected_keys and set(missing.missing_keys) <= {"lm_head.weight"}, missing
         model.tie_weights()
@@ -82,16 +96,18 @@ def old_style(config):
     old["rope_theta"] = rope["rope_theta"]
     scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
     old["rope_scaling"] = None if rope["rope_type"] == "default" else scaling
+    if "num_local_experts" in old:
+        old["num_experts"] = old.pop("num_local_experts")
     old["torch_dtype"] = old.pop("dtype")
     old["transformers_version"] = "4.50.0"
     return dict(sorted(old.items()))
 
 
-def build(name, seed, config, tokenizer, variants, ones=1.0):
+def build(name, seed, config, tokenizer, variants, ones=1.0, others={}):
     folder = f"{OUT}/{name}"
     shutil.rmtree(folder, ignore_errors=True)
     generator = torch.Generator().manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").double()
+    model = transformers.AutoModelForCausalLM.from_config(config, **PLAIN).double()
     random_weights(model, generator, ones)
     ids = torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=generator)
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -112,14 +128,23 @@ def build(name, seed, config, tokenizer, variants, ones=1.0):
     golden = {"input_ids": ids.int(), "logits": out.logits, "loss": loss.reshape(1)}
     golden |= {f"hidden.{i}": h for i, h in enumerate(out.hidden_states)}
     for key, p in parameters.items():
-        golden[f"grad.{key}"] = p.grad
-        golden[f"gradnorm.{key}"] = p.grad.norm().reshape(1)
+        for key, grad in apart(key, p.grad).items():
+            golden[f"grad.{key}"] = grad
+            golden[f"gradnorm.{key}"] = grad.norm().reshape(1)
+    # The same weights with another configuration.
+    for what, change in others.items():
+        other, found = run(type(config)(**{**config.to_dict(), **change}), state, ids)
+        loss_of = mean_loss(found.logits, ids)
+        loss_of.backward()
+        golden |= {f"{what}.logits": found.logits, f"{what}.loss": loss_of.reshape(1)}
+        small = {key: p.grad for key, p in other.named_parameters() if p.numel() < 1000}
+        golden |= {f"{what}.grad.{key}": grad for key, grad in small.items()}
     golden = {k: (v if v.dtype == torch.int32 else v.detach().float()).contiguous() for k, v in golden.items()}
     save_file(golden, f"{folder}/golden.safetensors", metadata={"format": "pt"})
 
     # What each feature of the family changes: a reader that leaves it out is that far off.
     distance = lambda other: ((other - out.logits).norm() / out.logits.norm()).item()
-    single = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    single = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **PLAIN).eval()
     print(f"{name}: loss {loss.item():.6f}, logits std {out.logits.std().item():.3f}, transformers in float32 is off by {distance(single(ids, **capped(config)).logits.double()):.1e}")
     print("  smallest gradient norm", min((p.grad.norm().item(), k) for k, p in parameters.items()))
     for what, change in variants.items():
@@ -180,7 +205,7 @@ def spm_tokenizer(size, specials, turns, prefix):
 
 
 def main():
-    from transformers import Gemma3TextConfig, MistralConfig, Qwen2Config, Qwen3Config
+    from transformers import Gemma3TextConfig, MistralConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
     default = lambda theta: {"rope_type": "default", "rope_theta": theta}
     build("mistral", 31, MistralConfig(
@@ -198,6 +223,12 @@ def main():
         vocab_size=280, hidden_size=48, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=24,
         max_position_embeddings=128, rms_norm_eps=1e-6, rope_parameters=default(1000000.0), bos_token_id=277, eos_token_id=279,
         tie_word_embeddings=False), qwen_tokenizer(280), {})
+    build("qwen3-moe", 44, Qwen3MoeConfig(
+        vocab_size=280, hidden_size=48, intermediate_size=40, moe_intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, num_experts=5, num_experts_per_tok=3, norm_topk_prob=True, max_position_embeddings=128,
+        rms_norm_eps=1e-6, rope_parameters=default(1000000.0), bos_token_id=277, eos_token_id=279, tie_word_embeddings=False),
+        qwen_tokenizer(280), {"shares as they are": {"norm_topk_prob": False}, "one expert fewer": {"num_experts_per_tok": 2}},
+        others={"shares-as-they-are": {"norm_topk_prob": False}})
     gemma = dict(vocab_size=304, hidden_size=48, intermediate_size=40, num_attention_heads=4, max_position_embeddings=128, rms_norm_eps=1e-6,
                  head_dim=16, query_pre_attn_scalar=24, sliding_window=8, hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True,
                  pad_token_id=0, eos_token_id=1, bos_token_id=2)

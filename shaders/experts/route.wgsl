@@ -1,5 +1,5 @@
-// Of each token the shares of its experts: the softmax of its `used` largest logits, 0 for the others. Of equal logits the
-// first go first. One workgroup: one token.
+// Of each token the shares of its experts: the softmax of its `used` largest logits, or what they have of the softmax of all, 0 for
+// the others. Of equal logits the first go first. One workgroup: one token.
 @group(0) @binding(0) var<storage, read> logits: array<f32>;           // (tokens, experts)
 @group(0) @binding(1) var<storage, read_write> shares: array<f32>;     // (tokens, experts)
 #import params
@@ -30,8 +30,9 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
         }
         // Infinite logits are as good as each other.
         let below = select(max(own - most, -100.0), 0.0, own == most);
-        let share = select(0.0, exp(below), before < params.used);
-        sum += share;
+        let term = exp(below);
+        let share = select(0.0, term, before < params.used);
+        sum += select(term, share, params.normalized == 1u);
         shares[base + expert] = share;
     }
     let total = reduce_sum(sum, lane);

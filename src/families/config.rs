@@ -372,10 +372,14 @@ impl Config {
         }
         if let (Some(experts), Some([count, used])) = (self.experts, self.family.experts_keys) {
             if experts.count > MAX_EXPERTS {
-                return wrong(count, format!("at most {MAX_EXPERTS}"), experts.count);
+                return wrong(count[0], format!("at most {MAX_EXPERTS}"), experts.count);
             }
             if experts.used > experts.count {
-                return wrong(used, format!("at most the {} experts", experts.count), experts.used);
+                return wrong(
+                    used[0],
+                    format!("at most the {} experts", experts.count),
+                    experts.used,
+                );
             }
         }
         if let Some(Encoder { layers, buckets: DistanceBuckets { count, far }, start }) =

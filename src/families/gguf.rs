@@ -198,7 +198,7 @@ impl Keys<'_> {
             return Err(self.unsupported(what, "this version reads dense models of it"));
         }
         let (count, used) = (self.size(EXPERTS, None)?, self.size(EXPERTS_USED, None)?);
-        Ok(Some(Experts { count, used }))
+        Ok(Some(Experts { count, used, normalized: true }))
     }
 
     /// A size that need not be there.
@@ -414,6 +414,13 @@ impl Config {
             });
         }
         self.check_gguf_buckets(path)?;
+        if self.experts.is_some_and(|experts| !experts.normalized) {
+            return Err(Error::Unsupported {
+                path: path.into(),
+                what: "a GGUF file of experts whose shares do not add up to 1".into(),
+                why: format!("llama.cpp makes them for {}; use hf or packed", self.family.gguf),
+            });
+        }
         let windows = self.blocks.iter().any(|block| block.window.is_some());
         let says = |(name, _): &(&str, Meta)| name.contains("sliding_window");
         if windows && !(self.family.write_gguf)(self).iter().any(says) {

@@ -129,11 +129,17 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Of a key's names the one that is there, or else the usual one.
+    fn name_of<'n>(&self, names: &[&'n str]) -> &'n str {
+        let found = names.iter().find(|name| self.object.contains_key(**name));
+        found.unwrap_or(&names[0])
+    }
+
     /// The experts of a family that has some.
     fn experts(&self, family: &Family) -> Result<Option<Experts>> {
         let Some([count, used]) = family.experts_keys else { return Ok(None) };
-        let (count, used) = (self.required_size(count)?, self.required_size(used)?);
-        Ok(Some(Experts { count, used }))
+        let size = |names: &[&str]| self.required_size(self.name_of(names));
+        Ok(Some(Experts { count: size(count)?, used: size(used)?, normalized: true }))
     }
 
     /// The factor of the load-balancing loss, of a family with experts.
@@ -429,8 +435,10 @@ impl Config {
             parent.insert(key.into(), json!(self.decoder_layers()));
         }
         if let (Some(experts), Some([count, used])) = (self.experts, self.family.experts_keys) {
-            parent.insert(count.into(), json!(experts.count));
-            parent.insert(used.into(), json!(experts.used));
+            for (names, value) in [(count, experts.count), (used, experts.used)] {
+                let name = names.iter().find(|name| parent.contains_key(**name));
+                parent.insert((*name.unwrap_or(&names[0])).into(), json!(value));
+            }
         }
         if let (Some(readout), Some(class)) = (&self.readout, self.family.scoring_class()) {
             let labels = || readout.labels.iter().enumerate();

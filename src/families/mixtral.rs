@@ -11,7 +11,7 @@ use crate::graph::{Slot, blocks};
 pub static FAMILY: Family = Family {
     gguf: "llama",
     gguf_mark: Some("expert_count"),
-    experts_keys: Some(["num_local_experts", "num_experts_per_tok"]),
+    experts_keys: Some([&["num_local_experts"], &["num_experts_per_tok"]]),
     dense: &["llama", "mistral"],
     rows: ROWS,
     read_json: |reader, config| reader.windows(config, None, |_| true),

@@ -15,6 +15,7 @@ mod mixtral;
 mod names;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod rope;
 mod shapes;
 mod t5;
@@ -46,6 +47,7 @@ pub static FAMILIES: &[&Family] = &[
     &llama::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
+    &qwen3_moe::FAMILY,
     &gemma3::FAMILY,
     &t5::FAMILY,
 ];
@@ -68,8 +70,9 @@ pub struct Family {
     pub gguf_mark: Option<&'static str>,
     /// The architecture in GGUF whose layers may differ in width.
     pub gguf_per_layer: Option<&'static str>,
-    /// The keys of `config.json` for the number of a block's experts and of those of a token, if it has experts.
-    pub experts_keys: Option<[&'static str; 2]>,
+    /// The keys of `config.json` for the number of a block's experts and of those of a token, if it has experts: names of each, the
+    /// usual one first.
+    pub experts_keys: Option<[&'static [&'static str]; 2]>,
     /// Families without experts that have its blocks but for those.
     pub dense: &'static [&'static str],
     /// What `config.json` calls sizes that it does not call as Llama does: (Llama's key, this family's). An empty name: it has no

@@ -13,7 +13,8 @@ pub static FAMILY: Family = Family {
     ..Family::plain("qwen3", "Qwen3ForCausalLM", blocks!(decoder::pre_norm, true))
 };
 
-const ROWS: &[Row] = &[
+/// Tensors of a block.
+pub const ROWS: &[Row] = &[
     Row::norm(Slot::AttentionNorm, "input_layernorm", "attn_norm", Dim::Hidden),
     Row::linear(Slot::Query, "self_attn.q_proj", "attn_q", Dim::Query, Dim::Hidden),
     Row::linear(Slot::Key, "self_attn.k_proj", "attn_k", Dim::KeyValue, Dim::Hidden),

@@ -519,8 +519,8 @@ impl Graph for Eager<'_> {
         // Who is shown inputs of an expert is shown those of its own tokens.
         let few = logits.shape()[0] <= ROUTED_WITHOUT_READING && self.tap.is_none();
         match few {
-            true => Routed::everywhere(device, &logits, experts.used),
-            false => Routed::by_expert(device, &logits, experts.used, false),
+            true => Routed::everywhere(device, &logits, experts),
+            false => Routed::by_expert(device, &logits, experts, false),
         }
     }
 

@@ -168,6 +168,14 @@ pub struct Experts {
     pub count: usize,
     /// Those of a token: at most all.
     pub used: usize,
+    /// Whether a token's shares add up to 1; otherwise they are what its experts have of the softmax over all.
+    #[serde(default = "add_up")]
+    pub normalized: bool,
+}
+
+/// What is not said of experts in older records.
+fn add_up() -> bool {
+    true
 }
 
 /// Most experts of a block.
@@ -255,7 +263,7 @@ pub trait Graph {
     fn add(&mut self, stream: Self::Value, x: Self::Value) -> Result<Self::Value>;
 
     /// The experts that each token goes to, by the router's result, (tokens, experts): the largest few, with shares that are the
-    /// softmax of theirs.
+    /// softmax of theirs, or what they have of that of all.
     fn route(&mut self, logits: Self::Value, experts: Experts) -> Result<Self::Routing>;
 
     /// The tokens of `x` that go to an expert; `None` where there are none. A graph may give all of them: what comes of those

@@ -1,5 +1,6 @@
 //! Which experts the tokens of a pass go to, on a device.
 
+use super::Experts;
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::kernels::copy::cast::cast;
@@ -20,15 +21,20 @@ pub struct Routed {
 impl Routed {
     /// By the router's result, f32 (tokens, experts), without reading anything back: every expert is given all tokens, and what
     /// it makes of those that do not go there is left out of the sum.
-    pub fn everywhere(device: &Device, logits: &Tensor, used: usize) -> Result<Self> {
-        let shares = route(device, logits, used)?;
+    pub fn everywhere(device: &Device, logits: &Tensor, experts: Experts) -> Result<Self> {
+        let shares = route(device, logits, experts.used, experts.normalized)?;
         Ok(Self { shares, tokens: None })
     }
 
     /// By the router's result: every expert takes its own tokens. The processor reads which they are, and so waits. `filled`: an
     /// expert without tokens takes the first, whose share of it is 0, so that its weights have a gradient.
-    pub fn by_expert(device: &Device, logits: &Tensor, used: usize, filled: bool) -> Result<Self> {
-        let shares = route(device, logits, used)?;
+    pub fn by_expert(
+        device: &Device,
+        logits: &Tensor,
+        experts: Experts,
+        filled: bool,
+    ) -> Result<Self> {
+        let shares = route(device, logits, experts.used, experts.normalized)?;
         let (values, experts) = (device.read(&shares)?.to_f32(), shares.shape()[1]);
         let list = |expert: usize| -> Result<Option<Rows>> {
             let column = values.iter().skip(expert).step_by(experts).enumerate();

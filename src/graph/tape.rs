@@ -579,11 +579,11 @@ impl<'a> Tape<'a> {
 
     /// The experts of each token, by the router's result, f32 (tokens, experts). Every expert takes its own tokens, but where
     /// gradients are handed out in parts, which are of all tokens alike.
-    fn routed(&mut self, logits: &Value, used: usize) -> Result<Routing> {
+    fn routed(&mut self, logits: &Value, experts: Experts) -> Result<Routing> {
         let device = self.device;
         let routed = Rc::new(match self.settings.split.count() {
-            1 => Routed::by_expert(device, &logits.tensor, used, true)?,
-            _ => Routed::everywhere(device, &logits.tensor, used)?,
+            1 => Routed::by_expert(device, &logits.tensor, experts, true)?,
+            _ => Routed::everywhere(device, &logits.tensor, experts)?,
         });
         let balanced = self.settings.balance;
         if let Some(Balance { sums, counts: true, .. }) = balanced {
@@ -591,7 +591,8 @@ impl<'a> Tape<'a> {
         }
         let (of, logits) = (routed.clone(), logits.clone());
         let shares = self.record(routed.shares().clone(), move |back, grad| {
-            back.add(logits.node, route_grad(device, of.shares(), &grad)?)?;
+            let both = (&logits.tensor, of.shares());
+            back.add(logits.node, route_grad(device, both, &grad, experts.normalized)?)?;
             let Some(Balance { sums, tokens, factor, .. }) = balanced else { return Ok(()) };
             let factor = factor * back.settings.scale;
             back.add(logits.node, balance_grad(device, &logits.tensor, sums, tokens, factor)?)
@@ -859,7 +860,7 @@ impl<'a> Graph for Tape<'a> {
 
     fn route(&mut self, logits: Deferred<'a>, experts: Experts) -> Result<Routing> {
         let logits = self.force(&logits)?;
-        self.routed(&logits, experts.used)
+        self.routed(&logits, experts)
     }
 
     fn to_expert(

@@ -48,7 +48,7 @@ struct Operation {
     backward: fn(&Device, &[Tensor]) -> Result<Vec<Tensor>>,
 }
 
-const OPERATIONS: [Operation; 19] = [
+const OPERATIONS: [Operation; 20] = [
     Operation {
         name: "norm/rms",
         kernels: &["norm/rms_grad", "norm/gain_grad"],
@@ -102,11 +102,15 @@ const OPERATIONS: [Operation; 19] = [
         name: "experts/route",
         kernels: &["experts/route_grad"],
         inputs: &[[3, 5]],
-        forward: |device, inputs| weighed(device, &route(device, &inputs[0], 3)?),
-        backward: |device, inputs| {
-            let grad = upstream(device, inputs[0].shape())?;
-            Ok(vec![route_grad(device, &route(device, &inputs[0], 3)?, &grad)?])
-        },
+        forward: |device, inputs| weighed(device, &route(device, &inputs[0], 3, true)?),
+        backward: |device, inputs| routed(device, &inputs[0], true),
+    },
+    Operation {
+        name: "experts/route of all",
+        kernels: &["experts/route_grad"],
+        inputs: &[[3, 5]],
+        forward: |device, inputs| weighed(device, &route(device, &inputs[0], 3, false)?),
+        backward: |device, inputs| routed(device, &inputs[0], false),
     },
     Operation {
         name: "experts/balance",
@@ -362,6 +366,12 @@ fn weighed(device: &Device, result: &Tensor) -> Result<f64> {
     let weights = weights(result.len());
     let pairs = result.iter().zip(&weights);
     Ok(pairs.map(|(value, weight)| value * f64::from(*weight)).sum())
+}
+
+/// The gradients of shares at logits.
+fn routed(device: &Device, logits: &Tensor, normalized: bool) -> Result<Vec<Tensor>> {
+    let (grad, shares) = (upstream(device, logits.shape())?, route(device, logits, 3, normalized)?);
+    Ok(vec![route_grad(device, (logits, &shares), &grad, normalized)?])
 }
 
 /// What the balance loss is made of, by shares that are not the logits' own.

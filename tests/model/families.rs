@@ -11,18 +11,20 @@ use lopper::model::{Checkpoint, Compute, Pass, Weights, export_gguf, export_hf, 
 use lopper::tensor::DType;
 use serde_json::{Map, Value};
 
-use crate::machine::{device, gpu_trial};
+use crate::machine::{device, gpu_trial, on_each};
 use crate::models::load;
 use crate::numbers::{Known, Within, assert_close};
 
 /// Models of `assets/families`.
-const MODELS: &[&str] = &["mistral", "qwen2", "qwen3", "gemma3", "gemma3-capped"];
+const MODELS: &[&str] = &["mistral", "qwen2", "qwen3", "qwen3-moe", "gemma3", "gemma3-capped"];
 
 /// Sequences in each file of values.
 const SEQUENCES: usize = 2;
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![Trial::test("families::each_has_a_fixture", each_has_a_fixture)];
+    trials.extend(on_each("families::shares_as_they_are", shares_as_they_are));
+    trials.push(Trial::test("families::dense_blocks_between", dense_blocks_between));
     for name in MODELS {
         let path = format!("assets/families/{name}");
         let cases = [
@@ -188,6 +190,68 @@ fn round_trips(fixture: &str) -> Result<(), Failed> {
         );
         let text = path(name).to_string_lossy().into_owned();
         logits_agree(&Device::Cpu, &text, fixture, DType::F32, 1e-5)?;
+    }
+    Ok(())
+}
+
+/// A copy of a fixture with other values in its configuration.
+fn configured(fixture: &str, change: &[(&str, Value)]) -> Result<tempfile::TempDir, Failed> {
+    let folder = tempfile::tempdir()?;
+    for file in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(Path::new(fixture).join(file), folder.path().join(file))?;
+    }
+    let text = std::fs::read(Path::new(fixture).join("config.json"))?;
+    let mut config: Map<String, Value> = serde_json::from_slice(&text)?;
+    config.extend(change.iter().map(|(key, value)| ((*key).to_string(), value.clone())));
+    std::fs::write(folder.path().join("config.json"), serde_json::to_string(&config)?)?;
+    Ok(folder)
+}
+
+/// Where shares of experts do not add up to 1, an expert that a token does not go to has a part in its gradient all the same. A folder
+/// says so; GGUF has no word for it.
+fn shares_as_they_are(device: &Device) -> Result<(), Failed> {
+    const FIXTURE: &str = "assets/families/qwen3-moe";
+    let folder = configured(FIXTURE, &[("norm_topk_prob", Value::Bool(false))])?;
+    let (known, parent) = (values(FIXTURE)?, Checkpoint::open(&folder.path().to_string_lossy())?);
+    let (ids, pass) = (known.words("input_ids")?, Pass { device, compute: Compute::F32 });
+    let model = load(device, &parent)?;
+    let (_, logits) = model.trace(&pass, &ids, SEQUENCES, false)?;
+    let wanted = known.floats("shares-as-they-are.logits")?;
+    assert_close("logits", &logits.to_f32(), &wanted, Within::Norm(1e-5));
+    let mut seen = 0;
+    let loss = model.gradients(&pass, &ids, SEQUENCES, &mut |gradient| {
+        let name = format!("shares-as-they-are.grad.{}", gradient.name);
+        if let Ok(wanted) = known.floats(&name) {
+            let values = device.read(&gradient.values)?.to_f32();
+            assert_close(&name, &values, &wanted, Within::Norm(1e-5));
+            seen += 1;
+        }
+        Ok(())
+    })?;
+    // Norms, of heads too, and routers.
+    assert_eq!(seen, 2 * 5 + 1);
+    let wanted = f64::from(known.floats("shares-as-they-are.loss")?[0]);
+    assert!(((loss - wanted) / wanted).abs() < 1e-5, "loss {loss}, PyTorch's is {wanted}");
+
+    let target = folder.path().join("hf");
+    std::fs::create_dir(&target)?;
+    export_hf(&target, parent.config_json()?, &parent, None)?;
+    assert_eq!(Checkpoint::open(&target.to_string_lossy())?.config(), parent.config());
+    let gguf = export_gguf(&folder.path().join("m.gguf"), &parent, &parent, None);
+    let error = gguf.err().ok_or("it was written")?.to_string();
+    assert!(error.contains("do not add up to 1"), "{error}");
+    Ok(())
+}
+
+/// Blocks with one feed-forward between those with experts are refused by their key.
+fn dense_blocks_between() -> Result<(), Failed> {
+    for (key, value) in
+        [("decoder_sparse_step", Value::from(2)), ("mlp_only_layers", Value::from(vec![1]))]
+    {
+        let folder = configured("assets/families/qwen3-moe", &[(key, value)])?;
+        let error = Checkpoint::open(&folder.path().to_string_lossy()).err();
+        let text = error.ok_or("it was opened")?.to_string();
+        assert!(text.contains(key), "{text}");
     }
     Ok(())
 }

@@ -59,6 +59,13 @@ fn as_before(device: &Device) -> Result<(), Failed> {
         let found = logits(device, &made, &IDS, 2)?;
         assert_close(keys, &found, &wanted, Within::Norm(1e-6));
     }
+    // Of another family's blocks.
+    let parent = Checkpoint::open("assets/families/qwen3")?;
+    let (_folder, made) = upcycle(&parent, "experts = 3")?;
+    assert_eq!(made.config().family.name, "qwen3_moe");
+    let ids = IDS.map(|id| id % 280);
+    let (found, wanted) = (logits(device, &made, &ids, 2)?, logits(device, &parent, &ids, 2)?);
+    assert_close("qwen3", &found, &wanted, Within::Norm(1e-6));
     Ok(())
 }
 

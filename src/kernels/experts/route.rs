@@ -1,8 +1,8 @@
-//! `experts/route`: the experts that each token goes to, and their shares: softmax over all experts, the largest few of it, made
+//! `experts/route`: the experts that each token goes to, and their shares: softmax over all experts, the largest few of it; made
 //! to add up to 1 again (Jiang et al. 2024, Mixtral, arXiv 2401.04088, section 2.1), which is the softmax of the largest logits
-//! alone.
+//! alone, or as they are (Shazeer et al. 2017, and Qwen's where `norm_topk_prob` is false).
 //!
-//! share[t, e] = exp(logit[t, e]) / sum over chosen j of exp(logit[t, j]) where e is chosen, 0 elsewhere
+//! share[t, e] = exp(logit[t, e]) / sum over chosen (or all) j of exp(logit[t, j]) where e is chosen, 0 elsewhere
 
 use crate::kernels::prelude::*;
 
@@ -12,6 +12,8 @@ params! {
         experts: u32,
         /// Experts of a token: at most all.
         used: u32,
+        /// 1: shares add up to 1; 0: they are those of the softmax over all experts.
+        normalized: u32,
     }
 }
 
@@ -42,11 +44,17 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 /// The shares of the experts, f32 (tokens, experts), by their `logits`, f32 of the same shape: those of the `used` largest of a
-/// token add up to 1, the others are 0. Of equal logits the lower index goes first; a token with a NaN gets NaNs.
-pub fn route(device: &Device, logits: &Tensor, used: usize) -> Result<Tensor> {
+/// token, which add up to 1 if they are `normalized` and are as the softmax over all experts has them otherwise; the others are 0.
+/// Of equal logits the lower index goes first; a token with a NaN gets NaNs.
+pub fn route(device: &Device, logits: &Tensor, used: usize, normalized: bool) -> Result<Tensor> {
     let (tokens, experts) = (logits.shape()[0], logits.len() / logits.shape()[0]);
     let shares = device.allocate(DType::F32, &[tokens, experts], "shares of experts")?;
-    let params = Params { tokens: tokens as u32, experts: experts as u32, used: used as u32 };
+    let params = Params {
+        tokens: tokens as u32,
+        experts: experts as u32,
+        used: used as u32,
+        normalized: u32::from(normalized),
+    };
     let subgroups = device.capabilities().subgroups;
     device.call(
         &KERNEL,
@@ -76,16 +84,17 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             let chosen = before < p.used as usize;
             // Of exp: (3 + 2 |x|) ulp, and half an ulp of its argument.
             let relative = (8.0 + 6.0 * below.abs().min(100.0)) * U;
-            chosen.then(|| (below.exp(), relative))
+            (below.exp(), relative, chosen)
         });
-        let terms: Vec<Option<(f64, f64)>> = terms.collect();
-        let total: f64 = terms.iter().flatten().map(|(term, _)| term).sum();
-        let of_total: f64 = terms.iter().flatten().map(|(term, relative)| term * relative).sum();
-        for term in terms {
-            let Some((term, relative)) = term else {
+        let terms: Vec<(f64, f64, bool)> = terms.collect();
+        let summed = || terms.iter().filter(|(.., chosen)| *chosen || p.normalized == 0);
+        let total: f64 = summed().map(|(term, ..)| term).sum();
+        let of_total: f64 = summed().map(|(term, relative, _)| term * relative).sum();
+        for (term, relative, chosen) in terms.iter().copied() {
+            if !chosen {
                 expected.push(0.0, 0.0);
                 continue;
-            };
+            }
             let share = term / total;
             let relative = relative + of_total / total + gamma(experts + 4);
             expected.push(share, share * relative + storing(DType::F32, share));
@@ -106,7 +115,12 @@ fn case(tokens: usize, experts: usize, used: usize, note: &'static str) -> Case 
             ",wide" => logits.iter_mut().for_each(|logit| *logit *= 50.0),
             _ => {}
         }
-        let params = Params { tokens: tokens as u32, experts: experts as u32, used: used as u32 };
+        let params = Params {
+            tokens: tokens as u32,
+            experts: experts as u32,
+            used: used as u32,
+            normalized: u32::from(note != ",of all"),
+        };
         params.case(vec![
             HostTensor::from_f32(DType::F32, &[tokens, experts], &logits),
             HostTensor::zeros(DType::F32, &[tokens, experts]),
@@ -116,12 +130,12 @@ fn case(tokens: usize, experts: usize, used: usize, note: &'static str) -> Case 
 
 fn random(sizes: &Sizes) -> Case {
     let experts = sizes.between(1, 1, 150);
-    let notes = ["", ",rounded", ",wide"];
+    let notes = ["", ",rounded", ",wide", ",of all"];
     case(
         sizes.between(0, 1, 60),
         experts,
         sizes.between(2, 1, experts.min(10)),
-        notes[sizes.between(3, 0, 2)],
+        notes[sizes.between(3, 0, 3)],
     )
 }
 
@@ -135,6 +149,9 @@ fn cases() -> Vec<Case> {
         case(4, 8, 2, ",equal"),
         case(50, 9, 3, ",rounded"),
         case(20, 64, 6, ",wide"),
+        case(6, 9, 4, ",of all"),
+        case(5, 130, 8, ",of all"),
+        case(3, 8, 2, ",of all").with(Poison::Infinity),
         case(3, 8, 2, "").with(Poison::Zeros),
         case(3, 8, 2, "").with(Poison::Infinity),
         case(3, 8, 2, "").with(Poison::NegativeInfinity),

@@ -64,7 +64,7 @@ impl<'a> Assembled<'a> {
     pub fn new(models: Vec<Named<'a>>, parts: Parts) -> Result<Self> {
         let own = models[0].weights.config();
         let count = parts.experts.len();
-        let config = own.with_experts(Experts { count, used: parts.used });
+        let config = own.with_experts(Experts { count, used: parts.used, normalized: true });
         let Some(mut config) = config else {
             let expected = "a model without experts, of a family whose blocks one with experts has";
             return Err(Error::Argument {

@@ -121,7 +121,9 @@ impl Observer for Watched<'_> {
         match slot {
             Slot::Router => {
                 let logits = self.product(self.block.linear(slot), x)?;
-                let shares = device.read(&route(device, &logits, self.experts.used)?)?.to_f32();
+                let shares = device
+                    .read(&route(device, &logits, self.experts.used, self.experts.normalized)?)?
+                    .to_f32();
                 let of = |expert: usize| -> Vec<f32> {
                     let column = shares.iter().skip(expert).step_by(self.experts.count);
                     column.copied().filter(|share| *share != 0.0).collect()
@@ -185,7 +187,7 @@ pub fn kept(
 
 /// The configuration with so many experts a block.
 pub fn left(config: &Config, count: usize) -> Config {
-    let fewer = |experts: Experts| Experts { count, used: experts.used.min(count) };
+    let fewer = |experts: Experts| Experts { count, used: experts.used.min(count), ..experts };
     Config { experts: config.experts.map(fewer), ..config.clone() }
 }
 
