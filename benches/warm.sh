@@ -13,12 +13,12 @@ export STEPS=${STEPS:-250} PROBE=${PROBE:-100} GOLD=${GOLD:-600} PROMPTS=${PROMP
 export RATE=${RATE:-0.0005} BATCH=${BATCH:-32} LENGTH=${LENGTH:-56}
 cd "$out"
 
-# tune MODEL OUT SEED STEPS REST: a reward model of the headlines; each seed has its own order of them.
+# tune MODEL OUT SEED STEPS RATE REST: a reward model of the headlines; each seed has its own order of them.
 tune() {
     [ -e "$2/packed/config.json" ] && return
     rm -rf "$2" "$2.work"
-    "$lopper" tune "$1" --method full --data embedded:headlines --length "$LENGTH" --batch "$BATCH" --held-out 0 --rate "$RATE" \
-        --no-eval --formats packed --quiet --out "$2" --seed "$3" --steps "$4" "${@:5}" $flags > "$2.log" 2>&1 \
+    "$lopper" tune "$1" --method full --data embedded:headlines --length "$LENGTH" --batch "$BATCH" --held-out 0 \
+        --no-eval --formats packed --quiet --out "$2" --seed "$3" --steps "$4" --rate "$5" "${@:6}" $flags > "$2.log" 2>&1 \
         || { cat "$2.log" >&2; exit 1; }
 }
 
@@ -35,9 +35,9 @@ job() {
     local noise=$1 seed=$2 place="noise-$1/seed-$2"
     mkdir -p "$place"; cd "$place"
     local wrong=(--label-noise "$noise" --noise-seed "$seed")
-    tune embedded:tiny-llama probe "$seed" "$PROBE" --score-head zero --include score --rate 0.01 "${wrong[@]}"
+    tune embedded:tiny-llama probe "$seed" "$PROBE" 0.01 --score-head zero --include score "${wrong[@]}"
     for member in 1 2 3; do
-        tune probe/packed "member-$member" "$((10 * seed + member))" "$STEPS" "${wrong[@]}"
+        tune probe/packed "member-$member" "$((10 * seed + member))" "$STEPS" "$RATE" "${wrong[@]}"
         judge "member-$member" "member-$member/packed"
     done
     judge ensemble member-{1,2,3}/packed
@@ -48,24 +48,25 @@ job() {
 }
 export -f tune judge job
 
-tune embedded:tiny-llama gold 1000 "$GOLD" --score-head zero
-[ -e candidates.jsonl ] || "$lopper" generate embedded:tiny-llama --prompts headlines --limit "$PROMPTS" --best-of "$BEST" --temperature 1 \
-    -n 3 --reward gold/packed --out candidates.jsonl --quiet --seed 0 $flags > /dev/null
+tune embedded:tiny-llama gold 1000 "$GOLD" "$RATE" --score-head zero
+[ -e candidates.jsonl ] || "$lopper" generate embedded:tiny-llama --prompts headlines --limit "$PROMPTS" --best-of "$BEST" --temperature 2.5 \
+    -n 2 --stop $'\n' --reward gold/packed --out candidates.jsonl --quiet --seed 0 $flags > /dev/null
 judge gold gold/packed
 for noise in ${NOISES:-0 0.1 0.25 0.4}; do for seed in ${SEEDS:-0 1 2 3 4}; do echo "$noise $seed"; done; done \
     | xargs -P "${JOBS:-4}" -L 1 bash -euo pipefail -c 'job "$0" "$1"'
 
 python3 - <<'TABLE' | tee table.md
-import glob, json, statistics as s
+import glob, json, os, statistics as s
 def figures(name):
     found = json.load(open(name + ".json"))
     return 100 * found["preferences"]["accuracy"], found["best_of"][0]["reward"], found["best_of"][-1]["reward"], found["best_of"][-1]["n"]
 gold = figures("gold")
 print(f"Gold: {gold[0]:.2f} % of the questions' preferences; a text is worth {gold[1]:.3f} by it, the best of {gold[3]} by itself {gold[2]:.3f}.\n")
 print(f"| wrong preferences | who | right on clean preferences, % | best of {gold[3]}, worth by gold |\n| --- | --- | --- | --- |")
-spread = lambda values, digits: f"{s.mean(values):.{digits}f} ± {s.stdev(values) if len(values) > 1 else float('nan'):.{digits}f}"
+spread = lambda values, digits: f"{s.mean(values):.{digits}f} ± " + (f"{s.stdev(values):.{digits}f}" if len(values) > 1 else "n/a")
 for noise in sorted((folder.split("-")[1] for folder in glob.glob("noise-*")), key=float):
-    seeds = sorted(glob.glob(f"noise-{noise}/seed-*"))
+    seeds = [seed for seed in sorted(glob.glob(f"noise-{noise}/seed-*")) if os.path.exists(f"{seed}/warm.json")]
+    if not seeds: continue
     mean = lambda rows: [s.mean(column) for column in zip(*rows)]
     single = [mean([figures(f"{seed}/member-{m}")[:3] for m in (1, 2, 3)]) for seed in seeds]
     rows = [("one (mean of three)", single)] + [(who, [figures(f"{seed}/{who}")[:3] for seed in seeds]) for who in ("ensemble", "warm")]
@@ -75,5 +76,5 @@ for noise in sorted((folder.split("-")[1] for folder in glob.glob("noise-*")), k
     for who in (1, 2):
         gains = [[a - b for a, b in zip(one, other)] for one, other in zip(rows[who][1], single)]
         print(f"| | {rows[who][0]} less one | {spread([g[0] for g in gains], 2)} | {spread([g[2] for g in gains], 3)} |")
-print(f"\n± is the standard deviation over {len(seeds)} seeds.")
+print("\n± is the standard deviation over seeds.")
 TABLE
