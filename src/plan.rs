@@ -206,9 +206,8 @@ impl Plan {
             evaluated = (resident.saturating_add(grown), streamed.saturating_add(grown));
             warnings.extend(begin.config.beyond_context(evaluate.ctx));
             if end.config.readout.is_some() {
-                let text =
-                    "a model that scores texts has no perplexity: eval --preferences measures it";
-                warnings.push(text.into());
+                let measured = "eval --preferences or --task measures it";
+                warnings.push(format!("a model that scores texts has no perplexity: {measured}"));
             }
         }
         let apart = parent.gguf().is_none() && formats.contains(&ExportFormat::Gguf);

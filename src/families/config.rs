@@ -218,10 +218,13 @@ impl Config {
             Some(readout) => Err(Error::Argument {
                 argument: what.into(),
                 expected: "a model that foretells tokens, with a head over the vocabulary".into(),
-                found: format!(
-                    "one that scores texts ({}); eval --preferences measures it",
-                    readout.labels.join(", ")
-                ),
+                found: match &readout.labels[..] {
+                    [_] => "one that scores texts; eval --preferences measures it".into(),
+                    labels => format!(
+                        "one that scores labels ({}); eval --task measures it",
+                        labels.join(", ")
+                    ),
+                },
             }),
         }
     }

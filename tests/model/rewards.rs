@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
-use lopper::data::training::{Dataset, Examples, Goal, preferences};
+use lopper::data::read_task;
+use lopper::data::training::{Dataset, Examples, Goal, preferences, whole_text};
 use lopper::device::{Device, Random};
 use lopper::gpu::{Options, Tier};
 use lopper::measure::quality::rewards::{agreement, best_of};
@@ -26,7 +27,7 @@ const LABELS: &str = "assets/fixtures/qwen2-labels";
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = suite!("rewards": round_trip, wrong_files, fresh_heads, rows_of_pairs, rows_of_labels,
-        broken_pairs, noise, agreements, best_of_many, wrong_losses, commands, learning, refused);
+        broken_pairs, noise, answers, agreements, best_of_many, wrong_losses, commands, learning, refused);
     trials.extend(on_each("rewards::parts", parts));
     for (name, limit, of_gradients) in [("f32", 1e-5, 1e-5), ("f16", 2e-3, 5e-3)] {
         let dtype = if name == "f16" { DType::F16 } else { DType::F32 };
@@ -368,6 +369,44 @@ fn noise() -> Result<(), Failed> {
     assert!(fewer.iter().all(|text| ten.contains(text)), "{fewer:?} of {ten:?}");
     let next_tokens = Dataset { label_noise: 0.1, ..Dataset::default() };
     assert!(Examples::read(&next_tokens, &tokenizer, 0).is_err(), "noise of next tokens");
+    Ok(())
+}
+
+/// A head of labels answers a task's questions: the choice whose label has the highest score.
+fn answers() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let tune = "--method full --include score --score-head normal --labels no,yes --data embedded:headlines --steps 1 --batch 2";
+    let rest = "--length 32 --held-out 0 --rate 0.01 --no-eval --formats packed --out l";
+    succeeds(folder, &format!("tune {NANO} {tune} {rest}"))?;
+    let eval = "eval l/packed --task headlines --limit 12 --samples s.jsonl --json=-";
+    let found = &succeeds(folder, eval)?.json()?["tasks"]["headlines"];
+    let weights = checkpoint(&folder.join("l/packed"))?;
+    let (tokenizer, task) = (weights.tokenizer()?, read_task("headlines", None)?);
+    let mut texts = Vec::new();
+    for item in &task.items[..12] {
+        texts.push(whole_text(&item.query, &tokenizer)?);
+    }
+    let scores = scores(&Device::Cpu, &weights, &texts)?;
+    let right = scores.chunks_exact(2).zip(&task.items).filter(|(scores, item)| {
+        // The head's labels are no and yes, the task's yes and no.
+        let pick = if scores[1] >= scores[0] { "yes" } else { "no" };
+        pick == item.target()
+    });
+    let right = right.count();
+    assert_eq!((&found["n"], &found["form"]), (&json!(12), &json!("classification")), "{found}");
+    assert!((found["acc"].as_f64().ok_or("acc")? - right as f64 / 12.0).abs() < 1e-12, "{found}");
+    let confusion = found["confusion"].as_array().ok_or("a matrix")?;
+    let diagonal = (0..2).filter_map(|at| confusion[at][at].as_u64()).sum::<u64>();
+    assert_eq!(diagonal, right as u64, "{found}");
+    for (arguments, said) in [
+        ("--task cloze", "choices that the model's head scores: no, yes"),
+        ("--task headlines --shots 1", "none, for a model whose head scores labels"),
+        ("--ppl embedded:heldout-2026", "eval --task measures it"),
+        ("--preferences headlines", "one of 2 labels"),
+    ] {
+        lopper(folder, &format!("eval l/packed {arguments} --device cpu"))?.refused(2, said);
+    }
     Ok(())
 }
 

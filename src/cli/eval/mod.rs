@@ -20,8 +20,8 @@ use super::Global;
 use super::ensemble::EnsembleArguments;
 use super::output::{Output, SAVE_EVERY};
 use super::session::{
-    CacheArguments, Loaded, compute, load_for_windows, load_model, open_device,
-    open_language_model, put_adapter, read_adapter, report_device,
+    CacheArguments, Loaded, compute, load_for_windows, load_model, open_device, open_model,
+    put_adapter, read_adapter, report_device,
 };
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -80,7 +80,12 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         let models = (arguments.model.as_str(), base.as_str(), arguments.cache.cache_type);
         return against_base::run(global, models, text.as_ref(), answering, output);
     }
-    let checkpoint = open_language_model("MODEL", &arguments.model, output)?;
+    let checkpoint = open_model(&arguments.model, output)?;
+    // Labels are answers to tasks, and to nothing else.
+    let labels = checkpoint.config().readout.as_ref().map_or(0, |readout| readout.labels.len());
+    if text.is_some() || labels == 1 {
+        checkpoint.config().foretells("MODEL")?;
+    }
     let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let further = arguments.ensemble.open(&tokenizer, output)?;

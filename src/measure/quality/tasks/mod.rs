@@ -1,5 +1,6 @@
-//! Task scores: questions answered by log-likelihood, by greedy decoding of a last word, or by generation.
+//! Task scores: questions answered by log-likelihood, by greedy decoding of a last word, by generation, or by a head that scores labels.
 
+mod classify;
 mod encode;
 mod figures;
 mod generation;
@@ -18,7 +19,7 @@ use super::outcome::{Asked, ChoiceScore, Form, Outcome, TaskOutcome};
 use crate::data::shots::Selection;
 use crate::data::{Item, Scoring, Task};
 use crate::error::Result;
-use crate::model::{Ensemble, Pass};
+use crate::model::{Ensemble, Pass, Readout};
 use crate::text::Tokenizer;
 
 /// What answers: a model, or several as one.
@@ -66,7 +67,12 @@ pub fn evaluate(
     options: &Options,
     tell: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<TaskOutcome> {
-    setup.models.models().try_for_each(|model| model.config().foretells("a task"))?;
+    match &setup.models.base().config().readout {
+        Some(Readout { labels, .. }) if labels.len() > 1 => {
+            return classify::evaluate(setup, task, labels, options, tell);
+        }
+        _ => setup.models.models().try_for_each(|model| model.config().foretells("a task"))?,
+    }
     let orders = Orders::new(setup, task, options, tell)?;
     let fronts = fronts(task, &orders, options)?;
     let items = asked(task, options);
