@@ -10,8 +10,9 @@
 //! [`graph::Graph`]; who implements that decides what becomes of it: [`graph::Eager`] computes (fused, over a KV cache),
 //! [`graph::Tape`] records for the backward pass, [`graph::Counter`] counts products and bytes. So evaluation, generation,
 //! calibration, gradients and memory estimates cannot disagree on what a block is. A pass takes its blocks from a
-//! [`model::WeightSource`]: resident, or streamed one at a time where memory is short. [`walk::Walk`] goes through a model block by
-//! block with all calibration tokens, and lets weights be replaced on the way.
+//! [`model::WeightSource`]: resident, or streamed one at a time where memory is short. A model that is resident may be so but for
+//! experts ([`model::StreamedExperts`]): a block asks for those that the router named, forward only. [`walk::Walk`] goes through a
+//! model block by block with all calibration tokens, and lets weights be replaced on the way.
 //!
 //! A pass takes rows of tokens of one length and has one residual stream. A model with an encoder keeps that: a row is a source and a
 //! target ([`data::BETWEEN`] parts them), its blocks are numbered through, and each takes its part of the rows out of the stream and puts

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use serde_json::{Value, json};
 
 use super::output::{Output, bytes};
 use super::{ComputeChoice, DeviceChoice, Global};
@@ -18,7 +19,10 @@ use crate::kernels::matmul::coop;
 use crate::kernels::matmul::product::{MatmulShape, ProductChoices, WeightForm, Winners};
 use crate::kernels::matmul::tuned;
 use crate::measure::speed::tune::{Tuned, tune_all};
-use crate::model::{Adapters, Checkpoint, Compute, Model, Outline, WeightSource, Weights};
+use crate::model::{
+    Adapters, Checkpoint, Compute, Config, ExpertUses, Model, Outline, StreamedExperts,
+    WeightSource, Weights,
+};
 use crate::tensor::DType;
 use crate::train::lora::{adapt, expect_of_blocks};
 
@@ -232,6 +236,11 @@ pub(super) fn load_for_windows<'a>(
     let (resident, streamed) = (resident.saturating_add(cached), streamed.saturating_add(cached));
     match budget {
         Some(budget) if resident > budget / models => {
+            let beside = resident - outline.bytes();
+            if let Ok(Some(room)) = experts_room(Some(budget / models), &outline, beside) {
+                let model = load_streaming(device, checkpoint, room, output)?;
+                return Ok(Loaded::Resident(Box::new(model)));
+            }
             if streamed > budget / models {
                 return Err(Error::OutOfMemory {
                     what: "an evaluation with a block's weights at a time".into(),
@@ -271,12 +280,92 @@ pub(super) fn put_adapter(
 ) -> Result<()> {
     let Some(adapters) = adapters else { return Ok(()) };
     for pair in &adapters.pairs {
+        if model.tensor(&format!("{}.weight", pair.module)).is_none() {
+            return Err(Error::Argument {
+                argument: "--lora".into(),
+                expected: "layers that are on the device, as experts are within the budget".into(),
+                found: pair.module.clone(),
+            });
+        }
         adapt(device, model, adapters, pair, 0.0)?;
     }
     Ok(())
 }
 
-/// A model on the device. With `--autotune`, the products of passes of so many tokens that were never tuned are tuned first,
+/// Bytes of device memory that experts may stay in, where a budget has no room for all weights and so much beside them.
+fn experts_room(budget: Option<u64>, outline: &Outline, beside: u64) -> Result<Option<u64>> {
+    let whole = outline.bytes().saturating_add(beside);
+    let Some(budget) = budget.filter(|budget| whole > *budget) else { return Ok(None) };
+    if outline.config.experts.is_none() {
+        return Ok(None);
+    }
+    // The one at hand, and another's memory that is not free yet.
+    let least = whole - outline.bytes_of_experts() + 2 * outline.bytes_of_an_expert();
+    match budget.checked_sub(least) {
+        Some(room) => Ok(Some(room)),
+        None => Err(Error::OutOfMemory {
+            what: "a model with one expert at a time on the device".into(),
+            bytes: least,
+            used: 0,
+            budget,
+        }),
+    }
+}
+
+/// A context that memory is kept for where experts take what is left.
+const KEPT_CONTEXT: usize = 4096;
+
+/// Bytes of the key-value cache of a text as long as the model's context, or so much of it: twice, for caches that grow are copied.
+fn text_bytes(config: &Config, compute: Compute) -> Result<u64> {
+    let mut each = 0;
+    for block in &config.blocks {
+        let width = block.kv_heads * config.head_dim;
+        each += compute.cache_type().bytes_per_token(width, config.head_dim)?;
+    }
+    Ok((2 * config.max_positions.min(KEPT_CONTEXT) as u64).saturating_mul(each))
+}
+
+/// A model whose experts are copied to the device when tokens go there, and may stay in so many bytes of it.
+fn load_streaming(
+    device: &Device,
+    checkpoint: &Checkpoint,
+    room: u64,
+    output: &Output,
+) -> Result<Model> {
+    let again = Checkpoint::open(&checkpoint.path().to_string_lossy())?;
+    let experts = StreamedExperts::new(again, room)?;
+    let config = checkpoint.config();
+    let all = config.layers() * config.experts.map_or(0, |experts| experts.count);
+    output.note(format!(
+        "note: the weights exceed the budget; experts go to the device when tokens do, {} of {all} stay there",
+        experts.places()
+    ));
+    Model::load_streaming(device, checkpoint, experts, |done, total| {
+        output.progress("loading", done, total);
+        interrupt::check()
+    })
+}
+
+/// How often experts that were asked for were on the device, of a model whose experts are streamed.
+pub(super) fn experts_json(model: &Model) -> Option<Value> {
+    let experts = model.streamed_experts()?;
+    let ExpertUses { asked, held, copied } = experts.uses();
+    let places = experts.places();
+    Some(json!({ "asked": asked, "held": held, "copied_bytes": copied, "places": places }))
+}
+
+/// The same in words.
+pub(super) fn tell_experts(model: &Model, output: &Output) {
+    let Some(experts) = model.streamed_experts() else { return };
+    let ExpertUses { asked, held, copied } = experts.uses();
+    let share = 100.0 * held as f64 / asked.max(1) as f64;
+    output.note(format!(
+        "experts: {share:.1} % of {asked} were on the device, {} copied there",
+        bytes(copied)
+    ));
+}
+
+/// A model on the device; where `--vram-budget` has no room for its experts, those are copied there when tokens go to them. With `--autotune`, the products of passes of so many tokens that were never tuned are tuned first,
 /// as far as the time goes, and the winners kept.
 pub(super) fn load_model(
     global: &Global,
@@ -287,10 +376,17 @@ pub(super) fn load_model(
     output: &Output,
 ) -> Result<Model> {
     let engine = global.engine.into();
-    let model = Model::load(device, checkpoint, |done, total| {
-        output.progress("loading", done, total);
-        interrupt::check()
-    })?;
+    let budget = global.vram_budget.filter(|_| device.gpu().is_some());
+    let outline = Outline::of(checkpoint)?;
+    let most = tokens.iter().copied().max().unwrap_or(1);
+    let beside = outline.pass_bytes(most).saturating_add(text_bytes(checkpoint.config(), compute)?);
+    let model = match experts_room(budget, &outline, beside)? {
+        Some(room) => load_streaming(device, checkpoint, room, output)?,
+        None => Model::load(device, checkpoint, |done, total| {
+            output.progress("loading", done, total);
+            interrupt::check()
+        })?,
+    };
     if global.engine.takes_planes() {
         let products = model.products(compute, engine, 1);
         let any = products.iter().any(|product| {

@@ -7,7 +7,8 @@ use std::rc::{Rc, Weak};
 
 use super::routed::Routed;
 use super::{
-    Activation, Attention, BlockWeights, Experts, Graph, Linear, PairedRows, Part, Pass, Slot,
+    Activation, Attention, BlockWeights, ExpertLayers, Experts, Graph, Linear, PairedRows, Part,
+    Pass, Slot,
 };
 use crate::device::Tensor;
 use crate::error::Result;
@@ -70,6 +71,8 @@ pub struct Eager<'g> {
     pending: Vec<Weak<Input>>,
     /// Products that one call computed with another's, until they are asked for.
     beside: RefCell<Vec<(Rc<Input>, Slot, Tensor)>>,
+    /// The layers of the expert at hand, of a block whose experts come from elsewhere.
+    expert: Option<Rc<ExpertLayers>>,
 }
 
 /// A value that is computed, or what it will be computed from.
@@ -126,7 +129,7 @@ impl<'g> Eager<'g> {
         tap: Option<&'g mut Tap<'g>>,
     ) -> Self {
         let (pending, beside) = (Vec::new(), RefCell::default());
-        Self { pass, block, cache, tap, pending, beside }
+        Self { pass, block, cache, tap, pending, beside, expert: None }
     }
 
     /// A value's elements, in their own type if they are known, in `dtype` if they are computed now.
@@ -285,12 +288,19 @@ impl Graph for Eager<'_> {
             other => {
                 let x = self.force(other, self.activation())?;
                 let x = cast(self.pass.device, &x, self.activation())?;
-                let columns = self.block.linear(slot).weight.columns();
+                let columns = x.len() / x.shape()[0];
                 Rc::new(self.pass.input(x, columns))
             }
         };
         if let Some(tap) = &mut self.tap {
             tap(slot, &input.values(self.pass.device)?)?;
+        }
+        if let Some(layers) = self.expert.as_ref().filter(|_| slot.expert().is_some()) {
+            // At once: the next expert may take its place.
+            let linear = layers.iter().find(|(own, _)| *own == slot);
+            let (_, linear) = linear.expect("the expert at hand is the one that is asked for");
+            let result = linear.apply(&self.pass, &input, Destination::New(DType::F32))?;
+            return Ok(Lazy::Ready(result));
         }
         let linear = self.block.linear(slot);
         if let Some(adapter) = &linear.adapter {
@@ -517,7 +527,9 @@ impl Graph for Eager<'_> {
         let device = self.pass.device;
         let logits = cast(device, &self.force(&logits, DType::F32)?, DType::F32)?;
         // Who is shown inputs of an expert is shown those of its own tokens.
-        let few = logits.shape()[0] <= ROUTED_WITHOUT_READING && self.tap.is_none();
+        let few = logits.shape()[0] <= ROUTED_WITHOUT_READING
+            && self.tap.is_none()
+            && !self.block.streams_experts();
         match few {
             true => Routed::everywhere(device, &logits, experts),
             false => Routed::by_expert(device, &logits, experts, false),
@@ -535,6 +547,10 @@ impl Graph for Eager<'_> {
             return Ok(Some(Lazy::Ready(x)));
         }
         let own = routing.gather(device, &x, expert)?;
+        if own.is_some() {
+            self.expert = None;
+            self.expert = self.block.streamed(device, expert)?;
+        }
         Ok(own.map(|own| {
             let columns = own.shape()[1];
             self.input(own, columns)
@@ -548,6 +564,7 @@ impl Graph for Eager<'_> {
         results: Vec<(usize, Lazy)>,
     ) -> Result<Lazy> {
         let stream = self.overwritten(&stream)?;
+        self.expert = None;
         for (expert, result) in results {
             if let Lazy::ExpertProduct { input, slot, chosen } = &result {
                 self.expert_product((input, *slot, chosen), Outcome::Added, &stream)?;

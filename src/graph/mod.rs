@@ -27,8 +27,11 @@ pub use tape::{
 };
 pub use token_split::TokenSplit;
 
+use std::rc::Rc;
+
 use serde::{Deserialize, Serialize};
 
+use crate::device::Device;
 use crate::error::Result;
 pub use crate::kernels::activation::Activation;
 pub use crate::kernels::attention::Attention;
@@ -285,15 +288,42 @@ pub trait Graph {
     ) -> Result<Self::Value>;
 }
 
+/// An expert's linear layers, by slot.
+pub type ExpertLayers = Vec<(Slot, Linear)>;
+
+/// Where the experts are of blocks that do not have them on the device all along.
+pub trait ExpertWeights: std::fmt::Debug {
+    /// The layers of a block's expert, on the device for as long as they are held.
+    fn expert(&self, device: &Device, layer: usize, expert: usize) -> Result<Rc<ExpertLayers>>;
+}
+
 /// The weights of a block on a device, by slot.
 #[derive(Clone, Debug, Default)]
 pub struct BlockWeights {
     linears: Vec<(Slot, Linear)>,
     norms: Vec<(Slot, RmsNormWeight)>,
     position: Option<PositionBias>,
+    /// Where its experts are, and its number, if they are not among its layers.
+    experts: Option<(Rc<dyn ExpertWeights>, usize)>,
 }
 
 impl BlockWeights {
+    /// Lets experts, those of block `layer`, come from elsewhere.
+    pub fn set_experts(&mut self, from: Rc<dyn ExpertWeights>, layer: usize) {
+        self.experts = Some((from, layer));
+    }
+
+    /// Whether its experts come from elsewhere.
+    pub fn streams_experts(&self) -> bool {
+        self.experts.is_some()
+    }
+
+    /// An expert's layers, if they come from elsewhere.
+    fn streamed(&self, device: &Device, expert: usize) -> Result<Option<Rc<ExpertLayers>>> {
+        let from = self.experts.as_ref();
+        from.map(|(from, layer)| from.expert(device, *layer, expert)).transpose()
+    }
+
     /// Puts a linear layer in a slot, in place of what was there.
     pub fn set_linear(&mut self, slot: Slot, linear: Linear) {
         match self.linears.iter_mut().find(|(known, _)| *known == slot) {

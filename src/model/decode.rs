@@ -174,11 +174,14 @@ impl<'m> Decoder<'m> {
         Ok(())
     }
 
-    /// Whether the calls of a step are the same each time. Where many tokens go to experts of their own, they are not: the processor
-    /// reads which tokens an expert has, and calls accordingly.
+    /// Whether the calls of a step are the same each time. Where many tokens go to experts of their own, or experts are copied to the
+    /// device, they are not: the processor reads which tokens an expert has, and calls accordingly.
     fn is_recordable(&self) -> bool {
         let few = self.ids.len() <= ROUTED_WITHOUT_READING;
-        few || !self.ensemble.models().any(|model| model.config().experts.is_some())
+        !self.ensemble.models().any(|model| {
+            let reads = !few || model.streamed_experts().is_some();
+            reads && model.config().experts.is_some()
+        })
     }
 
     /// The calls of a step; what its tokens were drawn by.

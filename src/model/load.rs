@@ -47,7 +47,8 @@ pub(super) fn linear_with(
     })
 }
 
-fn linear(device: &Device, weights: &dyn Weights, spec: &TensorSpec) -> Result<Linear> {
+/// A linear layer, with its bias.
+pub(super) fn linear(device: &Device, weights: &dyn Weights, spec: &TensorSpec) -> Result<Linear> {
     let weight = matrix(device, &weights.load(spec)?, spec.module())?;
     linear_with(device, weights, spec, weight)
 }
@@ -138,17 +139,22 @@ fn set_plain(
 /// A block whose layers with the same input stand beside each other ([`linears_beside`]): for a model that stays on the device as it
 /// is. Where weights are replaced one by one, memory would be held until the last of a group is.
 ///
-/// `before`: another block of its stack, if there is one, whose tensors of the whole stack it takes.
+/// `before`: another block of its stack, if there is one, whose tensors of the whole stack it takes. `experts`: whether they are among
+/// its layers.
 pub(super) fn block_beside(
     device: &Device,
     weights: &dyn Weights,
     layer: usize,
     before: Option<&BlockWeights>,
+    experts: bool,
 ) -> Result<BlockWeights> {
     let mut block = BlockWeights::default();
     let specs = || weights.specs().iter().filter(|spec| spec.layer == Some(layer));
     set_plain(device, weights, layer, before, &mut block)?;
-    let is_linear = |spec: &&TensorSpec| matches!(spec.role, Role::Linear | Role::Router);
+    let is_linear = |spec: &&TensorSpec| {
+        let wanted = experts || spec.slot.expert().is_none();
+        matches!(spec.role, Role::Linear | Role::Router) && wanted
+    };
     let linears: Vec<&TensorSpec> = specs().filter(is_linear).collect();
     for group in linears.chunk_by(|a, b| a.slot.input() == b.slot.input()) {
         for (spec, linear) in group.iter().zip(linears_beside(device, weights, group)?) {

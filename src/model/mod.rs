@@ -22,6 +22,7 @@ mod readout;
 mod resident;
 mod save;
 mod source;
+mod streamed;
 mod synth;
 
 pub use crate::families::{
@@ -59,4 +60,5 @@ pub use save::{
     packed_files,
 };
 pub use source::WeightSource;
+pub use streamed::{ExpertUses, StreamedExperts};
 pub use synth::Synth;

@@ -1,5 +1,7 @@
 //! A model as its headers describe it: what plans are made from.
 
+use std::collections::BTreeMap;
+
 use super::checkpoint::{CopyOf, Weights};
 use super::resident::block_counts;
 use crate::error::{Error, Result};
@@ -73,18 +75,28 @@ impl Outline {
         self.specs.iter().map(values).max().unwrap_or(0)
     }
 
+    /// Bytes of the largest expert's tensors; 0 without experts.
+    pub fn bytes_of_an_expert(&self) -> u64 {
+        let mut sums = BTreeMap::new();
+        for (spec, format) in self.tensors() {
+            if let Some(expert) = spec.slot.expert() {
+                *sums.entry((spec.layer, expert)).or_insert(0) +=
+                    format.bytes(spec.rows, spec.columns);
+            }
+        }
+        sums.into_values().max().unwrap_or(0)
+    }
+
+    /// Bytes of the tensors of all experts.
+    pub fn bytes_of_experts(&self) -> u64 {
+        let experts = self.tensors().filter(|(spec, _)| spec.slot.expert().is_some());
+        experts.map(|(spec, format)| format.bytes(spec.rows, spec.columns)).sum()
+    }
+
     /// Device memory of a pass over windows of `ctx` tokens, in bytes: with all weights there, and with a block's at a time.
     pub fn evaluation_bytes(&self, ctx: usize) -> (u64, u64) {
-        let config = &self.config;
-        let tokens = 2048.max(ctx) as u64; // any number that the user typed
-        let columns = |layer| block_counts(config, &self.specs, layer).columns;
-        let widest = (0..config.layers()).map(columns).max().unwrap_or(0);
-        // A block's results, and the streams before and after it.
-        let columns = (widest + 3 * config.hidden_size) as u64;
-        let logits = tokens.saturating_mul(4 * config.vocab_size as u64);
-        let work = tokens.saturating_mul(4 * columns);
-        let work = work.saturating_add(logits.min(256 << 20));
-        let mut places = vec![0u64; config.layers()];
+        let work = self.pass_bytes(2048.max(ctx));
+        let mut places = vec![0u64; self.config.layers()];
         let mut end = 0; // the embedding or the head: one at a time
         for (spec, format) in self.tensors() {
             let bytes = format.bytes(spec.rows, spec.columns);
@@ -97,6 +109,18 @@ impl Outline {
         let block = 2 * places.iter().max().unwrap_or(&0);
         let streamed = block.max(end).saturating_add(work);
         (self.bytes().saturating_add(work), streamed)
+    }
+
+    /// Device memory of a pass over so many tokens beside the weights, in bytes.
+    pub fn pass_bytes(&self, tokens: usize) -> u64 {
+        let config = &self.config;
+        let tokens = tokens as u64; // any number that the user typed
+        let columns = |layer| block_counts(config, &self.specs, layer).columns;
+        let widest = (0..config.layers()).map(columns).max().unwrap_or(0);
+        // A block's results, and the streams before and after it.
+        let columns = (widest + 3 * config.hidden_size) as u64;
+        let logits = tokens.saturating_mul(4 * config.vocab_size as u64);
+        tokens.saturating_mul(4 * columns).saturating_add(logits.min(256 << 20))
     }
 
     /// Device memory of the key-value cache of such a pass, which holds a layer at a time, in bytes; with what is decoded of it

@@ -1,9 +1,12 @@
 //! A model with all its weights on a device: `embed`, `block`, `head`.
 
+use std::rc::Rc;
+
 use super::cache::Cache;
 use super::checkpoint::Weights;
 use super::load;
 use super::pairs::lay_out;
+use super::streamed::StreamedExperts;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::families::{Config, TensorSpec, embedding_name};
@@ -21,13 +24,15 @@ use crate::kernels::matrix::Matrix;
 use crate::kernels::norm::rms::rms;
 use crate::tensor::DType;
 
-/// A model with all its weights on a device.
+/// A model with all its weights on a device, but perhaps for experts.
 #[derive(Debug)]
 pub struct Model {
     config: Config,
     pub(super) embedding: Matrix,
     pub(super) blocks: Vec<BlockWeights>,
     pub(super) head: Head,
+    /// Its experts, where they are not on the device all along.
+    experts: Option<Rc<StreamedExperts>>,
 }
 
 /// The final norm and the head: the residual stream after the last block to logits.
@@ -162,6 +167,25 @@ impl Model {
     pub fn load(
         device: &Device,
         weights: &dyn Weights,
+        progress: impl FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Self> {
+        Self::load_with(device, weights, None, progress)
+    }
+
+    /// The same but for experts, which are copied when tokens go there. Such a model runs forward only, without adapters of experts.
+    pub fn load_streaming(
+        device: &Device,
+        weights: &dyn Weights,
+        experts: StreamedExperts,
+        progress: impl FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Self> {
+        Self::load_with(device, weights, Some(Rc::new(experts)), progress)
+    }
+
+    fn load_with(
+        device: &Device,
+        weights: &dyn Weights,
+        experts: Option<Rc<StreamedExperts>>,
         mut progress: impl FnMut(usize, usize) -> Result<()>,
     ) -> Result<Self> {
         let config = weights.config().clone();
@@ -172,19 +196,28 @@ impl Model {
             progress(layer, config.layers())?;
             // The stack's first block has what all of it share.
             let first: Option<&BlockWeights> = blocks.get(config.first_of_stack(layer));
-            blocks.push(load::block_beside(device, weights, layer, first)?);
+            let mut block = load::block_beside(device, weights, layer, first, experts.is_none())?;
+            if let Some(experts) = &experts {
+                block.set_experts(experts.clone(), layer);
+            }
+            blocks.push(block);
         }
         let head = Head {
             norm: load::final_norm(device, weights)?,
             linear,
             soft_cap: config.head_soft_cap(),
         };
-        Ok(Self { config, embedding, blocks, head })
+        Ok(Self { config, embedding, blocks, head, experts })
     }
 
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Its experts, where they are not on the device all along.
+    pub fn streamed_experts(&self) -> Option<&StreamedExperts> {
+        self.experts.as_deref()
     }
 
     /// The blocks' weights.
@@ -195,7 +228,8 @@ impl Model {
     /// The same model with other blocks, of configuration `config`. Weights that both have are on the device once.
     pub fn with_blocks(&self, config: Config, blocks: Vec<BlockWeights>) -> Self {
         assert!(config.layers() == blocks.len(), "a configuration lists its blocks");
-        Self { config, embedding: self.embedding.clone(), blocks, head: self.head.clone() }
+        let (embedding, head) = (self.embedding.clone(), self.head.clone());
+        Self { config, embedding, blocks, head, experts: self.experts.clone() }
     }
 
     /// A matrix, norm or bias, by the tensor's name; of an adapter too.
@@ -284,7 +318,10 @@ impl Model {
                     ProductOutput::Stream => DType::F32,
                 };
                 let takes = if stream { Compute::F32 } else { compute };
-                add(&block.linear(slot).weight, takes, output);
+                // Experts that are not there are of no shape yet.
+                if let Some(linear) = block.find(slot) {
+                    add(&linear.weight, takes, output);
+                }
             }
             for (slot, _) in block.linears().filter(|_| tokens <= FEW_TOKENS) {
                 let output = block.result_type(slot, compute.activation);

@@ -15,13 +15,14 @@ use lopper::methods::prune::experts::{ExpertScore, FewerExperts, kept, uses};
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Grid, Scheme};
 use lopper::model::{
-    BackwardOptions, Cache, Checkpoint, Decoder, Role, Sampling, TensorSpec, WeightSource, Weights,
-    export_gguf, export_hf, generate, gradients_later, tensor_specs,
+    BackwardOptions, Cache, Checkpoint, Decoder, Model, Role, Sampling, StreamedExperts,
+    TensorSpec, WeightSource, Weights, export_gguf, export_hf, generate, gradients_later,
+    tensor_specs,
 };
 use lopper::tensor::Packed;
 use serde_json::{Value, json};
 
-use crate::machine::on_each;
+use crate::machine::{gpu_trial, on_each};
 use crate::models::{
     MapWeights, checkpoint, load, pass, read_folder, speech_perplexity, write_model,
 };
@@ -37,6 +38,8 @@ pub fn trials() -> Vec<Trial> {
     trials.extend(on_each("experts::few_as_many", few_as_many));
     trials.extend(on_each("experts::batches", batches));
     trials.extend(on_each("experts::balance", balance));
+    trials.extend(on_each("experts::streamed", streamed));
+    trials.push(gpu_trial("experts::within_a_budget".into(), within_a_budget));
     trials
 }
 
@@ -229,6 +232,73 @@ fn balance(device: &Device) -> Result<(), Failed> {
     let length = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
     let apart = length(&mut with.iter().zip(&without).map(|(a, b)| a - b));
     assert!(apart > 0.1 * length(&mut with.iter().copied()), "{apart}");
+    Ok(())
+}
+
+/// Experts that are copied when they are asked for give what they give on the device, however many may stay there: the same tokens,
+/// the same logits of a text.
+fn streamed(device: &Device) -> Result<(), Failed> {
+    let parent = Checkpoint::open(MIXTRAL)?;
+    let (whole, pass) = (load(device, &parent)?, pass(device));
+    let prompt: Vec<u32> = (0..5).map(|id| (31 * id + 300) % 4000).collect();
+    let tokens = |model: &Model| -> Result<Vec<u32>, Failed> {
+        let greedy = Sampling::GREEDY;
+        Ok(generate(model, &pass, &prompt, 8, greedy, |_| false, |_| Ok(true))?.tokens)
+    };
+    let wanted = tokens(&whole)?;
+    let text: Vec<u32> = (0..20).map(|id| 61 * id % 4000).collect();
+    let (_, logits) = whole.trace(&pass, &text, 1, false)?;
+    // Of an expert three matrices of 96 x 192 in f16.
+    let each = 3 * 96 * 192 * 2;
+    let mut rates = Vec::new();
+    for places in [0, 6, 16] {
+        let experts = StreamedExperts::new(Checkpoint::open(MIXTRAL)?, places * each + each / 2)?;
+        assert_eq!(experts.places() as u64, places);
+        let model = Model::load_streaming(device, &parent, experts, |_, _| Ok(()))?;
+        assert_eq!(tokens(&model)?, wanted, "{places} places");
+        let uses = model.streamed_experts().ok_or("experts")?.uses();
+        // Two experts of each of four blocks for a token alone, at most all for the prompt's first four at once.
+        assert!((4 * 2 * 8 + 4 * 2..=4 * 2 * 8 + 4 * 4).contains(&uses.asked), "{uses:?}");
+        assert_eq!(uses.copied, (uses.asked - uses.held) * each, "{uses:?}");
+        rates.push(uses.held);
+        let (_, found) = model.trace(&pass, &text, 1, false)?;
+        assert_close("logits", &found.to_f32(), &logits.to_f32(), Within::Norm(1e-5));
+        let all = model.streamed_experts().ok_or("experts")?.uses();
+        // In the end all that stay are there once.
+        assert!(places < 16 || all.copied <= 16 * each, "{all:?}");
+    }
+    assert!(rates[0] == 0 && rates[1] > 0 && rates[2] > rates[1], "{rates:?}");
+    Ok(())
+}
+
+/// Commands with a budget that has no room for all experts: the same text and perplexity, and how often experts were there.
+fn within_a_budget() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let run = |arguments: &str| -> Result<(Value, String), Failed> {
+        let all = format!("{arguments} --device gpu --no-autotune --json=o.json");
+        let run = lopper(folder.path(), &all)?;
+        assert!(run.code == Some(0), "{arguments}: {run}");
+        Ok((read_json(folder.path().join("o.json"))?, run.err))
+    };
+    let generated = "generate embedded:tiny-mixtral --prompt The -n 6";
+    let (whole, _) = run(generated)?;
+    let (some, said) = run(&format!("{generated} --vram-budget 4MiB"))?;
+    assert_eq!(some["tokens"], whole["tokens"]);
+    assert!(whole.get("experts").is_none());
+    let number = |key: &str| some["experts"][key].as_u64().ok_or(format!("no {key}"));
+    let (asked, held, places) = (number("asked")?, number("held")?, number("places")?);
+    assert!((1..16).contains(&places) && held > 0 && held < asked, "{some}");
+    assert!(said.contains("were on the device"), "{said}");
+    let measured =
+        "eval embedded:tiny-mixtral --ppl embedded:heldout-2026 --ctx 64 --max-tokens 128";
+    let (whole, _) = run(measured)?;
+    let (some, _) = run(&format!("{measured} --vram-budget 57MiB"))?;
+    let value = |json: &Value| json["perplexity"]["value"].as_f64().ok_or("a number");
+    let (whole, value) = (value(&whole)?, value(&some)?);
+    assert!((whole - value).abs() < 1e-5 * whole, "{value} of {whole}");
+    assert!(some["experts"]["asked"].as_u64() > Some(0), "{some}");
+    let little = lopper(folder.path(), &format!("{generated} --device gpu --vram-budget 3MiB"))?;
+    little.refused(3, "one expert at a time");
     Ok(())
 }
 

@@ -20,8 +20,8 @@ use super::Global;
 use super::ensemble::EnsembleArguments;
 use super::output::{Output, SAVE_EVERY};
 use super::session::{
-    CacheArguments, Loaded, compute, load_for_windows, load_model, open_device, open_model,
-    put_adapter, read_adapter, report_device,
+    CacheArguments, Loaded, compute, experts_json, load_for_windows, load_model, open_device,
+    open_model, put_adapter, read_adapter, report_device, tell_experts,
 };
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -176,6 +176,12 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let mut json = output.finish();
     if !alone {
         json["ensemble"] = arguments.ensemble.json();
+    }
+    if let Loaded::Resident(model) = &loaded
+        && let Some(experts) = experts_json(model)
+    {
+        json["experts"] = experts;
+        tell_experts(model, output);
     }
     json["device"] = json!(device.name());
     json["seconds"] = json!(seconds.as_secs_f64());

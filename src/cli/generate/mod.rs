@@ -18,8 +18,8 @@ use super::Global;
 use super::ensemble::EnsembleArguments;
 use super::output::Output;
 use super::session::{
-    CacheArguments, compute, load_model, open_device, open_language_model, put_adapter,
-    read_adapter, report_device,
+    CacheArguments, compute, experts_json, load_model, open_device, open_language_model,
+    put_adapter, read_adapter, report_device, tell_experts,
 };
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -111,13 +111,18 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let (text, stops) = answer.finish()?;
     let generation = result?;
     let rate = generation.tokens.len().saturating_sub(1) as f64 / generation.seconds.max(1e-9);
-    output.json(&json!({
+    let mut json = json!({
         "schema": 1, "model": arguments.model, "prompt": arguments.prompt, "text": text,
         "prompt_tokens": read, "tokens": generation.tokens, "device": device.name(), "cache_type": compute.cache_type().name,
         "prompt_seconds": generation.prompt_seconds, "tokens_per_second": rate,
         "stop_reason": reason(generation.ending, &stops), "sampling": sampling_json(&sampling),
         "ensemble": arguments.ensemble.json(), "speculation": acceptance_json(generation.acceptance),
-    }))?;
+    });
+    if let Some(experts) = experts_json(&model) {
+        json["experts"] = experts;
+    }
+    output.json(&json)?;
+    tell_experts(&model, output);
     if global.verbose > 0 {
         output.note(format!(
             "{} prompt tokens in {:.3} s, then {rate:.1} tokens/s on {}",
