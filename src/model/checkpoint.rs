@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::embedded::{EMBEDDED, EmbeddedModel};
+use super::embedded::{EMBEDDED, EmbeddedModel, LEFT_OUT};
 use super::formats::packed_formats;
 use super::locate::{Place, locate, without_weights};
 use crate::disk;
@@ -128,9 +128,13 @@ impl Checkpoint {
         let Some(model) = EMBEDDED.iter().find(|model| model.name == name) else {
             let names: Vec<_> =
                 EMBEDDED.iter().map(|model| format!("embedded:{}", model.name)).collect();
+            let why = match LEFT_OUT.contains(&name) {
+                true => " (the published package has no more: a program built in a clone of the repository has this one)",
+                false => "",
+            };
             return Err(Error::Argument {
                 argument: "MODEL".into(),
-                expected: format!("one of {}", names.join(", ")),
+                expected: format!("one of {}{why}", names.join(", ")),
                 found: format!("embedded:{name}"),
             });
         };

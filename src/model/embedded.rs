@@ -30,31 +30,25 @@ impl EmbeddedModel {
     }
 }
 
+/// Its files under `assets/`, as bytes of the program.
 macro_rules! embedded {
     ($name:literal) => {
         EmbeddedModel {
             name: $name,
-            config: include_bytes!(concat!("../../assets/", $name, "/config.json")),
-            generation_config: include_bytes!(concat!(
-                "../../assets/",
-                $name,
-                "/generation_config.json"
-            )),
-            tokenizer: include_bytes!(concat!("../../assets/", $name, "/tokenizer.json")),
-            tokenizer_config: include_bytes!(concat!(
-                "../../assets/",
-                $name,
-                "/tokenizer_config.json"
-            )),
-            weights: include_bytes!(concat!("../../assets/", $name, "/model.safetensors")),
+            config: asset!($name, "/config.json"),
+            generation_config: asset!($name, "/generation_config.json"),
+            tokenizer: asset!($name, "/tokenizer.json"),
+            tokenizer_config: asset!($name, "/tokenizer_config.json"),
+            weights: asset!($name, "/model.safetensors"),
         }
     };
 }
 
-/// Every embedded model.
-pub static EMBEDDED: &[EmbeddedModel] = &[
-    embedded!("tiny-llama"),
-    embedded!("nano-llama"),
-    embedded!("tiny-mixtral"),
-    embedded!("tiny-t5"),
-];
+macro_rules! asset {
+    ($name:literal, $file:literal) => {
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/", $name, $file))
+    };
+}
+
+// The build script lists them: a published package has fewer than the repository.
+include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
