@@ -13,18 +13,20 @@ const EPILOGUE_APART: u32 = 8u;
 const EPILOGUE_ACTIVATION: u32 = 4u;
 #import activation
 
+// The first row of the layer, of several, that a row belongs to, and the first behind it.
+fn layer_of(row: u32) -> vec2<u32> {
+    if row >= params.third {
+        return vec2(params.third, params.out_stride);
+    } else if row >= params.second {
+        return vec2(params.second, params.third);
+    }
+    return vec2(0u, params.second);
+}
+
 // Where a result of one of several layers stands. `token` is one of all of the call.
 fn place_apart(token: u32, row: u32) -> u32 {
-    var start = 0u;
-    var end = params.second;
-    if row >= params.third {
-        start = params.third;
-        end = params.out_stride;
-    } else if row >= params.second {
-        start = params.second;
-        end = params.third;
-    }
-    return params.tokens * start + token * (end - start) + row - start;
+    let layer = layer_of(row);
+    return params.tokens * layer.x + token * (layer.y - layer.x) + row - layer.x;
 }
 
 fn store_result(token: u32, row: u32, sum: f32) {

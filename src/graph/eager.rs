@@ -1,6 +1,6 @@
 //! The graph that computes: operations run as soon as what they are fused with is known. A norm runs with the products that
 //! take it, the second half of a gate in the product of the first, a sum in the product's epilogue, and keys are rotated on their
-//! way into the cache. Of few tokens, layers with the same input are one product, where their weights stand beside each other in memory.
+//! way into the cache. Layers with the same input are one product, where their weights stand beside each other in memory.
 
 use std::cell::{OnceCell, RefCell};
 use std::rc::{Rc, Weak};

@@ -171,7 +171,7 @@ impl Linear {
         self.apply_rows(pass, x, 0..x.tokens(), destination)
     }
 
-    /// The products of few tokens with the weights of several layers by one call, each (tokens, output features) of that type. `None`
+    /// The products with the weights of several layers by one call, each (tokens, output features) of that type. `None`
     /// where they have to be computed one by one ([`linear_beside`]).
     pub fn apply_beside(
         linears: &[&Linear],

@@ -19,7 +19,7 @@ use crate::kernels::copy::cast::scaled;
 use crate::kernels::embed::gather::gather;
 use crate::kernels::logits::soft_cap::soft_cap;
 use crate::kernels::matmul::product::MatmulShape;
-use crate::kernels::matmul::{Destination, Engine, FEW_TOKENS, Input};
+use crate::kernels::matmul::{Destination, Engine, Input};
 use crate::kernels::matrix::Matrix;
 use crate::kernels::norm::rms::rms;
 use crate::tensor::DType;
@@ -323,7 +323,7 @@ impl Model {
                     add(&linear.weight, takes, output);
                 }
             }
-            for (slot, _) in block.linears().filter(|_| tokens <= FEW_TOKENS) {
+            for (slot, _) in block.linears() {
                 let output = block.result_type(slot, compute.activation);
                 let beside: Vec<_> = block.beside(slot, output, compute.activation).collect();
                 let weights: Vec<&Matrix> =

@@ -23,8 +23,10 @@ pub enum Special {
     Add,
     /// The result holds a gate.
     Gate(Activation),
-    /// The rows are those of three layers, whose results stand apart, with a bias each.
+    /// The rows are those of three layers, whose results stand apart.
     Apart,
+    /// The same, with a bias each.
+    ApartBiased,
     /// The activations are poisoned.
     Activations(Poison),
     /// One row of the weight is NaN: whoever reads beyond the end of a row meets the next.
@@ -42,6 +44,7 @@ impl Special {
             Special::Add => ",add".into(),
             Special::Gate(activation) => format!(",gate={activation:?}"),
             Special::Apart => ",apart".into(),
+            Special::ApartBiased => ",apart,bias".into(),
             Special::Activations(poison) => poison.label().into(),
             Special::NaNRow => ",row of NaN".into(),
             Special::Largest => ",largest".into(),
@@ -54,7 +57,8 @@ impl Special {
             Special::Bias => EPILOGUE_BIAS,
             Special::Add => EPILOGUE_ADD,
             Special::Gate(activation) => gate_epilogue(activation),
-            Special::Apart => EPILOGUE_APART | EPILOGUE_BIAS,
+            Special::Apart => EPILOGUE_APART,
+            Special::ApartBiased => EPILOGUE_APART | EPILOGUE_BIAS,
             _ => 0,
         }
     }
@@ -62,7 +66,7 @@ impl Special {
     /// Where the rows of the second and of the third of three layers begin.
     pub(super) fn starts(self, rows: usize) -> (usize, usize) {
         match self {
-            Special::Apart => (rows / 2, rows - rows / 4),
+            Special::Apart | Special::ApartBiased => (rows / 2, rows - rows / 4),
             _ => (0, 0),
         }
     }
@@ -223,7 +227,7 @@ pub(super) fn special(special: Special, tokens: usize) -> Shape {
 /// Products with a bias, with what stands there added, of several layers, and with a gate of each activation.
 pub(super) fn epilogues(tokens: usize) -> impl Iterator<Item = Shape> {
     let gates = FUSED_GATES.map(Special::Gate);
-    let all = [Special::Bias, Special::Add, Special::Apart].into_iter().chain(gates);
+    let all = [Special::Bias, Special::Add, Special::ApartBiased].into_iter().chain(gates);
     all.map(move |one| special(one, tokens))
 }
 

@@ -190,6 +190,9 @@ fn cases() -> Vec<Case> {
         new(3, 1000, 70, 64),
         new(1, 4, 1, WHOLE_ROW),
         plain(special(Special::Part, 70)),
+        // Tiles that lie in one layer, and tiles that do not.
+        plain(Shape::new(512, 64, 130, 32).with(Special::Apart)),
+        plain(Shape::new(1096, 32, 128, 32).with(Special::Apart)),
         split(40, 640, 19, 2),
         split(130, 1000, 130, 3),
         plain(special(Special::Activations(Poison::Infinity), 20)).only(extremes),

@@ -107,7 +107,8 @@ pub fn shaped(tokens: usize, rows: usize, splits: usize) -> Case {
 
 fn random(sizes: &Sizes) -> Case {
     let gate = Special::Gate(Activation::Silu);
-    let all = [Special::Nothing, Special::Part, Special::Bias, Special::Add, gate, Special::Apart];
+    let all =
+        [Special::Nothing, Special::Part, Special::Bias, Special::Add, gate, Special::ApartBiased];
     let (tokens, rows) = (sizes.between(0, 1, 20), sizes.between(1, 1, 70));
     let special = all[sizes.between(3, 0, 5)];
     case(tokens, rows, sizes.between(2, 1, 6), special)
@@ -121,7 +122,7 @@ fn cases() -> Vec<Case> {
         case(2, 33, 3, Special::Part),
         with(Special::Bias),
         with(Special::Add),
-        with(Special::Apart),
+        with(Special::ApartBiased),
         with(Special::Nothing).with(Poison::NaN),
         with(Special::Nothing).with(Poison::Infinity),
         shaped(64, 4096, 4).bench(),

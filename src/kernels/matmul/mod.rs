@@ -186,9 +186,9 @@ pub fn linear(
     linear_rows(device, x, 0..x.tokens(), weight, bias, destination)
 }
 
-/// The products of few tokens of `x` with the weights of two or three layers, each (tokens, rows) of that type, by one call. `None`
-/// where that cannot be: the weights, or the biases that they all have or none has, do not stand one behind the other in memory;
-/// there are many tokens; or the quickest kernel takes codes in a form of its own.
+/// The products of `x` with the weights of two or three layers, each (tokens, rows) of that type, by one call: fewer calls for few
+/// tokens, and more tiles at once for many. `None` where that cannot be: the weights, or the biases that they all have or none has, do
+/// not stand one behind the other in memory; a call's limit cuts the tokens; or the quickest kernel takes codes in a form of its own.
 pub fn linear_beside(
     device: &Device,
     x: &Input,
@@ -197,7 +197,7 @@ pub fn linear_beside(
 ) -> Result<Option<Vec<Tensor>>> {
     const LAYERS: std::ops::RangeInclusive<usize> = 2..=3;
     let tokens = x.tokens();
-    if tokens > FEW_TOKENS || !LAYERS.contains(&layers.len()) {
+    if !LAYERS.contains(&layers.len()) {
         return Ok(None);
     }
     let matrices: Vec<&Matrix> = layers.iter().map(|(matrix, _)| *matrix).collect();
