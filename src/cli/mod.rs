@@ -103,7 +103,7 @@ struct Global {
     /// No progress and no notes: results, warnings and errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Say more; twice: say what the device does
+    /// Say more; twice: say what the device does, by kernel; three times: by kernel and number of workgroups
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }

@@ -11,7 +11,7 @@ use super::{ComputeChoice, DeviceChoice, Global};
 use crate::device::{Device, Failure, Runner, check_case, complaint_of, fragment};
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, choose};
+use crate::gpu::{Adapter, Gpu, Options, Selector, Tier, Timed, choose};
 use crate::interrupt;
 use crate::kernels::TABLE;
 use crate::kernels::kv::{CACHE_TYPES, CacheType};
@@ -167,7 +167,11 @@ fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -
         tier,
         checked,
         budget: global.vram_budget,
-        profile: global.verbose >= 2,
+        profile: match global.verbose {
+            0 | 1 => Timed::Submits,
+            2 => Timed::Kernels,
+            _ => Timed::Sizes,
+        },
         ..Options::default()
     };
     let name = adapter.info.name.clone();
@@ -546,7 +550,7 @@ pub(super) fn report_device(
         let mut kernels: Vec<_> = profile.by_kernel.iter().collect();
         kernels.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
         for (kernel, (seconds, count)) in kernels {
-            output.note(format!("  {kernel:20} {:9.3} ms in {count} dispatches", seconds * 1e3));
+            output.note(format!("  {kernel:27} {:9.3} ms in {count} dispatches", seconds * 1e3));
         }
     }
     Ok(())

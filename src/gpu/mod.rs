@@ -38,8 +38,8 @@ pub struct Options {
     pub max_binding: Option<u64>,
     /// Pretend that a call may ask for no more operations than this, to try the splitting of long ones.
     pub max_operations: Option<f64>,
-    /// Time every dispatch on its own instead of every submit. Slower.
-    pub profile: bool,
+    /// What is timed on its own.
+    pub profile: Timed,
 }
 
 impl Default for Options {
@@ -50,9 +50,21 @@ impl Default for Options {
             budget: None,
             max_binding: None,
             max_operations: None,
-            profile: false,
+            profile: Timed::Submits,
         }
     }
+}
+
+/// What is timed on its own. Single dispatches make a pass each, which is slower.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Timed {
+    /// Whole submits.
+    #[default]
+    Submits,
+    /// Every dispatch, told by kernel.
+    Kernels,
+    /// Every dispatch, told by kernel and workgroups: calls of one kernel with unlike sizes stand apart.
+    Sizes,
 }
 
 /// An opened device with its queue.

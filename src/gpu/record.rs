@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use futures::channel::oneshot;
+use glam::UVec3;
 
+use super::Timed;
 use super::adapter::{Capabilities, DEVICE_TIMEOUT};
 use super::buffer::{Buffer, Held};
 use super::pipeline::Pipeline;
@@ -69,7 +71,7 @@ pub(super) struct Recorder {
     rates: (f64, f64),
     slowdown: f64,
     timestamps: Option<Timestamps>,
-    each: bool,
+    timed: Timed,
     /// Not every submit is timed.
     pub(super) sampled: bool,
     in_flight: VecDeque<wgpu::SubmissionIndex>,
@@ -85,7 +87,7 @@ struct Taped {
     pipeline: wgpu::ComputePipeline,
     group: wgpu::BindGroup,
     parameters: Vec<u8>,
-    groups: glam::UVec3,
+    groups: UVec3,
     seconds: f64,
 }
 
@@ -139,7 +141,7 @@ impl Recorder {
         device: &wgpu::Device,
         queue: &wgpu::Queue,
         capabilities: Capabilities,
-        each: bool,
+        timed: Timed,
         rates: (f64, f64),
     ) -> Self {
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
@@ -173,7 +175,7 @@ impl Recorder {
             rates,
             slowdown: 1.0,
             timestamps: capabilities.timestamps.then(|| Timestamps::new(device, queue)),
-            each,
+            timed,
             sampled: false,
             in_flight: VecDeque::new(),
             tape: None,
@@ -223,12 +225,7 @@ impl Recorder {
                 self.throttle(device)?;
             }
             self.seconds += taped.seconds;
-            if self.each {
-                self.pass = None;
-            }
-            if self.pass.is_none() {
-                self.begin_pass(device, if self.each { &taped.kernel } else { "all" });
-            }
+            self.pass_for(device, &taped.kernel, taped.groups);
             let pass = self.pass.as_mut().expect("a pass was begun");
             pass.set_pipeline(&taped.pipeline);
             pass.set_bind_group(0, &taped.group, &[]);
@@ -264,7 +261,7 @@ impl Recorder {
         pipeline: &Pipeline,
         group: &wgpu::BindGroup,
         parameters: &[u8],
-        groups: glam::UVec3,
+        groups: UVec3,
         cost: Cost,
     ) -> Result<()> {
         assert!(
@@ -292,12 +289,7 @@ impl Recorder {
         let offset = self.parameters.len();
         self.parameters.extend_from_slice(parameters);
         self.parameters.resize(offset + PARAMETER_STRIDE, 0);
-        if self.each {
-            self.pass = None;
-        }
-        if self.pass.is_none() {
-            self.begin_pass(device, if self.each { &pipeline.kernel } else { "all" });
-        }
+        self.pass_for(device, &pipeline.kernel, groups);
         let pass = self.pass.as_mut().expect("a pass was begun");
         pass.set_pipeline(&pipeline.pipeline);
         pass.set_bind_group(0, group, &[]);
@@ -307,7 +299,20 @@ impl Recorder {
         Ok(())
     }
 
+    /// Makes sure of a pass for a dispatch: its own where each is timed.
+    fn pass_for(&mut self, device: &wgpu::Device, kernel: &str, groups: UVec3) {
+        match self.timed {
+            Timed::Submits if self.pass.is_some() => {}
+            Timed::Submits => self.begin_pass(device, "all"),
+            Timed::Kernels => self.begin_pass(device, kernel),
+            Timed::Sizes => {
+                self.begin_pass(device, &format!("{kernel} {}", groups.x * groups.y * groups.z))
+            }
+        }
+    }
+
     fn begin_pass(&mut self, device: &wgpu::Device, name: &str) {
+        self.pass = None;
         let encoder =
             self.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()));
         // The first submits teach how long work takes; later ones are checked now and then.

@@ -103,6 +103,9 @@ enum What {
         /// Tokens in the cache before: 0, or a list
         #[arg(short = 'd', long, value_delimiter = ',', default_value = "0")]
         n_depth: Vec<usize>,
+        /// Sequences side by side, each with such a prompt, depth and new tokens: 1, or a list
+        #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u64).range(1..=1024))]
+        parallel: Vec<u64>,
         #[command(flatten)]
         cache: CacheArguments,
         /// Forward and backward passes of whole batches, all gradients: 10x64 (sequences x tokens), or a list
@@ -220,18 +223,22 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             n_prompt,
             n_gen,
             n_depth,
+            parallel,
             cache,
             backward,
             repetitions,
             output: format,
         } => {
             let mut tests = Vec::new();
-            for depth in n_depth {
+            for (sequences, depth) in
+                parallel.iter().flat_map(|s| n_depth.iter().map(move |d| (s, d)))
+            {
                 let prompts = n_prompt.iter().map(|prompt| (*prompt, 0));
                 for (n_prompt, n_gen) in
                     prompts.chain(n_gen.iter().map(|generated| (0, *generated)))
                 {
-                    tests.push(Test { n_prompt, n_gen, n_depth: *depth, sequences: 0 });
+                    let (n_depth, sequences) = (*depth, *sequences as usize);
+                    tests.push(Test { n_prompt, n_gen, n_depth, sequences, backward: false });
                 }
             }
             tests.retain(|test| test.tokens() > 0);
@@ -240,6 +247,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
                 n_gen: 0,
                 n_depth: 0,
                 sequences: *sequences,
+                backward: true,
             }));
             let mut rows = Rows::new(*format, output);
             model::rows(global, (model, cache), &tests, *repetitions as usize, &mut rows)?;

@@ -35,7 +35,10 @@ pub(super) fn rows(
     let compute = compute(global, &device)?.with_cache(cache.cache_type);
     check_cache(checkpoint.config(), compute)?;
     let cache_type = compute.cache_type().name;
-    let of_test = |test: &Test| [test.n_prompt, usize::from(test.n_gen > 0)];
+    let of_test = |test: &Test| {
+        let generated = if test.n_gen > 0 { test.sequences } else { 0 };
+        [test.n_prompt * test.sequences, generated]
+    };
     let mut tokens: Vec<usize> = tests.iter().flat_map(of_test).collect();
     tokens.retain(|count| *count > 0);
     let loaded = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
@@ -59,13 +62,14 @@ pub(super) fn rows(
             "model_type": format!("{} {:.1}M {}", checkpoint.config().family.name, checkpoint.parameters() as f64 / 1e6, main_type(&checkpoint)),
             "model_size": checkpoint.total_stored_bytes(), "model_n_params": checkpoint.parameters(),
             "compute": pass.compute.name(), "type_k": cache_type, "type_v": cache_type,
-            "n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": test.n_depth, "n_sequences": test.sequences, "test": test.name(),
+            "n_prompt": test.n_prompt, "n_gen": test.n_gen, "n_depth": test.n_depth, "n_sequences": if test.backward { test.sequences } else { 0 },
+            "n_parallel": if test.backward { 1 } else { test.sequences }, "test": test.name(),
             "test_time": started,
             "avg_ns": avg_ns.round() as u64, "stddev_ns": stddev_ns.round() as u64,
             "avg_ts": avg_ts, "stddev_ts": stddev_ts,
             "samples_ns": ns.iter().map(|ns| ns.round() as u64).collect::<Vec<_>>(), "samples_ts": ts,
             // The first token of a prompt alone is there when its pass ends.
-            "time_to_first_token_ms": (test.n_prompt > 0 && test.sequences == 0).then_some(avg_ns / 1e6),
+            "time_to_first_token_ms": (test.n_prompt > 0 && !test.backward).then_some(avg_ns / 1e6),
             "dispatches_per_token": dispatches,
             "vram_peak": device.gpu().map_or(0, |gpu| gpu.memory().1),
         });

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::device::Runner;
 use crate::error::Result;
 use crate::interrupt;
 use crate::kernels::copy::gather_rows::{Rows, rows};
@@ -17,15 +18,17 @@ pub struct Test {
     pub n_gen: usize,
     /// Tokens in the cache before.
     pub n_depth: usize,
-    /// Sequences of `n_prompt` tokens that go forward and back, with every gradient; 0: the prompt goes forward only.
+    /// Sequences side by side: each has the prompt, the new tokens and the depth.
     pub sequences: usize,
+    /// The prompts go forward and back, with every gradient; nothing is generated.
+    pub backward: bool,
 }
 
 impl Test {
-    /// llama-bench's name: `pp512`, `tg128`, `pp512 @ d1024`.
+    /// llama-bench's name: `pp512`, `tg128`, `pp512 @ d1024`; of several sequences `tg128 x8`.
     /// Forward and backward passes: `bw10x64`.
     pub fn name(&self) -> String {
-        if self.sequences > 0 {
+        if self.backward {
             return format!("bw{}x{}", self.sequences, self.n_prompt);
         }
         let test = match (self.n_prompt, self.n_gen) {
@@ -33,12 +36,15 @@ impl Test {
             (0, generated) => format!("tg{generated}"),
             (prompt, generated) => format!("pp{prompt}+tg{generated}"),
         };
-        if self.n_depth > 0 { format!("{test} @ d{}", self.n_depth) } else { test }
+        let depth = if self.n_depth > 0 { format!(" @ d{}", self.n_depth) } else { String::new() };
+        let beside =
+            if self.sequences > 1 { format!(" x{}", self.sequences) } else { String::new() };
+        format!("{test}{depth}{beside}")
     }
 
-    /// Tokens that are counted.
+    /// Tokens that are counted, those of all sequences.
     pub fn tokens(&self) -> usize {
-        self.n_prompt * self.sequences.max(1) + self.n_gen
+        (self.n_prompt + self.n_gen) * self.sequences
     }
 }
 
@@ -51,7 +57,12 @@ pub struct Speed {
     pub dispatches: Option<usize>,
 }
 
-/// How long after a model's first run its runs are not counted, on hardware: the first model on a machine runs at a third of its rate for some
+/// Pipelines that are there.
+fn pipelines(pass: &Pass<'_>) -> usize {
+    pass.device.runner().map_or(0, Runner::pipelines)
+}
+
+/// How long after a model's first run, or a test's first run with shaders that are new to it, runs are not counted, on hardware: the first model on a machine runs at a third of its rate for some
 /// seconds, other programs' models likewise, most likely as long as the driver has only its first pipelines of shaders that are new to it
 /// (NVIDIA's; two seconds were too few).
 const WARM_UP: Duration = Duration::from_secs(8);
@@ -71,7 +82,7 @@ fn is_warm(pass: &Pass<'_>, began: Instant, seconds: &[f64]) -> bool {
 }
 
 /// The speed of `repetitions` runs, after some that are not counted: one, or on hardware as many as it takes until they get no quicker
-/// and some seconds are over since `began`, when the model's first test did.
+/// and some seconds are over since `began`, when the model's first test did, or since this one did, where it was the first with some shader.
 /// A pass ends when its last token's logits have been read back, as a sampler needs them.
 pub fn speed(
     model: &Model,
@@ -80,32 +91,36 @@ pub fn speed(
     repetitions: usize,
     began: Instant,
 ) -> Result<Speed> {
-    if test.sequences > 0 {
-        let seconds = backward(model, pass, test, repetitions, began)?;
+    let (known, own) = (pipelines(pass), Instant::now());
+    let began = || if pipelines(pass) > known { own } else { began };
+    if test.backward {
+        let seconds = backward(model, pass, test, repetitions, &began)?;
         return Ok(Speed { seconds, dispatches: None });
     }
-    let capacity = test.n_depth + test.tokens();
-    let mut cache = Cache::new(pass.device, model.config(), 1, capacity, pass.compute)?;
+    let capacity = test.n_depth + test.n_prompt + test.n_gen;
+    let sequences = test.sequences;
+    let mut cache = Cache::new(pass.device, model.config(), sequences, capacity, pass.compute)?;
     let (mut seconds, mut dispatches) = (Vec::new(), None);
     let mut warm = false;
     while seconds.len() < repetitions || !warm {
         cache.clear(pass.device)?;
         if test.n_depth > 0 {
-            step(model, pass, &mut cache, &synthetic(model, test.n_depth, 0))?;
+            step(model, pass, &mut cache, &synthetic(model, sequences * test.n_depth, 0))?;
         }
         let start = Instant::now();
         if test.n_prompt > 0 {
-            step(model, pass, &mut cache, &synthetic(model, test.n_prompt, test.n_depth))?;
+            let prompts = synthetic(model, sequences * test.n_prompt, test.n_depth);
+            step(model, pass, &mut cache, &prompts)?;
         }
         if test.n_gen > 0 {
-            let next = synthetic(model, 1, test.n_depth + test.n_prompt);
+            let next = synthetic(model, sequences, test.n_depth + test.n_prompt);
             let mut decoder = Decoder::new(model, *pass, cache, &next)?;
             decoder.run(test.n_gen, &mut |_| Ok(true))?;
             dispatches = decoder.dispatches();
             cache = decoder.into_cache();
         }
         seconds.push(start.elapsed().as_secs_f64());
-        if !warm && is_warm(pass, began, &seconds) {
+        if !warm && is_warm(pass, began(), &seconds) {
             (seconds, warm) = (Vec::with_capacity(repetitions), true);
         }
     }
@@ -118,7 +133,7 @@ fn backward(
     pass: &Pass<'_>,
     test: Test,
     repetitions: usize,
-    began: Instant,
+    began: &dyn Fn() -> Instant,
 ) -> Result<Vec<f64>> {
     let ids = synthetic(model, test.tokens(), 0);
     let (mut seconds, mut warm) = (Vec::new(), false);
@@ -136,21 +151,25 @@ fn backward(
             pass.device.read(&word)?;
         }
         seconds.push(start.elapsed().as_secs_f64());
-        if !warm && is_warm(pass, began, &seconds) {
+        if !warm && is_warm(pass, began(), &seconds) {
             (seconds, warm) = (Vec::with_capacity(repetitions), true);
         }
     }
     Ok(seconds)
 }
 
-/// One pass over `ids`, up to the logits of the last.
+/// One pass over `ids`, of every sequence as many, up to the logits of each one's last.
 fn step(model: &Model, pass: &Pass<'_>, cache: &mut Cache, ids: &[u32]) -> Result<()> {
     interrupt::check()?;
     let normed = model.hidden(pass, ids, cache)?;
-    let logits = model.head(pass, &normed, ids.len() - 1..ids.len())?;
-    let logits = pass.device.read_later(&logits)?;
-    cache.advance(pass.device, ids.len())?;
-    pass.device.finish(logits).map(drop)
+    let (sequences, length) = (cache.lengths().len(), ids.len() / cache.lengths().len());
+    let last = |sequence: usize| (sequence + 1) * length - 1;
+    let of_each: Vec<_> = (0..sequences)
+        .map(|sequence| model.head(pass, &normed, last(sequence)..last(sequence) + 1))
+        .map(|logits| pass.device.read_later(&logits?))
+        .collect::<Result<_>>()?;
+    cache.advance(pass.device, length)?;
+    of_each.into_iter().try_for_each(|logits| pass.device.finish(logits).map(drop))
 }
 
 /// Token ids that are the same every time and differ from place to place.
