@@ -51,14 +51,18 @@ fn the_package_is_small() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let target = folder.path().join("target");
     let mut package = std::process::Command::new(env!("CARGO"));
-    package.args(["package", "--no-verify", "--allow-dirty", "--offline", "--quiet", "--target-dir"]).arg(&target);
+    package
+        .args(["package", "--no-verify", "--allow-dirty", "--offline", "--quiet", "--target-dir"])
+        .arg(&target);
     let package = package.output()?;
     assert!(package.status.success(), "{}", String::from_utf8_lossy(&package.stderr));
-    let archive = target.join("package").join(concat!("lopper-", env!("CARGO_PKG_VERSION"), ".crate"));
+    let archive =
+        target.join("package").join(concat!("lopper-", env!("CARGO_PKG_VERSION"), ".crate"));
     let bytes = archive.metadata()?.len();
     assert!(bytes > 4_000_000 && bytes < 8_000_000, "{bytes} bytes");
     let list = ["package", "--list", "--allow-dirty", "--offline"];
-    let list = String::from_utf8(std::process::Command::new(env!("CARGO")).args(list).output()?.stdout)?;
+    let list =
+        String::from_utf8(std::process::Command::new(env!("CARGO")).args(list).output()?.stdout)?;
     let has = |start: &str| list.lines().any(|name| name.starts_with(start));
     assert!(has("build.rs") && has("assets/tiny-llama/") && has("assets/nano-llama/"), "{list}");
     assert!(!has("tests/") && !has("assets/tiny-t5/") && !has("assets/golden/"), "{list}");

@@ -228,7 +228,10 @@ fn main() {
     if let Some(code) = fuzz::targets::child() {
         std::process::exit(code);
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // A trial more than there are processors: some wait for programs that they stop, or for one device.
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
+    arguments.test_threads.get_or_insert(processors + 1);
     let trials = SUITES.iter().flat_map(|suite| suite()).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -274,11 +274,14 @@ impl Kernel {
     }
 }
 
+/// Workgroups in the first dimension at most, where they are folded.
+pub const FOLDED: usize = 4096;
+
 /// Workgroups for `count` independent pieces of work, folded into two dimensions: a shader finds its piece as
-/// `group.y * groups.x + group.x`.
+/// `group.y * groups.x + group.x`. Devices have 65 535 in a dimension; it is folded long before, so that a case with more than
+/// [`FOLDED`] pieces tries it without a software adapter's seconds.
 pub fn fold(count: usize) -> UVec3 {
-    const PORTABLE: usize = 65_535;
     let count = count.max(1);
-    let rows = count.div_ceil(PORTABLE);
+    let rows = count.div_ceil(FOLDED);
     UVec3::new(count.div_ceil(rows) as u32, rows as u32, 1)
 }

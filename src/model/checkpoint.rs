@@ -129,7 +129,9 @@ impl Checkpoint {
             let names: Vec<_> =
                 EMBEDDED.iter().map(|model| format!("embedded:{}", model.name)).collect();
             let why = match LEFT_OUT.contains(&name) {
-                true => " (the published package has no more: a program built in a clone of the repository has this one)",
+                true => {
+                    " (the published package has no more: a program built in a clone of the repository has this one)"
+                }
                 false => "",
             };
             return Err(Error::Argument {

@@ -148,7 +148,7 @@ fn accepted_tokens_on_the_cpu() -> Result<(), Failed> {
 
 /// The first two tokens of whole models, drawn under filters, beside their exact distribution.
 fn drawn_as_without() -> Result<(), Failed> {
-    const RUNS: usize = 250;
+    const RUNS: usize = 120;
     let device = &device(Options { checked: true, ..Options::default() })?;
     let (target, other) =
         (load(device, &Checkpoint::open(NANO)?)?, load(device, &Checkpoint::open(TINY)?)?);
