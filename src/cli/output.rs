@@ -245,7 +245,7 @@ pub(super) fn width(terminal: bool) -> usize {
 }
 
 /// Rows as a table with aligned columns; the first row is the head. It is as wide as the terminal at most, or 80: what is longer
-/// goes on below.
+/// goes on below, and columns of long words, as the names of variants are, stand under their rows.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     fitted(rows, width(std::io::stdout().is_terminal()))
 }
@@ -253,7 +253,42 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
 /// Columns are not made narrower than this.
 const LEAST_COLUMN: usize = 8;
 
+/// A column whose words are longer stands under the rows where they do not fit.
+const LONG_WORD: usize = 24;
+
 fn fitted(rows: &[Vec<String>], limit: usize) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let longest = |column: usize, part: fn(&str) -> usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| part(cell)).max().unwrap_or(0)
+    };
+    let whole = |cell: &str| cell.chars().count();
+    let word = |cell: &str| cell.split(' ').map(|word| word.chars().count()).max().unwrap_or(0);
+    let needed = (0..columns).map(|column| longest(column, whole) + 2).sum::<usize>();
+    let is_under = |column: &usize| *column > 0 && longest(*column, word) > LONG_WORD;
+    let (under, beside): (Vec<usize>, Vec<usize>) = match needed > limit + 2 {
+        true => (0..columns).partition(is_under),
+        false => (Vec::new(), (0..columns).collect()),
+    };
+    let kept = |row: &Vec<String>| beside.iter().filter_map(|c| row.get(*c)).cloned().collect();
+    let below = |row: &Vec<String>| -> String {
+        let cells = under.iter().filter_map(|column| Some((&rows[0][*column], row.get(*column)?)));
+        let lines = cells.filter(|(_, cell)| !cell.is_empty()).flat_map(|(name, cell)| {
+            let lines = wrapped(&format!("{name}: {cell}"), limit - 4);
+            lines
+                .into_iter()
+                .enumerate()
+                .map(|(index, line)| format!("{}{line}\n", if index == 0 { "  " } else { "    " }))
+        });
+        lines.collect()
+    };
+    let rows_beside: Vec<Vec<String>> = rows.iter().map(kept).collect();
+    aligned(&rows_beside, limit, &|index| {
+        if index == 0 { String::new() } else { below(&rows[index]) }
+    })
+}
+
+/// Rows whose columns are made narrower until they fit; behind each what else there is of it.
+fn aligned(rows: &[Vec<String>], limit: usize, behind: &dyn Fn(usize) -> String) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|t| t.chars().count()).max()
@@ -292,6 +327,7 @@ fn fitted(rows: &[Vec<String>], limit: usize) -> String {
             text.push_str(&rule.join("  "));
             text.push('\n');
         }
+        text.push_str(&behind(index));
     }
     text
 }
