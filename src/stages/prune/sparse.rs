@@ -144,7 +144,7 @@ impl Sparsify {
     /// Checks the stage against a model of these tensors.
     fn rule(&self, model: &Outline) -> Result<Rule, BadField> {
         let (pattern, global) = self.pattern()?;
-        let ratio = self.share(pattern)?;
+        let ratio = pattern.share(self.ratio)?;
         self.source.check()?;
         let solves = self.refit || self.method == SparseMethod::Sparsegpt;
         let sparsegpt = self.method == SparseMethod::Sparsegpt;
@@ -226,32 +226,6 @@ impl Sparsify {
                 Some(groups) => Ok((groups, false)),
                 None => Err(wrong(text)),
             },
-        }
-    }
-
-    /// The share that goes.
-    fn share(&self, pattern: Pattern) -> Result<f64, BadField> {
-        if let Pattern::Groups { keep, of } = pattern {
-            let own = 1.0 - keep as f64 / of as f64;
-            return match self.ratio {
-                Some(ratio) if (ratio - own).abs() > 1e-3 => {
-                    let expected = format!("none beside {keep}:{of}, of which {own:.3} go");
-                    Err(BadField::new("ratio", expected, ratio))
-                }
-                _ => Ok(own),
-            };
-        }
-        let expected = "more than 0 and less than 1";
-        match self.ratio {
-            None => Err(BadField::new("ratio", format!("{expected}, or a pattern N:M"), "none")),
-            Some(ratio) if ratio > 0.0 && ratio < 1.0 => Ok(ratio),
-            Some(ratio) => {
-                let found = match (1.0..100.0).contains(&ratio) {
-                    true => format!("{ratio}; {ratio} % is {}", ratio / 100.0),
-                    false => ratio.to_string(),
-                };
-                Err(BadField::new("ratio", expected, found))
-            }
         }
     }
 

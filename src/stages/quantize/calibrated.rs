@@ -75,6 +75,9 @@ struct TensorReport<'a> {
     /// Of the mean diagonal.
     #[serde(skip_serializing_if = "Option::is_none")]
     damping: Option<f64>,
+    /// The share of its weights that were made 0 beside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zeros: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<String>,
 }
@@ -138,6 +141,7 @@ impl Calibrated<'_> {
             format: fitting.format().label(),
             error: None,
             damping: None,
+            zeros: None,
             warning: None,
         };
         let seen = squares.iter().any(|square| *square > 0.0);
@@ -178,6 +182,7 @@ impl Calibrated<'_> {
                 }
                 report.damping = Some(known.damping());
                 report.error = Some(solved.error);
+                report.zeros = options.sparse.map(|_| solved.gone);
                 *prepared = Some((slot, known));
                 solved.packed
             }

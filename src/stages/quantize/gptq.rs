@@ -14,10 +14,12 @@ use crate::methods::calibration::Source;
 use crate::methods::guided::{AT_ONCE, TokenRoots};
 use crate::methods::obs::DEVICE_COLUMNS;
 use crate::methods::prune::memory::estimate;
+use crate::methods::prune::sparse::Pattern;
 use crate::methods::quantize::fit::{Fitting, How};
-use crate::methods::quantize::gptq::Options;
+use crate::methods::quantize::gptq::{Options, Sparse, has_zero};
 use crate::model::{Compute, Config, Outline, Pass, TensorSpec, WeightSource, Weights};
 use crate::stages::method::OfMethod;
+use crate::stages::prune::channels::share;
 use crate::stages::{
     Context, Needs, Planned, Report, Stage, StageKind, keys, save_bytes, saved_bytes,
     without_encoder,
@@ -57,6 +59,15 @@ pub struct Gptq {
     #[arg(long, conflicts_with = "stats")]
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     guided: bool,
+    /// Make this share of the weights 0 beside, those that stay making up for both (SparseGPT)
+    #[arg(long, value_parser = share)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ratio: Option<f64>,
+    /// Which weights compete for it: tensor (those of a matrix's next 128 columns), row, or N:M, of which N of each M consecutive inputs
+    /// stay [default: tensor]
+    #[arg(long, value_name = "tensor|row|N:M")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pattern: Option<String>,
     #[command(flatten)]
     #[serde(flatten)]
     source: Source,
@@ -91,9 +102,49 @@ impl Gptq {
             return Err(BadField::new("type", expected, rule.format.ty.name));
         };
         let how = self.fit.unwrap_or(How::Search);
-        let options = Options { damping, block, by_activation: self.by_activation };
+        let sparse = self.sparse()?;
+        if sparse.is_some() && self.by_activation {
+            let expected =
+                "none beside by_activation: what goes is chosen in the columns' own order";
+            let found = self.pattern.as_deref().unwrap_or("a ratio");
+            return Err(BadField::new("pattern", expected, found));
+        }
+        if sparse.is_some() && !has_zero(rule.format.ty) {
+            let expected = "a type that has a 0 where weights go: int1 to int8, uint1z to uint8z, q3_k, q6_k, ternary, floats or levels with one";
+            return Err(BadField::new("type", expected, rule.format.ty.name));
+        }
+        let options = Options { damping, block, by_activation: self.by_activation, sparse };
         let fitting = Fitting::new(scheme, how)?;
         Ok((rule, Fittings::All(fitting), Solver::Gptq(options)))
+    }
+
+    /// What becomes 0 beside.
+    fn sparse(&self) -> Result<Option<Sparse>, BadField> {
+        let pattern = match self.pattern.as_deref() {
+            None if self.ratio.is_none() => return Ok(None),
+            None | Some("tensor") => Pattern::Tensor,
+            Some("row") => Pattern::Row,
+            Some(text) => Pattern::groups(text).ok_or_else(|| {
+                let expected = "tensor, row or N:M, N from 1 and less than M (2:4)";
+                BadField::new("pattern", expected, text)
+            })?,
+        };
+        Ok(Some(Sparse { pattern, ratio: pattern.share(self.ratio)? }))
+    }
+
+    /// Checks that a pattern divides the inputs of what is rounded.
+    fn divides(&self, rule: &Rule, model: &Outline) -> Result<(), BadField> {
+        let Some(Sparse { pattern: Pattern::Groups { keep, of }, .. }) = self.sparse()? else {
+            return Ok(());
+        };
+        match rule.of(model).into_iter().find(|spec| !spec.columns.is_multiple_of(of)) {
+            None => Ok(()),
+            Some(spec) => {
+                let expected =
+                    format!("an M that divides the {} inputs of {}", spec.columns, spec.name);
+                Err(BadField::new("pattern", expected, format!("{keep}:{of}")))
+            }
+        }
     }
 
     fn words(&self, rule: &Rule) -> String {
@@ -107,6 +158,11 @@ impl Gptq {
         ];
         for (is, word) in said {
             words += if is { word } else { "" };
+        }
+        match (&self.pattern, self.ratio) {
+            (Some(pattern), _) if pattern.contains(':') => words += &format!(", {pattern}"),
+            (_, Some(ratio)) => words += &format!(", {ratio} of it 0"),
+            _ => {}
         }
         words
     }
@@ -128,6 +184,7 @@ impl Stage for Gptq {
     fn plan(&self, model: &Outline) -> Result<Planned> {
         let (rule, ..) = self.rule().map_err(BadField::in_recipe)?;
         have_inputs(rule.of(model), &model.config).map_err(BadField::in_recipe)?;
+        self.divides(&rule, model).map_err(BadField::in_recipe)?;
         if self.guided {
             let why = "tokens of its two stacks are weighed apart";
             without_encoder(&model.config, "guided", "true", why).map_err(BadField::in_recipe)?;

@@ -217,7 +217,7 @@ impl Mix {
             schemes.push(own);
         }
         let budget = self.budget(model, &chosen)?;
-        let options = Options { damping: 0.01, block: 128, by_activation: false };
+        let options = Options { damping: 0.01, block: 128, by_activation: false, sparse: None };
         let solver = match self.rounding() {
             Rounding::Plain => Solver::Plain,
             Rounding::Rtn => Solver::Nearest,

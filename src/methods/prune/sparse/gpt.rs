@@ -55,43 +55,93 @@ pub fn solve(
     };
     let mut kept = vec![true; weights.len()];
     let mut lines: Vec<&mut [bool]> = kept.chunks_mut(n.max(1)).collect();
-    let masking = Masking { n, diagonal: &factor.diagonal, options };
+    let Options { pattern, ratio, .. } = options;
+    let masking = Masking { n, diagonal: &factor.diagonal, pattern, ratio };
     obs::solve(&masking, &mut w, &factor, block, &mut lines)?;
     let weights = w.iter().map(|value| *value as f32).collect();
     Ok(Ok(Solved { weights, kept, damping: factor.damping }))
 }
 
-/// Weights become 0, or stay as they are. Of a row is kept which stay.
-struct Masking<'a> {
-    n: usize,
+/// Which weights of a matrix stay, as its columns are gone through.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Masking<'a> {
+    /// Columns of the matrix.
+    pub n: usize,
     /// Of the factor of [`obs`].
-    diagonal: &'a [f64],
-    options: Options,
+    pub diagonal: &'a [f64],
+    /// Which weights compete.
+    pub pattern: Pattern,
+    /// The share that goes.
+    pub ratio: f64,
 }
 
-impl<'a> Columns for Masking<'a> {
-    type Row = &'a mut [bool];
-
-    fn begin(&self, w: &[f64], start: usize, width: usize, rows: &mut [Self::Row]) {
-        if matches!(self.options.pattern, Pattern::Groups { .. }) {
+impl Masking<'_> {
+    /// Chooses the mask of a run of columns of all rows, but that of groups, which is chosen group by group.
+    pub fn begin<'r>(
+        &self,
+        w: &[f64],
+        (start, width): (usize, usize),
+        rows: impl ExactSizeIterator<Item = &'r mut [bool]>,
+    ) {
+        if matches!(self.pattern, Pattern::Groups { .. }) {
             return;
         }
         let mut stay = vec![true; rows.len() * width];
-        choose(w, (self.n, start, width), self.diagonal, &self.options, &mut stay);
-        for (row, stay) in rows.iter_mut().zip(stay.chunks(width)) {
+        choose(w, (self.n, start, width), self, &mut stay);
+        for (row, stay) in rows.zip(stay.chunks(width)) {
             row[start..start + width].copy_from_slice(stay);
         }
     }
 
-    fn replace(&self, row: &mut Self::Row, weights: &[f64], column: usize) -> f64 {
-        if let Pattern::Groups { keep, of } = self.options.pattern
+    /// Whether the weight of `column` stays, whose turn it is; the mask of its group is chosen with the group's first.
+    pub fn keeps(&self, row: &mut [bool], weights: &[f64], column: usize) -> bool {
+        if let Pattern::Groups { of, .. } = self.pattern
             && column.is_multiple_of(of)
         {
-            let score = |c: usize| saliency(weights[c], self.diagonal[c]);
-            let scores: Vec<f64> = (column..column + of).map(score).collect();
-            drop_lowest(&scores, of - keep, &mut row[column..column + of]);
+            self.group(weights, column, &mut row[column..column + of]);
         }
-        if row[column] { weights[column] } else { 0.0 }
+        row[column]
+    }
+
+    /// Which weights of some columns, whose turn is yet to come, would stay as they are now.
+    pub fn likely(
+        &self,
+        row: &[bool],
+        weights: &[f64],
+        columns: std::ops::Range<usize>,
+    ) -> Vec<bool> {
+        let mut stay = row[columns.clone()].to_vec();
+        if let Pattern::Groups { of, .. } = self.pattern {
+            // Spans of whole groups, or parts of one.
+            for first in (columns.start.next_multiple_of(of)..columns.end).step_by(of) {
+                let mut group = vec![true; of];
+                self.group(weights, first, &mut group);
+                let end = columns.end.min(first + of);
+                stay[first - columns.start..end - columns.start]
+                    .copy_from_slice(&group[..end - first]);
+            }
+        }
+        stay
+    }
+
+    fn group(&self, weights: &[f64], first: usize, stay: &mut [bool]) {
+        let Pattern::Groups { keep, of } = self.pattern else { return };
+        let score = |c: usize| saliency(weights[c], self.diagonal[c]);
+        let scores: Vec<f64> = (first..first + of).map(score).collect();
+        drop_lowest(&scores, of - keep, stay);
+    }
+}
+
+/// Weights become 0, or stay as they are. Of a row is kept which stay.
+impl<'a> Columns for Masking<'a> {
+    type Row = &'a mut [bool];
+
+    fn begin(&self, w: &[f64], start: usize, width: usize, rows: &mut [Self::Row]) {
+        Masking::begin(self, w, (start, width), rows.iter_mut().map(|row| &mut **row));
+    }
+
+    fn replace(&self, row: &mut Self::Row, weights: &[f64], column: usize) -> f64 {
+        if self.keeps(row, weights, column) { weights[column] } else { 0.0 }
     }
 }
 
@@ -104,25 +154,25 @@ fn saliency(weight: f64, diagonal: f64) -> f64 {
 fn choose(
     w: &[f64],
     (n, start, width): (usize, usize, usize),
-    diagonal: &[f64],
-    options: &Options,
+    masking: &Masking<'_>,
     stay: &mut [bool],
 ) {
+    let Masking { diagonal, pattern, ratio, .. } = *masking;
     let scores_of = |row: &[f64]| -> Vec<f64> {
         let places = start..start + width;
         places.map(|c| saliency(row[c], diagonal[c])).collect()
     };
-    match options.pattern {
+    match pattern {
         Pattern::Groups { .. } => {}
         Pattern::Row => {
-            let go = count(width, options.ratio);
+            let go = count(width, ratio);
             w.par_chunks(n).zip(stay.par_chunks_mut(width)).for_each(|(row, stay)| {
                 drop_lowest(&scores_of(row), go, stay);
             });
         }
         Pattern::Tensor => {
             let scores: Vec<Vec<f64>> = w.par_chunks(n).map(scores_of).collect();
-            drop_lowest(&scores.concat(), count(stay.len(), options.ratio), stay);
+            drop_lowest(&scores.concat(), count(stay.len(), ratio), stay);
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod swaps;
 
 use rayon::prelude::*;
 
+use crate::methods::BadField;
 use crate::tensor::{Packed, Scale, WeightFormat};
 
 /// Among which weights of a matrix the least important are looked for.
@@ -36,6 +37,32 @@ impl Pattern {
         let (keep, of) = text.split_once(':')?;
         let (keep, of) = (keep.parse().ok()?, of.parse().ok()?);
         (keep > 0 && keep < of).then_some(Self::Groups { keep, of })
+    }
+
+    /// The share of weights that goes, where so much was asked for: that of groups is their own.
+    pub fn share(self, ratio: Option<f64>) -> Result<f64, BadField> {
+        if let Self::Groups { keep, of } = self {
+            let own = 1.0 - keep as f64 / of as f64;
+            return match ratio {
+                Some(ratio) if (ratio - own).abs() > 1e-3 => {
+                    let expected = format!("none beside {keep}:{of}, of which {own:.3} go");
+                    Err(BadField::new("ratio", expected, ratio))
+                }
+                _ => Ok(own),
+            };
+        }
+        let expected = "more than 0 and less than 1";
+        match ratio {
+            Some(ratio) if ratio > 0.0 && ratio < 1.0 => Ok(ratio),
+            None => Err(BadField::new("ratio", format!("{expected}, or a pattern N:M"), "none")),
+            Some(ratio) => {
+                let found = match (1.0..100.0).contains(&ratio) {
+                    true => format!("{ratio}; {ratio} % is {}", ratio / 100.0),
+                    false => ratio.to_string(),
+                };
+                Err(BadField::new("ratio", expected, found))
+            }
+        }
     }
 }
 
