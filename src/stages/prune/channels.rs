@@ -174,7 +174,7 @@ impl From<ReductionName> for Reduction {
 }
 
 /// A number; what a percentage would be as one is said.
-pub(in crate::stages) fn share(text: &str) -> Result<f64, String> {
+pub(super) fn share(text: &str) -> Result<f64, String> {
     let percent = text.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
     match (text.parse(), percent) {
         (Ok(share), _) => Ok(share),

@@ -19,7 +19,6 @@ use crate::methods::quantize::fit::{Fitting, How};
 use crate::methods::quantize::gptq::{Options, Sparse, has_zero};
 use crate::model::{Compute, Config, Outline, Pass, TensorSpec, WeightSource, Weights};
 use crate::stages::method::OfMethod;
-use crate::stages::prune::channels::share;
 use crate::stages::{
     Context, Needs, Planned, Report, Stage, StageKind, keys, save_bytes, saved_bytes,
     without_encoder,
@@ -59,15 +58,11 @@ pub struct Gptq {
     #[arg(long, conflicts_with = "stats")]
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     guided: bool,
-    /// Make this share of the weights 0 beside, those that stay making up for both (SparseGPT)
-    #[arg(long, value_parser = share)]
+    /// Make weights 0 beside, those that stay making up for both (SparseGPT): a share of each matrix's next 128 columns, 0.5, or all but N
+    /// of each M consecutive inputs, 2:4
+    #[arg(long, value_name = "SHARE|N:M")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    ratio: Option<f64>,
-    /// Which weights compete for it: tensor (those of a matrix's next 128 columns), row, or N:M, of which N of each M consecutive inputs
-    /// stay [default: tensor]
-    #[arg(long, value_name = "tensor|row|N:M")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pattern: Option<String>,
+    zeros: Option<String>,
     #[command(flatten)]
     #[serde(flatten)]
     source: Source,
@@ -106,8 +101,8 @@ impl Gptq {
         if sparse.is_some() && self.by_activation {
             let expected =
                 "none beside by_activation: what goes is chosen in the columns' own order";
-            let found = self.pattern.as_deref().unwrap_or("a ratio");
-            return Err(BadField::new("pattern", expected, found));
+            let found = self.zeros.as_deref().unwrap_or_default();
+            return Err(BadField::new("zeros", expected, found));
         }
         if sparse.is_some() && !has_zero(rule.format.ty) {
             let expected = "a type that has a 0 where weights go: int1 to int8, uint1z to uint8z, q3_k, q6_k, ternary, floats or levels with one";
@@ -120,16 +115,17 @@ impl Gptq {
 
     /// What becomes 0 beside.
     fn sparse(&self) -> Result<Option<Sparse>, BadField> {
-        let pattern = match self.pattern.as_deref() {
-            None if self.ratio.is_none() => return Ok(None),
-            None | Some("tensor") => Pattern::Tensor,
-            Some("row") => Pattern::Row,
-            Some(text) => Pattern::groups(text).ok_or_else(|| {
-                let expected = "tensor, row or N:M, N from 1 and less than M (2:4)";
-                BadField::new("pattern", expected, text)
-            })?,
+        let Some(text) = self.zeros.as_deref() else { return Ok(None) };
+        let expected =
+            "a share, more than 0 and less than 1, or N:M, N from 1 and less than M (2:4)";
+        let wrong = || BadField::new("zeros", expected, text);
+        let pattern = Pattern::groups(text).unwrap_or(Pattern::Tensor);
+        let ratio = match pattern {
+            Pattern::Tensor => Some(text.parse::<f64>().map_err(|_| wrong())?),
+            _ => None,
         };
-        Ok(Some(Sparse { pattern, ratio: pattern.share(self.ratio)? }))
+        let ratio = pattern.share(ratio).map_err(|_| wrong())?;
+        Ok(Some(Sparse { pattern, ratio }))
     }
 
     /// Checks that a pattern divides the inputs of what is rounded.
@@ -142,7 +138,7 @@ impl Gptq {
             Some(spec) => {
                 let expected =
                     format!("an M that divides the {} inputs of {}", spec.columns, spec.name);
-                Err(BadField::new("pattern", expected, format!("{keep}:{of}")))
+                Err(BadField::new("zeros", expected, format!("{keep}:{of}")))
             }
         }
     }
@@ -159,10 +155,11 @@ impl Gptq {
         for (is, word) in said {
             words += if is { word } else { "" };
         }
-        match (&self.pattern, self.ratio) {
-            (Some(pattern), _) if pattern.contains(':') => words += &format!(", {pattern}"),
-            (_, Some(ratio)) => words += &format!(", {ratio} of it 0"),
-            _ => {}
+        if let Some(zeros) = &self.zeros {
+            words += &match zeros.contains(':') {
+                true => format!(", {zeros}"),
+                false => format!(", {zeros} of it 0"),
+            };
         }
         words
     }
