@@ -151,6 +151,7 @@ fn rows() -> Result<(), Failed> {
     for arguments in [
         "verify --tier baseline --json=x.json",
         "bench kernels --no-ceilings -o jsonl --json=x.json",
+        "bench hardware -o jsonl --json=x.json",
     ] {
         let mut child = start(folder.path(), arguments)?;
         let path = folder.path().join("x.json");

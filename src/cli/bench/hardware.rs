@@ -9,6 +9,7 @@ use crate::cli::output::Output;
 use crate::device::{Runner, Variant};
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::kernels::TABLE;
 use crate::measure::speed::kernels::Timing;
 use crate::measure::speed::peaks::{self, CLOCK_MARGIN, MEMORY_MARGIN, Peak};
 
@@ -52,46 +53,50 @@ pub(super) struct Devices {
     pub(super) coop: Option<Runner>,
 }
 
-/// A row per figure. Wrong results, and rates that the data sheet rules out, are errors.
-pub(super) fn hardware(devices: &Devices, output: &Output) -> Result<Vec<Map<String, Value>>> {
+/// A row per figure, as they come. Wrong results, and rates that the data sheet rules out, are errors.
+pub(super) fn hardware(
+    devices: &Devices,
+    output: &Output,
+    tell: &mut dyn FnMut(Map<String, Value>) -> Result<()>,
+) -> Result<()> {
     let runner = &devices.timed;
     let peak = peaks::of(&runner.gpu().adapter().info.name);
-    let probe = |kernel: &str, _: &str, _: &Variant| kernel.starts_with("probe/");
-    let mut probes = timings(runner, probe, None, output, &mut |_| Ok(()))?;
-    if let Some(coop) = &devices.coop {
-        probes.extend(timings(
-            coop,
-            |kernel, _, _| kernel == "probe/coop",
-            None,
-            output,
-            &mut |_| Ok(()),
-        )?);
-    }
-    let mut figures = Vec::new();
-    for timing in best_of_sizes(probes) {
-        if !timing.verified {
-            return Err(Error::Divergence {
-                case: format!("{} {}", timing.kernel, timing.shape),
-                report: timing.reason,
-            });
+    let (mut count, mut wrong) = (0, 0);
+    let mut tell = |figure: Figure| {
+        count += 1;
+        if figure.excess() {
+            wrong += 1;
+            output.note(format!(
+                "error: {} of {:.0} {} is above what the data sheet allows: the measurement is wrong, or the clocks were raised",
+                figure.what, figure.value, figure.unit
+            ));
         }
-        figures.push(probed(&timing, peak));
+        tell(figure.row(runner))
+    };
+    let probes = TABLE.iter().map(|kernel| kernel.name).filter(|name| name.starts_with("probe/"));
+    for name in probes {
+        let on = match (&devices.coop, name) {
+            (Some(coop), "probe/coop") => coop,
+            _ => runner,
+        };
+        let own = |kernel: &str, _: &str, _: &Variant| kernel == name;
+        for timing in best_of_sizes(timings(on, own, None, output, &mut |_| Ok(()))?) {
+            if !timing.verified {
+                return Err(Error::Divergence {
+                    case: format!("{} {}", timing.kernel, timing.shape),
+                    report: timing.reason,
+                });
+            }
+            tell(probed(&timing, peak))?;
+        }
     }
     for (what, samples, unit, note) in
         host_costs(runner)?.into_iter().chain(chained(&devices.timed)?)
     {
         let (value, spread) = median(samples);
-        figures.push(Figure { what: what.into(), value, spread, unit, ceiling: None, note });
+        tell(Figure { what: what.into(), value, spread, unit, ceiling: None, note })?;
     }
-    let rows = figures.iter().map(|figure| figure.row(runner)).collect();
-    let wrong: Vec<&Figure> = figures.iter().filter(|figure| figure.excess()).collect();
-    for figure in &wrong {
-        output.note(format!(
-            "error: {} of {:.0} {} is above what the data sheet allows: the measurement is wrong, or the clocks were raised",
-            figure.what, figure.value, figure.unit
-        ));
-    }
-    if wrong.is_empty() { Ok(rows) } else { Err(Error::CheckFailed(wrong.len(), figures.len())) }
+    if wrong == 0 { Ok(()) } else { Err(Error::CheckFailed(wrong, count)) }
 }
 
 /// The figure that follows from a probe's time.

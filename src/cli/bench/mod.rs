@@ -158,7 +158,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             let coop = has_coop.then(|| open(global, Some(Tier::Coop))).transpose()?;
             let devices = Devices { timed, coop };
             let mut rows = Rows::new(*format, output);
-            hardware::hardware(&devices, output)?.into_iter().try_for_each(|row| rows.push(row))?;
+            hardware::hardware(&devices, output, &mut |row| rows.push(row))?;
             write_page(arguments, output, || html::hardware(rows.all()))?;
             rows.finish()
         }
