@@ -19,7 +19,7 @@
 //! it back ([`graph::Part`]). What nobody but its block function has to know of it nobody does.
 //!
 //! Behind the last block stands a head: over the vocabulary, at every token, or over labels, at the one token that stands for a text
-//! ([`families::Readout`]): a reward model is that with one label. What a training makes small follows from which of them a model has.
+//! ([`families::Readout`]): a reward model is that with one label. A sentence encoder has none: the mean of its tokens is the result. What a training makes small follows from which of them a model has.
 //!
 //! # Where a thing lives
 //!

@@ -87,6 +87,7 @@ mod model {
     pub mod rewards;
     pub mod sampling;
     pub mod scores;
+    pub mod sentence_encoders;
     pub mod sliced;
     pub mod speculative;
     pub mod synth;
@@ -167,6 +168,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::rewards::trials,
     model::sampling::trials,
     model::scores::trials,
+    model::sentence_encoders::trials,
     model::sliced::trials,
     model::speculative::trials,
     model::tape::trials,

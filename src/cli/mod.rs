@@ -5,6 +5,7 @@ mod bench;
 mod calibrate;
 mod compress;
 mod devices;
+mod embed;
 mod ensemble;
 mod eval;
 mod export;
@@ -198,6 +199,8 @@ enum Command {
     Chat(generate::chat::Arguments),
     /// Serve a model over HTTP, with OpenAI's paths and a page to talk with it
     Serve(serve::Arguments),
+    /// Embed texts by a sentence encoder
+    Embed(embed::Arguments),
     /// Write a model's logits for given tokens
     Logits(logits::Arguments),
     /// Take statistics of what goes through a model, for methods that calibrate
@@ -335,6 +338,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Generate(arguments) => generate::run(&cli.global, arguments, output),
         Command::Chat(arguments) => generate::chat::run(&cli.global, arguments, output),
         Command::Serve(arguments) => serve::run(&cli.global, arguments, output),
+        Command::Embed(arguments) => embed::run(&cli.global, arguments, output),
         Command::Logits(arguments) => logits::run(&cli.global, arguments, output),
         Command::Calibrate(arguments) => calibrate::run(&cli.global, arguments, output),
         Command::Scores(arguments) => scores::run(&cli.global, arguments, output),

@@ -66,6 +66,8 @@ pub struct Encoder {
 pub enum Pooling {
     /// The last one, which has seen all of it where attention is causal.
     Last,
+    /// All of them: their mean.
+    Mean,
 }
 
 /// What is read of a text as a whole, behind the last block and the final norm, by a model that does not foretell tokens: a
@@ -74,7 +76,7 @@ pub enum Pooling {
 pub struct Readout {
     /// Which tokens it is read of.
     pub pooling: Pooling,
-    /// The labels that the head scores, one at least.
+    /// The labels that the head scores; none: there is no head, and what is read is the text's embedding.
     pub labels: Vec<String>,
 }
 
@@ -125,6 +127,8 @@ pub struct Config {
     pub attention_soft_cap: Option<f64>,
     /// c of c tanh(logit / c) behind the head.
     pub logit_soft_cap: Option<f64>,
+    /// Kinds of texts that have an embedding, of a family that tells them apart; or 0.
+    pub token_types: usize,
     /// What its head reads of a text; `None`: it foretells each next token, over the vocabulary.
     pub readout: Option<Readout>,
 }
@@ -179,11 +183,16 @@ impl Config {
         self.encoder.filter(|encoder| layer >= encoder.layers).map_or(0, |encoder| encoder.layers)
     }
 
+    /// Whether its tokens, or those of a part of its rows, see what stands behind them.
+    pub fn has_encoder(&self) -> bool {
+        self.encoder.is_some() || self.family.bidirectional
+    }
+
     /// An error that names the family, if it has an encoder: `what` is made for decoders only, for that reason.
     pub fn without_encoder(&self, what: &str, why: &str) -> Result<()> {
-        match self.encoder {
-            None => Ok(()),
-            Some(_) => Err(Error::Argument {
+        match self.has_encoder() {
+            false => Ok(()),
+            true => Err(Error::Argument {
                 argument: what.into(),
                 expected: format!("a model without an encoder: {why}"),
                 found: format!("one of the family {}", self.family.name),
@@ -194,10 +203,16 @@ impl Config {
     /// What hubs call what it does. An encoder reads one text and the decoder writes another.
     pub fn task(&self) -> &'static str {
         match (&self.readout, self.encoder) {
+            (Some(readout), _) if readout.labels.is_empty() => "sentence-similarity",
             (Some(_), _) => "text-classification",
             (None, Some(_)) => "text2text-generation",
             (None, None) => "text-generation",
         }
+    }
+
+    /// Whether there is a head: a model that embeds texts has none.
+    pub fn has_head(&self) -> bool {
+        self.readout.as_ref().is_none_or(|readout| !readout.labels.is_empty())
     }
 
     /// Numbers that the head gives for a token: the vocabulary's, or those of labels.
@@ -219,6 +234,7 @@ impl Config {
                 argument: what.into(),
                 expected: "a model that foretells tokens, with a head over the vocabulary".into(),
                 found: match &readout.labels[..] {
+                    [] => "one that embeds texts; lopper embed is for it".into(),
                     [_] => "one that scores texts; eval --preferences measures it".into(),
                     labels => format!(
                         "one that scores labels ({}); eval --task measures it",
@@ -231,10 +247,15 @@ impl Config {
 
     /// What it reads of texts; an error if it has no head that scores them.
     pub fn reads_out(&self, what: &str) -> Result<&Readout> {
-        self.readout.as_ref().ok_or_else(|| Error::Argument {
+        let found = match &self.readout {
+            Some(readout) if !readout.labels.is_empty() => return Ok(readout),
+            Some(_) => "one that embeds texts",
+            None => "one that foretells tokens; tune --score-head puts such a head on it",
+        };
+        Err(Error::Argument {
             argument: what.into(),
             expected: "a model that scores texts, as a reward model does".into(),
-            found: "one that foretells tokens; tune --score-head puts such a head on it".into(),
+            found: found.into(),
         })
     }
 
@@ -283,6 +304,7 @@ impl Config {
             activation: self.family.activation,
             experts: self.experts,
             part: self.part(layer),
+            first: layer == 0,
         }
     }
 

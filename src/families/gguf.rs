@@ -315,7 +315,8 @@ fn family(gguf: &Gguf, architecture: &str) -> Option<(&'static Family, bool)> {
     };
     FAMILIES.iter().filter(marked).find_map(|family| {
         let per_layer = family.gguf_per_layer == Some(architecture);
-        (per_layer || family.gguf == architecture).then_some((*family, per_layer))
+        let own = family.gguf == architecture && !architecture.is_empty();
+        (per_layer || own).then_some((*family, per_layer))
     })
 }
 
@@ -328,6 +329,7 @@ impl Config {
         let Some((family, per_layer)) = family(gguf, architecture) else {
             let mut known: Vec<_> = FAMILIES.iter().map(|family| family.gguf).collect();
             known.extend(FAMILIES.iter().filter_map(|family| family.gguf_per_layer));
+            known.retain(|name| !name.is_empty());
             known.dedup();
             return Err(Error::Unsupported {
                 path: path.into(),
@@ -392,6 +394,7 @@ impl Config {
             attention_scale: None,
             attention_soft_cap: keys.optional_number(ATTENTION_CAP)?,
             logit_soft_cap: keys.optional_number(LOGIT_CAP)?,
+            token_types: 0,
             readout: None,
         };
         (family.read_gguf)(&keys, &mut config)?;
@@ -404,13 +407,16 @@ impl Config {
     pub fn architecture(&self, path: &Path) -> Result<&'static str> {
         self.without_shortcuts(path, "a GGUF file")?;
         if self.readout.is_some() {
+            let (what, why) = match self.has_head() {
+                true => {
+                    (" that scores texts", "llama.cpp's architecture has no place for its head")
+                }
+                false => ("", "this version writes none of sentence encoders"),
+            };
             return Err(Error::Unsupported {
                 path: path.into(),
-                what: format!(
-                    "a GGUF file of a model of the family {} that scores texts",
-                    self.family.name
-                ),
-                why: "llama.cpp's architecture has no place for its head; use hf or packed".into(),
+                what: format!("a GGUF file of a model of the family {}{what}", self.family.name),
+                why: format!("{why}; use hf or packed"),
             });
         }
         self.check_gguf_buckets(path)?;

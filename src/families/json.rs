@@ -341,11 +341,12 @@ impl Config {
             attention_scale: None,
             attention_soft_cap: None,
             logit_soft_cap: None,
+            token_types: 0,
             readout,
         };
         (family.read_json)(&reader, &mut config)?;
         reader.only("use_bidirectional_attention", &json!(false))?;
-        if config.ropes.is_empty() && encoder.is_none() {
+        if config.ropes.is_empty() && !config.has_encoder() {
             // Where both are there, transformers takes the older key.
             let rope = match reader.object("rope_scaling")? {
                 Some(rope) if !rope.object.is_empty() => Some(rope),

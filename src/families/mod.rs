@@ -3,6 +3,7 @@
 //!
 //! Nothing outside this folder names a family, or a tensor of a block: others ask a [`TensorSpec`] for its slot and its role.
 
+mod bert;
 mod config;
 mod decoder;
 mod gemma3;
@@ -50,6 +51,7 @@ pub static FAMILIES: &[&Family] = &[
     &qwen3_moe::FAMILY,
     &gemma3::FAMILY,
     &t5::FAMILY,
+    &bert::FAMILY,
 ];
 
 /// The family of a `model_type`.
@@ -64,7 +66,7 @@ pub struct Family {
     pub name: &'static str,
     /// The class that transformers opens it with, in `architectures`.
     pub class: &'static str,
-    /// `general.architecture` in GGUF.
+    /// `general.architecture` in GGUF; empty: its files are neither read nor written.
     pub gguf: &'static str,
     /// A key, behind the architecture's name, without which (or with which 0) a GGUF file is of another family.
     pub gguf_mark: Option<&'static str>,
@@ -104,6 +106,8 @@ pub struct Family {
     pub head_dim: Option<usize>,
     /// Whether the head is the embedding where the configuration does not say.
     pub tied: bool,
+    /// Whether all tokens of a text see each other, and have embeddings of their places instead of a rotary encoding.
+    pub bidirectional: bool,
     /// Reads what only this family has in `config.json`.
     pub read_json: fn(&Reader<'_>, &mut Config) -> Result<()>,
     /// Writes it.
@@ -138,6 +142,7 @@ impl Family {
             scaled_embedding: false,
             head_dim: None,
             tied: false,
+            bidirectional: false,
             read_json: |_, _| Ok(()),
             write_json: |_, _| {},
             read_gguf: |_, _| Ok(()),

@@ -17,7 +17,8 @@ pub struct Names {
     /// Blocks of the encoder.
     encoder_blocks: Option<[&'static str; 2]>,
     embedding: Row,
-    final_norm: Row,
+    /// The norm behind the last block, of a family that has one.
+    final_norm: Option<Row>,
     head: Row,
     score: Row,
 }
@@ -38,7 +39,7 @@ pub static DECODER: Names = Names {
     blocks: ["model.layers.", "blk."],
     encoder_blocks: None,
     embedding: EMBEDDING,
-    final_norm: FINAL_NORM,
+    final_norm: Some(FINAL_NORM),
     head: HEAD,
     score: SCORE,
 };
@@ -48,7 +49,17 @@ pub static ENCODER_DECODER: Names = Names {
     blocks: ["decoder.block.", "dec.blk."],
     encoder_blocks: Some(["encoder.block.", "enc.blk."]),
     embedding: Row { hf: "shared", ..EMBEDDING },
-    final_norm: Row { hf: "decoder.final_layer_norm", gguf: "dec.output_norm", ..FINAL_NORM },
+    final_norm: Some(Row { hf: "decoder.final_layer_norm", gguf: "dec.output_norm", ..FINAL_NORM }),
+    head: HEAD,
+    score: SCORE,
+};
+
+/// BERT's.
+pub static BERT: Names = Names {
+    blocks: ["encoder.layer.", "blk."],
+    encoder_blocks: None,
+    embedding: Row { hf: "embeddings.word_embeddings", ..EMBEDDING },
+    final_norm: None,
     head: HEAD,
     score: SCORE,
 };
@@ -117,6 +128,8 @@ pub enum Role {
     Bias,
     /// A table of what is added to scores of attention by distance.
     PositionBias,
+    /// A table of what is added to embeddings, by place or by kind of text: kept as it is, as small as it is.
+    Table,
 }
 
 /// A dimension of a tensor, in terms of the configuration.
@@ -142,6 +155,10 @@ pub enum Dim {
     Vocabulary,
     /// Labels of a head that scores texts.
     Labels,
+    /// Places that have an embedding.
+    Positions,
+    /// Kinds of texts that have one.
+    TokenTypes,
 }
 
 impl Dim {
@@ -157,7 +174,9 @@ impl Dim {
             | Dim::Heads
             | Dim::Buckets
             | Dim::Vocabulary
-            | Dim::Labels => None,
+            | Dim::Labels
+            | Dim::Positions
+            | Dim::TokenTypes => None,
         }
     }
 
@@ -174,6 +193,8 @@ impl Dim {
             Dim::Buckets => config.encoder.map_or(0, |encoder| encoder.buckets.count),
             Dim::Vocabulary => config.vocab_size,
             Dim::Labels => config.head_rows(),
+            Dim::Positions => config.max_positions,
+            Dim::TokenTypes => config.token_types,
         }
     }
 }
@@ -239,7 +260,18 @@ impl Row {
 
     /// A norm over a dimension.
     pub const fn norm(slot: Slot, hf: &'static str, gguf: &'static str, over: Dim) -> Self {
-        Self { role: Role::Norm, ..Self::linear(slot, hf, gguf, over, over) }
+        Self { role: Role::Norm, bias: Bias::None, ..Self::linear(slot, hf, gguf, over, over) }
+    }
+
+    /// A layer norm of the residual stream, with its bias.
+    pub const fn layer_norm(slot: Slot, hf: &'static str, gguf: &'static str) -> Self {
+        Self::norm(slot, hf, gguf, Dim::Hidden).biased()
+    }
+
+    /// A table of rows that are added to embeddings, of the first block, whose name is that of none.
+    pub const fn table(slot: Slot, hf: &'static str, gguf: &'static str, rows: Dim) -> Self {
+        let row = Self::linear(slot, hf, gguf, rows, Dim::Hidden).unbiased();
+        Self { role: Role::Table, stack: Stack::Outside, ..row }
     }
 
     /// The router of a block with experts, without a bias.
@@ -492,7 +524,7 @@ pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
             let spec =
                 |row, slot, bias| TensorSpec::new((row, slot), Some(layer), bias, config, *widths);
             specs.push(spec(row, slot, false));
-            if row.role == Role::Linear && row.bias != Bias::None {
+            if matches!(row.role, Role::Linear | Role::Norm) && row.bias != Bias::None {
                 specs.push(spec(row, slot, true));
             }
             let shortcut =
@@ -500,8 +532,8 @@ pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
             specs.extend(shortcut.map(|(_, row)| spec(row, row.slot, false)));
         }
     }
-    specs.push(whole(&names.final_norm));
-    if !config.tied {
+    specs.extend(names.final_norm.as_ref().map(whole));
+    if !config.tied && config.has_head() {
         specs.push(whole(head_row(config)));
     }
     specs
@@ -551,7 +583,8 @@ pub fn embedding_name(config: &Config) -> String {
 
 /// The name of the final norm's weight.
 pub fn final_norm_name(config: &Config) -> String {
-    format!("{}.weight", config.family.names.final_norm.hf)
+    let norm = &config.family.names.final_norm;
+    norm.map_or_else(String::new, |norm| format!("{}.weight", norm.hf))
 }
 
 /// The module name of the head.
@@ -578,8 +611,14 @@ impl Family {
 }
 
 /// What savers put in front of all names: compiled or parallel modules, adapters, models with further parts.
-const WRAPPERS: &[&str] =
-    &["_orig_mod.", "module.", "base_model.model.", "model.language_model.", "language_model."];
+const WRAPPERS: &[&str] = &[
+    "bert.",
+    "_orig_mod.",
+    "module.",
+    "base_model.model.",
+    "model.language_model.",
+    "language_model.",
+];
 
 /// The name that a checkpoint of a causal model has for what another way of saving calls `name`: without [`WRAPPERS`], and with
 /// the `model.` that a checkpoint of the body alone leaves out.
@@ -649,7 +688,10 @@ pub fn unread(config: &Config, name: &str) -> Unread {
         None => {
             let outside = |row: &&Row| row.stack == Stack::Outside;
             let of_stacks = config.family.rows.iter().filter(outside).any(|row| known(row, name));
-            of_stacks || of(&[names.embedding, names.final_norm, *head_row(config)], name)
+            let outside = [names.embedding, *head_row(config)];
+            of_stacks
+                || of(&outside, name)
+                || names.final_norm.is_some_and(|norm| of(&[norm], name))
         }
     };
     if known { Unread::Changes } else { Unread::Ignored }

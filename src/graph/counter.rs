@@ -114,6 +114,24 @@ impl Graph for Counter<'_> {
         Ok(self.made(x.columns))
     }
 
+    fn layer_norm(&mut self, stream: Width, _: Slot) -> Result<Width> {
+        self.used(&stream, Output::Stream);
+        self.counts.kept_f32 += 2 * stream.columns;
+        Ok(self.made(stream.columns))
+    }
+
+    fn look_up(&mut self, stream: Width, _: Slot) -> Result<Width> {
+        self.counts.kept_f32 += stream.columns;
+        Ok(self.made(stream.columns))
+    }
+
+    fn activate(&mut self, x: Width, _: Activation) -> Result<Width> {
+        self.used(&x, Output::Stream);
+        self.counts.kept_f32 += x.columns;
+        self.counts.kept_activations += x.columns;
+        Ok(self.made(x.columns))
+    }
+
     fn linear(&mut self, _: &Width, slot: Slot) -> Result<Width> {
         let columns = (self.rows)(slot);
         self.counts.columns += columns;

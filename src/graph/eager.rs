@@ -10,18 +10,22 @@ use super::{
     Activation, Attention, BlockWeights, ExpertLayers, Experts, Graph, Linear, PairedRows, Part,
     Pass, Slot,
 };
-use crate::device::Tensor;
+use crate::device::{HostTensor, Tensor};
 use crate::error::Result;
 use crate::kernels::attention::cached::{cached, entering};
 use crate::kernels::attention::stored::{self, Bias, Layer, Seen};
 use crate::kernels::copy::cast::{cast, scaled};
+use crate::kernels::embed::gather::gather;
 use crate::kernels::experts::Share;
 use crate::kernels::experts::product::{Outcome, product};
+use crate::kernels::gate::activate::activate;
 use crate::kernels::gate::glu::glu;
 use crate::kernels::kv::Cached;
 use crate::kernels::kv::decode::decode;
 use crate::kernels::matmul::{Destination, FUSED_GATES, Input};
+use crate::kernels::norm::center::center;
 use crate::kernels::norm::rms::rms;
+use crate::kernels::norm::shift::shift;
 use crate::kernels::residual::add::add;
 use crate::kernels::rope::enter::{BINDINGS, enter};
 use crate::kernels::rope::rotate::{Target, rotate};
@@ -280,6 +284,32 @@ impl Graph for Eager<'_> {
         };
         let normed = rms(device, &stream, &norm.gain, norm.epsilon, output)?;
         Ok(Lazy::Ready(normed))
+    }
+
+    fn layer_norm(&mut self, stream: Lazy, slot: Slot) -> Result<Lazy> {
+        let (device, norm) = (self.pass.device, self.block.norm(slot));
+        let stream = self.overwritten(&stream)?;
+        let centred = center(device, &stream, norm.gain.len())?;
+        let normed = rms(device, &centred, &norm.gain, norm.epsilon, DType::F32)?;
+        shift(device, &normed, norm.bias.as_ref().expect("a layer norm has a bias"), &stream)?;
+        Ok(Lazy::Ready(stream))
+    }
+
+    fn look_up(&mut self, stream: Lazy, slot: Slot) -> Result<Lazy> {
+        let (device, rows) = (self.pass.device, self.paired().rows);
+        let stream = self.overwritten(&stream)?;
+        let ids = rows.table_rows(slot);
+        let ids = device.upload(&HostTensor::from_u32(&[ids.len()], &ids), "rows of a table")?;
+        let found = gather(device, &self.block.linear(slot).weight, &ids)?;
+        add(device, &found, &stream)?;
+        Ok(Lazy::Ready(stream))
+    }
+
+    fn activate(&mut self, x: Lazy, activation: Activation) -> Result<Lazy> {
+        let x = self.force(&x, DType::F32)?;
+        let columns = x.len() / x.shape()[0];
+        let output = self.activation();
+        Ok(self.input(activate(self.pass.device, &x, activation, output)?, columns))
     }
 
     fn linear(&mut self, x: &Lazy, slot: Slot) -> Result<Lazy> {

@@ -64,7 +64,7 @@ impl Adapter {
     }
 }
 
-/// The weight of a root-mean-square norm on a device.
+/// The weight of a norm on a device: of a root-mean-square norm, or with a bias of a layer norm.
 #[derive(Clone, Debug)]
 pub struct RmsNormWeight {
     /// The tensor's name in the checkpoint.
@@ -73,6 +73,15 @@ pub struct RmsNormWeight {
     pub gain: Tensor,
     /// Added to the mean of the squares.
     pub epsilon: f32,
+    /// What is added to each column in the end, f32 (columns).
+    pub bias: Option<Tensor>,
+}
+
+impl RmsNormWeight {
+    /// The name of its bias.
+    pub fn bias_name(&self) -> String {
+        format!("{}.bias", self.name.trim_end_matches(".weight"))
+    }
 }
 
 /// A bias of attention's scores by the distance from a token to a key, on a device.

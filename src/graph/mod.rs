@@ -42,7 +42,13 @@ use crate::tensor::DType;
 pub enum Slot {
     /// The token embedding.
     Embedding,
-    /// The norm before attention.
+    /// The table of what is added to embeddings by a token's place.
+    Positions,
+    /// The table of what is added to them by the kind of text that a token is of; its first row is that of a single text.
+    TokenTypes,
+    /// The norm of embeddings.
+    EmbeddingNorm,
+    /// The norm before attention, or of the stream with attention's result.
     AttentionNorm,
     /// The query projection.
     Query,
@@ -197,11 +203,13 @@ pub struct BlockShape {
     pub experts: Option<Experts>,
     /// The tokens that it takes, of a model whose rows have two parts.
     pub part: Option<Part>,
+    /// Whether it is the first.
+    pub first: bool,
 }
 
 /// The operations of a block. Values have (tokens, width) elements; a slot names a weight of the block.
 ///
-/// Families still to come add operations, not another shape: LayerNorm another kind of weight in a norm's slot.
+/// Families still to come add operations, not another shape.
 pub trait Graph {
     /// A value, computed or not yet.
     type Value;
@@ -211,6 +219,17 @@ pub trait Graph {
     /// `x` / sqrt(mean(x^2) + epsilon) * weight, over as many columns at a time as the weight has: the whole width, or each
     /// head's.
     fn norm(&mut self, x: &Self::Value, slot: Slot) -> Result<Self::Value>;
+
+    /// The residual stream, each row of it less its mean and over the deviation of what is left, times a gain and plus a bias (Ba, Kiros
+    /// and Hinton 2016, arXiv 1607.06450): as after each half of a block that normalizes behind them. A graph may reuse its memory.
+    fn layer_norm(&mut self, stream: Self::Value, slot: Slot) -> Result<Self::Value>;
+
+    /// The residual stream with a row of a table added to each token: that of its place, or of token types the first. A graph may reuse
+    /// its memory.
+    fn look_up(&mut self, stream: Self::Value, slot: Slot) -> Result<Self::Value>;
+
+    /// activation(x), of a feed-forward without a gate.
+    fn activate(&mut self, x: Self::Value, activation: Activation) -> Result<Self::Value>;
 
     /// The product of `x` with a weight, plus its bias where it has one.
     fn linear(&mut self, x: &Self::Value, slot: Slot) -> Result<Self::Value>;

@@ -2,6 +2,9 @@
 //! the decoder writes. So a pass takes rows of one length, and has one residual stream, as every other model's; a block takes its
 //! part's tokens out of the stream and puts them back.
 
+use std::borrow::Cow;
+
+use super::Slot;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::kernels::attention::stored::Distances;
@@ -72,7 +75,8 @@ pub struct PairedRows {
     /// The tokens of a pass that begins with the sources, by part, if it has some.
     source: Option<PartRows>,
     target: Option<PartRows>,
-    distances: [Distances; 2],
+    /// The buckets of distances in both parts, where scores have a bias by distance.
+    distances: Option<[Distances; 2]>,
 }
 
 /// Where the tokens of a part stand among those of a pass.
@@ -108,7 +112,7 @@ impl PairedRows {
     /// least `width`.
     pub fn upload(
         device: &Device,
-        buckets: DistanceBuckets,
+        buckets: Option<DistanceBuckets>,
         sources: &[u32],
         width: usize,
         length: usize,
@@ -116,7 +120,10 @@ impl PairedRows {
         let words = |values: &[u32], what: &str| {
             device.upload(&HostTensor::from_u32(&[values.len()], values), what)
         };
-        let distances = |part| Distances::upload(device, &buckets.of(part), buckets.count);
+        let of = |buckets: DistanceBuckets, part| {
+            Distances::upload(device, &buckets.of(part), buckets.count)
+        };
+        let both = |buckets| Ok([of(buckets, Part::Source)?, of(buckets, Part::Target)?]);
         let rows = (sources.len(), length);
         Ok(Self {
             width,
@@ -125,7 +132,7 @@ impl PairedRows {
             zeros: words(&vec![0; sources.len()], "places of targets alone")?,
             source: PartRows::upload(device, rows, 0..width)?,
             target: PartRows::upload(device, rows, width..length)?,
-            distances: [distances(Part::Source)?, distances(Part::Target)?],
+            distances: buckets.map(both).transpose()?,
         })
     }
 
@@ -151,7 +158,16 @@ impl PairedRows {
 
     /// The buckets of distances in a part.
     pub(super) fn distances(&self, part: Part) -> &Distances {
-        &self.distances[usize::from(part == Part::Target)]
+        let both = self.distances.as_ref().expect("a model with a bias by distance has buckets");
+        &both[usize::from(part == Part::Target)]
+    }
+
+    /// The row of a table that is added to each token of rows without targets: of positions that of its place, of token types the
+    /// first.
+    pub(super) fn table_rows(&self, slot: Slot) -> Cow<'static, [u32]> {
+        let (rows, width) = (self.ends.len() as u32, self.width as u32);
+        let row = |place: u32| if slot == Slot::Positions { place } else { 0 };
+        (0..rows).flat_map(|_| (0..width).map(row)).collect()
     }
 
     fn rows(&self, part: Part) -> Option<&PartRows> {

@@ -26,19 +26,25 @@ use crate::kernels::attention::causal::forward as attention_forward;
 use crate::kernels::attention::coop;
 use crate::kernels::attention::stored::{self, Bias, Layer, Seen};
 use crate::kernels::copy::cast::{cast, scaled};
+use crate::kernels::embed::gather::gather;
+use crate::kernels::embed::scatter::scatter;
 use crate::kernels::experts::balance::balance;
 use crate::kernels::experts::balance_grad::balance_grad;
 use crate::kernels::experts::combine::combine;
 use crate::kernels::experts::combine_grad::combine_grad;
 use crate::kernels::experts::route_grad::route_grad;
+use crate::kernels::gate::activate::activate;
+use crate::kernels::gate::activate_grad::activate_grad;
 use crate::kernels::gate::glu::glu;
 use crate::kernels::gate::glu_grad::glu_grad;
 use crate::kernels::mask::dropout::dropout;
 use crate::kernels::matmul::{Destination, Input, backward, linear as kernel_linear};
 use crate::kernels::matrix::Matrix;
+use crate::kernels::norm::center::center;
 use crate::kernels::norm::gain_grad::gain_grad;
 use crate::kernels::norm::rms::rms;
 use crate::kernels::norm::rms_grad::rms_grad;
+use crate::kernels::norm::shift::shift;
 use crate::kernels::residual::add::add;
 use crate::kernels::rope::rotate::{Target, rotate};
 use crate::kernels::score::Form;
@@ -338,9 +344,16 @@ impl<'a> Tape<'a> {
     /// `x`, f32 (tokens, columns), normalized over as many columns at a time as the norm has, in type `output`.
     pub fn rms(&mut self, x: &Value, norm: &'a RmsNormWeight, output: DType) -> Result<Value> {
         let (device, x) = (self.device, x.clone());
-        let RmsNormWeight { name, gain, epsilon } = norm;
+        let RmsNormWeight { gain, epsilon, .. } = norm;
         let result = rms(device, &x.tensor, gain, *epsilon, output)?;
-        Ok(self.record(result, move |back, grad| {
+        Ok(self.normed(result, &x, norm))
+    }
+
+    /// A result of [`rms`] of `x` with its rule.
+    fn normed(&mut self, result: Tensor, x: &Value, norm: &'a RmsNormWeight) -> Value {
+        let (device, x) = (self.device, x.clone());
+        let RmsNormWeight { name, gain, epsilon, .. } = norm;
+        self.record(result, move |back, grad| {
             let grad = cast(device, &grad, DType::F32)?;
             let onto = back.sums[x.node.0].take();
             let (sum, scales) = rms_grad(device, (&x.tensor, gain, *epsilon), &grad, onto)?;
@@ -352,6 +365,65 @@ impl<'a> Tape<'a> {
                 gain_grad(device, (&x, &scales), &of(&grad)?, &values, false)?;
                 Ok(values)
             })
+        })
+    }
+
+    /// `x`, f32 (tokens, columns), with the mean of each row taken away, normalized and shifted, in f32.
+    pub fn layer_norm(&mut self, x: &Value, norm: &'a RmsNormWeight) -> Result<Value> {
+        let (device, node, columns) = (self.device, x.node, norm.gain.len());
+        let bias = norm.bias.as_ref().expect("a layer norm has a bias");
+        let centred = center(device, &x.tensor, columns)?;
+        let normed = rms(device, &centred, &norm.gain, norm.epsilon, DType::F32)?;
+        let result = device.allocate(DType::F32, x.tensor.shape(), "normalized rows")?;
+        shift(device, &normed, bias, &result)?;
+        let centred =
+            self.record(centred, move |back, grad| back.add(node, center(device, &grad, columns)?));
+        let normed = self.normed(normed, &centred, norm);
+        let (node, name) = (normed.node, norm.bias_name());
+        Ok(self.record(result, move |back, grad| {
+            back.hand_out(&name, Parameter::Vector(bias.clone()), |split, part| {
+                column_sums(device, &split.part(device, &grad, part)?, columns)
+            })?;
+            back.add(node, grad)
+        }))
+    }
+
+    /// The residual stream with a row of a table for each token.
+    fn looked_up(
+        &mut self,
+        stream: &Value,
+        table: Weight<'a>,
+        ids: std::borrow::Cow<'a, [u32]>,
+    ) -> Result<Value> {
+        let (device, node) = (self.device, stream.node);
+        let on_device =
+            device.upload(&HostTensor::from_u32(&[ids.len()], &ids), "rows of a table")?;
+        let sum = scaled(device, &stream.tensor, 1.0, DType::F32)?;
+        add(device, &gather(device, table.matrix, &on_device)?, &sum)?;
+        Ok(self.record(sum, move |back, grad| {
+            let Weight { name, matrix, .. } = table;
+            let (rows, columns) = (matrix.rows(), matrix.columns());
+            back.hand_out(
+                &format!("{name}.weight"),
+                Parameter::Matrix(matrix.clone()),
+                |split, _| {
+                    assert_eq!(split.count(), 1, "a table's gradient is that of all tokens");
+                    let values = device.allocate(DType::F32, &[rows, columns], name)?;
+                    scatter(device, &grad, &ids, &values, false)?;
+                    Ok(values)
+                },
+            )?;
+            back.add(node, grad)
+        }))
+    }
+
+    /// activation(x) in the activations' type, as its gradient is: both go into products.
+    fn activated(&mut self, x: &Value, activation: Activation) -> Result<Value> {
+        let (device, x, output) = (self.device, x.clone(), self.settings.activation);
+        let result = activate(device, &x.tensor, activation, output)?;
+        Ok(self.record(result, move |back, grad| {
+            let grad = cast(device, &grad, DType::F32)?;
+            back.add(x.node, activate_grad(device, &x.tensor, &grad, activation, output)?)
         }))
     }
 
@@ -729,6 +801,22 @@ impl<'a> Graph for Tape<'a> {
         self.rms(&x, norm, output).map(Deferred::Known)
     }
 
+    fn layer_norm(&mut self, stream: Deferred<'a>, slot: Slot) -> Result<Deferred<'a>> {
+        let (stream, norm) = (self.force(&stream)?, self.block().norm(slot));
+        Tape::layer_norm(self, &stream, norm).map(Deferred::Known)
+    }
+
+    fn look_up(&mut self, stream: Deferred<'a>, slot: Slot) -> Result<Deferred<'a>> {
+        let (stream, table) = (self.force(&stream)?, Weight::of(self.block().linear(slot)));
+        let ids = self.paired().table_rows(slot);
+        self.looked_up(&stream, table, ids).map(Deferred::Known)
+    }
+
+    fn activate(&mut self, x: Deferred<'a>, activation: Activation) -> Result<Deferred<'a>> {
+        let x = self.force(&x)?;
+        self.activated(&x, activation).map(Deferred::Known)
+    }
+
     fn linear(&mut self, x: &Deferred<'a>, slot: Slot) -> Result<Deferred<'a>> {
         let linear = self.block().linear(slot);
         let x = self.force(x)?;
@@ -884,6 +972,15 @@ impl<'a> Graph for Tape<'a> {
         let results = results.iter().map(force).collect::<Result<_>>()?;
         self.sum_of_experts(&stream, routing, results).map(Deferred::Known)
     }
+}
+
+/// The sum of each column of `grad`, f32 (tokens, columns): a bias is a weight whose input is 1.
+fn column_sums(device: &Device, grad: &Tensor, columns: usize) -> Result<Tensor> {
+    let tokens = grad.len() / columns;
+    let ones = HostTensor::from_f32(DType::F32, &[tokens, 1], &vec![1.0; tokens]);
+    let values = device.allocate(DType::F32, &[columns, 1], "gradient of a bias")?;
+    backward::weight(device, grad, &device.upload(&ones, "ones")?, &mut None, &values, false)?;
+    Ok(values)
 }
 
 /// Zeros in f32, of a tensor's shape.

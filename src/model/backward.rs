@@ -563,6 +563,8 @@ impl<'a> BackwardPass<'a> {
         }
         let config = source.config();
         match options.loss.scores {
+            // A loss of hidden states alone asks no head.
+            None if options.loss.next_tokens == 0.0 && options.loss.teacher.is_none() => {}
             None => config.foretells("a loss of next tokens")?,
             Some(ScoreLoss::Preferences) => config.rewards("a loss of preferences")?,
             Some(ScoreLoss::Labels(labels)) => {
@@ -580,6 +582,8 @@ impl<'a> BackwardPass<'a> {
         let scored_places = match (options.loss.scored, &paired) {
             (Some(scored), _) => Some(Cow::Borrowed(scored)),
             (None, None) => None,
+            // Rows without targets are read as they are.
+            (None, Some(parts)) if parts.width == length => None,
             // Of rows with a source those of the target alone.
             (None, Some(parts)) => {
                 let counts = |at: usize| at >= parts.width && at + 1 < length;

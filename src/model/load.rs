@@ -87,10 +87,15 @@ fn biases_beside(device: &Device, linears: &mut [Linear]) -> Result<()> {
 }
 
 fn norm(device: &Device, weights: &dyn Weights, spec: &TensorSpec) -> Result<RmsNormWeight> {
+    let is_bias = |other: &&TensorSpec| {
+        (other.layer, other.slot, other.role) == (spec.layer, spec.slot, Role::Bias)
+    };
+    let bias = weights.specs().iter().find(is_bias);
     Ok(RmsNormWeight {
         name: spec.name.clone(),
         gain: vector(device, weights, spec)?,
         epsilon: weights.config().rms_norm_eps as f32,
+        bias: bias.map(|bias| vector(device, weights, bias)).transpose()?,
     })
 }
 
@@ -153,7 +158,7 @@ pub(super) fn block_beside(
     set_plain(device, weights, layer, before, &mut block)?;
     let is_linear = |spec: &&TensorSpec| {
         let wanted = experts || spec.slot.expert().is_none();
-        matches!(spec.role, Role::Linear | Role::Router) && wanted
+        is_matrix(spec.role) && wanted
     };
     let linears: Vec<&TensorSpec> = specs().filter(is_linear).collect();
     for group in linears.chunk_by(|a, b| a.slot.input() == b.slot.input()) {
@@ -169,11 +174,16 @@ pub fn block(device: &Device, weights: &dyn Weights, layer: usize) -> Result<Blo
     let mut block = BlockWeights::default();
     set_plain(device, weights, layer, None, &mut block)?;
     for spec in weights.specs().iter().filter(|s| s.layer == Some(layer)) {
-        if matches!(spec.role, Role::Linear | Role::Router) {
+        if is_matrix(spec.role) {
             block.set_linear(spec.slot, linear(device, weights, spec)?);
         }
     }
     Ok(block)
+}
+
+/// Whether a tensor of a block is a matrix in a slot of its own.
+fn is_matrix(role: Role) -> bool {
+    matches!(role, Role::Linear | Role::Router | Role::Table)
 }
 
 /// The table of the embedding.

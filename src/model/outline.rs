@@ -145,7 +145,7 @@ impl Outline {
             Role::Linear => spec.slot.expert().is_none_or(|expert| expert < used),
             Role::Router | Role::Head | Role::Score => true,
             Role::Embedding => self.config.tied,
-            Role::Norm | Role::Bias | Role::PositionBias => false,
+            Role::Norm | Role::Bias | Role::PositionBias | Role::Table => false,
         };
         2 * self.specs.iter().filter(in_product).map(values).sum::<u64>()
     }

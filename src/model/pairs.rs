@@ -10,8 +10,8 @@ use std::borrow::Cow;
 use crate::data::{BETWEEN, text_target_place};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::families::{Config, Encoder};
-use crate::graph::PairedRows;
+use crate::families::Config;
+use crate::graph::{DistanceBuckets, PairedRows};
 
 /// Rows as a pass embeds them, and their parts.
 #[derive(Debug)]
@@ -25,8 +25,9 @@ pub(crate) struct LaidOut<'i> {
 /// The parts of rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Parts {
-    encoder: Encoder,
-    /// The place of the target's first token.
+    /// The buckets of distances, where scores have a bias by them.
+    buckets: Option<DistanceBuckets>,
+    /// The place of the target's first token; of rows without one, their length.
     pub(crate) width: usize,
     /// Tokens of a row.
     length: usize,
@@ -41,8 +42,7 @@ impl Parts {
         device: &Device,
         rows: std::ops::Range<usize>,
     ) -> Result<PairedRows> {
-        let buckets = self.encoder.buckets;
-        PairedRows::upload(device, buckets, &self.sources[rows], self.width, self.length)
+        PairedRows::upload(device, self.buckets, &self.sources[rows], self.width, self.length)
     }
 }
 
@@ -57,6 +57,25 @@ pub fn paired_row(config: &Config, source: &[u32], target: &[u32], place: usize)
     row
 }
 
+/// Rows of one text each, whose tokens all see each other, filled up with [`BETWEEN`].
+fn whole_rows(ids: &[u32], length: usize) -> Result<LaidOut<'_>> {
+    let mut sources = Vec::new();
+    for row in ids.chunks_exact(length.max(1)) {
+        let count = row.iter().position(|id| *id == BETWEEN).unwrap_or(length);
+        if count == 0 || row[count..].iter().any(|id| *id != BETWEEN) {
+            return Err(Error::Argument {
+                argument: "rows of tokens".into(),
+                expected: "one text each, of one token or more, filled up behind it".into(),
+                found: "another row".into(),
+            });
+        }
+        sources.push(count as u32);
+    }
+    let ids = ids.iter().map(|id| if *id == BETWEEN { 0 } else { *id }).collect();
+    let paired = Some(Parts { buckets: None, width: length, length, sources });
+    Ok(LaidOut { ids: Cow::Owned(ids), paired })
+}
+
 /// Lays out `ids`, `sequences` rows of one length, as the model takes them.
 ///
 /// Errors: rows whose targets begin at several places, a source without tokens, one that goes on behind its end.
@@ -65,10 +84,12 @@ pub(crate) fn lay_out<'i>(
     ids: &'i [u32],
     sequences: usize,
 ) -> Result<LaidOut<'i>> {
-    let Some(encoder) = config.encoder else {
-        return Ok(LaidOut { ids: Cow::Borrowed(ids), paired: None });
-    };
     let length = ids.len() / sequences.max(1);
+    let encoder = match config.encoder {
+        Some(encoder) => encoder,
+        None if config.family.bidirectional => return whole_rows(ids, length),
+        None => return Ok(LaidOut { ids: Cow::Borrowed(ids), paired: None }),
+    };
     let wrong = |expected: &str, found: String| {
         Err(Error::Argument { argument: "rows of tokens".into(), expected: expected.into(), found })
     };
@@ -83,7 +104,8 @@ pub(crate) fn lay_out<'i>(
         let width = text_target_place(length);
         ids.chunks_exact_mut(length).for_each(|row| row[width] = encoder.start);
         let sources = vec![width as u32; sequences];
-        let paired = Some(Parts { encoder, width, length, sources });
+        let buckets = Some(encoder.buckets);
+        let paired = Some(Parts { buckets, width, length, sources });
         return Ok(LaidOut { ids: Cow::Owned(ids), paired });
     };
     let mut sources = Vec::with_capacity(sequences);
@@ -105,6 +127,6 @@ pub(crate) fn lay_out<'i>(
     }
     let shown = |id: &u32| if *id == BETWEEN { encoder.start } else { *id };
     let ids = ids.iter().map(shown).collect();
-    let paired = Some(Parts { encoder, width, length, sources });
+    let paired = Some(Parts { buckets: Some(encoder.buckets), width, length, sources });
     Ok(LaidOut { ids: Cow::Owned(ids), paired })
 }

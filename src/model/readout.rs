@@ -1,16 +1,20 @@
-//! Scores of whole texts: what a head over labels says of them, and such a head put on a model that foretells tokens.
+//! Whole texts: scores by a head over labels, embeddings, and such a head put on a model that foretells tokens.
 
 use super::cache::Cache;
 use super::checkpoint::{CopyOf, Weights};
 use super::resident::Model;
-use crate::device::Random;
+use crate::data::BETWEEN;
+use crate::device::{Random, Tensor};
 use crate::error::{Error, Result};
-use crate::families::{Config, Pooling, Readout, Role, TensorSpec, tensor_specs};
+use crate::families::{Config, Readout, Role, TensorSpec, tensor_specs};
 use crate::graph::Pass;
 use crate::interrupt;
 use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::model::Outline;
 use crate::tensor::{DType, Packed, WeightFormat};
+
+/// What is made of some texts.
+type Read<'r> = dyn FnMut(&[&[u32]]) -> Result<Vec<f32>> + 'r;
 
 /// Tokens of texts that are scored at once, their filling included.
 const AT_ONCE: usize = 8192;
@@ -27,7 +31,77 @@ impl Model {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<f32>> {
         let config = self.config();
-        let Readout { pooling: Pooling::Last, labels } = config.reads_out("scores of texts")?;
+        let labels = config.reads_out("scores of texts")?.labels.len();
+        let scores = self.read_texts(texts, labels, progress, &mut |texts| {
+            let (x, length) = self.streams(pass, texts)?;
+            let last = |(row, text): (usize, &&[u32])| (row * length + text.len() - 1) as u32;
+            let pairs: Vec<(u32, u32)> = texts.iter().enumerate().map(last).zip(0..).collect();
+            let (device, width) = (pass.device, config.hidden_size);
+            let read =
+                device.allocate(DType::F32, &[texts.len(), width], "what texts are read of")?;
+            rows(device, &x, &read, width, &Rows::upload(device, &pairs)?)?;
+            Ok(device.read(&self.head_weights()?.logits_of(pass, &read)?)?.to_f32())
+        })?;
+        match scores.iter().find(|score| !score.is_finite()) {
+            None => Ok(scores),
+            Some(score) => {
+                Err(Error::NotFinite { what: "score of a text".into(), found: score.to_string() })
+            }
+        }
+    }
+
+    /// The embedding of each text, of one token at least: the mean over its tokens, of length 1, f32 (texts, hidden). Texts and
+    /// `progress` as with [`Model::scores`].
+    ///
+    /// Errors: another kind of model; a text that is empty or longer than its context; a value that is not finite.
+    pub fn embeddings(
+        &self,
+        pass: &Pass<'_>,
+        texts: &[&[u32]],
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<f32>> {
+        let config = self.config();
+        let width = config.hidden_size;
+        if config.has_head() {
+            return Err(Error::Argument {
+                argument: "embeddings of texts".into(),
+                expected: "a sentence encoder".into(),
+                found: format!("a model of the family {} with a head", config.family.name),
+            });
+        }
+        let found = self.read_texts(texts, width, progress, &mut |texts| {
+            let (x, length) = self.streams(pass, texts)?;
+            let values = pass.device.read(&x)?.to_f32();
+            let mut embeddings = Vec::with_capacity(texts.len() * width);
+            for (text, row) in texts.iter().zip(values.chunks_exact(length * width)) {
+                let mut sum = vec![0.0f64; width];
+                for token in row[..text.len() * width].chunks_exact(width) {
+                    sum.iter_mut().zip(token).for_each(|(sum, value)| *sum += f64::from(*value));
+                }
+                // Its length takes no notice of how many there were.
+                let norm = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
+                embeddings.extend(sum.iter().map(|value| (value / norm.max(1e-12)) as f32));
+            }
+            Ok(embeddings)
+        })?;
+        match found.iter().find(|value| !value.is_finite()) {
+            None => Ok(found),
+            Some(value) => Err(Error::NotFinite {
+                what: "embedding of a text".into(),
+                found: value.to_string(),
+            }),
+        }
+    }
+
+    /// What `read` makes of each text, so many numbers, in the order of the texts; it is given some of about one length at a time.
+    fn read_texts(
+        &self,
+        texts: &[&[u32]],
+        each: usize,
+        progress: &mut dyn FnMut(usize, usize),
+        read: &mut Read<'_>,
+    ) -> Result<Vec<f32>> {
+        let config = self.config();
         let context = config.max_positions;
         if let Some(text) = texts.iter().find(|text| text.is_empty() || text.len() > context) {
             return Err(Error::Argument {
@@ -38,7 +112,7 @@ impl Model {
         }
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|place| texts[*place].len());
-        let (mut scores, mut left) = (vec![0.0; texts.len() * labels.len()], &order[..]);
+        let (mut all, mut left) = (vec![0.0; texts.len() * each], &order[..]);
         while !left.is_empty() {
             interrupt::check()?;
             progress(texts.len() - left.len(), texts.len());
@@ -47,37 +121,30 @@ impl Model {
             let count = (1..=left.len()).take_while(fits).last().unwrap_or(1);
             let (now, rest) = left.split_at(count);
             let some: Vec<&[u32]> = now.iter().map(|place| texts[*place]).collect();
-            let found = self.scores_at_once(pass, &some)?;
-            for (place, found) in now.iter().zip(found.chunks_exact(labels.len())) {
-                scores[place * labels.len()..][..labels.len()].copy_from_slice(found);
+            for (place, found) in now.iter().zip(read(&some)?.chunks_exact(each)) {
+                all[place * each..][..each].copy_from_slice(found);
             }
             left = rest;
         }
-        match scores.iter().find(|score| !score.is_finite()) {
-            None => Ok(scores),
-            Some(score) => {
-                Err(Error::NotFinite { what: "score of a text".into(), found: score.to_string() })
-            }
-        }
+        Ok(all)
     }
 
-    /// The same in one pass: what fills rows behind shorter texts is seen by none of their tokens.
-    fn scores_at_once(&self, pass: &Pass<'_>, texts: &[&[u32]]) -> Result<Vec<f32>> {
-        let (device, width) = (pass.device, self.config().hidden_size);
+    /// The residual stream of some texts behind the last block, f32 (texts * length, hidden), and the length of their rows. What fills
+    /// rows behind shorter texts is seen by none of their tokens.
+    fn streams(&self, pass: &Pass<'_>, texts: &[&[u32]]) -> Result<(Tensor, usize)> {
+        let config = self.config();
         let length = texts.iter().map(|text| text.len()).max().unwrap_or(0);
+        // Where tokens see what is behind them, the end has to be marked.
+        let fill = if config.family.bidirectional { BETWEEN } else { 0 };
         let mut ids = Vec::with_capacity(texts.len() * length);
         for text in texts {
             ids.extend_from_slice(text);
-            ids.resize(ids.len().next_multiple_of(length), 0);
+            ids.resize(ids.len().next_multiple_of(length), fill);
         }
-        let cache = Cache::single_layer(device, self.config(), texts.len(), length, pass.compute)?;
+        let cache = Cache::single_layer(pass.device, config, texts.len(), length, pass.compute)?;
         let x = self.begin(pass, &ids, &cache)?;
         self.through(pass, &x, &cache, &mut |_, _| Ok(()))?;
-        let last = |(row, text): (usize, &&[u32])| (row * length + text.len() - 1) as u32;
-        let pairs: Vec<(u32, u32)> = texts.iter().enumerate().map(last).zip(0..).collect();
-        let read = device.allocate(DType::F32, &[texts.len(), width], "what texts are read of")?;
-        rows(device, &x, &read, width, &Rows::upload(device, &pairs)?)?;
-        Ok(device.read(&self.head.logits_of(pass, &read)?)?.to_f32())
+        Ok((x, length))
     }
 }
 

@@ -30,7 +30,8 @@ pub struct Model {
     config: Config,
     pub(super) embedding: Matrix,
     pub(super) blocks: Vec<BlockWeights>,
-    pub(super) head: Head,
+    /// `None`: the model embeds texts, and what is behind its last block is the result.
+    pub(super) head: Option<Head>,
     /// Its experts, where they are not on the device all along.
     experts: Option<Rc<StreamedExperts>>,
 }
@@ -44,6 +45,15 @@ pub struct Head {
     pub linear: Linear,
     /// c of c tanh(logit / c).
     pub soft_cap: Option<f32>,
+}
+
+/// That a model without a head is asked for what one gives.
+pub(super) fn headless(config: &Config) -> Error {
+    Error::Argument {
+        argument: "logits".into(),
+        expected: "a model with a head".into(),
+        found: format!("one of the family {}, which embeds texts", config.family.name),
+    }
 }
 
 /// Token ids, (tokens), to the residual stream, f32 (tokens, hidden).
@@ -190,7 +200,6 @@ impl Model {
     ) -> Result<Self> {
         let config = weights.config().clone();
         let embedding = load::embedding(device, weights)?;
-        let linear = load::head(device, weights, || Ok(embedding.clone()))?;
         let mut blocks = Vec::with_capacity(config.layers());
         for layer in 0..config.layers() {
             progress(layer, config.layers())?;
@@ -202,10 +211,13 @@ impl Model {
             }
             blocks.push(block);
         }
-        let head = Head {
-            norm: load::final_norm(device, weights)?,
-            linear,
-            soft_cap: config.head_soft_cap(),
+        let head = match config.has_head() {
+            false => None,
+            true => Some(Head {
+                norm: load::final_norm(device, weights)?,
+                linear: load::head(device, weights, || Ok(embedding.clone()))?,
+                soft_cap: config.head_soft_cap(),
+            }),
         };
         Ok(Self { config, embedding, blocks, head, experts })
     }
@@ -218,6 +230,11 @@ impl Model {
     /// Its experts, where they are not on the device all along.
     pub fn streamed_experts(&self) -> Option<&StreamedExperts> {
         self.experts.as_deref()
+    }
+
+    /// The final norm and the head; an error if it has none.
+    pub fn head_weights(&self) -> Result<&Head> {
+        self.head.as_ref().ok_or_else(|| headless(&self.config))
     }
 
     /// The blocks' weights.
@@ -238,7 +255,7 @@ impl Model {
             return Some(Parameter::Matrix(self.embedding.clone()));
         }
         let linears = self.blocks.iter().flat_map(|block| block.linears().map(|(_, l)| l));
-        for linear in linears.chain([&self.head.linear]) {
+        for linear in linears.chain(self.head.as_ref().map(|head| &head.linear)) {
             if let Some(rest) = name.strip_prefix(&linear.name) {
                 match rest {
                     ".weight" => return Some(Parameter::Matrix(linear.weight.clone())),
@@ -251,23 +268,27 @@ impl Model {
         if let Some(bias) = biases.find(|bias| bias.name == name) {
             return Some(Parameter::Vector(bias.table.clone()));
         }
-        let norms = self.blocks.iter().flat_map(BlockWeights::norms).chain([&self.head.norm]);
-        let norm = norms.into_iter().find(|norm| norm.name == name);
-        norm.map(|norm| Parameter::Vector(norm.gain.clone()))
+        let norms = self.blocks.iter().flat_map(BlockWeights::norms);
+        let mut norms = norms.chain(self.head.as_ref().map(|head| &head.norm));
+        norms.find_map(|norm| match &norm.bias {
+            _ if norm.name == name => Some(Parameter::Vector(norm.gain.clone())),
+            Some(bias) if norm.bias_name() == name => Some(Parameter::Vector(bias.clone())),
+            _ => None,
+        })
     }
 
     /// Puts another matrix in the place of a linear layer's, an adapter's factor or the embedding (and of a head that is the
     /// embedding), by the tensor's name. Vectors are changed where they stand.
     pub fn set(&mut self, name: &str, matrix: Matrix) {
         if name == embedding_name(&self.config) {
-            if self.config.tied {
-                self.head.linear.weight = matrix.clone();
+            if let (true, Some(head)) = (self.config.tied, &mut self.head) {
+                head.linear.weight = matrix.clone();
             }
             self.embedding = matrix;
             return;
         }
         let linears = self.blocks.iter_mut().flat_map(BlockWeights::linears_mut);
-        for linear in linears.chain([&mut self.head.linear]) {
+        for linear in linears.chain(self.head.as_mut().map(|head| &mut head.linear)) {
             if name.strip_suffix(".weight") == Some(&linear.name) {
                 linear.weight = matrix;
                 return;
@@ -337,7 +358,9 @@ impl Model {
                 }
             }
         }
-        add(&self.head.linear.weight, compute, DType::F32);
+        if let Some(head) = &self.head {
+            add(&head.linear.weight, compute, DType::F32);
+        }
         products
     }
 
@@ -367,7 +390,7 @@ impl Model {
 
     /// The residual stream after the last block to the head's input: the final norm.
     pub fn final_norm(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
-        self.head.norm(pass, x)
+        self.head_weights()?.norm(pass, x)
     }
 
     /// Logits, f32 (tokens of the range, vocabulary), from the head's input.
@@ -377,12 +400,12 @@ impl Model {
         normed: &Tensor,
         tokens: std::ops::Range<usize>,
     ) -> Result<Tensor> {
-        self.head.logits(pass, normed, tokens)
+        self.head_weights()?.logits(pass, normed, tokens)
     }
 
     /// Tokens whose logits fit one binding, and 256 MiB.
     pub fn head_rows(&self, device: &Device) -> usize {
-        self.head.rows_at_once(device)
+        self.head.as_ref().map_or(1, |head| head.rows_at_once(device))
     }
 
     /// Everything up to the head's input. The cache is not advanced.

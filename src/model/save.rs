@@ -40,7 +40,7 @@ pub fn gguf_type(
         return Ok((ty, true));
     }
     // As llama.cpp's converter writes it.
-    if matches!(spec.role, Role::Router | Role::Score) {
+    if matches!(spec.role, Role::Router | Role::Score | Role::Table) {
         return Ok((GgmlType::F32, true));
     }
     let holds = gguf::holds(weights.format(spec)?, spec.columns);

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::checkpoint::Weights;
 use super::load;
-use super::resident::{Head, Model, embed};
+use super::resident::{Head, Model, embed, headless};
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::families::Config;
@@ -71,7 +71,10 @@ impl<'a> WeightSource<'a> {
     /// The final norm and the head.
     pub fn head(&self) -> Result<Head> {
         match self {
-            WeightSource::Resident(model) => Ok(model.head.clone()),
+            WeightSource::Resident(model) => model.head_weights().cloned(),
+            WeightSource::Streamed(_, weights) if !weights.config().has_head() => {
+                Err(headless(weights.config()))
+            }
             WeightSource::Streamed(device, weights) => Ok(Head {
                 norm: load::final_norm(device, *weights)?,
                 linear: load::head(device, *weights, || self.embedding())?,

@@ -195,7 +195,12 @@ impl Weights for Drawn {
         match spec.role {
             Role::Bias | Role::PositionBias => {}
             Role::Norm => values.fill(1.0),
-            Role::Embedding | Role::Linear | Role::Router | Role::Head | Role::Score => {
+            Role::Embedding
+            | Role::Linear
+            | Role::Router
+            | Role::Head
+            | Role::Score
+            | Role::Table => {
                 let deviation = deviation(spec, self.outline.config.layers()) as f32;
                 let first = Random::seed_of(self.seed, &spec.name);
                 values.par_chunks_mut(spec.columns).enumerate().for_each(|(row, line)| {

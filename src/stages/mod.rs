@@ -184,9 +184,9 @@ pub(crate) fn without_encoder(
     value: &str,
     why: &str,
 ) -> Result<(), BadField> {
-    match config.encoder {
-        None => Ok(()),
-        Some(_) => {
+    match config.has_encoder() {
+        false => Ok(()),
+        true => {
             let expected =
                 format!("another one for a model of the family {}: {why}", config.family.name);
             Err(BadField::new(field, expected, value))

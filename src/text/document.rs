@@ -350,7 +350,7 @@ pub(super) fn ends_with(post_processor: &Json, token: u32) -> bool {
 }
 
 /// The token that a post-processor puts behind a text.
-fn last_added(post_processor: &Json) -> Option<u32> {
+pub(super) fn last_added(post_processor: &Json) -> Option<u32> {
     let id = |id: &Json| id.as_u64().and_then(|id| u32::try_from(id).ok());
     match post_processor["type"].as_str()? {
         // The later of two stands behind the earlier.
@@ -366,7 +366,7 @@ fn last_added(post_processor: &Json) -> Option<u32> {
 }
 
 /// The token that a post-processor puts in front of a text.
-fn first_added(post_processor: &Json) -> Option<u32> {
+pub(super) fn first_added(post_processor: &Json) -> Option<u32> {
     let id = |id: &Json| id.as_u64().and_then(|id| u32::try_from(id).ok());
     match post_processor["type"].as_str()? {
         // The later of two stands before the earlier.

@@ -359,6 +359,7 @@ fn read_specials(keys: &Keys<'_>, vocab: &Vocab<'_>, defaults: Specials) -> Resu
         add_bos,
         add_eos: keys.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(defaults.add_eos),
         decoder_start: None,
+        around: [None; 2],
         chat_template: keys.text("tokenizer.chat_template")?.map(str::to_string),
     })
 }

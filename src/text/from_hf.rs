@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
 
-use super::document::{self, Document, begins_with, ends_with};
+use super::document::{self, Document, begins_with, ends_with, first_added, last_added};
 use super::{Specials, StoredTokenizer, Tokenizer};
 use super::{
     add_tokens, assemble, bad_key, load_engine, makes_token, malformed, one_line, unsupported,
@@ -282,6 +282,7 @@ impl Reader<'_> {
             add_bos,
             add_eos,
             decoder_start,
+            around: [first_added(&self.post_processor), last_added(&self.post_processor)],
             chat_template,
         })
     }

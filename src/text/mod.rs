@@ -58,6 +58,8 @@ pub struct Tokenizer {
     pub decoder_start: Option<u32>,
     /// The Jinja source of the chat template.
     pub chat_template: Option<String>,
+    /// The tokens that the vocabulary's post-processor puts before and behind a text: `[CLS]` and `[SEP]` of BERT's.
+    around: [Option<u32>; 2],
     inner: tokenizers::Tokenizer,
     /// The EOS that the vocabulary itself names, which a GGUF keeps apart from further end tokens.
     main_eos: Option<u32>,
@@ -167,6 +169,17 @@ impl Tokenizer {
             return Err(wrong("a context and a continuation of a token each", found));
         }
         Ok((context, continuation))
+    }
+
+    /// A text between the tokens that the vocabulary's post-processor puts around it, of at most so many tokens in all: a text that is
+    /// longer loses its end; and whether it did.
+    pub fn encode_within(&self, text: &str, most: usize) -> Result<(Vec<u32>, bool)> {
+        let own = self.encode(text, false)?;
+        let [front, end] = self.around;
+        let room = most.saturating_sub(front.iter().chain(&end).count());
+        let kept = &own[..own.len().min(room)];
+        let ids = front.iter().chain(kept).chain(&end).copied().collect();
+        Ok((ids, own.len() > room))
     }
 
     /// The token that stands for a gap in what an encoder reads, if there is one: T5's first.
@@ -288,6 +301,8 @@ struct Specials {
     add_bos: bool,
     add_eos: bool,
     decoder_start: Option<u32>,
+    /// The tokens that the post-processor puts before and behind a text.
+    around: [Option<u32>; 2],
     chat_template: Option<String>,
 }
 
@@ -322,6 +337,7 @@ fn assemble(
         add_bos: specials.add_bos && specials.bos.is_some(),
         add_eos: specials.add_eos,
         decoder_start: specials.decoder_start,
+        around: specials.around,
         chat_template: specials.chat_template,
         cut: Cut::of(parts, &inner),
         inner,

@@ -12,7 +12,9 @@ use lopper::kernels::experts::{
     Share, balance, balance_grad::balance_grad, combine::combine, combine_grad::combine_grad,
     route::route, route_grad::route_grad,
 };
-use lopper::kernels::gate::{glu::glu, glu_grad::glu_grad};
+use lopper::kernels::gate::{
+    activate::activate, activate_grad::activate_grad, glu::glu, glu_grad::glu_grad,
+};
 use lopper::kernels::logits::{soft_cap::soft_cap, soft_cap_grad::soft_cap_grad};
 use lopper::kernels::loss::cross_entropy_grad::{UNSCORED, cross_entropy_grad};
 use lopper::kernels::loss::distil::{Divergence, distil};
@@ -21,7 +23,7 @@ use lopper::kernels::loss::divergence::divergence;
 use lopper::kernels::loss::logsumexp::logsumexp;
 use lopper::kernels::matmul::{Destination, Input, backward, linear};
 use lopper::kernels::matrix::Matrix;
-use lopper::kernels::norm::{gain_grad::gain_grad, rms::rms, rms_grad::rms_grad};
+use lopper::kernels::norm::{center::center, gain_grad::gain_grad, rms::rms, rms_grad::rms_grad};
 use lopper::kernels::quantize::scale_grad::scale_grad;
 use lopper::kernels::rope::rotate::{Target, rotate};
 use lopper::tensor::{DType, Packed, WeightFormat, weight_type};
@@ -48,7 +50,7 @@ struct Operation {
     backward: fn(&Device, &[Tensor]) -> Result<Vec<Tensor>>,
 }
 
-const OPERATIONS: [Operation; 20] = [
+const OPERATIONS: [Operation; 22] = [
     Operation {
         name: "norm/rms",
         kernels: &["norm/rms_grad", "norm/gain_grad"],
@@ -64,6 +66,27 @@ const OPERATIONS: [Operation; 20] = [
             let of_gain = device.allocate(DType::F32, &[gain.len()], "a gain's")?;
             gain_grad(device, (x, &scales), &grad, &of_gain, false)?;
             Ok(vec![of_x, of_gain])
+        },
+    },
+    Operation {
+        name: "norm/center",
+        kernels: &["norm/center"],
+        inputs: &[[5, 33]],
+        forward: |device, inputs| weighed(device, &center(device, &inputs[0], 33)?),
+        backward: |device, inputs| {
+            Ok(vec![center(device, &upstream(device, inputs[0].shape())?, 33)?])
+        },
+    },
+    Operation {
+        name: "gate/activate, GELU",
+        kernels: &["gate/activate_grad"],
+        inputs: &[[5, 33]],
+        forward: |device, inputs| {
+            weighed(device, &activate(device, &inputs[0], Activation::Gelu, DType::F32)?)
+        },
+        backward: |device, inputs| {
+            let grad = upstream(device, inputs[0].shape())?;
+            Ok(vec![activate_grad(device, &inputs[0], &grad, Activation::Gelu, DType::F32)?])
         },
     },
     Operation {

@@ -82,6 +82,8 @@ fn each_has_a_fixture() -> Result<(), Failed> {
     for name in ["nano-llama", "tiny-mixtral", "tiny-t5"] {
         shown.push(Checkpoint::open(&format!("embedded:{name}"))?.config().family.name);
     }
+    // `sentence_encoders` looks at it.
+    shown.push(Checkpoint::open("assets/fixtures/bert")?.config().family.name);
     for name in MODELS {
         let model = Checkpoint::open(&format!("assets/families/{name}"))?;
         shown.push(model.config().family.name);

@@ -249,7 +249,7 @@ fn long_prompts() -> Result<(), Failed> {
     task.items[1].query = "The Congress of the union met again. ".repeat(context / 4) + "The";
     let pass = Pass { device: &Device::Cpu, compute: Compute::F32 };
     let models = Ensemble::from(&loaded.model);
-    let setup = Setup { models: &models, pass: &pass, tokenizer: &tokenizer };
+    let setup = Setup { models: &models, pass: &pass, tokenizer: &tokenizer, encoder: None };
     let mut warnings = Vec::new();
     let outcome = evaluate(&setup, &task, &OPTIONS, &mut |event: Event<'_>| {
         warnings.extend(matches!(event, Event::Warning(_)).then(|| format!("{event:?}")));

@@ -79,7 +79,8 @@ impl<'a> Loaded<'a> {
     pub fn answers(&self, task: &Task, options: Options) -> lopper::error::Result<TaskOutcome> {
         let tokenizer = self.checkpoint.tokenizer()?;
         let models = Ensemble::from(&self.model);
-        let setup = Setup { models: &models, pass: &self.pass, tokenizer: &tokenizer };
+        let setup =
+            Setup { models: &models, pass: &self.pass, tokenizer: &tokenizer, encoder: None };
         evaluate(&setup, task, &options, &mut |_: Event<'_>| Ok(()))
     }
 }

@@ -152,7 +152,9 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
     if let (Loaded::Resident(model), false) = (&loaded, tasks.is_empty()) {
         let (models, pass, tokenizer) = (&others.with(model), &pass, &tokenizer);
-        let setup = Setup { models, pass, tokenizer };
+        let encoder = arguments.tasks.encoder(global, &device, compute, output)?;
+        let encoder = encoder.as_ref().map(|(model, tokenizer)| (model, tokenizer));
+        let setup = Setup { models, pass, tokenizer, encoder };
         let began = Instant::now();
         let mut tell = |outcomes: &[TaskOutcome]| {
             arguments.files.write(global, &arguments.model, outcomes)?;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::task_files::TaskFiles;
 use crate::cli::Global;
 use crate::cli::output::{Output, table};
-use crate::cli::session::{compute, load_model};
+use crate::cli::session::{compute, load_model, open_model};
 use crate::data::shots::{Selection, available};
 use crate::data::{Task, read_task};
 use crate::device::Device;
@@ -20,7 +20,8 @@ use crate::kernels::kv::CacheType;
 use crate::measure::quality::outcome::TaskOutcome;
 use crate::measure::quality::statistics::number;
 use crate::measure::quality::tasks::{Batching, Event, Figures, Options, Setup, evaluate};
-use crate::model::{Checkpoint, Ensemble, Pass};
+use crate::model::{Checkpoint, Compute, Ensemble, Model, Pass, Weights};
+use crate::text::Tokenizer;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct TaskArguments {
@@ -33,6 +34,9 @@ pub(super) struct TaskArguments {
     /// Which examples: the first, drawn by --seed, or the most similar to each question
     #[arg(long, value_name = "HOW", default_value = "first", requires = "task")]
     shot_selection: SelectionName,
+    /// Find the most similar examples by this sentence encoder's embeddings instead of the model's own states
+    #[arg(long, value_name = "MODEL", requires = "task")]
+    shot_encoder: Option<String>,
     /// Draw examples from this file, of the task's layout, instead
     #[arg(long, value_name = "FILE", requires = "task")]
     shots_from: Option<PathBuf>,
@@ -71,10 +75,12 @@ impl Answering<'_> {
         let compute = compute(global, device)?.with_cache(cache);
         // A question's choices and the questions of a batch differ in length: no one number of tokens is worth tuning.
         let model = load_model(global, device, checkpoint, compute, &[], output)?;
+        let encoder = self.arguments.encoder(global, device, compute, output)?;
         let setup = Setup {
             models: &Ensemble::from(&model),
             pass: &Pass { device, compute },
             tokenizer: &checkpoint.tokenizer()?,
+            encoder: encoder.as_ref().map(|(model, tokenizer)| (model, tokenizer)),
         };
         self.arguments.evaluate(global, &setup, self.tasks, output, &mut |_| Ok(()))
     }
@@ -131,6 +137,35 @@ impl TaskArguments {
         Ok(tasks)
     }
 
+    /// The sentence encoder that finds examples, on the device with its vocabulary, if one is asked for.
+    pub(super) fn encoder(
+        &self,
+        global: &Global,
+        device: &Device,
+        compute: Compute,
+        output: &Output,
+    ) -> Result<Option<(Model, Tokenizer)>> {
+        let Some(name) = &self.shot_encoder else { return Ok(None) };
+        let wrong = |expected: &str, found: String| {
+            let (argument, expected) = ("--shot-encoder".into(), expected.into());
+            Err(Error::Argument { argument, expected, found })
+        };
+        if !matches!(self.shot_selection, SelectionName::Embedding) {
+            let found = Selection::from(self.shot_selection).name().into();
+            return wrong("--shot-selection embedding beside it", found);
+        }
+        let checkpoint = open_model(name, output)?;
+        if checkpoint.config().has_head() {
+            let family = checkpoint.config().family.name;
+            return wrong(
+                "a sentence encoder",
+                format!("a model of the family {family} with a head"),
+            );
+        }
+        let model = load_model(global, device, &checkpoint, compute, &[], output)?;
+        Ok(Some((model, checkpoint.tokenizer()?)))
+    }
+
     /// Evaluates the tasks on a model: by task, and for each by number of examples in the order of `--shots`. `tell` hears of
     /// all there are after each.
     pub(super) fn evaluate(
@@ -180,6 +215,7 @@ impl TaskArguments {
     pub(super) fn json(&self, global: &Global) -> Value {
         json!({
             "shot_selection": Selection::from(self.shot_selection).name(),
+            "shot_encoder": self.shot_encoder,
             "seed": global.seed.unwrap_or(0),
             "limit": self.limit,
             "add_bos": self.add_bos,

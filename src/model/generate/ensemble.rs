@@ -122,7 +122,7 @@ impl<'m> Ensemble<'m> {
         let of = |(model, cache): (&'m Model, &Cache)| {
             let x = embed_ids(pass, model.config(), &model.embedding, ids)?;
             model.through(pass, &x, cache, &mut |_, _| Ok(()))?;
-            model.head.logits_of(pass, &x)
+            model.head_weights()?.logits_of(pass, &x)
         };
         let logits = self.models().zip(&caches.0).map(of).collect::<Result<_>>()?;
         self.combine(pass.device, logits)

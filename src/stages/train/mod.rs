@@ -197,8 +197,8 @@ impl Aimed for OwnHead {
         self.score_head.map(|fresh| (readout, fresh))
     }
 
-    fn check_model(&self, _: &Config) -> Result<()> {
-        Ok(())
+    fn check_model(&self, config: &Config) -> Result<()> {
+        if config.has_head() { Ok(()) } else { config.foretells("tune") }
     }
 
     fn next_tokens(&self) -> f32 {

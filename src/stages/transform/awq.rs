@@ -85,6 +85,7 @@ impl Stage for Awq {
     }
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
+        scaled::check(model, "awq")?;
         let (rule, _) = self.rule().map_err(BadField::in_recipe)?;
         let rounded = |spec: &_| is_scaled(spec) && rule.modules.have(spec);
         let mut linear = model.specs.iter().filter(|spec| spec.role == Role::Linear);

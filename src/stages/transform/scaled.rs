@@ -47,6 +47,16 @@ impl Observed {
     }
 }
 
+/// An error if norms do not stand before the layers that read them, or a feed-forward has no gate: then scales cannot move there.
+pub(super) fn check(model: &Outline, method: &str) -> Result<()> {
+    match model.config.family.bidirectional {
+        false => Ok(()),
+        true => model
+            .config
+            .without_encoder(method, "scales move from norms before layers, and through gates"),
+    }
+}
+
 /// What is decided of a place: its scales, if they are not 1, and what is reported of it; `None` where nothing is to be decided.
 pub(super) type Decision<T> = Option<(Option<Vec<f32>>, T)>;
 

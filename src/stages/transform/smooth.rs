@@ -60,6 +60,7 @@ impl Stage for Smooth {
     }
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
+        scaled::check(model, "smooth")?;
         let alpha = self.exponent().map_err(BadField::in_recipe)?;
         Ok(scaled::plan(model, &self.observed, &format!("smooth {alpha}"), false))
     }

@@ -19,7 +19,7 @@ use super::outcome::{Asked, ChoiceScore, Form, Outcome, TaskOutcome};
 use crate::data::shots::Selection;
 use crate::data::{Item, Scoring, Task};
 use crate::error::Result;
-use crate::model::{Ensemble, Pass, Readout};
+use crate::model::{Ensemble, Model, Pass, Readout};
 use crate::text::Tokenizer;
 
 /// What answers: a model, or several as one.
@@ -31,6 +31,8 @@ pub struct Setup<'a> {
     pub pass: &'a Pass<'a>,
     /// Their vocabulary.
     pub tokenizer: &'a Tokenizer,
+    /// A sentence encoder and its vocabulary, to find examples that are like a question; without one the models' own states do.
+    pub encoder: Option<(&'a Model, &'a Tokenizer)>,
 }
 
 /// How a task is asked.

@@ -65,12 +65,22 @@ impl Orders {
     }
 }
 
-/// The mean hidden state of each item's topic after the final norm, as a unit vector.
+/// The embedding of each item's topic by the sentence encoder, or else its mean hidden state after the final norm, as a unit vector.
 fn vectors(
     setup: &Setup<'_>,
     items: &[Item],
     tell: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Vec<Vec<f32>>> {
+    if let Some((encoder, tokenizer)) = setup.encoder {
+        let context = encoder.config().max_positions;
+        let read = |item: &Item| Ok(tokenizer.encode_within(item.topic(), context)?.0);
+        let texts = items.iter().map(read).collect::<Result<Vec<Vec<u32>>>>()?;
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        tell(Event::Progress("embedding", 0, items.len()))?;
+        let all = encoder.embeddings(setup.pass, &texts, &mut |_, _| {})?;
+        let width = encoder.config().hidden_size;
+        return Ok(all.chunks_exact(width).map(<[f32]>::to_vec).collect());
+    }
     let (model, pass) = (setup.models.base(), setup.pass);
     let why =
         "examples are likened by what a decoder makes of them; choose --shot-selection otherwise";

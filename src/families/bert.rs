@@ -1,0 +1,93 @@
+//! BERT's encoder (Devlin et al. 2019, arXiv 1810.04805), as sentence encoders have it (Reimers and Gurevych 2019, arXiv 1908.10084): every
+//! token sees all others, places have learned embeddings, layer norms stand behind each half of a block, the feed-forward has the exact
+//! GELU and no gate. A text's embedding is the mean over its tokens.
+
+use serde_json::json;
+
+use super::config::{Config, Pooling, Readout};
+use super::json::Reader;
+use super::names::{BERT, Dim, Row};
+use super::{Family, Graph};
+use crate::error::Result;
+use crate::graph::{Activation, BlockShape, Part, Slot, blocks};
+
+/// The row of the table.
+pub static FAMILY: Family = Family {
+    json_names: &[
+        ("rms_norm_eps", "layer_norm_eps"),
+        ("num_key_value_heads", ""),
+        ("head_dim", ""),
+        ("rope_theta", ""),
+        ("rope_scaling", ""),
+    ],
+    names: &BERT,
+    rows: ROWS,
+    activation: Activation::Gelu,
+    activation_key: ("hidden_act", &["gelu"]),
+    bidirectional: true,
+    gguf: "",
+    read_json,
+    ..Family::plain("bert", "BertModel", blocks!(block))
+};
+
+const fn linear(slot: Slot, hf: &'static str, gguf: &'static str, rows: Dim, columns: Dim) -> Row {
+    Row::linear(slot, hf, gguf, rows, columns).biased()
+}
+
+const ROWS: &[Row] = &[
+    Row::table(Slot::Positions, "embeddings.position_embeddings", "position_embd", Dim::Positions),
+    Row::table(
+        Slot::TokenTypes,
+        "embeddings.token_type_embeddings",
+        "token_types",
+        Dim::TokenTypes,
+    ),
+    Row::layer_norm(Slot::EmbeddingNorm, "embeddings.LayerNorm", "token_embd_norm").of_stack(),
+    linear(Slot::Query, "attention.self.query", "attn_q", Dim::Query, Dim::Hidden),
+    linear(Slot::Key, "attention.self.key", "attn_k", Dim::KeyValue, Dim::Hidden),
+    linear(Slot::Value, "attention.self.value", "attn_v", Dim::KeyValue, Dim::Hidden),
+    linear(Slot::Output, "attention.output.dense", "attn_output", Dim::Hidden, Dim::Query),
+    Row::layer_norm(Slot::PostAttentionNorm, "attention.output.LayerNorm", "attn_output_norm"),
+    linear(Slot::Up, "intermediate.dense", "ffn_up", Dim::Intermediate, Dim::Hidden),
+    linear(Slot::Down, "output.dense", "ffn_down", Dim::Hidden, Dim::Intermediate),
+    Row::layer_norm(Slot::PostFeedForwardNorm, "output.LayerNorm", "layer_output_norm"),
+];
+
+/// A block; the first one makes of word embeddings what goes into it.
+fn block<G: Graph>(g: &mut G, x: G::Value, shape: &BlockShape) -> Result<G::Value> {
+    let mut x = x;
+    if shape.first {
+        x = g.look_up(x, Slot::Positions)?;
+        x = g.look_up(x, Slot::TokenTypes)?;
+        x = g.layer_norm(x, Slot::EmbeddingNorm)?;
+    }
+    let query = g.linear(&x, Slot::Query)?;
+    let key = g.linear(&x, Slot::Key)?;
+    let value = g.linear(&x, Slot::Value)?;
+    let mixed = g.attention_within(query, key, value, &shape.attention, Part::Source)?;
+    let mixed = g.linear(&mixed, Slot::Output)?;
+    let x = g.add(x, mixed)?;
+    let x = g.layer_norm(x, Slot::PostAttentionNorm)?;
+    let up = g.linear(&x, Slot::Up)?;
+    let activated = g.activate(up, shape.activation)?;
+    let fed = g.linear(&activated, Slot::Down)?;
+    let x = g.add(x, fed)?;
+    g.layer_norm(x, Slot::PostFeedForwardNorm)
+}
+
+fn read_json(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
+    for key in ["is_decoder", "add_cross_attention"] {
+        reader.only(key, &json!(false))?;
+    }
+    reader.only("position_embedding_type", &json!("absolute"))?;
+    config.token_types = reader.size("type_vocab_size")?.unwrap_or(2);
+    if reader.given("max_position_embeddings").is_none() {
+        config.max_positions = 512;
+    }
+    if reader.given("layer_norm_eps").is_none() {
+        config.rms_norm_eps = 1e-12;
+    }
+    config.tied = false;
+    config.readout = Some(Readout { pooling: Pooling::Mean, labels: Vec::new() });
+    Ok(())
+}
