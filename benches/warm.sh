@@ -5,7 +5,8 @@
 #   benches/warm.sh LOPPER OUT [FLAGS...]      LOPPER: the program. OUT: a folder, made. FLAGS: of every command, --device gpu
 #
 # SEEDS="0 1 2 3 4", NOISES="0 0.1 0.25 0.4", JOBS=4 (side by side), STEPS=250, PROBE=100 (of the head alone), GOLD=600, PROMPTS=256 and
-# BEST=16 (texts a prompt) in the environment change it. What is there already is not made again. Needs bash and, for the table, python3.
+# BEST=16 (texts a prompt), TIME=10h (of the runs; then comes the table of what is whole) in the environment change it. What is there already
+# is not made again. Needs bash and, for the table, python3.
 set -euo pipefail
 lopper=$(realpath "$1"); mkdir -p "$2"; out=$(realpath "$2"); shift 2
 export lopper out flags="$*"
@@ -52,8 +53,9 @@ tune embedded:tiny-llama gold 1000 "$GOLD" "$RATE" --score-head zero
 [ -e candidates.jsonl ] || "$lopper" generate embedded:tiny-llama --prompts headlines --limit "$PROMPTS" --best-of "$BEST" --temperature 2.5 \
     -n 2 --stop $'\n' --reward gold/packed --out candidates.jsonl --quiet --seed 0 $flags > /dev/null
 judge gold gold/packed
-for noise in ${NOISES:-0 0.1 0.25 0.4}; do for seed in ${SEEDS:-0 1 2 3 4}; do echo "$noise $seed"; done; done \
-    | xargs -P "${JOBS:-4}" -L 1 bash -euo pipefail -c 'job "$0" "$1"'
+# Seed by seed, so that what is whole when the time is up is of every share.
+for seed in ${SEEDS:-0 1 2 3 4}; do for noise in ${NOISES:-0 0.1 0.25 0.4}; do echo "$noise $seed"; done; done \
+    | timeout "${TIME:-10h}" xargs -P "${JOBS:-4}" -L 1 bash -euo pipefail -c 'job "$0" "$1"' || [ $? = 124 ]
 
 python3 - <<'TABLE' | tee table.md
 import glob, json, os, statistics as s
