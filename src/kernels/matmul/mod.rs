@@ -188,7 +188,8 @@ pub fn linear(
 
 /// The products of `x` with the weights of two or three layers, each (tokens, rows) of that type, by one call: fewer calls for few
 /// tokens, and more tiles at once for many. `None` where that cannot be: the weights, or the biases that they all have or none has, do
-/// not stand one behind the other in memory; a call's limit cuts the tokens; or the quickest kernel takes codes in a form of its own.
+/// not stand one behind the other in memory; a call's limit cuts the tokens; the quickest kernel takes codes in a form of its own, or
+/// is one that many tokens do not gain by it with.
 pub fn linear_beside(
     device: &Device,
     x: &Input,
@@ -211,7 +212,10 @@ pub fn linear_beside(
     let shape = MatmulShape::of(x, &weight, output, choices.engine());
     let choice = choices.choose(&shape, device.capabilities());
     let (at_once, _) = call_tile(device, tokens, weight.rows(), weight.columns());
-    if choice.weight() != WeightForm::Codes || at_once < tokens {
+    // Many tokens gain by it on matrix units (an H100); of register tiles it is not known, and other results' places cost them registers.
+    let gains =
+        [dot4::PRODUCT.kernel.name, coop::PRODUCT.kernel.name].contains(&choice.kernel().name);
+    if choice.weight() != WeightForm::Codes || at_once < tokens || (tokens > FEW_TOKENS && !gains) {
         return Ok(None);
     }
     let shapes: Vec<Vec<usize>> = matrices.iter().map(|part| vec![tokens, part.rows()]).collect();
