@@ -12,17 +12,13 @@
 #import is_nan
 const SUMS: u32 = ROWS;
 #import reduce_each
+#import input_row
 
 // What becomes of the sums: they are stored; times the share, added to what stands there; or times the activation of what
 // stands there, whose number stands in the bits above.
 const EPILOGUE_ADD: u32 = 1u;
 const EPILOGUE_GATE: u32 = 2u;
 const EPILOGUE_ACTIVATION: u32 = 2u;
-
-// Four activations of a token. `column` is a multiple of 4, less than the padded columns.
-fn token4(token: u32, column: u32) -> vec4<f32> {
-    return vec4<f32>(x[token * ((params.columns + 3u) / 4u) + column / 4u]);
-}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -48,10 +44,10 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
             let row = params.row_start + min(first_row + r, params.rows - 1u);
 #import eight_weights
         }
-        let x_low = token4(token, column);
+        let x_low = row4(token, column);
         var x_high = vec4(0.0);
         if more {
-            x_high = token4(token, column + 4u);
+            x_high = row4(token, column + 4u);
         }
         for (var r = 0u; r < ROWS; r++) {
             sums[r] += dot(low[r], x_low) + dot(high[r], x_high);

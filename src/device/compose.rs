@@ -66,6 +66,7 @@ const FRAGMENTS: &[(&str, &str)] = fragments! {
     "group_grid_levels"
     "group_grid_super"
     "group_scale"
+    "input_row"
     "integer_block"
     "is_nan"
     "kept_bytes"

@@ -17,12 +17,15 @@ use crate::kernels::attention::stored::{self, Bias, Layer, Seen};
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::embed::gather::gather;
 use crate::kernels::experts::Share;
+use crate::kernels::experts::down::down;
+use crate::kernels::experts::gated::gated;
 use crate::kernels::experts::product::{Outcome, product};
 use crate::kernels::gate::activate::activate;
 use crate::kernels::gate::glu::glu;
 use crate::kernels::kv::Cached;
 use crate::kernels::kv::decode::decode;
 use crate::kernels::matmul::{Destination, FUSED_GATES, Input};
+use crate::kernels::matrix::Matrix;
 use crate::kernels::norm::center::center;
 use crate::kernels::norm::rms::rms;
 use crate::kernels::norm::shift::shift;
@@ -99,6 +102,10 @@ pub enum Lazy {
     Unrotated(Tensor, usize),
     /// Activations on their way into an expert. Of tokens that do not go there they may be anything.
     OfExpert(Rc<Input>, Chosen),
+    /// An expert's gated products that have not run.
+    ExpertGated(Branch),
+    /// All of an expert's feed-forward that has not run, and its down projection: it has a result of the tokens that go there.
+    ExpertBranch(Branch, Slot),
     /// An expert's product that has not run: it has a result of the tokens that go there.
     ExpertProduct {
         /// Its input.
@@ -108,6 +115,16 @@ pub enum Lazy {
         /// The tokens.
         chosen: Chosen,
     },
+}
+
+/// An expert's feed-forward up to its down projection.
+#[derive(Clone, Debug)]
+pub struct Branch {
+    input: Rc<Input>,
+    /// Gate and up projection.
+    slots: [Slot; 2],
+    activation: Activation,
+    chosen: Chosen,
 }
 
 /// The tokens that go to an expert, as the device knows them.
@@ -143,6 +160,11 @@ impl<'g> Eager<'g> {
             Lazy::Input(input) | Lazy::OfExpert(input, _) => input.values(self.pass.device),
             Lazy::ExpertProduct { input, slot, .. } => {
                 self.block.linear(*slot).apply(&self.pass, input, Destination::New(dtype))
+            }
+            Lazy::ExpertGated(branch) => self.gated_branch(branch)?.values(self.pass.device),
+            Lazy::ExpertBranch(branch, down) => {
+                let gated = self.gated_branch(branch)?;
+                self.block.linear(*down).apply(&self.pass, &gated, Destination::New(dtype))
             }
             Lazy::Product { input, slot, result } => match result.get() {
                 Some(result) => Ok(result.clone()),
@@ -200,6 +222,57 @@ impl<'g> Eager<'g> {
         let share = Share { shares: &chosen.shares, expert: chosen.expert };
         let weight = &self.block.linear(slot).weight;
         product(self.pass.device, input, weight, share, outcome, result)
+    }
+
+    /// What an expert makes of its tokens up to its down projection, by itself.
+    fn gated_branch(&self, branch: &Branch) -> Result<Rc<Input>> {
+        let Branch { input, slots: [gate, up], activation, chosen } = branch;
+        let columns = self.block.linear(*gate).weight.rows();
+        let shape = [input.tokens(), columns];
+        let gated = self.pass.device.allocate(self.activation(), &shape, "an expert's gate")?;
+        self.expert_product((input, *gate, chosen), Outcome::Stored, &gated)?;
+        self.expert_product((input, *up, chosen), Outcome::Gated(*activation), &gated)?;
+        Ok(Rc::new(self.pass.input(gated, columns)))
+    }
+
+    /// Adds what all experts make of their tokens to the stream by one call each for the gated products and the down projections, where
+    /// the weights of all stand one behind the other; `false` where they do not.
+    fn all_experts(
+        &self,
+        stream: &Tensor,
+        routing: &Routed,
+        results: &[(usize, Lazy)],
+    ) -> Result<bool> {
+        let (mut first, mut both, mut downs) = (None, Vec::new(), Vec::new());
+        for (expert, result) in results {
+            let Lazy::ExpertBranch(branch, down) = result else { return Ok(false) };
+            let first = first.get_or_insert(branch);
+            let alike = Rc::ptr_eq(&branch.input, &first.input)
+                && branch.activation == first.activation
+                && *expert == downs.len();
+            if !alike {
+                return Ok(false);
+            }
+            both.extend(branch.slots.map(|slot| &self.block.linear(slot).weight));
+            downs.push(&self.block.linear(*down).weight);
+        }
+        let (Some(branch), true) = (first, results.len() == routing.shares().shape()[1]) else {
+            return Ok(false);
+        };
+        let width = both[0].rows();
+        if both.iter().any(|weight| weight.rows() != width) {
+            return Ok(false);
+        }
+        let (Some(both), Some(all_down)) = (Matrix::joined(&both), Matrix::joined(&downs)) else {
+            return Ok(false);
+        };
+        let device = self.pass.device;
+        let chosen = routing.chosen(device)?;
+        let how = (results.len(), branch.activation);
+        let gated = gated(device, &branch.input, &both, &chosen, how)?;
+        let gated = self.pass.input(gated, width);
+        down(device, &gated, &all_down, (&chosen, routing.shares()), stream)?;
+        Ok(true)
     }
 
     fn activation(&self) -> DType {
@@ -313,6 +386,18 @@ impl Graph for Eager<'_> {
     }
 
     fn linear(&mut self, x: &Lazy, slot: Slot) -> Result<Lazy> {
+        let gated;
+        let x = match x {
+            Lazy::ExpertGated(branch) => {
+                let linear = self.block.linear(slot);
+                if linear.adapter.is_none() && linear.bias.is_none() {
+                    return Ok(Lazy::ExpertBranch(branch.clone(), slot));
+                }
+                gated = Lazy::OfExpert(self.gated_branch(branch)?, branch.chosen.clone());
+                &gated
+            }
+            other => other,
+        };
         let input = match x {
             Lazy::Input(input) | Lazy::OfExpert(input, _) => input.clone(),
             other => {
@@ -482,19 +567,12 @@ impl Graph for Eager<'_> {
     }
 
     fn gate(&mut self, gate: Lazy, up: Lazy, activation: Activation) -> Result<Lazy> {
-        if let (
-            Lazy::ExpertProduct { input, slot, chosen },
-            Lazy::ExpertProduct { input: x, slot: up, .. },
-        ) = (&gate, &up)
+        if let (Lazy::ExpertProduct { input, slot, chosen }, Lazy::ExpertProduct { slot: up, .. }) =
+            (&gate, &up)
             && FUSED_GATES.contains(&activation)
         {
-            let columns = self.block.linear(*slot).weight.rows();
-            let shape = [input.tokens(), columns];
-            let gated = self.pass.device.allocate(self.activation(), &shape, "an expert's gate")?;
-            self.expert_product((input, *slot, chosen), Outcome::Stored, &gated)?;
-            self.expert_product((x, *up, chosen), Outcome::Gated(activation), &gated)?;
-            let gated = Rc::new(self.pass.input(gated, columns));
-            return Ok(Lazy::OfExpert(gated, chosen.clone()));
+            let (input, slots, chosen) = (input.clone(), [*slot, *up], chosen.clone());
+            return Ok(Lazy::ExpertGated(Branch { input, slots, activation, chosen }));
         }
         // Both by one call, or the second one's product takes the first one's result for its gate.
         let beside = match &gate {
@@ -595,7 +673,17 @@ impl Graph for Eager<'_> {
     ) -> Result<Lazy> {
         let stream = self.overwritten(&stream)?;
         self.expert = None;
+        if routing.is_everywhere() && self.all_experts(&stream, &routing, &results)? {
+            return Ok(Lazy::Ready(stream));
+        }
         for (expert, result) in results {
+            let result = match result {
+                Lazy::ExpertBranch(branch, slot) => {
+                    let input = self.gated_branch(&branch)?;
+                    Lazy::ExpertProduct { input, slot, chosen: branch.chosen }
+                }
+                other => other,
+            };
             if let Lazy::ExpertProduct { input, slot, chosen } = &result {
                 self.expert_product((input, *slot, chosen), Outcome::Added, &stream)?;
                 continue;

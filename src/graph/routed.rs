@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::kernels::copy::cast::cast;
 use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::kernels::experts::Share;
+use crate::kernels::experts::choose::choose;
 use crate::kernels::experts::combine::combine;
 use crate::kernels::experts::route::route;
 use crate::tensor::DType;
@@ -14,6 +15,8 @@ use crate::tensor::DType;
 #[derive(Debug)]
 pub struct Routed {
     shares: Tensor,
+    /// Experts of a token.
+    used: usize,
     /// Of each expert its tokens, if it has some. `None`: every expert takes all tokens, whose share of it may be 0.
     tokens: Option<Vec<Option<Rows>>>,
 }
@@ -23,7 +26,7 @@ impl Routed {
     /// it makes of those that do not go there is left out of the sum.
     pub fn everywhere(device: &Device, logits: &Tensor, experts: Experts) -> Result<Self> {
         let shares = route(device, logits, experts.used, experts.normalized)?;
-        Ok(Self { shares, tokens: None })
+        Ok(Self { shares, used: experts.used, tokens: None })
     }
 
     /// By the router's result: every expert takes its own tokens. The processor reads which they are, and so waits. `filled`: an
@@ -35,7 +38,8 @@ impl Routed {
         filled: bool,
     ) -> Result<Self> {
         let shares = route(device, logits, experts.used, experts.normalized)?;
-        let (values, experts) = (device.read(&shares)?.to_f32(), shares.shape()[1]);
+        let (values, used) = (device.read(&shares)?.to_f32(), experts.used);
+        let experts = shares.shape()[1];
         let list = |expert: usize| -> Result<Option<Rows>> {
             let column = values.iter().skip(expert).step_by(experts).enumerate();
             let own = column.filter(|(_, share)| **share != 0.0).map(|(token, _)| token as u32);
@@ -47,12 +51,17 @@ impl Routed {
             }
         };
         let tokens = (0..experts).map(list).collect::<Result<_>>()?;
-        Ok(Self { shares, tokens: Some(tokens) })
+        Ok(Self { shares, used, tokens: Some(tokens) })
     }
 
     /// The shares, f32 (tokens, experts): 0 where a token does not go to an expert.
     pub fn shares(&self) -> &Tensor {
         &self.shares
+    }
+
+    /// The experts of each token, u32 (tokens, used).
+    pub fn chosen(&self, device: &Device) -> Result<Tensor> {
+        choose(device, &self.shares, self.used)
     }
 
     /// Whether every expert takes all tokens.

@@ -161,12 +161,38 @@ pub(super) fn block_beside(
         is_matrix(spec.role) && wanted
     };
     let linears: Vec<&TensorSpec> = specs().filter(is_linear).collect();
-    for group in linears.chunk_by(|a, b| a.slot.input() == b.slot.input()) {
-        for (spec, linear) in group.iter().zip(linears_beside(device, weights, group)?) {
+    for group in groups_beside(device, weights, &linears)? {
+        for (spec, linear) in group.iter().zip(linears_beside(device, weights, &group)?) {
             block.set_linear(spec.slot, linear);
         }
     }
     Ok(block)
+}
+
+/// Layers that are to stand beside each other: those with the same input, and of experts all gates and up projections, expert by expert,
+/// and all down projections, so that one call takes the chosen ones of all; where so much is no tensor of the device's, each expert's.
+fn groups_beside<'s>(
+    device: &Device,
+    weights: &dyn Weights,
+    linears: &[&'s TensorSpec],
+) -> Result<Vec<Vec<&'s TensorSpec>>> {
+    let (mut experts, others): (Vec<&TensorSpec>, Vec<&TensorSpec>) =
+        linears.iter().partition(|spec| spec.slot.expert().is_some());
+    let same_input = |a: &&TensorSpec, b: &&TensorSpec| a.slot.input() == b.slot.input();
+    let mut groups: Vec<Vec<_>> = others.chunk_by(same_input).map(<[_]>::to_vec).collect();
+    // The sort is stable: a gate stays before its up projection.
+    experts.sort_by_key(|spec| (spec.slot.of_no_expert() == Slot::Down, spec.slot.expert()));
+    let is_down = |spec: &&TensorSpec| spec.slot.of_no_expert() == Slot::Down;
+    for kind in experts.chunk_by(|a, b| is_down(a) == is_down(b)) {
+        let bytes =
+            kind.iter().map(|spec| Ok(weights.format(spec)?.bytes(spec.rows, spec.columns)));
+        let bytes: u64 = bytes.sum::<Result<u64>>()?;
+        match bytes <= device.max_tensor_bytes() {
+            true => groups.push(kind.to_vec()),
+            false => groups.extend(kind.chunk_by(same_input).map(<[_]>::to_vec)),
+        }
+    }
+    Ok(groups)
 }
 
 /// A block.

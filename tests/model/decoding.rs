@@ -6,8 +6,8 @@ use lopper::gpu::Options;
 use lopper::methods::quantize::rtn::rtn;
 use lopper::methods::quantize::{Grid, Scheme};
 use lopper::model::{
-    Cache, Checkpoint, Compute, Decoder, Model, Pass, Role, Sampling, TensorSpec, generate,
-    generate_batch,
+    Cache, Checkpoint, Compute, Decoder, Model, Pass, Role, Sampling, TensorSpec, Weights,
+    generate, generate_batch,
 };
 use lopper::tensor::{Packed, weight_type};
 
@@ -66,8 +66,38 @@ fn dispatches() -> Result<(), Failed> {
             assert!(each <= 9 && one - each <= 5, "{found}");
         }
     }
+    dispatches_of_experts(&device)
+}
+
+/// However many experts a block has, their products are two calls.
+fn dispatches_of_experts(device: &Device) -> Result<(), Failed> {
+    let original = Checkpoint::open("embedded:tiny-mixtral")?;
+    let scheme = Scheme { grid: Grid::FloatMin, bits: 4, group_size: 32, ty: None };
+    let map = |spec: &TensorSpec, weight: Packed| match spec.role {
+        Role::Linear => rtn(&Device::Cpu, &weight, scheme, &spec.name),
+        _ => Ok(weight),
+    };
+    let rounded = MapWeights(&original, &map);
+    let weights: [&dyn Weights; 2] = [&original, &rounded];
+    for (weights, what) in weights.into_iter().zip(["f16", "uint4m-g32"]) {
+        let whole = load(device, weights)?;
+        let of_layers = |layers: usize| {
+            let mut config = whole.config().clone();
+            config.blocks.truncate(layers);
+            whole.with_blocks(config, whole.blocks()[..layers].to_vec())
+        };
+        for sequences in [1, 3] {
+            let pass = pass(device);
+            let one = dispatches_of(&of_layers(1), &pass, sequences)?;
+            let each = dispatches_of(&of_layers(2), &pass, sequences)? - one;
+            assert!(each <= MOST_OF_EXPERTS, "{what}: {each} a block for {sequences}");
+        }
+    }
     Ok(())
 }
+
+/// Dispatches of a block with experts: 12 or 13, and a few more where a slow device has long calls in parts.
+const MOST_OF_EXPERTS: usize = 16;
 
 /// The likeliest token of each row.
 fn largest(logits: &[f32], rows: usize) -> Vec<u32> {

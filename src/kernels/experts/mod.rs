@@ -3,8 +3,11 @@
 
 pub mod balance;
 pub mod balance_grad;
+pub mod choose;
 pub mod combine;
 pub mod combine_grad;
+pub mod down;
+pub mod gated;
 pub mod product;
 pub mod route;
 pub mod route_grad;
@@ -26,6 +29,19 @@ impl Share<'_> {
         let shape = self.shares.shape();
         shape[shape.len() - 1]
     }
+}
+
+/// The product of two lines, summed in eight parts, as vectors have them.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 8];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..8 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 /// Random shares of cases, (tokens, experts): some are 0.

@@ -201,19 +201,7 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     }
     let of_row = |row: usize| -> Vec<f32> {
         let weight = weight_row(args, row);
-        let dot = |x: &[f32]| -> f32 {
-            let mut sums = [0.0f32; 8];
-            let (a, a_rest) = weight.as_chunks::<8>();
-            let (b, b_rest) = x.as_chunks::<8>();
-            for (a, b) in a.iter().zip(b) {
-                for lane in 0..8 {
-                    sums[lane] += a[lane] * b[lane];
-                }
-            }
-            let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-            sums.iter().sum::<f32>() + rest
-        };
-        tokens.iter().map(|(.., x)| dot(x)).collect()
+        tokens.iter().map(|(.., x)| super::dot(&weight, x)).collect()
     };
     let rows = p.rows as usize;
     let sums: Vec<Vec<f32>> = (0..rows).into_par_iter().map(of_row).collect();
