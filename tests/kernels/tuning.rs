@@ -140,7 +140,8 @@ fn odd_rows_in_every_precision() -> Result<(), Failed> {
     Ok(())
 }
 
-/// The rows of the tables in a text, their cells joined again where they were broken, without blanks.
+/// The rows of the tables in a text, their cells joined again where they were broken, and those that stand under their rows behind them,
+/// without blanks.
 fn unwrapped(text: &str) -> Vec<String> {
     let (mut starts, mut rows): (Vec<usize>, Vec<Vec<String>>) = (Vec::new(), Vec::new());
     for line in text.lines() {
@@ -152,10 +153,15 @@ fn unwrapped(text: &str) -> Vec<String> {
             continue;
         }
         if !line.starts_with(' ') {
-            rows.push(vec![String::new(); starts.len()]);
+            rows.push(vec![String::new(); starts.len() + 1]);
         }
         let Some(row) = rows.last_mut() else { continue };
-        for (index, cell) in row.iter_mut().enumerate() {
+        let under = row.last_mut().expect("a row has a cell more than columns");
+        if line.starts_with("  kernel: ") || (line.starts_with("    ") && !under.is_empty()) {
+            under.extend(places.iter().filter(|place| **place != ' '));
+            continue;
+        }
+        for (index, cell) in row[..starts.len()].iter_mut().enumerate() {
             let end = starts.get(index + 1).copied().unwrap_or(places.len());
             let part = places.get(starts[index]..end.min(places.len())).unwrap_or(&[]);
             cell.extend(part.iter().filter(|place| **place != ' '));
