@@ -36,7 +36,7 @@ pub struct Options {
     pub budget: Option<u64>,
     /// Pretend that a storage binding may be no larger than this, to try the splitting of large tensors.
     pub max_binding: Option<u64>,
-    /// Pretend that a call may ask for no more operations than this, to try the splitting of long ones.
+    /// Pretend that a call may ask for so many operations, whatever was measured: to try the splitting of long ones, or to rule it out.
     pub max_operations: Option<f64>,
     /// What is timed on its own.
     pub profile: Timed,
@@ -198,11 +198,11 @@ impl Gpu {
         self.pool.usage()
     }
 
-    /// Operations that fit a submit of [`SUBMIT_SECONDS`], by what has been measured so far; no more than the options say.
+    /// Operations that fit a submit of [`SUBMIT_SECONDS`], by what has been measured so far; or what the options say.
     pub fn submit_cost(&self) -> Cost {
         let cost = lock(&self.recorder).submit_cost();
-        let most = self.options.max_operations.unwrap_or(f64::INFINITY);
-        Cost { operations: cost.operations.min(most), ..cost }
+        let operations = self.options.max_operations.unwrap_or(cost.operations);
+        Cost { operations, ..cost }
     }
 
     /// Device time by kernel (with [`Options::profile`]) or in all, since the device was opened.
