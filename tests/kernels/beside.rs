@@ -99,7 +99,10 @@ fn what_is_not_beside() -> Result<(), Failed> {
     };
     let [query, key, value] = [0, 1, 2].map(|index| (&beside[index], None));
     assert!(made(8, &[query, key, value])?, "three layers");
-    assert!(!made(9, &[query, key, value])?, "many tokens");
+    // Integers take more than products without matrix units gain by.
+    let integers = device.capabilities().integer_dot;
+    assert_eq!(made(16, &[query, key, value])?, integers, "integers");
+    assert!(!made(17, &[query, key, value])?, "many tokens");
     assert!(!made(1, &[query])?, "one layer");
     assert!(!made(1, &[query, value])?, "not one behind the other");
     assert!(!made(1, &[key, query])?, "the other order");
