@@ -1,17 +1,25 @@
 //! The adapters of the machine the tests run on, opened once, and how trials that need one are listed.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, Runner};
 use lopper::gpu::{Gpu, Options, Selector, Tier, choose};
 
-/// A runner on the machine's best adapter, with shader checks on.
+/// Runners of a tier: trials of one wait for each other, and so leave processors idle.
+const RUNNERS: usize = 2;
+
+/// A runner on the machine's best adapter, with shader checks on: the one of the trial's thread.
 pub fn runner(tier: Tier) -> Result<&'static Runner, String> {
-    static BASELINE: OnceLock<Result<Runner, String>> = OnceLock::new();
-    static F16: OnceLock<Result<Runner, String>> = OnceLock::new();
-    let cell = if tier == Tier::Baseline { &BASELINE } else { &F16 };
-    cell.get_or_init(|| open(Options { tier, checked: true, ..Options::default() }))
+    static BASELINE: [OnceLock<Result<Runner, String>>; RUNNERS] =
+        [const { OnceLock::new() }; RUNNERS];
+    static F16: [OnceLock<Result<Runner, String>>; RUNNERS] = [const { OnceLock::new() }; RUNNERS];
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed) % RUNNERS);
+    let cells = if tier == Tier::Baseline { &BASELINE } else { &F16 };
+    OWN.with(|own| &cells[*own])
+        .get_or_init(|| open(Options { tier, checked: true, ..Options::default() }))
         .as_ref()
         .map_err(Clone::clone)
 }
