@@ -275,11 +275,11 @@ impl Kernel {
 }
 
 /// Workgroups in the first dimension at most, where they are folded.
-pub const FOLDED: usize = 4096;
+pub const FOLDED: usize = 1024;
 
 /// Workgroups for `count` independent pieces of work, folded into two dimensions: a shader finds its piece as
 /// `group.y * groups.x + group.x`. Devices have 65 535 in a dimension; it is folded long before, so that a case with more than
-/// [`FOLDED`] pieces tries it without a software adapter's seconds.
+/// [`FOLDED`] pieces tries it without a software adapter's seconds and gigabytes.
 pub fn fold(count: usize) -> UVec3 {
     let count = count.max(1);
     let rows = count.div_ceil(FOLDED);

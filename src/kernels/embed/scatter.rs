@@ -163,7 +163,7 @@ fn cases() -> Vec<Case> {
         case(1, 1, 1, ""),
         case(9, 40, 20, "").with(Poison::Infinity),
         case(9, 40, 20, "").with(Poison::NaN),
-        case(4201, 65, 20, ""),
+        case(1051, 65, 20, ""),
         case(49_152, 576, 2048, "").bench(),
     ]
 }

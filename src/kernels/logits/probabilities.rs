@@ -335,7 +335,7 @@ fn cases() -> Vec<Case> {
         case((2, 97), 1.0, together, "").with(Poison::NaN),
         case((2, 97), 1.0, narrow, "").with(Poison::NaN),
         // More rows than one dimension has workgroups.
-        case((4201, 3), 2.0, Filter { top_k: 2, ..all }, ""),
+        case((1051, 3), 2.0, Filter { top_k: 2, ..all }, ""),
         case((32, 128_256), 12.0, together, "").bench(),
         case((1, 128_256), 12.0, together, "").bench(),
     ]);

@@ -298,7 +298,7 @@ fn cases() -> Vec<Case> {
         case(2, 97, 1.0, 0.1, ",nan parent"),
         case(2, 97, 1.0, 0.1, ",nan child"),
         // More rows than one dimension has workgroups, for one variant.
-        case(4201, 3, 2.0, 0.5, "").only(|variant| !variant.subgroups),
+        case(1051, 3, 2.0, 0.5, "").only(|variant| !variant.subgroups),
         case(512, 49_152, 12.0, 0.2, "").bench(),
     ]
 }

@@ -94,7 +94,7 @@ fn cases() -> Vec<Case> {
         plain(special(Special::Activations(Poison::NaN), 1)).only(extremes),
         plain(special(Special::Activations(Poison::Zeros), 1)).only(extremes),
         plain(special(Special::NaNRow, 1)).only(extremes),
-        new(17_501, 4, 1, WHOLE_ROW)
+        new(4501, 4, 1, WHOLE_ROW)
             .only(|variant| variant.weight.is_some_and(|weight| weight.name == "f16")),
         // Products of a Llama-3.1-8B.
         new(14_336, 4096, 1, 32).bench().only(one_token),

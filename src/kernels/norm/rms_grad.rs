@@ -176,7 +176,7 @@ fn cases() -> Vec<Case> {
         case(2, 64, 1e-5, "").with(Poison::Zeros),
         case(2, 64, 1e-5, "").poisoned(2, Poison::Infinity),
         case(2, 64, 1e-5, "").with(Poison::NaN),
-        case(4201, 4, 1e-5, ""),
+        case(1051, 4, 1e-5, ""),
         case(2048, 4096, 1e-5, "").bench(),
     ]
 }
