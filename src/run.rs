@@ -35,7 +35,7 @@ use crate::plan::{Plan, Written, in_f16};
 use crate::recipe::{Evaluate, Recipe};
 use crate::stages::prune::kept;
 use crate::stages::{BEFORE, Context, DETAILS, Learned, Needs, RecipeStage, saved, titled};
-use crate::tensor::Packed;
+use crate::tensor::{InputType, Packed};
 use crate::text::{StoredTokenizer, Tokenizer};
 use crate::walk::Kind;
 use crate::walk::stored::{Stored, few_tokens};
@@ -498,6 +498,8 @@ struct Done {
     tied: bool,
     shortcuts: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    input_type: Option<InputType>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     experts: Option<Experts>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     readout: Option<Readout>,
@@ -516,6 +518,7 @@ impl Done {
             rms_norm_eps: self.rms_norm_eps,
             tied: self.tied,
             shortcuts: self.shortcuts,
+            input_type: self.input_type,
             experts: self.experts,
             readout: self.readout.clone(),
             blocks: self.blocks.clone(),
@@ -806,6 +809,7 @@ impl Run<'_> {
             rms_norm_eps: config.rms_norm_eps,
             tied: config.tied,
             shortcuts: config.shortcuts,
+            input_type: config.input_type,
             experts: config.experts,
             readout: config.readout.clone(),
             blocks: config.blocks.clone(),

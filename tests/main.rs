@@ -107,6 +107,7 @@ mod pipelines {
     pub mod pruning;
     pub mod recipes;
     pub mod resume;
+    pub mod rounded_inputs;
     pub mod rounding;
     pub mod rounds;
     pub mod sparsity;
@@ -185,6 +186,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     pipelines::pruning::trials,
     pipelines::recipes::trials,
     pipelines::resume::trials,
+    pipelines::rounded_inputs::trials,
     pipelines::rounding::trials,
     pipelines::rounds::trials,
     pipelines::sparsity::trials,

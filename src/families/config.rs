@@ -7,11 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family};
 use crate::error::{Error, Result};
-use crate::graph::{Attention, BlockShape, DistanceBuckets, Experts, MAX_EXPERTS, Part};
+use crate::graph::{Attention, BlockShape, DistanceBuckets, Experts, MAX_EXPERTS, Part, Slot};
 use crate::kernels::attention::MAX_HEAD_DIM;
+use crate::kernels::quantize::inputs::InputRounding;
+use crate::tensor::{InputType, WeightFormat};
 
 /// The numbers in which blocks of one model may differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BlockDims {
     /// Query heads.
     pub heads: usize,
@@ -23,12 +25,16 @@ pub struct BlockDims {
     pub window: Option<usize>,
     /// Which of [`Config::ropes`] rotates its queries and keys.
     pub rope: usize,
+    /// Where the inputs of its layers are rounded by scales that are given ([`Config::input_type`]): those of what goes into queries,
+    /// keys and values, into attention's output, into gate and up, and into the down projection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_scales: Option<[f32; 4]>,
 }
 
 impl BlockDims {
     /// A block with attention to all tokens and the model's first rotary encoding.
     pub fn new(heads: usize, kv_heads: usize, intermediate_size: usize) -> Self {
-        Self { heads, kv_heads, intermediate_size, window: None, rope: 0 }
+        Self { heads, kv_heads, intermediate_size, window: None, rope: 0, input_scales: None }
     }
 
     /// Blocks from lists of one number a layer.
@@ -47,6 +53,12 @@ impl BlockDims {
         let of = |block: &Self| (block.heads, block.kv_heads, block.intermediate_size);
         of(self) == of(other)
     }
+}
+
+/// The place of a layer's in [`BlockDims::input_scales`]; `None`: none is given for it, and each token has its own.
+pub fn input_place(slot: Slot) -> Option<usize> {
+    const PLACES: [Slot; 4] = [Slot::Query, Slot::Output, Slot::Gate, Slot::Down];
+    PLACES.iter().position(|place| *place == slot.input())
 }
 
 /// What a model with an encoder has beside its blocks.
@@ -129,6 +141,8 @@ pub struct Config {
     pub logit_soft_cap: Option<f64>,
     /// Kinds of texts that have an embedding, of a family that tells them apart; or 0.
     pub token_types: usize,
+    /// What the inputs of its blocks' linear layers are rounded to, of those whose weights are codes; `None`: they are taken as they are.
+    pub input_type: Option<InputType>,
     /// What its head reads of a text; `None`: it foretells each next token, over the vocabulary.
     pub readout: Option<Readout>,
 }
@@ -158,6 +172,21 @@ impl Config {
         let family = FAMILIES.iter().find(|family| family.dense.contains(&self.family.name))?;
         let (experts, balance) = (Some(experts), USUAL_BALANCE);
         Some(Config { family, experts, balance, ..self.clone() })
+    }
+
+    /// How the inputs of a linear layer of a block are rounded, if its weight has the format `weight`.
+    pub fn input_rounding(
+        &self,
+        layer: usize,
+        slot: Slot,
+        weight: WeightFormat,
+    ) -> Option<InputRounding> {
+        let ty = self.input_type.filter(|_| weight.ty.bits <= 8)?;
+        let scale = match (self.blocks[layer].input_scales, input_place(slot)) {
+            (Some(scales), Some(place)) => Some(scales[place]),
+            _ => None,
+        };
+        Some(InputRounding { ty, scale })
     }
 
     /// Blocks.

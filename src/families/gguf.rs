@@ -391,6 +391,7 @@ impl Config {
             },
             tied: gguf.tensor("output.weight").is_none(),
             shortcuts: false,
+            input_type: None,
             attention_scale: None,
             attention_soft_cap: keys.optional_number(ATTENTION_CAP)?,
             logit_soft_cap: keys.optional_number(LOGIT_CAP)?,
@@ -474,6 +475,12 @@ impl Config {
         if let Some(window) = window.filter(in_force) {
             ignored.push(format!(
                 "the window of attention of {window} tokens, so its logits differ beyond as many (keep contexts there to {window})"
+            ));
+        }
+        if let Some(ty) = self.input_type {
+            let name = ty.name();
+            ignored.push(format!(
+                "that inputs of layers are rounded to {name}, for it has no word for it"
             ));
         }
         let sentence = |what| {

@@ -13,6 +13,7 @@ use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family, SCORING, t5};
 use crate::error::{Error, Result};
 use crate::graph::{Experts, Slot};
+use crate::tensor::InputType;
 
 /// The keys of one JSON object.
 #[derive(Debug)]
@@ -127,6 +128,38 @@ impl<'a> Reader<'a> {
             }),
             Some(None) => Err(self.wrong(SHORTCUTS, "true or false")),
         }
+    }
+
+    /// How the inputs of linear layers are rounded, where the folder is one that says it.
+    fn input_rounding(&self, blocks: &mut [BlockDims]) -> Result<Option<InputType>> {
+        let Some(stated) = self.object(INPUTS)? else { return Ok(None) };
+        let known = || InputType::ALL.map(InputType::name).join(" or ");
+        let named = stated.given("type").and_then(Value::as_str).and_then(InputType::by_name);
+        let ty = named.ok_or_else(|| stated.wrong("type", &known()))?;
+        let layers = blocks.len();
+        let wrong = || {
+            stated.wrong(
+                "scales",
+                &format!("\"{OF_TOKENS}\", or 4 positive numbers for each of {layers} layers"),
+            )
+        };
+        match stated.given("scales") {
+            Some(Value::String(text)) if text == OF_TOKENS => {}
+            Some(Value::Array(all)) if all.len() == layers => {
+                for (block, scales) in blocks.iter_mut().zip(all) {
+                    let number = |value: &Value| {
+                        let number = value.as_f64().map(|number| number as f32);
+                        number.filter(|number| *number > 0.0 && number.is_finite())
+                    };
+                    let scales: Option<Vec<f32>> =
+                        scales.as_array().and_then(|list| list.iter().map(number).collect());
+                    let scales = scales.and_then(|scales| scales.try_into().ok());
+                    block.input_scales = Some(scales.ok_or_else(wrong)?);
+                }
+            }
+            _ => return Err(wrong()),
+        }
+        Ok(Some(ty))
     }
 
     /// Of a key's names the one that is there, or else the usual one.
@@ -250,6 +283,11 @@ const MAX_LABELS: usize = 1 << 16;
 /// The key of a packed folder that says that a block's halves have bases of the residual stream of their own.
 const SHORTCUTS: &str = "residual_shortcuts";
 
+/// The key that says how inputs of linear layers are rounded, in folders that this program writes; others do not read it.
+const INPUTS: &str = "input_rounding";
+/// In place of scales: each token has its own.
+const OF_TOKENS: &str = "token";
+
 /// The key of the factor of the load-balancing loss.
 const BALANCE: &str = "router_aux_loss_coef";
 
@@ -323,10 +361,12 @@ impl Config {
         };
         let tied = reader.given("tie_word_embeddings").and_then(Value::as_bool);
         let readout = reader.readout(family)?;
+        let mut blocks = BlockDims::zip(heads, kv_heads, intermediate);
+        let input_type = reader.input_rounding(&mut blocks)?;
         let mut config = Self {
             family,
             hidden_size,
-            blocks: BlockDims::zip(heads, kv_heads, intermediate),
+            blocks,
             encoder,
             experts: reader.experts(family)?,
             balance: reader.balance(family)?,
@@ -338,6 +378,7 @@ impl Config {
             // What scores labels is no embedding.
             tied: readout.is_none() && tied.unwrap_or(family.tied),
             shortcuts: reader.shortcuts()?,
+            input_type,
             attention_scale: None,
             attention_soft_cap: None,
             logit_soft_cap: None,
@@ -449,6 +490,15 @@ impl Config {
             parent.insert(ID_LABEL.into(), Value::Object(by_id));
             parent.insert("label2id".into(), Value::Object(by_name));
             parent.remove("num_labels");
+        }
+        parent.remove(INPUTS);
+        if let Some(ty) = self.input_type {
+            let scales = |block: &BlockDims| {
+                Some(json!(block.input_scales?.map(|scale| shortest(f64::from(scale)))))
+            };
+            let scales: Option<Vec<Value>> = self.blocks.iter().map(scales).collect();
+            let scales = scales.map_or_else(|| json!(OF_TOKENS), Value::Array);
+            parent.insert(INPUTS.into(), json!({"type": ty.name(), "scales": scales}));
         }
         parent.remove(SHORTCUTS);
         if self.shortcuts {
@@ -567,6 +617,7 @@ impl Config {
             && self.encoder == other.encoder
             && self.experts == other.experts
             && self.shortcuts == other.shortcuts
+            && self.input_type == other.input_type
             && self.readout == other.readout
             && near(self.rms_norm_eps, other.rms_norm_eps)
             && option(self.attention_scale, other.attention_scale)

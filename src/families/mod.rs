@@ -21,7 +21,7 @@ mod rope;
 mod shapes;
 mod t5;
 
-pub use config::{BlockDims, Config, Encoder, Pooling, Readout};
+pub use config::{BlockDims, Config, Encoder, Pooling, Readout, input_place};
 pub use gguf::{Origin, factor as gguf_factor, main_type, metadata};
 pub use groups::{Axis, Group, Member, PrunableDim, Side, groups};
 pub use names::{

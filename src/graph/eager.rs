@@ -29,6 +29,7 @@ use crate::kernels::matrix::Matrix;
 use crate::kernels::norm::center::center;
 use crate::kernels::norm::rms::rms;
 use crate::kernels::norm::shift::shift;
+use crate::kernels::quantize::inputs::{InputRounding, inputs};
 use crate::kernels::residual::add::add;
 use crate::kernels::rope::enter::{BINDINGS, enter};
 use crate::kernels::rope::rotate::{Target, rotate};
@@ -80,6 +81,8 @@ pub struct Eager<'g> {
     beside: RefCell<Vec<(Rc<Input>, Slot, Tensor)>>,
     /// The layers of the expert at hand, of a block whose experts come from elsewhere.
     expert: Option<Rc<ExpertLayers>>,
+    /// The inputs that were rounded last, and what became of them: the next layer may take the same.
+    rounded: Option<(Rc<Input>, InputRounding, Rc<Input>)>,
 }
 
 /// A value that is computed, or what it will be computed from.
@@ -150,7 +153,7 @@ impl<'g> Eager<'g> {
         tap: Option<&'g mut Tap<'g>>,
     ) -> Self {
         let (pending, beside) = (Vec::new(), RefCell::default());
-        Self { pass, block, cache, tap, pending, beside, expert: None }
+        Self { pass, block, cache, tap, pending, beside, expert: None, rounded: None }
     }
 
     /// A value's elements, in their own type if they are known, in `dtype` if they are computed now.
@@ -279,6 +282,25 @@ impl<'g> Eager<'g> {
         self.pass.compute.activation
     }
 
+    /// Inputs of a linear layer as its product takes them.
+    fn rounded(&mut self, input: Rc<Input>, slot: Slot) -> Result<Rc<Input>> {
+        let own = self.expert.as_ref().filter(|_| slot.expert().is_some());
+        let own = own.and_then(|layers| layers.iter().find(|(own, _)| *own == slot));
+        let linear = own.map_or_else(|| self.block.linear(slot), |(_, linear)| linear);
+        let Some(how) = linear.rounding else { return Ok(input) };
+        if let Some((of, known, rounded)) = &self.rounded
+            && Rc::ptr_eq(of, &input)
+            && *known == how
+        {
+            return Ok(rounded.clone());
+        }
+        let (device, columns) = (self.pass.device, linear.weight.columns());
+        let values = inputs(device, &input.values(device)?, columns, how)?;
+        let rounded = Rc::new(self.pass.input(values, columns));
+        self.rounded = Some((input, how, rounded.clone()));
+        Ok(rounded)
+    }
+
     fn paired(&self) -> Paired<'g> {
         self.cache.paired.expect("the cache of a model whose rows have two parts knows them")
     }
@@ -390,7 +412,8 @@ impl Graph for Eager<'_> {
         let x = match x {
             Lazy::ExpertGated(branch) => {
                 let linear = self.block.linear(slot);
-                if linear.adapter.is_none() && linear.bias.is_none() {
+                let plain = linear.adapter.is_none() && linear.rounding.is_none();
+                if plain && linear.bias.is_none() {
                     return Ok(Lazy::ExpertBranch(branch.clone(), slot));
                 }
                 gated = Lazy::OfExpert(self.gated_branch(branch)?, branch.chosen.clone());
@@ -407,6 +430,8 @@ impl Graph for Eager<'_> {
                 Rc::new(self.pass.input(x, columns))
             }
         };
+        let plain = input.clone();
+        let input = self.rounded(input, slot)?;
         if let Some(tap) = &mut self.tap {
             tap(slot, &input.values(self.pass.device)?)?;
         }
@@ -420,7 +445,7 @@ impl Graph for Eager<'_> {
         let linear = self.block.linear(slot);
         if let Some(adapter) = &linear.adapter {
             let result = linear.apply(&self.pass, &input, Destination::New(DType::F32))?;
-            adapter.apply(&self.pass, &input, &result)?;
+            adapter.apply(&self.pass, &plain, &result)?;
             // What goes to the residual stream stays as it is, the rest goes on as activations.
             return Ok(Lazy::Ready(match slot.feeds_stream() {
                 true => result,

@@ -8,6 +8,7 @@ use crate::kernels::copy::cast::scaled;
 use crate::kernels::kv::CacheType;
 use crate::kernels::matmul::{Destination, Input, Norm, linear_beside, linear_rows};
 use crate::kernels::matrix::Matrix;
+use crate::kernels::quantize::inputs::InputRounding;
 use crate::tensor::DType;
 
 /// A linear layer on a device.
@@ -21,6 +22,8 @@ pub struct Linear {
     pub bias: Option<Tensor>,
     /// What is added to its result beside.
     pub adapter: Option<Adapter>,
+    /// How its inputs are rounded before the product; an adapter takes them as they are.
+    pub rounding: Option<InputRounding>,
 }
 
 /// A low-rank addition to a linear layer: scale * up (down x) (LoRA, Hu et al. 2021, arXiv 2106.09685, section 4.1).

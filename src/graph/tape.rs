@@ -45,6 +45,7 @@ use crate::kernels::norm::gain_grad::gain_grad;
 use crate::kernels::norm::rms::rms;
 use crate::kernels::norm::rms_grad::rms_grad;
 use crate::kernels::norm::shift::shift;
+use crate::kernels::quantize::inputs::inputs;
 use crate::kernels::residual::add::add;
 use crate::kernels::rope::rotate::{Target, rotate};
 use crate::kernels::score::Form;
@@ -483,7 +484,8 @@ impl<'a> Tape<'a> {
     /// The product of `x` with a linear layer's weight, and what its adapter adds, in f32.
     fn adapted(&mut self, x: &Value, linear: &'a Linear, adapter: &'a Adapter) -> Result<Value> {
         let device = self.device;
-        let own = self.linear(x, Weight::of(linear))?;
+        let rounded = self.rounded(x.clone(), linear)?;
+        let own = self.linear(&rounded, Weight::of(linear))?;
         let left = match self.settings.dropout_seed {
             Some(seed) if adapter.dropout > 0.0 => {
                 // A mask of its own for each layer and each microbatch.
@@ -511,6 +513,16 @@ impl<'a> Tape<'a> {
             let grad = cast(device, &grad, DType::F32)?;
             back.add(node, dropout(device, &grad, rate, seed, 0, DType::F32)?)
         }))
+    }
+
+    /// Inputs of a linear layer as its product takes them. Gradients go through rounding as if it were not there (straight-through,
+    /// Bengio et al. 2013, arXiv 1308.3432, section 4).
+    fn rounded(&mut self, x: Value, linear: &Linear) -> Result<Value> {
+        let Some(how) = linear.rounding else { return Ok(x) };
+        let (device, node, columns) = (self.device, x.node, linear.weight.columns());
+        let x = cast(device, &x.tensor, self.settings.activation)?;
+        let result = inputs(device, &x, columns, how)?;
+        Ok(self.record(result, move |back, grad| back.add(node, cast(device, &grad, DType::F32)?)))
     }
 
     /// A value times a number, in type `output`.
@@ -823,6 +835,7 @@ impl<'a> Graph for Tape<'a> {
         if let Some(adapter) = &linear.adapter {
             return self.adapted(&x, linear, adapter).map(Deferred::Known);
         }
+        let x = self.rounded(x, linear)?;
         Ok(Deferred::Product(Product {
             weight: Weight::of(linear),
             x,

@@ -134,6 +134,7 @@ pub static TABLE: &[&Kernel] = &[
     &quantize::activations::KERNEL,
     &quantize::normed::KERNEL,
     &quantize::gated::KERNEL,
+    &quantize::inputs::KERNEL,
     &quantize::merged::KERNEL,
     &quantize::absmax::KERNEL,
     &quantize::minmax::KERNEL,

@@ -12,11 +12,14 @@ use super::locate::{Place, locate, without_weights};
 use crate::disk;
 use crate::error::{Error, Result, shown};
 use crate::families::{
-    Config, Role, TensorSpec, Unread, canonical, embedding_name, head_name, tensor_specs, unread,
+    Config, Role, TensorSpec, Unread, canonical, embedding_name, head_name, input_place,
+    tensor_specs, unread,
 };
 use crate::formats::gguf::{GgmlType, Gguf, Value as Meta};
 use crate::formats::json;
-use crate::formats::quantized::{Module, Quantization, Quantized, of_activations};
+use crate::formats::quantized::{
+    Inputs, Module, Quantization, Quantized, input_scale_name, of_activations,
+};
 use crate::formats::safetensors::Safetensors;
 use crate::formats::{Source, StoredType, foreign};
 use crate::tensor::{Packed, WeightFormat};
@@ -168,7 +171,7 @@ impl Checkpoint {
         let path = folder.join("config.json");
         let text = disk::read_json(&path, disk::SETTINGS)?;
         let config_json = parse_object(&path, &text)?;
-        let config = Config::from_json(&path, &config_json)?;
+        let mut config = Config::from_json(&path, &config_json)?;
         if let Some(error) = without_weights(folder)? {
             return Err(error);
         }
@@ -190,6 +193,7 @@ impl Checkpoint {
                     let modules: Vec<Module<'_>> = matrices.map(quantizable).collect();
                     let quantized = quantization.open(plain(tensors), &modules)?;
                     notes.extend(quantized.notes());
+                    notes.extend(take_input_rounding(&mut config, &quantized, &specs)?);
                     Store::Quantized(Box::new(quantized))
                 }
             },
@@ -244,7 +248,11 @@ impl Checkpoint {
             .collect();
         // What stands beside weights: parts of quantized ones, NVFP4's scales of tensors.
         let parts: HashSet<String> = match &self.store {
-            Store::Quantized(quantized) => quantized.parts().map(str::to_string).collect(),
+            Store::Quantized(quantized) => {
+                let weights = self.specs.iter().filter(|_| self.config.input_type.is_some());
+                let scales = weights.map(|spec| input_scale_name(&spec.name));
+                quantized.parts().map(str::to_string).chain(scales).collect()
+            }
             _ => self.specs.iter().filter_map(|spec| self.scale_name(spec)).collect(),
         };
         let mut ignored = Vec::new();
@@ -670,6 +678,42 @@ fn take_experts_apart(gguf: &mut Gguf, config: &Config) -> Result<()> {
         }
     }
     stacks.iter().try_for_each(|(stack, parts)| gguf.take_apart(stack, parts))
+}
+
+/// Takes over how a folder of another tool rounds the inputs of its quantized layers; the answer says what of it is not done.
+///
+/// Layers that share their inputs have one scale here, and where theirs differ the largest: so vLLM does with layers that it joins.
+fn take_input_rounding(
+    config: &mut Config,
+    quantized: &Quantized,
+    specs: &[TensorSpec],
+) -> Result<Option<String>> {
+    let Some(Inputs { ty, stored }) = quantized.inputs() else { return Ok(None) };
+    if !stored {
+        config.input_type = Some(ty);
+        return Ok(None);
+    }
+    let mut all = vec![[0.0f32; 4]; config.layers()];
+    for spec in specs.iter().filter(|spec| spec.role == Role::Linear) {
+        let Some(layer) = spec.layer.filter(|_| quantized.format(&spec.name).is_some()) else {
+            continue;
+        };
+        let Some(place) = input_place(spec.slot) else {
+            return Ok(Some(
+                "the quantization rounds inputs by stored scales, which this version does for plain decoders; here they stay as they are"
+                    .into(),
+            ));
+        };
+        let scale = &mut all[layer][place];
+        *scale = scale.max(quantized.input_scale(&spec.name)?);
+    }
+    for (block, mut scales) in config.blocks.iter_mut().zip(all) {
+        // Those of layers that are not quantized, whose inputs are not rounded.
+        scales.iter_mut().filter(|scale| **scale == 0.0).for_each(|scale| *scale = 1.0);
+        block.input_scales = Some(scales);
+    }
+    config.input_type = Some(ty);
+    Ok(None)
 }
 
 /// A weight as another tool's methods know it.

@@ -39,11 +39,15 @@ pub(super) fn linear_with(
         (other.layer, other.slot, other.role) == (spec.layer, spec.slot, Role::Bias)
     };
     let bias = weights.specs().iter().find(is_bias);
+    let rounding = spec.layer.filter(|_| spec.role == Role::Linear);
+    let rounding = rounding
+        .and_then(|layer| weights.config().input_rounding(layer, spec.slot, weight.format()));
     Ok(Linear {
         name: spec.module().to_string(),
         weight,
         bias: bias.map(|bias| vector(device, weights, bias)).transpose()?,
         adapter: None,
+        rounding,
     })
 }
 
@@ -237,5 +241,6 @@ pub(super) fn head(
         weight: embedding()?,
         bias: None,
         adapter: None,
+        rounding: None,
     })
 }

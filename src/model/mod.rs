@@ -27,7 +27,7 @@ mod synth;
 
 pub use crate::families::{
     Axis, BlockDims, Config, Group, Member, Pooling, PrunableDim, Readout, Role, Rope, RopeScaling,
-    Side, TensorSpec, groups, tensor_specs,
+    Side, TensorSpec, groups, input_place, tensor_specs,
 };
 pub use crate::formats::peft::{AdapterConfig, Pair, Targets};
 pub use crate::graph::{Compute, Linear, Pass};

@@ -17,7 +17,9 @@ use crate::error::{Error, Result};
 use crate::families::{Config, Origin, Role, TensorSpec, gguf_factor, main_type, metadata};
 use crate::formats::LazyBytes;
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
-use crate::formats::quantized::{Method, Module, Part, Writer, remove_settings};
+use crate::formats::quantized::{
+    Inputs, Method, Module, Part, Writer, input_scale_name, remove_settings,
+};
 use crate::formats::safetensors::{NewTensor, continue_folder, folder_files, write_folder};
 use crate::tensor::{DType, Packed, WeightFormat};
 use crate::text::StoredTokenizer;
@@ -154,6 +156,10 @@ pub fn export_hf(
     check_config(folder, &config, weights.config())?;
     write_config(folder, &config)?;
     write_tokenizer(folder, tokenizer)?;
+    if weights.config().input_type.is_some() {
+        let what = "a Hugging Face folder has no word for inputs that are rounded, and its weights are no codes: they are taken as they are";
+        wide.lacks.push(what.into());
+    }
     Ok(wide)
 }
 
@@ -414,7 +420,19 @@ fn arranged(method: &'static Method, weights: &dyn Weights) -> Result<Writer> {
     let matrices = weights.specs().iter().filter(|s| !s.is_plain());
     let matrices = matrices.map(|spec| Ok((quantizable(spec), weights.format(spec)?)));
     let matrices: Vec<(Module<'_>, WeightFormat)> = matrices.collect::<Result<_>>()?;
-    method.arrange(&matrices)
+    method.arrange(&matrices, inputs(weights.config()))
+}
+
+/// How a model rounds the inputs of its layers, as folders say it: by stored scales only where every block has them.
+fn inputs(config: &Config) -> Option<Inputs> {
+    let stored = config.blocks.iter().all(|block| block.input_scales.is_some());
+    config.input_type.map(|ty| Inputs { ty, stored })
+}
+
+/// The scale of the inputs of a layer whose weight is quantized; `None` where each token has its own.
+fn input_scale(config: &Config, spec: &TensorSpec, format: WeightFormat) -> Option<f32> {
+    let layer = spec.layer.filter(|_| spec.role == Role::Linear)?;
+    config.input_rounding(layer, spec.slot, format)?.scale
 }
 
 fn quantized_tensors<'a>(
@@ -437,6 +455,15 @@ fn quantized_tensors<'a>(
             tensors.push(NewTensor { name, dtype, shape, data });
             continue;
         };
+        let scale = input_scale(weights.config(), spec, weights.format(spec)?);
+        if let Some(scale) = scale.filter(|_| writer.says_inputs()) {
+            tensors.push(NewTensor {
+                name: input_scale_name(&spec.name),
+                dtype: DType::F32,
+                shape: vec![1],
+                data: Box::new(move || Ok(scale.to_le_bytes().to_vec())),
+            });
+        }
         for part in parts {
             let (name, dtype, shape) = (part.name.to_string(), part.types[0], part.shape.clone());
             let last = last.clone();

@@ -2,6 +2,7 @@
 
 pub mod block;
 mod dtype;
+mod input;
 mod line;
 /// Floats of few bits.
 pub mod minifloat;
@@ -10,6 +11,7 @@ mod super_block;
 mod weight;
 
 pub use dtype::DType;
+pub use input::InputType;
 pub use line::Line;
 pub use packed::Packed;
 pub use super_block::{SUPER_BLOCK, SUPER_WORDS, SuperBlock};

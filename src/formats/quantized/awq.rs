@@ -19,6 +19,7 @@ pub(super) static METHOD: Method = Method {
     name: "awq",
     quant_methods: &["awq"],
     sidecar: Some("quant_config.json"),
+    says_inputs: false,
     settings: |stated| Ok(Box::new(Awq::read(stated)?)),
     holds: |module, format| {
         let words = module.rows.is_multiple_of(8);

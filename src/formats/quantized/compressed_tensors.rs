@@ -19,19 +19,20 @@ use serde_json::{Map, Value, json};
 
 use super::layout::{Along, Codes, FLOATS, Grid, Layout, Numbers, Stored, Whole};
 use super::{
-    Arranged, Contents, Method, Module, Settings, Stated, Unarranged, columns_of, even_groups,
-    group_of, integer_bits,
+    Arranged, Contents, Inputs, Method, Module, Settings, Stated, Unarranged, columns_of,
+    even_groups, group_of, integer_bits,
 };
 use crate::error::{Error, Result};
 use crate::formats::safetensors::Safetensors;
-use crate::tensor::{DType, Scale, WeightFormat};
+use crate::tensor::{DType, InputType, Scale, WeightFormat};
 
 pub(super) static METHOD: Method = Method {
     name: "compressed-tensors",
     quant_methods: &["compressed-tensors", "compressed_tensors"],
     sidecar: None,
+    says_inputs: true,
     settings: |stated| Ok(Box::new(CompressedTensors::read(stated)?)),
-    holds: |module, format| even_groups(module, format) && scheme_of(format).is_some(),
+    holds: |module, format| even_groups(module, format) && scheme_of(format, None).is_some(),
     arrange,
 };
 
@@ -40,6 +41,7 @@ struct CompressedTensors {
     groups: Vec<Group>,
     ignore: Vec<Target>,
     notes: Vec<String>,
+    inputs: Option<Inputs>,
 }
 
 /// The modules that are stored alike.
@@ -152,13 +154,16 @@ impl CompressedTensors {
         let groups = stated.get("config_groups").unwrap_or(&Value::Null);
         let groups =
             groups.as_object().ok_or_else(|| stated.wrong("config_groups", "an object", groups))?;
-        let mut notes = Vec::new();
+        let (mut notes, mut inputs) = (Vec::new(), Vec::new());
         let mut read = Vec::new();
         for (name, group) in groups {
             let key = format!("config_groups.{name}");
             let group = group.as_object().ok_or_else(|| stated.wrong(&key, "an object", group))?;
             let given = |part: &str| group.get(part).is_some_and(|value| !value.is_null());
-            if given("input_activations") || given("output_activations") {
+            let stated_inputs = group.get("input_activations").filter(|value| value.is_object());
+            let known = stated_inputs.and_then(inputs_of);
+            let rounds = given("input_activations") || given("output_activations");
+            if rounds && (known.is_none() || given("output_activations") || !given("weights")) {
                 notes.push(format!(
                     "{name} of the quantization rounds activations too; here they stay as they are"
                 ));
@@ -166,6 +171,7 @@ impl CompressedTensors {
             if !given("weights") {
                 continue;
             }
+            inputs.push(known);
             let targets = Target::list(stated, &format!("{key}.targets"), group.get("targets"))?;
             let scheme = Scheme::read(stated, &key, group, format.as_deref())?;
             read.push(Group { targets, scheme });
@@ -174,7 +180,13 @@ impl CompressedTensors {
             notes.push("the quantization rounds the KV cache too; here it stays as it is".into());
         }
         let ignore = Target::list(stated, "ignore", stated.get("ignore"))?;
-        Ok(Self { groups: read, ignore, notes })
+        let first = inputs.first().copied().flatten();
+        let alike = inputs.iter().all(|other| *other == first);
+        if !alike {
+            let what = "groups of the quantization round inputs, each its own way; here they stay as they are";
+            notes.push(what.into());
+        }
+        Ok(Self { groups: read, ignore, notes, inputs: first.filter(|_| alike) })
     }
 }
 
@@ -290,6 +302,49 @@ impl Settings for CompressedTensors {
     fn notes(&self) -> Vec<String> {
         self.notes.clone()
     }
+
+    fn inputs(&self) -> Option<Inputs> {
+        self.inputs
+    }
+}
+
+/// What a group says of its layers' inputs: eight bits without zero points, by a scale for each token, found as it comes, or by one of
+/// the layer. `None`: something else.
+fn inputs_of(stated: &Value) -> Option<Inputs> {
+    let text = |key: &str, usual: &'static str| match stated.get(key) {
+        None | Some(Value::Null) => Some(usual),
+        Some(value) => value.as_str(),
+    };
+    let flag = |key: &str, usual: bool| match stated.get(key) {
+        None | Some(Value::Null) => Some(usual),
+        Some(value) => value.as_bool(),
+    };
+    let ty = match text("type", "int")? {
+        "int" => InputType::Int8,
+        "float" => InputType::Fp8E4m3,
+        _ => return None,
+    };
+    let stored = match (flag("dynamic", false)?, text("strategy", "tensor")?) {
+        (true, "token") => false,
+        (false, "tensor") => true,
+        _ => return None,
+    };
+    let plain = stated.get("num_bits").and_then(Value::as_u64).is_none_or(|bits| bits == 8)
+        && flag("symmetric", true)?;
+    plain.then_some(Inputs { ty, stored })
+}
+
+/// The same as a group says it.
+fn stated_inputs(Inputs { ty, stored }: Inputs) -> Value {
+    json!({
+        "num_bits": 8,
+        "type": if ty == InputType::Int8 { "int" } else { "float" },
+        "symmetric": true,
+        "strategy": if stored { "tensor" } else { "token" },
+        "group_size": null,
+        "dynamic": !stored,
+        "actorder": null,
+    })
 }
 
 fn layout(module: &Module<'_>, scheme: Scheme) -> Layout {
@@ -341,11 +396,13 @@ fn layout(module: &Module<'_>, scheme: Scheme) -> Layout {
 }
 
 /// How a weight of ours is stored.
-fn scheme_of(weight: WeightFormat) -> Option<Scheme> {
+fn scheme_of(weight: WeightFormat, inputs: Option<Inputs>) -> Option<Scheme> {
     let format = match (weight.ty.name, weight.group_size) {
         ("fp8_e4m3", _) => Format::Float,
         ("nvfp4", 16) => Format::Nvfp4,
         ("mxfp4", 32) => Format::Mxfp4,
+        // Beside inputs of bytes, weights are bytes, too: what vLLM's products of both take.
+        _ if inputs.is_some() && integer_bits(weight, &[8]) => Format::Int,
         _ if integer_bits(weight, &[1, 2, 3, 4, 5, 6, 7, 8]) => Format::Pack,
         _ => return None,
     };
@@ -371,7 +428,7 @@ fn weights_of(scheme: Scheme) -> Value {
     };
     json!({
         "num_bits": scheme.bits,
-        "type": if scheme.format == Format::Pack { "int" } else { "float" },
+        "type": if matches!(scheme.format, Format::Pack | Format::Int) { "int" } else { "float" },
         "symmetric": scheme.symmetric,
         "strategy": strategy,
         "group_size": group,
@@ -386,7 +443,7 @@ fn arrange(contents: &Contents<'_>) -> Result<Arranged, Unarranged> {
     let mut layouts = Vec::new();
     let mut groups: Vec<(Scheme, Vec<&str>)> = Vec::new();
     for (index, (module, format)) in contents.quantized.iter().enumerate() {
-        let scheme = scheme_of(*format);
+        let scheme = scheme_of(*format, contents.inputs);
         let unheld = || Unarranged { index, expected: "a type of compressed-tensors".into() };
         let scheme = scheme.ok_or_else(unheld)?;
         layouts.push(layout(module, scheme));
@@ -406,7 +463,7 @@ fn arrange(contents: &Contents<'_>) -> Result<Arranged, Unarranged> {
         let group = json!({
             "targets": targets,
             "weights": weights_of(*scheme),
-            "input_activations": null,
+            "input_activations": contents.inputs.map(stated_inputs),
             "output_activations": null,
             "format": name(scheme),
         });

@@ -21,6 +21,7 @@ pub(super) static METHOD: Method = Method {
     name: "gptq",
     quant_methods: &["gptq"],
     sidecar: Some("quantize_config.json"),
+    says_inputs: false,
     settings: |stated| Ok(Box::new(Gptq::read(stated)?)),
     holds,
     arrange,

@@ -25,6 +25,7 @@ pub(super) static METHOD: Method = Method {
     name: "mlx",
     quant_methods: &["mlx"],
     sidecar: None,
+    says_inputs: false,
     settings: |stated| Ok(Box::new(Mlx::read(stated)?)),
     holds: |module, format| rule_of(module, format).is_some(),
     arrange,

@@ -21,7 +21,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::formats::json;
 use crate::formats::safetensors::Safetensors;
-use crate::tensor::{Packed, Scale, WHOLE_ROW, WeightFormat};
+use crate::tensor::{InputType, Packed, Scale, WHOLE_ROW, WeightFormat};
 use layout::{Decision, Layout};
 
 pub use layout::Part;
@@ -34,6 +34,8 @@ pub struct Method {
     quant_methods: &'static [&'static str],
     /// A file beside `config.json` that says it, where that does not.
     sidecar: Option<&'static str>,
+    /// Whether its settings have words for inputs that are rounded.
+    says_inputs: bool,
     /// Reads what a folder says.
     settings: fn(&Stated<'_>) -> Result<Box<dyn Settings>>,
     /// Whether it has a layout for a weight of ours.
@@ -61,6 +63,7 @@ pub fn method(name: &str) -> Option<&'static Method> {
 struct Contents<'a> {
     quantized: Vec<(Module<'a>, WeightFormat)>,
     plain: Vec<Module<'a>>,
+    inputs: Option<Inputs>,
 }
 
 impl Contents<'_> {
@@ -104,7 +107,24 @@ trait Settings: std::fmt::Debug + Send + Sync {
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// How inputs of the quantized layers are rounded, where all are alike.
+    fn inputs(&self) -> Option<Inputs> {
+        None
+    }
 }
+
+/// How a folder rounds the inputs of its quantized linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inputs {
+    /// To what numbers.
+    pub ty: InputType,
+    /// Whether each layer has a scale, stored beside its weight; otherwise each token has its own.
+    pub stored: bool,
+}
+
+/// The end of the name of the tensor that is a layer's scale of its inputs.
+const INPUT_SCALE: &str = "input_scale";
 
 /// A weight of the model.
 #[derive(Clone, Copy, Debug)]
@@ -193,8 +213,8 @@ impl Quantization {
             let decision = layout.decide(&tensors)?;
             weights.insert(module.part("weight"), Weight { layout, decision });
         }
-        let notes = self.settings.notes();
-        Ok(Quantized { method: self.method, tensors, weights, notes })
+        let (notes, inputs) = (self.settings.notes(), self.settings.inputs());
+        Ok(Quantized { method: self.method, tensors, weights, notes, inputs })
     }
 }
 
@@ -206,19 +226,30 @@ impl Method {
 
     /// Prepares writing a model of these matrices, each of which the method holds. An error names the weight that it does not
     /// hold beside the others.
-    pub fn arrange(&'static self, weights: &[(Module<'_>, WeightFormat)]) -> Result<Writer> {
+    pub fn arrange(
+        &'static self,
+        weights: &[(Module<'_>, WeightFormat)],
+        inputs: Option<Inputs>,
+    ) -> Result<Writer> {
         let (plain, quantized): (Vec<_>, Vec<_>) =
             weights.iter().copied().partition(|(_, format)| format.ty.is_plain());
         let plain = plain.into_iter().map(|(module, _)| module).collect();
-        let contents = Contents { quantized, plain };
+        let contents = Contents { quantized, plain, inputs };
         let arranged = (self.arrange)(&contents).map_err(|unheld| {
             let (module, format) = contents.quantized[unheld.index];
             self.unheld(&module.part("weight"), unheld.expected, format.label())
         })?;
         let modules = contents.quantized.iter().map(|(module, _)| module.part("weight"));
         let layouts = modules.zip(arranged.layouts).collect();
-        let Arranged { keys, files, notes, .. } = arranged;
-        Ok(Writer { method: self, layouts, keys, files, notes, near: RefCell::default() })
+        let Arranged { keys, files, mut notes, .. } = arranged;
+        let inputs = inputs.is_some() && self.says_inputs;
+        if contents.inputs.is_some() && !inputs {
+            notes.push(format!(
+                "{} has no word for inputs that are rounded: only this program goes on rounding them",
+                self.name
+            ));
+        }
+        Ok(Writer { method: self, layouts, keys, files, notes, inputs, near: RefCell::default() })
     }
 
     fn unheld(&self, tensor: &str, expected: String, found: String) -> Error {
@@ -236,11 +267,17 @@ pub struct Writer {
     /// Files beside it, in JSON.
     pub files: Vec<(&'static str, Value)>,
     notes: Vec<String>,
+    inputs: bool,
     /// The weights whose factor became its neighbour, of those that were stored.
     near: RefCell<BTreeSet<String>>,
 }
 
 impl Writer {
+    /// Whether it says how inputs are rounded, so that scales of theirs belong beside the weights.
+    pub fn says_inputs(&self) -> bool {
+        self.inputs
+    }
+
     /// The tensors that the weight of a name becomes; `None` for one that stays plain.
     pub fn parts(&self, name: &str) -> Option<Vec<Part<'_>>> {
         self.layouts.get(name).map(Layout::parts)
@@ -382,6 +419,7 @@ pub struct Quantized {
     tensors: Safetensors,
     weights: HashMap<String, Weight>,
     notes: Vec<String>,
+    inputs: Option<Inputs>,
 }
 
 /// A quantized weight.
@@ -395,6 +433,28 @@ impl Quantized {
     /// The method's row.
     pub fn method(&self) -> &'static Method {
         self.method
+    }
+
+    /// How it rounds the inputs of the layers that it has quantized.
+    pub fn inputs(&self) -> Option<Inputs> {
+        self.inputs
+    }
+
+    /// The scale that stands beside a quantized weight for its layer's inputs.
+    pub fn input_scale(&self, weight: &str) -> Result<f32> {
+        let name = input_scale_name(weight);
+        let wrong = |found: String| Error::Tensor {
+            path: self.tensors.sources().first().map_or_else(Default::default, |s| s.path().into()),
+            tensor: name.clone(),
+            expected: "one positive number, as the settings of the quantization say".into(),
+            found,
+        };
+        let tensor = self.tensors.get(&name).ok_or_else(|| wrong("no such tensor".into()))?;
+        let values = tensor.to_packed()?.to_f32();
+        match values[..] {
+            [value] if value > 0.0 && value.is_finite() => Ok(value),
+            _ => Err(wrong(format!("{values:?}"))),
+        }
     }
 
     /// All tensors of the folder.
@@ -463,6 +523,11 @@ const OF_ACTIVATIONS: &[&str] = &[
     ".v_scale",
     ".q_scale",
 ];
+
+/// The name of the scale of a layer's inputs, of its weight's name.
+pub fn input_scale_name(weight: &str) -> String {
+    format!("{}.{INPUT_SCALE}", weight.strip_suffix(".weight").unwrap_or(weight))
+}
 
 /// Whether a tensor says how activations are rounded.
 pub fn of_activations(name: &str) -> bool {

@@ -18,6 +18,7 @@ pub(super) static METHOD: Method = Method {
     name: "modelopt",
     quant_methods: &["modelopt", "modelopt_fp4"],
     sidecar: Some(FILE),
+    says_inputs: false,
     settings: |stated| Ok(Box::new(ModelOpt::read(stated)?)),
     holds: |module, format| {
         let nvfp4 = format.ty.name == "nvfp4" && format.group_size as usize == GROUP;

@@ -9,6 +9,7 @@ pub mod absmax;
 pub mod activations;
 pub mod clip_range;
 pub mod gated;
+pub mod inputs;
 pub mod merged;
 pub mod minmax;
 pub mod nearest;

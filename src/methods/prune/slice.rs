@@ -715,12 +715,18 @@ fn cut_attention(
             Some(device.upload(&values, &output.name)?)
         }
     };
-    cut.set_linear(Slot::Output, Linear { name: output.name.clone(), weight, bias, adapter: None });
+    cut.set_linear(
+        Slot::Output,
+        Linear { name: output.name.clone(), weight, bias, adapter: None, rounding: None },
+    );
     let turned = transposed(&basis.rows(), basis.kept(), width);
     let projection = products(device, &turned, &basis.inverse(device)?)?;
     let name = module_name(folded.config(), layer, Slot::AttentionShortcut);
     let weight = Packed::from_f32(&projection, width, width);
     let weight = Matrix::upload(device, &weight, &name)?;
-    cut.set_linear(Slot::AttentionShortcut, Linear { name, weight, bias: None, adapter: None });
+    cut.set_linear(
+        Slot::AttentionShortcut,
+        Linear { name, weight, bias: None, adapter: None, rounding: None },
+    );
     Ok(cut)
 }

@@ -2,6 +2,7 @@
 //! [`METHODS`] each. A `quantize` stage of any method comes behind it.
 
 mod awq;
+mod inputs;
 mod rotate;
 mod scaled;
 mod smooth;
@@ -10,6 +11,7 @@ use super::method::{Method, flags, method, stage};
 use super::{RecipeStage, StageKind};
 
 pub use awq::Awq;
+pub use inputs::{InputScales, Inputs};
 pub use rotate::{Only, Rotate};
 pub use smooth::Smooth;
 
@@ -37,6 +39,11 @@ pub static METHODS: &[Method] = &[
         Rotate,
         "rotate",
         "the residual stream and heads in the basis of random Hadamard matrices (QuaRot)"
+    ),
+    method!(
+        Inputs,
+        "inputs",
+        "the same weights, whose inputs are rounded to 8 bits when the model runs (W8A8)"
     ),
 ];
 

@@ -39,7 +39,7 @@ impl Observed {
     }
 
     /// Tokens of the calibration; of statistics none.
-    fn tokens(&self) -> u64 {
+    pub fn tokens(&self) -> u64 {
         match self.stats {
             Some(_) => 0,
             None => self.calibration.samples().saturating_mul(self.calibration.length()) as u64,
