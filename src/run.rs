@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::data::training::Examples;
 use crate::data::{mark_gaps, read_text};
 use crate::device::Device;
-use crate::disk::{sync, write_record};
+use crate::disk::{sweep, sync, write_record};
 use crate::error::{Error, Result};
 use crate::formats::{Source, sha256};
 use crate::graph::Experts;
@@ -985,8 +985,9 @@ impl Run<'_> {
     }
 }
 
-/// Copies the files of a folder into a new one.
+/// Copies the files of a folder into a new one, once what a killed run left among them is gone.
 fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    sweep(from);
     std::fs::create_dir(to).map_err(Error::write(to))?;
     for entry in std::fs::read_dir(from).map_err(Error::read(from))? {
         let entry = entry.map_err(Error::read(from))?;

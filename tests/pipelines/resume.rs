@@ -250,7 +250,8 @@ fn killed_between_steps() -> Result<(), Failed> {
     killed(TRAINING, 20)
 }
 
-/// The same between the end of a training and its folder's name: checkpoints that are gone by halves are not needed.
+/// The same between the end of a training and its folder's name: checkpoints that are gone by halves are not needed, nor is what was
+/// being put in its place.
 fn killed_while_tidying() -> Result<(), Failed> {
     let (folder, _) = world(TRAINING)?;
     let folder = folder.path();
@@ -261,6 +262,8 @@ fn killed_while_tidying() -> Result<(), Failed> {
     std::fs::rename(folder.join("o.work/01-tune"), &part)?;
     std::fs::create_dir(part.join("training"))?;
     std::fs::write(part.join("training/state.json"), "half of it")?;
+    std::fs::create_dir(part.join("adapter/.lopper-left"))?;
+    std::fs::write(part.join("adapter/.lopper-left/adapter_config.json"), "half of it")?;
     std::fs::remove_file(folder.join("o.work/01-tune.toml")).ok();
     succeeds(folder, "compress r.toml --out o --resume")?;
     assert_eq!(artifact(&folder.join("o"))?, wanted, "the same in the end");
