@@ -99,6 +99,7 @@ mod model {
 
 mod pipelines {
     pub mod calibrate;
+    pub mod codebooks;
     pub mod jobs;
     pub mod levels;
     pub mod merging;
@@ -178,6 +179,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::synth::trials,
     model::widths::trials,
     pipelines::calibrate::trials,
+    pipelines::codebooks::trials,
     pipelines::jobs::trials,
     pipelines::levels::trials,
     pipelines::merging::trials,

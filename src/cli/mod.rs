@@ -3,6 +3,7 @@
 
 mod bench;
 mod calibrate;
+mod codebook;
 mod compress;
 mod devices;
 mod embed;
@@ -68,7 +69,7 @@ struct Global {
     /// Where kernels run. `checked` runs each on the GPU and on the CPU reference and stops at the first difference
     #[arg(long, global = true, default_value = "auto")]
     device: DeviceChoice,
-    /// Use the adapter whose name contains this
+    /// Use the adapter whose name contains this; of several alike the second by NAME#2
     #[arg(long, global = true, value_name = "NAME-SUBSTRING")]
     adapter: Option<String>,
     /// Use this graphics backend only: vulkan, metal, dx12 or gl
@@ -207,6 +208,8 @@ enum Command {
     Calibrate(calibrate::Arguments),
     /// Write how much a model's channels matter, by their weights or by gradients
     Scores(scores::Arguments),
+    /// Find the entries of a grid that suit a model's weights, for quantize --codebook
+    Codebook(codebook::Arguments),
     /// Convert a model
     Export(export::Arguments),
     /// List the tasks: those that are part of the program, and the published ones with where their files come from
@@ -338,6 +341,7 @@ fn run(cli: &Cli, output: &Output) -> Result<()> {
         Command::Generate(arguments) => generate::run(&cli.global, arguments, output),
         Command::Chat(arguments) => generate::chat::run(&cli.global, arguments, output),
         Command::Serve(arguments) => serve::run(&cli.global, arguments, output),
+        Command::Codebook(arguments) => codebook::run(arguments, output),
         Command::Embed(arguments) => embed::run(&cli.global, arguments, output),
         Command::Logits(arguments) => logits::run(&cli.global, arguments, output),
         Command::Calibrate(arguments) => calibrate::run(&cli.global, arguments, output),

@@ -182,8 +182,9 @@ fn open_gpu(global: &Global, adapter: Adapter, checked: bool, output: &Output) -
             output.note(format!(
                 "note: matrix units of {name} are left out, a check of them failed: {failure}"
             ));
-            let selector =
-                Selector { name: Some(name), backend: Some(runner.gpu().adapter().info.backend) };
+            let backend = Some(runner.gpu().adapter().info.backend);
+            let name = global.adapter.clone().or(Some(name));
+            let selector = Selector { name, backend };
             drop(runner);
             let options = Options { tier: Tier::F16, ..options };
             Gpu::open(choose(&selector)?, options).map(Runner::new)?

@@ -13,7 +13,7 @@ use crate::tensor::{WHOLE_ROW, WeightFormat, weight_type};
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// smollm2 (smollm2-135m), tinyllama (tinyllama-1.1b), llama8b (llama-3.1-8b), smollm2-1.7b, minitron-width or
-    /// minitron-depth (minitron-4b-...), litellama (litellama-460m), flan-t5 (flan-t5-base), flan-t5-large, flan-t5-xl
+    /// minitron-depth (minitron-4b-...), litellama (litellama-460m), mixtral (mixtral-8x7b), flan-t5 (flan-t5-base), flan-t5-large, flan-t5-xl
     shape: String,
     /// Weight type of the linear layers: f16, uint4m, nf4, ...
     #[arg(long = "type", value_name = "TYPE", default_value = "f16")]

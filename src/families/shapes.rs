@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Family, llama, t5};
+use super::{Family, llama, mixtral, t5};
 
 /// The shape of a published model.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub struct Shape {
     pub layers: usize,
     /// Query heads, key and value heads.
     heads: (usize, usize),
+    /// Experts of a block, and those that a token goes to, of a family that has some.
+    experts: (usize, usize),
     /// Columns of a head; 0: the width's share.
     head_dim: usize,
     rope_theta: f64,
@@ -35,6 +37,7 @@ const LLAMA: Shape = Shape {
     intermediate_size: 0,
     layers: 0,
     heads: (0, 0),
+    experts: (0, 0),
     head_dim: 0,
     rope_theta: 10_000.0,
     tied: false,
@@ -130,6 +133,21 @@ pub const SHAPES: &[Shape] = &[
         context: 131_072,
         ..LLAMA
     },
+    // Jiang et al. 2024, arXiv 2401.04088, table 1.
+    Shape {
+        name: "mixtral-8x7b",
+        short: "mixtral",
+        family: &mixtral::FAMILY,
+        vocab_size: 32_000,
+        hidden_size: 4096,
+        intermediate_size: 14_336,
+        layers: 32,
+        heads: (32, 8),
+        experts: (8, 2),
+        rope_theta: 1_000_000.0,
+        context: 32_768,
+        ..LLAMA
+    },
     // Reckoned: the sizes that its name and its tokenizer (GPT-2's) leave, not read from its config.json.
     Shape {
         name: "litellama-460m",
@@ -180,6 +198,10 @@ impl Shape {
         let Value::Object(mut map) = value else { return Map::new() };
         let (key, names) = self.family.activation_key;
         map.insert(key.into(), json!(names[0]));
+        if let Some([count, used]) = self.family.experts_keys {
+            map.insert(count[0].into(), json!(self.experts.0));
+            map.insert(used[0].into(), json!(self.experts.1));
+        }
         if let Some([key, _]) = self.family.decoder_layers_keys {
             map.insert(key.into(), json!(layers));
             map.insert("is_encoder_decoder".into(), json!(true));

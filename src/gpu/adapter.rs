@@ -66,7 +66,7 @@ impl Tier {
 /// Which adapter is wanted. Empty fields take anything.
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
-    /// Part of the adapter's name, in any case.
+    /// Part of the adapter's name, in any case; behind it `#2` for the second of those that match, and so on.
     pub name: Option<String>,
     /// One backend only.
     pub backend: Option<wgpu::Backend>,
@@ -82,6 +82,21 @@ impl Selector {
             (None, None) => None,
         };
         Ok(Self { name, backend })
+    }
+
+    /// Part of a name in lower case, and the number of one of those that match, from 1.
+    fn parts(&self) -> (Option<String>, Option<usize>) {
+        let Some(name) = self.name.as_ref().map(|name| name.to_lowercase()) else {
+            return (None, None);
+        };
+        let number = name.rsplit_once('#').and_then(|(name, number)| {
+            let number: usize = number.parse().ok().filter(|number| *number > 0)?;
+            Some((name.to_string(), number))
+        });
+        match number {
+            Some((name, number)) => (Some(name), Some(number)),
+            None => (Some(name), None),
+        }
     }
 
     fn describe(&self) -> String {
@@ -305,7 +320,7 @@ fn adapters_of(backends: wgpu::Backends, selector: &Selector) -> Vec<Adapter> {
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     };
     let instance = wgpu::Instance::new(descriptor);
-    let wanted = selector.name.as_ref().map(|name| name.to_lowercase());
+    let (wanted, number) = selector.parts();
     let (listed, without): (Vec<_>, Vec<_>) =
         pollster::block_on(instance.enumerate_adapters(backends)).into_iter().partition(computes);
     let mut listed: Vec<(wgpu::Adapter, bool)> =
@@ -331,7 +346,10 @@ fn adapters_of(backends: wgpu::Backends, selector: &Selector) -> Vec<Adapter> {
         (kind, adapter.info.backend == wgpu::Backend::Gl)
     };
     found.sort_by_key(rank);
-    found
+    match number {
+        Some(number) => found.into_iter().skip(number - 1).take(1).collect(),
+        None => found,
+    }
 }
 
 #[cfg(target_os = "linux")]

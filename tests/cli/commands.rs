@@ -40,8 +40,15 @@ fn devices() -> Result<(), Failed> {
     for device in list {
         has_fields(device, "name backend type driver tier limits features");
     }
-    let none = lopper(&folder, "devices --adapter nonesuch --json=-")?;
-    assert!(none.json()? == Value::Array(vec![]), "{none}");
+    for wanted in ["nonesuch", "nonesuch#1", "#99"] {
+        let none = lopper(&folder, &format!("devices --adapter {wanted} --json=-"))?;
+        assert!(none.json()? == Value::Array(vec![]), "{wanted}: {none}");
+    }
+    // Of several alike each by its number.
+    for (index, device) in list.iter().enumerate() {
+        let one = lopper(&folder, &format!("devices --adapter #{} --json=-", index + 1))?.json()?;
+        assert!(one[0]["name"] == device["name"] && one[1].is_null(), "{one}");
+    }
     Ok(())
 }
 

@@ -44,6 +44,7 @@ fn parameters_of_the_shapes() -> Result<(), Failed> {
         ("flan-t5-base", 247_577_856),
         ("flan-t5-large", 783_150_080),
         ("flan-t5-xl", 2_849_757_184),
+        ("mixtral-8x7b", 46_702_792_704),
     ] {
         let model = Synth::new(shape, WeightFormat::f16(), None, 0)?;
         let sizes = model.specs().iter().map(|spec| spec.rows as u64 * spec.columns as u64);

@@ -1,6 +1,7 @@
 //! Quantization: grids, and the methods that put weights on them.
 
 pub mod budget;
+pub mod clusters;
 pub mod fit;
 pub mod gptq;
 mod hqq;

@@ -35,7 +35,9 @@ pub struct Target {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pattern: Option<String>,
     /// The entries of the grid `codebook`, 2 to 256 numbers; a group's largest magnitude falls on the largest of them
-    #[arg(skip)]
+    ///
+    /// lopper codebook finds some
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', allow_hyphen_values = true, conflicts_with_all = ["ty", "grid"])]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub codebook: Vec<f32>,
     /// Quantize modules that match (* stands for anything; default: the linear layers of the blocks); norms and biases never
@@ -225,8 +227,10 @@ impl Target {
 
     fn bits_and_grid(&self) -> Result<(u32, Grid), BadField> {
         let (Some(name), Some(row)) = (&self.ty, self.named()?) else {
-            let grid = self.grid.unwrap_or_default();
-            let natural = level_type(grid).map_or(4, |ty| ty.bits);
+            let own = if self.codebook.is_empty() { Grid::default() } else { Grid::Codebook };
+            let grid = self.grid.unwrap_or(own);
+            let entries = codebook(&self.codebook).ok();
+            let natural = level_type(grid).or(entries).map_or(4, |ty| ty.bits);
             return Ok((self.bits.unwrap_or(natural), grid));
         };
         if let Some(bits) = self.bits {
@@ -251,6 +255,11 @@ impl Target {
                 Ok((row.bits, natural.unwrap_or(Grid::Codebook)))
             }
         }
+    }
+
+    /// The tensors of a model that it names.
+    pub fn tensors<'m>(&self, model: &'m dyn Weights) -> Result<Vec<&'m TensorSpec>, BadField> {
+        Ok(self.rule()?.of(model))
     }
 
     /// The same with the patterns compiled.
