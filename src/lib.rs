@@ -19,7 +19,9 @@
 //! it back ([`graph::Part`]). What nobody but its block function has to know of it nobody does.
 //!
 //! Behind the last block stands a head: over the vocabulary, at every token, or over labels, at the one token that stands for a text
-//! ([`families::Readout`]): a reward model is that with one label. A sentence encoder has none: the mean of its tokens is the result. What a training makes small follows from which of them a model has.
+//! ([`families::Readout`]), through a pooler where the family has one: a reward model is that with one label. A sentence encoder has
+//! none: what its pooling ([`data::Pooling`]) makes of the states of a text's tokens is the result. What a training makes small, and
+//! how a text is put into a row of tokens ([`data::training::Reading`]), follow from which of them a model has.
 //!
 //! # Where a thing lives
 //!

@@ -340,7 +340,7 @@ fn lessons(
     let mut readout = parent.config().readout.clone();
     let of = |(index, stage): (usize, &RecipeStage)| {
         let needs = stage.needs();
-        readout = stage.new_head().or(readout.take());
+        readout = stage.new_head(parent.config()).or(readout.take());
         let examples = needs.data.map(|dataset| {
             let tokenizer = tokenizer.ok_or_else(|| Error::Argument {
                 argument: "training data".into(),
@@ -350,7 +350,9 @@ fn lessons(
             // What the head learns is known by what it is.
             match &readout {
                 None => Examples::read(dataset, tokenizer, recipe.seed),
-                Some(readout) => Examples::texts(dataset, &readout.labels, tokenizer, recipe.seed),
+                Some(Readout { labels, pooling, .. }) => {
+                    Examples::texts(dataset, (labels, *pooling), tokenizer, recipe.seed)
+                }
             }
         });
         let examples = examples.transpose()?;

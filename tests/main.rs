@@ -73,6 +73,7 @@ mod model {
     pub mod adapters;
     pub mod batches;
     pub mod cache_types;
+    pub mod classifiers;
     pub mod decoding;
     pub mod distilled_gradients;
     pub mod encoders;
@@ -156,6 +157,7 @@ const SUITES: &[fn() -> Vec<Trial>] = &[
     model::adapters::trials,
     model::batches::trials,
     model::cache_types::trials,
+    model::classifiers::trials,
     model::decoding::trials,
     model::distilled_gradients::trials,
     model::encoders::trials,

@@ -13,13 +13,21 @@ OUT = "assets/fixtures"
 PAD = 0
 
 
+def layer_norms(model, generator):
+    """Weights of BERT's norms, around 1."""
+    for key, p in model.named_parameters():
+        if "LayerNorm.weight" in key:
+            p.data.copy_((1 + 0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64)).to(torch.bfloat16).double())
+
+
 def build(name, config, lengths, loss_of, seed):
-    """Rows of these lengths, filled up at the end: a score is read at each row's last real token."""
+    """Rows of these lengths, filled up at the end: a score is read at each row's last real token, of a BERT at its first."""
     folder = f"{OUT}/{name}"
     shutil.rmtree(folder, ignore_errors=True)
     generator = torch.Generator().manual_seed(seed)
     stored = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").double()
     random_weights(stored, generator, 1.0)
+    layer_norms(stored, generator)
     stored.to(torch.bfloat16).save_pretrained(folder)
     state = stored.state_dict()
     ids = torch.full((len(lengths), max(lengths)), PAD)
@@ -29,7 +37,7 @@ def build(name, config, lengths, loss_of, seed):
         model = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="eager", dtype=torch.float64)
         model.load_state_dict({k: v.double() for k, v in state.items()})
         model.eval()
-        scores = model(ids, attention_mask=(ids != PAD).long(), use_cache=False).logits
+        scores = model(ids, attention_mask=(ids != PAD).long()).logits
     loss = loss_of(scores)
     loss.backward()
     golden = {"input_ids": ids.int(), "lengths": torch.tensor(lengths).int(), "scores": scores, "loss": loss.reshape(1)}
@@ -57,9 +65,7 @@ def build_encoder(name, config, lengths, seed):
     generator = torch.Generator().manual_seed(seed)
     stored = transformers.BertModel(config, add_pooling_layer=False).double()
     random_weights(stored, generator, 1.0)
-    for key, p in stored.named_parameters():
-        if "LayerNorm.weight" in key:
-            p.data.copy_((1 + 0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64)).to(torch.bfloat16).double())
+    layer_norms(stored, generator)
     stored.to(torch.bfloat16).save_pretrained(folder)
     ids = torch.zeros((len(lengths), max(lengths)), dtype=torch.long)
     for row, length in enumerate(lengths):
@@ -97,6 +103,8 @@ if __name__ == "__main__":
     names = {0: "against", 1: "neither", 2: "for"}
     classifier = transformers.Qwen2Config(id2label=names, label2id={v: k for k, v in names.items()}, **small)
     build("qwen2-labels", classifier, [10, 6, 8], labels, 2)
-    bert = transformers.BertConfig(vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-                                   max_position_embeddings=32, type_vocab_size=2, pad_token_id=0)
-    build_encoder("bert", bert, [9, 14, 5], 3)
+    bert = dict(vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=32, type_vocab_size=2, pad_token_id=0)
+    build_encoder("bert", transformers.BertConfig(**bert), [9, 14, 5], 3)
+    names = {0: "positive", 1: "negative", 2: "neutral"}
+    build("bert-labels", transformers.BertConfig(id2label=names, label2id={v: k for k, v in names.items()}, **bert), [10, 6, 8], labels, 4)

@@ -10,7 +10,7 @@ use super::output::{Output, table};
 use super::session::{compute, load_model, open_device, open_model, report_device};
 use crate::data::read_text;
 use crate::disk::Target;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::formats::safetensors::{NewTensor, write_file};
 use crate::model::{Pass, Weights};
 use crate::tensor::DType;
@@ -39,13 +39,7 @@ pub(super) struct Arguments {
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let checkpoint = open_model(&arguments.model, output)?;
     let config = checkpoint.config();
-    if config.has_head() {
-        return Err(Error::Argument {
-            argument: "MODEL".into(),
-            expected: "a sentence encoder, as BertModel is one".into(),
-            found: format!("a model of the family {} with a head", config.family.name),
-        });
-    }
+    config.embeds("MODEL")?;
     let target = arguments.out.as_ref().map(|path| Target {
         path,
         force: output.force(),
@@ -91,8 +85,11 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         None => json["embeddings"] = json!(embeddings),
     }
     output.json(&json)?;
-    let cosine = |a: &[f32], b: &[f32]| -> f64 {
+    let product = |a: &[f32], b: &[f32]| -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let cosine = |a: &[f32], b: &[f32]| {
+        product(a, b) / (product(a, a) * product(b, b)).sqrt().max(f64::MIN_POSITIVE)
     };
     let mut lines = vec![vec!["like the first".to_string(), "text".to_string()]];
     lines.extend(embeddings.iter().zip(&texts).map(|(embedding, text)| {
@@ -112,7 +109,7 @@ fn encoded(
     let (mut all, mut cut) = (Vec::with_capacity(texts.len()), 0);
     for text in texts {
         let (ids, lost) = tokenizer.encode_within(text, context)?;
-        cut += usize::from(lost);
+        cut += usize::from(lost > 0);
         all.push(ids);
     }
     Ok((all, cut))

@@ -9,7 +9,7 @@ use super::output::{Output, bytes, table};
 use super::session::open_model;
 use crate::error::Result;
 use crate::families::{Encoder, without_layer};
-use crate::model::{BlockDims, Config, Group, Weights, groups};
+use crate::model::{BlockDims, Config, Group, Pooling, Readout, Weights, groups};
 use crate::walk::stored::{FILE as STATISTICS, read_about};
 
 #[derive(Debug, clap::Args)]
@@ -58,6 +58,8 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     if let Some(readout) = &config.readout {
         facts["labels"] = json!(readout.labels);
+        facts["pooling"] = json!(readout.pooling);
+        facts["normalized"] = json!(readout.normalized);
     }
     if let Some(encoder) = config.encoder {
         facts["encoder_layers"] = json!(encoder.layers);
@@ -151,6 +153,16 @@ fn stated(config: &Config, width: fn(&BlockDims) -> usize) -> Value {
 /// The head in words.
 fn head(config: &Config) -> String {
     match &config.readout {
+        Some(Readout { labels, pooling, normalized }) if labels.is_empty() => {
+            let of = match pooling {
+                Pooling::Mean => "the mean of its tokens",
+                Pooling::Max => "the largest of its tokens",
+                Pooling::First => "its first token",
+                Pooling::Last => "its last token",
+            };
+            let length = if *normalized { ", of length 1" } else { "" };
+            format!("no head: a text's embedding is {of}{length}")
+        }
         Some(readout) => format!("a head that scores {}", readout.labels.join(", ")),
         None if config.tied => "tied head".into(),
         None => "own head".into(),

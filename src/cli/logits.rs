@@ -36,7 +36,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
     target: Vec<u32>,
     /// The safetensors file to write: input_ids (1, T), logits (1, T, vocabulary); of a model that scores texts, scores of the
-    /// text up to each token (1, T, labels)
+    /// text up to each token (1, T, labels), or where each token sees all of it those of the text (1, 1, labels)
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
     /// Write hidden.0 (the embedding) to hidden.L (after the final norm) too
@@ -65,6 +65,10 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let ids = match &arguments.prompt {
         Some(prompt) if config.encoder.is_some() => {
             checkpoint.tokenizer()?.encode_source(prompt)?
+        }
+        // Between the tokens that the vocabulary puts around it.
+        Some(prompt) if config.has_encoder() => {
+            checkpoint.tokenizer()?.encode_within(prompt, usize::MAX)?.0
         }
         Some(prompt) => checkpoint.tokenizer()?.encode(prompt, true)?,
         None => arguments.tokens.clone(),
@@ -109,7 +113,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     tensors.push(tensor(
         "logits".into(),
         DType::F32,
-        vec![1, length, widths.head_rows()],
+        vec![1, logits.len() / widths.head_rows() - first, widths.head_rows()],
         f32_bytes(&logits, first * widths.head_rows()),
     ));
     for (index, state) in hidden.iter().enumerate() {

@@ -3,6 +3,7 @@
 use super::Global;
 use super::output::Output;
 use super::session::{load_model, open_model};
+use crate::data::training::Reading;
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Model, Pass, Weights};
 use crate::text::Tokenizer;
@@ -21,7 +22,18 @@ impl Rewards {
         }
         let rewards = Self(models);
         let tokenizer = rewards.tokenizer()?;
+        let kind = |model: &Checkpoint| model.config().family.scored_at;
         for (model, name) in rewards.0.iter().zip(names).skip(1) {
+            if kind(model) != kind(&rewards.0[0]) {
+                return Err(Error::Argument {
+                    argument: argument.into(),
+                    expected: format!(
+                        "reward models that read texts at one place, as {} does",
+                        names[0]
+                    ),
+                    found: (*name).into(),
+                });
+            }
             if let Some(token) = tokenizer.first_difference(&model.tokenizer()?) {
                 return Err(Error::Argument {
                     argument: argument.into(),
@@ -31,6 +43,16 @@ impl Rewards {
             }
         }
         Ok(rewards)
+    }
+
+    /// How they read texts, by that tokenizer.
+    pub(super) fn reading<'t>(&self, tokenizer: &'t Tokenizer) -> Result<Reading<'t>> {
+        let config = self.0[0].config();
+        let pooling = config.reads_out("reward model")?.pooling;
+        let contexts = self.0.iter().map(|model| model.config().max_positions);
+        // What is too long for a causal one is told, and not cut.
+        let most = if pooling.sees_all() { contexts.min().unwrap_or(0) } else { usize::MAX };
+        Ok(Reading { tokenizer, pooling, most })
     }
 
     /// The first one's tokenizer, which is that of all.

@@ -19,6 +19,42 @@ pub use task::{Choice, Extract, Generated, Item, Normalize, SEPARATOR, Scoring, 
 use crate::disk;
 use crate::error::{Error, Result};
 
+/// Which of a text's tokens stand for it, where it is read as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pooling {
+    /// The last one, which has seen all of it where attention is causal.
+    Last,
+    /// The first one, which the vocabulary puts in front (`[CLS]`), where all tokens see each other.
+    First,
+    /// All of them: their mean.
+    Mean,
+    /// All of them: of each column the largest value.
+    Max,
+}
+
+impl Pooling {
+    /// The place of the one token of so many that a text is read at; `None`: at all of them.
+    pub fn place(self, tokens: usize) -> Option<usize> {
+        match self {
+            Pooling::Last => Some(tokens.saturating_sub(1)),
+            Pooling::First => Some(0),
+            Pooling::Mean | Pooling::Max => None,
+        }
+    }
+
+    /// Whether it is of models whose tokens all see each other: a text then stands between the tokens that its vocabulary puts
+    /// around it. Otherwise the token that ends a text stands behind it.
+    pub fn sees_all(self) -> bool {
+        self != Pooling::Last
+    }
+}
+
+/// What transformers calls a label of a head that has no name.
+pub fn unnamed_label(place: usize) -> String {
+    format!("LABEL_{place}")
+}
+
 /// Texts that are part of the program: speeches in the public domain.
 pub static TEXTS: &[(&str, &str)] = &[
     ("calibration", include_str!("../../assets/text/calibration.txt")),

@@ -92,6 +92,8 @@ pub struct Item {
     pub choices: Vec<Choice>,
     /// The place of the right one.
     pub answer: usize,
+    /// The text that is to be classified, without a prompt, where there is such a text.
+    pub text: Option<String>,
     /// The text after an example's query in place of the right choice: a rationale that ends in the answer.
     pub shown: Option<String>,
     /// Examples come from items of the same group, where the pool has groups.
@@ -144,6 +146,16 @@ impl Item {
         format!("{}{delimiter}{answer}", self.query_of(self.answer))
     }
 
+    /// Whether it has a choice of this text.
+    pub fn has_choice(&self, text: &str) -> bool {
+        self.choices.iter().any(|choice| choice.text == text)
+    }
+
+    /// What a head that scores texts reads: the text that is to be classified, or else the question.
+    pub fn text(&self) -> String {
+        self.text.clone().unwrap_or_else(|| format!("{}{}", self.front, self.query))
+    }
+
     /// The text by which similar items are found: the question without its choices.
     pub fn topic(&self) -> &str {
         self.query_of(0)
@@ -151,6 +163,20 @@ impl Item {
 }
 
 impl Task {
+    /// Gives a choice of all its questions another name, wherever it is one of theirs.
+    pub fn rename_choice(&mut self, choice: &str, name: &str) {
+        let rename = |text: &mut String| {
+            if text == choice {
+                *text = name.into();
+            }
+        };
+        let items = self.items.iter_mut().chain(self.pool.iter_mut().flatten());
+        items.flat_map(|item| &mut item.choices).for_each(|choice| rename(&mut choice.text));
+        if let Scoring::Labels(labels) = &mut self.scoring {
+            labels.iter_mut().for_each(rename);
+        }
+    }
+
     /// A task that has items, each with a right choice.
     pub fn new(path: &Path, name: &str, scoring: Scoring, items: Vec<Item>) -> Result<Self> {
         if items.is_empty() {

@@ -41,6 +41,7 @@ struct TaskFile {
     target: Option<String>,
     /// The text after an example's prompt in place of the bare target: a chain of thought that ends in it.
     rationale: Option<String>,
+    text: Option<String>,
     /// Examples come from lines of the same group.
     group: Option<String>,
     delimiter: Option<String>,
@@ -229,6 +230,7 @@ impl Template<'_> {
             query,
             choices,
             answer,
+            text: optional("text", &file.text)?,
             shown: optional("rationale", &file.rationale)?,
             group: optional("group", &file.group)?,
             doc: record.fields.clone(),

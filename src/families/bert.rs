@@ -1,13 +1,15 @@
-//! BERT's encoder (Devlin et al. 2019, arXiv 1810.04805), as sentence encoders have it (Reimers and Gurevych 2019, arXiv 1908.10084): every
-//! token sees all others, places have learned embeddings, layer norms stand behind each half of a block, the feed-forward has the exact
-//! GELU and no gate. A text's embedding is the mean over its tokens.
+//! BERT's encoder (Devlin et al. 2019, arXiv 1810.04805): every token sees all others, places have learned embeddings, layer norms stand
+//! behind each half of a block, the feed-forward has the exact GELU and no gate. What stands behind it reads a text as a whole: a
+//! classifier, at the first token and through the pooler (a product and tanh), or nothing in a sentence encoder (Reimers and Gurevych
+//! 2019, arXiv 1908.10084), whose embedding of a text is made of the states of its tokens.
 
 use serde_json::json;
 
-use super::config::{Config, Pooling, Readout};
+use super::config::{Config, Readout};
 use super::json::Reader;
 use super::names::{BERT, Dim, Row};
 use super::{Family, Graph};
+use crate::data::Pooling;
 use crate::error::Result;
 use crate::graph::{Activation, BlockShape, Part, Slot, blocks};
 
@@ -25,6 +27,7 @@ pub static FAMILY: Family = Family {
     activation: Activation::Gelu,
     activation_key: ("hidden_act", &["gelu"]),
     bidirectional: true,
+    scored_at: Pooling::First,
     gguf: "",
     read_json,
     ..Family::plain("bert", "BertModel", blocks!(block))
@@ -88,6 +91,7 @@ fn read_json(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
         config.rms_norm_eps = 1e-12;
     }
     config.tied = false;
-    config.readout = Some(Readout { pooling: Pooling::Mean, labels: Vec::new() });
+    let embedding = Readout { pooling: Pooling::Mean, labels: Vec::new(), normalized: true };
+    config.readout.get_or_insert(embedding);
     Ok(())
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family};
+use crate::data::{Pooling, unnamed_label};
 use crate::error::{Error, Result};
 use crate::graph::{Attention, BlockShape, DistanceBuckets, Experts, MAX_EXPERTS, Part, Slot};
 use crate::kernels::attention::MAX_HEAD_DIM;
@@ -72,16 +73,6 @@ pub struct Encoder {
     pub start: u32,
 }
 
-/// Which of a text's tokens stand for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Pooling {
-    /// The last one, which has seen all of it where attention is causal.
-    Last,
-    /// All of them: their mean.
-    Mean,
-}
-
 /// What is read of a text as a whole, behind the last block and the final norm, by a model that does not foretell tokens: a
 /// classifier, or a reward model, which is one of a single label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,18 +81,17 @@ pub struct Readout {
     pub pooling: Pooling,
     /// The labels that the head scores; none: there is no head, and what is read is the text's embedding.
     pub labels: Vec<String>,
+    /// Of an embedding, whether it is made one of length 1.
+    #[serde(default)]
+    pub normalized: bool,
 }
 
 impl Readout {
-    /// A head that scores how good a text is: transformers' name for its one label.
-    pub fn reward() -> Self {
-        Self { pooling: Pooling::Last, labels: vec![label(0)] }
+    /// A head that scores labels; without names one that scores how good a text is, under transformers' name for one label.
+    pub fn scores(pooling: Pooling, names: &[String]) -> Self {
+        let labels = if names.is_empty() { vec![unnamed_label(0)] } else { names.to_vec() };
+        Self { pooling, labels, normalized: false }
     }
-}
-
-/// What transformers calls a label that has no name.
-pub(super) fn label(place: usize) -> String {
-    format!("LABEL_{place}")
 }
 
 /// The shape of a model.
@@ -286,6 +276,18 @@ impl Config {
             expected: "a model that scores texts, as a reward model does".into(),
             found: found.into(),
         })
+    }
+
+    /// What it makes embeddings of texts of; an error if it makes none.
+    pub fn embeds(&self, what: &str) -> Result<&Readout> {
+        match &self.readout {
+            Some(readout) if readout.labels.is_empty() => Ok(readout),
+            _ => Err(Error::Argument {
+                argument: what.into(),
+                expected: "a sentence encoder, as BertModel is one".into(),
+                found: format!("a model of the family {} with a head", self.family.name),
+            }),
+        }
     }
 
     /// The same for a reward model: one score a text.

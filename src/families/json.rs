@@ -5,12 +5,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{
-    BlockDims, Config, MAX_LAYERS, MAX_SIZE, Pooling, Readout, USUAL_BALANCE, label,
-};
+use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE, Readout, USUAL_BALANCE};
 use super::names::{Role, TensorSpec, tensor_specs};
 use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family, SCORING, t5};
+use crate::data::unnamed_label;
 use crate::error::{Error, Result};
 use crate::graph::{Experts, Slot};
 use crate::tensor::InputType;
@@ -199,9 +198,9 @@ impl<'a> Reader<'a> {
         let wrong = || self.wrong(ID_LABEL, "a name for each label, numbered from 0");
         let labels = match self.given(ID_LABEL) {
             // transformers' own number where nothing is said.
-            None => {
-                (0..self.size("num_labels")?.unwrap_or(2).min(MAX_LABELS + 1)).map(label).collect()
-            }
+            None => (0..self.size("num_labels")?.unwrap_or(2).min(MAX_LABELS + 1))
+                .map(unnamed_label)
+                .collect(),
             Some(Value::Object(names)) => {
                 let name = |place: usize| names.get(&place.to_string()).and_then(Value::as_str);
                 let names = (0..names.len()).map(|place| name(place).map(str::to_string));
@@ -210,7 +209,7 @@ impl<'a> Reader<'a> {
             Some(_) => return Err(wrong()),
         };
         match labels.len() {
-            1..=MAX_LABELS => Ok(Some(Readout { pooling: Pooling::Last, labels })),
+            1..=MAX_LABELS => Ok(Some(Readout::scores(family.scored_at, &labels))),
             _ => Err(self.wrong(ID_LABEL, &format!("1 to {MAX_LABELS} labels"))),
         }
     }
@@ -482,7 +481,8 @@ impl Config {
                 parent.insert((*name.unwrap_or(&names[0])).into(), json!(value));
             }
         }
-        if let (Some(readout), Some(class)) = (&self.readout, self.family.scoring_class()) {
+        let scores = self.readout.as_ref().filter(|readout| !readout.labels.is_empty());
+        if let (Some(readout), Some(class)) = (scores, self.family.scoring_class()) {
             let labels = || readout.labels.iter().enumerate();
             let by_id = labels().map(|(id, name)| (id.to_string(), json!(name))).collect();
             let by_name = labels().map(|(id, name)| (name.clone(), json!(id))).collect();
@@ -554,7 +554,8 @@ impl Config {
         let biases = || specs.iter().filter(|spec| spec.role == Role::Bias);
         let keys = self.family.bias_keys;
         let stated = |slot: Slot| keys.iter().any(|(_, slots)| slots.contains(&slot));
-        if let Some(spec) = biases().find(|spec| spec.optional && !stated(spec.slot)) {
+        let mut of_blocks = biases().filter(|spec| spec.layer.is_some());
+        if let Some(spec) = of_blocks.find(|spec| spec.optional && !stated(spec.slot)) {
             return Err(Error::Unsupported {
                 path: path.into(),
                 what: format!("a Hugging Face folder with {}", spec.name),

@@ -21,13 +21,13 @@ mod rope;
 mod shapes;
 mod t5;
 
-pub use config::{BlockDims, Config, Encoder, Pooling, Readout, input_place};
+pub use config::{BlockDims, Config, Encoder, Readout, input_place};
 pub use gguf::{Origin, factor as gguf_factor, main_type, metadata};
 pub use groups::{Axis, Group, Member, PrunableDim, Side, groups};
 pub use names::{
     Role, TensorSpec, Unread, block_patterns, canonical, embedding_name, final_norm_name,
-    head_name, is_of_block, layer_name, module_name, shared_slots, tensor_specs, unread,
-    without_layer,
+    head_name, is_of_block, layer_name, module_name, shared_slots, stored_name, tensor_specs,
+    unread, without_layer,
 };
 pub use rope::{Rope, RopeScaling};
 pub use shapes::{SHAPES, Shape};
@@ -37,6 +37,7 @@ use serde_json::{Map, Value};
 use self::gguf::Keys;
 use self::json::Reader;
 use self::names::{DECODER, Names, Row};
+use crate::data::Pooling;
 use crate::error::Result;
 use crate::formats::gguf::Value as Meta;
 use crate::graph::{Activation, Blocks, Graph, Slot};
@@ -108,6 +109,8 @@ pub struct Family {
     pub tied: bool,
     /// Whether all tokens of a text see each other, and have embeddings of their places instead of a rotary encoding.
     pub bidirectional: bool,
+    /// Which token its head reads a text at, where that scores labels.
+    pub scored_at: Pooling,
     /// Reads what only this family has in `config.json`.
     pub read_json: fn(&Reader<'_>, &mut Config) -> Result<()>,
     /// Writes it.
@@ -143,6 +146,7 @@ impl Family {
             head_dim: None,
             tied: false,
             bidirectional: false,
+            scored_at: Pooling::Last,
             read_json: |_, _| Ok(()),
             write_json: |_, _| {},
             read_gguf: |_, _| Ok(()),
@@ -158,9 +162,10 @@ impl Family {
         own.map_or(Some(key), |(_, name)| Some(*name).filter(|name| !name.is_empty()))
     }
 
-    /// The class that transformers opens it with where its head scores labels; `None`: it has none that stands on the last token.
+    /// The class that transformers opens it with where its head scores labels; `None`: it has none that this version reads.
     pub fn scoring_class(&self) -> Option<String> {
-        self.class.strip_suffix("ForCausalLM").map(|base| format!("{base}{SCORING}"))
+        let base = ["ForCausalLM", "Model"].iter().find_map(|end| self.class.strip_suffix(end));
+        base.map(|base| format!("{base}{SCORING}"))
     }
 
     /// Gives keys that are Llama's this family's names, and takes those out that it has not.

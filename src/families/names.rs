@@ -21,6 +21,10 @@ pub struct Names {
     final_norm: Option<Row>,
     head: Row,
     score: Row,
+    /// What takes the token that a text is read at to the head that scores labels, of a family that has it.
+    pooler: Option<Row>,
+    /// What transformers puts in front of all names but those of a head that scores labels, where there is one.
+    wrapper: &'static str,
 }
 
 impl Names {
@@ -42,6 +46,8 @@ pub static DECODER: Names = Names {
     final_norm: Some(FINAL_NORM),
     head: HEAD,
     score: SCORE,
+    pooler: None,
+    wrapper: "",
 };
 
 /// T5's.
@@ -52,6 +58,8 @@ pub static ENCODER_DECODER: Names = Names {
     final_norm: Some(Row { hf: "decoder.final_layer_norm", gguf: "dec.output_norm", ..FINAL_NORM }),
     head: HEAD,
     score: SCORE,
+    pooler: None,
+    wrapper: "",
 };
 
 /// BERT's.
@@ -61,7 +69,13 @@ pub static BERT: Names = Names {
     embedding: Row { hf: "embeddings.word_embeddings", ..EMBEDDING },
     final_norm: None,
     head: HEAD,
-    score: SCORE,
+    score: Row { hf: "classifier", ..SCORE }.biased(),
+    pooler: Some(
+        Row::linear(Slot::Pooler, "pooler.dense", "cls", Dim::Hidden, Dim::Hidden)
+            .biased()
+            .of_role(Role::Score),
+    ),
+    wrapper: "bert.",
 };
 
 /// What module names of blocks begin with in any family, before the layer's number.
@@ -120,7 +134,8 @@ pub enum Role {
     Router,
     /// The output head.
     Head,
-    /// The head that scores labels of a text. It is small, and its errors are those of the scores: no method makes it smaller.
+    /// The head that scores labels of a text, or what pools a token for it. It is small, and its errors are those of the scores: no
+    /// method makes it smaller.
     Score,
     /// The weight of a norm.
     Norm,
@@ -342,8 +357,7 @@ const FINAL_NORM: Row = Row::norm(Slot::FinalNorm, "model.norm", "output_norm", 
 const HEAD: Row =
     Row::linear(Slot::Head, "lm_head", "output", Dim::Vocabulary, Dim::Hidden).of_role(Role::Head);
 
-/// What transformers' classes for sequence classification have in the head's place. (llama.cpp's name; its architectures of
-/// decoders do not read it.)
+/// What transformers' classes for sequence classification have in the head's place. (llama.cpp's name.)
 const SCORE: Row = Row::linear(Slot::Head, "score", "cls.output", Dim::Labels, Dim::Hidden)
     .unbiased()
     .of_role(Role::Score);
@@ -458,6 +472,12 @@ impl TensorSpec {
         self.gguf.strip_suffix(&alone).map(|name| format!("{name}_exps.weight"))
     }
 
+    /// Whether it is of a head that scores labels: its product, what pools a token for it, or a bias of these.
+    pub fn is_of_score(&self) -> bool {
+        let bias = self.role == Role::Bias && self.layer.is_none();
+        self.role == Role::Score || bias && matches!(self.slot, Slot::Head | Slot::Pooler)
+    }
+
     /// The shape in a checkpoint.
     pub fn shape(&self) -> Vec<usize> {
         match self.role {
@@ -533,8 +553,16 @@ pub fn tensor_specs(config: &Config) -> Vec<TensorSpec> {
         }
     }
     specs.extend(names.final_norm.as_ref().map(whole));
-    if !config.tied && config.has_head() {
-        specs.push(whole(head_row(config)));
+    let head = head_row(config).filter(|_| !config.tied);
+    // An encoder may come with what a head on it would begin with.
+    let pooler = names.pooler.as_ref().filter(|_| config.readout.is_some());
+    for row in [pooler, head].into_iter().flatten() {
+        let optional = !config.has_head();
+        specs.push(TensorSpec { optional, ..whole(row) });
+        if row.bias == Bias::Required {
+            let bias = TensorSpec::new((row, row.slot), None, true, config, config.widest());
+            specs.push(TensorSpec { optional, ..bias });
+        }
     }
     specs
 }
@@ -587,16 +615,23 @@ pub fn final_norm_name(config: &Config) -> String {
     norm.map_or_else(String::new, |norm| format!("{}.weight", norm.hf))
 }
 
-/// The module name of the head.
+/// The module name of the head; of a model that has none, empty.
 pub fn head_name(config: &Config) -> &'static str {
-    head_row(config).hf
+    head_row(config).map_or("", |row| row.hf)
 }
 
-/// The head over the vocabulary, or the one that scores labels.
-fn head_row(config: &Config) -> &'static Row {
-    match config.readout {
-        None => &config.family.names.head,
-        Some(_) => &config.family.names.score,
+/// The head over the vocabulary, or the one that scores labels; `None`: there is none.
+fn head_row(config: &Config) -> Option<&'static Row> {
+    let names = config.family.names;
+    let row = if config.readout.is_none() { &names.head } else { &names.score };
+    Some(row).filter(|_| config.has_head())
+}
+
+/// The name that transformers has for a tensor of a model of this configuration.
+pub fn stored_name(config: &Config, spec: &TensorSpec) -> String {
+    match config.has_head() && spec.slot != Slot::Head {
+        true => format!("{}{}", config.family.names.wrapper, spec.name),
+        false => spec.name.clone(),
     }
 }
 
@@ -626,6 +661,12 @@ pub fn canonical(name: &str) -> String {
     let mut bare = name;
     while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| bare.strip_prefix(wrapper)) {
         bare = rest;
+    }
+    // What TensorFlow called the weight and the bias of a layer norm.
+    for (old, new) in [(".LayerNorm.gamma", "weight"), (".LayerNorm.beta", "bias")] {
+        if let Some(module) = bare.strip_suffix(old) {
+            return format!("{module}.LayerNorm.{new}");
+        }
     }
     let body = ["embed_tokens.", "layers.", "norm."].iter().any(|part| bare.starts_with(part));
     if body { format!("model.{bare}") } else { bare.to_string() }
@@ -688,10 +729,10 @@ pub fn unread(config: &Config, name: &str) -> Unread {
         None => {
             let outside = |row: &&Row| row.stack == Stack::Outside;
             let of_stacks = config.family.rows.iter().filter(outside).any(|row| known(row, name));
-            let outside = [names.embedding, *head_row(config)];
-            of_stacks
-                || of(&outside, name)
-                || names.final_norm.is_some_and(|norm| of(&[norm], name))
+            let pooler = names.pooler.as_ref().filter(|_| config.has_head());
+            let rows =
+                [Some(&names.embedding), names.final_norm.as_ref(), head_row(config), pooler];
+            of_stacks || rows.into_iter().flatten().any(|row| known(row, name))
         }
     };
     if known { Unread::Changes } else { Unread::Ignored }

@@ -103,6 +103,8 @@ pub enum Slot {
     SourceNorm,
     /// The norm after the last block.
     FinalNorm,
+    /// What takes the token that a text is read at to a head that scores labels: a product, and tanh behind it.
+    Pooler,
     /// The output head.
     Head,
 }

@@ -976,7 +976,14 @@ impl<'a> BackwardPass<'a> {
                 let some = if here.len() == all { x.clone() } else { self.pick(x, here)? };
                 let some = tape.input(&some);
                 let activation = self.pass.compute.activation;
-                let normed = tape.rms(&some, &head.norm, activation)?;
+                let mut normed = match &head.norm {
+                    Some(norm) => tape.rms(&some, norm, activation)?,
+                    None => some.clone(),
+                };
+                if let Some(pooler) = &head.pooler {
+                    let product = tape.linear(&normed, Weight::of(pooler))?;
+                    normed = tape.tanh(product)?;
+                }
                 let logits = tape.linear(&normed, Weight::of(&head.linear))?;
                 if let Some(cap) = head.soft_cap {
                     soft_cap(device, &logits.tensor, cap)?;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::embedded::{EMBEDDED, EmbeddedModel, LEFT_OUT};
 use super::formats::packed_formats;
 use super::locate::{Place, locate, without_weights};
+use super::modules;
 use crate::disk;
 use crate::error::{Error, Result, shown};
 use crate::families::{
@@ -172,6 +173,9 @@ impl Checkpoint {
         let text = disk::read_json(&path, disk::SETTINGS)?;
         let config_json = parse_object(&path, &text)?;
         let mut config = Config::from_json(&path, &config_json)?;
+        if let Some(readout) = config.readout.as_mut().filter(|readout| readout.labels.is_empty()) {
+            modules::read(folder, readout)?;
+        }
         if let Some(error) = without_weights(folder)? {
             return Err(error);
         }

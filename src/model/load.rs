@@ -1,6 +1,7 @@
 //! Weights of a checkpoint on a device, by slot.
 
 use super::checkpoint::Weights;
+use super::resident::Head;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::families::{Role, TensorSpec, head_name, shared_slots};
@@ -222,25 +223,32 @@ pub(super) fn embedding(device: &Device, weights: &dyn Weights) -> Result<Matrix
     matrix(device, &weights.load(spec)?, spec.module())
 }
 
-/// The final norm.
-pub(super) fn final_norm(device: &Device, weights: &dyn Weights) -> Result<RmsNormWeight> {
-    norm(device, weights, spec(weights, None, Slot::FinalNorm))
-}
-
-/// The head, which may be the embedding.
+/// What stands behind the last block of a model with a head, whose product may be with the embedding.
 pub(super) fn head(
     device: &Device,
     weights: &dyn Weights,
     embedding: impl FnOnce() -> Result<Matrix>,
-) -> Result<Linear> {
-    if !weights.config().tied {
-        return linear(device, weights, spec(weights, None, Slot::Head));
-    }
-    Ok(Linear {
-        name: head_name(weights.config()).into(),
-        weight: embedding()?,
-        bias: None,
-        adapter: None,
-        rounding: None,
+) -> Result<Head> {
+    let config = weights.config();
+    let own = |slot: Slot| {
+        let mut specs = weights.specs().iter();
+        specs.find(|spec| (spec.layer, spec.slot) == (None, slot) && spec.role != Role::Bias)
+    };
+    let final_norm = own(Slot::FinalNorm).map(|spec| norm(device, weights, spec));
+    let pooler = own(Slot::Pooler).map(|spec| linear(device, weights, spec));
+    Ok(Head {
+        norm: final_norm.transpose()?,
+        pooler: pooler.transpose()?,
+        linear: match config.tied {
+            false => linear(device, weights, spec(weights, None, Slot::Head))?,
+            true => Linear {
+                name: head_name(config).into(),
+                weight: embedding()?,
+                bias: None,
+                adapter: None,
+                rounding: None,
+            },
+        },
+        soft_cap: config.head_soft_cap(),
     })
 }

@@ -16,6 +16,7 @@ mod generate;
 mod identity;
 mod load;
 mod locate;
+mod modules;
 mod outline;
 mod pairs;
 mod readout;
@@ -25,9 +26,10 @@ mod source;
 mod streamed;
 mod synth;
 
+pub use crate::data::Pooling;
 pub use crate::families::{
-    Axis, BlockDims, Config, Group, Member, Pooling, PrunableDim, Readout, Role, Rope, RopeScaling,
-    Side, TensorSpec, groups, input_place, tensor_specs,
+    Axis, BlockDims, Config, Group, Member, PrunableDim, Readout, Role, Rope, RopeScaling, Side,
+    TensorSpec, groups, input_place, tensor_specs,
 };
 pub use crate::formats::peft::{AdapterConfig, Pair, Targets};
 pub use crate::graph::{Compute, Linear, Pass};

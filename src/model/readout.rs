@@ -3,11 +3,11 @@
 use super::cache::Cache;
 use super::checkpoint::{CopyOf, Weights};
 use super::resident::Model;
-use crate::data::BETWEEN;
+use crate::data::{BETWEEN, Pooling};
 use crate::device::{Random, Tensor};
 use crate::error::{Error, Result};
 use crate::families::{Config, Readout, Role, TensorSpec, tensor_specs};
-use crate::graph::Pass;
+use crate::graph::{Pass, Slot};
 use crate::interrupt;
 use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::model::Outline;
@@ -34,13 +34,7 @@ impl Model {
         let labels = config.reads_out("scores of texts")?.labels.len();
         let scores = self.read_texts(texts, labels, progress, &mut |texts| {
             let (x, length) = self.streams(pass, texts)?;
-            let last = |(row, text): (usize, &&[u32])| (row * length + text.len() - 1) as u32;
-            let pairs: Vec<(u32, u32)> = texts.iter().enumerate().map(last).zip(0..).collect();
-            let (device, width) = (pass.device, config.hidden_size);
-            let read =
-                device.allocate(DType::F32, &[texts.len(), width], "what texts are read of")?;
-            rows(device, &x, &read, width, &Rows::upload(device, &pairs)?)?;
-            Ok(device.read(&self.head_weights()?.logits_of(pass, &read)?)?.to_f32())
+            Ok(pass.device.read(&self.scores_at(pass, &x, texts, length)?)?.to_f32())
         })?;
         match scores.iter().find(|score| !score.is_finite()) {
             None => Ok(scores),
@@ -50,8 +44,27 @@ impl Model {
         }
     }
 
-    /// The embedding of each text, of one token at least: the mean over its tokens, of length 1, f32 (texts, hidden). Texts and
-    /// `progress` as with [`Model::scores`].
+    /// The scores of texts, f32 (texts, labels), by the residual stream behind the last block, f32 (texts * length, hidden).
+    pub(super) fn scores_at(
+        &self,
+        pass: &Pass<'_>,
+        x: &Tensor,
+        texts: &[&[u32]],
+        length: usize,
+    ) -> Result<Tensor> {
+        let (device, config) = (pass.device, &self.config());
+        let pooling = config.reads_out("scores of texts")?.pooling;
+        let place = |text: &&[u32]| pooling.place(text.len()).expect("a head reads one token");
+        let read = |(row, text): (usize, &&[u32])| (row * length + place(text)) as u32;
+        let pairs: Vec<(u32, u32)> = texts.iter().enumerate().map(read).zip(0..).collect();
+        let width = config.hidden_size;
+        let read = device.allocate(DType::F32, &[texts.len(), width], "what texts are read of")?;
+        rows(device, x, &read, width, &Rows::upload(device, &pairs)?)?;
+        self.head_weights()?.logits_of(pass, &read)
+    }
+
+    /// The embedding of each text, of one token at least, f32 (texts, hidden): what its pooling makes of the states of its tokens, of
+    /// length 1 where the model says so. Texts and `progress` as with [`Model::scores`].
     ///
     /// Errors: another kind of model; a text that is empty or longer than its context; a value that is not finite.
     pub fn embeddings(
@@ -62,25 +75,18 @@ impl Model {
     ) -> Result<Vec<f32>> {
         let config = self.config();
         let width = config.hidden_size;
-        if config.has_head() {
-            return Err(Error::Argument {
-                argument: "embeddings of texts".into(),
-                expected: "a sentence encoder".into(),
-                found: format!("a model of the family {} with a head", config.family.name),
-            });
-        }
+        let readout = config.embeds("embeddings of texts")?;
         let found = self.read_texts(texts, width, progress, &mut |texts| {
             let (x, length) = self.streams(pass, texts)?;
             let values = pass.device.read(&x)?.to_f32();
             let mut embeddings = Vec::with_capacity(texts.len() * width);
             for (text, row) in texts.iter().zip(values.chunks_exact(length * width)) {
-                let mut sum = vec![0.0f64; width];
-                for token in row[..text.len() * width].chunks_exact(width) {
-                    sum.iter_mut().zip(token).for_each(|(sum, value)| *sum += f64::from(*value));
+                let mut whole = pooled(readout.pooling, &row[..text.len() * width], width);
+                if readout.normalized {
+                    let norm = whole.iter().map(|value| value * value).sum::<f64>().sqrt();
+                    whole.iter_mut().for_each(|value| *value /= norm.max(1e-12));
                 }
-                // Its length takes no notice of how many there were.
-                let norm = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
-                embeddings.extend(sum.iter().map(|value| (value / norm.max(1e-12)) as f32));
+                embeddings.extend(whole.iter().map(|value| *value as f32));
             }
             Ok(embeddings)
         })?;
@@ -148,19 +154,46 @@ impl Model {
     }
 }
 
+/// What stands for a text by the states of its tokens, (tokens, width).
+fn pooled(pooling: Pooling, states: &[f32], width: usize) -> Vec<f64> {
+    let tokens = states.len() / width;
+    if let Some(place) = pooling.place(tokens) {
+        return states[place * width..][..width].iter().map(|value| f64::from(*value)).collect();
+    }
+    let all = states.chunks_exact(width);
+    let columns = |start: f64, join: fn(f64, f64) -> f64| {
+        let mut whole = vec![start; width];
+        for token in all {
+            whole
+                .iter_mut()
+                .zip(token)
+                .for_each(|(one, value)| *one = join(*one, f64::from(*value)));
+        }
+        whole
+    };
+    match pooling {
+        Pooling::Max => columns(f64::NEG_INFINITY, f64::max),
+        _ => {
+            let mut mean = columns(0.0, |sum, value| sum + value);
+            mean.iter_mut().for_each(|sum| *sum /= tokens as f64);
+            mean
+        }
+    }
+}
+
 /// How a head begins that no model has had.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum FreshHead {
-    /// Of zeros: every text begins with the same score
+    /// Of zeros: every text begins with the same score. (What pools a token before it is drawn: zeros there would learn nothing)
     Zero,
     /// Drawn by the seed, normal of variance 1 / (width + 1) (Stiennon et al. 2020, arXiv 2009.01325, appendix B.1)
     Normal,
 }
 
-/// A model with a fresh head that scores labels, in the place of the one that it has.
+/// A model with a fresh head that scores labels, in the place of the one that it has. What pools a token for it stays, if there is any.
 pub struct Headed<'a> {
     weights: &'a dyn Weights,
     outline: Outline,
@@ -186,6 +219,12 @@ impl<'a> Headed<'a> {
         Ok(Self { weights, outline, fresh, seed })
     }
 
+    /// Whether a tensor is one that the model did not have.
+    fn is_fresh(&self, spec: &TensorSpec) -> bool {
+        let mut own = self.weights.specs().iter();
+        spec.is_of_score() && !own.any(|own| stays(own) && own.name == spec.name)
+    }
+
     /// The outline of that.
     pub fn outline(before: &Outline, readout: &Readout) -> Result<Outline> {
         let mut after = before.clone();
@@ -193,13 +232,12 @@ impl<'a> Headed<'a> {
         if family.scoring_class().is_none() {
             return Err(Error::Argument {
                 argument: "a head that scores texts".into(),
-                expected: "a model of one stack of causal blocks".into(),
+                expected: "a model of one stack of blocks".into(),
                 found: format!("one of the family {}", family.name),
             });
         }
         (after.config.readout, after.config.tied) = (Some(readout.clone()), false);
-        let gone = before.specs.iter().map(|spec| matches!(spec.role, Role::Head | Role::Score));
-        let stays: Vec<bool> = gone.map(|gone| !gone).collect();
+        let stays: Vec<bool> = before.specs.iter().map(stays).collect();
         fn keep<T>(list: &mut Vec<T>, stays: &[bool]) {
             let mut stays = stays.iter();
             list.retain(|_| stays.next() == Some(&true));
@@ -207,13 +245,24 @@ impl<'a> Headed<'a> {
         keep(&mut after.specs, &stays);
         keep(&mut after.formats, &stays);
         keep(&mut after.copies, &stays);
-        let mut specs = tensor_specs(&after.config).into_iter();
-        let score = specs.find(|spec| spec.role == Role::Score);
-        after.specs.push(score.expect("a configuration with labels has their head"));
-        after.formats.push(WeightFormat::f32());
-        after.copies.push(None);
+        let all = tensor_specs(&after.config).into_iter().filter(TensorSpec::is_of_score);
+        for spec in all {
+            match after.specs.iter_mut().find(|own| own.name == spec.name) {
+                Some(own) => *own = spec,
+                None => {
+                    after.specs.push(spec);
+                    after.formats.push(WeightFormat::f32());
+                    after.copies.push(None);
+                }
+            }
+        }
         Ok(after)
     }
+}
+
+/// Whether a tensor stays when a model gets another head.
+fn stays(spec: &TensorSpec) -> bool {
+    spec.layer.is_some() || spec.slot != Slot::Head
 }
 
 impl Weights for Headed<'_> {
@@ -226,11 +275,12 @@ impl Weights for Headed<'_> {
     }
 
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
-        if spec.role != Role::Score {
+        if !self.is_fresh(spec) {
             return self.weights.load(spec);
         }
         let mut values = vec![0.0; spec.rows * spec.columns];
-        if self.fresh == FreshHead::Normal {
+        let drawn = self.fresh == FreshHead::Normal || spec.slot == Slot::Pooler;
+        if drawn && spec.role != Role::Bias {
             let deviation = (1.0 / (spec.columns as f64 + 1.0)).sqrt() as f32;
             let mut random = Random::new(Random::seed_of(self.seed, &spec.name));
             values.fill_with(|| deviation * random.normal());
@@ -239,13 +289,13 @@ impl Weights for Headed<'_> {
     }
 
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
-        match spec.role {
-            Role::Score => Ok(WeightFormat::f32()),
-            _ => self.weights.format(spec),
+        match self.is_fresh(spec) {
+            true => Ok(WeightFormat::f32()),
+            false => self.weights.format(spec),
         }
     }
 
     fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
-        self.weights.copy_of(spec).filter(|_| spec.role != Role::Score)
+        if self.is_fresh(spec) { None } else { self.weights.copy_of(spec) }
     }
 }

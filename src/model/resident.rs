@@ -7,6 +7,7 @@ use super::checkpoint::Weights;
 use super::load;
 use super::pairs::lay_out;
 use super::streamed::StreamedExperts;
+use crate::data::Pooling;
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::{Error, Result};
 use crate::families::{Config, TensorSpec, embedding_name};
@@ -15,7 +16,7 @@ use crate::graph::{
     Linear, Parameter, Pass, ProductOutput, RmsNormWeight, Slot, Tap,
 };
 use crate::interrupt;
-use crate::kernels::copy::cast::scaled;
+use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::embed::gather::gather;
 use crate::kernels::logits::soft_cap::soft_cap;
 use crate::kernels::matmul::product::MatmulShape;
@@ -36,16 +37,21 @@ pub struct Model {
     experts: Option<Rc<StreamedExperts>>,
 }
 
-/// The final norm and the head: the residual stream after the last block to logits.
+/// What stands behind the last block: the residual stream there to logits.
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// The final norm.
-    pub norm: RmsNormWeight,
-    /// The product with the vocabulary.
+    /// The final norm, of a family that has one.
+    pub norm: Option<RmsNormWeight>,
+    /// A product with tanh behind it, on the way of the tokens that texts are read at.
+    pub pooler: Option<Linear>,
+    /// The product with the vocabulary, or with labels.
     pub linear: Linear,
     /// c of c tanh(logit / c).
     pub soft_cap: Option<f32>,
 }
+
+/// The soft cap that is tanh.
+pub const TANH: f32 = 1.0;
 
 /// That a model without a head is asked for what one gives.
 pub(super) fn headless(config: &Config) -> Error {
@@ -128,6 +134,14 @@ fn counts(config: &Config, layer: usize, rows: &dyn Fn(Slot) -> usize) -> Counts
 }
 
 impl Head {
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.pooler.iter().chain([&self.linear])
+    }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.pooler.iter_mut().chain([&mut self.linear])
+    }
+
     /// Tokens whose logits fit one binding, and 256 MiB.
     pub fn rows_at_once(&self, device: &Device) -> usize {
         let row = 4 * self.linear.weight.rows() as u64;
@@ -136,25 +150,41 @@ impl Head {
 
     /// The head's input: the normalized residual stream, in the activations' type.
     pub fn norm(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
-        let RmsNormWeight { gain, epsilon, .. } = &self.norm;
-        rms(pass.device, x, gain, *epsilon, pass.compute.activation)
+        let activation = pass.compute.activation;
+        match &self.norm {
+            Some(RmsNormWeight { gain, epsilon, .. }) => {
+                rms(pass.device, x, gain, *epsilon, activation)
+            }
+            None => cast(pass.device, x, activation),
+        }
     }
 
-    /// Logits, f32 (tokens of the range, vocabulary), from the head's input.
+    /// Logits, f32 (tokens of the range, vocabulary), from the head's input. Not of a head with a pooler.
     pub fn logits(
         &self,
         pass: &Pass<'_>,
         normed: &Tensor,
         tokens: std::ops::Range<usize>,
     ) -> Result<Tensor> {
-        let normed = pass.input(normed.clone(), self.norm.gain.len());
+        assert!(self.pooler.is_none(), "tokens on their way to a pooler are taken by themselves");
+        let normed = pass.input(normed.clone(), self.linear.weight.columns());
         self.logits_of_rows(pass, &normed, tokens)
     }
 
-    /// Logits, f32 (tokens, vocabulary), from the residual stream after the last block, which is normalized on its way.
+    /// Logits, f32 (tokens, vocabulary or labels), from the residual stream after the last block, which is normalized and pooled on
+    /// its way.
     pub(super) fn logits_of(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
-        let normed = pass.normed(x, &self.norm);
-        self.logits_of_rows(pass, &normed, 0..normed.tokens())
+        let mut input = match &self.norm {
+            Some(norm) => pass.normed(x, norm),
+            None => pass.input(self.norm(pass, x)?, self.linear.weight.columns()),
+        };
+        if let Some(pooler) = &self.pooler {
+            let pooled = pooler.apply(pass, &input, Destination::New(DType::F32))?;
+            soft_cap(pass.device, &pooled, TANH)?;
+            let pooled = cast(pass.device, &pooled, pass.compute.activation)?;
+            input = pass.input(pooled, pooler.weight.rows());
+        }
+        self.logits_of_rows(pass, &input, 0..input.tokens())
     }
 
     fn logits_of_rows(
@@ -213,11 +243,7 @@ impl Model {
         }
         let head = match config.has_head() {
             false => None,
-            true => Some(Head {
-                norm: load::final_norm(device, weights)?,
-                linear: load::head(device, weights, || Ok(embedding.clone()))?,
-                soft_cap: config.head_soft_cap(),
-            }),
+            true => Some(load::head(device, weights, || Ok(embedding.clone()))?),
         };
         Ok(Self { config, embedding, blocks, head, experts })
     }
@@ -255,7 +281,7 @@ impl Model {
             return Some(Parameter::Matrix(self.embedding.clone()));
         }
         let linears = self.blocks.iter().flat_map(|block| block.linears().map(|(_, l)| l));
-        for linear in linears.chain(self.head.as_ref().map(|head| &head.linear)) {
+        for linear in linears.chain(self.head.iter().flat_map(Head::linears)) {
             if let Some(rest) = name.strip_prefix(&linear.name) {
                 match rest {
                     ".weight" => return Some(Parameter::Matrix(linear.weight.clone())),
@@ -269,7 +295,7 @@ impl Model {
             return Some(Parameter::Vector(bias.table.clone()));
         }
         let norms = self.blocks.iter().flat_map(BlockWeights::norms);
-        let mut norms = norms.chain(self.head.as_ref().map(|head| &head.norm));
+        let mut norms = norms.chain(self.head.iter().filter_map(|head| head.norm.as_ref()));
         norms.find_map(|norm| match &norm.bias {
             _ if norm.name == name => Some(Parameter::Vector(norm.gain.clone())),
             Some(bias) if norm.bias_name() == name => Some(Parameter::Vector(bias.clone())),
@@ -288,7 +314,7 @@ impl Model {
             return;
         }
         let linears = self.blocks.iter_mut().flat_map(BlockWeights::linears_mut);
-        for linear in linears.chain(self.head.as_mut().map(|head| &mut head.linear)) {
+        for linear in linears.chain(self.head.iter_mut().flat_map(Head::linears_mut)) {
             if name.strip_suffix(".weight") == Some(&linear.name) {
                 linear.weight = matrix;
                 return;
@@ -358,8 +384,8 @@ impl Model {
                 }
             }
         }
-        if let Some(head) = &self.head {
-            add(&head.linear.weight, compute, DType::F32);
+        for linear in self.head.iter().flat_map(Head::linears) {
+            add(&linear.weight, compute, DType::F32);
         }
         products
     }
@@ -443,7 +469,8 @@ impl Model {
     }
 
     /// A whole pass with everything read back: hidden states (if wanted) `0` (embedding) to `L` (after the final norm),
-    /// each f32 (tokens, hidden), and logits, f32 (tokens, vocabulary or labels). `ids` holds `sequences` rows of one length.
+    /// each f32 (tokens, hidden), and logits, f32 (tokens, vocabulary or labels); of a model whose head reads a text at its first
+    /// token, f32 (sequences, labels). `ids` holds `sequences` rows of one length.
     pub fn trace(
         &self,
         pass: &Pass<'_>,
@@ -466,6 +493,10 @@ impl Model {
         let normed = self.final_norm(pass, &x)?;
         if hidden {
             states.push(pass.device.read(&normed)?);
+        }
+        if self.config.readout.as_ref().is_some_and(|readout| readout.pooling == Pooling::First) {
+            let texts: Vec<&[u32]> = ids.chunks_exact(length).collect();
+            return Ok((states, pass.device.read(&self.scores_at(pass, &x, &texts, length)?)?));
         }
         let mut logits = Vec::new();
         let step = self.head_rows(pass.device);

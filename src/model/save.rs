@@ -12,9 +12,12 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::{COPIES, Checkpoint, CopyOf, Weights, quantizable, to_gguf_order};
 use super::export::ExportFormat;
 use super::formats::{PACKED_VERSION, described};
+use super::modules;
 use crate::disk::write_record;
 use crate::error::{Error, Result};
-use crate::families::{Config, Origin, Role, TensorSpec, gguf_factor, main_type, metadata};
+use crate::families::{
+    Config, Origin, Role, TensorSpec, gguf_factor, main_type, metadata, stored_name,
+};
 use crate::formats::LazyBytes;
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
 use crate::formats::quantized::{
@@ -155,7 +158,7 @@ pub fn export_hf(
     set_dtype(&mut config, dtype);
     check_config(folder, &config, weights.config())?;
     write_config(folder, &config)?;
-    write_tokenizer(folder, tokenizer)?;
+    write_beside(folder, weights, tokenizer)?;
     if weights.config().input_type.is_some() {
         let what = "a Hugging Face folder has no word for inputs that are rounded, and its weights are no codes: they are taken as they are";
         wide.lacks.push(what.into());
@@ -190,7 +193,7 @@ fn hf_tensors<'a>(
             Ok(if own == dtype { bytes } else { dense_bytes(&packed, own) })
         };
         tensors.push(NewTensor {
-            name: spec.name.clone(),
+            name: stored_name(weights.config(), spec),
             dtype: own,
             shape: spec.shape(),
             data: Box::new(data),
@@ -282,7 +285,7 @@ pub fn export_packed(
 ) -> Result<()> {
     let write = |tensors| write_folder(folder, tensors, MAX_SHARD_BYTES);
     packed_folder(folder, config, weights, write)?;
-    write_tokenizer(folder, tokenizer)
+    write_beside(folder, weights, tokenizer)
 }
 
 /// [`export_packed`] without a tokenizer, for a stage of a run: one tensor is in memory at a time, and a call after an
@@ -403,7 +406,7 @@ pub fn export_quantized(
     for (name, value) in &writer.files {
         write_bytes(&folder.join(name), format!("{value:#}\n").as_bytes())?;
     }
-    write_tokenizer(folder, tokenizer)?;
+    write_beside(folder, weights, tokenizer)?;
     Ok(Wide { lacks: writer.notes(), ..Wide::default() })
 }
 
@@ -739,7 +742,11 @@ fn set_dtype(config: &mut Map<String, Value>, dtype: DType) {
 /// An error if a configuration, read again, is not that of the tensors beside it.
 fn check_config(folder: &Path, config: &Map<String, Value>, tensors: &Config) -> Result<()> {
     let path = folder.join("config.json");
-    let again = Config::from_json(&path, config)?;
+    let mut again = Config::from_json(&path, config)?;
+    if let (false, false) = (again.has_head(), tensors.has_head()) {
+        // How states become an embedding stands in files of its own.
+        again.readout = tensors.readout.clone();
+    }
     if again.computes_as(tensors) {
         return Ok(());
     }
@@ -755,6 +762,19 @@ fn check_config(folder: &Path, config: &Map<String, Value>, tensors: &Config) ->
 fn write_config(folder: &Path, config: &Map<String, Value>) -> Result<()> {
     let text = format!("{:#}\n", Value::Object(config.clone()));
     write_bytes(&folder.join("config.json"), text.as_bytes())
+}
+
+/// What a folder has beside weights and their configuration: the tokenizer, and of a sentence encoder how it pools.
+fn write_beside(
+    folder: &Path,
+    weights: &dyn Weights,
+    tokenizer: Option<&StoredTokenizer>,
+) -> Result<()> {
+    let config = weights.config();
+    if let Some(readout) = config.readout.as_ref().filter(|_| !config.has_head()) {
+        modules::write(folder, readout, config.hidden_size)?;
+    }
+    write_tokenizer(folder, tokenizer)
 }
 
 fn write_tokenizer(folder: &Path, tokenizer: Option<&StoredTokenizer>) -> Result<()> {

@@ -75,11 +75,9 @@ impl<'a> WeightSource<'a> {
             WeightSource::Streamed(_, weights) if !weights.config().has_head() => {
                 Err(headless(weights.config()))
             }
-            WeightSource::Streamed(device, weights) => Ok(Head {
-                norm: load::final_norm(device, *weights)?,
-                linear: load::head(device, *weights, || self.embedding())?,
-                soft_cap: weights.config().head_soft_cap(),
-            }),
+            WeightSource::Streamed(device, weights) => {
+                load::head(device, *weights, || self.embedding())
+            }
         }
     }
 }

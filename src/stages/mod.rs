@@ -81,8 +81,8 @@ pub trait Stage: std::fmt::Debug + Send + Sync {
     fn files(&self, _model: Option<&Config>) -> Result<Vec<PathBuf>> {
         Ok(Vec::new())
     }
-    /// The head that it puts on a model, which scores texts; `None`: the one that the model has stays.
-    fn new_head(&self) -> Option<Readout> {
+    /// The head that it puts on such a model, which scores texts; `None`: the one that the model has stays.
+    fn new_head(&self, _: &Config) -> Option<Readout> {
         None
     }
     /// Further models that it merges with the one that it runs on.

@@ -172,14 +172,14 @@ impl Tokenizer {
     }
 
     /// A text between the tokens that the vocabulary's post-processor puts around it, of at most so many tokens in all: a text that is
-    /// longer loses its end; and whether it did.
-    pub fn encode_within(&self, text: &str, most: usize) -> Result<(Vec<u32>, bool)> {
+    /// longer loses its end; and how many tokens that are.
+    pub fn encode_within(&self, text: &str, most: usize) -> Result<(Vec<u32>, usize)> {
         let own = self.encode(text, false)?;
         let [front, end] = self.around;
         let room = most.saturating_sub(front.iter().chain(&end).count());
         let kept = &own[..own.len().min(room)];
         let ids = front.iter().chain(kept).chain(&end).copied().collect();
-        Ok((ids, own.len() > room))
+        Ok((ids, own.len() - kept.len()))
     }
 
     /// The token that stands for a gap in what an encoder reads, if there is one: T5's first.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::optimizer::{AdamW, Optimizer};
 use super::parameter::{Learned, Parameter};
+use crate::data::BETWEEN;
 use crate::data::training::{Batch, Goal};
 use crate::device::{Device, HostTensor, Reading, Tensor};
 use crate::error::{Error, Result};
@@ -351,13 +352,18 @@ pub fn held_out(model: &Model, pass: &Pass<'_>, batches: &[Batch]) -> Result<Hel
         let (loss, count) = mean_loss(model, pass, batches)?;
         return Ok(HeldOut { loss, count, accuracy: None });
     }
+    let pooling = model.config().reads_out("held-out texts")?.pooling;
     let (mut loss, mut right, mut count) = (0.0, 0, 0);
     for batch in batches {
         let rows =
             batch.ids.chunks_exact(batch.length).zip(batch.scored.chunks_exact(batch.length));
+        // Where all tokens see each other what fills a row is marked; elsewhere a text is read at its last token.
         let read = |(ids, scored): (&'_ [u32], &[bool])| {
-            let last = scored.iter().position(|read| *read).unwrap_or(batch.length - 1);
-            ids[..=last].to_vec()
+            let end = match pooling.sees_all() {
+                true => ids.iter().position(|id| *id == BETWEEN),
+                false => scored.iter().position(|read| *read).map(|last| last + 1),
+            };
+            ids[..end.unwrap_or(batch.length)].to_vec()
         };
         let texts: Vec<Vec<u32>> = rows.map(read).collect();
         let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();

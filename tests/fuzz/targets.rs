@@ -11,8 +11,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
-use lopper::data::read_task;
 use lopper::data::training::{Dataset, Examples, Position};
+use lopper::data::{Pooling, read_task};
 use lopper::formats::imatrix::{Entry, Imatrix};
 use lopper::jinja::{Dialect, Renderer};
 use lopper::model::{Adapters, Checkpoint, Weights, export_gguf, export_packed};
@@ -684,7 +684,8 @@ fn training(base: &Base, random: &mut Random) {
     let labels = ["a", "b"].map(String::from);
     let noisy = Dataset { label_noise: 0.5, ..dataset.clone() };
     let labels = if random.once_in(2) { &labels[..1] } else { &labels[..] };
-    if let Ok(examples) = Examples::texts(&noisy, labels, &tokenizer, seed) {
+    let pooling = *random.pick(&[Pooling::Last, Pooling::First]);
+    if let Ok(examples) = Examples::texts(&noisy, (labels, pooling), &tokenizer, seed) {
         let (batch, _) = examples.batch(&examples.start(), 1).expect("a batch");
         assert_eq!(batch.ids.len(), batch.sequences * dataset.length);
         for row in batch.scored.chunks(dataset.length) {

@@ -18,10 +18,11 @@ use crate::models::{checkpoint, load, pass};
 use crate::numbers::{Known, Within, assert_close};
 use crate::program::{NANO, lopper, read_json, succeeds};
 
-const BERT: &str = "assets/fixtures/bert";
+pub const BERT: &str = "assets/fixtures/bert";
 
 pub fn trials() -> Vec<Trial> {
-    let mut trials = suite!("sentence_encoders": round_trip, wrong_files, commands, refused);
+    let mut trials =
+        suite!("sentence_encoders": round_trip, pooling, wrong_files, commands, refused);
     for (name, limit, of_gradients) in [("f32", 1e-5, 1e-5), ("f16", 2e-3, 5e-3)] {
         let dtype = if name == "f16" { DType::F16 } else { DType::F32 };
         trials.push(Trial::test(format!("sentence_encoders::golden::cpu::{name}"), move || {
@@ -126,10 +127,81 @@ fn round_trip() -> Result<(), Failed> {
         assert_eq!(again.config(), weights.config());
         assert_eq!(embeddings(&pass(&Device::Cpu), &again)?, expected, "{kind}");
         assert_eq!(read_json(path.join("config.json"))?["architectures"], json!(["BertModel"]));
+        let modules = read_json(path.join("modules.json"))?;
+        assert_eq!(modules.as_array().map(Vec::len), Some(3), "as sentence-transformers opens it");
     }
     let refused = export_gguf(&folder.path().join("m.gguf"), &weights, &weights, None);
     let refused = refused.expect_err("a file that nothing reads").to_string();
     assert!(refused.contains("hf or packed"), "{refused}");
+    Ok(())
+}
+
+/// Every kind of pooling, in both styles of its settings, with and without length 1, out of states from outside; others by name.
+fn pooling() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(format!("{BERT}/{file}"), folder.join(file))?;
+    }
+    std::fs::create_dir(folder.join("1_Pooling"))?;
+    let module = |place: usize, path: &str, kind: &str| json!({"idx": place, "name": place.to_string(), "path": path, "type": format!("sentence_transformers.models.{kind}")});
+    let write = |kinds: &[&str], settings: Value| {
+        let mut list = vec![module(0, "", "Transformer"), module(1, "1_Pooling", "Pooling")];
+        list.extend(kinds.iter().map(|kind| module(2, "2_Other", kind)));
+        std::fs::write(folder.join("modules.json"), json!(list).to_string())?;
+        std::fs::write(folder.join("1_Pooling/config.json"), settings.to_string())
+    };
+    let known = known()?;
+    let (states, width) = (known.floats("hidden")?, 64);
+    let rows = states.chunks_exact(known.shape("hidden")?[1] * width).zip(texts(&known)?);
+    let rows: Vec<(&[f32], usize)> = rows.map(|(row, text)| (row, text.len())).collect();
+    let old = |on: &str| json!({"word_embedding_dimension": 64, "pooling_mode_cls_token": on == "cls", "pooling_mode_mean_tokens": on == "mean", "pooling_mode_max_tokens": on == "max", "pooling_mode_mean_sqrt_len_tokens": on == "root"});
+    let pass = pass(&Device::Cpu);
+    for (kind, settings, normalize) in [
+        ("cls", old("cls"), false),
+        ("max", old("max"), true),
+        ("mean", old("mean"), false),
+        ("cls", json!({"embedding_dimension": 64, "pooling_mode": "cls"}), true),
+    ] {
+        write(if normalize { &["Normalize"] } else { &[] }, settings)?;
+        let mut expected = Vec::new();
+        for (row, tokens) in &rows {
+            let column = |column: usize| (0..*tokens).map(move |token| row[token * width + column]);
+            let pooled = (0..width).map(|at| match kind {
+                "cls" => row[at],
+                "max" => column(at).fold(f32::NEG_INFINITY, f32::max),
+                _ => column(at).sum::<f32>() / *tokens as f32,
+            });
+            let pooled: Vec<f32> = pooled.collect();
+            let length = pooled.iter().map(|value| value * value).sum::<f32>().sqrt();
+            expected
+                .extend(pooled.iter().map(|value| if normalize { value / length } else { *value }));
+        }
+        let weights = checkpoint(folder)?;
+        assert_close(kind, &embeddings(&pass, &weights)?, &expected, Within::Norm(1e-5));
+        let again = folder.join(format!("again-{kind}-{normalize}"));
+        std::fs::create_dir(&again)?;
+        export_hf(&again, weights.config_json()?, &weights, None)?;
+        assert_eq!(checkpoint(&again)?.config(), weights.config(), "{kind}");
+    }
+    let both = json!({"pooling_mode_cls_token": true, "pooling_mode_max_tokens": true});
+    for (kinds, settings, said) in [
+        (&[][..], old("root"), "mean_sqrt_len_tokens"),
+        (&[], json!({"pooling_mode": "lasttoken"}), "lasttoken"),
+        (&[], both, "cls_token and max_tokens"),
+        (&[], json!({}), "settings of a pooling"),
+        (&["Dense"], old("mean"), "the module Dense"),
+    ] {
+        write(kinds, settings)?;
+        let error = Checkpoint::open(&folder.to_string_lossy()).err().ok_or(said)?.to_string();
+        assert!(error.contains(said), "{said}: {error}");
+    }
+    std::fs::write(
+        folder.join("modules.json"),
+        json!([module(0, "", "Transformer"), module(1, "../x", "Pooling")]).to_string(),
+    )?;
+    let error = Checkpoint::open(&folder.to_string_lossy()).err().ok_or("outside")?.to_string();
+    assert!(error.contains("a path within the model's folder"), "{error}");
     Ok(())
 }
 
@@ -147,7 +219,7 @@ fn wrong_files() -> Result<(), Failed> {
         (
             "architectures",
             json!(["BertForSequenceClassification"]),
-            "BertForSequenceClassification",
+            "`pooler.dense.weight`: expected shape [64, 64], found no such tensor",
         ),
     ] {
         let mut config = config.clone();
@@ -160,11 +232,11 @@ fn wrong_files() -> Result<(), Failed> {
     Ok(())
 }
 
-/// The fixture with a WordPiece vocabulary.
-fn with_words(folder: &Path) -> Result<(), Failed> {
+/// A fixture with a WordPiece vocabulary.
+pub fn with_words(folder: &Path, fixture: &str) -> Result<(), Failed> {
     std::fs::create_dir_all(folder)?;
     for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(format!("{BERT}/{file}"), folder.join(file))?;
+        std::fs::copy(format!("{fixture}/{file}"), folder.join(file))?;
     }
     let words =
         ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "rain", "##y", "sun", "##ny", "day", "tax", "##es"];
@@ -193,7 +265,7 @@ fn with_words(folder: &Path) -> Result<(), Failed> {
 fn commands() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
-    with_words(&folder.join("bert"))?;
+    with_words(&folder.join("bert"), BERT)?;
     // Longer than a truncation that the vocabulary's file asks for, and without the padding.
     std::fs::write(folder.join("texts.txt"), "Rainy day sunny DAY\ntaxes\nrainy day sunny day\n")?;
     let found = succeeds(folder, "embed bert --texts texts.txt --json=-")?.json()?;
@@ -261,7 +333,7 @@ fn commands() -> Result<(), Failed> {
 
 fn refused() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
-    with_words(&folder.path().join("bert"))?;
+    with_words(&folder.path().join("bert"), BERT)?;
     for (arguments, said) in [
         ("generate bert --prompt a", "one that embeds texts"),
         ("eval bert --ppl embedded:heldout-2026", "one that embeds texts"),

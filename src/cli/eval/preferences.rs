@@ -40,8 +40,9 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let rewards = Rewards::open("MODEL", &names, output)?;
     let tokenizer = rewards.tokenizer()?;
     let PreferenceArguments { preferences: pairs, candidates: lists } = &arguments.preferences;
-    let pairs = pairs.as_ref().map(|name| preferences(name, &tokenizer)).transpose()?;
-    let lists = lists.as_ref().map(|path| candidates(path, &tokenizer)).transpose()?;
+    let reading = rewards.reading(&tokenizer)?;
+    let pairs = pairs.as_ref().map(|name| preferences(name, reading)).transpose()?;
+    let lists = lists.as_ref().map(|path| candidates(path, reading)).transpose()?;
     let device = open_device(global, output)?;
     let pass = Pass { device: &device, compute: compute(global, &device)? };
     let judges = rewards.load(global, &pass, output)?;

@@ -43,6 +43,9 @@ pub(super) struct TaskArguments {
     /// Each task's first questions only
     #[arg(long, value_name = "N", requires = "task", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
+    /// Of a model whose head scores labels: which of these a choice of the tasks is, where it has another name
+    #[arg(long, value_name = "CHOICE=LABEL", value_delimiter = ',', value_parser = renamed, requires = "task")]
+    label: Vec<(String, String)>,
     /// Put BOS in front of each question though the vocabulary does not ask for it
     #[arg(long, requires = "task")]
     add_bos: bool,
@@ -106,13 +109,24 @@ impl From<SelectionName> for Selection {
     }
 }
 
+/// A choice and a label, CHOICE=LABEL.
+fn renamed(text: &str) -> Result<(String, String), String> {
+    let both =
+        text.split_once('=').filter(|(choice, label)| !choice.is_empty() && !label.is_empty());
+    let (choice, label) = both.ok_or("a choice and a label are bullish=positive")?;
+    Ok((choice.into(), label.into()))
+}
+
 impl TaskArguments {
     /// Reads the tasks; what is wrong with them is said before a model is loaded.
     pub(super) fn read(&self) -> Result<Vec<Task>> {
         let mut names = HashSet::new();
         let mut tasks = Vec::new();
         for source in &self.task {
-            let task = read_task(source, self.shots_from.as_deref())?;
+            let mut task = read_task(source, self.shots_from.as_deref())?;
+            for (choice, label) in &self.label {
+                task.rename_choice(choice, label);
+            }
             if !names.insert(task.name.clone()) {
                 return Err(Error::Argument {
                     argument: "--task".into(),
@@ -134,6 +148,16 @@ impl TaskArguments {
             }
             tasks.push(task);
         }
+        let missing = |(_, label): &&(String, String)| {
+            !tasks.iter().any(|task| task.items.iter().any(|item| item.has_choice(label)))
+        };
+        if let Some((choice, _)) = self.label.iter().find(missing) {
+            return Err(Error::Argument {
+                argument: "--label".into(),
+                expected: "choices of the tasks".into(),
+                found: choice.clone(),
+            });
+        }
         Ok(tasks)
     }
 
@@ -146,22 +170,15 @@ impl TaskArguments {
         output: &Output,
     ) -> Result<Option<(Model, Tokenizer)>> {
         let Some(name) = &self.shot_encoder else { return Ok(None) };
-        let wrong = |expected: &str, found: String| {
-            let (argument, expected) = ("--shot-encoder".into(), expected.into());
-            Err(Error::Argument { argument, expected, found })
-        };
         if !matches!(self.shot_selection, SelectionName::Embedding) {
-            let found = Selection::from(self.shot_selection).name().into();
-            return wrong("--shot-selection embedding beside it", found);
+            return Err(Error::Argument {
+                argument: "--shot-encoder".into(),
+                expected: "--shot-selection embedding beside it".into(),
+                found: Selection::from(self.shot_selection).name().into(),
+            });
         }
         let checkpoint = open_model(name, output)?;
-        if checkpoint.config().has_head() {
-            let family = checkpoint.config().family.name;
-            return wrong(
-                "a sentence encoder",
-                format!("a model of the family {family} with a head"),
-            );
-        }
+        checkpoint.config().embeds("--shot-encoder")?;
         let model = load_model(global, device, &checkpoint, compute, &[], output)?;
         Ok(Some((model, checkpoint.tokenizer()?)))
     }
@@ -219,6 +236,7 @@ impl TaskArguments {
             "seed": global.seed.unwrap_or(0),
             "limit": self.limit,
             "add_bos": self.add_bos,
+            "labels": self.label.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
             "prefix_sharing": !self.no_prefix_sharing,
         })
     }

@@ -13,7 +13,7 @@ use crate::cli::rewards::Rewards;
 use crate::cli::session::{
     compute, load_model, open_device, open_language_model, put_adapter, read_adapter, report_device,
 };
-use crate::data::training::{prompts, whole_text};
+use crate::data::training::prompts;
 use crate::disk::Target;
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -135,10 +135,11 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
             drawn.push(Drawn { prompt, texts, scores: Vec::new() });
         }
     }
+    let reading = rewards.reading(&of_rewards)?;
     let mut whole = Vec::new();
     for one in &drawn {
         for text in &one.texts {
-            whole.push(whole_text(&format!("{}{text}", one.prompt), &of_rewards)?);
+            whole.push(reading.whole(&format!("{}{text}", one.prompt))?.0);
         }
     }
     let texts: Vec<&[u32]> = whole.iter().map(Vec::as_slice).collect();

@@ -55,6 +55,7 @@ pub fn lambada(source: &Source) -> Result<Vec<Item>> {
 fn sentiment(text: &str, labels: &[&str], answer: usize) -> Item {
     Item {
         query: format!("Sentence: {}\nSentiment:", text.trim()),
+        text: Some(text.trim().into()),
         choices: labels.iter().map(|label| Choice::new(*label)).collect(),
         answer,
         ..Item::default()
@@ -89,8 +90,10 @@ pub fn headline(record: &Record<'_>) -> Result<Item> {
         "yes" => 1,
         other => return Err(record.wrong("yes or no in `label`", other)),
     };
+    let text = record.some_text("text")?;
     Ok(Item {
-        query: format!("Headline: {}\nSarcastic:", record.some_text("text")?),
+        query: format!("Headline: {text}\nSarcastic:"),
+        text: Some(text.into()),
         choices: vec![Choice::new("no"), Choice::new("yes")],
         answer,
         ..Item::default()

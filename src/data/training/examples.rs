@@ -1,5 +1,6 @@
 //! The examples of a source, as tokens: what its rows are, by their fields, and what of them is scored.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
@@ -87,6 +88,16 @@ pub(super) enum Plain {
     Pair(String, String),
     /// A conversation, and the parts of its bytes that are responses.
     Chat(String, Vec<Range<usize>>),
+}
+
+impl Plain {
+    /// The text, of a pair the prompt's and the response's.
+    pub fn text(&self) -> Cow<'_, str> {
+        match self {
+            Plain::Whole(text) | Plain::Chat(text, _) => Cow::Borrowed(text),
+            Plain::Pair(prompt, response) => Cow::Owned(format!("{prompt}{response}")),
+        }
+    }
 }
 
 impl Read {

@@ -22,7 +22,10 @@ use sha2::{Digest, Sha256};
 use self::examples::{Example, Kind, Read};
 use self::pack::{Rows, cut, pack, pairs};
 use self::texts::Texts;
-pub use self::texts::{Candidates, Preference, candidates, preferences, prompts, whole_text};
+pub use self::texts::{
+    Candidates, Preference, Reading, candidates, label_places, preferences, prompts,
+};
+use super::Pooling;
 use super::shots::shuffled;
 use crate::error::{Error, Result};
 use crate::formats::hex;
@@ -301,14 +304,15 @@ impl Examples {
     }
 
     /// Reads every source for a model whose head scores texts by these labels: preferences where there is one, or else texts with
-    /// a label each.
+    /// a label each. `pooling`: where it reads them.
     pub fn texts(
         dataset: &Dataset,
-        labels: &[String],
+        (labels, pooling): (&[String], Pooling),
         tokenizer: &Tokenizer,
         seed: u64,
     ) -> Result<Self> {
         dataset.check()?;
+        let reading = Reading { tokenizer, pooling, most: dataset.length };
         if tokenizer.decoder_start.is_some() {
             return Err(Error::Argument {
                 argument: "training data".into(),
@@ -319,7 +323,7 @@ impl Examples {
         let (names, _) = dataset.weights()?;
         let read = |source: (usize, &&str)| {
             let source = (source.0, *source.1);
-            Texts::read(dataset, source, labels, tokenizer, seed)?.halves(dataset, source, seed)
+            Texts::read(dataset, source, (labels, reading), seed)?.halves(dataset, source, seed)
         };
         let made = names.iter().enumerate().map(read).collect::<Result<_>>()?;
         let goal = if labels.len() == 1 { Goal::Preferences } else { Goal::Labels(Vec::new()) };

@@ -39,13 +39,10 @@ impl Rows {
         Self { length, together, filling, ..Self::default() }
     }
 
-    /// Adds a row of a text of at most as many tokens, marked where it is read: at its last.
-    pub fn push_text(&mut self, text: &[u32]) {
+    /// Adds a row of a text of at most as many tokens, marked where it is read.
+    pub fn push_text(&mut self, text: &[u32], read: usize) {
+        self.scored.extend((0..text.len()).map(|place| place == read));
         self.ids.extend_from_slice(text);
-        self.scored.resize(self.ids.len(), false);
-        if let Some(last) = self.scored.last_mut() {
-            *last = true;
-        }
         self.padding += self.length - text.len();
         self.fill(self.filling);
     }

@@ -1,5 +1,5 @@
-//! Texts that a head scores as a whole: pairs of which one is preferred, and texts with a label. A row is a text, read at its last
-//! token; the rows of a pair stand together, the preferred one first.
+//! Texts that a head scores as a whole: pairs of which one is preferred, and texts with a label. A row is a text, read at the one token
+//! that stands for it; the rows of a pair stand together, the preferred one first.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -8,15 +8,59 @@ use serde_json::Value;
 
 use super::super::shots::shuffled;
 use super::super::source::Source;
-use super::super::task::{Item, Record, wrong};
-use super::super::{EMBEDDED_TASKS, Layout, embedded, read_task};
+use super::super::task::{Choice, Item, Record, wrong};
+use super::super::{BETWEEN, EMBEDDED_TASKS, Layout, Pooling, embedded, read_task, unnamed_label};
 use super::examples::{Plain, Raw, encoded, end_of, lines, rendered, turns_of};
 use super::pack::Rows;
 use super::{Dataset, Purpose, seed_of};
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 
-/// A text that is preferred to another one, as tokens, EOS at the end of both.
+/// How a head reads texts as a whole.
+#[derive(Clone, Copy)]
+pub struct Reading<'t> {
+    /// The vocabulary.
+    pub tokenizer: &'t Tokenizer,
+    /// The token of a text that stands for it.
+    pub pooling: Pooling,
+    /// Tokens of a text at most.
+    pub most: usize,
+}
+
+impl Reading<'_> {
+    /// A text's tokens, and how many it lost of `most`: where it is read at its last token EOS stands behind it and it loses its
+    /// beginning; where all tokens see each other it stands between the vocabulary's own and loses its end.
+    pub fn whole(&self, text: &str) -> Result<(Vec<u32>, usize)> {
+        self.tokens("text", 1, &Plain::Whole(text.into()))
+    }
+
+    /// The same of an example, which is named in errors.
+    fn tokens(&self, name: &str, line: usize, plain: &Plain) -> Result<(Vec<u32>, usize)> {
+        if self.pooling.sees_all() {
+            let (ids, lost) = self.tokenizer.encode_within(&plain.text(), self.most)?;
+            return match ids.is_empty() {
+                true => Err(wrong(name.as_ref(), line, "a text of a token or more", "none")),
+                false => Ok((ids, lost)),
+            };
+        }
+        let eos = end_of(name, self.tokenizer)?;
+        let mut ids = encoded(name, line, plain, self.tokenizer, eos)?.ids;
+        let lost = ids.len().saturating_sub(self.most);
+        ids.drain(..lost);
+        Ok((ids, lost))
+    }
+
+    /// The token that fills rows behind texts.
+    fn fill(&self, name: &str) -> Result<u32> {
+        match (self.pooling.sees_all(), self.tokenizer.pad) {
+            (true, _) => Ok(BETWEEN),
+            (false, Some(pad)) => Ok(pad),
+            (false, None) => end_of(name, self.tokenizer),
+        }
+    }
+}
+
+/// A text that is preferred to another one, as tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Preference {
     /// The one that is preferred.
@@ -57,6 +101,9 @@ pub(super) struct Texts {
     lessons: Vec<Lesson>,
     together: usize,
     fill: u32,
+    pooling: Pooling,
+    /// Texts that are longer than a row.
+    cut: usize,
     /// Places of those that are taught wrongly.
     noisy: HashSet<usize>,
     /// Labels that there are; 1: pairs.
@@ -64,8 +111,8 @@ pub(super) struct Texts {
 }
 
 /// Preferences to measure a model by: a file of pairs, or a task, whose right answers are preferred to others.
-pub fn preferences(name: &str, tokenizer: &Tokenizer) -> Result<Vec<Preference>> {
-    let lessons = pairs(name, Questions::Asked, tokenizer)?;
+pub fn preferences(name: &str, reading: Reading<'_>) -> Result<Vec<Preference>> {
+    let (lessons, _) = pairs(name, Questions::Asked, reading)?;
     let preference = |lesson: Lesson| {
         let mut texts = lesson.texts.into_iter();
         let mut next = || texts.next().unwrap_or_default();
@@ -76,9 +123,8 @@ pub fn preferences(name: &str, tokenizer: &Tokenizer) -> Result<Vec<Preference>>
 
 /// Lists of texts with what each is worth, from JSON lines with `prompt`, `completions` and `rewards`, as `generate --best-of`
 /// writes them.
-pub fn candidates(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Candidates>> {
+pub fn candidates(path: &Path, reading: Reading<'_>) -> Result<Vec<Candidates>> {
     let source = Source::read(path)?;
-    let eos = end_of(&path.display().to_string(), tokenizer)?;
     let name = path.display().to_string();
     let mut all = Vec::new();
     for record in lines(&source)? {
@@ -100,7 +146,7 @@ pub fn candidates(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Candidates>>
             })?;
         let encode = |text: &&str| {
             let whole = Plain::Whole(format!("{prompt}{text}"));
-            Ok(encoded(&name, record.line, &whole, tokenizer, eos)?.ids)
+            Ok(reading.tokens(&name, record.line, &whole)?.0)
         };
         let texts = texts.iter().map(encode).collect::<Result<_>>()?;
         all.push(Candidates { texts, rewards });
@@ -109,12 +155,6 @@ pub fn candidates(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Candidates>>
         true => Err(wrong(path, 1, "a prompt with completions", "none")),
         false => Ok(all),
     }
-}
-
-/// A text as a head that scores texts reads it, EOS at its end.
-pub fn whole_text(text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let eos = end_of("of texts to be scored", tokenizer)?;
-    Ok(encoded("text", 1, &Plain::Whole(text.into()), tokenizer, eos)?.ids)
 }
 
 /// The prompts of a file of JSON lines with `prompt`, or those of a task's questions.
@@ -132,22 +172,20 @@ impl Texts {
     pub fn read(
         dataset: &Dataset,
         (place, name): (usize, &str),
-        labels: &[String],
-        tokenizer: &Tokenizer,
+        (labels, reading): (&[String], Reading<'_>),
         seed: u64,
     ) -> Result<Self> {
-        let lessons = match labels {
-            [_] => pairs(name, Questions::Pool, tokenizer)?,
-            labels => labelled(name, labels, tokenizer)?,
+        let (lessons, cut) = match labels {
+            [_] => pairs(name, Questions::Pool, reading)?,
+            labels => labelled(name, labels, reading)?,
         };
         // The same ones are wrong whatever is kept apart, and in whatever order they come.
         let seed = seed_of(dataset.noise_seed.unwrap_or(seed), Purpose::Noise, place, 0);
         let noisy = (lessons.len() as f64 * dataset.label_noise).round() as usize;
         let noisy = shuffled(lessons.len(), seed).into_iter().take(noisy).collect();
-        let eos = end_of(name, tokenizer)?;
         let together = if labels.len() == 1 { 2 } else { 1 };
-        let fill = tokenizer.pad.unwrap_or(eos);
-        Ok(Self { lessons, together, fill, noisy, labels: labels.len() })
+        let (fill, pooling) = (reading.fill(name)?, reading.pooling);
+        Ok(Self { lessons, together, fill, pooling, cut, noisy, labels: labels.len() })
     }
 
     /// Rows of what is to be learned, and of what is kept apart; how many are learned, and how many of these are wrong. What is
@@ -182,13 +220,19 @@ impl Texts {
                 if self.together == 2 { "pairs are turned around" } else { "labels are wrong" };
             tracing::warn!("{name}: {wrong} of {} {of} (label noise)", learned.len());
         }
-        let rows = self.rows(dataset.length, &learned, true, name);
-        Ok((rows, self.rows(dataset.length, &held, false, name), learned.len(), wrong))
+        if self.cut > 0 {
+            let (cut, length) = (self.cut, dataset.length);
+            let part = if self.pooling.sees_all() { "end" } else { "beginning" };
+            tracing::warn!(
+                "{name}: {cut} texts are longer than {length} tokens and lose their {part}"
+            );
+        }
+        let rows = self.rows(dataset.length, &learned, true);
+        Ok((rows, self.rows(dataset.length, &held, false), learned.len(), wrong))
     }
 
-    fn rows(&self, length: usize, places: &[usize], noisy: bool, name: &str) -> Rows {
+    fn rows(&self, length: usize, places: &[usize], noisy: bool) -> Rows {
         let mut rows = Rows::of_texts(length, self.together, self.fill);
-        let mut cut = 0;
         for place in places {
             let Lesson { texts, label } = &self.lessons[*place];
             let wrong = noisy && self.noisy.contains(place);
@@ -197,17 +241,12 @@ impl Texts {
                 texts.reverse();
             }
             for text in texts {
-                cut += usize::from(text.len() > length);
-                rows.push_text(&text[text.len().saturating_sub(length)..]);
+                let read = self.pooling.place(text.len()).expect("a head reads one token");
+                rows.push_text(text, read);
             }
             // The next label, where it is the wrong one.
             let label = (label + u32::from(wrong)) % self.labels as u32;
             rows.labels.extend((self.together == 1).then_some(label));
-        }
-        if cut > 0 {
-            tracing::warn!(
-                "{name}: {cut} texts are longer than {length} tokens and lose their beginning"
-            );
         }
         rows
     }
@@ -240,7 +279,8 @@ fn answered(item: &Item, choice: usize) -> Raw {
     Raw::Text(Plain::Whole(format!("{query} {}", item.choices[choice].text)))
 }
 
-fn pairs(name: &str, which: Questions, tokenizer: &Tokenizer) -> Result<Vec<Lesson>> {
+/// Pairs of texts, and how many of the texts lost a part.
+fn pairs(name: &str, which: Questions, reading: Reading<'_>) -> Result<(Vec<Lesson>, usize)> {
     let mut raws: Vec<(usize, Raw)> = Vec::new();
     match questions(name, which)? {
         // The right answer, and the choice behind it.
@@ -257,14 +297,14 @@ fn pairs(name: &str, which: Questions, tokenizer: &Tokenizer) -> Result<Vec<Less
             }
         }
     }
-    let texts = encode_all(name, raws, tokenizer)?;
+    let (texts, cut) = encode_all(name, raws, reading)?;
     let lesson = |pair: &[(usize, Vec<u32>)]| match pair {
         [(line, chosen), (_, rejected)] if chosen == rejected => {
             Err(wrong(name.as_ref(), *line, "two different texts", "the same text twice"))
         }
         pair => Ok(Lesson { texts: pair.iter().map(|(_, ids)| ids.clone()).collect(), label: 0 }),
     };
-    texts.chunks_exact(2).map(lesson).collect()
+    Ok((texts.chunks_exact(2).map(lesson).collect::<Result<_>>()?, cut))
 }
 
 /// TRL's forms (huggingface.co/docs/trl, dataset formats): a prompt and two continuations, or two whole texts that begin alike; each a
@@ -297,29 +337,35 @@ fn preference(record: &Record<'_>) -> Result<[Raw; 2]> {
     Ok([raw("chosen")?, raw("rejected")?])
 }
 
-fn labelled(name: &str, labels: &[String], tokenizer: &Tokenizer) -> Result<Vec<Lesson>> {
-    let place = |text: &str| labels.iter().position(|label| label == text).map(|at| at as u32);
+/// Texts with a label each, and how many of them lost a part.
+fn labelled(name: &str, labels: &[String], reading: Reading<'_>) -> Result<(Vec<Lesson>, usize)> {
     let (mut raws, mut found) = (Vec::new(), Vec::new());
     let expected = || format!("a label out of {}", labels.join(", "));
     match questions(name, Questions::Pool)? {
         Some(items) => {
             for (line, item) in (1..).zip(&items) {
-                let label = place(item.target());
-                found.push(label.ok_or_else(|| {
-                    wrong(name.as_ref(), line, expected(), format!("`{}`", item.target()))
-                })?);
-                let query = format!("{}{}", item.front, item.query);
-                raws.push((line, Raw::Text(Plain::Whole(query))));
+                let places = label_places(item, labels).map_err(|choice| {
+                    wrong(name.as_ref(), line, expected(), format!("`{choice}`"))
+                })?;
+                found.push(places[item.answer] as u32);
+                raws.push((line, Raw::Text(Plain::Whole(item.text()))));
             }
         }
         None => {
             let source = Source::read(Path::new(name))?;
-            for record in lines(&source)? {
+            let records = match Path::new(name).extension() {
+                Some(end) if end.eq_ignore_ascii_case("csv") => source.named_rows()?,
+                _ => lines(&source)?,
+            };
+            for record in records {
                 let value = record.value("label")?;
-                let label = match value {
-                    Value::String(text) => place(text),
-                    _ => value.as_u64().filter(|at| *at < labels.len() as u64).map(|at| at as u32),
+                let number = match value {
+                    Value::String(text) => text.trim().parse().ok(),
+                    value => value.as_u64(),
                 };
+                let named = value.as_str().and_then(|text| label_place(text, labels));
+                let number = number.filter(|at| *at < labels.len() as u64).map(|at| at as usize);
+                let label = named.or(number).map(|at| at as u32);
                 let text = Plain::Whole(record.some_text("text")?.into());
                 raws.push((record.line, Raw::Text(text)));
                 found.push(label.ok_or_else(|| {
@@ -329,23 +375,42 @@ fn labelled(name: &str, labels: &[String], tokenizer: &Tokenizer) -> Result<Vec<
             }
         }
     }
-    let texts = encode_all(name, raws, tokenizer)?.into_iter();
+    let (texts, cut) = encode_all(name, raws, reading)?;
     let lesson = |((_, ids), label): ((usize, Vec<u32>), u32)| Lesson { texts: vec![ids], label };
-    Ok(texts.zip(found).map(lesson).collect())
+    Ok((texts.into_iter().zip(found).map(lesson).collect(), cut))
 }
 
-/// Tokens of texts, with their lines.
-fn encode_all(
-    name: &str,
-    raws: Vec<(usize, Raw)>,
-    tokenizer: &Tokenizer,
-) -> Result<Vec<(usize, Vec<u32>)>> {
+/// The place of a name among a head's labels: as it is written, or else whatever the case of its letters.
+fn label_place(name: &str, labels: &[String]) -> Option<usize> {
+    let folded = |text: &str| text.trim().to_lowercase();
+    let exact = labels.iter().position(|label| label == name);
+    exact.or_else(|| labels.iter().position(|label| folded(label) == folded(name)))
+}
+
+/// The places of a question's choices among a head's labels: those of their names, or where the head's labels have none and are as
+/// many, choice by choice in the order of the data's own numbers. The first choice that has no place as an error.
+pub fn label_places<'i>(item: &'i Item, labels: &[String]) -> Result<Vec<usize>, &'i str> {
+    let mut numbered = labels.iter().enumerate();
+    if labels.len() == item.choices.len() && numbered.all(|(at, name)| *name == unnamed_label(at)) {
+        return Ok((0..labels.len()).collect());
+    }
+    let place = |choice: &'i Choice| label_place(&choice.text, labels).ok_or(choice.text.as_str());
+    item.choices.iter().map(place).collect()
+}
+
+/// Tokens of texts with their lines, and how many lost a part.
+type Encoded = (Vec<(usize, Vec<u32>)>, usize);
+
+/// Texts as they are read.
+fn encode_all(name: &str, raws: Vec<(usize, Raw)>, reading: Reading<'_>) -> Result<Encoded> {
     if raws.is_empty() {
         return Err(wrong(name.as_ref(), 1, "a text", "none"));
     }
-    let eos = end_of(name, tokenizer)?;
-    let encode = |(line, plain): &(usize, Plain)| {
-        Ok((*line, encoded(name, *line, plain, tokenizer, eos)?.ids))
-    };
-    rendered(name, raws, tokenizer)?.iter().map(encode).collect()
+    let (mut texts, mut cut) = (Vec::with_capacity(raws.len()), 0);
+    for (line, plain) in rendered(name, raws, reading.tokenizer)? {
+        let (ids, lost) = reading.tokens(name, line, &plain)?;
+        cut += usize::from(lost > 0);
+        texts.push((line, ids));
+    }
+    Ok((texts, cut))
 }

@@ -1,6 +1,7 @@
 //! Low-rank factors are learned beside frozen layers, and merged into them in the end. A head that scores texts is small and may be
 //! fresh: it is learned itself.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -149,7 +150,7 @@ impl Learn for Lora {
     }
 
     fn plan(&self, spec: &TensorSpec, format: WeightFormat) -> Result<Option<Change>, BadField> {
-        if spec.role == Role::Score {
+        if spec.is_of_score() {
             let numbers = (spec.rows * spec.columns) as u64;
             return Ok(Some(Change { format: plain(format), numbers, text: "learned".into() }));
         }
@@ -181,7 +182,8 @@ impl Learn for Lora {
             let dropout = adapters.config.dropout as f32;
             parameters.extend(adapt(device, preparing.model, &adapters, pair, dropout)?);
         }
-        if let Some(spec) = score(preparing.weights) {
+        let weights = preparing.weights;
+        for spec in weights.specs().iter().filter(|spec| spec.is_of_score()) {
             parameters.push(learn(&mut preparing, spec)?);
         }
         Ok(parameters)
@@ -222,8 +224,8 @@ impl Learn for Lora {
             let both = ["A", "B"].map(|ab| parameter(format!("{}.lora_{ab}.weight", pair.module)));
             learned(device, both, pair)?;
         }
-        let score = score(weights);
-        if score.is_none() {
+        let score: Vec<&TensorSpec> = weights.specs().iter().filter(|s| s.is_of_score()).collect();
+        if score.is_empty() {
             let folder = folder.join(ADAPTER);
             std::fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
             adapters.write(&folder)?;
@@ -232,21 +234,23 @@ impl Learn for Lora {
             MergeAs::Own => Box::new(Merged::new(weights, adapters, device)?),
             MergeAs::F16 => Box::new(Widened::new(weights, adapters, device)?),
         };
-        let Some(score) = score else { return Ok(merged) };
-        let learned = parameter(score.name.clone()).packed(device, score)?;
+        if score.is_empty() {
+            return Ok(merged);
+        }
+        let tensor = |spec: &TensorSpec| {
+            let name = spec.name.clone();
+            Ok((name.clone(), parameter(name).packed(device, spec)?))
+        };
+        let learned = score.into_iter().map(tensor).collect::<Result<_>>()?;
         Ok(Box::new(WithScore { merged, learned }))
     }
 }
 
-/// The head that scores texts, of a model that has one.
-fn score(weights: &dyn Weights) -> Option<&TensorSpec> {
-    weights.specs().iter().find(|spec| spec.role == Role::Score)
-}
-
-/// A merged model with a head that was learned.
+/// A merged model with a head that was learned, which scores texts.
 struct WithScore<'a> {
     merged: Box<dyn Weights + 'a>,
-    learned: Packed,
+    /// The head's tensors, by name.
+    learned: HashMap<String, Packed>,
 }
 
 impl Weights for WithScore<'_> {
@@ -259,20 +263,20 @@ impl Weights for WithScore<'_> {
     }
 
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
-        match spec.role {
-            Role::Score => Ok(self.learned.clone()),
-            _ => self.merged.load(spec),
+        match self.learned.get(&spec.name) {
+            Some(learned) => Ok(learned.clone()),
+            None => self.merged.load(spec),
         }
     }
 
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
-        match spec.role {
-            Role::Score => Ok(self.learned.format),
-            _ => self.merged.format(spec),
+        match self.learned.get(&spec.name) {
+            Some(learned) => Ok(learned.format),
+            None => self.merged.format(spec),
         }
     }
 
     fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
-        self.merged.copy_of(spec).filter(|_| spec.role != Role::Score)
+        self.merged.copy_of(spec).filter(|_| !self.learned.contains_key(&spec.name))
     }
 }

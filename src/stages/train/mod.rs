@@ -26,8 +26,8 @@ use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::methods::BadField;
 use crate::model::{
-    Config, CopyOf, Divergence, FreshHead, Headed, Model, Outline, Pass, Pooling, Readout, Role,
-    TensorSpec, Weights, identity,
+    Config, CopyOf, Divergence, FreshHead, Headed, Model, Outline, Pass, Readout, Role, TensorSpec,
+    Weights, identity,
 };
 use crate::tensor::{Packed, WeightFormat};
 use crate::train::blockwise::{BlockTold, Blockwise};
@@ -132,8 +132,8 @@ pub trait Aimed: clap::Args + Serialize + DeserializeOwned + Default + Fields {
     fn next_tokens(&self) -> f32;
     /// The teacher, if there is one.
     fn teacher(&self) -> Option<TeacherOptions<'_>>;
-    /// A head that scores texts, to be put on the model first, and how it begins.
-    fn new_head(&self) -> Option<(Readout, FreshHead)> {
+    /// A head that scores texts, to be put on such a model first, and how it begins.
+    fn new_head(&self, _: &Config) -> Option<(Readout, FreshHead)> {
         None
     }
     /// An error if it cannot be made small of such a model.
@@ -188,17 +188,21 @@ pub struct OwnHead {
 impl Aimed for OwnHead {
     const KIND: &'static StageKind = &TUNE;
 
-    fn new_head(&self) -> Option<(Readout, FreshHead)> {
-        let labels = self.labels.clone();
-        let readout = match labels.is_empty() {
-            true => Readout::reward(),
-            false => Readout { pooling: Pooling::Last, labels },
-        };
+    fn new_head(&self, config: &Config) -> Option<(Readout, FreshHead)> {
+        let readout = Readout::scores(config.family.scored_at, &self.labels);
         self.score_head.map(|fresh| (readout, fresh))
     }
 
     fn check_model(&self, config: &Config) -> Result<()> {
-        if config.has_head() { Ok(()) } else { config.foretells("tune") }
+        match config.has_head() {
+            true => Ok(()),
+            false => Err(Error::Argument {
+                argument: "tune".into(),
+                expected: "a model with a head; --score-head puts one on it that scores texts"
+                    .into(),
+                found: "one that embeds texts".into(),
+            }),
+        }
     }
 
     fn next_tokens(&self) -> f32 {
@@ -564,15 +568,16 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         self.learn.files(model)
     }
 
-    fn new_head(&self) -> Option<Readout> {
-        self.aim.new_head().map(|(readout, _)| readout)
+    fn new_head(&self, config: &Config) -> Option<Readout> {
+        self.aim.new_head(config).map(|(readout, _)| readout)
     }
 
     fn plan(&self, model: &Outline) -> Result<Planned> {
         self.check()?;
-        let headed = match self.aim.new_head() {
+        let fresh = self.aim.new_head(&model.config);
+        let headed = match &fresh {
             None => model.clone(),
-            Some((readout, _)) => Headed::outline(model, &readout)?,
+            Some((readout, _)) => Headed::outline(model, readout)?,
         };
         let model = &headed;
         self.aim.check_model(&model.config)?;
@@ -593,7 +598,7 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
             return Err(self.learn.no_match().in_recipe());
         }
         let score = model.specs.iter().find(|spec| spec.role == Role::Score);
-        if let (Some(_), Some(spec)) = (self.aim.new_head(), score)
+        if let (Some(_), Some(spec)) = (fresh, score)
             && !changes.contains_key(&spec.name)
         {
             let expected =
@@ -650,7 +655,7 @@ impl<L: Learn, A: Aimed> Stage for Train<L, A> {
         let settings = self.settings();
         let balance = settings.balance.unwrap_or(weights.config().balance);
         let seed = context.seed;
-        let headed = match self.aim.new_head() {
+        let headed = match self.aim.new_head(weights.config()) {
             None => None,
             Some((readout, fresh)) => Some(Headed::new(weights, &readout, fresh, seed)?),
         };

@@ -2,17 +2,18 @@
 
 use super::encode::{arguments, asked};
 use super::{Event, Options, Setup};
-use crate::data::training::whole_text;
+use crate::data::training::{Reading, label_places};
 use crate::data::{Item, Task};
 use crate::error::{Error, Result};
 use crate::measure::quality::outcome::{Asked, ChoiceScore, Form, Outcome, TaskOutcome};
+use crate::model::Readout;
 
 /// A task's outcome. Every choice of a question is one of the head's labels, in whatever order; the others of these are no answer to it,
-/// and have no part of the probability. A question that is longer than the context loses its beginning, as in training.
+/// and have no part of the probability. A question that is longer than the context loses a part, as in training ([`Reading`]).
 pub(super) fn evaluate(
     setup: &Setup<'_>,
     task: &Task,
-    labels: &[String],
+    readout: &Readout,
     options: &Options,
     tell: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<TaskOutcome> {
@@ -24,23 +25,19 @@ pub(super) fn evaluate(
             found: "one of these".into(),
         });
     }
-    let items = asked(task, options);
-    let places = items.iter().map(|item| label_places(task, item, labels));
+    let (items, labels) = (asked(task, options), &readout.labels);
+    let places = items.iter().map(|item| places(task, item, labels));
     let places = places.collect::<Result<Vec<_>>>()?;
     let context = model.config().max_positions;
-    let mut texts = Vec::with_capacity(items.len());
-    let mut cut = Vec::with_capacity(items.len());
-    for item in items {
-        let mut ids = whole_text(&question(item), setup.tokenizer)?;
-        cut.push(ids.len().saturating_sub(context));
-        ids.drain(..ids.len().saturating_sub(context));
-        texts.push(ids);
-    }
+    let reading = Reading { tokenizer: setup.tokenizer, pooling: readout.pooling, most: context };
+    let read = items.iter().map(|item| reading.whole(&item.text()));
+    let (texts, cut): (Vec<_>, Vec<_>) = read.collect::<Result<Vec<_>>>()?.into_iter().unzip();
     if let Some(longest) = cut.iter().max().filter(|most| **most > 0) {
         let count = cut.iter().filter(|cut| **cut > 0).count();
         tell(Event::Warning(format!(
-            "{}: {count} questions are longer than the context of {context} tokens and lose their beginning, {longest} tokens at most",
-            task.name
+            "{}: {count} questions are longer than the context of {context} tokens and lose their {}, {longest} tokens at most",
+            task.name,
+            if readout.pooling.sees_all() { "end" } else { "beginning" }
         )))?;
     }
     let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
@@ -49,7 +46,8 @@ pub(super) fn evaluate(
     let rows = scores.chunks_exact(labels.len()).zip(items).zip(&places).enumerate();
     let outcomes = rows.map(|(index, ((scores, item), places))| {
         let own: Vec<f64> = places.iter().map(|place| f64::from(scores[*place])).collect();
-        let (doc, arguments) = (item.doc.clone(), arguments(task, item, &item.front));
+        let asked = Item { front: String::new(), query: item.text(), ..item.clone() };
+        let (doc, arguments) = (item.doc.clone(), arguments(task, &asked, ""));
         let asked = Asked { doc, arguments, cut: cut[index] };
         Outcome { asked, ..outcome(index, item, &own) }
     });
@@ -65,11 +63,6 @@ pub(super) fn evaluate(
     })
 }
 
-/// What a head that scores labels reads of a question: what a model that foretells tokens reads before it answers.
-fn question(item: &Item) -> String {
-    format!("{}{}", item.front, item.query)
-}
-
 /// The choices of all questions, if they are the same ones in one order.
 fn labels_of(items: &[Item]) -> Option<Vec<String>> {
     let first = items.first()?;
@@ -78,16 +71,12 @@ fn labels_of(items: &[Item]) -> Option<Vec<String>> {
 }
 
 /// The places of a question's choices among the labels.
-fn label_places(task: &Task, item: &Item, labels: &[String]) -> Result<Vec<usize>> {
-    let place = |text: &str| labels.iter().position(|label| label == text);
-    let places = item.choices.iter().map(|choice| {
-        place(&choice.text).ok_or_else(|| Error::Argument {
-            argument: format!("task `{}`", task.name),
-            expected: format!("choices that the model's head scores: {}", labels.join(", ")),
-            found: format!("`{}`", choice.text),
-        })
-    });
-    places.collect()
+fn places(task: &Task, item: &Item, labels: &[String]) -> Result<Vec<usize>> {
+    label_places(item, labels).map_err(|choice| Error::Argument {
+        argument: format!("task `{}`", task.name),
+        expected: format!("choices that the model's head scores: {}", labels.join(", ")),
+        found: format!("`{choice}`"),
+    })
 }
 
 /// The outcome of an item whose choices have these scores.

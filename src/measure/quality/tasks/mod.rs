@@ -19,7 +19,7 @@ use super::outcome::{Asked, ChoiceScore, Form, Outcome, TaskOutcome};
 use crate::data::shots::Selection;
 use crate::data::{Item, Scoring, Task};
 use crate::error::Result;
-use crate::model::{Ensemble, Model, Pass, Readout};
+use crate::model::{Ensemble, Model, Pass};
 use crate::text::Tokenizer;
 
 /// What answers: a model, or several as one.
@@ -70,8 +70,8 @@ pub fn evaluate(
     tell: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<TaskOutcome> {
     match &setup.models.base().config().readout {
-        Some(Readout { labels, .. }) if labels.len() > 1 => {
-            return classify::evaluate(setup, task, labels, options, tell);
+        Some(readout) if readout.labels.len() > 1 => {
+            return classify::evaluate(setup, task, readout, options, tell);
         }
         _ => setup.models.models().try_for_each(|model| model.config().foretells("a task"))?,
     }

@@ -65,6 +65,12 @@ impl Orders {
     }
 }
 
+/// Numbers as a vector of length 1.
+fn unit(values: impl Iterator<Item = f64> + Clone) -> Vec<f32> {
+    let length = values.clone().map(|value| value * value).sum::<f64>().sqrt();
+    values.map(|value| (value / length.max(f64::MIN_POSITIVE)) as f32).collect()
+}
+
 /// The embedding of each item's topic by the sentence encoder, or else its mean hidden state after the final norm, as a unit vector.
 fn vectors(
     setup: &Setup<'_>,
@@ -79,7 +85,10 @@ fn vectors(
         tell(Event::Progress("embedding", 0, items.len()))?;
         let all = encoder.embeddings(setup.pass, &texts, &mut |_, _| {})?;
         let width = encoder.config().hidden_size;
-        return Ok(all.chunks_exact(width).map(<[f32]>::to_vec).collect());
+        return Ok(all
+            .chunks_exact(width)
+            .map(|row| unit(row.iter().map(|v| f64::from(*v))))
+            .collect());
     }
     let (model, pass) = (setup.models.base(), setup.pass);
     let why =
@@ -119,9 +128,7 @@ fn vectors(
             for state in states.chunks_exact(hidden) {
                 sum.iter_mut().zip(state).for_each(|(sum, value)| *sum += f64::from(*value));
             }
-            let length = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
-            let unit = |value: &f64| (value / length.max(f64::MIN_POSITIVE)) as f32;
-            vectors[*place] = sum.iter().map(unit).collect();
+            vectors[*place] = unit(sum.into_iter());
         }
     }
     tell(Event::Progress("embedding", items.len(), items.len()))?;
