@@ -46,7 +46,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Result<()> {
     let checkpoint = open_model(&arguments.model, output)?;
-    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
+    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint, true)?;
     let target = Target {
         path: &arguments.out,
         force: output.force(),
@@ -93,7 +93,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let device = open_device(global, output)?;
     let compute = compute(global, &device)?;
     let mut model = load_model(global, &device, &checkpoint, compute, &[ids.len()], output)?;
-    put_adapter(&device, &mut model, adapter.as_ref())?;
+    put_adapter(&device, &mut model, &checkpoint, adapter.as_ref())?;
     let pass = Pass { device: &device, compute };
     let (hidden, logits) = model.trace(&pass, &ids, 1, arguments.hidden)?;
     if logits.to_f32().iter().any(|logit| !logit.is_finite()) {

@@ -76,7 +76,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     // Before a model is loaded, which takes longer.
     let (listener, address) = listen(arguments, token.is_some())?;
     let checkpoint = open_language_model("MODEL", &arguments.model, output)?;
-    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
+    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint, false)?;
     let tokenizer = checkpoint.tokenizer()?;
     let further = arguments.ensemble.open(&tokenizer, output)?;
     let other = arguments.compare.as_deref();
@@ -93,7 +93,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let parallel = usize::from(arguments.parallel);
     let tokens = [1, parallel];
     let mut model = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
-    put_adapter(&device, &mut model, adapter.as_ref())?;
+    put_adapter(&device, &mut model, &checkpoint, adapter.as_ref())?;
     let others = further.load(global, &device, (&checkpoint, compute), output)?;
     let other = match &other {
         None => None,

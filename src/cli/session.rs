@@ -269,11 +269,20 @@ pub(super) fn load_for_windows<'a>(
 pub(super) fn read_adapter(
     folder: Option<&Path>,
     checkpoint: &Checkpoint,
+    heads: bool,
 ) -> Result<Option<Adapters>> {
     let Some(folder) = folder else { return Ok(None) };
     let adapters = Adapters::read(folder)?;
     adapters.check(checkpoint.config())?;
     expect_of_blocks(&adapters, folder)?;
+    if let Some(saved) = adapters.saved.first().filter(|_| !heads) {
+        return Err(Error::Argument {
+            argument: "--lora".into(),
+            expected: "an adapter of a model that foretells tokens; eval --task takes others"
+                .into(),
+            found: format!("one with a head that scores labels, {}", saved.name),
+        });
+    }
     Ok(Some(adapters))
 }
 
@@ -281,9 +290,13 @@ pub(super) fn read_adapter(
 pub(super) fn put_adapter(
     device: &Device,
     model: &mut Model,
+    checkpoint: &Checkpoint,
     adapters: Option<&Adapters>,
 ) -> Result<()> {
     let Some(adapters) = adapters else { return Ok(()) };
+    if let Some(headed) = adapters.headed(checkpoint)? {
+        model.set_head(device, &headed)?;
+    }
     for pair in &adapters.pairs {
         if model.tensor(&format!("{}.weight", pair.module)).is_none() {
             return Err(Error::Argument {

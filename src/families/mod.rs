@@ -26,8 +26,8 @@ pub use gguf::{Origin, factor as gguf_factor, main_type, metadata};
 pub use groups::{Axis, Group, Member, PrunableDim, Side, groups};
 pub use names::{
     Role, TensorSpec, Unread, block_patterns, canonical, embedding_name, final_norm_name,
-    head_name, is_of_block, layer_name, module_name, shared_slots, stored_name, tensor_specs,
-    unread, without_layer,
+    head_name, is_of_block, is_of_score, layer_name, module_name, shared_slots, stored_name,
+    tensor_specs, unread, without_layer,
 };
 pub use rope::{Rope, RopeScaling};
 pub use shapes::{SHAPES, Shape};

@@ -86,6 +86,14 @@ fn beginnings() -> impl Iterator<Item = &'static str> {
         .flatten()
 }
 
+/// Whether a module of that name is of a head that scores labels, or has one in it, in any family.
+pub fn is_of_score(module: &str) -> bool {
+    let rows = FAMILIES.iter().flat_map(|family| [Some(family.names.score), family.names.pooler]);
+    let within = |row: Row| row.hf.strip_prefix(module);
+    rows.flatten()
+        .any(|row| within(row).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}
+
 /// Whether a tensor, or a module, of that name is of a block.
 pub fn is_of_block(name: &str) -> bool {
     beginnings().any(|begin| name.starts_with(begin))

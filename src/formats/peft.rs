@@ -1,6 +1,7 @@
 //! Low-rank adapters as the PEFT library keeps them (github.com/huggingface/peft): `adapter_config.json`, and
 //! `adapter_model.safetensors` with two matrices for each adapted module,
-//! `base_model.model.MODULE.lora_A.weight` (rank, inputs) and `.lora_B.weight` (outputs, rank).
+//! `base_model.model.MODULE.lora_A.weight` (rank, inputs) and `.lora_B.weight` (outputs, rank). Modules that were learned as a whole
+//! (`modules_to_save`), as a head that scores labels is, stand beside them: `base_model.model.score.weight`.
 //!
 //! Bytes and JSON only: which modules a model has is known elsewhere. What an adapter may be beyond two matrices is refused by
 //! name, since leaving it out would give another model.
@@ -44,6 +45,30 @@ pub struct AdapterConfig {
     pub rank_pattern: Vec<(String, usize)>,
     /// Alphas likewise.
     pub alpha_pattern: Vec<(String, f64)>,
+    /// Modules that are stored as a whole, by the ends of their names (`modules_to_save`).
+    pub saved: Vec<String>,
+}
+
+/// A tensor of a module that is stored as a whole.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Saved {
+    /// Its name in the model's checkpoint, `score.weight`.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its values, row-major.
+    pub values: Vec<f32>,
+}
+
+/// What a folder has.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The settings.
+    pub config: AdapterConfig,
+    /// The matrices, by module.
+    pub pairs: Vec<Pair>,
+    /// Tensors of whole modules.
+    pub saved: Vec<Saved>,
 }
 
 /// Which modules are adapted.
@@ -101,6 +126,7 @@ impl AdapterConfig {
             rslora: false,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            saved: Vec::new(),
         }
     }
 
@@ -137,7 +163,7 @@ impl AdapterConfig {
             "layers_to_transform": null,
             "lora_alpha": number(self.alpha),
             "lora_dropout": self.dropout,
-            "modules_to_save": null,
+            "modules_to_save": (!self.saved.is_empty()).then_some(&self.saved),
             "peft_type": "LORA",
             "r": self.rank,
             "rank_pattern": ranks.collect::<Map<_, _>>(),
@@ -146,7 +172,8 @@ impl AdapterConfig {
                 Targets::Named(names) => json!(names),
                 Targets::Pattern(pattern) => json!(pattern),
             },
-            "task_type": "CAUSAL_LM",
+            // Whole modules are those of a head that scores labels.
+            "task_type": if self.saved.is_empty() { "CAUSAL_LM" } else { "SEQ_CLS" },
             "use_dora": false,
             "use_rslora": self.rslora,
         })
@@ -165,7 +192,7 @@ fn of_pattern<T: Copy>(patterns: &[(String, T)], module: &str) -> Option<T> {
 }
 
 /// Reads a folder that PEFT wrote, or [`write`]. The modules' names are as they stand there.
-pub fn read(folder: &Path) -> Result<(AdapterConfig, Vec<Pair>)> {
+pub fn read(folder: &Path) -> Result<Stored> {
     let path = folder.join(CONFIG_FILE);
     let text = disk::read_json(&path, disk::SETTINGS)?;
     let config = match lenient(&text) {
@@ -191,12 +218,18 @@ pub fn read(folder: &Path) -> Result<(AdapterConfig, Vec<Pair>)> {
         });
     }
     let tensors = Safetensors::open(Source::open(&path)?)?;
-    let pairs = pairs(&path, &tensors, &config)?;
-    Ok((config, pairs))
+    let (pairs, saved) = contents(&path, &tensors, &config)?;
+    Ok(Stored { config, pairs, saved })
 }
 
 /// Writes both files into a folder, each whole or not at all, the settings last.
-pub fn write(folder: &Path, config: &AdapterConfig, pairs: &[Pair]) -> Result<()> {
+pub fn write(folder: &Path, config: &AdapterConfig, pairs: &[Pair], saved: &[Saved]) -> Result<()> {
+    let whole = saved.iter().map(|Saved { name, shape, values }| NewTensor {
+        name: format!("{PREFIX}{name}"),
+        dtype: DType::F32,
+        shape: shape.clone(),
+        data: Box::new(move || Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect())),
+    });
     let tensors = pairs.iter().flat_map(|pair| {
         let shapes = [vec![pair.rank, pair.inputs], vec![pair.outputs, pair.rank]];
         let values = [&pair.a, &pair.b];
@@ -208,7 +241,7 @@ pub fn write(folder: &Path, config: &AdapterConfig, pairs: &[Pair]) -> Result<()
             data: Box::new(move || Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect())),
         })
     });
-    write_file(&folder.join(WEIGHTS_FILE), tensors.collect())?;
+    write_file(&folder.join(WEIGHTS_FILE), tensors.chain(whole).collect())?;
     let path = folder.join(CONFIG_FILE);
     let text = format!("{:#}\n", config.to_json());
     disk::replace_file(&path, |file| file.write_all(text.as_bytes()).map_err(Error::write(&path)))
@@ -217,7 +250,6 @@ pub fn write(folder: &Path, config: &AdapterConfig, pairs: &[Pair]) -> Result<()
 /// Keys that make an adapter more than two matrices, or put them on something else, and what each means.
 const REFUSED: &[(&str, &str)] = &[
     ("use_dora", "DoRA learns the magnitude of each row too"),
-    ("modules_to_save", "whole modules are stored beside the adapters"),
     ("lora_bias", "the adapters have biases"),
     ("fan_in_fan_out", "the weights are stored transposed"),
     ("layer_replication", "the model has layers more than once"),
@@ -247,6 +279,7 @@ const HARMLESS: &[&str] = &[
     "lora_dropout",
     "target_modules",
     "exclude_modules",
+    "modules_to_save",
     "bias",
     "use_rslora",
     "init_lora_weights",
@@ -334,6 +367,13 @@ fn config(path: &Path, keys: &Map<String, Value>) -> Result<AdapterConfig> {
         rslora: flag("use_rslora")?,
         rank_pattern: patterns(path, "rank_pattern", get("rank_pattern"), rank)?,
         alpha_pattern: patterns(path, "alpha_pattern", get("alpha_pattern"), alpha)?,
+        saved: match get("modules_to_save") {
+            Value::Null => Vec::new(),
+            value => match targets(value) {
+                Some(Targets::Named(names)) if names.iter().all(|name| !name.is_empty()) => names,
+                _ => return Err(wrong("modules_to_save", "names of modules", value)),
+            },
+        },
     })
 }
 
@@ -388,10 +428,32 @@ fn patterns<T>(
     found.iter().map(pattern).collect()
 }
 
-/// The matrices of a file, by module.
-fn pairs(path: &Path, tensors: &Safetensors, config: &AdapterConfig) -> Result<Vec<Pair>> {
+/// The tensor of a module that is stored as a whole, if that is what a name says: PEFT takes every module whose name ends so.
+fn whole<'n>(config: &AdapterConfig, name: &'n str) -> Option<&'n str> {
+    let name = name.strip_prefix(PREFIX)?;
+    let module = name.rsplit_once('.')?.0;
+    // A module's name, or that of one within it.
+    let within = |saved: &String| {
+        let ends = |part: &str| part.ends_with(saved.as_str());
+        ends(module) || module.match_indices('.').any(|(at, _)| ends(&module[..at]))
+    };
+    (!module.contains(".lora_") && config.saved.iter().any(within)).then_some(name)
+}
+
+/// The matrices of a file, by module, and the tensors of whole modules.
+fn contents(
+    path: &Path,
+    tensors: &Safetensors,
+    config: &AdapterConfig,
+) -> Result<(Vec<Pair>, Vec<Saved>)> {
     let mut found: BTreeMap<&str, [Option<StoredTensor<'_>>; 2]> = BTreeMap::new();
+    let mut saved = Vec::new();
     for name in tensors.names() {
+        if let (Some(own), Some(tensor)) = (whole(config, name), tensors.get(name)) {
+            let (shape, values) = (tensor.shape.clone(), values(path, &tensor)?);
+            saved.push(Saved { name: own.into(), shape, values });
+            continue;
+        }
         let (module, place) = module_of(path, name)?;
         found.entry(module).or_default()[place] = tensors.get(name);
     }
@@ -432,7 +494,7 @@ fn pairs(path: &Path, tensors: &Safetensors, config: &AdapterConfig) -> Result<V
             found: "none".into(),
         });
     }
-    Ok(pairs)
+    Ok((pairs, saved))
 }
 
 /// The module whose matrix a tensor is, and whether it is A (0) or B (1).

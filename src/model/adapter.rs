@@ -8,10 +8,19 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use regex::Regex;
 
+use super::checkpoint::Weights;
+use super::outline::Outline;
+use super::readout::Headed;
+use crate::data::unnamed_label;
 use crate::device::Random;
 use crate::error::{Error, Result};
-use crate::families::{Config, Role, TensorSpec, canonical, tensor_specs, without_layer};
-use crate::formats::peft::{self, AdapterConfig, Pair, Targets, tensor_name};
+use crate::families::{
+    Config, Readout, Role, TensorSpec, canonical, is_of_score, stored_name, tensor_specs,
+    without_layer,
+};
+use crate::formats::peft::{self, AdapterConfig, Pair, Saved, Stored, Targets, tensor_name};
+use crate::graph::Slot;
+use crate::tensor::Packed;
 
 /// Adapters, at most one pair for each module.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +29,8 @@ pub struct Adapters {
     pub config: AdapterConfig,
     /// Their matrices. Modules are named as in a checkpoint of a causal model.
     pub pairs: Vec<Pair>,
+    /// A head that scores labels and was learned beside them: its tensors, named likewise.
+    pub saved: Vec<Saved>,
     /// Where they were read from, for messages.
     path: PathBuf,
 }
@@ -39,7 +50,15 @@ impl<'a> From<&'a Adapters> for Cow<'a, Adapters> {
 impl Adapters {
     /// Reads a folder of PEFT's. What they fit is asked with [`Adapters::check`].
     pub fn read(folder: &Path) -> Result<Self> {
-        let (config, mut pairs) = peft::read(folder)?;
+        let Stored { config, mut pairs, mut saved } = peft::read(folder)?;
+        saved.iter_mut().for_each(|saved| saved.name = canonical(&saved.name));
+        if let Some(name) = config.saved.iter().find(|name| !is_of_score(&canonical(name))) {
+            return Err(Error::Unsupported {
+                path: folder.join(peft::CONFIG_FILE),
+                what: format!("an adapter with `modules_to_save` {name}"),
+                why: "whole modules beside adapters are read where they are a head that scores labels".into(),
+            });
+        }
         let mut seen = HashSet::new();
         for pair in &mut pairs {
             let name = canonical(&pair.module);
@@ -53,12 +72,71 @@ impl Adapters {
             }
             pair.module = name;
         }
-        Ok(Self { config, pairs, path: folder.into() })
+        Ok(Self { config, pairs, saved, path: folder.into() })
     }
 
-    /// Writes both files of PEFT's into a folder that is there, each whole or not at all.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        peft::write(folder, &self.config, &self.pairs)
+    /// Writes both files of PEFT's into a folder that is there, each whole or not at all, under the names that transformers has for the
+    /// modules of a model of this configuration.
+    pub fn write(&self, folder: &Path, model: &Config) -> Result<()> {
+        let names: HashMap<String, String> =
+            tensor_specs(model).iter().map(|s| (s.name.clone(), stored_name(model, s))).collect();
+        let stored = |name: &str| names.get(name).map_or(name, String::as_str).to_string();
+        let (mut pairs, mut saved) = (self.pairs.clone(), self.saved.clone());
+        for pair in &mut pairs {
+            let weight = stored(&format!("{}.weight", pair.module));
+            pair.module = weight.trim_end_matches(".weight").into();
+        }
+        saved.iter_mut().for_each(|saved| saved.name = stored(&saved.name));
+        peft::write(folder, &self.config, &pairs, &saved)
+    }
+
+    /// The model with the head that is stored beside the adapters; `None`: there is none. Labels are those of the model's own head
+    /// where it has as many, and else have no names.
+    pub fn headed<'a>(&self, weights: &'a dyn Weights) -> Result<Option<Headed<'a>>> {
+        let Some(first) = self.saved.first() else { return Ok(None) };
+        let wrong = |name: &str, expected: String, found: String| Error::Tensor {
+            path: self.path.clone(),
+            tensor: name.into(),
+            expected,
+            found,
+        };
+        let (before, pooling) = (Outline::of(weights)?, weights.config().family.scored_at);
+        let of = |labels: &[String]| Headed::outline(&before, &Readout::scores(pooling, labels));
+        let one = of(&[])?.specs;
+        let head = one.iter().find(|spec| spec.slot == Slot::Head && spec.role == Role::Score);
+        let head = head.map_or("", |spec| spec.name.as_str());
+        let Some(stored) = self.saved.iter().find(|saved| saved.name == head) else {
+            let found = "another module";
+            return Err(wrong(
+                &first.name,
+                format!("{head}, and what belongs to it"),
+                found.into(),
+            ));
+        };
+        let count = stored.shape[0];
+        let own = weights.config().readout.as_ref().filter(|own| own.labels.len() == count);
+        let labels = match own {
+            Some(own) => own.labels.clone(),
+            None => (0..count).map(unnamed_label).collect(),
+        };
+        let readout = Readout::scores(pooling, &labels);
+        let specs = of(&labels)?.specs;
+        let mut given = HashMap::new();
+        for Saved { name, shape, values } in &self.saved {
+            let spec = specs.iter().find(|spec| spec.name == *name && spec.is_of_score());
+            let expected = || {
+                spec.map_or("a tensor of a head that scores labels".into(), |spec| {
+                    format!("shape {:?}", spec.shape())
+                })
+            };
+            match spec {
+                Some(spec) if spec.shape() == *shape => {
+                    given.insert(name.clone(), Packed::from_f32(values, spec.rows, spec.columns));
+                }
+                _ => return Err(wrong(name, expected(), format!("shape {shape:?}"))),
+            }
+        }
+        Headed::given(weights, &readout, given).map(Some)
     }
 
     /// Adapters to begin training with, of every linear layer that is targeted: A is normal with standard deviation 1 / rank, as
@@ -74,7 +152,7 @@ impl Adapters {
             Pair { module, rank, inputs, outputs, a, b }
         };
         let pairs = targeted.iter().map(pair).collect();
-        Ok(Self { config, pairs, path: "adapters".into() })
+        Ok(Self { config, pairs, saved: Vec::new(), path: "adapters".into() })
     }
 
     /// An error that names the first matrix that a model of this configuration has no place for: another module, another shape.

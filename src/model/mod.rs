@@ -31,7 +31,7 @@ pub use crate::families::{
     Axis, BlockDims, Config, Group, Member, PrunableDim, Readout, Role, Rope, RopeScaling, Side,
     TensorSpec, groups, input_place, tensor_specs,
 };
-pub use crate::formats::peft::{AdapterConfig, Pair, Targets};
+pub use crate::formats::peft::{AdapterConfig, Pair, Saved, Targets};
 pub use crate::graph::{Compute, Linear, Pass};
 pub use adapter::Adapters;
 pub use backward::{

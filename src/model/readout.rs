@@ -1,10 +1,13 @@
 //! Whole texts: scores by a head over labels, embeddings, and such a head put on a model that foretells tokens.
 
+use std::collections::HashMap;
+
 use super::cache::Cache;
 use super::checkpoint::{CopyOf, Weights};
+use super::load;
 use super::resident::Model;
 use crate::data::{BETWEEN, Pooling};
-use crate::device::{Random, Tensor};
+use crate::device::{Device, Random, Tensor};
 use crate::error::{Error, Result};
 use crate::families::{Config, Readout, Role, TensorSpec, tensor_specs};
 use crate::graph::{Pass, Slot};
@@ -181,6 +184,16 @@ fn pooled(pooling: Pooling, states: &[f32], width: usize) -> Vec<f64> {
     }
 }
 
+impl Model {
+    /// Puts the head of other weights of this model, which scores labels, in the place of its own.
+    pub fn set_head(&mut self, device: &Device, weights: &dyn Weights) -> Result<()> {
+        let embedding = self.embedding.clone();
+        self.head = Some(load::head(device, weights, || Ok(embedding))?);
+        self.set_config(weights.config().clone());
+        Ok(())
+    }
+}
+
 /// How a head begins that no model has had.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
@@ -193,17 +206,26 @@ pub enum FreshHead {
     Normal,
 }
 
-/// A model with a fresh head that scores labels, in the place of the one that it has. What pools a token for it stays, if there is any.
+/// A model with another head that scores labels, in the place of the one that it has. What pools a token for it stays, if there is any and
+/// no other is given.
 pub struct Headed<'a> {
     weights: &'a dyn Weights,
     outline: Outline,
-    fresh: FreshHead,
-    seed: u64,
+    head: Head,
+}
+
+/// Where a head comes from.
+#[derive(Debug)]
+enum Head {
+    /// It is fresh, drawn by a seed.
+    Fresh(FreshHead, u64),
+    /// Its tensors, by name.
+    Given(HashMap<String, Packed>),
 }
 
 impl std::fmt::Debug for Headed<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Headed").field("fresh", &self.fresh).finish_non_exhaustive()
+        f.debug_struct("Headed").field("head", &self.head).finish_non_exhaustive()
     }
 }
 
@@ -216,13 +238,28 @@ impl<'a> Headed<'a> {
         seed: u64,
     ) -> Result<Self> {
         let outline = Self::outline(&Outline::of(weights)?, readout)?;
-        Ok(Self { weights, outline, fresh, seed })
+        Ok(Self { weights, outline, head: Head::Fresh(fresh, seed) })
     }
 
-    /// Whether a tensor is one that the model did not have.
-    fn is_fresh(&self, spec: &TensorSpec) -> bool {
+    /// `weights` with a head of these tensors, by name.
+    pub fn given(
+        weights: &'a dyn Weights,
+        readout: &Readout,
+        tensors: HashMap<String, Packed>,
+    ) -> Result<Self> {
+        let outline = Self::outline(&Outline::of(weights)?, readout)?;
+        let headed = Self { weights, outline, head: Head::Given(tensors) };
+        for spec in headed.outline.specs.iter().filter(|spec| headed.is_other(spec)) {
+            headed.load(spec)?;
+        }
+        Ok(headed)
+    }
+
+    /// Whether a tensor is not the model's own.
+    fn is_other(&self, spec: &TensorSpec) -> bool {
         let mut own = self.weights.specs().iter();
-        spec.is_of_score() && !own.any(|own| stays(own) && own.name == spec.name)
+        let given = matches!(&self.head, Head::Given(tensors) if tensors.contains_key(&spec.name));
+        given || spec.is_of_score() && !own.any(|own| stays(own) && own.name == spec.name)
     }
 
     /// The outline of that.
@@ -275,27 +312,38 @@ impl Weights for Headed<'_> {
     }
 
     fn load(&self, spec: &TensorSpec) -> Result<Packed> {
-        if !self.is_fresh(spec) {
+        if !self.is_other(spec) {
             return self.weights.load(spec);
         }
+        let (fresh, seed) = match &self.head {
+            Head::Fresh(fresh, seed) => (*fresh, *seed),
+            Head::Given(tensors) => {
+                return tensors.get(&spec.name).cloned().ok_or_else(|| Error::Tensor {
+                    path: "head that scores labels".into(),
+                    tensor: spec.name.clone(),
+                    expected: format!("shape {:?}", spec.shape()),
+                    found: "none, in the model and beside its head".into(),
+                });
+            }
+        };
         let mut values = vec![0.0; spec.rows * spec.columns];
-        let drawn = self.fresh == FreshHead::Normal || spec.slot == Slot::Pooler;
+        let drawn = fresh == FreshHead::Normal || spec.slot == Slot::Pooler;
         if drawn && spec.role != Role::Bias {
             let deviation = (1.0 / (spec.columns as f64 + 1.0)).sqrt() as f32;
-            let mut random = Random::new(Random::seed_of(self.seed, &spec.name));
+            let mut random = Random::new(Random::seed_of(seed, &spec.name));
             values.fill_with(|| deviation * random.normal());
         }
         Ok(Packed::from_f32(&values, spec.rows, spec.columns))
     }
 
     fn format(&self, spec: &TensorSpec) -> Result<WeightFormat> {
-        match self.is_fresh(spec) {
+        match self.is_other(spec) {
             true => Ok(WeightFormat::f32()),
             false => self.weights.format(spec),
         }
     }
 
     fn copy_of(&self, spec: &TensorSpec) -> Option<CopyOf> {
-        if self.is_fresh(spec) { None } else { self.weights.copy_of(spec) }
+        if self.is_other(spec) { None } else { self.weights.copy_of(spec) }
     }
 }

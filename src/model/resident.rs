@@ -253,6 +253,10 @@ impl Model {
         &self.config
     }
 
+    pub(super) fn set_config(&mut self, config: Config) {
+        self.config = config;
+    }
+
     /// Its experts, where they are not on the device all along.
     pub fn streamed_experts(&self) -> Option<&StreamedExperts> {
         self.experts.as_deref()

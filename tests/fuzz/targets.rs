@@ -631,7 +631,7 @@ fn adapter(base: &Base, random: &mut Random) {
     }
     let again = base.folder.join("again");
     std::fs::create_dir_all(&again).expect("a folder");
-    adapters.write(&again).expect("a valid adapter is written");
+    adapters.write(&again, nano.config()).expect("a valid adapter is written");
     assert_eq!(Adapters::read(&again).expect("what was written").pairs, adapters.pairs);
 }
 

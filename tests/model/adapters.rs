@@ -73,7 +73,7 @@ fn round_trip() -> Result<(), Failed> {
     assert_eq!(adapters.config.scale_of("model.layers.0.self_attn.q_proj"), 16.0 / 2.0);
     assert_eq!(adapters.config.scale_of("model.layers.1.mlp.down_proj"), 7.5 / 5f64.sqrt());
     let folder = tempfile::tempdir()?;
-    adapters.write(folder.path())?;
+    adapters.write(folder.path(), model.config())?;
     let files: Vec<_> =
         std::fs::read_dir(folder.path())?.flatten().map(|f| f.file_name()).collect();
     assert_eq!(files.len(), 2, "{files:?}");
@@ -99,7 +99,7 @@ fn round_trip() -> Result<(), Failed> {
         assert_eq!(json[key], value, "{key}");
     }
     // Written again over what stands there, without training in between.
-    again.write(folder.path())?;
+    again.write(folder.path(), model.config())?;
     assert_eq!(Adapters::read(folder.path())?, again);
     Ok(())
 }
@@ -552,7 +552,7 @@ fn other_models() -> Result<(), Failed> {
     let model = nano()?;
     let adapters = trained(&model, AdapterConfig::new(2, 2.0, named(&["q_proj"])), 0.1)?;
     let folder = tempfile::tempdir()?;
-    adapters.write(folder.path())?;
+    adapters.write(folder.path(), model.config())?;
     let adapters = Adapters::read(folder.path())?;
     let other = Checkpoint::open("embedded:tiny-llama")?;
     let width = other.config().hidden_size;

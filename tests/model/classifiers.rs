@@ -19,7 +19,7 @@ use crate::program::{NANO, lopper, read_json, succeeds};
 const LABELS: &str = "assets/fixtures/bert-labels";
 
 pub fn trials() -> Vec<Trial> {
-    suite!("classifiers": round_trip, names, fresh_heads, choices, tuning, answers, smaller, refused)
+    suite!("classifiers": round_trip, names, fresh_heads, choices, tuning, answers, adapters, smaller, refused)
 }
 
 const TEXTS: [&[u32]; 3] = [&[5, 6, 7], &[8, 9, 10, 11, 12], &[13]];
@@ -227,6 +227,70 @@ fn answers() -> Result<(), Failed> {
         if !own.is_empty() {
             assert_close("logits", &stored.floats("logits")?, own, Within::Norm(1e-5));
         }
+    }
+    Ok(())
+}
+
+/// Factors with a head beside them, on what they were learned of, score as what they were merged into; of a decoder too.
+fn adapters() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    with_words(&folder.join("bert"), BERT)?;
+    std::fs::write(folder.join("days.jsonl"), DAYS)?;
+    let days = "--data days.jsonl --held-out 0 --length 8 --batch 4 --warmup 0";
+    for (model, tokens) in [("bert", "2,4,5,8,3"), (NANO, "5,6,7")] {
+        let tune =
+            "--method lora --rank 2 --score-head normal --labels no,yes --steps 2 --rate 0.02";
+        succeeds(
+            folder,
+            &format!("tune {model} {tune} {days} --no-eval --formats packed --out o --force"),
+        )?;
+        let score = |model: &str, out: &str| {
+            succeeds(
+                folder,
+                &format!("logits {model} --tokens {tokens} --out {out}.safetensors --force"),
+            )?;
+            Known::open(&folder.join(out).with_extension("safetensors").to_string_lossy())?
+                .floats("logits")
+        };
+        let merged = score("o/packed", "merged")?;
+        let beside = score(&format!("{model} --lora o/adapter"), "beside")?;
+        // Merged weights are rounded to the model's own type, bf16 perhaps.
+        assert_close(model, &beside, &merged, Within::Norm(1e-2));
+        let stored = Safetensors::open(lopper::formats::Source::open(
+            &folder.join("o/adapter/adapter_model.safetensors"),
+        )?)?;
+        let has = |name: &str| stored.get(&format!("base_model.model.{name}")).is_some();
+        match model {
+            "bert" => assert!(
+                has("classifier.bias")
+                    && has("bert.pooler.dense.weight")
+                    && has("bert.encoder.layer.0.output.dense.lora_A.weight")
+            ),
+            _ => assert!(has("score.weight")),
+        }
+        // Labels have no names there: the data's numbers are meant.
+        let task = "--task headlines:days.jsonl --json=-";
+        let own = succeeds(folder, &format!("eval {model} --lora o/adapter {task}"))?.json()?;
+        let whole = succeeds(folder, &format!("eval o/packed {task}"))?.json()?;
+        assert_eq!(own["tasks"]["days"]["acc"], whole["tasks"]["days"]["acc"], "{own} {whole}");
+    }
+    for (arguments, said) in [
+        (
+            "generate embedded:nano-llama --lora o/adapter --prompt a",
+            "--lora & eval --task takes others",
+        ),
+        (
+            "eval embedded:nano-llama --lora o/adapter --ppl embedded:heldout-2026 --max-tokens 64 --ctx 32",
+            "foretells tokens",
+        ),
+        (
+            "tune embedded:nano-llama --method lora --begin o/adapter --batch 1 --data days.jsonl --out p",
+            "go on with the merged model",
+        ),
+        ("eval bert --lora o/adapter --task headlines:days.jsonl", "a linear layer of a bert"),
+    ] {
+        lopper(folder, &format!("{arguments} --device cpu"))?.refused(2, said);
     }
     Ok(())
 }

@@ -561,7 +561,11 @@ fn commands() -> Result<(), Failed> {
         "probe/packed",
         "--method lora --rank 4 --rate 0.01 --seed 2 --label-noise 0.5 --noise-seed 3 --out b",
     )?;
-    assert!(!folder.join("b/adapter").exists(), "factors without the head are no adapter");
+    let adapter = read_json(folder.join("b/adapter/adapter_config.json"))?;
+    assert_eq!(
+        (&adapter["task_type"], &adapter["modules_to_save"]),
+        (&json!("SEQ_CLS"), &json!(["score"]))
+    );
     let training = read_json(folder.join("b/training.json"))?;
     assert_eq!(training["sources"][0]["noisy"].as_u64().map(|n| (1..=2).contains(&n)), Some(true));
     succeeds(

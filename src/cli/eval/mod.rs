@@ -86,7 +86,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     if text.is_some() || labels == 1 {
         checkpoint.config().foretells("MODEL")?;
     }
-    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
+    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint, true)?;
     let tokenizer = checkpoint.tokenizer()?;
     let further = arguments.ensemble.open(&tokenizer, output)?;
     let alone = arguments.ensemble.is_empty();
@@ -107,7 +107,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
         // Tasks go back to the model again and again.
         false => {
             let mut model = load_model(global, &device, &checkpoint, compute, &[ctx], output)?;
-            put_adapter(&device, &mut model, adapter.as_ref())?;
+            put_adapter(&device, &mut model, &checkpoint, adapter.as_ref())?;
             Loaded::Resident(Box::new(model))
         }
     };

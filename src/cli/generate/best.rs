@@ -82,7 +82,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     target.as_ref().map_or(Ok(()), Target::check)?;
     let names: Vec<&str> = reward.iter().map(String::as_str).collect();
     let rewards = Rewards::open("--reward", &names, output)?;
-    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
+    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint, false)?;
     let (tokenizer, of_rewards) = (checkpoint.tokenizer()?, rewards.tokenizer()?);
     let mut all = match many {
         Some(source) => prompts(source)?,
@@ -96,7 +96,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     let compute = compute(global, &device)?.with_cache(arguments.cache.cache_type);
     check_cache(checkpoint.config(), compute)?;
     let mut model = load_model(global, &device, &checkpoint, compute, &[], output)?;
-    put_adapter(&device, &mut model, adapter.as_ref())?;
+    put_adapter(&device, &mut model, &checkpoint, adapter.as_ref())?;
     let pass = Pass { device: &device, compute };
     let judging = Pass { compute: compute.with_cache(None), ..pass };
     let judges = rewards.load(global, &judging, output)?;

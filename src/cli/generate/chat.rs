@@ -50,7 +50,7 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     let sampling = arguments.sampling.sampling(global, output)?;
     let stops = arguments.sampling.stops()?;
     let checkpoint = open_language_model("MODEL", &arguments.model, output)?;
-    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
+    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint, false)?;
     let tokenizer = checkpoint.tokenizer()?;
     checkpoint
         .config()
@@ -65,7 +65,7 @@ pub(in crate::cli) fn run(global: &Global, arguments: &Arguments, output: &Outpu
     let compute = compute(global, &device)?.with_cache(arguments.cache.cache_type);
     check_cache(checkpoint.config(), compute)?;
     let mut model = load_model(global, &device, &checkpoint, compute, &[1], output)?;
-    put_adapter(&device, &mut model, adapter.as_ref())?;
+    put_adapter(&device, &mut model, &checkpoint, adapter.as_ref())?;
     let others = further.load(global, &device, (&checkpoint, compute), output)?;
     let draft = drafts.load(global, &device, compute, output)?;
     let pass = Pass { device: &device, compute };

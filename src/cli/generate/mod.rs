@@ -62,7 +62,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     }
     let text = arguments.prompt.as_deref().unwrap_or_default();
     let checkpoint = open_language_model("MODEL", &arguments.model, output)?;
-    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint)?;
+    let adapter = read_adapter(arguments.lora.as_deref(), &checkpoint, false)?;
     let tokenizer = checkpoint.tokenizer()?;
     let further = arguments.ensemble.open(&tokenizer, output)?;
     let drafts = arguments.drafts.open(&tokenizer, output)?;
@@ -79,7 +79,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, output: &Output) -> Re
     check_cache(checkpoint.config(), compute)?;
     let tokens = [1, prompt.len()];
     let mut model = load_model(global, &device, &checkpoint, compute, &tokens, output)?;
-    put_adapter(&device, &mut model, adapter.as_ref())?;
+    put_adapter(&device, &mut model, &checkpoint, adapter.as_ref())?;
     let others = further.load(global, &device, (&checkpoint, compute), output)?;
     let draft = drafts.load(global, &device, compute, output)?;
     let pass = Pass { device: &device, compute };

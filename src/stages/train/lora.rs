@@ -11,7 +11,7 @@ use super::{Change, Learn, Preparing};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::families::block_patterns;
-use crate::formats::peft::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE};
+use crate::formats::peft::{AdapterConfig, CONFIG_FILE, Saved, Targets, WEIGHTS_FILE};
 use crate::methods::BadField;
 use crate::methods::tune::merged::{Exact, Merged, Widened, no_room};
 use crate::model::{Adapters, Config, CopyOf, Role, TensorSpec, Weights};
@@ -94,7 +94,7 @@ impl Lora {
     /// The factors to begin with.
     fn begin(&self, weights: &dyn Weights, seed: u64) -> Result<Adapters> {
         let adapters = match &self.adapter {
-            Some(folder) => Adapters::read(Path::new(folder))?,
+            Some(folder) => without_head(Adapters::read(Path::new(folder))?, folder)?,
             None => {
                 let mut names = Vec::new();
                 for spec in weights.specs() {
@@ -141,7 +141,7 @@ impl Learn for Lora {
         let Some(folder) = self.adapter.as_deref().map(Path::new) else {
             return Ok(Vec::new());
         };
-        let adapters = Adapters::read(folder)?;
+        let adapters = without_head(Adapters::read(folder)?, &folder.to_string_lossy())?;
         if let Some(config) = model {
             adapters.check(config)?;
         }
@@ -194,11 +194,11 @@ impl Learn for Lora {
         weights: &'a dyn Weights,
         folder: &Path,
     ) -> Result<Option<Box<dyn Weights + 'a>>> {
+        let adapters = Adapters::read(&folder.join(ADAPTER))?;
         // The factors alone are not what was learned where a head was, too.
-        if !folder.join(ADAPTER).exists() {
+        if !adapters.saved.is_empty() {
             return Ok(None);
         }
-        let adapters = Adapters::read(&folder.join(ADAPTER))?;
         Ok(Some(Box::new(Exact::new(weights, adapters)?)))
     }
 
@@ -224,25 +224,40 @@ impl Learn for Lora {
             let both = ["A", "B"].map(|ab| parameter(format!("{}.lora_{ab}.weight", pair.module)));
             learned(device, both, pair)?;
         }
-        let score: Vec<&TensorSpec> = weights.specs().iter().filter(|s| s.is_of_score()).collect();
-        if score.is_empty() {
-            let folder = folder.join(ADAPTER);
-            std::fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
-            adapters.write(&folder)?;
+        let mut learned_head = HashMap::new();
+        for spec in weights.specs().iter().filter(|spec| spec.is_of_score()) {
+            let values = device.read(&parameter(spec.name.clone()).learned()[0].values)?.to_f32();
+            let (name, shape) = (spec.name.clone(), spec.shape());
+            adapters.saved.push(Saved { name, shape, values });
+            if spec.role == Role::Score {
+                adapters.config.saved.push(spec.module().into());
+            }
+            let packed = parameter(spec.name.clone()).packed(device, spec)?;
+            learned_head.insert(spec.name.clone(), packed);
         }
+        let folder = folder.join(ADAPTER);
+        std::fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
+        adapters.write(&folder, weights.config())?;
         let merged: Box<dyn Weights + 'a> = match self.merge {
             MergeAs::Own => Box::new(Merged::new(weights, adapters, device)?),
             MergeAs::F16 => Box::new(Widened::new(weights, adapters, device)?),
         };
-        if score.is_empty() {
-            return Ok(merged);
+        match learned_head.is_empty() {
+            true => Ok(merged),
+            false => Ok(Box::new(WithScore { merged, learned: learned_head })),
         }
-        let tensor = |spec: &TensorSpec| {
-            let name = spec.name.clone();
-            Ok((name.clone(), parameter(name).packed(device, spec)?))
-        };
-        let learned = score.into_iter().map(tensor).collect::<Result<_>>()?;
-        Ok(Box::new(WithScore { merged, learned }))
+    }
+}
+
+/// Adapters to begin with: a head beside them would have to be the model's already.
+fn without_head(adapters: Adapters, folder: &str) -> Result<Adapters> {
+    match adapters.saved.first() {
+        None => Ok(adapters),
+        Some(saved) => Err(Error::Unsupported {
+            path: folder.into(),
+            what: format!("beginning with an adapter that has {} beside it", saved.name),
+            why: "go on with the merged model, which has the head".into(),
+        }),
     }
 }
 
