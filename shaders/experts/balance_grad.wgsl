@@ -35,6 +35,6 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         weighed += term * sums[other];
     }
     let probability = exp(select(max(own - most, -100.0), 0.0, own == most)) / total;
-    let value = params.factor * probability * (sums[index - base] - weighed / total);
+    let value = params.factor * (probability * (sums[index - base] - weighed / total));
     result[index] = select(value, broken, is_nan(broken));
 }

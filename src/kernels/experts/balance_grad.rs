@@ -77,8 +77,10 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
             let value = factor * probability * (count - mean);
             let relative = relative + gamma(experts + 8);
             let most = count.abs() + magnitude;
-            let bound = probability * (relative * most + of_mean) + most * DType::F32.underflow();
-            expected.push(value, factor.abs() * bound + storing(DType::F32, value));
+            let bound = factor.abs() * probability * (relative * most + of_mean);
+            // A probability, or its product with the factor, may be flushed to zero.
+            let flushed = factor.abs().max(1.0) * most * DType::F32.underflow();
+            expected.push(value, bound + flushed + storing(DType::F32, value));
         }
     }
     vec![expected]
