@@ -51,7 +51,8 @@ const ROWS: &[Row] = &[
     linear(Slot::Value, "attention.self.value", "attn_v", Dim::KeyValue, Dim::Hidden),
     linear(Slot::Output, "attention.output.dense", "attn_output", Dim::Hidden, Dim::Query),
     Row::layer_norm(Slot::PostAttentionNorm, "attention.output.LayerNorm", "attn_output_norm"),
-    linear(Slot::Up, "intermediate.dense", "ffn_up", Dim::Intermediate, Dim::Hidden),
+    // What is activated: nothing stands beside it.
+    linear(Slot::Gate, "intermediate.dense", "ffn_up", Dim::Intermediate, Dim::Hidden),
     linear(Slot::Down, "output.dense", "ffn_down", Dim::Hidden, Dim::Intermediate),
     Row::layer_norm(Slot::PostFeedForwardNorm, "output.LayerNorm", "layer_output_norm"),
 ];
@@ -71,8 +72,8 @@ fn block<G: Graph>(g: &mut G, x: G::Value, shape: &BlockShape) -> Result<G::Valu
     let mixed = g.linear(&mixed, Slot::Output)?;
     let x = g.add(x, mixed)?;
     let x = g.layer_norm(x, Slot::PostAttentionNorm)?;
-    let up = g.linear(&x, Slot::Up)?;
-    let activated = g.activate(up, shape.activation)?;
+    let inner = g.linear(&x, Slot::Gate)?;
+    let activated = g.activate(inner, shape.activation)?;
     let fed = g.linear(&activated, Slot::Down)?;
     let x = g.add(x, fed)?;
     g.layer_norm(x, Slot::PostFeedForwardNorm)

@@ -213,10 +213,16 @@ impl Config {
             false => Ok(()),
             true => Err(Error::Argument {
                 argument: what.into(),
-                expected: format!("a model without an encoder: {why}"),
+                expected: format!("a model without an encoder: {}", self.why_not(why)),
                 found: format!("one of the family {}", self.family.name),
             }),
         }
+    }
+
+    /// Why something is not made for a model with an encoder: `why`, where it has two stacks.
+    pub fn why_not<'w>(&self, why: &'w str) -> &'w str {
+        let one = "it is made for blocks whose tokens see none behind them";
+        if self.encoder.is_some() { why } else { one }
     }
 
     /// What hubs call what it does. An encoder reads one text and the decoder writes another.

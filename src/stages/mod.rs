@@ -187,8 +187,8 @@ pub(crate) fn without_encoder(
     match config.has_encoder() {
         false => Ok(()),
         true => {
-            let expected =
-                format!("another one for a model of the family {}: {why}", config.family.name);
+            let (name, why) = (config.family.name, config.why_not(why));
+            let expected = format!("another one for a model of the family {name}: {why}");
             Err(BadField::new(field, expected, value))
         }
     }

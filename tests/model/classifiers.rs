@@ -8,7 +8,9 @@ use lopper::data::training::label_places;
 use lopper::data::{Choice, Item, Pooling};
 use lopper::device::Device;
 use lopper::formats::safetensors::{NewTensor, Safetensors, write_folder};
-use lopper::model::{Checkpoint, FreshHead, Headed, Readout, Weights, export_hf, export_packed};
+use lopper::model::{
+    Checkpoint, FreshHead, Headed, Readout, Role, Weights, export_hf, export_packed,
+};
 use serde_json::{Value, json};
 
 use super::sentence_encoders::{BERT, with_words};
@@ -302,7 +304,24 @@ fn smaller() -> Result<(), Failed> {
     with_words(&folder.join("bert"), LABELS)?;
     succeeds(folder, "quantize bert --bits 4 --no-eval --formats packed --out q")?;
     succeeds(folder, "merge bert --with q/packed --no-eval --formats packed --out m")?;
+    // Methods that look at what goes into layers, of which the first of the feed-forward has none beside it.
+    std::fs::write(
+        folder.join("days.txt"),
+        "rainy day sunny day taxes sunny rain day ".repeat(20),
+    )?;
+    let calibrated = "--calib days.txt --samples 4 --length 16 --no-eval --formats packed";
+    succeeds(folder, &format!("quantize bert --method gptq --bits 4 {calibrated} --out g"))?;
+    succeeds(folder, &format!("prune bert --method wanda --pattern 2:4 {calibrated} --out w"))?;
     let (own, q) = (checkpoint(&folder.join("bert"))?, checkpoint(&folder.join("q/packed"))?);
+    let pruned = checkpoint(&folder.join("w/packed"))?;
+    for spec in own.specs().iter().filter(|spec| spec.role == Role::Linear) {
+        let values = pruned.load(spec)?.to_f32();
+        let most =
+            values.chunks_exact(4).map(|four| four.iter().filter(|v| **v != 0.0).count()).max();
+        assert_eq!(most, Some(2), "{}", spec.name);
+    }
+    let gptq = checkpoint(&folder.join("g/packed"))?;
+    assert!(gptq.total_stored_bytes() == q.total_stored_bytes(), "the same types");
     let merged = checkpoint(&folder.join("m/packed"))?;
     for name in ["pooler.dense.weight", "classifier.weight", "classifier.bias"] {
         let of = |model: &Checkpoint| {
@@ -338,6 +357,7 @@ fn refused() -> Result<(), Failed> {
             "distill bert --teacher bert --data embedded:calibration --length 8 --out o",
             "eval --task measures it",
         ),
+        ("prune bert --method depth --ratio 0.5 --no-eval --out o", "tokens see none behind them"),
         ("transform bert --method awq --then q4_0 --no-eval --out o", "a model without an encoder"),
     ] {
         lopper(folder.path(), &format!("{arguments} --device cpu"))?.refused(2, said);
