@@ -6,11 +6,13 @@
 use serde_json::json;
 
 use super::config::{Config, Readout};
+use super::gguf::{Keys, LAYER_EPSILON};
 use super::json::Reader;
 use super::names::{BERT, Dim, Row};
 use super::{Family, Graph};
-use crate::data::Pooling;
+use crate::data::{Pooling, unnamed_label};
 use crate::error::Result;
+use crate::formats::gguf::{Array, Value as Meta};
 use crate::graph::{Activation, BlockShape, Part, Slot, blocks};
 
 /// The row of the table.
@@ -28,8 +30,10 @@ pub static FAMILY: Family = Family {
     activation_key: ("hidden_act", &["gelu"]),
     bidirectional: true,
     scored_at: Pooling::First,
-    gguf: "",
+    gguf_epsilon: LAYER_EPSILON,
     read_json,
+    read_gguf,
+    write_gguf,
     ..Family::plain("bert", "BertModel", blocks!(block))
 };
 
@@ -92,7 +96,59 @@ fn read_json(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
         config.rms_norm_eps = 1e-12;
     }
     config.tied = false;
-    let embedding = Readout { pooling: Pooling::Mean, labels: Vec::new(), normalized: true };
-    config.readout.get_or_insert(embedding);
+    config.readout.get_or_insert(embedding(Pooling::Mean));
     Ok(())
+}
+
+/// What is read of a text where nobody says it: an embedding of length 1.
+fn embedding(pooling: Pooling) -> Readout {
+    Readout { pooling, labels: Vec::new(), normalized: true }
+}
+
+/// llama.cpp's numbers of how texts are pooled; the last one: by a head that scores labels.
+const POOLINGS: [(u32, Pooling); 2] = [(1, Pooling::Mean), (2, Pooling::First)];
+const BY_HEAD: u32 = 4;
+const POOLING: &str = "pooling_type";
+const CAUSAL: &str = "attention.causal";
+const LABELS: &str = "classifier.output_labels";
+
+fn read_gguf(keys: &Keys<'_>, config: &mut Config) -> Result<()> {
+    if keys.flag(CAUSAL) != Some(false) {
+        return Err(keys.wrong(CAUSAL, "false", "another value"));
+    }
+    config.tied = false;
+    config.token_types = keys.rows("token_types.weight").unwrap_or(0);
+    let labels = keys.texts(LABELS).map(<[String]>::to_vec);
+    let pooling = keys.token(POOLING)?;
+    let known = POOLINGS.iter().find(|(number, _)| Some(*number) == pooling);
+    config.readout = Some(match (keys.rows("cls.output.weight"), pooling, known) {
+        (Some(rows), Some(BY_HEAD), _) => {
+            let labels = labels.unwrap_or_else(|| (0..rows).map(unnamed_label).collect());
+            if labels.is_empty() {
+                return Err(keys.wrong(LABELS, "a label or more", "none"));
+            }
+            Readout::scores(config.family.scored_at, &labels)
+        }
+        (_, None, _) => embedding(Pooling::Mean),
+        (_, _, Some((_, pooling))) => embedding(*pooling),
+        (_, Some(number), _) => {
+            let expected = "1 (mean), 2 (first token), or 4 beside a head that scores labels";
+            return Err(keys.wrong(POOLING, expected, number));
+        }
+    });
+    Ok(())
+}
+
+fn write_gguf(config: &Config) -> Vec<(&'static str, Meta)> {
+    let Some(readout) = &config.readout else { return Vec::new() };
+    let own = POOLINGS.iter().find(|(_, pooling)| *pooling == readout.pooling);
+    let mut pairs = vec![(CAUSAL, Meta::Bool(false))];
+    match config.has_head() {
+        true => {
+            pairs.push((POOLING, Meta::U32(BY_HEAD)));
+            pairs.push((LABELS, Meta::Array(Array::String(readout.labels.clone()))));
+        }
+        false => pairs.extend(own.map(|(number, _)| (POOLING, Meta::U32(*number)))),
+    }
+    pairs
 }

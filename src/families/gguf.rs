@@ -6,10 +6,11 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE, USUAL_BALANCE};
+use super::config::{BlockDims, Config, MAX_LAYERS, MAX_SIZE, Readout, USUAL_BALANCE};
 use super::names::TensorSpec;
 use super::rope::{Rope, RopeScaling};
 use super::{FAMILIES, Family, t5};
+use crate::data::Pooling;
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, GgmlType, Gguf, Value as Meta};
 use crate::graph::{Experts, Slot};
@@ -18,7 +19,7 @@ use crate::text::StoredTokenizer;
 const ARCHITECTURE: &str = "general.architecture";
 
 /// What llama.cpp reads of a model's shape, behind the architecture's name.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "block_count",
     "context_length",
     "embedding_length",
@@ -28,6 +29,7 @@ const KEYS: [&str; 14] = [
     "attention.key_length",
     "attention.value_length",
     EPSILON,
+    LAYER_EPSILON,
     "rope.dimension_count",
     "rope.freq_base",
     "vocab_size",
@@ -65,7 +67,9 @@ const NEUTRAL: &[(&str, &[f64])] = &[
 
 const EXPERTS: &str = "expert_count";
 const EXPERTS_USED: &str = "expert_used_count";
-const EPSILON: &str = "attention.layer_norm_rms_epsilon";
+pub(super) const EPSILON: &str = "attention.layer_norm_rms_epsilon";
+/// The same of layer norms.
+pub(super) const LAYER_EPSILON: &str = "attention.layer_norm_epsilon";
 const SCALING_TYPE: &str = "rope.scaling.type";
 /// The key of the factor, and what it was called before.
 const SCALING_FACTOR: [&str; 2] = ["rope.scaling.factor", "rope.scale_linear"];
@@ -125,7 +129,12 @@ impl Keys<'_> {
         Ok(unknown)
     }
 
-    fn wrong(&self, name: &str, expected: impl Into<String>, found: impl ToString) -> Error {
+    pub(super) fn wrong(
+        &self,
+        name: &str,
+        expected: impl Into<String>,
+        found: impl ToString,
+    ) -> Error {
         Error::Key {
             path: self.gguf.source().path().into(),
             key: self.key(name),
@@ -226,6 +235,21 @@ impl Keys<'_> {
             None => Ok(None),
             Some(_) => self.positive(name, None).map(Some),
         }
+    }
+
+    /// A yes or no that need not be there.
+    pub(super) fn flag(&self, name: &str) -> Option<bool> {
+        self.gguf.get(&self.key(name)).and_then(Meta::as_bool)
+    }
+
+    /// A list of texts that need not be there.
+    pub(super) fn texts(&self, name: &str) -> Option<&[String]> {
+        self.gguf.get(&self.key(name)).and_then(Meta::as_strings)
+    }
+
+    /// Rows of a tensor, if it is there.
+    pub(super) fn rows(&self, tensor: &str) -> Option<usize> {
+        self.gguf.tensor(tensor).and_then(|tensor| tensor.shape.first().copied())
     }
 
     /// A yes or no for each layer, if it is there: one by one, or as a period whose last layer is a no.
@@ -381,10 +405,10 @@ impl Config {
             head_dim,
             vocab_size: keys.size("vocab_size", rows)?,
             max_positions: keys.size("context_length", Some(2048))?,
-            rms_norm_eps: keys.positive(EPSILON, None)?,
-            ropes: match encoder {
-                Some(_) => Vec::new(),
-                None => vec![Rope {
+            rms_norm_eps: keys.positive(family.gguf_epsilon, None)?,
+            ropes: match encoder.is_some() || family.bidirectional {
+                true => Vec::new(),
+                false => vec![Rope {
                     theta: keys.positive("rope.freq_base", Some(10_000.0))?,
                     scaling: keys.scaling()?,
                 }],
@@ -407,13 +431,17 @@ impl Config {
     /// The architecture that states the widths; an error if the family has none that does.
     pub fn architecture(&self, path: &Path) -> Result<&'static str> {
         self.without_shortcuts(path, "a GGUF file")?;
-        if self.readout.is_some() {
-            let (what, why) = match self.has_head() {
-                true => {
-                    (" that scores texts", "llama.cpp's architecture has no place for its head")
-                }
-                false => ("", "this version writes none of sentence encoders"),
-            };
+        let refused = match &self.readout {
+            Some(_) if !self.family.bidirectional => {
+                Some((" that scores texts", "llama.cpp's architecture has no place for its head"))
+            }
+            Some(Readout { pooling: Pooling::Max, .. }) => Some((
+                " that pools by the largest",
+                "llama.cpp pools by the mean or the first token",
+            )),
+            _ => None,
+        };
+        if let Some((what, why)) = refused {
             return Err(Error::Unsupported {
                 path: path.into(),
                 what: format!("a GGUF file of a model of the family {}{what}", self.family.name),
@@ -526,7 +554,7 @@ impl Config {
             "attention.head_count_kv" => widths(|block| block.kv_heads),
             "attention.key_length" | "attention.value_length" => size(self.head_dim),
             "rope.dimension_count" => self.ropes.first().map(|_| size(self.head_dim))?,
-            EPSILON => Meta::F32(self.rms_norm_eps as f32),
+            name if name == self.family.gguf_epsilon => Meta::F32(self.rms_norm_eps as f32),
             "rope.freq_base" => Meta::F32(self.ropes.first()?.theta as f32),
             "vocab_size" => size(self.vocab_size),
             EXPERTS => size(self.experts?.count),
@@ -549,6 +577,8 @@ impl Config {
     }
 }
 
+/// Kinds of texts that have an embedding.
+const TOKEN_TYPES: &str = "tokenizer.ggml.token_type_count";
 const FILE_TYPE: &str = "general.file_type";
 const SIZE_LABEL: &str = "general.size_label";
 
@@ -682,6 +712,9 @@ pub fn metadata(
             why: "the folder has no tokenizer.json".into(),
         });
     };
+    if config.token_types > 0 {
+        pairs.push((TOKEN_TYPES.into(), Meta::U32(config.token_types as u32)));
+    }
     pairs.extend(tokenizer.to_gguf_metadata(config.vocab_size).unwrap_or_else(|error| {
         tracing::warn!("the GGUF is written without a vocabulary: {error}");
         // llama.cpp's word for it.
@@ -711,7 +744,7 @@ fn updated(gguf: &Gguf, config: &Config) -> Result<Vec<(String, Meta)>> {
         }
         let value = match config.stated(name) {
             Some(new) if !same_sizes(value, &new) => new,
-            Some(new) if name == EPSILON && !same_number(value, &new) => new,
+            Some(new) if name == config.family.gguf_epsilon && !same_number(value, &new) => new,
             _ => value.clone(),
         };
         Some((format!("{to}.{name}"), value))

@@ -69,6 +69,8 @@ pub struct Family {
     pub class: &'static str,
     /// `general.architecture` in GGUF; empty: its files are neither read nor written.
     pub gguf: &'static str,
+    /// The key for the epsilon of its norms, behind the architecture's name.
+    pub gguf_epsilon: &'static str,
     /// A key, behind the architecture's name, without which (or with which 0) a GGUF file is of another family.
     pub gguf_mark: Option<&'static str>,
     /// The architecture in GGUF whose layers may differ in width.
@@ -128,6 +130,7 @@ impl Family {
             name,
             class,
             gguf: name,
+            gguf_epsilon: gguf::EPSILON,
             gguf_mark: None,
             gguf_per_layer: None,
             experts_keys: None,

@@ -23,6 +23,11 @@ pub(super) mod token_type {
     pub const BYTE: i32 = 6;
 }
 
+/// A vocabulary of WordPiece.
+pub(super) const BERT: &str = "bert";
+/// What its parts of words begin with that no word begins with.
+pub(super) const PART: &str = "##";
+
 /// The vocabulary of Gemma 4, as a model and as a pre-tokenizer.
 const GEMMA4: &str = "gemma4";
 
@@ -39,11 +44,14 @@ impl Tokenizer {
         let keys = Keys { path, metadata };
         let kind = keys.text("tokenizer.ggml.model")?;
         let kind = kind.ok_or_else(|| keys.missing("tokenizer.ggml.model", "gpt2 or llama"))?;
-        if !["gpt2", "llama", GEMMA4].contains(&kind) {
+        if !["gpt2", "llama", GEMMA4, BERT].contains(&kind) {
             let what = format!("tokenizer.ggml.model `{}`", super::one_line(kind));
-            return Err(unsupported(path, what, "known models are gpt2, llama, gemma4"));
+            return Err(unsupported(path, what, "known models are gpt2, llama, gemma4, bert"));
         }
         let vocab = Vocab::read(&keys)?;
+        if kind == BERT {
+            return word_piece(&keys, &vocab, metadata);
+        }
         let (engine, defaults) = match kind {
             "gpt2" => match keys.text("tokenizer.ggml.pre")? {
                 Some(pre) if SPELLED.contains(&pre) => spelled(&keys, &vocab)?,
@@ -68,6 +76,64 @@ impl Tokenizer {
         made.vocab_size = length;
         Ok(made)
     }
+}
+
+/// A vocabulary of words and their parts, as llama.cpp has it: the begin of a word is marked (`▁`), and not what goes on in it (`##`).
+/// Texts are lower-cased and lose their accents.
+fn word_piece(
+    keys: &Keys<'_>,
+    vocab: &Vocab<'_>,
+    metadata: &[(String, Value)],
+) -> Result<Tokenizer> {
+    let path = keys.path;
+    let mut words = serde_json::Map::new();
+    for (id, token) in vocab.tokens.iter().enumerate() {
+        let word = match token.strip_prefix('▁') {
+            Some(word) => word.to_string(),
+            None if token.starts_with('[') && token.ends_with(']') => token.to_string(),
+            None => format!("{PART}{token}"),
+        };
+        if words.insert(word.clone(), json!(id)).is_some() {
+            let found = format!("`{word}` twice");
+            return Err(bad_key(path, "tokenizer.ggml.tokens", "distinct tokens", found));
+        }
+    }
+    let mut specials = read_specials(keys, vocab, Specials::default())?;
+    let id = |name: &str, usual: u32| {
+        let found = keys.id(&format!("tokenizer.ggml.{name}_token_id"), vocab)?;
+        Ok::<_, crate::error::Error>(
+            found.or(Some(usual).filter(|id| (*id as usize) < vocab.tokens.len())),
+        )
+    };
+    let front = match keys.id("tokenizer.ggml.cls_token_id", vocab)? {
+        Some(id) => Some(id),
+        None => id("bos", 101)?,
+    };
+    specials.around = [front, id("seperator", 102)?];
+    specials.unk = id("unknown", 100)?;
+    (specials.add_bos, specials.add_eos) = (false, false);
+    let text = |id: u32| vocab.tokens[id as usize].as_ref();
+    let processor = match specials.around {
+        [Some(front), Some(end)] => {
+            json!({"type": "BertProcessing", "sep": [text(end), end], "cls": [text(front), front]})
+        }
+        _ => Json::Null,
+    };
+    let document = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": vocab.added_tokens(),
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"}, "post_processor": processor,
+        "decoder": {"type": "WordPiece", "prefix": PART, "cleanup": true},
+        "model": {"type": "WordPiece", "unk_token": specials.unk.map_or("[UNK]", text), "continuing_subword_prefix": PART,
+            "max_input_chars_per_word": 100, "vocab": words},
+    });
+    let parts =
+        json!({"normalizer": document["normalizer"], "pre_tokenizer": document["pre_tokenizer"]});
+    let engine = load_engine(path, document, None)?;
+    let stored = StoredTokenizer::of_gguf(path, metadata);
+    let mut made = assemble(path, engine, specials, stored, &parts);
+    made.vocab_size = vocab.tokens.len();
+    Ok(made)
 }
 
 /// The parts of a `tokenizer.json` that differ between the two kinds of vocabulary.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value as Json;
 
-use super::from_gguf::token_type;
+use super::from_gguf::{BERT, PART, token_type};
 use super::from_hf::split_merge;
 use super::pre::Pre;
 use super::{Tokenizer, spm, unsupported};
@@ -59,6 +59,9 @@ impl Tokenizer {
     fn vocabulary(&self, document: &Json, vocab_size: usize, pairs: &mut Pairs) -> Result<()> {
         let refuse = |why: String| unsupported(&self.path, "this tokenizer.json in a GGUF", why);
         let model = &document["model"];
+        if model["type"].as_str() == Some("WordPiece") {
+            return self.word_piece(document, vocab_size, pairs);
+        }
         if model["type"].as_str() != Some("BPE") {
             return Err(refuse(format!("its model is {}, not BPE", model["type"])));
         }
@@ -88,6 +91,42 @@ impl Tokenizer {
             list.write(pairs);
             let merges = merges.iter().map(|(l, r)| format!("{l} {r}")).collect();
             pairs.list("tokenizer.ggml.merges", Array::String(merges));
+        }
+        Ok(())
+    }
+
+    /// A vocabulary of words and their parts: llama.cpp marks the begin of a word.
+    fn word_piece(&self, document: &Json, vocab_size: usize, pairs: &mut Pairs) -> Result<()> {
+        let refuse = |why: &str| Err(unsupported(&self.path, "this tokenizer.json in a GGUF", why));
+        let normalizer = &document["normalizer"];
+        if normalizer["type"] != "BertNormalizer" || normalizer["lowercase"] != true {
+            return refuse(
+                "llama.cpp lower-cases what a vocabulary of WordPiece spells, and this one does not",
+            );
+        }
+        if document["model"]["continuing_subword_prefix"] != PART {
+            return refuse("its parts of words do not begin with ##");
+        }
+        let mut list = self.token_list(vocab_size, false);
+        for (token, kind) in list.tokens.iter_mut().zip(&list.types) {
+            if *kind != token_type::NORMAL || token.starts_with('[') && token.ends_with(']') {
+                continue;
+            }
+            *token = match token.strip_prefix(PART) {
+                Some(part) => part.to_string(),
+                None => format!("▁{token}"),
+            };
+        }
+        pairs.text("tokenizer.ggml.model", BERT);
+        list.write(pairs);
+        let [front, end] = self.around;
+        for (role, id) in [("cls", front), ("seperator", end)] {
+            if let Some(id) = id {
+                pairs.add(&format!("tokenizer.ggml.{role}_token_id"), Value::U32(id));
+            }
+        }
+        if let (Some(front), None) = (front, self.bos) {
+            pairs.add("tokenizer.ggml.bos_token_id", Value::U32(front));
         }
         Ok(())
     }

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor};
+use lopper::formats::Source;
+use lopper::formats::gguf::Gguf;
 use lopper::gpu::{Options, Tier};
 use lopper::model::{
     BackwardOptions, Checkpoint, Compute, HiddenPart, Loss, Pass, WeightSource, Weights,
-    block_gradients, export_gguf, export_hf, export_packed,
+    block_gradients, export_hf, export_packed,
 };
 use lopper::tensor::DType;
 use serde_json::{Value, json};
@@ -22,7 +24,7 @@ pub const BERT: &str = "assets/fixtures/bert";
 
 pub fn trials() -> Vec<Trial> {
     let mut trials =
-        suite!("sentence_encoders": round_trip, pooling, wrong_files, commands, refused);
+        suite!("sentence_encoders": round_trip, gguf, pooling, wrong_files, commands, refused);
     for (name, limit, of_gradients) in [("f32", 1e-5, 1e-5), ("f16", 2e-3, 5e-3)] {
         let dtype = if name == "f16" { DType::F16 } else { DType::F32 };
         trials.push(Trial::test(format!("sentence_encoders::golden::cpu::{name}"), move || {
@@ -130,9 +132,66 @@ fn round_trip() -> Result<(), Failed> {
         let modules = read_json(path.join("modules.json"))?;
         assert_eq!(modules.as_array().map(Vec::len), Some(3), "as sentence-transformers opens it");
     }
-    let refused = export_gguf(&folder.path().join("m.gguf"), &weights, &weights, None);
-    let refused = refused.expect_err("a file that nothing reads").to_string();
-    assert!(refused.contains("hf or packed"), "{refused}");
+    Ok(())
+}
+
+/// A GGUF file with llama.cpp's names and keys, its vocabulary too; what comes out of it again computes the same.
+fn gguf() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    with_words(&folder.join("bert"), BERT)?;
+    with_words(&folder.join("labels"), "assets/fixtures/bert-labels")?;
+    for (model, read) in [
+        ("bert", "embed {} --text Rainy --text taxes --json=-"),
+        ("labels", "eval {} --task phrasebank:bank.txt --json=-"),
+    ] {
+        std::fs::write(
+            folder.join("bank.txt"),
+            "rainy day@positive\nTaxes taxes day@negative\nsunny@neutral\n",
+        )?;
+        succeeds(folder, &format!("export {model} --format gguf --out {model}.gguf"))?;
+        succeeds(folder, &format!("export {model}.gguf --format hf --out {model}-again"))?;
+        let own = checkpoint(&folder.join(model))?;
+        let found = |name: &str| -> Result<Value, Failed> {
+            let json = succeeds(folder, &read.replace("{}", name))?.json()?;
+            Ok(match model {
+                "bert" => json["embeddings"].clone(),
+                _ => json["tasks"]["bank"].clone(),
+            })
+        };
+        let expected = found(model)?;
+        for name in [format!("{model}.gguf"), format!("{model}-again")] {
+            let again = checkpoint(&folder.join(&name))?;
+            assert!(again.config().computes_as(own.config()), "{:?}", again.config());
+            assert_eq!(found(&name)?, expected, "{name}");
+            let (one, two) = (own.tokenizer()?, again.tokenizer()?);
+            assert_eq!(
+                one.encode_within("SUNNY day, taxes", 9)?,
+                two.encode_within("SUNNY day, taxes", 9)?
+            );
+        }
+        let file = Gguf::open(Source::open(&folder.join(model).with_extension("gguf"))?)?;
+        let text = |key: &str| file.get(key).and_then(|value| value.as_str());
+        let number = |key: &str| file.get(key).and_then(|value| value.as_u64());
+        assert_eq!(text("general.architecture"), Some("bert"));
+        assert_eq!(text("tokenizer.ggml.model"), Some("bert"));
+        assert_eq!(number("bert.pooling_type"), Some(if model == "bert" { 1 } else { 4 }));
+        assert_eq!(number("tokenizer.ggml.token_type_count"), Some(2));
+        assert_eq!(
+            file.get("bert.attention.causal").and_then(|value| value.as_bool()),
+            Some(false)
+        );
+        let names = [
+            "token_embd_norm.bias",
+            "position_embd.weight",
+            "token_types.weight",
+            "blk.1.attn_output_norm.bias",
+            "blk.0.layer_output_norm.weight",
+        ];
+        let of_head = ["cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias"];
+        assert!(names.iter().all(|name| file.tensor(name).is_some()), "{names:?}");
+        assert!(of_head.iter().all(|name| file.tensor(name).is_some() == (model == "labels")));
+    }
     Ok(())
 }
 
