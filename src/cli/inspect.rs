@@ -52,6 +52,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         Some(_) => config.ignored_by_llama_cpp(),
         None => Vec::new(),
     };
+    if let Some((ty, scales)) = inputs(config) {
+        facts["inputs"] = json!({"type": ty, "scales": scales});
+    }
     if let Some(experts) = config.experts {
         facts["experts"] = json!(experts.count);
         facts["experts_used"] = json!(experts.used);
@@ -111,8 +114,12 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         ));
     }
     if let Some(rope) = config.ropes.first() {
-        output.line(format!("rope theta {}, scaling {:?}\n", rope.theta, rope.scaling));
+        output.line(format!("rope theta {}, scaling {:?}", rope.theta, rope.scaling));
     }
+    if let Some((ty, scales)) = inputs(config) {
+        output.line(format!("inputs of quantized layers rounded to {ty}, scales by {scales}"));
+    }
+    output.line("");
     if arguments.groups {
         output.text(&group_table(&found));
         return Ok(());
@@ -143,6 +150,12 @@ fn inspect_statistics(folder: &Path, output: &Output) -> Result<()> {
 }
 
 /// A width of every layer for JSON: a number, or where layers differ one for each.
+/// What the inputs of its quantized layers become, and what they have a scale for.
+fn inputs(config: &Config) -> Option<(&'static str, &'static str)> {
+    let stored = config.blocks.iter().all(|block| block.input_scales.is_some());
+    config.input_type.map(|ty| (ty.name(), if stored { "layer" } else { "token" }))
+}
+
 fn stated(config: &Config, width: fn(&BlockDims) -> usize) -> Value {
     match &config.uniform() {
         Some(widths) => json!(width(widths)),

@@ -8,10 +8,43 @@ use lopper::model::{BlockDims, Checkpoint, Config, Outline, Role, Weights, tenso
 use lopper::plan::Plan;
 use lopper::recipe::{EMBEDDED, Recipe};
 use lopper::stages::RecipeStage;
+use lopper::stages::quantize::Target;
 use lopper::tensor::WeightFormat;
 
 pub fn trials() -> Vec<Trial> {
-    suite!("recipes": later_stages_decide, recipes_are_strict, plans_are_pure, the_readmes)
+    suite!("recipes": later_stages_decide, types_with_groups, recipes_are_strict, plans_are_pure, the_readmes)
+}
+
+/// A type may name its group as tables do; what contradicts that is refused.
+fn types_with_groups() -> Result<(), Failed> {
+    let format = |keys: &str| -> Result<String, String> {
+        let target: Target = toml::from_str(keys).map_err(|error| error.to_string())?;
+        match target.explicit().and_then(|target| target.format()) {
+            Ok(format) => Ok(format.label()),
+            Err(bad) => Err(format!("{}: {}, {}", bad.field, bad.expected, bad.found)),
+        }
+    };
+    for (keys, label) in [
+        ("type = \"int8-row\"", "int8-row"),
+        ("type = \"INT4-g64\"", "int4-g64"),
+        ("type = \"uint3m-g128\"\ngroup_size = 128", "uint3m-g128"),
+        ("type = \"q4_0-g32\"", "int4-g32"),
+        ("type = \"fp8_e4m3-row\"", "fp8_e4m3-row"),
+        ("type = \"q4_k\"", "q4_k"),
+    ] {
+        assert_eq!(format(keys).as_deref(), Ok(label), "{keys}");
+    }
+    for (keys, said) in [
+        ("type = \"int4-g64\"\ngroup_size = 32", "group_size: 64 beside type int4-g64, 32"),
+        ("type = \"int4-g24\"", "group_size: a power of two"),
+        ("type = \"q4_0-g64\"", "group_size: 32 beside type q4_0"),
+        ("type = \"int4-64\"", "type: int1 to int8"),
+        ("type = \"-row\"", "type: int1 to int8"),
+    ] {
+        let error = format(keys).err().ok_or(keys)?;
+        assert!(error.contains(said), "{keys}: {error}");
+    }
+    Ok(())
 }
 
 fn later_stages_decide() -> Result<(), Failed> {

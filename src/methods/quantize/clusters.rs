@@ -149,8 +149,9 @@ impl Spread {
                 }
                 let middle = (low + high) / 2;
                 let mut found = (f64::INFINITY, least);
-                for begin in least..=most.min(middle - 1) {
-                    let total = best[begin] + loss(begin, middle);
+                let candidates = best.iter().enumerate().take(most.min(middle - 1) + 1);
+                for (begin, before) in candidates.skip(least) {
+                    let total = before + loss(begin, middle);
                     if total < found.0 {
                         found = (total, begin);
                     }

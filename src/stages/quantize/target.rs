@@ -8,7 +8,8 @@ use crate::methods::quantize::{Grid, Scheme, level_type, prescribed_group_size};
 use crate::model::{TensorSpec, Weights};
 use crate::stages::Modules;
 use crate::tensor::{
-    Levels, Scale, Sparsity, WEIGHT_TYPES, WeightFormat, WeightType, codebook, weight_type,
+    Levels, Scale, Sparsity, WEIGHT_TYPES, WHOLE_ROW, WeightFormat, WeightType, codebook,
+    weight_type,
 };
 
 /// A type, and the modules whose weights get it.
@@ -75,7 +76,7 @@ const TYPE_HELP: &str = "A weight type instead, in any case; bits a weight, and 
 \n  int8_2of4        5.5 bits              for weights pruned to 2:4: two codes of every\
 \n  int4_2of4        3.5 bits              four, and 4 bits that say where they stand;\
 \n  f16_2of4         9   bits              the same with f16 numbers\
-\nint1 to int8, uint1z to uint8z and uint1m to uint8m are the same grids at other widths. Larger models lose less.";
+\nint1 to int8, uint1z to uint8z and uint1m to uint8m are the same grids at other widths. Behind a name its group: int4-g64, int8-row. Larger models lose less.";
 
 /// The weight type and the group size of a type of blocks that GGUF has, by its name there.
 fn gguf_blocks(name: &str) -> Option<(&'static str, u32)> {
@@ -151,12 +152,24 @@ impl Target {
         })
     }
 
+    /// The type's name in lower case, without the group behind it, and the columns of that: `int4-g64` and `int8-row`, as tables have them.
+    fn parted(&self) -> Option<(String, Option<u32>)> {
+        let lower = self.ty.as_ref()?.to_ascii_lowercase();
+        let group = lower.rsplit_once('-').and_then(|(name, group)| {
+            let columns = match group {
+                "row" => WHOLE_ROW,
+                _ => group.strip_prefix('g')?.parse().ok()?,
+            };
+            Some((name.to_string(), Some(columns)))
+        });
+        Some(group.unwrap_or((lower, None)))
+    }
+
     /// The row of the table that `type` names.
     fn named(&self) -> Result<Option<&'static WeightType>, BadField> {
-        let Some(name) = &self.ty else {
+        let (Some(name), Some((lower, _))) = (&self.ty, self.parted()) else {
             return Ok(None);
         };
-        let lower = name.to_ascii_lowercase();
         // Numbers that stay numbers are no quantization, but for the zeros that are left out.
         let plain = |row: &WeightType| row.levels == Levels::F16 && self.pattern.is_some();
         let row = weight_type(gguf_blocks(&lower).map_or(&*lower, |(name, _)| name))
@@ -200,16 +213,25 @@ impl Target {
             };
         }
         let (bits, grid) = self.bits_and_grid()?;
-        let blocks = self.ty.as_deref().and_then(|name| Some((name, gguf_blocks(name)?.1)));
-        if let (Some((name, blocks)), Some(size)) = (blocks, self.group_size)
-            && size != blocks
+        let (name, own) = self.parted().unzip();
+        let (own, blocks) =
+            (own.flatten(), name.and_then(|name| Some((gguf_blocks(&name)?.1, name))));
+        if let (Some(own), Some(size)) = (own, self.group_size)
+            && size != own
+        {
+            let name = self.ty.as_deref().unwrap_or_default();
+            return Err(BadField::new("group_size", format!("{own} beside type {name}"), size));
+        }
+        let group_size = self.group_size.or(own);
+        if let (Some((blocks, name)), Some(size)) = (&blocks, group_size)
+            && size != *blocks
         {
             let expected = format!("{blocks} beside type {name}, or a type like int4 or uint4m");
             return Err(BadField::new("group_size", expected, size));
         }
         let of_type = self.named()?;
         let prescribed = || match blocks {
-            Some((_, size)) => Some(size),
+            Some((size, _)) => Some(size),
             None => level_type(grid).or(of_type).and_then(prescribed_group_size),
         };
         let entries = (!self.codebook.is_empty()).then(|| codebook(&self.codebook));
@@ -219,7 +241,7 @@ impl Target {
         Ok(Some(Scheme {
             grid,
             bits,
-            group_size: self.group_size.or_else(prescribed).unwrap_or(32),
+            group_size: group_size.or_else(prescribed).unwrap_or(32),
             // A codebook's own entries, or the table's row that is one.
             ty: entries.or(of_type.filter(|_| matches!(grid, Grid::Codebook | Grid::SuperBlock))),
         }))
