@@ -1,14 +1,16 @@
-// Causal attention with grouped key-value heads over a cache, with a running softmax. One workgroup: one head of one
-// token; its lanes take one key each for the scores, then one column each for the weighted sum.
+// Attention with grouped key-value heads over a cache, causal or of all keys, with a running softmax. One workgroup: one head of
+// one token; its lanes take one key each for the scores, then one column each for the weighted sum.
 @group(0) @binding(0) var<storage, read> query: array<act>;            // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<act>;              // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> value: array<act>;            // (sequences, capacity, kv_heads, head_dim)
-@group(0) @binding(3) var<storage, read> past: array<u32>;             // (sequences) tokens seen before
-@group(0) @binding(4) var<storage, read_write> result: array<out_t>;   // (all tokens, heads, head_dim)
+@group(0) @binding(3) var<storage, read> past: array<u32>;             // (sequences) tokens seen before, or keys
+@group(0) @binding(4) var<storage, read> places: array<u32>;           // (sequences) of no use, (heads, distances) bits of biases
+@group(0) @binding(5) var<storage, read_write> result: array<out_t>;   // (all tokens, heads, head_dim)
 #import params
 override WORKGROUP: u32;
 #import reduce
 #import soft_cap
+#import attention_seen
 
 const MAX_HEAD_DIM: u32 = 256u;
 var<workgroup> scaled_query: array<f32, MAX_HEAD_DIM>;
@@ -23,10 +25,13 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     let token = params.token_start + index / params.heads;
     let head = index % params.heads;
     let sequence = token / params.tokens_per_sequence;
-    let position = past[sequence] + token - sequence * params.tokens_per_sequence;
+    let order = token - sequence * params.tokens_per_sequence;
+    // Behind the last key that it sees.
+    let end = last_seen(past[sequence], order) + 1u;
+    let own = own_place(past[sequence], order);
     let pitch = params.kv_heads * params.head_dim;
     let kv_head = head / (params.heads / params.kv_heads);
-    let cache = sequence * params.capacity * pitch + kv_head * params.head_dim;
+    let cache = (sequence * params.capacity + params.first) * pitch + kv_head * params.head_dim;
     let query_base = (token * params.heads + head) * params.head_dim;
     for (var column = lane.index; column < params.head_dim; column += WORKGROUP) {
         scaled_query[column] = f32(query[query_base + column]) * params.scale;
@@ -36,28 +41,31 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     var sums: array<f32, 8>;
     var maximum = -3.0e38;
     var total = 0.0;
-    for (var start = position + 1u - min(params.window, position + 1u); start <= position; start += WORKGROUP) {
+    for (var start = end - min(params.window, end); start < end; start += WORKGROUP) {
         let mine = start + lane.index;
         var score = -3.0e38;
-        if mine <= position {
+        if mine < end {
             let at = cache + mine * pitch;
             score = 0.0;
             for (var column = 0u; column < params.head_dim; column++) {
                 score += scaled_query[column] * f32(key[at + column]);
+            }
+            if params.distances > 0u {
+                score += score_bias(head, mine, own);
             }
             if params.soft_cap > 0.0 {
                 score = soft_capped(score, params.soft_cap);
             }
         }
         let new_maximum = max(maximum, reduce_max(score, lane));
-        let weight = select(0.0, exp(score - new_maximum), mine <= position);
+        let weight = select(0.0, exp(score - new_maximum), mine < end);
         weights[lane.index] = weight;
         // The reduction's barriers also make the weights visible to every lane.
         let tile_total = reduce_sum(weight, lane);
         let correction = exp(maximum - new_maximum);
         total = total * correction + tile_total;
         maximum = new_maximum;
-        let count = min(WORKGROUP, position + 1u - start);
+        let count = min(WORKGROUP, end - start);
         var slot = 0u;
         for (var column = lane.index; column < params.head_dim; column += WORKGROUP) {
             var sum = sums[slot] * correction;

@@ -1,13 +1,14 @@
-// Causal attention of many tokens at once by cooperative matrices, with grouped key-value heads over a cache. One workgroup:
-// one head of OWNERS tokens of a sequence, and all keys they see, STREAMED at a time, twice: first for each row's highest
+// Attention of many tokens at once by cooperative matrices, causal or of all keys, with grouped key-value heads over a cache. One
+// workgroup: one head of OWNERS tokens of a sequence, and all keys they see, STREAMED at a time, twice: first for each row's highest
 // score and the sum of exponentials below it, then for the weighted sum, whose matrices never need to be scaled again. Needs
 // subgroups of SUBGROUP lanes.
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;          // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<vec4<act>>;            // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> value: array<vec4<act>>;          // (sequences, capacity, kv_heads, head_dim)
-@group(0) @binding(3) var<storage, read> past: array<u32>;                 // (sequences) tokens seen before
-@group(0) @binding(4) var<storage, read_write> result: array<vec4<out_t>>; // (all tokens, heads, head_dim)
-@group(0) @binding(5) var<storage, read_write> lse_delta: array<vec2<f32>>; // (all tokens, heads) log-sum-exp of the scores, left alone
+@group(0) @binding(3) var<storage, read> past: array<u32>;                 // (sequences) tokens seen before, or keys
+@group(0) @binding(4) var<storage, read> places: array<u32>;               // (sequences) of no use, (heads, distances) bits of biases
+@group(0) @binding(5) var<storage, read_write> result: array<vec4<out_t>>; // (all tokens, heads, head_dim)
+@group(0) @binding(6) var<storage, read_write> lse_delta: array<vec2<f32>>; // (all tokens, heads) log-sum-exp of the scores, left alone
 #import params
 #import attention_coop
 
@@ -37,8 +38,10 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
     let part = lane / SUBGROUP * COOP;
     let column = lane % COOP;
     let half = lane % SUBGROUP / COOP;
-    let place = past[sequence] + first;
-    let seen = place + count;
+    // The last key that the first token sees, and its own place.
+    let place = last_seen(past[sequence], first);
+    let here = own_place(past[sequence], first);
+    let seen = place + 1u + (count - 1u) * params.causal;
     let begin = place + 1u - min(params.window, place + 1u);
     let scratch_pitch = SCRATCH;
 #for s in 2
@@ -93,9 +96,9 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
             let row = part + row_of({J}u, half);
             var highest = highest{J};
 #for s in STRIPS
-            let score{s} = scored(scratch[row * SCRATCH + {s}u * COOP + column]);
+            let score{s} = scored(scratch[row * SCRATCH + {s}u * COOP + column], head, start + {s}u * COOP + column, here + row);
             // A key behind the token wraps around.
-            let sees{s} = place + row - (start + {s}u * COOP + column) < params.window;
+            let sees{s} = place + row * params.causal - (start + {s}u * COOP + column) < params.window;
             highest = select(highest, score{s}, sees{s} && score{s} > highest);
 #end
             total{J} *= exp(highest{J} - highest);
@@ -178,8 +181,8 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
         {
             let row = part + row_of({J}u, half);
 #for s in STRIPS
-            let score{s} = scored(scratch[row * SCRATCH + {s}u * COOP + column]);
-            let sees{s} = place + row - (start + {s}u * COOP + column) < params.window;
+            let score{s} = scored(scratch[row * SCRATCH + {s}u * COOP + column], head, start + {s}u * COOP + column, here + row);
+            let sees{s} = place + row * params.causal - (start + {s}u * COOP + column) < params.window;
             factors[row * FACTORS + {s}u * COOP + column] = f16(select(0.0, exponential(score{s} - highest{J}), sees{s}));
 #end
         }

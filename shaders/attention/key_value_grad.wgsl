@@ -1,4 +1,4 @@
-// The gradients of causal attention's keys and values that one query head has a part in. One workgroup: 32 places of a
+// The gradients of attention's keys and values that one query head has a part in. One workgroup: 32 places of a
 // sequence's cache beside one query head, and all tokens that see them, 64 at a time: products in steps of 16 columns, then
 // sums over the tokens. Heads of a group are added up afterwards, so that few key-value heads fill a device.
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;              // (all tokens, heads, head_dim)
@@ -6,8 +6,9 @@
 @group(0) @binding(2) var<storage, read> value: array<vec4<act>>;              // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;               // (all tokens, heads, head_dim)
 @group(0) @binding(4) var<storage, read> lse_delta: array<vec2<f32>>;         // (all tokens, heads) log-sum-exp, product
-@group(0) @binding(5) var<storage, read_write> key_grad: array<vec4<out_t>>;   // (sequences, capacity, heads, head_dim)
-@group(0) @binding(6) var<storage, read_write> value_grad: array<vec4<out_t>>; // (sequences, capacity, heads, head_dim)
+@group(0) @binding(5) var<storage, read> places: array<u32>;                   // (sequences) tokens before, or keys, (heads, distances) bits of biases
+@group(0) @binding(6) var<storage, read_write> key_grad: array<vec4<out_t>>;   // (sequences, capacity, heads, head_dim)
+@group(0) @binding(7) var<storage, read_write> value_grad: array<vec4<out_t>>; // (sequences, capacity, heads, head_dim)
 #import params
 #import attention_tile
 
@@ -47,10 +48,12 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     let first = tile / params.sequences * OWNERS;
     let count = min(OWNERS, params.capacity - first);
     let tokens = params.tokens_per_sequence;
-    // Keys of the tile that a token wrote; the places behind them may hold anything.
-    let written = u32(clamp(i32(tokens) - i32(first), 0, i32(count)));
-    // Behind the last token whose window holds a key of the tile.
-    let seen = min(tokens, first + OWNERS - 1u + params.window);
+    let causal = params.causal == 1u;
+    // Keys of the tile that are there; the places behind them may hold anything.
+    let written = u32(clamp(i32(select(places[sequence], tokens, causal)) - i32(first), 0, i32(count)));
+    // The first token that sees a key of the tile, and the place behind the last: all do, or those whose window holds one.
+    let begins = select(0u, first, causal);
+    let seen = select(select(0u, tokens, written > 0u), min(tokens, first + OWNERS - 1u + params.window), causal);
     let fours = params.head_dim / 4u;
     let pitch = params.kv_heads * fours;
     let cache = (sequence * params.capacity + first) * pitch + kv_head * fours;
@@ -59,7 +62,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     let row = lane / 4u;
     var key_sums: array<vec4<f32>, SUMS>;
     var value_sums: array<vec4<f32>, SUMS>;
-    for (var start = first; start < seen; start += STREAMED) {
+    for (var start = begins; start < seen; start += STREAMED) {
         let present = min(STREAMED, seen - start);
         let base = (sequence * tokens + start) * params.heads + head;
         var scores = mat4x4<f32>();
@@ -94,6 +97,13 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
             weight_grads = with_products(weight_grads, OWNERS_SECOND, STREAMED_SECOND, lane);
             workgroupBarrier();
         }
+        if params.distances > 0u {
+#for J in 4
+#for I in 4
+            scores[{J}][{I}] += score_bias(head, first + mine + {I}u, start + other + {J}u * 16u);
+#end
+#end
+        }
         scores = with_soft_cap(scores);
         // Four tokens are added at a time: those behind the last count as zero.
 #for J in 4
@@ -107,8 +117,9 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
             weight_grads[{J}] = vec4(0.0);
         }
 #end
-        // This invocation's first key is seen by the token at its place and a window of those behind, each other one later.
-        let own = i32(first + mine) - i32(start);
+        // This invocation's first key is seen by the token at its place and a window of those behind, each other one later; or all
+        // are by every token.
+        let own = select(-4, i32(first + mine) - i32(start), causal);
         keep_factors(scores, lane);
         for (var begin = 0u; begin < present; begin += ROWS_AT_ONCE) {
 #for N in 4

@@ -1,4 +1,4 @@
-// The gradients of causal attention's keys and values that one query head has a part in, by cooperative matrices. One
+// The gradients of attention's keys and values that one query head has a part in, by cooperative matrices. One
 // workgroup: OWNERS places of a sequence's cache beside one query head, 64 columns of the gradients, and all tokens that see
 // the places, STREAMED at a time: two products over all columns, then sums over the tokens. Needs subgroups of SUBGROUP lanes.
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;              // (all tokens, heads, head_dim)
@@ -6,8 +6,9 @@
 @group(0) @binding(2) var<storage, read> value: array<vec4<act>>;              // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;               // (all tokens, heads, head_dim)
 @group(0) @binding(4) var<storage, read> lse_delta: array<vec2<f32>>;         // (all tokens, heads) log-sum-exp, product
-@group(0) @binding(5) var<storage, read_write> key_grad: array<vec4<out_t>>;   // (sequences, capacity, heads, head_dim)
-@group(0) @binding(6) var<storage, read_write> value_grad: array<vec4<out_t>>; // (sequences, capacity, heads, head_dim)
+@group(0) @binding(5) var<storage, read> places: array<u32>;                   // (sequences) tokens before, or keys, (heads, distances) bits of biases
+@group(0) @binding(6) var<storage, read_write> key_grad: array<vec4<out_t>>;   // (sequences, capacity, heads, head_dim)
+@group(0) @binding(7) var<storage, read_write> value_grad: array<vec4<out_t>>; // (sequences, capacity, heads, head_dim)
 #import params
 #import attention_coop
 
@@ -50,10 +51,12 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
     let first = tile / params.sequences * OWNERS;
     let count = min(OWNERS, params.capacity - first);
     let tokens = params.tokens_per_sequence;
-    // Keys of the tile that a token wrote; the places behind them may hold anything.
-    let written = u32(clamp(i32(tokens) - i32(first), 0, i32(count)));
-    // Behind the last token whose window holds a key of the tile.
-    let seen = min(tokens, first + OWNERS - 1u + params.window);
+    let causal = params.causal == 1u;
+    // Keys of the tile that are there; the places behind them may hold anything.
+    let written = u32(clamp(i32(select(places[sequence], tokens, causal)) - i32(first), 0, i32(count)));
+    // The first token that sees a key of the tile, and the place behind the last: all do, or those whose window holds one.
+    let begins = select(0u, first, causal);
+    let seen = select(select(0u, tokens, written > 0u), min(tokens, first + OWNERS - 1u + params.window), causal);
     let fours = params.head_dim / 4u;
     let pitch = params.kv_heads * fours;
     let cache = (sequence * params.capacity + first) * pitch + kv_head * fours;
@@ -103,10 +106,10 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
 #end
 #for n in BLOCKS
 #for r in 4
-    var next{n}_{r} = streamed_token(lane + {n}u * THREADS, first, seen, {r}u, base);
+    var next{n}_{r} = streamed_token(lane + {n}u * THREADS, begins, seen, {r}u, base);
 #end
 #end
-    for (var start = first; start < seen; start += STREAMED) {
+    for (var start = begins; start < seen; start += STREAMED) {
         workgroupBarrier();
 #for n in BLOCKS
         {
@@ -163,10 +166,10 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
             workgroupBarrier();
 #for J in 8
             let row{J} = part + row_of({J}u, half);
-            let score{J} = scored(scratch[row{J} * SCRATCH + column]);
+            let score{J} = scored(scratch[row{J} * SCRATCH + column], head, first + row{J}, token);
             let weight_grad{J} = scratch[row{J} * SCRATCH + COOP + column];
             // A key behind the token wraps around.
-            let sees{J} = token < seen && token - (first + row{J}) < params.window;
+            let sees{J} = token < seen && token - (first + row{J}) * params.causal < params.window;
             let weight{J} = select(0.0, exponential(score{J} - known.x), sees{J});
             let score_grad{J} = select(0.0, weight{J} * (weight_grad{J} - known.y) * slope_of(score{J}), sees{J});
             factors[row{J} * FACTORS + {s}u * COOP + column] = f16(weight{J});

@@ -5,7 +5,8 @@
 @group(0) @binding(1) var<storage, read> key: array<vec4<act>>;                  // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> result: array<vec4<out_t>>;             // (all tokens, heads, head_dim)
 @group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;                 // (all tokens, heads, head_dim)
-@group(0) @binding(4) var<storage, read_write> lse_delta: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
+@group(0) @binding(4) var<storage, read> places: array<u32>;                     // (sequences) tokens before, or keys, (heads, distances) bits of biases
+@group(0) @binding(5) var<storage, read_write> lse_delta: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
 #import params
 #import attention_tile
 
@@ -14,14 +15,17 @@ const NOTHING: f32 = -3.0e38;
 @compute @workgroup_size(128)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
 #import attention_owners
-    let tokens = first + lane % 8u * 4u + vec4(0u, 1u, 2u, 3u);
+    let mine = lane % 8u * 4u;
+    let place = last_seen(places[sequence], first);
+    let tokens = place + (mine + vec4(0u, 1u, 2u, 3u)) * params.causal;
+    let here = own_place(places[sequence], first) + mine;
     let other = lane / 8u;
     let row = lane / 4u;
     // Of this invocation's keys, for each of its tokens: the highest score, and the sum of the exponentials below it.
     var maxima = vec4(NOTHING);
     var totals = vec4(0.0);
-    let seen = first + count;
-    for (var start = first_seen(first); start < seen; start += STREAMED) {
+    let seen = place + 1u + (count - 1u) * params.causal;
+    for (var start = first_seen(place); start < seen; start += STREAMED) {
         let present = min(STREAMED, seen - start);
 #import attention_scores
         var highest = maxima;

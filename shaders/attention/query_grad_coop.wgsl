@@ -1,4 +1,4 @@
-// The gradient of causal attention's queries by cooperative matrices. One workgroup: one head of OWNERS tokens of a sequence,
+// The gradient of attention's queries by cooperative matrices. One workgroup: one head of OWNERS tokens of a sequence,
 // and all keys they see, STREAMED at a time: two products over the columns, then sums over the keys. Needs subgroups of
 // SUBGROUP lanes.
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;          // (all tokens, heads, head_dim)
@@ -6,7 +6,8 @@
 @group(0) @binding(2) var<storage, read> value: array<vec4<act>>;          // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(3) var<storage, read> grad: array<vec4<act>>;           // (all tokens, heads, head_dim)
 @group(0) @binding(4) var<storage, read> lse_delta: array<vec2<f32>>;     // (all tokens, heads) log-sum-exp, product
-@group(0) @binding(5) var<storage, read_write> result: array<vec4<out_t>>; // (all tokens, heads, head_dim)
+@group(0) @binding(5) var<storage, read> places: array<u32>;               // (sequences) tokens before, or keys, (heads, distances) bits of biases
+@group(0) @binding(6) var<storage, read_write> result: array<vec4<out_t>>; // (all tokens, heads, head_dim)
 #import params
 #import attention_coop
 
@@ -37,8 +38,11 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
     let part = lane / SUBGROUP * COOP;
     let column = lane % COOP;
     let half = lane % SUBGROUP / COOP;
-    let seen = first + count;
-    let begin = first + 1u - min(params.window, first + 1u);
+    // The last key that the first token sees, and its own place.
+    let place = last_seen(places[sequence], first);
+    let here = own_place(places[sequence], first);
+    let seen = place + 1u + (count - 1u) * params.causal;
+    let begin = place + 1u - min(params.window, place + 1u);
     let scratch_pitch = SCRATCH;
     let corner = own * SCRATCH;
     let beside = corner + COOP;
@@ -127,10 +131,10 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgro
 #for J in 8
         {
             let row = part + row_of({J}u, half);
-            let score = scored(scratch[row * SCRATCH + column]);
+            let score = scored(scratch[row * SCRATCH + column], head, start + {s}u * COOP + column, here + row);
             let weight_grad = scratch[row * SCRATCH + COOP + column];
             // A key behind the token wraps around.
-            let sees = first + row - (start + {s}u * COOP + column) < params.window;
+            let sees = place + row * params.causal - (start + {s}u * COOP + column) < params.window;
             let score_grad = exponential(score - known{J}.x) * (weight_grad - known{J}.y) * slope_of(score);
             factors[row * FACTORS + {s}u * COOP + column] = f16(select(0.0, score_grad, sees));
         }

@@ -1,12 +1,13 @@
-// Causal attention of many tokens at once, with grouped key-value heads over a cache and a running softmax. One workgroup:
-// one head of 32 tokens of a sequence, and all keys they see, 64 at a time: scores in steps of 32 columns, then sums over the
-// keys.
+// Attention of many tokens at once, causal or of all keys, with grouped key-value heads over a cache and a running softmax. One
+// workgroup: one head of 32 tokens of a sequence, and all keys they see, 64 at a time: scores in steps of 32 columns, then sums
+// over the keys.
 @group(0) @binding(0) var<storage, read> query: array<vec4<act>>;          // (all tokens, heads, head_dim)
 @group(0) @binding(1) var<storage, read> key: array<vec4<act>>;            // (sequences, capacity, kv_heads, head_dim)
 @group(0) @binding(2) var<storage, read> value: array<vec4<act>>;          // (sequences, capacity, kv_heads, head_dim)
-@group(0) @binding(3) var<storage, read> past: array<u32>;                 // (sequences) tokens seen before
-@group(0) @binding(4) var<storage, read_write> result: array<vec4<out_t>>; // (all tokens, heads, head_dim)
-@group(0) @binding(5) var<storage, read_write> lse_delta: array<vec2<f32>>; // (all tokens, heads) log-sum-exp of the scores, left alone
+@group(0) @binding(3) var<storage, read> past: array<u32>;                 // (sequences) tokens seen before, or keys
+@group(0) @binding(4) var<storage, read> places: array<u32>;               // (sequences) of no use, (heads, distances) bits of biases
+@group(0) @binding(5) var<storage, read_write> result: array<vec4<out_t>>; // (all tokens, heads, head_dim)
+@group(0) @binding(6) var<storage, read_write> lse_delta: array<vec2<f32>>; // (all tokens, heads) log-sum-exp of the scores, left alone
 #import params
 #import attention_tile
 
@@ -19,14 +20,16 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     let other = lane / 8u;
     let row = lane / 4u;
     // The last key that each of this invocation's tokens sees.
-    let place = past[sequence] + first;
-    let own_place = place + mine;
-    let tokens = own_place + vec4(0u, 1u, 2u, 3u);
+    let place = last_seen(past[sequence], first);
+    let own_last = place + mine * params.causal;
+    let tokens = own_last + vec4(0u, 1u, 2u, 3u) * params.causal;
+    // The first of them.
+    let here = own_place(past[sequence], first) + mine;
     var maxima = vec4(NOTHING);
     // Of this invocation's keys.
     var totals = vec4(0.0);
     var sums: array<vec4<f32>, SUMS>;
-    let seen = place + count;
+    let seen = place + 1u + (count - 1u) * params.causal;
     for (var start = first_seen(place); start < seen; start += STREAMED) {
         let present = min(STREAMED, seen - start);
 #import attention_scores
@@ -56,8 +59,8 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         totals += scores[{J}];
 #end
         keep_factors(scores, lane);
-        // The last key that the first of this invocation's tokens sees, and the first: each other token's are one behind.
-        let own = i32(own_place) - i32(start);
+        // The last key that the first of this invocation's tokens sees, and the first: each other token's are one behind, or the same.
+        let own = i32(own_last) - i32(start);
         let low = own + 1 - i32(params.window);
         for (var begin = 0u; begin < present; begin += ROWS_AT_ONCE) {
 #for N in 4
@@ -71,18 +74,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
             }
 #end
             workgroupBarrier();
-            let end = min(begin + ROWS_AT_ONCE, present);
-            // Keys that not every token's window holds, keys that all see, keys that not every token is behind of.
-            var k = u32(max(i32(begin), low));
-            for (; k < end && i32(k) < low + 3; k++) {
-                add_row(k, k - begin, lane, seen_by(own - i32(k)), &sums);
-            }
-            for (; k + 4u <= end && i32(k) + 3 <= own; k += 4u) {
-                add_rows(k, k - begin, lane, &sums);
-            }
-            for (; k < end && i32(k) <= own + 3; k++) {
-                add_row(k, k - begin, lane, seen_by(own - i32(k)), &sums);
-            }
+#import attention_add_keys
             workgroupBarrier();
         }
     }

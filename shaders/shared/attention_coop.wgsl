@@ -3,6 +3,7 @@
 // and come back as f16. Matrices are only loaded as `matmul/coop` loads them: the left one row by row, the right one column by
 // column, so what is summed over stands in a row, and what streams by is also kept transposed.
 #import soft_cap
+#import attention_seen
 
 const THREADS: u32 = SUBGROUP * OWNERS / COOP;
 const STREAMED: u32 = COOP * STRIPS;
@@ -25,9 +26,12 @@ fn row_of(j: u32, half: u32) -> u32 {
     return (j & 3u) + (j & 4u) * 2u + half * 4u;
 }
 
-// A sum of products as a score.
-fn scored(product: f32) -> f32 {
-    let score = product * params.scale;
+// A sum of products as a score of the key at place `key` for the token at place `own`.
+fn scored(product: f32, head: u32, key: u32, own: u32) -> f32 {
+    var score = product * params.scale;
+    if params.distances > 0u {
+        score += score_bias(head, key, own);
+    }
     if params.soft_cap == 0.0 {
         return score;
     }

@@ -11,5 +11,5 @@
     let count = min(OWNERS, params.tokens_per_sequence - first);
     let fours = params.head_dim / 4u;
     let pitch = params.kv_heads * fours;
-    let cache = sequence * params.capacity * pitch + head / (params.heads / params.kv_heads) * fours;
+    let cache = (sequence * params.capacity + params.first) * pitch + head / (params.heads / params.kv_heads) * fours;
     let base = (sequence * params.tokens_per_sequence + first) * params.heads + head;

@@ -26,4 +26,5 @@
             scores = with_products(scores, OWNERS_SECOND, STREAMED_SECOND, lane);
             workgroupBarrier();
         }
+        scores = with_bias(scores, head, start + other, here);
         scores = with_soft_cap(scores);

@@ -3,6 +3,7 @@
 // 16 apart, for sums over the streamed rows. Both are register tiles, in which each vector loaded is multiplied four times.
 #import is_nan
 #import soft_cap
+#import attention_seen
 
 const OWNERS: u32 = 32u;
 const STREAMED: u32 = 64u;
@@ -84,6 +85,20 @@ fn add_rows(k: u32, row: u32, lane: u32, sums: ptr<function, array<vec4<f32>, SU
 #end
 }
 
+// Scores with their bias, where there is one: of keys 16 places apart from `key` on, and of neighbouring tokens from `own` on.
+fn with_bias(scores: mat4x4<f32>, head: u32, key: u32, own: u32) -> mat4x4<f32> {
+    if params.distances == 0u {
+        return scores;
+    }
+    var biased = scores;
+#for J in 4
+#for I in 4
+    biased[{J}][{I}] += score_bias(head, key + {J}u * 16u, own + {I}u);
+#end
+#end
+    return biased;
+}
+
 // Scores with their soft cap, where there is one.
 fn with_soft_cap(scores: mat4x4<f32>) -> mat4x4<f32> {
     if params.soft_cap == 0.0 {
@@ -107,12 +122,13 @@ fn soft_cap_slopes(capped: vec4<f32>) -> vec4<f32> {
     return vec4(1.0) - ratio * ratio;
 }
 
-// Which of four tokens in a row see a key, the first of them `distance` places behind it.
+// Which of four tokens in a row see a key, `distance` places before the last that the first of them sees, where each other one sees
+// one more. Of keys that all see it is all of them.
 fn seen_by(distance: i32) -> vec4<bool> {
     return vec4<u32>(vec4(distance) + vec4(0, 1, 2, 3)) < vec4(params.window);
 }
 
-// The first key, in fours, that the token at `place` of its sequence sees.
+// The first key, in fours, that a token sees whose last one is at `place`.
 fn first_seen(place: u32) -> u32 {
     return (place + 1u - min(params.window, place + 1u)) & ~3u;
 }

@@ -76,6 +76,15 @@ impl Tensor {
         (self.len() * self.dtype.size()) as u64
     }
 
+    /// Whether it is the other one: the same storage, not one of the same elements.
+    pub fn is(&self, other: &Tensor) -> bool {
+        match (&self.storage, &other.storage) {
+            (Storage::Host(a), Storage::Host(b)) => Arc::ptr_eq(a, b),
+            (Storage::Gpu(a), Storage::Gpu(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
     /// The same elements as 32-bit words, (rows, words): the codes of a matrix of plain numbers. Rows are whole words.
     pub fn words(&self) -> Tensor {
         let words = self.len() * self.dtype.size() / 4;

@@ -12,8 +12,9 @@ use super::{
 };
 use crate::device::{HostTensor, Tensor};
 use crate::error::Result;
+use crate::kernels::attention::Seen;
 use crate::kernels::attention::cached::{cached, entering};
-use crate::kernels::attention::stored::{self, Bias, Layer, Seen};
+use crate::kernels::attention::causal::causal;
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::embed::gather::gather;
 use crate::kernels::experts::Share;
@@ -305,30 +306,22 @@ impl<'g> Eager<'g> {
         self.cache.paired.expect("the cache of a model whose rows have two parts knows them")
     }
 
-    /// The block's bias by distance in a part.
-    fn bias(&self, part: Part) -> Option<Bias> {
-        self.block.position().map(|bias| Bias {
-            table: bias.table.clone(),
-            distances: self.paired().rows.distances(part).clone(),
-        })
-    }
-
-    /// Attention over what the cache holds. Weights of the scores are stored, so that they may have a bias.
+    /// Attention over the first so many places of the cache.
     fn over_cache(
         &self,
         query: &Tensor,
         shape: &Attention,
-        bias: Option<&Bias>,
         seen: Seen<'_>,
+        bound: usize,
     ) -> Result<Lazy> {
         let (device, dtype) = (self.pass.device, query.dtype());
         let numbers = |cache: &Cached| match cache.plain() {
             Some((known, numbers)) if known == dtype => Ok(numbers.clone()),
-            _ => decode(device, cache, seen.first + seen.columns, dtype),
+            _ => decode(device, cache, bound, dtype),
         };
         let (keys, values) = (numbers(self.cache.keys)?, numbers(self.cache.values)?);
-        let layer = Layer { heads: *shape, bias, seen };
-        let mixed = stored::forward(device, query, (&keys, &values), layer, dtype)?;
+        let capacity = keys.len() / (seen.ends.len() * shape.kv * shape.dim);
+        let mixed = causal(device, query, (&keys, &values), seen, *shape, capacity)?;
         Ok(self.input(mixed, shape.query * shape.dim))
     }
 
@@ -560,20 +553,17 @@ impl Graph for Eager<'_> {
         let (device, dtype) = (self.pass.device, self.activation());
         let [query, key, value] = [&query, &key, &value].map(|value| self.force(value, dtype));
         let (query, key, value) = (query?, key?, value?);
-        let bias = self.bias(part);
+        let bias = rows.bias(device, self.block.position(), part)?;
         if part == Part::Source {
-            let (ends, columns) = (rows.ends(), rows.width());
-            let seen = Seen { ends, causal: false, first: 0, columns };
-            let layer = Layer { heads: *shape, bias: bias.as_ref(), seen };
-            let mixed = stored::forward(device, &query, (&key, &value), layer, dtype)?;
+            let seen = rows.sources().with_bias(bias.as_ref());
+            let mixed = causal(device, &query, (&key, &value), seen, *shape, rows.width())?;
             return Ok(self.input(mixed, shape.query * shape.dim));
         }
         let ends = if begins { rows.starts() } else { past };
         keys.append(device, &key, ends)?;
         values.append(device, &value, ends)?;
-        let first = rows.width();
-        let seen = Seen { ends, causal: true, first, columns: bound - first };
-        self.over_cache(&query, shape, bias.as_ref(), seen)
+        let seen = Seen { first: rows.width(), ..Seen::causal(ends) };
+        self.over_cache(&query, shape, seen.with_bias(bias.as_ref()), bound)
     }
 
     fn remember(&mut self, key: Lazy, value: Lazy) -> Result<()> {
@@ -586,9 +576,7 @@ impl Graph for Eager<'_> {
     fn recall(&mut self, query: Lazy, shape: &Attention) -> Result<Lazy> {
         let query = self.force(&query, self.activation())?;
         let rows = self.paired().rows;
-        let (ends, columns) = (rows.ends(), rows.width());
-        let seen = Seen { ends, causal: false, first: 0, columns };
-        self.over_cache(&query, shape, None, seen)
+        self.over_cache(&query, shape, rows.sources(), rows.width())
     }
 
     fn gate(&mut self, gate: Lazy, up: Lazy, activation: Activation) -> Result<Lazy> {

@@ -3,11 +3,13 @@
 //! part's tokens out of the stream and puts them back.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 
-use super::Slot;
+use super::{PositionBias, Slot};
 use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
-use crate::kernels::attention::stored::Distances;
+use crate::kernels::attention::Seen;
+use crate::kernels::attention::bias::{Bias, Distances};
 use crate::kernels::copy::gather_rows::{Rows, rows};
 use crate::tensor::DType;
 
@@ -77,6 +79,8 @@ pub struct PairedRows {
     target: Option<PartRows>,
     /// The buckets of distances in both parts, where scores have a bias by distance.
     distances: Option<[Distances; 2]>,
+    /// The biases that blocks of each part had last: all of a stack have one.
+    biases: RefCell<[Option<Bias>; 2]>,
 }
 
 /// Where the tokens of a part stand among those of a pass.
@@ -133,6 +137,7 @@ impl PairedRows {
             source: PartRows::upload(device, rows, 0..width)?,
             target: PartRows::upload(device, rows, width..length)?,
             distances: buckets.map(both).transpose()?,
+            biases: RefCell::default(),
         })
     }
 
@@ -141,9 +146,9 @@ impl PairedRows {
         self.width
     }
 
-    /// Tokens of each source, u32 (rows).
-    pub(super) fn ends(&self) -> &Tensor {
-        &self.ends
+    /// All tokens of the sources.
+    pub(super) fn sources(&self) -> Seen<'_> {
+        Seen::all(&self.ends)
     }
 
     /// The place of each target's first token, u32 (rows).
@@ -151,15 +156,31 @@ impl PairedRows {
         &self.starts
     }
 
-    /// The place of each target's first token where targets stand alone, u32 (rows).
-    pub(super) fn nothing_before(&self) -> &Tensor {
-        &self.zeros
+    /// What tokens of a part see of it where it stands alone.
+    pub(super) fn alone(&self, part: Part) -> Seen<'_> {
+        match part {
+            Part::Source => self.sources(),
+            Part::Target => Seen::causal(&self.zeros),
+        }
     }
 
-    /// The buckets of distances in a part.
-    pub(super) fn distances(&self, part: Part) -> &Distances {
+    /// A block's bias by distance within a part, if it has one, as attention takes it. It is kept for the stack's other blocks: as long
+    /// as there are these rows, a table stays as it is.
+    pub(super) fn bias(
+        &self,
+        device: &Device,
+        bias: Option<&PositionBias>,
+        part: Part,
+    ) -> Result<Option<Bias>> {
+        let Some(PositionBias { table, .. }) = bias else { return Ok(None) };
+        let place = usize::from(part == Part::Target);
+        let mut known = self.biases.borrow_mut();
+        if let Some(known) = known[place].as_ref().filter(|known| known.table().is(table)) {
+            return Ok(Some(known.clone()));
+        }
         let both = self.distances.as_ref().expect("a model with a bias by distance has buckets");
-        &both[usize::from(part == Part::Target)]
+        let made = Bias::new(device, table, &both[place], self.alone(part).ends)?;
+        Ok(Some(known[place].insert(made).clone()))
     }
 
     /// The row of a table that is added to each token of rows without targets: of positions that of its place, of token types the

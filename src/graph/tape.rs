@@ -23,8 +23,7 @@ use crate::device::{Device, HostTensor, Tensor};
 use crate::error::Result;
 use crate::kernels::attention::backward as attention;
 use crate::kernels::attention::causal::forward as attention_forward;
-use crate::kernels::attention::coop;
-use crate::kernels::attention::stored::{self, Bias, Layer, Seen};
+use crate::kernels::attention::{Seen, coop};
 use crate::kernels::copy::cast::{cast, scaled};
 use crate::kernels::embed::gather::gather;
 use crate::kernels::embed::scatter::scatter;
@@ -602,69 +601,57 @@ impl<'a> Tape<'a> {
     pub fn attend(
         &mut self,
         query: &Value,
-        (key, value): (&Value, &Value),
-        past: &Tensor,
+        both: (&Value, &Value),
+        past: &'a Tensor,
         shape: &Attention,
     ) -> Result<Value> {
-        let (device, sequences) = (self.device, past.len());
-        let length = query.tensor.shape()[0] / sequences;
+        self.attend_to(query, both, shape, Seen::causal(past), None)
+    }
+
+    /// Attention of `query`, (tokens, heads, head_dim), over `key` and `value`, (sequences, capacity, kv_heads, head_dim), of what is
+    /// seen of them, with a bias by distance in a part. Results and gradients are f32.
+    fn attend_to(
+        &mut self,
+        query: &Value,
+        (key, value): (&Value, &Value),
+        shape: &Attention,
+        seen: Seen<'a>,
+        bias: Option<(&'a PositionBias, Part)>,
+    ) -> Result<Value> {
+        let (device, shape) = (self.device, *shape);
         // Without a past, tokens in their order are a cache that is full.
         let dtype = self.attention_type(shape.dim);
         let taken = |of: &Value| -> Result<Value> {
             Ok(Value { node: of.node, tensor: cast(device, &of.tensor, dtype)? })
         };
         let (query, key, value) = (taken(query)?, taken(key)?, taken(value)?);
-        let (cache, shape) = ((&key.tensor, &value.tensor), *shape);
-        let (result, known) = attention_forward(device, &query.tensor, cache, past, shape, length)?;
+        let with = match bias {
+            Some((bias, part)) => self.paired().bias(device, Some(bias), part)?,
+            None => None,
+        };
+        let (cache, capacity) =
+            ((&key.tensor, &value.tensor), key.tensor.shape()[0] / seen.ends.len());
+        let looked = seen.with_bias(with.as_ref());
+        let (result, known) =
+            attention_forward(device, &query.tensor, cache, looked, shape, capacity)?;
         let mixed = result.clone();
         Ok(self.record(result, move |back, grad| {
             let grad = cast(device, &grad, query.tensor.dtype())?;
-            let (of_query, of_key, of_value) = attention::backward(
+            // Nobody but a run that learns the table asks for its gradient.
+            let wanted = bias.is_some_and(|(bias, _)| (back.wants)(&bias.name));
+            let of = attention::backward(
                 device,
                 &query.tensor,
                 (&key.tensor, &value.tensor),
                 (&mixed, known.as_ref()),
                 &grad,
                 shape,
-                (sequences, length),
+                (seen.with_bias(with.as_ref()), wanted),
             )?;
-            back.add(query.node, of_query)?;
-            back.add(key.node, of_key)?;
-            back.add(value.node, of_value)
-        }))
-    }
-
-    /// Attention with stored weights of `query`, f32 (tokens, heads, head_dim), over `key` and `value`, f32 of as many sequences each,
-    /// with a bias by distance in a part.
-    fn attend_stored(
-        &mut self,
-        query: &Value,
-        (key, value): (&Value, &Value),
-        shape: &Attention,
-        (ends, causal): (&'a Tensor, bool),
-        bias: Option<(&'a PositionBias, Part)>,
-    ) -> Result<Value> {
-        let (device, paired, heads) = (self.device, self.paired(), *shape);
-        let (query, key, value) = (query.clone(), key.clone(), value.clone());
-        let columns = key.tensor.shape()[0] / ends.len();
-        let seen = Seen { ends, causal, first: 0, columns };
-        let with = bias.map(|(bias, part)| Bias {
-            table: bias.table.clone(),
-            distances: paired.distances(part).clone(),
-        });
-        let layer = Layer { heads, bias: with.as_ref(), seen };
-        let both = (&key.tensor, &value.tensor);
-        let result = stored::forward(device, &query.tensor, both, layer, DType::F32)?;
-        Ok(self.record(result, move |back, grad| {
-            let grad = cast(device, &grad, DType::F32)?;
-            let layer = Layer { heads, bias: with.as_ref(), seen };
-            let both = (&key.tensor, &value.tensor);
-            let (of, of_table) = stored::backward(device, &query.tensor, both, layer, &grad)?;
-            let [of_query, of_key, of_value] = of;
-            back.add(query.node, of_query)?;
-            back.add(key.node, of_key)?;
-            back.add(value.node, of_value)?;
-            if let (Some((bias, _)), Some(of_table)) = (bias, of_table) {
+            back.add(query.node, of.query)?;
+            back.add(key.node, of.key)?;
+            back.add(value.node, of.value)?;
+            if let (Some((bias, _)), Some(of_table)) = (bias, of.table) {
                 let parameter = Parameter::Vector(bias.table.clone());
                 back.hand_out(&bias.name, parameter, |split, _| {
                     assert_eq!(split.count(), 1, "a bias' gradient is that of all tokens");
@@ -910,14 +897,12 @@ impl<'a> Graph for Tape<'a> {
         shape: &Attention,
         part: Part,
     ) -> Result<Deferred<'a>> {
-        let (query, key, value) = (self.force(&query)?, self.force(&key)?, self.force(&value)?);
+        let query = self.force_in(&query, self.attention_type(shape.dim))?;
+        let key = self.force_in(&key, self.attention_type(shape.dim))?;
+        let value = self.force_in(&value, self.attention_type(shape.dim))?;
         let bias = self.block().position().map(|bias| (bias, part));
-        let paired = self.paired();
-        let sees = match part {
-            Part::Source => (paired.ends(), false),
-            Part::Target => (paired.nothing_before(), true),
-        };
-        self.attend_stored(&query, (&key, &value), shape, sees, bias).map(Deferred::Known)
+        let seen = self.paired().alone(part);
+        self.attend_to(&query, (&key, &value), shape, seen, bias).map(Deferred::Known)
     }
 
     fn remember(&mut self, key: Deferred<'a>, value: Deferred<'a>) -> Result<()> {
@@ -928,8 +913,8 @@ impl<'a> Graph for Tape<'a> {
     fn recall(&mut self, query: Deferred<'a>, shape: &Attention) -> Result<Deferred<'a>> {
         let query = self.force(&query)?;
         let (key, value) = self.remembered.take().expect("a block remembers before it recalls");
-        let sees = (self.paired().ends(), false);
-        self.attend_stored(&query, (&key, &value), shape, sees, None).map(Deferred::Known)
+        let seen = self.paired().sources();
+        self.attend_to(&query, (&key, &value), shape, seen, None).map(Deferred::Known)
     }
 
     fn gate(

@@ -3,10 +3,10 @@
 use libtest_mimic::{Failed, Trial};
 use lopper::device::{Device, HostTensor, Random};
 use lopper::gpu::Options as GpuOptions;
-use lopper::kernels::attention::Attention;
 use lopper::kernels::attention::backward::backward;
+use lopper::kernels::attention::bias::{Bias, Distances};
 use lopper::kernels::attention::causal::forward;
-use lopper::kernels::attention::stored::{self, Bias, Distances, Layer, Seen};
+use lopper::kernels::attention::{Attention, Seen};
 use lopper::tensor::DType;
 
 use crate::machine::{device, gpu_trial, on_each};
@@ -33,11 +33,11 @@ pub fn trials() -> Vec<Trial> {
     let window = plain.with_window(7);
     let cap = plain.with_soft_cap(1.5);
     let both = Attention { scale: 0.7, ..window.with_soft_cap(1.5) };
-    let mut trials = Vec::from(on_each("gradients::attention/stored", stored_differences));
-    // A call for every sequence.
-    trials.push(gpu_trial("gradients::attention/stored::split".into(), || {
+    let mut trials = Vec::from(on_each("gradients::attention/seen", differences_seen));
+    // A call for every tile.
+    trials.push(gpu_trial("gradients::attention/seen::split".into(), || {
         let options = GpuOptions { max_operations: Some(1.0), ..GpuOptions::default() };
-        stored_differences(&device(options)?)
+        differences_seen(&device(options)?)
     }));
     trials.extend([
         cpu("cpu", DType::F32, plain),
@@ -78,7 +78,8 @@ fn differences(device: &Device, dtype: DType, attention: Attention) -> Result<()
     let (query, key, value) =
         (on_device(&inputs[0])?, on_device(&inputs[1])?, on_device(&inputs[2])?);
     let past = on_device(&HostTensor::from_u32(&[SEQUENCES], &[0; SEQUENCES]))?;
-    let (result, known) = forward(device, &query, (&key, &value), &past, attention, CAPACITY)?;
+    let seen = Seen::causal(&past);
+    let (result, known) = forward(device, &query, (&key, &value), seen, attention, CAPACITY)?;
     let grads = backward(
         device,
         &query,
@@ -86,12 +87,12 @@ fn differences(device: &Device, dtype: DType, attention: Attention) -> Result<()
         (&result, known.as_ref()),
         &on_device(&grad)?,
         attention,
-        (SEQUENCES, CAPACITY),
+        (seen, false),
     )?;
     let wide = |host: &HostTensor| host.view().to_f64();
     let (r, mut numbers) = (wide(&grad), inputs.each_ref().map(wide));
     let step = 1e-5;
-    for (which, found) in [grads.0, grads.1, grads.2].iter().enumerate() {
+    for (which, found) in [grads.query, grads.key, grads.value].iter().enumerate() {
         let found = device.read(found)?;
         assert_eq!(found.shape, inputs[which].shape, "shape of gradient {which}");
         for (index, found) in wide(&found).into_iter().enumerate() {
@@ -142,15 +143,22 @@ fn loss([query, key, value]: &[Vec<f64>; 3], r: &[f64], attention: Attention) ->
     loss
 }
 
-/// Attention with stored weights: sources with a bias of both sides, targets with one of what is before them, and without a bias
-/// over the keys of another text. Of each its inputs' gradients and the table's.
-fn stored_differences(device: &Device) -> Result<(), Failed> {
-    const DIM: usize = 5;
+/// Attention of all keys and of those before a token: sources with a bias of both sides, targets with one of what is before them, and
+/// without a bias over the keys of another text. Of each its inputs' gradients and the table's. A head is no whole vector of four, or
+/// is; a few tokens, or more than a tile.
+fn differences_seen(device: &Device) -> Result<(), Failed> {
     let bucket = |distance: i64| (distance + 4) as u32 / 2;
     let places: Vec<u32> = (-4..=4).map(bucket).collect();
-    for (causal, biased, keys) in [(false, true, 9), (true, true, 9), (false, false, 6)] {
-        let (each, ends) = (9, if causal { [0, 0] } else { [keys as u32, 4] });
-        let (width, rows) = (HEADS * DIM, [SEQUENCES * each, SEQUENCES * keys]);
+    for (causal, biased, each, keys, dim) in [
+        (false, true, 9, 9, 5),
+        (true, true, 9, 9, 5),
+        (false, false, 9, 6, 5),
+        (false, true, 34, 34, 4),
+        (true, true, 34, 34, 4),
+        (false, false, 13, 6, 4),
+    ] {
+        let ends = if causal { [0, 0] } else { [keys as u32, 4] };
+        let (width, rows) = (HEADS * dim, [SEQUENCES * each, SEQUENCES * keys]);
         let mut random = Random::new(31);
         let mut make = |rows: usize, width: usize, scale: f32| {
             HostTensor::from_f32(DType::F32, &[rows, width], &random.values(rows * width, scale))
@@ -166,16 +174,16 @@ fn stored_differences(device: &Device) -> Result<(), Failed> {
         let [query, key, value, table] = inputs.each_ref().map(on_device);
         let (query, key, value, table) = (query?, key?, value?, table?);
         let ends_there = on_device(&HostTensor::from_u32(&[SEQUENCES], &ends))?;
-        let bias = Bias { table, distances: Distances::upload(device, &places, 5)? };
-        let layer = Layer {
-            heads: Attention { scale: 0.7, ..Attention::new(HEADS, HEADS, DIM) },
-            bias: biased.then_some(&bias),
-            seen: Seen { ends: &ends_there, causal, first: 0, columns: keys },
-        };
-        let result = stored::forward(device, &query, (&key, &value), layer, DType::F32)?;
-        let (grads, of_table) =
-            stored::backward(device, &query, (&key, &value), layer, &on_device(&grad)?)?;
-        assert_eq!(of_table.is_some(), biased);
+        let distances = Distances::upload(device, &places, 5)?;
+        let bias = Bias::new(device, &table, &distances, &ends_there)?;
+        let heads = Attention { scale: 0.7, ..Attention::new(HEADS, HEADS, dim) };
+        let seen = Seen { causal, ..Seen::all(&ends_there) }.with_bias(biased.then_some(&bias));
+        let (result, known) = forward(device, &query, (&key, &value), seen, heads, keys)?;
+        let of = (&result, known.as_ref());
+        let grad_there = on_device(&grad)?;
+        let asked = (seen, true);
+        let grads = backward(device, &query, (&key, &value), of, &grad_there, heads, asked)?;
+        assert_eq!(grads.table.is_some(), biased);
         let wide = |host: &HostTensor| host.view().to_f64();
         let (r, mut numbers) = (wide(&grad), inputs.each_ref().map(wide));
         // sum(attention * r), in f64.
@@ -186,12 +194,12 @@ fn stored_differences(device: &Device) -> Result<(), Failed> {
                 let (sequence, order) = (token / each, token % each);
                 let end = if causal { order + 1 } else { ends[sequence] as usize };
                 for head in 0..HEADS {
-                    let at = (token * HEADS + head) * DIM;
+                    let at = (token * HEADS + head) * dim;
                     let (mut total, mut sum) = (0.0, 0.0);
                     for place in 0..end {
-                        let there = ((sequence * keys + place) * HEADS + head) * DIM;
+                        let there = ((sequence * keys + place) * HEADS + head) * dim;
                         let dot = |a: &[f64], b: &[f64]| -> f64 {
-                            (0..DIM).map(|c| a[at + c] * b[there + c]).sum()
+                            (0..dim).map(|c| a[at + c] * b[there + c]).sum()
                         };
                         let distance = (place as i64 - order as i64).clamp(-4, 4);
                         let bias = table[bucket(distance) as usize * HEADS + head];
@@ -208,8 +216,12 @@ fn stored_differences(device: &Device) -> Result<(), Failed> {
         let whole: f64 = wide(&device.read(&result)?).iter().zip(&r).map(|(a, b)| a * b).sum();
         assert!((whole - loss(&numbers)).abs() < 1e-4, "the forward pass itself");
         let step = 1e-5;
-        for (which, found) in grads.iter().chain(&of_table).enumerate() {
-            for (index, found) in wide(&device.read(found)?).into_iter().enumerate() {
+        let found = [&grads.query, &grads.key, &grads.value].into_iter().chain(&grads.table);
+        for (which, found) in found.enumerate() {
+            // Every one of a few tokens, some of many: each takes two passes.
+            let step_over = if each > 20 { 23 } else { 1 };
+            let numbered = wide(&device.read(found)?).into_iter().enumerate();
+            for (index, found) in numbered.step_by(step_over) {
                 let middle = numbers[which][index];
                 let [high, low] = [middle + step, middle - step].map(|moved| {
                     numbers[which][index] = moved;

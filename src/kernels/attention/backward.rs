@@ -1,16 +1,20 @@
-//! The backward pass of causal attention over whole sequences, in three kernels that store no score matrix: the softmax's
+//! The backward pass of attention over whole sequences, causal or of all keys, in three kernels that store no score matrix: the softmax's
 //! weights are computed again from each token's log-sum-exp (Dao 2023, FlashAttention-2, arXiv 2307.08691, algorithm 2).
 //! With p the weights, dp = d_out v and delta = d_out · out, the scores' gradient is p (dp - delta).
 //!
 //! Keys and values get theirs from a kernel of their own, owned by key and query head, so that nothing is added atomically and
 //! every run gives the same bits; the heads of a group are then added up in their order. The scores are computed twice, and a
-//! third time where the forward pass did not keep their log-sum-exps.
+//! third time where the forward pass did not keep their log-sum-exps. So it is with the gradient of scores' bias by distance, where
+//! it is asked for: each tile of tokens has a part of it.
 
+use std::ops::Range;
+
+use super::bias_grad::bias_grad;
 use super::delta::delta;
 use super::group_sum::group_sum;
 use super::{
-    Attention, coop, key_value_grad, key_value_grad_coop, lse_delta, on_matrix_units, query_grad,
-    query_grad_coop, score_reference, sum_slack,
+    Attention, Mask, Seen, coop, key_value_grad, key_value_grad_coop, lse_delta, on_matrix_units,
+    query_grad, query_grad_coop, score_reference, sum_slack,
 };
 use crate::kernels::activation::soft_cap_slope_reference;
 use crate::kernels::copy::pad::{cut, pad};
@@ -46,17 +50,31 @@ params! {
         scale: f32,
         window: u32,
         soft_cap: f32,
+        mask: Mask,
     }
 }
 
-/// The gradients of attention over whole sequences that no cache continues: (query's, key's, value's), each of its shape, in
-/// f32.
+/// Gradients of attention, each of the shape of what it is the gradient of, f32.
+#[derive(Debug)]
+pub struct Gradients {
+    /// Of queries.
+    pub query: Tensor,
+    /// Of keys.
+    pub key: Tensor,
+    /// Of values.
+    pub value: Tensor,
+    /// Of the table of a bias, where that is asked for.
+    pub table: Option<Tensor>,
+}
+
+/// The gradients of attention over whole sequences that no cache continues.
 ///
 /// `query`, the forward `result` and its gradient `grad` are (tokens, heads, head_dim), the tokens of a sequence in a row and
-/// of each sequence as many; `key` and `value` are caches of (sequences, capacity, kv_heads, head_dim) that hold the tokens
-/// from their first place on. Their gradients are zero behind them. The result is f32, the others have one type, f32 or f16.
-/// `known`: the log-sum-exps that [`forward`](super::causal::forward) gave, if it did; the products beside them are written
-/// there.
+/// of each sequence as many; `key` and `value` are caches of (sequences, capacity, kv_heads, head_dim) that hold the tokens, or
+/// what else they see, from their first place on: nobody is behind others, and the first place is 0. Gradients are zero behind
+/// them. The result is f32, the others have one type, f32 or f16. `known`: the log-sum-exps that
+/// [`forward`](super::causal::forward) gave, if it did; the products beside them are written there. `of_table`: whether the
+/// gradient of the bias' table is asked for.
 ///
 /// Where query heads share a key-value head, parts of keys' and values' gradients take f32 of `query`'s shape each meanwhile.
 pub fn backward(
@@ -66,13 +84,13 @@ pub fn backward(
     (result, known): (&Tensor, Option<&Tensor>),
     grad: &Tensor,
     heads: Attention,
-    (sequences, capacity): (usize, usize),
-) -> Result<(Tensor, Tensor, Tensor)> {
+    (seen, of_table): (Seen<'_>, bool),
+) -> Result<Gradients> {
     let five = [query, key, value, result, grad];
+    let asked = (seen, of_table);
     // The shaders take whole vectors of four; what else there is goes through copies. The CPU takes everything.
     if device.gpu().is_none() || heads.dim.is_multiple_of(4) {
-        let [query, key, value] = passes(device, five, known, heads, (sequences, capacity))?;
-        return Ok((query, key, value));
+        return passes(device, five, known, heads, asked);
     }
     let mut padded = Vec::with_capacity(five.len());
     for tensor in five {
@@ -80,50 +98,54 @@ pub fn backward(
     }
     let wide = Attention { dim: heads.dim.next_multiple_of(4), ..heads };
     let five = std::array::from_fn(|index| &padded[index]);
-    let grads = passes(device, five, known, wide, (sequences, capacity))?;
-    let [of_query, of_key, of_value] = &grads;
+    let of = passes(device, five, known, wide, asked)?;
     let narrow = |grad: &Tensor, shape: &[usize]| cut(device, grad, wide.dim, heads.dim, shape);
-    Ok((
-        narrow(of_query, query.shape())?,
-        narrow(of_key, key.shape())?,
-        narrow(of_value, value.shape())?,
-    ))
+    Ok(Gradients {
+        query: narrow(&of.query, query.shape())?,
+        key: narrow(&of.key, key.shape())?,
+        value: narrow(&of.value, value.shape())?,
+        table: of.table,
+    })
 }
 
-/// The kernels, each in as many calls as it takes: the gradients of the first three of query, key, value, result and gradient,
-/// each of its shape.
+/// The kernels, each in as many calls as it takes, for query, key, value, result and gradient.
 fn passes(
     device: &Device,
     [query, key, value, result, grad]: [&Tensor; 5],
     known: Option<&Tensor>,
     heads: Attention,
-    (sequences, capacity): (usize, usize),
-) -> Result<[Tensor; 3]> {
+    (seen, of_table): (Seen<'_>, bool),
+) -> Result<Gradients> {
     let dtype = query.dtype();
-    let width = heads.query * heads.dim;
+    let (sequences, width) = (seen.ends.len(), heads.query * heads.dim);
     let tokens = query.len() / width;
     let each = tokens / sequences;
+    let capacity = key.len() / (sequences * heads.kv * heads.dim);
     assert_eq!(tokens, sequences * each, "sequences have one number of tokens");
-    assert!(each <= capacity, "the cache holds every token");
-    let wide = Variant { output: DType::F32, ..variant(dtype, heads.dim) };
-    // By tokens or by places of a cache, of which a sequence has so many.
+    assert!(each <= capacity || !seen.causal, "the cache holds every token");
+    assert!(seen.first == 0, "a backward pass looks at whole caches");
+    let (wide, places) =
+        (Variant { output: DType::F32, ..variant(dtype, heads.dim) }, seen.places());
+    // By tokens or by places of a cache, of which a sequence has so many; so many rows pass by each.
     let run = |(kernel, variant): (&'static Kernel, &Variant),
-               length: usize,
+               (length, rows): (usize, usize),
                operations: f64,
                tensors: &[&Tensor]| {
         let owners = owners(variant);
         let tiles = sequences * length.div_ceil(owners);
-        // No row is paired with more than the sequence, or a window beside a tile.
-        let rows = each.min(heads.keys(each) + owners);
+        // No row is paired with more than those, or a window beside a tile.
+        let rows = rows.min(heads.keys(rows) + owners);
         let operations = operations * (owners * width * rows) as f64;
         let step = ((device.call_limit().operations / operations) as usize).max(1);
         for start in (0..tiles).step_by(step) {
             let params =
                 Params::new(&heads, (sequences, each, capacity), (start, step.min(tiles - start)));
+            let params = Params { mask: seen.mask(), ..params };
             device.call(kernel, variant.clone(), &params, tensors)?;
         }
         Ok(())
     };
+    let by_token = (each, if seen.causal { each } else { capacity });
     let known = match known {
         Some(known) => {
             delta(device, result, grad, known, heads.dim)?;
@@ -131,30 +153,30 @@ fn passes(
         }
         None => {
             let known = device.allocate(DType::F32, &[tokens, heads.query, 2], "log-sum-exps")?;
-            let tensors = [query, key, result, grad, &known];
-            run((&lse_delta::KERNEL, &wide), each, 2.0, &tensors)?;
+            let tensors = [query, key, result, grad, places, &known];
+            run((&lse_delta::KERNEL, &wide), by_token, 2.0, &tensors)?;
             known
         }
     };
     let query_grad = device.allocate(DType::F32, query.shape(), "gradient of queries")?;
-    let tensors = [query, key, value, grad, &known, &query_grad];
+    let tensors = [query, key, value, grad, &known, places, &query_grad];
     let of_queries = coop::choose(device, &query_grad_coop::KERNEL, (dtype, DType::F32), heads.dim);
     let chosen = match &of_queries {
         Some(variant) => (&query_grad_coop::KERNEL, variant),
         None => (&query_grad::KERNEL, &wide),
     };
-    run(chosen, each, 6.0, &tensors)?;
+    run(chosen, by_token, 6.0, &tensors)?;
     let shape = [sequences * capacity, heads.query, heads.dim];
     let part = |what| device.allocate(DType::F32, &shape, what);
     let parts = [part("gradient of keys")?, part("gradient of values")?];
-    let tensors = [query, key, value, grad, &known, &parts[0], &parts[1]];
+    let tensors = [query, key, value, grad, &known, places, &parts[0], &parts[1]];
     let of_keys =
         coop::choose(device, &key_value_grad_coop::KERNEL, (dtype, DType::F32), heads.dim);
     let chosen = match &of_keys {
         Some(variant) => (&key_value_grad_coop::KERNEL, variant),
         None => (&key_value_grad::KERNEL, &wide),
     };
-    run(chosen, capacity, 8.0, &tensors)?;
+    run(chosen, (capacity, each), 8.0, &tensors)?;
     let summed = |parts: &Tensor, like: &Tensor, what| {
         // Of a group of one head the only part is the sum.
         if heads.query == heads.kv {
@@ -164,9 +186,19 @@ fn passes(
         group_sum(device, parts, heads.dim, &sum)?;
         Ok(sum)
     };
-    let key_grad = summed(&parts[0], key, "gradient of keys")?;
-    let value_grad = summed(&parts[1], value, "gradient of values")?;
-    Ok([query_grad, key_grad, value_grad])
+    Ok(Gradients {
+        query: query_grad,
+        key: summed(&parts[0], key, "gradient of keys")?,
+        value: summed(&parts[1], value, "gradient of values")?,
+        table: match seen.bias.filter(|_| of_table) {
+            Some(bias) => {
+                let tensors = [query, key, value, grad, &known];
+                let sizes = (sequences, each, capacity);
+                Some(bias_grad(device, tensors, heads, (bias, seen.mask()), sizes)?)
+            }
+            None => None,
+        },
+    })
 }
 
 pub(super) fn variants() -> Vec<Variant> {
@@ -191,13 +223,17 @@ fn shaped(dtype: DType, constants: &'static [(&'static str, u32)]) -> Variant {
     Variant { activation: dtype, output: dtype, constants, ..Variant::BASELINE }
 }
 
-/// Cost of `operations` a column for each pair of a query and a key that it sees.
-pub(super) fn cost(args: &Args<'_>, operations: f64) -> Cost {
+/// Cost of `operations` a column for each pair of a query and a key that it sees, of tiles of tokens or of places.
+pub(super) fn cost(args: &Args<'_>, operations: f64, of_places: bool) -> Cost {
     let p: Params = args.parameters();
     let owners = owners(args.variant) as f64;
     let window = f64::from(p.window) + owners;
-    let pairs =
-        f64::from(p.tiles) * owners * f64::min(f64::from(p.tokens_per_sequence) / 2.0, window);
+    let rows = match (p.mask.causal, of_places) {
+        (1, _) => f64::from(p.tokens_per_sequence) / 2.0,
+        (_, true) => f64::from(p.tokens_per_sequence),
+        (_, false) => f64::from(p.capacity),
+    };
+    let pairs = f64::from(p.tiles) * owners * f64::min(rows, window);
     let columns = pairs * f64::from(p.heads) * f64::from(p.head_dim);
     Cost {
         operations: operations * columns,
@@ -253,6 +289,7 @@ impl Params {
             scale: attention.scale,
             window: attention.window_word(),
             soft_cap: attention.soft_cap_word(),
+            mask: Mask::CAUSAL,
         }
     }
 
@@ -272,9 +309,20 @@ impl Params {
         (row * self.kv_heads as usize + kv_head) * self.head_dim as usize
     }
 
-    /// The places of the keys that a token at a place sees.
-    pub(super) fn seen(&self, place: usize) -> std::ops::RangeInclusive<usize> {
-        (place + 1).saturating_sub(self.window as usize)..=place
+    /// The places of the keys that token number `order` sees of a sequence that `end` is said of.
+    pub(super) fn seen(&self, end: u32, order: usize) -> Range<usize> {
+        self.mask.keys(end, order, self.window)
+    }
+
+    /// The bias of a head's score of the key at a place for a token, of the words that kernels read.
+    pub(super) fn bias(
+        &self,
+        (end, words): (u32, &[u32]),
+        head: usize,
+        order: usize,
+        place: usize,
+    ) -> f32 {
+        self.mask.bias((words, self.sequences), head, (end, order), place)
     }
 
     /// The derivative of the soft cap, where there is one, of a capped score.
@@ -310,6 +358,8 @@ pub(super) struct Inputs {
     pub(super) value: Vec<f64>,
     pub(super) grad: Vec<f64>,
     lse_delta: Vec<f64>,
+    /// Words of sequences, and biases' bits.
+    pub(super) places: Vec<u32>,
     /// Whether matrix units multiply, which take the weights and the gradients of scores in f16.
     matrix_units: bool,
 }
@@ -332,6 +382,7 @@ impl Inputs {
             value: read(2),
             grad: read(3),
             lse_delta: read(4),
+            places: args.tensors[5].u32s().to_vec(),
             matrix_units: on_matrix_units(args.variant),
         }
     }
@@ -349,8 +400,10 @@ impl Inputs {
         let (here, there) = (at..at + columns, there..there + columns);
         let (score, magnitude) = dot_reference(&self.query[here.clone()], &self.key[there.clone()]);
         let cut_off = sum_slack(self.matrix_units);
-        let score_error = cut_off * scale * gamma(columns + 2) * magnitude;
-        let (score, score_error) = score_reference(score * scale, score_error, p.soft_cap);
+        let bias = f64::from(p.bias((self.places[token.0], &self.places), head, token.1, place));
+        let terms = columns + 2 + usize::from(p.mask.distances > 0);
+        let score_error = cut_off * gamma(terms) * (scale * magnitude + bias.abs());
+        let (score, score_error) = score_reference(score * scale + bias, score_error, p.soft_cap);
         let exponent = score - self.lse_delta[2 * row];
         let weight = exponent.exp();
         let flushed = f64::from(f32::MIN_POSITIVE);

@@ -2,7 +2,7 @@
 
 use super::causal::causal;
 use super::tiled::MANY;
-use super::{Attention, split, step};
+use super::{Attention, Seen, split, step};
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::kernels::kv::Cached;
@@ -63,15 +63,16 @@ pub fn cached(
         let parts = split::split(device, query, (keys, values), past, heads, bound)?;
         return Ok(Mixed::Parts(parts));
     }
+    let seen = Seen::causal(past);
     let whole = match both {
         Some((keys, values)) => {
             let capacity = keys.shape()[1];
-            causal(device, query, (&keys, &values), past, heads, capacity)
+            causal(device, query, (&keys, &values), seen, heads, capacity)
         }
         None => {
             let keys = decode(device, keys, bound, query.dtype())?;
             let values = decode(device, values, bound, query.dtype())?;
-            causal(device, query, (&keys, &values), past, heads, bound)
+            causal(device, query, (&keys, &values), seen, heads, bound)
         }
     };
     whole.map(Mixed::Whole)

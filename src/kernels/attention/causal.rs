@@ -1,14 +1,15 @@
-//! `attention/causal`: softmax(q k^T * scale) v over the keys up to each token's own position, with grouped key-value
-//! heads (Ainslie et al. 2023): query head h reads key-value head h / (heads / kv_heads). The softmax runs along the
-//! keys with a running maximum (Milakov and Gimelshein 2018), so no score matrix is stored.
+//! `attention/causal`: softmax(q k^T * scale + bias) v over the keys up to each token's own position, or over all of another text,
+//! with grouped key-value heads (Ainslie et al. 2023): query head h reads key-value head h / (heads / kv_heads). The softmax runs
+//! along the keys with a running maximum (Milakov and Gimelshein 2018), so no score matrix is stored.
 
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
 use super::backward::half_factor;
+use super::bias::words;
 use super::tiled::tiled;
-use super::{Attention, on_matrix_units, score, score_reference, sum_slack};
+use super::{Attention, Mask, Seen, on_matrix_units, score, score_reference, sum_slack};
 use crate::kernels::prelude::*;
 
 params! {
@@ -16,6 +17,7 @@ params! {
         tokens: u32,
         token_start: u32,
         tokens_per_sequence: u32,
+        sequences: u32,
         heads: u32,
         kv_heads: u32,
         head_dim: u32,
@@ -25,6 +27,7 @@ params! {
         window: u32,
         /// 0: none.
         soft_cap: f32,
+        mask: Mask,
     }
 }
 
@@ -53,21 +56,22 @@ const BINDINGS: &[Binding] = &[
     binding("key", Access::Read, Element::Activation),
     binding("value", Access::Read, Element::Activation),
     binding("past", Access::Read, Element::Is(DType::U32)),
+    binding("places", Access::Read, Element::Is(DType::U32)),
     binding("result", Access::ReadWrite, Element::Output),
 ];
 
 /// Attention of `query`, (tokens, heads, head_dim), over caches of (sequences, capacity, kv_heads, head_dim) that hold
-/// the new tokens already. `past`: tokens each sequence held before them.
+/// the new tokens already.
 pub fn causal(
     device: &Device,
     query: &Tensor,
     (key, value): (&Tensor, &Tensor),
-    past: &Tensor,
+    seen: Seen<'_>,
     heads: Attention,
     capacity: usize,
 ) -> Result<Tensor> {
     let output = query.dtype();
-    run(device, query, (key, value), past, heads, capacity, output).map(|(result, _)| result)
+    run(device, query, (key, value), seen, heads, capacity, output).map(|(result, _)| result)
 }
 
 /// The same with the result in f32, as the backward pass wants it: rounded to f16, it would put every gradient off. And where they are computed on the way the log-sum-exps that the backward pass needs, f32 (tokens, heads, 2), each
@@ -76,26 +80,27 @@ pub fn forward(
     device: &Device,
     query: &Tensor,
     (key, value): (&Tensor, &Tensor),
-    past: &Tensor,
+    seen: Seen<'_>,
     heads: Attention,
     capacity: usize,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    run(device, query, (key, value), past, heads, capacity, DType::F32)
+    run(device, query, (key, value), seen, heads, capacity, DType::F32)
 }
 
 fn run(
     device: &Device,
     query: &Tensor,
     (key, value): (&Tensor, &Tensor),
-    past: &Tensor,
+    seen: Seen<'_>,
     heads: Attention,
     capacity: usize,
     output: DType,
 ) -> Result<(Tensor, Option<Tensor>)> {
+    assert!(seen.causal || heads.window.is_none(), "who sees all keys has no window");
     // The CPU has a version of its own, for any number of tokens.
     if device.gpu().is_some()
         && let Some((result, known)) =
-            tiled(device, query, (key, value), past, heads, capacity, output)?
+            tiled(device, query, (key, value), seen, heads, capacity, output)?
     {
         return Ok((result, Some(known)));
     }
@@ -108,7 +113,8 @@ fn run(
         let params = Params {
             tokens: step.min(tokens - start) as u32,
             token_start: start as u32,
-            tokens_per_sequence: (tokens / past.len()) as u32,
+            tokens_per_sequence: (tokens / seen.ends.len()) as u32,
+            sequences: seen.ends.len() as u32,
             heads: heads.query as u32,
             kv_heads: heads.kv as u32,
             head_dim: heads.dim as u32,
@@ -116,12 +122,13 @@ fn run(
             scale: heads.scale,
             window: heads.window_word(),
             soft_cap: heads.soft_cap_word(),
+            mask: seen.mask(),
         };
         device.call(
             &KERNEL,
             Variant::typed(query.dtype(), output).with_subgroups(device.capabilities().subgroups),
             &params,
-            &[query, key, value, past, &result],
+            &[query, key, value, seen.ends, seen.places(), &result],
         )?;
     }
     Ok((result, None))
@@ -140,7 +147,8 @@ fn variants() -> Vec<Variant> {
 
 fn cost(args: &Args<'_>) -> Cost {
     let p: Params = args.parameters();
-    let keys = f64::from(p.tokens) * f64::min(f64::from(p.capacity) / 2.0, f64::from(p.window));
+    let held = f64::from(p.capacity) / f64::from(1 + p.mask.causal);
+    let keys = f64::from(p.tokens) * f64::min(held, f64::from(p.window));
     let operations = 4.0 * keys * f64::from(p.heads) * f64::from(p.head_dim);
     Cost::new(operations, operations / 8.0)
 }
@@ -153,6 +161,16 @@ pub(super) struct Place {
     pub(super) pitch: usize,
     /// The keys that it sees.
     pub(super) keys: Range<usize>,
+    head: usize,
+    /// What is said of its sequence, and its number there.
+    token: (u32, usize),
+}
+
+impl Place {
+    /// The bias of the score of a key, of the words that the kernel reads.
+    fn bias(&self, p: &Params, words: &[u32], key: usize) -> f32 {
+        p.mask.bias((words, p.sequences), self.head, self.token, key)
+    }
 }
 
 pub(super) fn place(p: &Params, past: &[u32], index: usize) -> Place {
@@ -162,17 +180,19 @@ pub(super) fn place(p: &Params, past: &[u32], index: usize) -> Place {
     let (sequence, order) =
         (token / p.tokens_per_sequence as usize, token % p.tokens_per_sequence as usize);
     let pitch = kv_heads * head_dim;
-    let end = past[sequence] as usize + order + 1;
+    let end = past[sequence];
     Place {
         query: (token * heads + head) * head_dim,
         cache: sequence * p.capacity as usize * pitch + head / (heads / kv_heads) * head_dim,
         pitch,
-        keys: (end - end.min(p.window as usize))..end,
+        keys: p.mask.keys(end, order, p.window),
+        head,
+        token: (end, order),
     }
 }
 
 fn reference(args: &Args<'_>) -> Vec<Expected> {
-    let mut expected = Expected::exact(args.tensors[4].to_f64());
+    let mut expected = Expected::exact(args.tensors[5].to_f64());
     expect(args, &[args.parameters()], &mut expected);
     vec![expected]
 }
@@ -181,7 +201,7 @@ fn reference(args: &Args<'_>) -> Vec<Expected> {
 pub(super) fn expect(args: &Args<'_>, windows: &[Params], expected: &mut Expected) {
     let (query, key, value) =
         (args.tensors[0].to_f64(), args.tensors[1].to_f64(), args.tensors[2].to_f64());
-    let past = args.tensors[3].u32s();
+    let (past, words) = (args.tensors[3].u32s(), args.tensors[4].u32s());
     let heads = windows.iter().flat_map(|p| {
         let heads = p.tokens as usize * p.heads as usize;
         (0..heads).map(move |index| (p, index))
@@ -191,7 +211,7 @@ pub(super) fn expect(args: &Args<'_>, windows: &[Params], expected: &mut Expecte
         .into_par_iter()
         .map(|(p, index)| {
             let place = place(p, past, index);
-            let line = head_reference(&place, p, [&query, &key, &value], args.variant);
+            let line = head_reference(&place, p, [&query, &key, &value], words, args.variant);
             (place.query, line)
         })
         .collect();
@@ -209,6 +229,7 @@ fn head_reference(
     place: &Place,
     p: &Params,
     [query, key, value]: [&[f64]; 3],
+    words: &[u32],
     variant: &Variant,
 ) -> Vec<(f64, f64)> {
     let (head_dim, scale) = (p.head_dim as usize, f64::from(p.scale));
@@ -225,7 +246,10 @@ fn head_reference(
             score += product;
             magnitude += product.abs();
         }
-        let error = slack * gamma(head_dim + 2) * magnitude;
+        let bias = f64::from(place.bias(p, words, index));
+        let (score, magnitude) = (score + bias, magnitude + bias.abs());
+        let terms = head_dim + 2 + usize::from(p.mask.distances > 0);
+        let error = slack * gamma(terms) * magnitude;
         let (score, error) = score_reference(score, error, p.soft_cap);
         scores.push(score);
         score_error = score_error.max(error);
@@ -258,7 +282,7 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
     let head_dim = p.head_dim as usize;
     let (query, key, value) =
         (args.tensors[0].to_f32(), args.tensors[1].to_f32(), args.tensors[2].to_f32());
-    let past = args.tensors[3].u32s();
+    let (past, words) = (args.tensors[3].u32s(), args.tensors[4].u32s());
     let arch = Arch::new();
     let lines: Vec<(usize, Vec<f32>)> = (0..p.tokens as usize * p.heads as usize)
         .into_par_iter()
@@ -266,7 +290,8 @@ fn cpu(args: &Args<'_>, outputs: &mut Outputs<'_>) {
             let place = place(&p, past, index);
             let head = &query[place.query..place.query + head_dim];
             let start = place.query;
-            let sums = arch.dispatch(OneHead { p: &p, head, key: &key, value: &value, place });
+            let (p, key, value) = (&p, &key, &value);
+            let sums = arch.dispatch(OneHead { p, head, key, value, words, place });
             (start, sums)
         })
         .collect();
@@ -281,6 +306,7 @@ struct OneHead<'a> {
     head: &'a [f32],
     key: &'a [f32],
     value: &'a [f32],
+    words: &'a [u32],
     place: Place,
 }
 
@@ -289,7 +315,7 @@ impl WithSimd for OneHead<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Self { p, head, key, value, place } = self;
+        let Self { p, head, key, value, words, place } = self;
         let row = |index: usize| {
             let start = place.cache + index * place.pitch;
             start..start + head.len()
@@ -304,7 +330,7 @@ impl WithSimd for OneHead<'_> {
             }
             let rest: f32 = head_rest.iter().zip(key_rest).map(|(q, k)| q * k).sum();
             let product = simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1])) + rest;
-            scores.push(score(product * p.scale, p.soft_cap));
+            scores.push(score(product * p.scale + place.bias(p, words, index), p.soft_cap));
         }
         let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         scores.iter_mut().for_each(|score| *score = (*score - maximum).exp());
@@ -324,6 +350,92 @@ impl WithSimd for OneHead<'_> {
     }
 }
 
+/// What tokens of a case see.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Look {
+    /// So many keys at most of each sequence, one less of each after the first; 0: those up to themselves.
+    pub(super) keys: usize,
+    /// The first place that anybody looks at.
+    pub(super) first: usize,
+    /// Buckets of distances; 0: no bias.
+    pub(super) buckets: usize,
+}
+
+impl Look {
+    /// What causal attention sees.
+    pub(super) const CAUSAL: Self = Self { keys: 0, first: 0, buckets: 0 };
+
+    pub(super) const fn all(keys: usize) -> Self {
+        Self { keys, ..Self::CAUSAL }
+    }
+
+    pub(super) const fn from(self, first: usize) -> Self {
+        Self { first, ..self }
+    }
+
+    pub(super) const fn biased(self, buckets: usize) -> Self {
+        Self { buckets, ..self }
+    }
+
+    /// A random one, of so many keys.
+    pub(super) fn random(sizes: &Sizes, keys: usize) -> Self {
+        // What the scores' numbers leave of the last one.
+        let kind = sizes.between(7, 0, 15) % 4;
+        let all = [0, keys][kind / 2];
+        Self { keys: all, ..Self::CAUSAL }.biased([0, 2 + keys % 14][kind % 2])
+    }
+
+    pub(super) fn label(&self) -> String {
+        let Self { keys, first, buckets } = *self;
+        let told = [(",keys=", keys), (",first=", first), (",buckets=", buckets)];
+        let told = told.iter().filter(|(_, value)| *value > 0);
+        told.map(|(name, value)| format!("{name}{value}")).collect()
+    }
+
+    pub(super) fn causal(&self) -> bool {
+        self.keys == 0
+    }
+
+    /// The word of a sequence that held so many tokens behind the first place looked at.
+    pub(super) fn end(&self, past: u32, sequence: usize) -> u32 {
+        match self.causal() {
+            true => self.first as u32 + past,
+            false => (self.first + self.keys.saturating_sub(sequence).max(1)) as u32,
+        }
+    }
+
+    fn reach(&self) -> usize {
+        2 * self.buckets
+    }
+
+    /// Buckets of distances, most of several distances, and one of none.
+    pub(super) fn bucket(&self) -> Vec<u32> {
+        let all = 2 * self.reach() + 1;
+        let used = self.buckets.saturating_sub(1).max(1);
+        (0..all).map(|step| (step * used / all) as u32).collect()
+    }
+
+    pub(super) fn mask(&self) -> Mask {
+        let distances = if self.buckets > 0 { 2 * self.reach() + 1 } else { 0 };
+        Mask {
+            causal: u32::from(self.causal()),
+            first: self.first as u32,
+            distances: distances as u32,
+            ..Mask::CAUSAL
+        }
+    }
+
+    /// The words of sequences, and a random bias of so many heads behind them: a large one may be more than exp takes.
+    pub(super) fn places(&self, ends: &[u32], heads: usize, note: &str) -> Vec<u32> {
+        if self.buckets == 0 {
+            return ends.to_vec();
+        }
+        let scale = if note == ",large" { 120.0 } else { 2.0 };
+        let table = Random::new(77).values(self.buckets * heads, scale);
+        words(ends, &self.bucket(), (&table, heads))
+    }
+}
+
 pub(super) fn case(
     sequences: usize,
     each: usize,
@@ -331,8 +443,18 @@ pub(super) fn case(
     past: u32,
     note: &'static str,
 ) -> Case {
+    looking(sequences, each, heads, (past, Look::CAUSAL), note)
+}
+
+pub(super) fn looking(
+    sequences: usize,
+    each: usize,
+    heads: Attention,
+    (past, look): (u32, Look),
+    note: &'static str,
+) -> Case {
     let Attention { query, kv, dim, .. } = heads;
-    let scores = heads.score_label();
+    let scores = heads.score_label() + &look.label();
     let label = format!(
         "sequences={sequences},tokens={each},heads={query}/{kv},head_dim={dim},past={past}{scores}{note}"
     );
@@ -341,13 +463,17 @@ pub(super) fn case(
         let tokens = sequences * each;
         // Each sequence holds a different number of tokens already; of many, each none.
         let more = if note == ",many" { 0 } else { sequences };
-        let capacity = past as usize + each + more + 3;
-        let past: Vec<u32> = (0..sequences).map(|s| past + s.min(more) as u32).collect();
+        let ends = |s: usize| look.end(past + s.min(more) as u32, s);
+        let past: Vec<u32> = (0..sequences).map(ends).collect();
+        // Behind the last key that anybody sees.
+        let written = |end: u32| end as usize + if look.causal() { each } else { 0 };
+        let capacity = past.iter().map(|end| written(*end)).max().unwrap_or(0) + 3;
         let skip = usize::from(note == ",part");
         let params = Params {
             tokens: (tokens - 2 * skip) as u32,
             token_start: skip as u32,
             tokens_per_sequence: each as u32,
+            sequences: sequences as u32,
             heads: query as u32,
             kv_heads: kv as u32,
             head_dim: dim as u32,
@@ -355,6 +481,7 @@ pub(super) fn case(
             scale: heads.scale,
             window: heads.window_word(),
             soft_cap: heads.soft_cap_word(),
+            mask: look.mask(),
         };
         let (width, pitch) = (query * dim, kv * dim);
         let rows = sequences * capacity;
@@ -363,12 +490,12 @@ pub(super) fn case(
             q.iter_mut().for_each(|v| *v *= 60.0);
         }
         let dtype = variant.activation;
-        // Rows of the cache that no token has written may hold anything.
+        // Rows of the cache that no token has written, or nobody looks at, may hold anything.
         let mut cache = || {
             let mut values = random.values(rows * pitch, 1.0);
-            for (sequence, past) in past.iter().enumerate() {
-                let written = sequence * capacity + *past as usize + each;
-                values[written * pitch..(sequence + 1) * capacity * pitch].fill(f32::NAN);
+            for (values, end) in values.chunks_exact_mut(capacity * pitch).zip(&past) {
+                values[..look.first * pitch].fill(f32::NAN);
+                values[written(*end) * pitch..].fill(f32::NAN);
             }
             values
         };
@@ -378,11 +505,13 @@ pub(super) fn case(
             value[(past[0] as usize + each / 2) * pitch] = f32::NAN;
         }
         let cache = |values: &[f32]| HostTensor::from_f32(dtype, &[rows, pitch], values);
+        let places = look.places(&past, query, note);
         params.case(vec![
             HostTensor::from_f32(dtype, &[tokens, width], &q),
             cache(&key),
             cache(&value),
             HostTensor::from_u32(&[sequences], &past),
+            HostTensor::from_u32(&[places.len()], &places),
             HostTensor::from_f32(
                 variant.output,
                 &[tokens, width],
@@ -401,16 +530,20 @@ pub(super) fn random_scores(sizes: &Sizes, attention: Attention) -> Attention {
     }
 }
 
+/// The same, every other over all keys, every other with a bias.
+pub(super) fn random_layer(sizes: &Sizes, attention: Attention) -> (Attention, Look) {
+    let look = Look::random(sizes, sizes.between(6, 1, 80));
+    let heads = random_scores(sizes, attention);
+    let window = heads.window.filter(|_| look.causal());
+    (Attention { window, ..heads }, look)
+}
+
 fn random(sizes: &Sizes) -> Case {
     let kv = sizes.between(2, 1, 3);
     let heads = Attention::new(kv * sizes.between(3, 1, 4), kv, 2 * sizes.between(4, 1, 64));
-    case(
-        sizes.between(0, 1, 3),
-        sizes.between(1, 1, 40),
-        random_scores(sizes, heads),
-        sizes.between(5, 0, 200) as u32,
-        "",
-    )
+    let (sequences, each) = (sizes.between(0, 1, 3), sizes.between(1, 1, 40));
+    let (heads, look) = random_layer(sizes, heads);
+    looking(sequences, each, heads, (sizes.between(5, 0, 200) as u32, look), "")
 }
 
 fn cases() -> Vec<Case> {
@@ -436,6 +569,17 @@ fn cases() -> Vec<Case> {
         case(1, 4, heads(2, 1, 32).with_soft_cap(50.0), 60, ",large"),
         case(1, 2, heads(2, 1, 8).with_soft_cap(50.0), 3, "").with(Poison::NaN),
         case(2, 20, heads(4, 1, 32).with_window(9).with_soft_cap(1.0), 70, ""),
+        // All keys of other texts, of other numbers in each; biases, also beside caps and behind places that nobody looks at.
+        looking(3, 1, heads(2, 2, 64), (0, Look::all(130)), ""),
+        looking(2, 7, heads(4, 2, 12), (0, Look::all(66)), ""),
+        looking(2, 5, heads(3, 3, 16), (0, Look::all(5).biased(8)), ""),
+        looking(1, 40, heads(2, 1, 10), (0, Look::all(40).biased(32)), ""),
+        looking(1, 70, heads(2, 2, 10), (0, Look::CAUSAL.biased(32)), ""),
+        looking(2, 3, heads(2, 2, 256), (6, Look::CAUSAL.from(7).biased(5)), ""),
+        looking(3, 9, heads(2, 1, 6), (0, Look::CAUSAL.from(4).biased(6)), ",part"),
+        looking(1, 6, heads(2, 2, 8), (3, Look::CAUSAL.biased(4)), "").with(Poison::NaN),
+        looking(2, 4, heads(4, 2, 32), (0, Look::all(9).biased(4)), ",large"),
+        looking(1, 20, heads(4, 2, 16).with_soft_cap(2.0), (70, Look::CAUSAL.biased(6)), ""),
         case(4099, 1, heads(1, 1, 2), 0, ",many"),
         case(4, 512, heads(9, 3, 64), 0, "").bench(),
         case(1, 1, heads(32, 8, 128), 2047, "").bench(),

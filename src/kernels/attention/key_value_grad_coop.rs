@@ -21,7 +21,7 @@ pub static KERNEL: Kernel = Kernel {
         let shares = args.variant.constant("SHARES") as usize;
         fold(p.tiles as usize * p.heads as usize * shares)
     },
-    cost: |args| backward::cost(args, 8.0),
+    cost: |args| backward::cost(args, 8.0, true),
     reference: key_value_grad::reference,
     // What is not finite spreads through a tile.
     cases: || {

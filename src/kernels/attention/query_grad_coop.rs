@@ -17,7 +17,7 @@ pub static KERNEL: Kernel = Kernel {
         let p: Params = args.parameters();
         fold(p.tiles as usize * p.heads as usize)
     },
-    cost: |args| backward::cost(args, 6.0),
+    cost: |args| backward::cost(args, 6.0, false),
     reference: query_grad::reference,
     cases: || examples::cases(query_grad::case),
     random: |sizes: &Sizes| examples::random(sizes, query_grad::case),

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use super::causal::{self, Place, place, random_scores};
 use super::merge::NOTHING;
-use super::{Attention, score, score_reference};
+use super::{Attention, Mask, score, score_reference};
 use crate::kernels::kv::{self, Cached};
 use crate::kernels::matrix::Layout;
 use crate::kernels::prelude::*;
@@ -205,6 +205,7 @@ impl Params {
             tokens: self.tokens,
             token_start: self.token_start,
             tokens_per_sequence: self.tokens_per_sequence,
+            sequences: 0,
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
@@ -212,6 +213,7 @@ impl Params {
             scale: self.scale,
             window: self.window,
             soft_cap: self.soft_cap,
+            mask: Mask::CAUSAL,
         }
     }
 }

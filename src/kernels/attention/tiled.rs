@@ -3,9 +3,9 @@
 //! of each token's and head's scores, which the backward pass needs: it costs 4 bytes for each.
 
 use super::backward::{Params, grad_variants, own_tokens, owners, variant, variants};
-use super::causal::{self, random_scores};
+use super::causal::{self, Look, random_layer};
 use super::lse_delta::{log_sum_exp, scores_reference};
-use super::{Attention, coop, on_matrix_units, sum_slack};
+use super::{Attention, Seen, coop, on_matrix_units, sum_slack};
 use crate::kernels::prelude::*;
 
 /// From so many tokens of a sequence on, a tile of 32 is taken: a third of it filled, by reckoning, not by measurement.
@@ -42,6 +42,7 @@ pub(super) const BINDINGS: &[Binding] = &[
     binding("key", Access::Read, Element::Activation),
     binding("value", Access::Read, Element::Activation),
     binding("past", Access::Read, Element::Is(DType::U32)),
+    binding("places", Access::Read, Element::Is(DType::U32)),
     binding("result", Access::ReadWrite, Element::Output),
     binding("lse_delta", Access::ReadWrite, Element::Is(DType::F32)),
 ];
@@ -51,7 +52,8 @@ pub(super) fn cost(args: &Args<'_>) -> Cost {
     let owners = owners(args.variant) as f64;
     // Of a window, a tile sees its tokens' keys before it, too.
     let window = f64::from(p.window) + owners;
-    let keys = f64::from(p.tiles) * owners * f64::min(f64::from(p.capacity) / 2.0, window);
+    let held = f64::from(p.capacity) / f64::from(1 + p.mask.causal);
+    let keys = f64::from(p.tiles) * owners * f64::min(held, window);
     let operations = 4.0 * keys * f64::from(p.heads) * f64::from(p.head_dim);
     Cost::new(operations, operations / 8.0 / owners)
 }
@@ -61,12 +63,12 @@ pub(super) fn tiled(
     device: &Device,
     query: &Tensor,
     (key, value): (&Tensor, &Tensor),
-    past: &Tensor,
+    seen: Seen<'_>,
     heads: Attention,
     capacity: usize,
     output: DType,
 ) -> Result<Option<(Tensor, Tensor)>> {
-    let sequences = past.len();
+    let sequences = seen.ends.len();
     let each = query.shape()[0] / sequences;
     if each < MANY || !heads.dim.is_multiple_of(4) {
         return Ok(None);
@@ -78,8 +80,7 @@ pub(super) fn tiled(
     };
     let owners = owners(&variant);
     let result = device.allocate(output, query.shape(), "attention")?;
-    let known =
-        device.allocate(DType::F32, &[past.len() * each, heads.query, 2], "log-sum-exps")?;
+    let known = device.allocate(DType::F32, &[sequences * each, heads.query, 2], "log-sum-exps")?;
     let tiles = sequences * each.div_ceil(owners);
     let keys = capacity.min(heads.keys(capacity) + owners);
     let operations = 4.0 * (owners * heads.query * heads.dim * keys) as f64;
@@ -87,7 +88,8 @@ pub(super) fn tiled(
     for start in (0..tiles).step_by(step) {
         let params =
             Params::new(&heads, (sequences, each, capacity), (start, step.min(tiles - start)));
-        let tensors = [query, key, value, past, &result, &known];
+        let params = Params { mask: seen.mask(), ..params };
+        let tensors = [query, key, value, seen.ends, seen.places(), &result, &known];
         device.call(kernel, variant.clone(), &params, &tensors)?;
     }
     Ok(Some((result, known)))
@@ -96,11 +98,12 @@ pub(super) fn tiled(
 /// The tiles' tokens, each a window of one token that the other kernel takes.
 pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
     let p: Params = args.parameters();
-    let mut expected = Expected::exact(args.tensors[4].to_f64());
+    let mut expected = Expected::exact(args.tensors[5].to_f64());
     let window = |(sequence, place): (usize, usize)| causal::Params {
         tokens: 1,
         token_start: (sequence * p.tokens_per_sequence as usize + place) as u32,
         tokens_per_sequence: p.tokens_per_sequence,
+        sequences: p.sequences,
         heads: p.heads,
         kv_heads: p.kv_heads,
         head_dim: p.head_dim,
@@ -108,6 +111,7 @@ pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
         scale: p.scale,
         window: p.window,
         soft_cap: p.soft_cap,
+        mask: p.mask,
     };
     let windows: Vec<_> = own_tokens(args).into_iter().map(window).collect();
     causal::expect(args, &windows, &mut expected);
@@ -117,7 +121,7 @@ pub(super) fn reference(args: &Args<'_>) -> Vec<Expected> {
 /// The log-sum-exps of the tiles' tokens; what stands beside them stays.
 fn expected_lse(args: &Args<'_>, p: &Params) -> Expected {
     let (query, key) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
-    let past = args.tensors[3].u32s();
+    let (past, words) = (args.tensors[3].u32s(), args.tensors[4].u32s());
     let rows: Vec<_> = own_tokens(args)
         .into_iter()
         .flat_map(|token| (0..p.heads as usize).map(move |head| (token, head)))
@@ -125,13 +129,13 @@ fn expected_lse(args: &Args<'_>, p: &Params) -> Expected {
     let lines: Vec<(usize, (f64, f64))> = rows
         .into_par_iter()
         .map(|(token, head)| {
-            let keys = p.seen(past[token.0] as usize + token.1);
             let slack = sum_slack(on_matrix_units(args.variant));
-            let scores = scores_reference(p, (&query, &key), (token, head), keys, slack);
+            let sees = (past[token.0], words);
+            let scores = scores_reference(p, (&query, &key), sees, (token, head), slack);
             (2 * p.row(token, head), log_sum_exp(&scores))
         })
         .collect();
-    let mut expected = Expected::exact(args.tensors[5].to_f64());
+    let mut expected = Expected::exact(args.tensors[6].to_f64());
     for (start, line) in lines {
         expected.put(start, [line]);
     }
@@ -139,7 +143,17 @@ fn expected_lse(args: &Args<'_>, p: &Params) -> Expected {
 }
 
 fn case(sequences: usize, each: usize, heads: Attention, past: u32, note: &'static str) -> Case {
-    let case = causal::case(sequences, each, heads, past, note);
+    looking(sequences, each, heads, (past, Look::CAUSAL), note)
+}
+
+fn looking(
+    sequences: usize,
+    each: usize,
+    heads: Attention,
+    look: (u32, Look),
+    note: &'static str,
+) -> Case {
+    let case = causal::looking(sequences, each, heads, look, note);
     let make = case.make;
     let made = move |variant: &Variant| {
         let data = make(variant);
@@ -148,6 +162,7 @@ fn case(sequences: usize, each: usize, heads: Attention, past: u32, note: &'stat
         let skip = usize::from(note == ",part");
         let sizes = (sequences, each, p.capacity as usize);
         let params = Params::new(&heads, sizes, (skip, tiles - 2 * skip));
+        let params = Params { mask: p.mask, ..params };
         let mut tensors = data.tensors;
         let known = Random::new(14).values(sequences * each * heads.query * 2, 1.0);
         let shape = [sequences * each, heads.query, 2];
@@ -165,9 +180,9 @@ fn case(sequences: usize, each: usize, heads: Attention, past: u32, note: &'stat
 pub(super) fn random(sizes: &Sizes) -> Case {
     let kv = sizes.between(2, 1, 3);
     let heads = Attention::new(kv * sizes.between(3, 1, 4), kv, 4 * sizes.between(4, 1, 64));
-    let heads = random_scores(sizes, heads);
+    let (heads, look) = random_layer(sizes, heads);
     let (sequences, each) = (sizes.between(0, 1, 3), sizes.between(1, 1, 60));
-    case(sequences, each, heads, sizes.between(5, 0, 200) as u32, "")
+    looking(sequences, each, heads, (sizes.between(5, 0, 200) as u32, look), "")
 }
 
 pub(super) fn cases() -> Vec<Case> {
@@ -175,9 +190,21 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         case(2, 21, heads(4, 2, 16), 0, ""),
         case(2, 16, heads(9, 3, 64), 130, ""),
-        case(1, 70, heads(3, 1, 12), 0, ""),
+        looking(2, 37, heads(3, 3, 64), (0, Look::all(75).biased(12)), ""),
+        looking(1, 70, heads(2, 2, 12), (3, Look::CAUSAL.from(5).biased(16)), ""),
         case(1, 1, heads(1, 1, 4), 0, ""),
         case(1, 33, heads(4, 2, 128), 61, ""),
+        // Matrix units are trusted by the cases up to here.
+        case(1, 70, heads(3, 1, 12), 0, ""),
+        // All keys of other texts, of other numbers in each: of no whole four, of more than a tile, one, few for many tokens.
+        looking(3, 20, heads(4, 2, 16), (0, Look::all(130)), ""),
+        looking(3, 33, heads(2, 1, 128), (0, Look::all(66)), ""),
+        looking(2, 70, heads(2, 2, 32), (0, Look::all(2).biased(6)), ",part"),
+        looking(1, 13, heads(1, 1, 256), (0, Look::all(67).from(3)), ""),
+        looking(1, 40, heads(2, 2, 8), (0, Look::all(40).biased(32)), "").with(Poison::NaN),
+        looking(2, 18, heads(4, 2, 32), (0, Look::all(64).biased(4)), ",large"),
+        looking(1, 45, heads(2, 1, 8).with_window(9), (2, Look::CAUSAL.biased(6)), ""),
+        looking(1, 30, heads(4, 2, 16).with_soft_cap(2.0), (0, Look::all(50).biased(6)), ""),
         case(2, 19, heads(2, 1, 100), 5, ""),
         case(1, 37, heads(2, 1, 256), 27, ""),
         case(2, 70, heads(2, 1, 8), 3, ",part"),
@@ -203,6 +230,7 @@ pub(super) fn cases() -> Vec<Case> {
         case(1, 2048, heads(32, 4, 64), 0, "").bench(),
         case(4, 512, heads(32, 4, 64), 0, "").bench(),
         case(4, 512, heads(9, 3, 64), 0, "").bench(),
+        looking(4, 512, heads(16, 16, 64), (0, Look::all(512).biased(32)), "").bench(),
         case(1, 2048, heads(4, 1, 256).with_window(512), 0, "").bench(),
         case(1, 512, heads(32, 8, 128), 0, "").bench(),
     ]
