@@ -23,6 +23,8 @@ use crate::tensor::DType;
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The file of matrices.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// A file of Lopper's own beside them, a list of the names of a head's labels: PEFT's files have no place for them.
+pub const LABELS_FILE: &str = "labels.json";
 /// What PEFT puts in front of a module's name.
 const PREFIX: &str = "base_model.model.";
 
@@ -69,6 +71,8 @@ pub struct Stored {
     pub pairs: Vec<Pair>,
     /// Tensors of whole modules.
     pub saved: Vec<Saved>,
+    /// The names of the labels of a head among these; none: nobody says.
+    pub labels: Vec<String>,
 }
 
 /// Which modules are adapted.
@@ -219,11 +223,32 @@ pub fn read(folder: &Path) -> Result<Stored> {
     }
     let tensors = Safetensors::open(Source::open(&path)?)?;
     let (pairs, saved) = contents(&path, &tensors, &config)?;
-    Ok(Stored { config, pairs, saved })
+    let labels = labels(&folder.join(LABELS_FILE))?;
+    Ok(Stored { config, pairs, saved, labels })
+}
+
+/// Names of labels, if there are some.
+fn labels(path: &Path) -> Result<Vec<String>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = disk::read_json(path, disk::SETTINGS)?;
+    serde_json::from_slice(&text).map_err(|error| Error::Malformed {
+        path: path.into(),
+        what: "JSON".into(),
+        offset: None,
+        expected: "a list of labels".into(),
+        found: error.to_string(),
+    })
 }
 
 /// Writes both files into a folder, each whole or not at all, the settings last.
-pub fn write(folder: &Path, config: &AdapterConfig, pairs: &[Pair], saved: &[Saved]) -> Result<()> {
+pub fn write(
+    folder: &Path,
+    config: &AdapterConfig,
+    pairs: &[Pair],
+    (saved, labels): (&[Saved], &[String]),
+) -> Result<()> {
     let whole = saved.iter().map(|Saved { name, shape, values }| NewTensor {
         name: format!("{PREFIX}{name}"),
         dtype: DType::F32,
@@ -242,6 +267,12 @@ pub fn write(folder: &Path, config: &AdapterConfig, pairs: &[Pair], saved: &[Sav
         })
     });
     write_file(&folder.join(WEIGHTS_FILE), tensors.chain(whole).collect())?;
+    if !labels.is_empty() {
+        let (path, text) = (folder.join(LABELS_FILE), format!("{:#}\n", json!(labels)));
+        disk::replace_file(&path, |file| {
+            file.write_all(text.as_bytes()).map_err(Error::write(&path))
+        })?;
+    }
     let path = folder.join(CONFIG_FILE);
     let text = format!("{:#}\n", config.to_json());
     disk::replace_file(&path, |file| file.write_all(text.as_bytes()).map_err(Error::write(&path)))

@@ -31,6 +31,8 @@ pub struct Adapters {
     pub pairs: Vec<Pair>,
     /// A head that scores labels and was learned beside them: its tensors, named likewise.
     pub saved: Vec<Saved>,
+    /// The names of its labels; none: nobody says.
+    pub labels: Vec<String>,
     /// Where they were read from, for messages.
     path: PathBuf,
 }
@@ -50,7 +52,7 @@ impl<'a> From<&'a Adapters> for Cow<'a, Adapters> {
 impl Adapters {
     /// Reads a folder of PEFT's. What they fit is asked with [`Adapters::check`].
     pub fn read(folder: &Path) -> Result<Self> {
-        let Stored { config, mut pairs, mut saved } = peft::read(folder)?;
+        let Stored { config, mut pairs, mut saved, labels } = peft::read(folder)?;
         saved.iter_mut().for_each(|saved| saved.name = canonical(&saved.name));
         if let Some(name) = config.saved.iter().find(|name| !is_of_score(&canonical(name))) {
             return Err(Error::Unsupported {
@@ -72,7 +74,7 @@ impl Adapters {
             }
             pair.module = name;
         }
-        Ok(Self { config, pairs, saved, path: folder.into() })
+        Ok(Self { config, pairs, saved, labels, path: folder.into() })
     }
 
     /// Writes both files of PEFT's into a folder that is there, each whole or not at all, under the names that transformers has for the
@@ -87,11 +89,11 @@ impl Adapters {
             pair.module = weight.trim_end_matches(".weight").into();
         }
         saved.iter_mut().for_each(|saved| saved.name = stored(&saved.name));
-        peft::write(folder, &self.config, &pairs, &saved)
+        peft::write(folder, &self.config, &pairs, (&saved, &self.labels))
     }
 
-    /// The model with the head that is stored beside the adapters; `None`: there is none. Labels are those of the model's own head
-    /// where it has as many, and else have no names.
+    /// The model with the head that is stored beside the adapters; `None`: there is none. Labels that nobody names are those of the
+    /// model's own head where it has as many, and else have no names.
     pub fn headed<'a>(&self, weights: &'a dyn Weights) -> Result<Option<Headed<'a>>> {
         let Some(first) = self.saved.first() else { return Ok(None) };
         let wrong = |name: &str, expected: String, found: String| Error::Tensor {
@@ -114,9 +116,13 @@ impl Adapters {
             ));
         };
         let count = stored.shape[0];
-        let own = weights.config().readout.as_ref().filter(|own| own.labels.len() == count);
-        let labels = match own {
-            Some(own) => own.labels.clone(),
+        if !self.labels.is_empty() && self.labels.len() != count {
+            let expected = format!("a row for each of {} labels", self.labels.len());
+            return Err(wrong(head, expected, format!("{count} rows")));
+        }
+        let own = weights.config().readout.as_ref().map_or(&self.labels, |own| &own.labels);
+        let labels = match [&self.labels, own].into_iter().find(|names| names.len() == count) {
+            Some(names) => names.clone(),
             None => (0..count).map(unnamed_label).collect(),
         };
         let readout = Readout::scores(pooling, &labels);
@@ -152,7 +158,7 @@ impl Adapters {
             Pair { module, rank, inputs, outputs, a, b }
         };
         let pairs = targeted.iter().map(pair).collect();
-        Ok(Self { config, pairs, saved: Vec::new(), path: "adapters".into() })
+        Ok(Self { config, pairs, saved: Vec::new(), labels: Vec::new(), path: "adapters".into() })
     }
 
     /// An error that names the first matrix that a model of this configuration has no place for: another module, another shape.

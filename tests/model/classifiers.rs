@@ -8,8 +8,9 @@ use lopper::data::training::label_places;
 use lopper::data::{Choice, Item, Pooling};
 use lopper::device::Device;
 use lopper::formats::safetensors::{NewTensor, Safetensors, write_folder};
+use lopper::methods::tune::merged::Merged;
 use lopper::model::{
-    Checkpoint, FreshHead, Headed, Readout, Role, Weights, export_hf, export_packed,
+    Adapters, Checkpoint, FreshHead, Headed, Readout, Role, Weights, export_hf, export_packed,
 };
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ use crate::program::{NANO, lopper, read_json, succeeds};
 const LABELS: &str = "assets/fixtures/bert-labels";
 
 pub fn trials() -> Vec<Trial> {
-    suite!("classifiers": round_trip, names, fresh_heads, choices, tuning, answers, adapters, smaller, refused)
+    suite!("classifiers": round_trip, names, fresh_heads, choices, tuning, answers, adapters, opens_what_peft_wrote, smaller, refused)
 }
 
 const TEXTS: [&[u32]; 3] = [&[5, 6, 7], &[8, 9, 10, 11, 12], &[13]];
@@ -242,7 +243,7 @@ fn adapters() -> Result<(), Failed> {
     let days = "--data days.jsonl --held-out 0 --length 8 --batch 4 --warmup 0";
     for (model, tokens) in [("bert", "2,4,5,8,3"), (NANO, "5,6,7")] {
         let tune =
-            "--method lora --rank 2 --score-head normal --labels no,yes --steps 2 --rate 0.02";
+            "--method lora --rank 2 --score-head normal --labels yes,no --steps 2 --rate 0.02";
         succeeds(
             folder,
             &format!("tune {model} {tune} {days} --no-eval --formats packed --out o --force"),
@@ -271,7 +272,7 @@ fn adapters() -> Result<(), Failed> {
             ),
             _ => assert!(has("score.weight")),
         }
-        // Labels have no names there: the data's numbers are meant.
+        // In another order than the data's numbers: their names are kept.
         let task = "--task headlines:days.jsonl --json=-";
         let own = succeeds(folder, &format!("eval {model} --lora o/adapter {task}"))?.json()?;
         let whole = succeeds(folder, &format!("eval o/packed {task}"))?.json()?;
@@ -294,6 +295,25 @@ fn adapters() -> Result<(), Failed> {
     ] {
         lopper(folder, &format!("{arguments} --device cpu"))?.refused(2, said);
     }
+    Ok(())
+}
+
+/// Factors with a head of three labels that PEFT itself wrote, and the scores that PEFT has with them, in float64.
+fn opens_what_peft_wrote() -> Result<(), Failed> {
+    let fixture = Path::new("assets/fixtures/peft-labels");
+    let (adapters, nano) = (Adapters::read(fixture)?, Checkpoint::open(NANO)?);
+    let headed = adapters.headed(&nano)?.ok_or("a head")?;
+    let labels = &headed.config().readout.as_ref().ok_or("labels")?.labels;
+    assert_eq!(*labels, ["LABEL_0", "LABEL_1", "LABEL_2"]);
+    let known = Known::open(&fixture.join("expected.safetensors").to_string_lossy())?;
+    let merged = Merged::new(&headed, &adapters, &Device::Cpu)?;
+    let (ids, device) = (known.words("input_ids")?, Device::Cpu);
+    let found = load(&device, &merged)?.scores(&pass(&device), &[&ids], &mut |_, _| {})?;
+    // Merged weights are rounded to the model's own type.
+    assert_close("scores", &found, &known.floats("scores")?, Within::Norm(2e-3));
+    let bert = Checkpoint::open(BERT)?;
+    let error = adapters.headed(&bert).err().ok_or("another head")?.to_string();
+    assert!(error.contains("score.weight") && error.contains("classifier.weight"), "{error}");
     Ok(())
 }
 

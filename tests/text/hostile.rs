@@ -13,7 +13,7 @@ use serde_json::{Value as Json, json};
 use super::tokenizer::{fixture, from_document, gguf, list, sentencepiece, text};
 pub fn trials() -> Vec<Trial> {
     suite!("text":
-        unknown_kinds, hostile_metadata, hostile_documents, hostile_parts, keys_twice, contained_panics, costly_vocabularies,
+        unknown_kinds, word_pieces, hostile_metadata, hostile_documents, hostile_parts, keys_twice, contained_panics, costly_vocabularies,
         unrecognised_pre_tokenizer, chat_templates,
         python_in_templates, broken_templates, template_bombs, task_template_bombs)
 }
@@ -43,7 +43,7 @@ fn small_gpt2() -> Vec<(String, Value)> {
 
 fn unknown_kinds() {
     assert_eq!(gguf(&small_gpt2()).unwrap().encode("ab<e>ba", true).unwrap(), [2, 3, 1, 0]);
-    for (key, name) in [("tokenizer.ggml.model", "bert"), ("tokenizer.ggml.pre", "klingon")] {
+    for (key, name) in [("tokenizer.ggml.model", "rwkv"), ("tokenizer.ggml.pre", "klingon")] {
         let changed = with(&small_gpt2(), key, Some(Value::String(name.into())));
         let Err(error @ Error::Unsupported { .. }) = gguf(&changed) else {
             panic!("{key} {name} was taken");
@@ -55,6 +55,20 @@ fn unknown_kinds() {
         assert!(gguf(&changed).is_ok());
     }
     assert!(gguf(&with(&small_gpt2(), "tokenizer.ggml.pre", None)).is_ok());
+}
+
+/// A vocabulary of words whose parts are marked in the other way than WordPiece does.
+fn word_pieces() {
+    let tokens = |list: &[&str]| {
+        let mut pairs =
+            with(&small_gpt2(), "tokenizer.ggml.model", Some(Value::String("bert".into())));
+        pairs.retain(|(key, _)| !key.ends_with("token_type") && !key.ends_with("eos_token_id"));
+        with(&pairs, "tokenizer.ggml.tokens", Some(Value::Array(strings(list))))
+    };
+    let read = gguf(&tokens(&["[UNK]", "▁rain", "y", "▁day"])).unwrap();
+    assert_eq!(read.encode("Rainy DAY", false).unwrap(), [1, 2, 3]);
+    let Err(error) = gguf(&tokens(&["[UNK]", "x", "▁##x"])) else { panic!("a word twice") };
+    assert!(error.to_string().contains("`##x` twice"), "{error}");
 }
 
 fn hostile_metadata() {

@@ -235,6 +235,9 @@ impl Learn for Lora {
             let packed = parameter(spec.name.clone()).packed(device, spec)?;
             learned_head.insert(spec.name.clone(), packed);
         }
+        if let (Some(readout), false) = (&weights.config().readout, learned_head.is_empty()) {
+            adapters.labels.clone_from(&readout.labels);
+        }
         let folder = folder.join(ADAPTER);
         std::fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
         adapters.write(&folder, weights.config())?;

@@ -3,7 +3,7 @@
 use super::encode::{arguments, asked};
 use super::{Event, Options, Setup};
 use crate::data::training::{Reading, label_places};
-use crate::data::{Item, Task};
+use crate::data::{Item, Task, unnamed_label};
 use crate::error::{Error, Result};
 use crate::measure::quality::outcome::{Asked, ChoiceScore, Form, Outcome, TaskOutcome};
 use crate::model::Readout;
@@ -28,6 +28,13 @@ pub(super) fn evaluate(
     let (items, labels) = (asked(task, options), &readout.labels);
     let places = items.iter().map(|item| places(task, item, labels));
     let places = places.collect::<Result<Vec<_>>>()?;
+    let unnamed = labels.iter().enumerate().all(|(place, name)| *name == unnamed_label(place));
+    if unnamed {
+        tell(Event::Warning(format!(
+            "{}: the head's labels have no names; they are taken for the data's own numbers",
+            task.name
+        )))?;
+    }
     let context = model.config().max_positions;
     let reading = Reading { tokenizer: setup.tokenizer, pooling: readout.pooling, most: context };
     let read = items.iter().map(|item| reading.whole(&item.text()));
