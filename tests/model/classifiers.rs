@@ -352,6 +352,15 @@ fn smaller() -> Result<(), Failed> {
         assert_close(name, &of(&merged)?, &of(&own)?, Within::Norm(1e-3));
     }
     assert!(q.total_stored_bytes() < own.total_stored_bytes());
+    // The same labels in another order are others.
+    with_words(&folder.join("other"), LABELS)?;
+    let mut config = read_json(folder.join("other/config.json"))?;
+    config["id2label"] = json!({"0": "negative", "1": "positive", "2": "neutral"});
+    std::fs::write(folder.join("other/config.json"), config.to_string())?;
+    lopper(folder, "merge bert --with other --no-eval --out x")?.refused(
+        2,
+        "model for positive, negative, neutral & other for negative, positive, neutral",
+    );
     Ok(())
 }
 

@@ -553,8 +553,25 @@ fn check_families(first: &Named<'_>, others: &[Named<'_>]) -> Result<()> {
             let found = format!("{}, a {}", other.name, words(of));
             return Err(BadField::new("with", expected, found).in_recipe());
         }
+        if own.readout != of.readout {
+            let (own, of) = (scored(own), scored(of));
+            let expected = format!("models whose heads are for the same: {} for {own}", first.name);
+            let found = format!("{} for {of}", other.name);
+            return Err(BadField::new("with", expected, found).in_recipe());
+        }
     }
     Ok(())
+}
+
+/// What a model's head is for, in words.
+fn scored(config: &Config) -> String {
+    match &config.readout {
+        None => "next tokens".into(),
+        Some(readout) if readout.labels.is_empty() => {
+            format!("embeddings, of {:?} pooling", readout.pooling).to_lowercase()
+        }
+        Some(readout) => readout.labels.join(", "),
+    }
 }
 
 /// An error that names the tensors that a model lacks, or has of another shape.
