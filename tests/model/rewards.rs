@@ -158,25 +158,34 @@ fn golden_gradients(
 
 /// Gradients by microbatches (never of half a pair), from a model on the device or layer by layer, add up to the whole.
 fn parts(device: &Device) -> Result<(), Failed> {
-    let (weights, known) = (Checkpoint::open(REWARD)?, known(REWARD)?);
-    let (ids, read) = (known.words("input_ids")?, places(&known)?);
-    let (model, pass) = (load(device, &weights)?, pass(device));
-    let resident = WeightSource::Resident(&model);
-    for (source, tokens) in [(resident, 1), (WeightSource::Streamed(device, &weights), 36)] {
-        let options = BackwardOptions { tokens, loss: loss(REWARD, &read), ..BackwardOptions::ALL };
-        let mut sums: HashMap<String, Vec<f32>> = HashMap::new();
-        let mut most = 0;
-        gradients(source, &pass, &ids, 4, options, &mut |_, _| {}, &mut |gradient| {
-            let values = device.read(&gradient.values)?.to_f32();
-            most = most.max(gradient.part);
-            let sum = sums.entry(gradient.name).or_insert_with(|| vec![0.0; values.len()]);
-            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-            Ok(())
-        })?;
-        assert_eq!(most, if tokens == 1 { 1 } else { 0 }, "parts of whole pairs");
-        for (name, sum) in &sums {
-            let expected = known.floats(&format!("grad.{name}"))?;
-            assert_close(name, sum, &expected, Within::Norm(1e-5));
+    // Of each fixture its rows, and the microbatches that they make one at a time, and two.
+    for (fixture, sequences, one, two) in [(REWARD, 4, 1, 0), (BERT, 3, 2, 1)] {
+        let (weights, known) = (Checkpoint::open(fixture)?, known(fixture)?);
+        let (ids, read) = rows(fixture, &known)?;
+        let (model, pass) = (load(device, &weights)?, pass(device));
+        let resident = WeightSource::Resident(&model);
+        let enough = if fixture == REWARD { 36 } else { 2 * ids.len() / sequences };
+        for (source, tokens, last) in
+            [(resident, 1, one), (WeightSource::Streamed(device, &weights), enough, two)]
+        {
+            let options =
+                BackwardOptions { tokens, loss: loss(fixture, &read), ..BackwardOptions::ALL };
+            let mut sums: HashMap<String, Vec<f32>> = HashMap::new();
+            let mut most = 0;
+            gradients(source, &pass, &ids, sequences, options, &mut |_, _| {}, &mut |gradient| {
+                let values = device.read(&gradient.values)?.to_f32();
+                most = most.max(gradient.part);
+                let sum = sums.entry(gradient.name).or_insert_with(|| vec![0.0; values.len()]);
+                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                Ok(())
+            })?;
+            assert_eq!(most, last, "{fixture}: parts of whole pairs, or of texts");
+            for spec in weights.specs().iter().filter(|spec| !spec.name.ends_with("key.bias")) {
+                let name = stored_name(weights.config(), spec);
+                let expected = known.floats(&format!("grad.{name}"))?;
+                let sum = sums.get(&spec.name).ok_or_else(|| name.clone())?;
+                assert_close(&name, sum, &expected, Within::Norm(1e-5));
+            }
         }
     }
     Ok(())
