@@ -213,6 +213,19 @@ fn answers() -> Result<(), Failed> {
     assert_eq!(found["labels"], json!(["negative", "neutral", "positive"]), "{found}");
     let samples = std::fs::read_to_string(folder.join("s.jsonl"))?;
     assert!(samples.contains("rainy day") && !samples.contains("Sentence:"), "{samples}");
+    // A file with labels of its own has all those that it names for choices.
+    let lines = [
+        ("rainy day", "Positive"),
+        ("taxes taxes day", "Negative"),
+        ("sunny", "Neutral"),
+        ("rain", "Negative"),
+    ];
+    let table: String = lines.iter().map(|(text, label)| format!("{label},{text}\n")).collect();
+    std::fs::write(folder.join("own.csv"), format!("label,text\n{table}"))?;
+    let own = succeeds(folder, "eval bert --task labelled:own.csv --json=-")?.json()?;
+    assert_eq!(own["tasks"]["own"]["acc"], found["acc"], "{own}");
+    std::fs::write(folder.join("one.jsonl"), "{\"text\": \"rain\", \"label\": \"positive\"}\n")?;
+    lopper(folder, "eval bert --task labelled:one.jsonl")?.refused(2, "two labels or more");
     // Other names of the same labels, and a head without names.
     std::fs::write(folder.join("tweets.csv"), "text,label\nrainy day,1\nsunny,0\n")?;
     let tweets = "eval bert --task twitter-financial:tweets.csv";

@@ -1,5 +1,7 @@
 //! Questions that all have the same choices, and passages without their last word.
 
+use std::collections::BTreeSet;
+
 use super::super::source::Source;
 use super::super::task::{Choice, Item, Record, wrong};
 use super::{Layout, doc, with_docs};
@@ -81,6 +83,29 @@ pub fn twitter(source: &Source) -> Result<Vec<Item>> {
     with_docs(source.named_rows()?, |_, record| {
         let answer = record.place("label", 0, labels.len())?;
         Ok(sentiment(record.some_text("text")?, labels, answer))
+    })
+}
+
+/// Texts with any labels: the choices are those that the file has, in the order of their letters.
+pub fn labelled(source: &Source) -> Result<Vec<Item>> {
+    let records = if source.is_json() { source.records()? } else { source.named_rows()? };
+    let mut labels = BTreeSet::new();
+    for record in &records {
+        labels.insert(record.some_text("label")?.trim().to_string());
+    }
+    if labels.len() == 1 {
+        return Err(wrong(&source.path, 1, "two labels or more", "one"));
+    }
+    let labels: Vec<String> = labels.into_iter().collect();
+    with_docs(records, |_, record| {
+        let (text, label) = (record.some_text("text")?.trim(), record.some_text("label")?.trim());
+        Ok(Item {
+            query: format!("Text: {text}\nLabel:"),
+            text: Some(text.into()),
+            choices: labels.iter().map(Choice::new).collect(),
+            answer: labels.iter().position(|known| known == label).unwrap_or_default(),
+            ..Item::default()
+        })
     })
 }
 

@@ -12,7 +12,7 @@ use self::choices::{
 };
 pub(super) use self::labels::headline;
 pub(super) use self::labels::last_word;
-use self::labels::{SENTIMENTS, boolq, lambada, phrasebank, twitter};
+use self::labels::{SENTIMENTS, boolq, labelled, lambada, phrasebank, twitter};
 use super::source::Source;
 use super::task::{Item, Record, Scoring, Task};
 use crate::error::{Error, Result};
@@ -169,6 +169,12 @@ pub static LAYOUTS: &[Layout] = &[
         shape: "JSONL text, label (yes or no: whether the headline is sarcastic)",
         labels: &["no", "yes"],
         read: |source| each(source, headline),
+        ..BASE
+    },
+    Layout {
+        name: "labelled",
+        shape: "JSONL or CSV text, label (its name, of two or more that the file has)",
+        read: labelled,
         ..BASE
     },
 ];
