@@ -18,7 +18,7 @@ fn number(place: i32) -> f32 {
 }
 
 // The value nearest to `value`, and of two the lower one.
-fn nearest(value: f32, scale: f32) -> f32 {
+fn nearest_number(value: f32, scale: f32) -> f32 {
     if scale == 0.0 {
         return 0.0;
     }
@@ -63,7 +63,7 @@ fn main(lane: Lane, @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
         scale = reduce_max(largest, lane) * params.share;
     }
     for (var column = lane.index; column < params.columns; column += WORKGROUP) {
-        let bits = bitcast<u32>(nearest(f32(x[base + column]), scale));
+        let bits = bitcast<u32>(nearest_number(f32(x[base + column]), scale));
         result[base + column] = out_t(bitcast<f32>(select(bits, 0x7fc00000u, infinite > 0.0)));
     }
 }
