@@ -56,6 +56,7 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     weight: |_| WeightForm::Codes,
     candidates,
     case: plain,
+    many_beside: true,
 };
 
 /// The row of the kernel table.

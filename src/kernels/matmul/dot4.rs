@@ -80,6 +80,7 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     weight: |_| WeightForm::Codes,
     candidates,
     case,
+    many_beside: true,
 };
 
 /// The row of the kernel table.

@@ -68,6 +68,7 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     weight: |_| WeightForm::Planes,
     candidates,
     case,
+    many_beside: false,
 };
 
 /// The row of the kernel table.

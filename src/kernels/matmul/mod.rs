@@ -212,9 +212,7 @@ pub fn linear_beside(
     let shape = MatmulShape::of(x, &weight, output, choices.engine());
     let choice = choices.choose(&shape, device.capabilities());
     let (at_once, _) = call_tile(device, tokens, weight.rows(), weight.columns());
-    // Many tokens gain by it on matrix units (an H100); of register tiles it is not known, and other results' places cost them registers.
-    let gains =
-        [dot4::PRODUCT.kernel.name, coop::PRODUCT.kernel.name].contains(&choice.kernel().name);
+    let gains = choice.product.many_beside;
     if choice.weight() != WeightForm::Codes || at_once < tokens || (tokens > FEW_TOKENS && !gains) {
         return Ok(None);
     }

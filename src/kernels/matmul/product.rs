@@ -49,6 +49,9 @@ pub struct ProductKernel {
     pub candidates: fn(&MatmulShape, Capabilities) -> Vec<(Variant, u32)>,
     /// A case of a shape, for the checks and the measurement of tuning.
     pub case: fn(Shape) -> Case,
+    /// Whether many tokens gain by one product with the weights of several layers, as measured (an H100): more tiles at once. Of register
+    /// tiles it is not known, and other results' places cost them registers.
+    pub many_beside: bool,
 }
 
 /// Every product kernel. Where the weight's bytes are the limit, integers come first: they take least work apart from loading.

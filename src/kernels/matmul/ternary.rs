@@ -69,6 +69,7 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     weight: |variant| WeightForm::Ternary(variant.constant("TRITS") as usize),
     candidates,
     case,
+    many_beside: false,
 };
 
 /// The row of the kernel table.

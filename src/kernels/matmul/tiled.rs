@@ -21,6 +21,7 @@ pub static PRODUCT: ProductKernel = ProductKernel {
     weight: |_| WeightForm::Codes,
     candidates,
     case: plain,
+    many_beside: false,
 };
 
 /// The row of the kernel table.
