@@ -16,7 +16,7 @@ use super::modules;
 use crate::disk::write_record;
 use crate::error::{Error, Result};
 use crate::families::{
-    Config, Origin, Role, TensorSpec, gguf_factor, main_type, metadata, stored_name,
+    Config, Origin, Role, TensorSpec, gguf_factor, head_name, main_type, metadata, stored_name,
 };
 use crate::formats::LazyBytes;
 use crate::formats::gguf::{self, GgmlType, NewGgufTensor};
@@ -422,7 +422,14 @@ pub fn quantized_files(
 fn arranged(method: &'static Method, weights: &dyn Weights) -> Result<Writer> {
     let matrices = weights.specs().iter().filter(|s| !s.is_plain());
     let matrices = matrices.map(|spec| Ok((quantizable(spec), weights.format(spec)?)));
-    let matrices: Vec<(Module<'_>, WeightFormat)> = matrices.collect::<Result<_>>()?;
+    let mut matrices: Vec<(Module<'_>, WeightFormat)> = matrices.collect::<Result<_>>()?;
+    // A head that is the embedding is a linear layer to who reads the folder: one that is left alone, as that is.
+    let config = weights.config();
+    let shared = matrices.iter().find(|(module, format)| module.embedding && format.ty.is_plain());
+    if let Some((embedding, format)) = shared.filter(|_| config.tied && config.has_head()) {
+        let head = Module { name: head_name(config), embedding: false, ..*embedding };
+        matrices.push((head, *format));
+    }
     method.arrange(&matrices, inputs(weights.config()))
 }
 

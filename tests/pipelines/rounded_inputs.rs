@@ -235,6 +235,8 @@ fn folders() -> Result<(), Failed> {
         let stated = &config["quantization_config"];
         let group = &stated["config_groups"]["group_0"];
         let stored = strategy == "tensor";
+        // Its head is the embedding: who reads the folder must not look for codes of it.
+        assert_eq!(stated["ignore"], json!(["lm_head"]));
         assert_eq!(stated["format"], format);
         assert_eq!(group["weights"]["type"], ty);
         assert_eq!(group["weights"]["strategy"], "channel");
